@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all their set-up themselves. PYTHON chooses the interpreter of the new .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test lint loc clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/contigs/demo.py
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/loc.py
+
+loc:
+	@$(PYTHON) scripts/loc.py
+
+# constraints.txt holds the tested versions; pyproject.toml asks for low ones, so that a site's own torch will do.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) spool-* .pytest_cache .mypy_cache .ruff_cache

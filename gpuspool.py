@@ -1,0 +1,24 @@
+"""What users import: `gpuspool.run`, `resume`, `status`, and the types `Context` and `Task` for annotations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spool import __version__
+
+if TYPE_CHECKING:
+    from orchestrator.api import Report, resume, run, status
+    from worker.context import Context, Task
+
+__all__ = ["Context", "Report", "Task", "__version__", "resume", "run", "status"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that a job that imports gpuspool for its types does not import the orchestrator."""
+    if name in ("Context", "Task"):
+        import worker.context as module
+    elif name in ("Report", "resume", "run", "status"):
+        import orchestrator.api as module  # type: ignore[no-redef]
+    else:
+        raise AttributeError(f"module 'gpuspool' has no attribute {name!r}")
+    return getattr(module, name)

@@ -1,0 +1,259 @@
+"""Starting and going on with runs: what both the command line and Python call.
+
+`run` is idempotent: no spool, it makes one; the same run, it goes on; a changed job, it stops and shows two ways on;
+anything else that differs, it refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator import create as c
+from orchestrator.devices import assign
+from orchestrator.finish import Outcome
+from orchestrator.inputs import Inputs, collect, from_values
+from orchestrator.jobs import parse_job
+from orchestrator.lock import hold
+from orchestrator.loop import Orchestrator, signals_to
+from orchestrator.progress import make_progress
+from orchestrator.results import Result, Results
+from orchestrator.status import open_view
+from orchestrator.status import status as _status
+from spool.death import Coroner
+from spool.errors import OrchestratorLive, UsageError
+from spool.identity import DEAD
+from spool.layout import Layout, numbered_name, parse_numbered
+from spool.manifest import publish_manifest
+from spool.publish import listdir, publish
+from spool.records import Job, Options, TaskLine
+from spool.view import View, refuse_world_writable
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How a run ended. exit_code as the command line's; counts: total, complete, failed; message: one line."""
+
+    spool: Path
+    exit_code: int
+    counts: dict[str, int]
+    message: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every task is complete."""
+        return self.exit_code == 0
+
+    def results(self) -> Iterator[Result]:
+        """One `Result` for each task, in input order, read lazily from the journals."""
+        return iter(Results(open_view(self.spool)))
+
+
+def run(
+    job: Any = None,
+    inputs: Iterable[str | os.PathLike[str]] | None = None,
+    *,
+    items: Iterable[Any] | None = None,
+    command: list[str] | None = None,
+    files_from: str | None = None,
+    lines: str | None = None,
+    tasks: str | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    args: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    keep_done: bool = False,
+    fresh: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Report:
+    """Run a job over inputs, or go on with the run that the spool holds.
+
+    job: "file.py:Name", "module:Name", or a class or function of a module or of the script being run. inputs: paths and
+    globs; items: JSON values. options: the fields of `spool.records.Options` (ranks, devices, retries, …; durations
+    in seconds, `…_s`). Failed tasks raise nothing: look at the report. Raises GpuspoolError.
+    """
+    record, source = parse_job(job, command)
+    if items is not None:
+        collected = Inputs(from_values(items))
+    else:
+        collected = collect([os.fspath(path) for path in inputs or ()], files_from, lines, tasks)
+    name = os.path.splitext(record.name)[0] if record.kind == "command" else record.name
+    layout = Layout(spool or f"spool-{name}")
+    given = {name: value for name, value in options.items() if value is not None}
+    request = c.Request(
+        job=record,
+        source=source,
+        args=dict(args or {}),
+        inputs=collected,
+        options=_options(Options(), given),
+        out=None if out is None else os.path.abspath(out),
+        argv=sys.argv,
+    )
+    slots = _slots(request.options)
+    if dry_run:
+        return _describe(layout, request, slots)
+    if fresh and layout.run.exists():
+        _set_aside(layout)
+    if not layout.run.exists():
+        c.create(layout, request, len(slots), overwrite)
+        return _orchestrate(layout, record, given, quiet)
+    _check_same(layout, request, keep_done)
+    return _orchestrate(layout, _accept(layout, record, source), given, quiet)
+
+
+def resume(
+    spool: str | os.PathLike[str], *, keep_done: bool = False, quiet: bool = False, retry: bool = False, **options: Any
+) -> Report:
+    """Go on with a spool wherever it stopped; with `retry`, failed tasks get another round. Raises GpuspoolError."""
+    view = open_view(os.fspath(spool))
+    refuse_world_writable(view.layout)
+    old = view.latest_job()
+    job = old
+    if old.kind != "command" and Path(old.file).exists():
+        source = Path(old.file).read_bytes()
+        job, _ = parse_job(f"{old.file}:{old.name}") if old.kind == "file" else parse_job(old.spec)
+        _refuse_change(c.job_difference(view, job, source), keep_done, view.layout)
+        job = _accept(view.layout, job, source) if keep_done else old
+    given = {name: value for name, value in options.items() if value is not None}
+    return _orchestrate(view.layout, job, given, quiet, retry)
+
+
+def status(spool: str | os.PathLike[str]) -> dict[str, Any]:
+    """How a run stands, as `gpuspool status --json` prints it. Raises GpuspoolError."""
+    return _status(open_view(os.fspath(spool)))
+
+
+def _options(base: Options, given: Mapping[str, Any]) -> Options:
+    unknown = given.keys() - set(Options.__struct_fields__)
+    if unknown:
+        raise UsageError(f"unknown option {min(unknown)}. There are: {', '.join(Options.__struct_fields__)}.")
+    try:
+        return msgspec.convert({**msgspec.structs.asdict(base), **given}, Options)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"an option has the wrong type: {error}") from None
+
+
+def _slots(options: Options) -> list[str]:
+    return assign(options.devices, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
+
+
+def _describe(layout: Layout, request: c.Request, slots: list[str]) -> Report:
+    """--dry-run: what would be done; nothing is written."""
+    tasks = request.inputs.tasks
+    verb = "go on with" if layout.run.exists() else "make"
+    text = f"would {verb} {layout.root} for {len(tasks)} tasks on {len(slots)} ranks"
+    for rank, planned in enumerate(c.plan(tasks, len(slots))):
+        text += (
+            f"\nrank {rank} on {slots[rank] or 'cpu'}: {len(planned)} tasks of cost {sum(t.cost for t in planned):g}"
+        )
+    return Report(layout.root, 0, {"total": len(tasks), "complete": 0, "failed": 0}, text)
+
+
+def _set_aside(layout: Layout) -> None:
+    """--fresh, unless something of the old run still lives: it would go on writing into the new spool."""
+    with hold(layout):
+        view = open_view(layout.root)
+        coroner = Coroner(view)
+        alive = [attempt for attempt in view.open_attempts if coroner.verdict(attempt) != DEAD]
+        if alive:
+            raise OrchestratorLive(
+                f"{layout.root}: {', '.join(alive)} may still be running. "
+                "Stop them first with `gpuspool drain`, or choose another --spool."
+            )
+        c.set_aside(layout)
+
+
+def _check_same(layout: Layout, request: c.Request, keep_done: bool) -> None:
+    view = open_view(layout.root)
+    refuse_world_writable(layout)
+    other = c.other_differences(view, request)
+    if other:
+        raise UsageError(
+            f"{layout.root} holds another run:\n  " + "\n  ".join(other) + "\n"
+            "Use the same inputs and options to go on with it, --fresh to start anew (the old spool is renamed), or "
+            "another --spool."
+        )
+    _refuse_change(c.job_difference(view, request.job, request.source), keep_done, layout)
+    if request.inputs.newest_mtime > view.run.created_at:
+        print("gpuspool: warning: an input changed since the run began (same size); done tasks stay", file=sys.stderr)
+
+
+def _refuse_change(difference: list[str], keep_done: bool, layout: Layout) -> None:
+    if difference and not keep_done:
+        raise UsageError(
+            f"the job changed since {layout.root} was made:\n" + "\n".join(difference) + "\n"
+            "--keep-done goes on: finished tasks stay, the rest use the new code. "
+            "--fresh starts anew; the old spool is renamed."
+        )
+
+
+def _accept(layout: Layout, job: Job, source: bytes) -> Job:
+    """The job as it is to run: the copy that is there, or (--keep-done) one more under a name of its own."""
+    view = open_view(layout.root)
+    old = view.latest_job()
+    if job.sha256 == old.sha256 or job.kind == "command":
+        return old if job.kind != "command" else job
+    stem, suffix = os.path.splitext(job.copy)
+    job = msgspec.structs.replace(job, copy=f"{stem}.{job.sha256[:8]}{suffix}")
+    publish(layout.job_copy(job.copy), source)
+    return job
+
+
+def _orchestrate(layout: Layout, job: Job, given: Mapping[str, Any], quiet: bool, retry: bool = False) -> Report:
+    received: list[int] = []
+    with hold(layout) as warning, signals_to(received):
+        view = open_view(layout.root)
+        options = _options(view.run.options, given)
+        progress = make_progress(view.run.tasks, view.run.cost, quiet)
+        try:
+            if warning:
+                progress.say(f"warning: {warning}")
+            if retry:
+                progress.say(f"{_publish_retry(view)} failed tasks get another round")
+            outcome: Outcome = Orchestrator(view, _slots(options), job, options, progress, received).run()
+        finally:
+            progress.close()
+    ledger = view.ledger
+    counts = {"total": ledger.tasks, "complete": ledger.n_complete, "failed": ledger.n_failed}
+    return Report(layout.root, outcome.exit_code, counts, outcome.message)
+
+
+def _publish_retry(view: View) -> int:
+    """Give every failed task its next round: the commit instant is the link of the retry manifest."""
+    failed = set(view.ledger.failed())
+    newest: dict[int, TaskLine] = {}
+    for manifest in view.manifests.values():
+        newest.update({task.task: task for task in manifest.tasks() if task.task in failed})
+    if not newest:
+        return 0
+    tasks = []
+    for index in sorted(newest):
+        tasks.append(
+            msgspec.structs.replace(
+                newest[index], round=view.ledger.round_of(index) + 1, crashes=0, kills=0, careful=False
+            )
+        )
+    numbers = [parsed[1] for parsed in map(parse_numbered, view.manifests) if parsed and parsed[0] == "retry"]
+    publish_manifest(view.layout, numbered_name("retry", max(numbers, default=0) + 1), tasks)
+    _move_failed(view, tasks)
+    view.refresh()
+    return len(tasks)
+
+
+def _move_failed(view: View, tasks: list[TaskLine]) -> None:
+    """The view of failures follows: what is tried again moves to the folder of its old round."""
+    there = set(listdir(view.layout.failed_tasks))
+    for task in tasks:
+        path = view.layout.failed_task(task.key)
+        if path.name in there:
+            folder = view.layout.failed_round(task.round - 1)
+            folder.mkdir(exist_ok=True)
+            os.rename(path, folder / path.name)

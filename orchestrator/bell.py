@@ -1,0 +1,116 @@
+"""What wakes the orchestrator: a published file, the end of a process, a signal, or time. It decides nothing.
+
+One pipe carries the first and third, a pidfd for each process the second, so the loop sleeps in one poll(2). The only
+file that imports watchdog. On network file systems inotify sees nothing of other hosts: there the bell is a poll.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+NETWORK_TYPES = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "9p", "afs", "panfs", "wekafs")
+QUIET_S = 1.0  # with inotify: progress, deadlines and what no event told
+NETWORK_S = 2.0  # without: a listing of a few folders each time
+BLIND_S = 0.2  # where the kernel has no pidfd (before 5.3): how late the end of a process may be seen
+
+
+def file_system_type(path: Path) -> str:
+    """The type of the mounted file system that holds `path`, from /proc/self/mountinfo; "" if it cannot be told."""
+    best, kind = "", ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            left, _, right = line.partition(" - ")
+            mount = left.split()[4].encode().decode("unicode_escape")
+            if (str(path) + "/").startswith(mount.rstrip("/") + "/") and len(mount) >= len(best):
+                best, kind = mount, right.split()[0]
+    return kind
+
+
+class Bell:
+    """Watches folders until closed. `poll_s` above 0 asks for a plain poll."""
+
+    def __init__(self, folders: Iterable[Path], poll_s: float) -> None:
+        folders = list(folders)
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pidfds: dict[int, int | None] = {}
+        self._observer: Any = None
+        kind = file_system_type(folders[0])
+        is_network = kind in NETWORK_TYPES or kind.startswith("fuse.")
+        self.quiet_s = poll_s or (NETWORK_S if is_network else QUIET_S)
+        if not poll_s and not is_network:
+            self._watch(folders)
+        self._old_wakeup = -1
+        if threading.current_thread() is threading.main_thread():
+            self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+
+    def _watch(self, folders: Iterable[Path]) -> None:
+        from watchdog.events import FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+        from watchdog.observers import Observer
+
+        bell = self
+
+        class Handler(FileSystemEventHandler):
+            def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002
+                bell.ring()
+
+        observer = Observer()
+        try:
+            for folder in folders:
+                observer.schedule(Handler(), str(folder), event_filter=[FileCreatedEvent, FileMovedEvent])
+            observer.start()
+        except OSError:  # out of inotify watches or instances: the poll is slower, not wrong
+            return
+        self._observer = observer
+
+    def ring(self) -> None:
+        """Wake the waiter; from any thread."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._writer, b"!")
+
+    def wait(self, timeout_s: float, pids: Iterable[int]) -> None:
+        """Sleep until something happens, one of these processes ends, or the time is over."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        pids = set(pids)
+        for pid in self._pidfds.keys() - pids:
+            self._drop(pid)
+        for pid in pids:
+            fd = self._pidfd(pid)
+            if fd is None:
+                timeout_s = min(timeout_s, BLIND_S)
+            else:
+                poll.register(fd, select.POLLIN)
+        poll.poll(max(timeout_s, 0) * 1000)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reader, 4096):
+                pass
+
+    def _pidfd(self, pid: int) -> int | None:
+        if pid not in self._pidfds:
+            self._pidfds[pid] = None
+            with contextlib.suppress(OSError, AttributeError):
+                self._pidfds[pid] = os.pidfd_open(pid)
+        return self._pidfds[pid]
+
+    def _drop(self, pid: int) -> None:
+        fd = self._pidfds.pop(pid)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._old_wakeup)
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+        for pid in list(self._pidfds):
+            self._drop(pid)
+        os.close(self._reader)
+        os.close(self._writer)

@@ -1,0 +1,381 @@
+"""The command line. Each verb is thin: it parses, calls, prints, and ends with the exit code that the docs promise.
+
+Data goes to stdout, messages to stderr. Importing this file imports neither torch, rich nor watchdog.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+import spool
+from spool.errors import GpuspoolError, UsageError
+from spool.layout import Layout
+from spool.publish import publish
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value.strip())
+        if match is None:
+            self.fail(f"{value!r} is no duration; write 90, 90s, 15m, 2h or 1d", param, ctx)
+        return float(match[1]) * UNITS[match[2]]
+
+
+class Verb(click.Command):
+    """Keeps what follows `--` apart: it is a command, not more inputs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta["command"] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """click.option with its environment variable, GPUSPOOL_<NAME>."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = "GPUSPOOL_" + long.split("/")[0].lstrip("-").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for one in reversed(several):
+            function = one(function)
+        return function
+
+    return decorate
+
+
+as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
+debug = click.option(
+    "--debug", is_flag=True, expose_value=False, envvar="GPUSPOOL_DEBUG", help="Show tracebacks of errors."
+)
+spool_argument = click.argument("spool_dir", metavar="[SPOOL]", required=False)
+running = options(
+    option("--ranks", type=int, help="Number of workers. Default: one per device; on the CPU one."),
+    option("--devices", help="Devices: 0,1 or GPU-… or MIG-… tokens, or cpu. Default: all that are visible."),
+    option("--ranks-per-gpu", type=int, help="Put this many ranks on each device."),
+    option("--gpus-per-rank", type=int, help="Give each rank this many devices."),
+    option("--retries", type=int, help="Try a task that raised this many times more. Default 0."),
+    option("--max-restarts", type=int, help="Failed starts in a row before a rank is given up. Default 3."),
+    option("--max-crashes", type=int, help="Crashes with one task in hand before it fails. Default 2."),
+    option("--time-limit", "time_limit_s", type=Duration(), help="Drain after this long, e.g. 55m; exit code 75."),
+    option("--grace", "grace_s", type=Duration(), help="How long a drain waits for tasks in hand. Default 25s."),
+    option("--poll", "poll_s", type=Duration(), help="Look this often instead of using inotify."),
+    option(
+        "--lease", "lease_s", type=Duration(), help="Silence that proves a worker on another host dead. Default 120s."
+    ),
+    option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+    option("--keep-done", is_flag=True, help="The job changed: finished tasks stay, the rest use the new code."),
+    as_json,
+    debug,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(spool.__version__, prog_name="gpuspool")
+def cli() -> None:
+    """Run one Python class over many inputs on every GPU. All state is plain files in one spool directory."""
+
+
+@cli.command(cls=Verb)
+@click.argument("job_and_inputs", nargs=-1, metavar="JOB [INPUT]...")
+@option("--spool", "spool_dir", help="The spool directory. Default ./spool-<job name>.")
+@option("--out", help="Where outputs go. Default SPOOL/outputs.")
+@option("--overwrite", is_flag=True, help="Move what is in --out aside instead of refusing.")
+@option("--files-from", metavar="FILE|-", help="Input paths, one a line.")
+@option("--lines", metavar="FILE|-", help="One task for each line; the payload is the line.")
+@option("--tasks", metavar="FILE|-", help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}.')
+@click.option("--arg", "args", multiple=True, metavar="KEY=VALUE", help="ctx.args[KEY]; JSON if it parses.")
+@option("--seed", type=int, help="Changes every task.seed. Default 0.")
+@option("--fresh", is_flag=True, help="Start anew; an existing spool is renamed, never deleted.")
+@option("--dry-run", is_flag=True, help="Show what would be done.")
+@running
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    job_and_inputs: tuple[str, ...],
+    spool_dir: str | None,
+    args: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Run JOB (file.py:Name or module:Name) over the INPUTs, or a command: gpuspool run INPUT... -- COMMAND ARG...
+
+    The same command again goes on where it stopped.
+    """
+    from orchestrator import api
+
+    command = ctx.meta.get("command")
+    if command == []:
+        raise UsageError("there is no command behind `--`.")
+    job, inputs = (None, job_and_inputs) if command else (job_and_inputs[:1], job_and_inputs[1:])
+    if not command and not job:
+        raise UsageError("JOB is missing. Example: gpuspool run classify.py:Contigs 'contigs/*.fasta'")
+    report = api.run(
+        job[0] if job else None, inputs, command=command, spool=spool_dir, args=dict(map(_pair, args)), **given
+    )
+    _end(report, as_json)
+
+
+@cli.command()
+@spool_argument
+@running
+def resume(spool_dir: str | None, as_json: bool, **given: Any) -> None:
+    """Go on with a run that was stopped, killed or drained."""
+    from orchestrator import api
+
+    _end(api.resume(find(spool_dir), **given), as_json)
+
+
+@cli.command()
+@spool_argument
+@running
+def retry(spool_dir: str | None, as_json: bool, **given: Any) -> None:
+    """Give every failed task another round, and run."""
+    from orchestrator import api
+
+    _end(api.resume(find(spool_dir), retry=True, **given), as_json)
+
+
+@cli.command()
+@spool_argument
+@option("--watch", is_flag=True, help="Print again every 2 s until the run has ended.")
+@as_json
+@debug
+def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
+    """How a run stands."""
+    from orchestrator.status import open_view
+    from orchestrator.status import status as read
+
+    root = find(spool_dir)
+    while True:
+        now = read(open_view(root))
+        click.echo(json.dumps(now) if as_json else _status_text(now))
+        if not watch or now["state"] != "running":
+            return
+        time.sleep(2)
+
+
+@cli.command()
+@spool_argument
+@option("--timeout", "timeout_s", type=Duration(), help="Give up waiting after this long; exit code 4.")
+@debug
+def wait(spool_dir: str | None, timeout_s: float | None) -> None:
+    """Wait until every task has a verdict, or nothing of the run lives any more."""
+    from orchestrator.status import open_view
+    from orchestrator.status import status as read
+
+    view, began = open_view(find(spool_dir)), time.monotonic()
+    while (now := read(view.refresh()))["state"] == "running":
+        if timeout_s is not None and time.monotonic() - began > timeout_s:
+            break
+        time.sleep(0.2)
+    click.echo(_status_text(now))
+    sys.exit({"complete": 0, "failed": 3}.get(now["state"], 4))
+
+
+@cli.command()
+@spool_argument
+@click.option("--rank", type=int, help="Only this rank.")
+@click.option("--task", "key", help="Only what the task with this key printed.")
+@debug
+def logs(spool_dir: str | None, rank: int | None, key: str | None) -> None:
+    """What the workers printed."""
+    from orchestrator.inspect import task_log
+    from orchestrator.status import open_view
+    from spool.layout import parse_attempt
+
+    view = open_view(find(spool_dir))
+    if key is not None:
+        click.echo(task_log(view, key), nl=False)
+        return
+    for attempt in view.attempts:
+        if rank is None or (parse_attempt(attempt) or (-1, 0))[0] == rank:
+            click.echo(f"==> {attempt} <==")
+            path = view.layout.log(attempt)
+            click.echo(printable(path.read_text(errors="replace")) if path.exists() else "", nl=False)
+
+
+@cli.command()
+@spool_argument
+@as_json
+@debug
+def failed(spool_dir: str | None, as_json: bool) -> None:
+    """Which tasks failed, and why."""
+    import msgspec
+
+    from orchestrator.results import Results
+    from orchestrator.status import open_view
+
+    for result in Results(open_view(find(spool_dir))):
+        if result.state != "failed" or result.error is None:
+            continue
+        if as_json:
+            click.echo(msgspec.json.encode(result).decode())
+        else:
+            error = result.error
+            click.echo(printable(f"{result.key}  {error.kind}  {error.type}: {error.message}"))
+
+
+@cli.command()
+@spool_argument
+@debug
+def drain(spool_dir: str | None) -> None:
+    """Ask a live run, on whatever host, to finish the tasks in hand and stop; it can be resumed."""
+    from orchestrator.status import open_view
+
+    view = open_view(find(spool_dir))
+    epoch = max(view.next_epoch() - 1, 0)
+    publish(view.layout.drain(epoch), f"{os.uname().nodename} {os.getpid()} {time.time()}\n".encode())
+    click.echo(f"draining {view.layout.root}; `gpuspool wait` returns when it has stopped", err=True)
+
+
+@cli.command()
+@spool_argument
+@as_json
+@debug
+def verify(spool_dir: str | None, as_json: bool) -> None:
+    """Check every file of a spool against the format; exit code 5 if anything is wrong."""
+    from orchestrator.status import open_view
+    from orchestrator.verify import verify as check
+
+    view = open_view(find(spool_dir))
+    found = check(view)
+    ledger = view.ledger
+    if as_json:
+        click.echo(json.dumps({"problems": found.problems, "notes": found.notes}))
+    else:
+        for text in found.problems:
+            click.echo(f"problem: {printable(text)}")
+        for text in found.notes:
+            click.echo(f"note: {printable(text)}")
+        counts = f"{ledger.n_complete} complete, {ledger.n_failed} failed of {ledger.tasks}"
+        click.echo(f"{len(found.problems)} problems; {counts}")
+    sys.exit(5 if found.problems else 0)
+
+
+@cli.command()
+@spool_argument
+@debug
+def results(spool_dir: str | None) -> None:
+    """One JSON line for each task, in input order."""
+    import msgspec
+
+    from orchestrator.results import Results
+    from orchestrator.status import open_view
+
+    encoder = msgspec.json.Encoder()
+    write = sys.stdout.buffer.write
+    for result in Results(open_view(find(spool_dir))):
+        write(encoder.encode(result) + b"\n")
+
+
+def find(spool_dir: str | None) -> Path:
+    """The spool that was named, else the only ./spool-* there is. Raises UsageError."""
+    if spool_dir is not None:
+        return Path(spool_dir)
+    found = [path for path in sorted(Path().glob("spool-*")) if Layout(path).format.exists()]
+    if len(found) != 1:
+        names = ", ".join(map(str, found)) or "none"
+        raise UsageError(f"SPOOL is not given and there is not just one ./spool-* ({names}). Name one.")
+    return found[0]
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters other than newline and tab are escaped."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", text)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--arg {text}: write KEY=VALUE.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _end(report: Any, as_json: bool) -> NoReturn:
+    """The last line of a run, and its exit code."""
+    if as_json:
+        record = {
+            "spool": str(report.spool),
+            "exit_code": report.exit_code,
+            "tasks": report.counts,
+            "message": report.message,
+        }
+        click.echo(json.dumps(record))
+    else:
+        click.echo(f"gpuspool: {printable(report.message)}", err=True)
+    sys.exit(report.exit_code)
+
+
+def _status_text(now: dict[str, Any]) -> str:
+    tasks = now["tasks"]
+    lines = [
+        f"{now['job']}  {now['state']}  {tasks['complete']} complete, {tasks['failed']} failed, "
+        f"{tasks['running']} running, {tasks['waiting']} waiting of {tasks['total']}",
+        f"{'rank':>4}  {'state':9} {'device':24} {'host':12} {'pid':>7} {'task':>8} {'done':>8} {'failed':>6}  beat",
+    ]
+    for row in now["ranks"]:
+        beat = "" if row["beat_age_s"] is None else f"{row['beat_age_s']:.0f} s ago"
+        cells = {name: "" if row[name] is None else row[name] for name in row}
+        lines.append(
+            "{rank:>4}  {state:9} {device:24.24} {host:12.12} {pid:>7} {task:>8} {done:>8} {failed:>6}  ".format(
+                **cells
+            )
+            + beat
+        )
+    lines += [f"damaged: {text}" for text in now["damage"]]
+    return printable("\n".join(lines))
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point: errors of ours become one paragraph and their exit code, unless --debug."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    is_debug = "--debug" in arguments or bool(os.environ.get("GPUSPOOL_DEBUG"))
+    try:
+        cli.main(args=arguments, prog_name="gpuspool", standalone_mode=False)
+    except GpuspoolError as error:
+        _fail(str(error), error.exit_code, is_debug)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        text = f"{error.strerror or error}{where}, errno {error.errno}. Mend it, then run the same command again."
+        _fail(text, 1, is_debug)
+    sys.exit(0)
+
+
+def _fail(text: str, code: int, is_debug: bool) -> NoReturn:
+    if is_debug:
+        raise
+    click.echo(f"gpuspool: {printable(text)}", err=True)
+    sys.exit(code)

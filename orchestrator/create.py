@@ -1,0 +1,210 @@
+"""Making a spool, and recognising that a spool is this very run.
+
+A spool is built under a hidden name beside its own and renamed into place: the rename is its commit, so a spool that
+exists is whole. The fingerprint says what was asked; the same again resumes, anything else is refused with the
+difference shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import heapq
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import spool
+from orchestrator.inputs import Inputs
+from spool.errors import UsageError
+from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, rank_name
+from spool.publish import fsync_dir, publish
+from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty, seal
+from spool.view import View
+
+DIFF_LINES = 40  # of a changed job's source that an error shows
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a run is asked to do, before anything is on disk."""
+
+    job: Job
+    source: bytes
+    args: dict[str, Any]
+    inputs: Inputs
+    options: Options
+    out: str | None
+    argv: list[str]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        tasks = hashlib.sha256()
+        for task in self.inputs.tasks:
+            tasks.update(seal(task))
+        args = msgspec.json.encode(self.args, order="sorted")
+        return Fingerprint(
+            job_sha256=self.job.sha256,
+            args_sha256=hashlib.sha256(args).hexdigest(),
+            tasks_sha256=tasks.hexdigest(),
+            seed=self.options.seed,
+            out=self.out or "",
+        )
+
+
+def plan(tasks: list[TaskLine], ranks: int) -> list[list[TaskLine]]:
+    """Longest first over the ranks: each task, by falling cost, to the rank with the least so far."""
+    ordered = sorted(tasks, key=lambda task: -task.cost)
+    if not ordered or ordered[0].cost == ordered[-1].cost:
+        return [ordered[rank::ranks] for rank in range(ranks)]
+    planned: list[list[TaskLine]] = [[] for _ in range(ranks)]
+    loads = [(0.0, rank) for rank in range(ranks)]
+    for task in ordered:
+        load, rank = loads[0]
+        planned[rank].append(task)
+        heapq.heapreplace(loads, (load + task.cost, rank))
+    return planned
+
+
+def create(layout: Layout, request: Request, ranks: int, overwrite: bool) -> Run:
+    """Build the spool and rename it into place. Raises UsageError where OUT or SPOOL cannot be used."""
+    run = Run(
+        id=secrets.token_hex(8),
+        job=request.job,
+        args=request.args,
+        tasks=len(request.inputs.tasks),
+        cost=sum(task.cost for task in request.inputs.tasks),
+        fingerprint=request.fingerprint,
+        options=request.options,
+        submit_dir=os.getcwd(),
+        out=request.out,
+        created_at=time.time(),
+        versions={"gpuspool": spool.__version__, "python": sys.version.split()[0]},
+        argv=request.argv,
+        manifests=ranks,
+    )
+    building = Layout(layout.root.parent / hidden_name(layout.root.name))
+    try:
+        if run.out:
+            claim_out(Path(run.out), run.id, overwrite)
+        layout.root.parent.mkdir(parents=True, exist_ok=True)
+        _build(building, run, request, ranks)
+        os.rename(building.root, layout.root)
+        fsync_dir(layout.root.parent)
+    except OSError as error:
+        shutil.rmtree(building.root, ignore_errors=True)
+        raise UsageError(
+            f"the spool {layout.root} cannot be made: {error.strerror} ({error.filename or building.root}). "
+            "It needs a writable file system with hard links and an empty or new folder; choose one with --spool."
+        ) from None
+    return run
+
+
+def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
+    layout.root.mkdir()
+    for name in SUBDIRS:
+        layout.subdir(name).mkdir()
+    if request.source:
+        publish(layout.job_copy(run.job.copy), request.source)
+    if run.out is None:
+        layout.outputs.mkdir()
+        publish(layout.outputs / OUT_MARK, f"{run.id}\n".encode())
+    for rank, tasks in enumerate(plan(request.inputs.tasks, ranks)):
+        layout.claims(rank_name(rank)).mkdir()
+        publish(layout.manifest(rank_name(rank)), b"".join(map(seal, tasks)))
+    publish(layout.format, FORMAT_TEXT.encode())
+    publish(layout.run, pretty(run))
+
+
+def claim_out(out: Path, run_id: str, overwrite: bool) -> None:
+    """Make OUT ours. One that holds anything is refused, or with `overwrite` moved aside whole."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is not a folder.")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise UsageError(
+                f"--out {out} is not empty. Name another folder, or move all of it to {_aside(out)} with --overwrite."
+            )
+        os.rename(out, _aside(out))
+    out.mkdir(parents=True, exist_ok=True)
+    publish(out / OUT_MARK, f"{run_id}\n".encode())
+
+
+def _aside(path: Path) -> Path:
+    """The first free name of the kind PATH.old-1."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return aside
+
+
+def set_aside(layout: Layout) -> Path:
+    """--fresh: rename the spool; nothing is deleted."""
+    aside = _aside(layout.root)
+    os.rename(layout.root, aside)
+    return aside
+
+
+def job_difference(view: View, job: Job, source: bytes) -> list[str]:
+    """The lines of a diff from the job that the spool last ran to this one; empty where they are the same."""
+    old = view.latest_job()
+    if old.sha256 == job.sha256:
+        return []
+    if job.kind == "command" or old.kind == "command":
+        return [f"- {old.spec}", f"+ {job.spec}"]
+    before = view.layout.job_copy(old.copy).read_text(errors="replace").splitlines()
+    after = source.decode(errors="replace").splitlines()
+    lines = list(difflib.unified_diff(before, after, f"{old.copy} (as it ran)", f"{job.copy} (now)", lineterm="", n=1))
+    return [*lines[:DIFF_LINES], f"… {len(lines) - DIFF_LINES} more lines"] if len(lines) > DIFF_LINES else lines
+
+
+def other_differences(view: View, request: Request) -> list[str]:
+    """What else was asked differently, one line each."""
+    was, now = view.run.fingerprint, request.fingerprint
+    found = []
+    if was.args_sha256 != now.args_sha256:
+        found += [
+            f"--arg {name}: {view.run.args.get(name)!r} before, {request.args.get(name)!r} now"
+            for name in sorted(view.run.args.keys() | request.args.keys())
+            if view.run.args.get(name) != request.args.get(name)
+        ]
+    if was.seed != now.seed:
+        found.append(f"--seed: {was.seed} before, {now.seed} now")
+    if was.out != now.out:
+        found.append(f"--out: {was.out or 'SPOOL/outputs'} before, {now.out or 'SPOOL/outputs'} now")
+    if was.tasks_sha256 != now.tasks_sha256:
+        found += _task_differences(view, request.inputs.tasks)
+    return found
+
+
+def _task_differences(view: View, now: list[TaskLine]) -> list[str]:
+    """The counts, and the first task that differs."""
+    was = {task.task: task for task in _planned(view)}
+    found = [f"tasks: {view.run.tasks} before, {len(now)} now"] if view.run.tasks != len(now) else []
+    for task in now:
+        old = was.get(task.task)
+        if old is not None and old != task:
+            fields = [f for f in ("key", "payload", "cost") if getattr(old, f) != getattr(task, f)]
+            before = ", ".join(f"{f} {_show(getattr(old, f))}" for f in fields)
+            after = ", ".join(f"{f} {_show(getattr(task, f))}" for f in fields)
+            return [*found, f"task {task.task} ({task.key}): {before} before, {after} now (the first that differs)"]
+    return found or ["the task list"]
+
+
+def _show(value: object) -> str:
+    return bytes(value).decode()[:100] if isinstance(value, msgspec.Raw) else str(value)
+
+
+def _planned(view: View) -> Iterable[TaskLine]:
+    for rank in range(view.run.manifests):
+        manifest = view.manifests.get(rank_name(rank))
+        if manifest is not None:
+            yield from manifest.tasks()

@@ -1,0 +1,140 @@
+"""What to do next, as a pure function of what is known. It reads nothing, starts nothing and knows no clock.
+
+first, whatever else       every attempt that is proved dead is closed, for it changes what is claimable
+all tasks have a verdict   wait for the attempts to end themselves, kill who lingers, end "finished"
+draining                   wait for the attempts in hand, kill past the grace, end "drained"
+no rank's job loads        end "load"
+something is claimable     launch ranks without an open attempt, as many as there is work for
+nothing is, nobody lives   sweep; if that finds nothing either, end "stuck"
+every rank has given up    end "gave up"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spool.identity import DEAD
+from spool.records import Closing
+
+FAREWELL_S = 15.0  # for a worker to notice the end and run its exit handlers, once every task has a verdict
+BACKOFF_S = (1.0, 30.0)  # before a rank's restart: first, and at most; doubled each time in a row
+
+
+@dataclass(frozen=True)
+class OpenAttempt:
+    name: str
+    rank: int
+    life: str
+    is_starting: bool
+
+
+@dataclass(frozen=True)
+class RankPast:
+    """A rank's attempts of this epoch that ended, oldest first, and when the last did, on the loop's clock."""
+
+    rank: int
+    closings: tuple[Closing, ...] = ()
+    finished: tuple[int, ...] = ()
+    ended_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    tasks_left: int
+    unclaimed: int
+    open: Sequence[OpenAttempt]
+    past: Sequence[RankPast]
+    is_draining: bool = False
+    was_swept: bool = False
+    finished_at: float | None = None
+    kill_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    max_restarts: int
+
+
+@dataclass(frozen=True)
+class Close:
+    attempt: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    rank: int
+
+
+@dataclass(frozen=True)
+class Kill:
+    attempt: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    pass
+
+
+@dataclass(frozen=True)
+class End:
+    how: str
+
+
+Action = Close | Launch | Kill | Sweep | End
+
+
+def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
+    """The next actions, to be done in order; an empty list means wait."""
+    dead: list[Action] = [Close(attempt.name) for attempt in snapshot.open if attempt.life == DEAD]
+    if dead:
+        return dead
+    if snapshot.tasks_left == 0:
+        late = snapshot.finished_at is not None and now > snapshot.finished_at + FAREWELL_S
+        return _await_end(snapshot, "finished", late)
+    if snapshot.is_draining:
+        return _await_end(snapshot, "drained", snapshot.kill_at is not None and now > snapshot.kill_at)
+    if not snapshot.open and _loads_nowhere(snapshot.past):
+        return [End("load")]
+    if snapshot.unclaimed:
+        return _launches(snapshot, policy, now)
+    if snapshot.open:
+        return []
+    return [End("stuck")] if snapshot.was_swept else [Sweep()]
+
+
+def _await_end(snapshot: Snapshot, how: str, is_late: bool) -> list[Action]:
+    if not snapshot.open:
+        return [End(how)]
+    return [Kill(attempt.name) for attempt in snapshot.open] if is_late else []
+
+
+def _loads_nowhere(past: Sequence[RankPast]) -> bool:
+    """Every rank that was started failed to load its job at its first attempt, and none got further since."""
+    tried = [rank.closings for rank in past if rank.closings]
+    return bool(tried) and all(closing.reason == "load" for closings in tried for closing in closings)
+
+
+def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
+    busy = {attempt.rank for attempt in snapshot.open}
+    free = [rank for rank in snapshot.past if rank.rank not in busy]
+    able = [rank for rank in free if failures_in_a_row(rank) <= policy.max_restarts]
+    if not able and not snapshot.open:
+        return [End("gave up")]
+    starting = sum(attempt.is_starting for attempt in snapshot.open)
+    ready = [rank for rank in able if now >= rank.ended_at + backoff_s(failures_in_a_row(rank))]
+    return [Launch(rank.rank) for rank in ready[: max(0, snapshot.unclaimed - starting)]]
+
+
+def failures_in_a_row(past: RankPast) -> int:
+    """How many of the rank's last attempts finished no task, made no task suspect, and nobody else had ended."""
+    count = 0
+    for closing, finished in zip(reversed(past.closings), reversed(past.finished), strict=True):
+        if finished or closing.suspects or closing.state != "failed":
+            break
+        count += closing.reason != "lost"
+    return count
+
+
+def backoff_s(failures: int) -> float:
+    return min(BACKOFF_S[0] * 2.0 ** (failures - 1), BACKOFF_S[1]) if failures else 0.0

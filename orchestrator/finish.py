@@ -1,0 +1,137 @@
+"""The end of an epoch: missing copies are made, leftovers removed, summary.json written, and one honest line said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spool.closing import publish_copies
+from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
+from spool.layout import OUT_MARK, SUBDIRS, parse_attempt
+from spool.publish import remove_quietly, replace
+from spool.view import View
+
+EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an epoch ended: finished, drained, interrupted, load, gave up, stuck."""
+
+    how: str
+    exit_code: int
+    message: str
+
+
+def finish(view: View, how: str, epoch: int, seconds: float) -> Outcome:
+    """All that is left to do when nothing of the run is alive on this host any more."""
+    for closing in view.closed.values():
+        publish_copies(view.layout, closing)
+    if not view.open_attempts:
+        remove_leftovers(view)
+    ledger = view.ledger
+    if how == "finished":
+        code = EXIT_SOME_FAILED if ledger.n_failed else EXIT_COMPLETE
+    else:
+        code = EXIT_OF.get(how, NotFinished.exit_code)
+    outcome = Outcome(how, code, _message(view, how, seconds))
+    replace(view.layout.summary, _summary(view, outcome, epoch, seconds), durable=True)
+    return outcome
+
+
+def _message(view: View, how: str, seconds: float) -> str:
+    ledger, root = view.ledger, os.path.relpath(view.layout.root)
+    failed = ledger.n_failed
+    counts = f"{ledger.n_complete} of {ledger.tasks} tasks complete"
+    if failed:
+        counts += f", {failed} failed (`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs them again)"
+    if ledger.duplicates:
+        counts += f"; {ledger.duplicates} ran twice and were counted once"
+    go_on = f"Go on with the same command or `gpuspool resume {root}`."
+    if how == "finished":
+        return f"{counts}, in {seconds:.1f} s. Outputs: {os.path.relpath(view.run.out or view.layout.outputs)}"
+    if how in ("drained", "interrupted"):
+        return f"{how} with {counts}. {go_on}"
+    if how == "load":
+        return f"no rank could load the job {view.run.job.spec}; nothing is lost.\n{_first_error(view)}\n{go_on}"
+    why = "every rank failed too often" if how == "gave up" else "no rank has anything to do: try `gpuspool verify`"
+    return f"not finished: {why}; {counts}.\n{_first_error(view)}\n{go_on}"
+
+
+def _first_error(view: View) -> str:
+    """What the last attempt of the lowest rank that failed said."""
+    for attempt in reversed(view.attempts):
+        closing = view.closed.get(attempt)
+        if closing is not None and closing.error is not None:
+            device = closing.stats.device if closing.stats else "?"
+            text = closing.error.traceback or f"{closing.error.type}: {closing.error.message}"
+            return f"{attempt} on device {device}, log {view.layout.log(attempt)}:\n{text.rstrip()}"
+        if closing is not None and closing.state == "failed":
+            return f"{attempt} ended ({closing.reason}), see {view.layout.log(attempt)}"
+    return ""
+
+
+def _summary(view: View, outcome: Outcome, epoch: int, seconds: float) -> bytes:
+    ledger = view.ledger
+    record = {
+        "how": outcome.how,
+        "exit_code": outcome.exit_code,
+        "epoch": epoch,
+        "seconds": round(seconds, 3),
+        "at": time.time(),
+        "tasks": {
+            "total": ledger.tasks,
+            "complete": ledger.n_complete,
+            "failed": ledger.n_failed,
+            "ran_twice": ledger.duplicates,
+        },
+        "attempts": [_attempt(view, name) for name in view.attempts],
+        "damage": [str(damage) for damage in view.damage],
+    }
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def _attempt(view: View, name: str) -> dict[str, Any]:
+    closing = view.closed.get(name)
+    row: dict[str, Any] = {
+        "attempt": name,
+        "rank": (parse_attempt(name) or (-1, 0))[0],
+        "state": closing.state if closing else "open",
+        "reason": closing.reason if closing else "",
+        "finished": view.finished_by.get(name, 0),
+    }
+    stats = closing.stats if closing else None
+    if stats is not None:
+        row |= {"seconds": stats.seconds, "busy_s": stats.busy_s, "device": stats.device}
+        row |= {"device_name": stats.device_name, "peak_memory_bytes": stats.peak_memory_bytes}
+    return row
+
+
+def remove_leftovers(view: View) -> None:
+    """Hidden files of processes that died between writing and linking. Only while no attempt is open."""
+    folders = [view.layout.root, *(view.layout.subdir(name) for name in SUBDIRS)]
+    folders += [Path(entry.path) for entry in os.scandir(view.layout.subdir("claims")) if entry.is_dir()]
+    for folder in folders:
+        for entry in os.scandir(folder):
+            if entry.name.startswith(".") and not entry.name.startswith(".nfs") and entry.is_file():
+                remove_quietly(Path(entry.path))
+    dirty = {name for name, closing in view.closed.items() if closing.by != name}
+    if dirty:
+        _remove_hidden_outputs(Path(view.run.out or view.layout.outputs), dirty)
+
+
+def _remove_hidden_outputs(out: Path, attempts: set[str]) -> None:
+    for folder, folders, files in os.walk(out):
+        for name in [*folders, *files]:
+            if name.startswith(f"{OUT_MARK}-") and name[len(OUT_MARK) + 1 :].rpartition("-")[0] in attempts:
+                path = Path(folder, name)
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]

@@ -1,0 +1,158 @@
+"""From what the user names to an ordered list of tasks with keys, payloads and costs.
+
+Every refusal is a UsageError that names the file and line, before anything is written.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spool.errors import UsageError
+from spool.layout import OUT_MARK
+from spool.records import TaskLine
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tasks in input order, and the newest mtime among file inputs."""
+
+    tasks: list[TaskLine]
+    newest_mtime: float = 0.0
+
+
+class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of --tasks that says more than its payload."""
+
+    payload: msgspec.Raw
+    key: str | None = None
+    cost: float | None = None
+
+
+def collect(
+    paths: Iterable[str] = (), files_from: str | None = None, lines: str | None = None, tasks: str | None = None
+) -> Inputs:
+    """The one source of tasks that was named. "-" is standard input. Raises UsageError."""
+    named = [bool(paths := list(paths)), files_from is not None, lines is not None, tasks is not None]
+    if sum(named) != 1:
+        raise UsageError(
+            "name the inputs in one way: paths or globs, --files-from, --lines or --tasks "
+            f"({sum(named)} of them were given)."
+        )
+    if lines is not None:
+        return Inputs(from_values(_read_lines(lines)))
+    if tasks is not None:
+        return Inputs(_checked(_from_jsonl(tasks)))
+    return _from_files(_expand(paths) if files_from is None else [p for p in _read_lines(files_from) if p])
+
+
+def from_values(values: Iterable[Any]) -> list[TaskLine]:
+    """One task of cost 1 for each JSON value. Raises UsageError for what JSON cannot hold."""
+    tasks = []
+    for index, value in enumerate(values):
+        try:
+            payload = msgspec.Raw(msgspec.json.encode(value))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values.") from None
+        tasks.append(TaskLine(task=index, key=f"t{index}", payload=payload, cost=1.0))
+    return tasks
+
+
+def _read_lines(source: str) -> list[str]:
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return [line.rstrip("\r") for line in data.decode().removesuffix("\n").split("\n")] if data else []
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source}, byte {error.start}: not UTF-8. Convert it, e.g. with iconv.") from None
+
+
+def _from_jsonl(source: str) -> Iterable[TaskLine]:
+    index = 0
+    for number, line in enumerate(_read_lines(source), 1):
+        if not line.strip():
+            continue
+        try:
+            payload = msgspec.Raw(line.strip().encode())
+            value = msgspec.json.decode(payload)
+            is_spec = isinstance(value, dict) and "payload" in value
+            spec = msgspec.json.decode(payload, type=TaskSpec) if is_spec else TaskSpec(payload)
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+            raise UsageError(f"{source}, line {number}: {error}. Each line is a JSON value; nothing was run.") from None
+        cost = 1.0 if spec.cost is None else spec.cost
+        if not 0 <= cost < float("inf"):
+            raise UsageError(f"{source}, line {number}: cost {cost} is not a number of at least 0; nothing was run.")
+        yield TaskLine(task=index, key=spec.key or f"t{index}", payload=spec.payload, cost=cost)
+        index += 1
+
+
+def _expand(patterns: Iterable[str]) -> list[str]:
+    """Paths as they are; what is no path and looks like a glob, expanded to the files it matches, sorted."""
+    files: list[str] = []
+    for pattern in patterns:
+        if os.path.lexists(pattern):
+            files.append(pattern)
+            continue
+        found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+        found = [path for path in found if not os.path.isdir(path)]
+        if not found:
+            raise UsageError(f"{pattern} matches no file. Check the path; quote a glob so that gpuspool expands it.")
+        files += found
+    return files
+
+
+def _from_files(paths: list[str]) -> Inputs:
+    """One task a file: its size is its cost, its path below the common parent its key."""
+    absolute = [os.path.abspath(path) for path in paths]
+    top = os.path.commonpath([os.path.dirname(path) for path in absolute]) if absolute else ""
+    tasks, newest = [], 0.0
+    for index, (given, path) in enumerate(zip(paths, absolute, strict=True)):
+        try:
+            stat = os.stat(path)
+            payload = msgspec.Raw(msgspec.json.encode({"path": path}))
+        except OSError as error:
+            raise UsageError(f"input {given}: {error.strerror}. Nothing was run.") from None
+        except UnicodeEncodeError:
+            raise UsageError(f"input {given!r}: its name is not UTF-8. Rename it, e.g. with convmv.") from None
+        if os.path.isdir(path):
+            raise UsageError(f"input {given} is a folder. Name its files with a glob: '{given.rstrip('/')}/**/*'.")
+        newest = max(newest, stat.st_mtime)
+        key = os.path.relpath(path, top)
+        tasks.append(TaskLine(task=index, key=key, payload=payload, cost=float(stat.st_size)))
+    return Inputs(_checked(tasks), newest)
+
+
+def _checked(tasks: Iterable[TaskLine]) -> list[TaskLine]:
+    """The tasks, once every key is safe as a path below OUT and unique."""
+    seen: dict[str, int] = {}
+    checked = []
+    for task in tasks:
+        reason = _refusal(task.key)
+        if reason:
+            raise UsageError(f"task {task.task}: the key {task.key!r:.120} {reason}. Nothing was run.")
+        if task.key in seen:
+            raise UsageError(f"tasks {seen[task.key]} and {task.task} have the same key {task.key!r}. Nothing was run.")
+        seen[task.key] = task.task
+        checked.append(task)
+    return checked
+
+
+def _refusal(key: str) -> str | None:
+    parts = key.split("/")
+    if key.startswith("/"):
+        return "is absolute; outputs go below OUT"
+    if any(part in ("", ".", "..") for part in parts):
+        return "has an empty part, '.' or '..'; outputs go below OUT"
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in key):
+        return "holds control characters"
+    if any(part.startswith(OUT_MARK) for part in parts):
+        return f"begins with {OUT_MARK}, which gpuspool keeps for itself"
+    return None

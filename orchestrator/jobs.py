@@ -1,0 +1,107 @@
+"""From what the user calls the job to a `Job` record and the source that the spool keeps. Runs no user code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import symtable
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spool.errors import UsageError
+from spool.records import Job
+
+OUR_NAMES = ("worker", "spool", "orchestrator", "gpuspool")
+
+
+def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
+    """The record and the source (empty for a command) of file.py:Name, module:Name, an object, or a command."""
+    if command:
+        name = os.path.basename(command[0])
+        sha = hashlib.sha256(json.dumps(command).encode()).hexdigest()
+        return Job(kind="command", spec=" ".join(command), name=name, sha256=sha, command=command), b""
+    where, colon, name = (job if isinstance(job, str) else _spec_of(job)).rpartition(":")
+    if not colon or not where or not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"JOB {job!r} is not file.py:Name or package.module:Name. Example: classify.py:Contigs")
+    if where.endswith(".py") or "/" in where:
+        return _file_job(where, name)
+    return _module_job(where, name)
+
+
+def _file_job(where: str, name: str) -> tuple[Job, bytes]:
+    path = Path(os.path.abspath(where))
+    _refuse_our_names(path.stem, path)
+    if path.exists() and path.stat().st_mode & 0o002:
+        raise UsageError(f"{path} may be written by everybody; it will not be run. `chmod o-w` it after a look at it.")
+    job = Job(kind="file", spec=f"{where}:{name}", name=name, file=str(path), sys_path=[str(path.parent)])
+    return _with_source(job, path)
+
+
+def _module_job(module: str, name: str) -> tuple[Job, bytes]:
+    _refuse_our_names(module.partition(".")[0], module)
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"module {module} cannot be found: {error}. Is it installed in {sys.prefix}?") from None
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        raise UsageError(
+            f"module {module} cannot be found as Python source. For a file write path/to/{module}.py:{name}; "
+            f"for an installed module check {sys.executable}."
+        )
+    job = Job(kind="module", spec=f"{module}:{name}", name=name, file=spec.origin, module=module, sys_path=[here])
+    return _with_source(job, Path(spec.origin))
+
+
+def _with_source(job: Job, path: Path) -> tuple[Job, bytes]:
+    """Checks what can be checked without running it: that it is there, parses, and has the name."""
+    try:
+        source = path.read_bytes()
+        names = _top_level_names(source, path)
+    except OSError as error:
+        raise UsageError(f"job file {path}: {error.strerror}. Give its path as file.py:Name.") from None
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"job file {path} does not parse: {error}. Mend it and run the same command again.") from None
+    first = job.name.partition(".")[0]
+    if names is not None and first not in names:
+        raise UsageError(f"{path} has no {first}. It has: {', '.join(sorted(names)) or 'nothing'}.")
+    sha = hashlib.sha256(source).hexdigest()
+    return msgspec.structs.replace(job, copy=path.name, sha256=sha), source
+
+
+def _top_level_names(source: bytes, path: Path) -> set[str] | None:
+    """What the file defines at its top; None where only running it could tell."""
+    if b"import *" in source or b"globals()" in source:
+        return None
+    symbols = symtable.symtable(source.decode(), str(path), "exec").get_symbols()
+    return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+
+
+def _refuse_our_names(stem: str, where: object) -> None:
+    if stem in OUR_NAMES:
+        raise UsageError(f"{where}: a job module cannot be named {stem!r}, gpuspool has one of that name. Rename it.")
+
+
+def _spec_of(target: Any) -> str:
+    """file.py:Name or module:Name of a class or function object."""
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if not module or not name:
+        raise UsageError(f"the job {target!r:.80} is no class, function or 'file.py:Name'.")
+    if "<" in name:
+        raise UsageError(f"the job {name} is defined inside a function; a worker can only find it at a module's top.")
+    if module != "__main__":
+        return f"{module}:{name}"
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None:
+        raise UsageError(
+            f"{name} lives in a notebook or a prompt, where a worker cannot import it. Put it into a file: begin its "
+            f"cell with %%writefile job.py, then pass 'job.py:{name}'."
+        )
+    return f"{os.path.abspath(file)}:{name}"

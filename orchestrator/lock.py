@@ -1,0 +1,80 @@
+"""One orchestrator for a spool: a file lock that is never unlinked. The only file that imports filelock.
+
+The lock saves work, it is not what keeps a spool right: where the file system has no locks, a warning is all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from filelock import FileLock, Timeout
+
+from spool.errors import OrchestratorLive
+from spool.identity import ALIVE, liveness, myself
+from spool.layout import Layout
+from spool.publish import read_bytes, replace
+from spool.records import Damaged, Holder, Identity, decode, pretty
+
+
+@contextlib.contextmanager
+def hold(layout: Layout) -> Iterator[str | None]:
+    """Hold the spool's lock; yields a warning where locks do not work. Raises OrchestratorLive."""
+    lock = FileLock(layout.lock, fallback_to_soft=False, thread_local=False)
+    warning = None
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OrchestratorLive(f"{layout.root} is held by {describe_holder(layout)}") from None
+    except (OSError, NotImplementedError) as error:
+        warning = f"no file locks on this file system ({error}): be sure that no other gpuspool runs this spool"
+    try:
+        yield warning
+    finally:
+        if warning is None:
+            lock.release()
+
+
+def announce(layout: Layout, epoch: int) -> None:
+    """Tell who comes second whom to ask."""
+    me = myself()
+    holder = Holder(
+        host=me.host,
+        pid=me.pid,
+        boot_id=me.boot_id,
+        pid_ns=me.pid_ns,
+        pid_start=me.pid_start,
+        epoch=epoch,
+        since=time.time(),
+    )
+    replace(layout.holder, pretty(holder))
+
+
+def read_holder(layout: Layout) -> Holder | None:
+    try:
+        return decode(read_bytes(layout.holder) or b"", Holder)
+    except Damaged:
+        return None
+
+
+def is_holder_alive(layout: Layout) -> bool:
+    """Whether the orchestrator that announced itself last is proved alive on this host."""
+    holder = read_holder(layout)
+    if holder is None:
+        return False
+    who = Identity(
+        host=holder.host, boot_id=holder.boot_id, pid_ns=holder.pid_ns, pid=holder.pid, pid_start=holder.pid_start
+    )
+    return liveness(who) == ALIVE
+
+
+def describe_holder(layout: Layout) -> str:
+    holder = read_holder(layout)
+    if holder is None:
+        return "another orchestrator. Wait for it, or find it with `ps` on the hosts that share this folder."
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
+    return (
+        f"an orchestrator on host {holder.host}, pid {holder.pid}, since {since}. "
+        "Wait for it (`gpuspool wait`), or stop it (`gpuspool drain`)."
+    )

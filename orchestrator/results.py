@@ -1,0 +1,112 @@
+"""What became of each task, in input order, read from the journals by one pass and then one seek a task."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import msgspec
+
+from spool.closing import lost_tasks
+from spool.journal import JournalReader
+from spool.layout import parse_attempt
+from spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost, unseal
+from spool.view import View
+
+NULL = msgspec.Raw(b"null")
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """One task's line of `gpuspool results`. state: "complete", "failed" or "missing"."""
+
+    index: int
+    key: str | None
+    state: str
+    result: msgspec.Raw
+    error: Error | None
+    seconds: float | None
+    rank: int | None
+    outputs: list[str]
+
+    def value(self) -> Any:
+        """The result as Python values."""
+        return msgspec.json.decode(self.result)
+
+
+class Results:
+    """The results of a view that was refreshed and found no unreadable tasks unnoticed."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        if not view.unclaimed and not view.open_attempts:
+            lost_tasks(view)
+        self._attempts = sorted(view.journals, key=lambda name: parse_attempt(name) or (0, 0))
+        self._where_journal = array.array("i", [-1]) * view.run.tasks
+        self._where_offset = array.array("q", [0]) * view.run.tasks
+        self._lost = {lost.task: (name, lost) for name, closing in view.closed.items() for lost in closing.lost}
+        self._index()
+
+    def _index(self) -> None:
+        """Of complete lines the first by (attempt, offset), else the failed line of the newest round."""
+        ledger = self._view.ledger
+        for number, attempt in enumerate(self._attempts):
+            for offset, line in journal_lines(self._view, attempt):
+                brief = msgspec.json.decode(line, type=JournalBrief)
+                task = brief.task
+                if brief.state == "started" or not 0 <= task < self._view.run.tasks:
+                    continue
+                is_first = brief.state == "complete" and not (
+                    self._where_journal[task] >= 0 and self._where_offset[task] >= 0
+                )
+                is_verdict = not ledger.complete[task] and brief.round == ledger.failed_round.get(task)
+                if is_first or is_verdict:
+                    self._where_journal[task], self._where_offset[task] = number, offset
+
+    def __iter__(self) -> Iterator[Result]:
+        keys = self._keys()
+        files: dict[int, BinaryIO] = {}
+        try:
+            for index in range(self._view.run.tasks):
+                yield self._result(index, keys.get(index), files)
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _keys(self) -> dict[int, str]:
+        return {task.task: task.key for manifest in self._view.manifests.values() for task in manifest.tasks()}
+
+    def _result(self, index: int, key: str | None, files: dict[int, BinaryIO]) -> Result:
+        verdict = self._view.ledger.verdict(index)
+        number = self._where_journal[index]
+        base = {"index": index, "key": key, "state": verdict or "missing"}
+        if verdict is None or number < 0:
+            attempt, error = self._without_line(index, verdict)
+            rank = None if attempt is None else (parse_attempt(attempt) or (-1, 0))[0]
+            return Result(**base, result=NULL, error=error, seconds=None, rank=rank, outputs=[])  # type: ignore[arg-type]
+        attempt = self._attempts[number]
+        if number not in files:
+            files[number] = open(self._view.layout.journal(attempt), "rb")  # noqa: SIM115 - closed by __iter__
+        files[number].seek(self._where_offset[index])
+        line = unseal(files[number].readline().rstrip(b"\n"), JournalLine)
+        return Result(
+            **base,  # type: ignore[arg-type]
+            result=NULL if line.result == NO_JSON else line.result,
+            error=line.error,
+            seconds=line.seconds,
+            rank=(parse_attempt(attempt) or (-1, 0))[0],
+            outputs=[name for name, _ in line.outputs],
+        )
+
+    def _without_line(self, index: int, verdict: str | None) -> tuple[str | None, Error | None]:
+        if verdict is None:
+            return None, None
+        lost: tuple[str, Lost] | None = self._lost.get(index)
+        if lost is not None:
+            return lost[0], lost[1].error
+        message = "no readable manifest line describes this task any more; see corrupt/"
+        return None, Error(kind="unreadable", type="TaskUnreadable", message=message)
+
+
+def journal_lines(view: View, attempt: str) -> Iterator[tuple[int, bytes]]:
+    return JournalReader(view.layout, attempt, view.report).read()

@@ -1,0 +1,85 @@
+"""How a run stands, from files alone: no torch, no GPU, no orchestrator needed, nothing written."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.lock import is_holder_alive, read_holder
+from spool.closing import lost_tasks
+from spool.death import Coroner
+from spool.identity import ALIVE, DEAD
+from spool.layout import Layout, parse_attempt
+from spool.state import run_state
+from spool.view import View, load_run
+
+
+def open_view(spool: str | Path) -> View:
+    """A refreshed view of a spool. Raises UsageError or SpoolError."""
+    layout = Layout(spool)
+    return View(layout, load_run(layout)).refresh()
+
+
+def status(view: View) -> dict[str, Any]:
+    """What `gpuspool status --json` prints; see README for the fields."""
+    coroner = Coroner(view)
+    open_attempts = view.open_attempts
+    lives = {attempt: coroner.verdict(attempt) for attempt in open_attempts}
+    is_live = is_holder_alive(view.layout) or any(life != DEAD for life in lives.values())
+    if not view.unclaimed and not is_live and not view.ledger.is_finished:
+        lost_tasks(view)  # finds the unreadable, which have failed
+    ledger = view.ledger
+    ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in _newest(view)]
+    running = sum(row["task"] is not None for row in ranks)
+    complete, failed = ledger.n_complete, ledger.n_failed
+    holder = read_holder(view.layout)
+    return {
+        "schema_version": 1,
+        "spool": str(view.layout.root),
+        "job": view.latest_job().spec,
+        "state": run_state(ledger, is_live),
+        "epoch": view.next_epoch() - 1,
+        "orchestrator": None if holder is None else {"host": holder.host, "pid": holder.pid},
+        "tasks": {
+            "total": ledger.tasks,
+            "complete": complete,
+            "failed": failed,
+            "running": running,
+            "waiting": ledger.tasks - complete - failed - running,
+        },
+        "ran_twice": ledger.duplicates,
+        "damage": [str(damage) for damage in view.damage],
+        "ranks": ranks,
+    }
+
+
+def _newest(view: View) -> list[str]:
+    """Each rank's last attempt."""
+    newest = {(parse_attempt(attempt) or (-1, 0))[0]: attempt for attempt in view.attempts}
+    return [newest[rank] for rank in sorted(newest)]
+
+
+def _rank(view: View, attempt: str, life: str | None) -> dict[str, Any]:
+    beat, who, intent = view.heartbeat(attempt), view.identity(attempt), view.intents.get(attempt)
+    closing = view.closed.get(attempt)
+    if closing is not None:
+        state = closing.state
+    elif life == DEAD:
+        state = "lost"
+    else:
+        state = beat.state if beat is not None else "starting"
+    is_running = life is not None and life != DEAD and beat is not None
+    return {
+        "rank": (parse_attempt(attempt) or (-1, 0))[0],
+        "attempt": attempt,
+        "state": state,
+        "device": intent.device if intent is not None else None,
+        "host": who.host if who is not None else None,
+        "pid": who.pid if who is not None else None,
+        "task": beat.task if is_running and beat is not None else None,
+        "beat_age_s": round(time.time() - beat.at, 1) if is_running and beat is not None else None,
+        "done": view.finished_by.get(attempt, 0),
+        "failed": closing.stats.failed if closing and closing.stats else (beat.failed if beat else 0),
+        "is_proved_alive": life == ALIVE,
+    }

@@ -1,0 +1,84 @@
+"""`gpuspool verify`: everything in a spool that is not as the format says, named with file and offset.
+
+A problem is damage or a contradiction; a note is what a crash leaves and the protocol has dealt with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.results import Results
+from spool.closing import lost_tasks
+from spool.layout import STATES, parse_attempt
+from spool.publish import listdir
+from spool.view import View
+
+
+@dataclass
+class Findings:
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(view: View) -> Findings:
+    """Read everything once. Writes nothing."""
+    found = Findings()
+    found.problems += [f"{name}: this planned manifest is missing" for name in view.missing_manifests()]
+    _check_tasks(view, found)
+    _check_claims(view, found)
+    _check_status(view, found)
+    _check_outputs(view, found)
+    for damage in view.damage:
+        torn = damage.reason.startswith("torn line")
+        (found.notes if torn else found.problems).append(str(damage))
+    if view.ledger.duplicates:
+        found.notes.append(f"{view.ledger.duplicates} tasks ran twice and are counted once")
+    return found
+
+
+def _check_tasks(view: View, found: Findings) -> None:
+    described = bytearray(view.run.tasks)
+    for manifest in view.manifests.values():
+        for task in manifest.tasks():
+            if 0 <= task.task < view.run.tasks:
+                described[task.task] = 1
+            else:
+                found.problems.append(f"{manifest.path}: task {task.task} is none of this run's {view.run.tasks}")
+    absent = described.count(0)
+    if absent:
+        found.problems.append(f"{absent} tasks stand in no readable manifest line, the first is {described.find(0)}")
+    lost = lost_tasks(view)
+    if lost:
+        found.notes.append(f"{len(lost)} tasks are claimed by nobody who lives; resume sweeps them")
+
+
+def _check_claims(view: View, found: Findings) -> None:
+    for name, chain in view.chains.items():
+        for claim in chain.claims:
+            if parse_attempt(claim.attempt) is None:
+                found.problems.append(f"{view.layout.claim(name, claim.start)}: unreadable; resume sweeps its tasks")
+        listed = {start for start in listdir(view.layout.claims(name)) if start.isdigit()}
+        chained = {view.layout.claim(name, claim.start).name for claim in chain.claims}
+        found.problems += [
+            f"{view.layout.claims(name)}/{start}: outside the chain" for start in sorted(listed - chained)
+        ]
+
+
+def _check_status(view: View, found: Findings) -> None:
+    for state in STATES:
+        for filename in listdir(view.layout.subdir(state)):
+            closing = view.closed.get(filename.removesuffix(".json"))
+            path = view.layout.subdir(state) / filename
+            if closing is None:
+                found.problems.append(f"{path}: no orphans manifest closes this attempt")
+            elif closing.state != state and closing.by != "unreadable":
+                found.problems.append(f"{path}: its orphans manifest says {closing.state}")
+
+
+def _check_outputs(view: View, found: Findings) -> None:
+    out = Path(view.run.out or view.layout.outputs)
+    for result in Results(view):
+        missing = [name for name in result.outputs if not (out / name).exists()]
+        if missing:
+            found.problems.append(f"task {result.index} ({result.key}): its output {out / missing[0]} is missing")

@@ -1,0 +1,98 @@
+"""Claims: who took which places of a manifest, as a chain of files.
+
+The claim at place 0 says where it stops; the claim of that name says where the next stops; the first name that
+does not exist is where the next claim starts. One link(2) makes a claim, so of two processes that want the same
+start one wins and the other reads on. Claims are not fsynced: one that a power cut empties reaches to the next
+listed start, is held by nobody, and the sweep finds its tasks.
+"""
+
+from __future__ import annotations
+
+import time
+
+from spool.layout import Layout, parse_attempt
+from spool.publish import listdir, publish, read_bytes
+from spool.records import Claim, Damaged, decode, encode
+
+LEFT_FRACTION = 8  # one claim takes at most 1/8 of what a manifest has left: thieves always find something
+TARGET_S = 1.0  # and at most this much estimated work: a thief or a restart waits no longer for it
+NOBODY = ""  # the attempt of a claim that cannot be read
+
+
+def parse_start(name: str) -> int | None:
+    return int(name) if name.isascii() and name.isdigit() else None
+
+
+def read_claim(layout: Layout, manifest: str, start: int, end: int) -> Claim | None:
+    """The claim at `start` of a manifest with `end` places, None where there is none.
+
+    An unreadable one is given to NOBODY and reaches to the next listed start, else to the end.
+    """
+    data = read_bytes(layout.claim(manifest, start))
+    if data is None:
+        return None
+    try:
+        claim = decode(data, Claim)
+        if claim.start == start < claim.stop <= end and parse_attempt(claim.attempt) is not None:
+            return claim
+    except Damaged:
+        pass
+    starts = (parse_start(name) for name in listdir(layout.claims(manifest)))
+    later = [s for s in starts if s is not None and start < s < end]
+    return Claim(attempt=NOBODY, start=start, stop=min(later, default=end), at=0.0)
+
+
+class Chain:
+    """The claims of one manifest as far as this process has read them; it only ever grows."""
+
+    def __init__(self, layout: Layout, manifest: str, end: int) -> None:
+        self.layout = layout
+        self.manifest = manifest
+        self.end = end
+        self.claims: list[Claim] = []
+
+    @property
+    def next(self) -> int:
+        """Where the next claim starts, as far as was read."""
+        return self.claims[-1].stop if self.claims else 0
+
+    @property
+    def left(self) -> int:
+        """How many places are unclaimed, as far as was read."""
+        return self.end - self.next
+
+    def advance(self) -> Chain:
+        """Read on to the end of the chain. How far an unreadable last claim reaches is looked at anew."""
+        if self.claims and self.claims[-1].attempt == NOBODY:
+            self.claims.pop()
+        while self.next < self.end:
+            claim = read_claim(self.layout, self.manifest, self.next, self.end)
+            if claim is None:
+                break
+            self.claims.append(claim)
+        return self
+
+    def take(self, attempt: str, stop: int) -> Claim | None:
+        """Claim the places from `next` to `stop` by link(2). None: somebody was faster; advance and look again."""
+        assert self.next < stop <= self.end, (self.manifest, self.next, stop, self.end)
+        claim = Claim(attempt=attempt, start=self.next, stop=stop, at=time.time())
+        path = self.layout.claim(self.manifest, claim.start)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+        if not publish(path, encode(claim), durable=False):
+            self.advance()
+            return None
+        self.claims.append(claim)
+        return claim
+
+
+def claim_size(left: int, batch: int, seconds_per_task: float | None) -> int:
+    """How many tasks the next claim takes: guided, in whole batches, at least one batch.
+
+    A fixed fraction of what is left, no more than TARGET_S of work; one batch while the rate is unknown.
+    """
+    if seconds_per_task is None:
+        return min(batch, left)
+    by_time = TARGET_S / max(seconds_per_task, 1e-9)
+    size = int(min(left / LEFT_FRACTION, by_time))
+    return min(max(size // batch, 1) * batch, left)

@@ -1,0 +1,209 @@
+"""Closing attempts and sweeping: how nothing is lost when anything dies.
+
+The order of a close: keep the attempt from beginning if it has not; make its journal durable; read everything;
+then one link(2) of `manifests/<attempt>.orphans.jsonl`, the commit instant. Who loses the link adopts what is
+there. The status record and the failed-tasks view are copies that anybody may make again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from spool.claims import NOBODY
+from spool.journal import link_empty_journal
+from spool.layout import Layout, numbered_name, parse_attempt, parse_numbered
+from spool.manifest import publish_manifest, publish_orphans
+from spool.publish import fsync_file, publish
+from spool.records import Closing, Error, Lost, Record, TaskLine, pretty
+from spool.view import View
+
+MAX_KILLS = 5  # SIGKILLs come from outside far more often than from a task: more patience than with crashes
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What an attempt's own live parent saw: the exit code (-N for signal N) of a worker nobody told to stop."""
+
+    exit_code: int
+    max_crashes: int
+
+
+class FailedTask(Record, frozen=True, kw_only=True):
+    """failed-tasks/: a copy, for people."""
+
+    key: str
+    task: int
+    round: int
+    attempt: str
+    at: float
+    error: Error
+
+
+def describe_exit(code: int) -> str:
+    """ "killed by SIGSEGV", "exit code 3"."""
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-code).name}"
+    return f"killed by signal {-code}"
+
+
+def publish_closing(layout: Layout, closing: Closing, orphans: list[TaskLine]) -> bool:
+    """Close an attempt and make the copies. False: it was closed by somebody else, whose word stands."""
+    if not publish_orphans(layout, closing, orphans):
+        return False
+    publish_copies(layout, closing)
+    return True
+
+
+def publish_copies(layout: Layout, closing: Closing) -> None:
+    """The status record and failed tasks that follow from a closing; harmless to repeat."""
+    publish(layout.status(closing.state, closing.attempt), pretty(closing))
+    for lost in closing.lost:
+        failed = FailedTask(
+            key=lost.key,
+            task=lost.task,
+            round=lost.round,
+            attempt=closing.attempt,
+            at=closing.at,
+            error=lost.error,
+        )
+        publish_failed_task(layout, failed)
+
+
+def publish_failed_task(layout: Layout, record: FailedTask) -> None:
+    publish(layout.failed_task(record.key), pretty(record), durable=False)
+
+
+def orphans_of(view: View, attempt: str) -> list[TaskLine]:
+    """What an attempt claimed and did not finish, each task once."""
+    tasks = (t for t in view.claimed_by(attempt) if not view.ledger.is_done(t.task, t.round))
+    return list({(t.task, t.round): t for t in tasks}.values())
+
+
+def blame(
+    orphans: list[TaskLine], started: tuple[int, int] | None, witness: Witness, where: str
+) -> tuple[list[TaskLine], list[Lost], int]:
+    """What a witnessed crash does to the tasks it left: (orphans, lost for good, how many records got worse).
+
+    All run carefully from now on. Only a task that was certainly in hand, alone, is counted against; at the
+    limit it is lost. Nobody else is ever blamed.
+    """
+    certain = started
+    if certain is None and len(orphans) == 1:
+        certain = (orphans[0].task, orphans[0].round)
+    kept: list[TaskLine] = []
+    lost: list[Lost] = []
+    suspects = 0
+    killed = witness.exit_code == -signal.SIGKILL
+    for task in orphans:
+        is_certain = (task.task, task.round) == certain
+        suspects += is_certain or not task.careful
+        crashes = task.crashes + (is_certain and not killed)
+        kills = task.kills + (is_certain and killed)
+        if crashes >= witness.max_crashes or kills >= MAX_KILLS:
+            lost.append(_lost(task, crashes + kills, witness, where))
+        else:
+            kept.append(msgspec.structs.replace(task, crashes=crashes, kills=kills, careful=True))
+    return kept, lost, suspects
+
+
+def _lost(task: TaskLine, times: int, witness: Witness, where: str) -> Lost:
+    message = (
+        f"the worker died {times} times with this task in hand; last: {describe_exit(witness.exit_code)} on {where}"
+    )
+    error = Error(kind="lost", type="WorkerLost", message=message, tries=times, exit_code=witness.exit_code)
+    return Lost(task=task.task, round=task.round, key=task.key, error=error)
+
+
+def close_dead(
+    view: View,
+    attempt: str,
+    *,
+    by: str,
+    state: str = "failed",
+    reason: str = "lost",
+    witness: Witness | None = None,
+) -> Closing:
+    """Close an attempt that is proved dead; returns what closed it, which may be somebody else's word.
+
+    Raises OSError where its journal cannot be made durable: then nobody may say what it finished.
+    """
+    if not link_empty_journal(view.layout, attempt):
+        fsync_file(view.layout.journal(attempt))
+    view.refresh()
+    if attempt in view.closed:
+        return view.closed[attempt]
+    orphans = orphans_of(view, attempt)
+    lost: list[Lost] = []
+    suspects = 0
+    if witness is not None:
+        rank, _ = parse_attempt(attempt) or (0, 0)
+        where = f"rank {rank}, attempt {attempt}, log logs/{attempt}.log"
+        orphans, lost, suspects = blame(orphans, view.started.get(attempt), witness, where)
+    closing = Closing(
+        attempt=attempt,
+        state=state,
+        reason=reason,
+        by=by,
+        at=time.time(),
+        exit_code=None if witness is None else witness.exit_code,
+        suspects=suspects,
+        lost=lost,
+    )
+    publish_closing(view.layout, closing, orphans)
+    return view.refresh().closed[attempt]
+
+
+def lost_tasks(view: View, idle: str = "") -> list[TaskLine]:
+    """The tasks that must be swept, on a view that was just refreshed; also finds the unreadable ones.
+
+    A task is swept when it has no verdict, is unclaimed nowhere, and no open attempt (other than the idle one
+    that asks) holds a claim on its newest round.
+    """
+    missing = dict.fromkeys(view.ledger.missing())
+    best: dict[int, TaskLine] = {}
+    held: set[int] = set()
+    for name, manifest in view.manifests.items():
+        holders = _holders(view, name, idle)
+        for place in range(len(manifest)):
+            task = manifest.task(place)
+            if task is None or task.task not in missing:
+                continue
+            if holders[place] and task.round >= view.ledger.round_of(task.task):
+                held.add(task.task)
+            known = best.get(task.task)
+            if known is None or _weight(task) > _weight(known):
+                best[task.task] = task
+    view.ledger.unreadable = missing.keys() - best.keys()
+    return [best[task] for task in missing if task in best and task not in held]
+
+
+def _holders(view: View, manifest: str, idle: str) -> bytearray:
+    """For each place of a manifest, whether it is unclaimed or claimed by an attempt that may still run it."""
+    chain = view.chains[manifest]
+    holders = bytearray(b"\1") * chain.end
+    for claim in chain.claims:
+        if claim.attempt in view.closed or claim.attempt in (idle, NOBODY):
+            holders[claim.start : claim.stop] = bytes(claim.stop - claim.start)
+    return holders
+
+
+def _weight(task: TaskLine) -> tuple[int, int, int, bool]:
+    return (task.round, task.crashes, task.kills, task.careful)
+
+
+def sweep(view: View, idle: str = "") -> int:
+    """Publish what fell between all chairs as the next sweep manifest; returns how many tasks. Refreshes the view."""
+    tasks = lost_tasks(view.refresh(), idle)
+    if not tasks:
+        return 0
+    numbers = [parsed[1] for parsed in map(parse_numbered, view.manifests) if parsed and parsed[0] == "sweep"]
+    publish_manifest(view.layout, numbered_name("sweep", max(numbers, default=0) + 1), tasks)
+    view.refresh()
+    return len(tasks)

@@ -1,0 +1,63 @@
+"""Whether an attempt, and the parent that started it, are proved dead.
+
+The proof on the same host is the process table; from elsewhere it is a lease: the attempt's beat and its
+parent's beat both unmoved for the whole of it on our own clock. A parent's beat vouches for its children, since a
+worker may be inside a long C call that holds the interpreter.
+"""
+
+from __future__ import annotations
+
+import time
+
+from spool.identity import ALIVE, DEAD, ELSEWHERE, LeaseWatch, liveness
+from spool.publish import read_bytes
+from spool.records import Damaged, Intent, ParentBeat, decode
+from spool.view import View
+
+
+class Coroner:
+    """Judges the attempts of one spool; keep one for as long as you watch, since leases take time to run out."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self._watch = LeaseWatch(view.run.options.lease_s)
+
+    def verdict(self, attempt: str) -> str:
+        """ALIVE, DEAD, or ELSEWHERE while there is no proof."""
+        who = self.view.identity(attempt)
+        if who is None:
+            return self.parent_verdict(attempt)
+        near = liveness(who)
+        if near in (ALIVE, DEAD):
+            return near
+        beat = self.view.heartbeat(attempt)
+        beats = (None if beat is None else beat.beat, self._parent_beat(attempt))
+        return self._by_lease(attempt, beats)
+
+    def parent_verdict(self, attempt: str) -> str:
+        """Of the parent that started the attempt. Without a readable intent nobody vouches: a lease decides."""
+        intent = self.view.intents.get(attempt)
+        if intent is not None:
+            near = liveness(intent.parent)
+            if near in (ALIVE, DEAD):
+                return near
+        return self._by_lease(f"parent of {attempt}", self._parent_beat(attempt))
+
+    def is_orphan(self, attempt: str) -> bool:
+        """Proved dead, and so is the parent, who else would be the one to close it."""
+        return self.verdict(attempt) == DEAD and self.parent_verdict(attempt) == DEAD
+
+    def _by_lease(self, name: str, beats: object) -> str:
+        return DEAD if self._watch.is_expired(name, beats, time.monotonic()) else ELSEWHERE
+
+    def _parent_beat(self, attempt: str) -> int | None:
+        intent = self.view.intents.get(attempt)
+        return None if intent is None else read_parent_beat(self.view, intent)
+
+
+def read_parent_beat(view: View, intent: Intent) -> int | None:
+    path = view.layout.parent_heartbeat(intent.epoch, intent.parent.host, intent.parent.pid)
+    try:
+        return decode(read_bytes(path) or b"", ParentBeat).beat
+    except Damaged:
+        return None

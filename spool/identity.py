@@ -1,0 +1,89 @@
+"""Which process is meant, and whether it is proved dead.
+
+On the same kernel and in the same pid namespace, a process is dead when its pid is free, is a zombie, or belongs to
+a process with another start time. Of a process elsewhere nothing is known here: only a beat that does not move
+for a whole lease, on our own monotonic clock, proves it dead (`LeaseWatch`). Clocks and mtimes of different
+machines are never compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+from spool.records import Heartbeat, Identity, JournalHead
+
+ALIVE, DEAD, ELSEWHERE = "alive", "dead", "elsewhere"
+
+
+@functools.cache
+def _here() -> tuple[str, str, str]:
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return os.uname().nodename, boot_id, os.readlink("/proc/self/ns/pid")
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """(state letter, start time in clock ticks since boot), or None where there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(b")")[2].split()
+    return fields[0].decode(), int(fields[19])
+
+
+def identity_of(pid: int) -> Identity | None:
+    """The identity of a process of this host, None where it does not exist."""
+    stat = _stat(pid)
+    if stat is None:
+        return None
+    host, boot_id, pid_ns = _here()
+    return Identity(host=host, boot_id=boot_id, pid_ns=pid_ns, pid=pid, pid_start=stat[1])
+
+
+def myself() -> Identity:
+    mine = identity_of(os.getpid())
+    assert mine is not None
+    return mine
+
+
+def as_identity(record: JournalHead | Heartbeat) -> Identity:
+    return Identity(
+        host=record.host,
+        boot_id=record.boot_id,
+        pid_ns=record.pid_ns,
+        pid=record.pid,
+        pid_start=record.pid_start,
+    )
+
+
+def is_here(who: Identity) -> bool:
+    """Whether its pid means something to this process."""
+    return (who.host, who.boot_id, who.pid_ns) == _here()
+
+
+def liveness(who: Identity) -> str:
+    """ALIVE or DEAD with proof, ELSEWHERE where this process cannot tell."""
+    if not is_here(who):
+        return ELSEWHERE
+    stat = _stat(who.pid)
+    if stat is None or stat[1] != who.pid_start or stat[0] in "ZX":
+        return DEAD
+    return ALIVE
+
+
+class LeaseWatch:
+    """Since when, on this process's own clock, each watched beat has not moved."""
+
+    def __init__(self, lease_s: float) -> None:
+        self.lease_s = lease_s
+        self._seen: dict[str, tuple[object, float]] = {}
+
+    def is_expired(self, name: str, beats: object, now: float) -> bool:
+        """Whether `beats` (any value that changes while its owner lives) has been the same for a lease."""
+        seen = self._seen.get(name)
+        if seen is None or seen[0] != beats:
+            self._seen[name] = (beats, now)
+            return False
+        return now - seen[1] > self.lease_s

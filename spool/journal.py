@@ -1,0 +1,125 @@
+"""Journals: one writer's append-only list of finished tasks, the truth about tasks.
+
+Each line goes out in one write(2) before the next task begins, so a killed process loses no finished task; the data
+is fsynced at least once a second by whoever calls `sync_if_dirty`. A write that fails or is cut short leaves a
+torn line, and nothing is appended after it: the writer is broken from then on.
+The reader takes whole lines only; a line that does not check costs that line alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from spool.layout import Layout
+from spool.manifest import Damage, Report
+from spool.publish import create_journal, write_all
+from spool.records import Damaged, Identity, JournalHead, JournalLine, R, check_seal, decode, seal
+
+
+class JournalWriter:
+    """The one writer of one journal. Any OSError it raises must end the attempt."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._dirty = False
+        self._broken: OSError | None = None
+
+    def append(self, line: JournalLine) -> None:
+        """Write one sealed line with a single write(2)."""
+        self.check()
+        try:
+            write_all(self._fd, seal(line))
+        except OSError as error:
+            self._broken = error
+            raise
+        self._dirty = True
+
+    def sync_if_dirty(self) -> None:
+        """fdatasync(2) what was appended since the last call; safe from another thread."""
+        if not self._dirty or self._broken:
+            return
+        self._dirty = False
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._broken = error
+            raise
+
+    def check(self) -> None:
+        """Raises the OSError that broke this journal, if one did (perhaps in another thread)."""
+        if self._broken is not None:
+            raise self._broken
+
+
+def start_journal(layout: Layout, attempt: str, who: Identity) -> JournalWriter | None:
+    """A worker's first act: link its journal, which says who it is. None: this attempt was started or closed before."""
+    head = JournalHead(
+        attempt=attempt,
+        host=who.host,
+        boot_id=who.boot_id,
+        pid_ns=who.pid_ns,
+        pid=who.pid,
+        pid_start=who.pid_start,
+    )
+    fd = create_journal(layout.journal(attempt), seal(head))
+    return None if fd is None else JournalWriter(fd)
+
+
+def link_empty_journal(layout: Layout, attempt: str) -> bool:
+    """Keep an attempt that never began from beginning. False: it has a journal."""
+    fd = create_journal(layout.journal(attempt), b"")
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
+
+
+class JournalReader:
+    """Follows one journal: each call of `read` yields the lines that are new and whole."""
+
+    def __init__(self, layout: Layout, attempt: str, report: Report) -> None:
+        self.attempt = attempt
+        self.path = str(layout.journal(attempt))
+        self.head: JournalHead | None = None
+        self.offset = 0
+        self._report = report
+
+    def read(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, checked line without its newline) of every new line after the first."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        for line in whole.split(b"\n")[:-1]:
+            at = self.offset
+            self.offset += len(line) + 1
+            try:
+                check_seal(line)
+                if at == 0:
+                    self.head = decode(line, JournalHead)
+                    continue
+            except Damaged as error:
+                self._report(Damage(self.path, at, str(error)))
+                continue
+            yield at, line
+
+    def parse(self, at: int, line: bytes, kind: type[R]) -> R | None:
+        """The record of a checked line, or None (reported) where it holds something else."""
+        try:
+            return decode(line, kind)
+        except Damaged as error:
+            self._report(Damage(self.path, at, str(error)))
+            return None
+
+    def report_torn_tail(self) -> None:
+        """Once the attempt is closed, bytes after the last newline are damage."""
+        try:
+            size = os.stat(self.path).st_size
+        except FileNotFoundError:
+            return
+        if size > self.offset:
+            self._report(Damage(self.path, self.offset, f"torn line of {size - self.offset} bytes at the end"))

@@ -1,0 +1,307 @@
+"""What stands in the files of a spool, one frozen record each, and the seal of lines.
+
+Unknown fields are ignored by every reader, so that a later version may add some. Times are Unix seconds,
+durations seconds, both floats. Bytes that do not parse raise `Damaged`; nothing here reads or writes a file.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, TypeVar
+
+import msgspec
+
+NO_JSON = msgspec.Raw(b"")  # an absent JSON value; left out when the record is written
+_CRC_TAIL = len(b',"crc":"00000000"}')
+
+
+class Damaged(ValueError):
+    """These bytes are not the record they should be; the message says why."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The root of all records: fields that hold their default are left out."""
+
+
+class TaskLine(Record, frozen=True, kw_only=True):
+    """One task in a manifest."""
+
+    task: int
+    key: str
+    payload: msgspec.Raw
+    cost: float
+    round: int = 0
+    crashes: int = 0
+    kills: int = 0
+    careful: bool = False
+
+
+class Error(Record, frozen=True, kw_only=True):
+    """Why a task or an attempt failed; `kind` comes from the type of what happened, never from its text.
+
+    Kinds of tasks: exception, result, output, exit, gpu_oom, lost, unreadable; of attempts: load, device, io.
+    """
+
+    kind: str
+    type: str
+    message: str
+    traceback: str = ""
+    tries: int = 1
+    exit_code: int | None = None
+
+
+class Lost(Record, frozen=True, kw_only=True):
+    """A task that closing an attempt failed for good."""
+
+    task: int
+    round: int = 0
+    key: str = ""
+    error: Error
+
+
+class Claim(Record, frozen=True, kw_only=True):
+    attempt: str
+    start: int
+    stop: int
+    at: float
+
+
+class Identity(Record, frozen=True, kw_only=True):
+    """One process of one boot of one host: what a proof of death needs."""
+
+    host: str
+    boot_id: str
+    pid_ns: str
+    pid: int
+    pid_start: int
+
+
+class JournalHead(Record, frozen=True, kw_only=True):
+    """The first line of a journal."""
+
+    attempt: str
+    host: str
+    boot_id: str
+    pid_ns: str
+    pid: int
+    pid_start: int
+
+
+class JournalLine(Record, frozen=True, kw_only=True):
+    """One finished task ("complete", "failed"), or with state "started" one that is about to run alone."""
+
+    task: int
+    round: int
+    state: str
+    start: float = 0.0
+    seconds: float = 0.0
+    result: msgspec.Raw = NO_JSON
+    error: Error | None = None
+    outputs: list[tuple[str, int]] = msgspec.field(default_factory=list)
+    log: tuple[int, int] | None = None
+
+
+class JournalBrief(Record, frozen=True, kw_only=True):
+    """What the accounting needs of a journal line; the rest is skipped, not decoded."""
+
+    task: int
+    round: int
+    state: str
+
+
+class Stats(Record, frozen=True, kw_only=True):
+    """What an attempt tells of itself when it ends."""
+
+    done: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    busy_s: float = 0.0
+    ready: bool = False
+    device: str = ""
+    device_name: str = ""
+    device_uuid: str = ""
+    peak_memory_bytes: int = 0
+    peak_device_memory_bytes: int = 0
+    batch_size: int | None = None
+    oom_halvings: int = 0
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Closing(Record, frozen=True, kw_only=True):
+    """The first line of an orphans manifest: how an attempt ended. The status record is a copy of it.
+
+    `reason`: finished, drained, killed, load, device, io, crash, lost, unstarted. `suspects` counts the tasks
+    whose record a witnessed crash made worse: while there are any, the rank itself is not blamed.
+    """
+
+    attempt: str
+    state: str
+    reason: str
+    by: str
+    at: float = 0.0
+    exit_code: int | None = None
+    suspects: int = 0
+    lost: list[Lost] = msgspec.field(default_factory=list)
+    error: Error | None = None
+    stats: Stats | None = None
+
+
+class Heartbeat(Record, frozen=True, kw_only=True):
+    attempt: str
+    beat: int
+    host: str
+    boot_id: str
+    pid_ns: str
+    pid: int
+    pid_start: int
+    parent: str
+    device: str
+    state: str
+    at: float
+    device_name: str = ""
+    device_uuid: str = ""
+    job_sha256: str = ""
+    task: int | None = None
+    task_since: float | None = None
+    done: int = 0
+    failed: int = 0
+
+
+class ParentBeat(Record, frozen=True, kw_only=True):
+    beat: int
+    at: float
+
+
+class Holder(Record, frozen=True, kw_only=True):
+    """orchestrator.json: the live orchestrator, told to whoever comes second."""
+
+    host: str
+    pid: int
+    boot_id: str
+    pid_ns: str
+    pid_start: int
+    epoch: int
+    since: float
+
+
+class Job(Record, frozen=True, kw_only=True):
+    """What to run. kind "file" and "module" name a class or function; "command" is a list of arguments."""
+
+    kind: str
+    spec: str
+    name: str = ""
+    file: str = ""
+    module: str = ""
+    copy: str = ""
+    sha256: str = ""
+    command: list[str] = msgspec.field(default_factory=list)
+    sys_path: list[str] = msgspec.field(default_factory=list)
+
+
+class Options(Record, frozen=True, kw_only=True):
+    """Options that every epoch of a run shares, unless a resume says otherwise."""
+
+    seed: int = 0
+    retries: int = 0
+    max_restarts: int = 3
+    max_crashes: int = 2
+    grace_s: float = 25.0
+    lease_s: float = 120.0
+    poll_s: float = 0.0
+    ranks: int | None = None
+    devices: str | None = None
+    ranks_per_gpu: int = 1
+    gpus_per_rank: int = 1
+    time_limit_s: float | None = None
+
+
+class Intent(Record, frozen=True, kw_only=True):
+    """attempts/: that a parent is about to start this attempt, and all that the attempt needs to know."""
+
+    attempt: str
+    epoch: int
+    device: str
+    world_size: int
+    argv: list[str]
+    parent: Identity
+    job: Job
+    options: Options
+    environment: dict[str, str]
+    at: float
+
+
+class Fingerprint(Record, frozen=True, kw_only=True):
+    job_sha256: str
+    args_sha256: str
+    tasks_sha256: str
+    seed: int
+    out: str
+
+
+class Run(Record, frozen=True, kw_only=True):
+    """run.json: what was asked."""
+
+    id: str
+    job: Job
+    args: dict[str, Any]
+    tasks: int
+    cost: float
+    fingerprint: Fingerprint
+    options: Options
+    submit_dir: str
+    out: str | None
+    created_at: float
+    versions: dict[str, str]
+    argv: list[str]
+    manifests: int
+
+
+R = TypeVar("R", bound=msgspec.Struct)
+_decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
+_encoder = msgspec.json.Encoder()
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """The record as one line of JSON."""
+    return _encoder.encode(record) + b"\n"
+
+
+def pretty(record: msgspec.Struct) -> bytes:
+    """The record as indented JSON, for files that people open."""
+    return msgspec.json.format(_encoder.encode(record), indent=2) + b"\n"
+
+
+def decode(data: bytes, kind: type[R]) -> R:
+    """Raises Damaged where the bytes are not such a record."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        record: R = decoder.decode(data)
+        return record
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(str(error)) from None
+
+
+def seal(record: msgspec.Struct) -> bytes:
+    """One line with its checksum as the last field: the crc32 of all bytes before `,"crc"`."""
+    body = _encoder.encode(record)[:-1]
+    return b'%b,"crc":"%08x"}\n' % (body, zlib.crc32(body))
+
+
+def check_seal(line: bytes) -> None:
+    """Raises Damaged unless the line (without its newline) carries the right checksum."""
+    if line[-_CRC_TAIL:-10] != b',"crc":"':
+        raise Damaged("no checksum at the end of the line")
+    try:
+        said = int(line[-10:-2], 16)
+    except ValueError:
+        raise Damaged("the checksum is not a number") from None
+    if said != zlib.crc32(line[:-_CRC_TAIL]):
+        raise Damaged("the checksum does not match")
+
+
+def unseal(line: bytes, kind: type[R]) -> R:
+    """The record of one sealed line (without its newline). Raises Damaged."""
+    check_seal(line)
+    return decode(line, kind)

@@ -1,0 +1,233 @@
+"""One process's reading of a whole spool, kept up to date incrementally.
+
+`refresh` reads in this order: manifests (and so which attempts are closed), intents, claims, journals. Each of
+these only grows, so what is read later is never older than what was read before; the sweep relies on it: a task
+that looks finished by nobody and held by nobody in this order really is. A damaged or foreign file costs what it
+held and no more; every damage is kept in `damage`, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat as stat_
+from collections.abc import Iterator
+
+from spool.claims import Chain
+from spool.errors import SpoolError, UsageError
+from spool.identity import as_identity
+from spool.journal import JournalReader
+from spool.layout import (
+    FORMAT_TEXT,
+    Layout,
+    is_manifest,
+    parse_attempt,
+    parse_drain,
+    parse_numbered,
+    parse_orphans,
+    rank_name,
+)
+from spool.manifest import Damage, Manifest, load_manifest
+from spool.publish import listdir, read_bytes
+from spool.records import (
+    Closing,
+    Damaged,
+    Heartbeat,
+    Identity,
+    Intent,
+    Job,
+    JournalBrief,
+    Run,
+    TaskLine,
+    decode,
+)
+from spool.state import Ledger
+
+
+def load_run(layout: Layout) -> Run:
+    """run.json of a spool of our format. Raises UsageError where there is none, SpoolError where it is not readable."""
+    text = None
+    with contextlib.suppress(NotADirectoryError):
+        text = read_bytes(layout.format)
+    if text is None:
+        what = "is not a spool: it has no FORMAT file" if layout.root.is_dir() else "does not exist"
+        raise UsageError(f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it.")
+    if text != FORMAT_TEXT.encode():
+        raise SpoolError(
+            f"{layout.root}: its FORMAT says {text[:40]!r}, this version reads {FORMAT_TEXT!r}. "
+            "Use the gpuspool version that wrote it."
+        )
+    data = read_bytes(layout.run)
+    if data is None:
+        raise SpoolError(f"{layout.root}: run.json is missing. Restore it, or start again with --fresh.")
+    try:
+        return decode(data, Run)
+    except Damaged as error:
+        raise SpoolError(f"{layout.run} cannot be read ({error}). Restore it, or start again with --fresh.") from None
+
+
+def refuse_world_writable(layout: Layout) -> None:
+    """Raises UsageError for a spool that everybody may write: anybody could make its owner run code."""
+    for path in (layout.root, layout.run, layout.subdir("job")):
+        if path.exists() and path.stat().st_mode & stat_.S_IWOTH:
+            raise UsageError(
+                f"{path} may be written by everybody, so its job cannot be trusted. "
+                f"`chmod -R o-w {layout.root}` and look at it before you go on."
+            )
+
+
+class View:
+    def __init__(self, layout: Layout, run: Run) -> None:
+        self.layout = layout
+        self.run = run
+        self.ledger = Ledger(run.tasks)
+        self.manifests: dict[str, Manifest] = {}
+        self.chains: dict[str, Chain] = {}
+        self.closed: dict[str, Closing] = {}
+        self.intents: dict[str, Intent | None] = {}
+        self.journals: dict[str, JournalReader] = {}
+        self.started: dict[str, tuple[int, int]] = {}
+        self.finished_by: dict[str, int] = {}
+        self.damage: list[Damage] = []
+        self._torn_checked: set[str] = set()
+
+    def report(self, damage: Damage) -> None:
+        if damage not in self.damage:
+            self.damage.append(damage)
+
+    def refresh(self) -> View:
+        """Read what is new, in the order that the sweep relies on."""
+        self._read_manifests()
+        self._read_intents()
+        for chain in self.chains.values():
+            chain.advance()
+        self._read_journals()
+        return self
+
+    def _read_manifests(self) -> None:
+        for filename in listdir(self.layout.manifests):
+            name = filename.removesuffix(".jsonl")
+            if name in self.manifests or name == filename or not is_manifest(name):
+                continue
+            manifest = load_manifest(self.layout, name, self.report)
+            if manifest is not None:
+                self._add_manifest(manifest)
+
+    def _add_manifest(self, manifest: Manifest) -> None:
+        self.manifests[manifest.name] = manifest
+        self.chains[manifest.name] = Chain(self.layout, manifest.name, len(manifest))
+        attempt = parse_orphans(manifest.name)
+        if attempt is not None:
+            self._add_closing(attempt, manifest.closing)
+        numbered = parse_numbered(manifest.name)
+        if numbered is not None and numbered[0] == "retry":
+            for task in manifest.tasks():
+                self.ledger.raise_round(task.task, task.round)
+
+    def _add_closing(self, attempt: str, closing: Closing | None) -> None:
+        if closing is None:
+            closing = Closing(attempt=attempt, state="failed", reason="lost", by="unreadable")
+        self.closed[attempt] = closing
+        for lost in closing.lost:
+            self._feed(self.manifests[f"{attempt}.orphans"].path, 0, lost.task, lost.round, "failed")
+
+    def _read_intents(self) -> None:
+        for filename in listdir(self.layout.attempts):
+            attempt = filename.removesuffix(".json")
+            if attempt in self.intents or parse_attempt(attempt) is None:
+                continue
+            self.intents[attempt] = self._read_intent(attempt)
+
+    def _read_intent(self, attempt: str) -> Intent | None:
+        path = self.layout.intent(attempt)
+        try:
+            return decode(read_bytes(path) or b"", Intent)
+        except Damaged as error:
+            self.report(Damage(str(path), 0, str(error)))
+            return None
+
+    def _read_journals(self) -> None:
+        for filename in listdir(self.layout.journals):
+            attempt = filename.removesuffix(".jsonl")
+            if attempt not in self.journals and attempt != filename and parse_attempt(attempt):
+                self.journals[attempt] = JournalReader(self.layout, attempt, self.report)
+        for attempt, journal in self.journals.items():
+            if attempt in self._torn_checked:
+                continue
+            self._follow(journal)
+            if attempt in self.closed:
+                self._torn_checked.add(attempt)
+                journal.report_torn_tail()
+
+    def _follow(self, journal: JournalReader) -> None:
+        for at, line in journal.read():
+            brief = journal.parse(at, line, JournalBrief)
+            if brief is None:
+                continue
+            if brief.state == "started":
+                self.started[journal.attempt] = (brief.task, brief.round)
+                continue
+            self.finished_by[journal.attempt] = self.finished_by.get(journal.attempt, 0) + 1
+            self._feed(journal.path, at, brief.task, brief.round, brief.state)
+
+    def _feed(self, path: str, at: int, task: int, round_: int, state: str) -> None:
+        try:
+            self.ledger.feed(task, round_, state)
+        except IndexError:
+            self.report(Damage(path, at, f"task {task} is none of this run's {self.run.tasks}"))
+
+    @property
+    def attempts(self) -> list[str]:
+        """Every attempt that left a trace, in order of rank and number."""
+        names = self.intents.keys() | self.journals.keys() | self.closed.keys()
+        return sorted(names, key=lambda name: parse_attempt(name) or (0, 0))
+
+    @property
+    def open_attempts(self) -> list[str]:
+        return [name for name in self.attempts if name not in self.closed]
+
+    @property
+    def unclaimed(self) -> int:
+        """How many manifest places nobody has claimed."""
+        return sum(chain.left for chain in self.chains.values())
+
+    def claimed_by(self, attempt: str) -> Iterator[TaskLine]:
+        """The readable task lines that an attempt claimed, finished or not."""
+        for name, chain in self.chains.items():
+            for claim in chain.claims:
+                if claim.attempt == attempt:
+                    yield from self.manifests[name].tasks(claim.start, claim.stop)
+
+    def identity(self, attempt: str) -> Identity | None:
+        """The process that an attempt is, by its journal, else its heartbeat; None if it never began."""
+        journal = self.journals.get(attempt)
+        if journal is not None and journal.head is not None:
+            return as_identity(journal.head)
+        beat = self.heartbeat(attempt)
+        return None if beat is None else as_identity(beat)
+
+    def heartbeat(self, attempt: str) -> Heartbeat | None:
+        """An attempt's last heartbeat; None where it has none that can be read."""
+        try:
+            return decode(read_bytes(self.layout.heartbeat(attempt)) or b"", Heartbeat)
+        except Damaged:
+            return None
+
+    def next_epoch(self) -> int:
+        """One more than any epoch that an attempt or a drain names."""
+        epochs = [intent.epoch for intent in self.intents.values() if intent is not None]
+        drains = [parse_drain(name) for name in listdir(self.layout.control)]
+        return max([*epochs, *(d for d in drains if d is not None), -1]) + 1
+
+    def next_number(self, rank: int) -> int:
+        """The number of a rank's next attempt."""
+        numbers = [number for r, number in map(parse_attempt, self.attempts) if r == rank]  # type: ignore[misc]
+        return max(numbers, default=-1) + 1
+
+    def missing_manifests(self) -> list[str]:
+        """The planned manifests that are gone."""
+        return [name for name in map(rank_name, range(self.run.manifests)) if name not in self.manifests]
+
+    def latest_job(self) -> Job:
+        """The job of the newest epoch: --keep-done may have changed it since run.json was written."""
+        intents = [intent for intent in self.intents.values() if intent is not None]
+        return max(intents, key=lambda intent: intent.epoch).job if intents else self.run.job

@@ -1,0 +1,5 @@
+"""The child: one process that runs tasks on the device it was given. Users import `Context` and `Task`."""
+
+from worker.context import Context, Task
+
+__all__ = ["Context", "Task"]

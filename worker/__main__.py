@@ -1,0 +1,59 @@
+"""`python -P -m worker --spool DIR --rank N --attempt K`: what the parent starts. Not for people."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import sys
+
+from spool.errors import GpuspoolError, SpoolError
+from spool.identity import myself
+from spool.journal import start_journal
+from spool.layout import Layout, attempt_name
+from spool.publish import read_bytes
+from spool.records import Damaged, Intent, decode
+from spool.view import load_run, refuse_world_writable
+from worker.attempt import Attempt
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -P -m worker", description="One attempt of one rank of a gpuspool run."
+    )
+    parser.add_argument("--spool", required=True, metavar="DIR", help="the run's spool directory")
+    parser.add_argument("--rank", required=True, type=int, metavar="N", help="the rank this process is")
+    parser.add_argument(
+        "--attempt", required=True, type=int, metavar="K", help="the number of this attempt of the rank"
+    )
+    return parser.parse_args()
+
+
+def _intent(layout: Layout, name: str) -> Intent:
+    """What the parent wrote for this attempt. Raises SpoolError where that cannot be read."""
+    path = layout.intent(name)
+    try:
+        return decode(read_bytes(path) or b"", Intent)
+    except Damaged as error:
+        raise SpoolError(f"{path} cannot be read ({error}); the parent starts the next attempt") from None
+
+
+def main() -> int:
+    arguments = _arguments()
+    faulthandler.enable()
+    layout = Layout(arguments.spool)
+    name = attempt_name(arguments.rank, arguments.attempt)
+    try:
+        refuse_world_writable(layout)
+        run, intent = load_run(layout), _intent(layout, name)
+    except GpuspoolError as error:
+        print(f"gpuspool: {error}", file=sys.stderr)
+        return error.exit_code
+    journal = start_journal(layout, name, myself())
+    if journal is None:
+        print(f"gpuspool: {name} was started or closed before; this process ends", file=sys.stderr)
+        return 0
+    return Attempt(layout, run, intent, arguments.rank, journal).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

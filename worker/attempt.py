@@ -1,0 +1,286 @@
+"""One attempt of one rank, from its journal's first line to the link that closes it.
+
+Link the journal; load the job; claim, run, journal until nothing is claimable; then help the others to an end:
+close what is proved dead, sweep what was lost, wait with the model loaded until every task is complete or
+failed. Whatever the end, what was claimed and not finished goes into this attempt's orphans manifest.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import platform
+import random
+import resource
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import spool
+from spool.closing import FailedTask, close_dead, publish_closing, publish_failed_task, sweep
+from spool.death import Coroner
+from spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, NotFinished
+from spool.identity import myself
+from spool.journal import JournalWriter
+from spool.layout import Layout
+from spool.manifest import Damage
+from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
+from spool.view import View
+from worker.beat import Beat
+from worker.context import Context
+from worker.devices import Device, DeviceError, check_devices, peak_memory_bytes, torch_version
+from worker.execute import Executor, call_user_code
+from worker.job import load_job
+from worker.outputs import Outputs
+from worker.results import to_error
+from worker.supply import Supply
+
+STATE_OF = {
+    "finished": "complete",
+    "drained": "stopped",
+    "load": "failed",
+    "device": "failed",
+    "io": "failed",
+}
+EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
+DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+IDLE_S = (0.01, 0.25)  # how long an idle attempt waits between two looks: first, and at most
+SWEEP_S = 1.0  # a sweep reads every manifest: not at every look
+RETRY_S = (1.0, 60.0)  # wait before a task's first retry, doubled each time up to the second
+
+
+def report_damage(damage: Damage) -> None:
+    print(f"gpuspool: damaged: {damage}; going on without it", flush=True)
+
+
+class Attempt:
+    def __init__(self, layout: Layout, run: Run, intent: Intent, rank: int, journal: JournalWriter) -> None:
+        self.layout, self.run_record, self.intent, self.rank, self.journal = layout, run, intent, rank, journal
+        self.name = name = intent.attempt
+        self.is_draining = False
+        self._began = time.monotonic()
+        self._busy_s = self._cost_done = 0.0
+        self._pending: deque[TaskLine] = deque()
+        self._in_hand: list[TaskLine] = []
+        self._deferred: list[tuple[float, int, TaskLine]] = []
+        self._tries: dict[int, int] = {}
+        self._supply = Supply(layout, rank, name, report_damage)
+        self._device = Device()
+        self._coroner: Coroner | None = None
+        self._executor: Executor | None = None
+        self.beat = Beat(layout, intent, myself(), journal, self.drain)
+
+    def drain(self, *_: Any) -> None:
+        """Finish the tasks in hand and claim nothing more; safe in a signal handler."""
+        self.is_draining = True
+
+    def run(self) -> int:
+        """The whole attempt; returns the process's exit code."""
+        for number in DRAIN_SIGNALS:
+            signal.signal(number, self.drain)
+        self.beat.start()
+        error: Error | None = None
+        try:
+            error = self._load()
+            reason = self._work() if error is None else error.kind
+        except OSError as trouble:
+            reason, error = "io", Error(kind="io", type=type(trouble).__name__, message=str(trouble))
+            print(f"gpuspool: this attempt ends: {trouble}", flush=True)
+        return 0 if reason == "closed" else self._close(reason, error)
+
+    def _load(self) -> Error | None:
+        """Make the job, and with it the executor. What it raised, of kind "load" or "device", is not raised again."""
+        run = self.run_record
+        device = "cuda:0" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
+        outputs = Outputs(Path(run.out) if run.out else self.layout.outputs, self.name)
+        context = Context(
+            self.rank, self.intent.world_size, self.name, device, run.args, outputs.path, lambda: self.is_draining
+        )
+        job, raised = call_user_code(load_job, self.layout, self.intent.job, context, self._check_devices)
+        if raised is not None:
+            error = to_error(raised)
+            kind = "device" if isinstance(raised, DeviceError) else "load"
+            print(error.traceback or error.message, flush=True)
+            return msgspec.structs.replace(error, kind=kind)
+        self.beat.doing.state, self.beat.doing.device = "running", self._device
+        self.beat.beat()
+        self._executor = Executor(job, context, outputs, self.intent.options.seed)
+        return None
+
+    def _check_devices(self) -> None:
+        self._device = check_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+    @property
+    def executor(self) -> Executor:
+        assert self._executor is not None
+        return self._executor
+
+    def _work(self) -> str:
+        """Run until the end; returns the reason for it."""
+        while True:
+            self.journal.check()
+            if self.is_draining:
+                return "drained"
+            if self._was_closed_meanwhile():
+                return "closed"
+            if self._pending or self._claim():
+                self._run(self._next_batch())
+            elif self._is_closed():
+                return "closed"
+            elif self._deferred:
+                self._wait_for_retry()
+            elif reason := self._idle():
+                return reason
+
+    def _was_closed_meanwhile(self) -> bool:
+        """After a silence longer than the lease (a suspended process, a stalled mount) somebody may have closed us."""
+        if not self.beat.is_late:
+            return False
+        self.beat.is_late = False
+        return self._is_closed()
+
+    def _is_closed(self) -> bool:
+        return self.layout.orphans(self.name).exists()
+
+    def _claim(self) -> bool:
+        """Whether there is something to run now: a retry that is due, or a new claim that still is ours."""
+        if self._deferred and self._deferred[0][0] <= time.monotonic():
+            self._pending.append(heapq.heappop(self._deferred)[2])
+            return True
+        rate = self._busy_s / self._cost_done if self._cost_done > 0 else None
+        tasks = self._supply.take(self.executor.batch_size, rate)
+        if tasks is None or self._is_closed():
+            return False
+        self._pending.extend(tasks)
+        return bool(tasks) or self._claim()
+
+    def _next_batch(self) -> list[TaskLine]:
+        """As many pending tasks as one call takes; a careful one, or one that is tried again, alone."""
+        batch = [self._pending.popleft()]
+        cost, most = batch[0].cost, self.executor.job.batch_cost
+        while self._pending and len(batch) < self.executor.batch_size and not self._is_alone(batch[0]):
+            cost += self._pending[0].cost
+            if self._is_alone(self._pending[0]) or (most is not None and cost > most):
+                break
+            batch.append(self._pending.popleft())
+        return batch
+
+    def _is_alone(self, line: TaskLine) -> bool:
+        return line.careful or line.task in self._tries
+
+    def _run(self, batch: list[TaskLine]) -> None:
+        self._in_hand = list(batch)
+        doing = self.beat.doing
+        doing.task_since, doing.task = time.time(), batch[0].task
+        if batch[0].careful:
+            self.journal.append(
+                JournalLine(task=batch[0].task, round=batch[0].round, state="started", start=time.time())
+            )
+        clock = time.perf_counter()
+        for line, verdict in self.executor.run(batch):
+            self._settle(line, verdict)
+        self._busy_s += time.perf_counter() - clock
+        self._cost_done += sum(line.cost for line in batch)
+        doing.task = doing.task_since = None
+
+    def _settle(self, line: TaskLine, verdict: JournalLine) -> None:
+        """Journal a verdict, or put the task back for a retry."""
+        doing = self.beat.doing
+        if verdict.error is None:
+            self.journal.append(verdict)
+            self._in_hand.remove(line)
+            doing.done += 1
+            return
+        tries = self._tries[line.task] = self._tries.get(line.task, 0) + 1
+        error = msgspec.structs.replace(verdict.error, tries=tries)
+        if tries <= self.intent.options.retries:
+            wait = min(RETRY_S[0] * 2 ** (tries - 1), RETRY_S[1]) * random.uniform(0.75, 1.25)
+            self._in_hand.remove(line)
+            heapq.heappush(self._deferred, (time.monotonic() + wait, line.task, line))
+            print(
+                f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s",
+                flush=True,
+            )
+            return
+        self.journal.append(msgspec.structs.replace(verdict, error=error))
+        self._in_hand.remove(line)
+        doing.failed += 1
+        failed = FailedTask(
+            key=line.key, task=line.task, round=line.round, attempt=self.name, at=time.time(), error=error
+        )
+        publish_failed_task(self.layout, failed)
+
+    def _wait_for_retry(self) -> None:
+        time.sleep(max(0.0, min(self._deferred[0][0] - time.monotonic(), IDLE_S[1])))
+
+    def _idle(self) -> str | None:
+        """Nothing to claim: see the run to its end and return the reason; None when there is work again."""
+        if self._coroner is None:
+            self._coroner = Coroner(View(self.layout, self.run_record))
+        view = self._coroner.view
+        self.beat.doing.state = "idle"
+        wait, next_sweep = IDLE_S[0], time.monotonic()
+        while not view.refresh().ledger.is_finished:
+            self.journal.check()
+            if self.is_draining or self.name in view.closed:
+                return "drained" if self.is_draining else "closed"
+            if view.unclaimed:
+                self.beat.doing.state = "running"
+                return None
+            for attempt in view.open_attempts:
+                if attempt != self.name and self._coroner.is_orphan(attempt):
+                    close_dead(view, attempt, by=self.name)
+            if time.monotonic() >= next_sweep:
+                next_sweep = time.monotonic() + SWEEP_S
+                sweep(view, idle=self.name)
+            time.sleep(wait)
+            wait = min(wait * 2, IDLE_S[1])
+        return "finished"
+
+    def _close(self, reason: str, error: Error | None) -> int:
+        """Release what is not finished and say how it ended; returns the exit code."""
+        orphans = [*self._in_hand, *self._pending, *(line for _, _, line in self._deferred)]
+        try:
+            self.beat.finish()
+            state = STATE_OF[reason]
+            closing = Closing(
+                attempt=self.name,
+                state=state,
+                reason=reason,
+                by=self.name,
+                at=time.time(),
+                error=error,
+                stats=self._final_stats(),
+            )
+            publish_closing(self.layout, closing, orphans)
+        except OSError as trouble:
+            print(f"gpuspool: cannot close {self.name}: {trouble}; its parent, or a resume, will", flush=True)
+            return EXIT_CANNOT_CLOSE
+        return EXIT_OF[state]
+
+    def _final_stats(self) -> Stats:
+        executor = self._executor
+        versions = {
+            "gpuspool": spool.__version__,
+            "python": platform.python_version(),
+            "torch": torch_version() or "",
+        }
+        return Stats(
+            done=self.beat.doing.done,
+            failed=self.beat.doing.failed,
+            seconds=round(time.monotonic() - self._began, 3),
+            busy_s=round(self._busy_s, 3),
+            ready=executor is not None,
+            device=os.environ.get("CUDA_VISIBLE_DEVICES", "") or "cpu",
+            device_name=self._device.name,
+            device_uuid=self._device.uuid,
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_device_memory_bytes=peak_memory_bytes(),
+            batch_size=None if executor is None else executor.batch_size,
+            oom_halvings=0 if executor is None else executor.oom_halvings,
+            versions={name: version for name, version in versions.items() if version},
+        )

@@ -1,0 +1,121 @@
+"""The one thread beside the work: once a second it makes the journal durable, every few seconds it beats and looks
+for a drain.
+
+It shares nothing with the main thread but plain attributes that one of the two writes. What goes wrong with the
+journal is kept there and ends the attempt at the main thread's next step; a beat that cannot be written is only
+logged, once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from spool.journal import JournalWriter
+from spool.layout import Layout, parse_drain
+from spool.publish import listdir, replace
+from spool.records import Heartbeat, Identity, Intent, encode
+from worker.devices import Device
+
+BEAT_S = 10.0  # twelve beats fit into the default lease of 120 s
+SYNC_S = 1.0  # what a power cut may take back
+DRAIN_S = 5.0  # a drain must be seen well within the grace of 25 s
+
+
+@dataclass
+class Doing:
+    """What the main thread is at; it writes, the beat reads."""
+
+    state: str = "loading"
+    task: int | None = None
+    task_since: float | None = None
+    done: int = 0
+    failed: int = 0
+    device: Device = Device()  # noqa: RUF009 - frozen
+
+
+class Beat(threading.Thread):
+    """Starts beating when started; `finish` writes the last beat."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        intent: Intent,
+        who: Identity,
+        journal: JournalWriter,
+        drain: Callable[[], None],
+    ) -> None:
+        super().__init__(name="gpuspool-beat", daemon=True)
+        self.doing = Doing()
+        self.is_late = False
+        self._layout, self._intent, self._who, self._journal, self._drain = layout, intent, who, journal, drain
+        self._lease_s = intent.options.lease_s
+        self._beat = 0
+        self._last = self._last_drain = time.monotonic()
+        self._end = threading.Event()
+        self._logged = False
+
+    def run(self) -> None:
+        self.beat()
+        while not self._end.wait(min(SYNC_S, self._lease_s / 12)):
+            self._tick(time.monotonic())
+
+    def finish(self) -> None:
+        """End the thread, make the journal durable and beat once more. Raises the OSError of a failed fsync."""
+        self._end.set()
+        self.join()
+        self._journal.check()
+        self._journal.sync_if_dirty()
+        self.beat()
+
+    def _tick(self, now: float) -> None:
+        try:
+            self._journal.sync_if_dirty()
+        except OSError:
+            return  # the writer is broken from now on; the main thread finds out at its next step
+        if now - self._last > self._lease_s:
+            self.is_late = True
+        if now - self._last >= min(BEAT_S, self._lease_s / 12):
+            self.beat()
+        if now - self._last_drain >= min(DRAIN_S, self._lease_s / 12):
+            self._last_drain = now
+            if any(
+                (epoch := parse_drain(name)) is not None and epoch >= self._intent.epoch
+                for name in listdir(self._layout.control)
+            ):
+                self._drain()
+
+    def beat(self) -> None:
+        """Replace the heartbeat file."""
+        self._beat += 1
+        self._last = time.monotonic()
+        doing = self.doing
+        record = Heartbeat(
+            attempt=self._intent.attempt,
+            beat=self._beat,
+            host=self._who.host,
+            boot_id=self._who.boot_id,
+            pid_ns=self._who.pid_ns,
+            pid=self._who.pid,
+            pid_start=self._who.pid_start,
+            parent=str(os.getppid()),
+            device=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            state=doing.state,
+            at=time.time(),
+            device_name=doing.device.name,
+            device_uuid=doing.device.uuid,
+            job_sha256=self._intent.job.sha256,
+            task=doing.task,
+            task_since=doing.task_since,
+            done=doing.done,
+            failed=doing.failed,
+        )
+        try:
+            replace(self._layout.heartbeat(self._intent.attempt), encode(record))
+        except OSError as error:
+            if not self._logged:
+                self._logged = True
+                print(f"gpuspool: cannot beat ({error}); the work goes on", flush=True)

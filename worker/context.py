@@ -1,0 +1,67 @@
+"""What a job sees of gpuspool: `Task` and `Context`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work.
+
+    index: its place in the input order, 0..N-1. key: its name, unique in the run. payload: any JSON value; for
+    file inputs `{"path": …}`. cost: what it was said to cost, in any unit (bytes for file inputs).
+    """
+
+    index: int
+    key: str
+    payload: Any
+    cost: float
+    run_seed: int = field(default=0, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The input file. Raises AttributeError for a task that has none."""
+        if isinstance(self.payload, dict) and isinstance(self.payload.get("path"), str):
+            return Path(self.payload["path"])
+        raise AttributeError(f"task {self.key} has no path: its payload is {self.payload!r:.100}")
+
+    @functools.cached_property
+    def seed(self) -> int:
+        """A 63-bit seed that depends on the run's seed and the index alone, not on who runs the task or when."""
+        digest = hashlib.sha256(f"{self.run_seed}:{self.index}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Context:
+    """The worker that a job runs in.
+
+    rank: 0..world_size-1. attempt: `rank-0003.a01`. device: "cuda:0", or "cpu" for a CPU rank. args: what `--arg`
+    gave.
+    """
+
+    rank: int
+    world_size: int
+    attempt: str
+    device: str
+    args: Mapping[str, Any]
+    _output: Callable[[Task, str], Path] = field(repr=False)
+    _is_draining: Callable[[], bool] = field(repr=False)
+
+    def output(self, task: Task, suffix: str = "") -> Path:
+        """A path to write one output of this task to; it ends in `suffix` and its folder exists.
+
+        When the task completes it becomes OUT/<key><suffix>. It may become a file or a folder. A path that was asked
+        for and not written fails the task. Raises ValueError for a suffix with a slash.
+        """
+        return self._output(task, suffix)
+
+    def is_draining(self) -> bool:
+        """Whether this worker was told to stop soon: a long task may save its work and return early."""
+        return self._is_draining()

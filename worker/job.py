@@ -1,0 +1,122 @@
+"""Loading the job: the copy in the spool, executed under its original name.
+
+A class is made once with the context and called with tasks; a function is called with tasks; a command is started
+once per task. Everything here runs user code and may raise anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from spool.closing import describe_exit
+from spool.layout import Layout
+from spool.records import Job
+from worker.context import Context, Task
+from worker.results import CommandFailed
+
+_PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """`call` takes one task, or a list where `batch_size` is set."""
+
+    call: Callable[[Any, Context], Any]
+    batch_size: int | None = None
+    batch_cost: float | None = None
+
+
+def load_job(layout: Layout, job: Job, context: Context, check_devices: Callable[[], None]) -> LoadedJob:
+    """Import and make the job. `check_devices` is called between import and construction, and after it."""
+    if job.kind == "command":
+        return LoadedJob(call=command_runner(job.command))
+    sys.path[:0] = [entry for entry in job.sys_path if entry not in sys.path]
+    target: Any = _import(layout, job)
+    for part in job.name.split("."):
+        target = getattr(target, part)
+    if not callable(target):
+        raise TypeError(f"{job.spec} is not callable ({target!r:.60}); a job is a class or a function")
+    check_devices()
+    if isinstance(target, type):
+        target = target() if target.__init__ is object.__init__ else target(context)  # type: ignore[misc]
+        check_devices()
+    return LoadedJob(
+        call=target,
+        batch_size=_positive(target, "batch_size", int),
+        batch_cost=_positive(target, "batch_cost", float),
+    )
+
+
+def _import(layout: Layout, job: Job) -> ModuleType:
+    """The module, from the copy in the spool but under its own name and `__file__`, so that nothing looks moved."""
+    name = job.module or Path(job.file).stem
+    if job.module:
+        parent = job.module.rpartition(".")[0]
+        if parent:
+            importlib.import_module(parent)
+    spec = importlib.util.spec_from_file_location(name, job.file)
+    assert spec is not None, job.file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    source = layout.job_copy(job.copy).read_bytes()
+    exec(compile(source, job.file, "exec"), module.__dict__)
+    return module
+
+
+def _positive(target: Any, attribute: str, kind: type) -> Any:
+    value = getattr(target, attribute, None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise ValueError(f"{attribute} is {value!r}; it must be a positive number or None")
+    return kind(value)
+
+
+def command_runner(command: list[str]) -> Callable[[Task, Context], None]:
+    """A function that runs the command for a task: the placeholders are replaced, no shell is involved."""
+
+    def run(task: Task, context: Context) -> None:
+        arguments = [fill(word, task, context) for word in command]
+        done = subprocess.run(arguments, stdin=subprocess.DEVNULL, check=False)
+        if done.returncode != 0:
+            raise CommandFailed(f"{arguments[0]}: {describe_exit(done.returncode)}", done.returncode)
+
+    return run
+
+
+def fill(word: str, task: Task, context: Context) -> str:
+    """One argument with its placeholders replaced; what follows `{output}` in the word is the output's suffix."""
+    if "{output}" in word:
+        before, _, suffix = word.partition("{output}")
+        return _fill_plain(before, task, context) + str(context.output(task, _fill_plain(suffix, task, context)))
+    return _fill_plain(word, task, context)
+
+
+def _fill_plain(word: str, task: Task, context: Context) -> str:
+    """All placeholders in one pass, so that what a payload holds is never taken for one."""
+    values = {
+        "key": task.key,
+        "rank": str(context.rank),
+        "device": context.device,
+        "index": str(task.index),
+    }
+    return _PLACEHOLDER.sub(lambda m: _input(task) if m[1] == "input" else values[m[1]], word)
+
+
+def _input(task: Task) -> str:
+    """What `{input}` stands for: the file, the line, or the payload as JSON."""
+    if isinstance(task.payload, str):
+        return task.payload
+    if isinstance(task.payload, dict) and "path" in task.payload:
+        return str(task.path)
+    return json.dumps(task.payload)

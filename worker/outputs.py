@@ -1,0 +1,122 @@
+"""Task outputs: written under hidden names, published whole, first come first kept.
+
+Order: the job writes; every file is fsynced; link(2) to the final name (a folder: rename(2)); the folders are fsynced,
+once for a whole batch; only then may the journal say "complete". Whoever finds the final name taken deletes its
+own: the task ran twice, its output exists once and is never replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spool.layout import OUT_MARK
+from spool.publish import fsync_dir, fsync_file, link_or_lose
+from worker.context import Task
+
+
+class OutputMissing(Exception):
+    """A path was asked for and nothing was written there."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    hidden: Path
+    final: Path
+
+
+class Outputs:
+    """The outputs of the tasks in hand of one attempt."""
+
+    def __init__(self, root: Path, attempt: str) -> None:
+        self.root = root
+        self.attempt = attempt
+        self._asked: dict[int, dict[str, _Asked]] = {}
+
+    def path(self, task: Task, suffix: str) -> Path:
+        """The hidden path for one output; the same for the same question."""
+        if "/" in suffix or "\0" in suffix:
+            raise ValueError(f"ctx.output: suffix {suffix!r} holds a slash; let the output be a folder instead")
+        asked = self._asked.setdefault(task.index, {})
+        if suffix not in asked:
+            final = self.root / f"{task.key}{suffix}"
+            self._make_folder(final.parent)
+            hidden = final.parent / f"{OUT_MARK}-{self.attempt}-{task.index}{suffix}"
+            asked[suffix] = _Asked(hidden, final)
+        return asked[suffix].hidden
+
+    def _make_folder(self, folder: Path) -> None:
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            fsync_dir(folder.parent)
+
+    def discard(self, tasks: Iterable[int]) -> None:
+        """Forget and delete what these tasks wrote."""
+        for index in tasks:
+            for asked in self._asked.pop(index, {}).values():
+                _remove(asked.hidden)
+
+    def publish(self, tasks: Iterable[int]) -> dict[int, list[tuple[str, int]] | OutputMissing]:
+        """Publish what these tasks wrote; for each the (name below OUT, bytes) or what is missing. Raises OSError."""
+        published: dict[int, list[tuple[str, int]] | OutputMissing] = {}
+        folders: set[Path] = set()
+        for index in tasks:
+            asked = self._asked.pop(index, {})
+            if not asked:
+                continue
+            missing = [suffix for suffix, one in asked.items() if not one.hidden.exists()]
+            if missing:
+                for one in asked.values():
+                    _remove(one.hidden)
+                published[index] = OutputMissing(
+                    f"ctx.output(task, {missing[0]!r}) was asked for and nothing was written to the path it gave"
+                )
+                continue
+            published[index] = [self._publish(one) for one in asked.values()]
+            folders.update(one.final.parent for one in asked.values())
+        for folder in folders:
+            fsync_dir(folder)
+        return published
+
+    def _publish(self, asked: _Asked) -> tuple[str, int]:
+        if asked.hidden.is_dir():
+            _sync_tree(asked.hidden)
+            try:
+                os.rename(asked.hidden, asked.final)
+            except OSError:
+                if not asked.final.is_dir():
+                    raise
+                shutil.rmtree(asked.hidden)
+        else:
+            fsync_file(asked.hidden)
+            link_or_lose(asked.hidden, asked.final)
+        return str(asked.final.relative_to(self.root)), _size(asked.final)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            fsync_file(Path(folder, name))
+        fsync_dir(Path(folder))
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(Path(folder, name).stat().st_size for folder, _, names in os.walk(path) for name in names)
+    return path.stat().st_size

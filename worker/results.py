@@ -1,0 +1,107 @@
+"""From what user code returned or raised to what a journal line holds."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spool.layout import TRACEBACK_BYTES
+from spool.records import NO_JSON, Error
+from worker.devices import is_device_oom
+from worker.outputs import OutputMissing
+
+RESULT_BYTES = 1024 * 1024
+MESSAGE_BYTES = 4096
+_OURS = str(Path(__file__).parent)
+
+
+class ResultError(Exception):
+    """A job returned what cannot stand in a journal."""
+
+
+class CommandFailed(Exception):
+    """A command ended with another status than 0."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def to_json(result: Any) -> msgspec.Raw:
+    """A job's result as JSON. `.tolist()` is used where there is one; NaN becomes null.
+
+    Raises ResultError for infinity, for what JSON cannot hold, and for more than 1 MiB.
+    """
+    if result is None:
+        return NO_JSON
+    try:
+        text = json.dumps(result, allow_nan=False, default=_plain, separators=(",", ":"))
+    except ValueError:
+        text = _without_nan(result)
+    except TypeError as error:
+        raise ResultError(f"the result is not JSON: {error}") from None
+    if len(text) > RESULT_BYTES:
+        raise ResultError(
+            f"the result is {len(text)} bytes of JSON, at most {RESULT_BYTES} are kept; "
+            "write it to ctx.output(task, suffix) and return a summary"
+        )
+    return msgspec.Raw(text.encode("ascii"))
+
+
+def _plain(value: Any) -> Any:
+    tolist = getattr(value, "tolist", None)
+    if callable(tolist):
+        return tolist()
+    raise TypeError(f"a {type(value).__name__} ({value!r:.60}) has no JSON form")
+
+
+def _without_nan(result: Any) -> str:
+    """For the rare result that holds NaN, infinity or itself."""
+    try:
+        text = json.dumps(result, default=_plain)
+        plain = json.loads(text, parse_constant=_constant)
+    except ValueError as error:
+        raise ResultError(f"the result is not JSON: {error}") from None
+    return json.dumps(plain, separators=(",", ":"))
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        raise ValueError(f"{name} has no JSON form (NaN becomes null)")
+
+
+def to_error(error: BaseException, tries: int = 1) -> Error:
+    """The record of what user code raised. The kind comes from its type alone."""
+    message = traceback.format_exception_only(error)[-1].strip().partition(": ")[2]
+    return Error(
+        kind=_kind(error),
+        type=type(error).__name__,
+        message=_clean(message)[:MESSAGE_BYTES],
+        traceback="" if isinstance(error, (CommandFailed, ResultError, OutputMissing)) else _traceback(error),
+        tries=tries,
+        exit_code=error.exit_code if isinstance(error, CommandFailed) else None,
+    )
+
+
+def _kind(error: BaseException) -> str:
+    if is_device_oom(error):
+        return "gpu_oom"
+    kinds = {ResultError: "result", OutputMissing: "output", CommandFailed: "exit"}
+    return kinds.get(type(error), "exception")
+
+
+def _traceback(error: BaseException) -> str:
+    """Without our own frames at the top, and the last bytes of it: the end names the culprit."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
+        frames = frames.tb_next
+    return _clean("".join(traceback.format_exception(type(error), error, frames)))[-TRACEBACK_BYTES:]
+
+
+def _clean(text: str) -> str:
+    """Text that UTF-8 can hold, whatever bytes a file name smuggled in."""
+    return text.encode("utf-8", "backslashreplace").decode()
