@@ -29,7 +29,7 @@ from orchestrator.status import status as _status
 from spool.death import Coroner
 from spool.errors import OrchestratorLive, UsageError
 from spool.identity import DEAD
-from spool.layout import Layout, numbered_name, parse_numbered
+from spool.layout import Layout
 from spool.manifest import publish_manifest
 from spool.publish import listdir, publish
 from spool.records import Job, Options, TaskLine
@@ -100,7 +100,7 @@ def run(
     slots = _slots(request.options)
     if dry_run:
         return _describe(layout, request, slots)
-    if fresh and layout.run.exists():
+    if fresh and layout.root.exists():
         _set_aside(layout)
     if not layout.run.exists():
         c.create(layout, request, len(slots), overwrite)
@@ -160,9 +160,11 @@ def _describe(layout: Layout, request: c.Request, slots: list[str]) -> Report:
 def _set_aside(layout: Layout) -> None:
     """--fresh, unless something of the old run still lives: it would go on writing into the new spool."""
     with hold(layout):
-        view = open_view(layout.root)
-        coroner = Coroner(view)
-        alive = [attempt for attempt in view.open_attempts if coroner.verdict(attempt) != DEAD]
+        alive: list[str] = []
+        if layout.run.exists():
+            view = open_view(layout.root)
+            coroner = Coroner(view)
+            alive = [attempt for attempt in view.open_attempts if coroner.verdict(attempt) != DEAD]
         if alive:
             raise OrchestratorLive(
                 f"{layout.root}: {', '.join(alive)} may still be running. "
@@ -241,8 +243,7 @@ def _publish_retry(view: View) -> int:
                 newest[index], round=view.ledger.round_of(index) + 1, crashes=0, kills=0, careful=False
             )
         )
-    numbers = [parsed[1] for parsed in map(parse_numbered, view.manifests) if parsed and parsed[0] == "retry"]
-    publish_manifest(view.layout, numbered_name("retry", max(numbers, default=0) + 1), tasks)
+    publish_manifest(view.layout, view.next_numbered("retry"), tasks)
     _move_failed(view, tasks)
     view.refresh()
     return len(tasks)

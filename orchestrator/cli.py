@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 import spool
+from orchestrator.progress import printable
 from spool.errors import GpuspoolError, UsageError
 from spool.layout import Layout
 from spool.publish import publish
@@ -104,7 +105,7 @@ def cli() -> None:
 @option("--files-from", metavar="FILE|-", help="Input paths, one a line.")
 @option("--lines", metavar="FILE|-", help="One task for each line; the payload is the line.")
 @option("--tasks", metavar="FILE|-", help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}.')
-@click.option("--arg", "args", multiple=True, metavar="KEY=VALUE", help="ctx.args[KEY]; JSON if it parses.")
+@option("--arg", "args", multiple=True, metavar="KEY=VALUE", help="ctx.args[KEY]; JSON if it parses.")
 @option("--seed", type=int, help="Changes every task.seed. Default 0.")
 @option("--fresh", is_flag=True, help="Start anew; an existing spool is renamed, never deleted.")
 @option("--dry-run", is_flag=True, help="Show what would be done.")
@@ -196,21 +197,21 @@ def wait(spool_dir: str | None, timeout_s: float | None) -> None:
 
 @cli.command()
 @spool_argument
-@click.option("--rank", type=int, help="Only this rank.")
-@click.option("--task", "key", help="Only what the task with this key printed.")
+@option("--rank", type=int, help="Only this rank.")
+@option("--task", "key", help="Only what the task with this key printed.")
 @debug
 def logs(spool_dir: str | None, rank: int | None, key: str | None) -> None:
     """What the workers printed."""
     from orchestrator.inspect import task_log
     from orchestrator.status import open_view
-    from spool.layout import parse_attempt
+    from spool.layout import rank_of
 
     view = open_view(find(spool_dir))
     if key is not None:
         click.echo(task_log(view, key), nl=False)
         return
     for attempt in view.attempts:
-        if rank is None or (parse_attempt(attempt) or (-1, 0))[0] == rank:
+        if rank is None or rank_of(attempt) == rank:
             click.echo(f"==> {attempt} <==")
             path = view.layout.log(attempt)
             click.echo(printable(path.read_text(errors="replace")) if path.exists() else "", nl=False)
@@ -299,11 +300,6 @@ def find(spool_dir: str | None) -> Path:
         names = ", ".join(map(str, found)) or "none"
         raise UsageError(f"SPOOL is not given and there is not just one ./spool-* ({names}). Name one.")
     return found[0]
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: control characters other than newline and tab are escaped."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", text)
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -14,7 +14,7 @@ import msgspec
 
 from spool.closing import publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
-from spool.layout import OUT_MARK, SUBDIRS, parse_attempt
+from spool.layout import OUT_MARK, SUBDIRS, rank_of
 from spool.publish import remove_quietly, replace
 from spool.view import View
 
@@ -102,7 +102,7 @@ def _attempt(view: View, name: str) -> dict[str, Any]:
     closing = view.closed.get(name)
     row: dict[str, Any] = {
         "attempt": name,
-        "rank": (parse_attempt(name) or (-1, 0))[0],
+        "rank": rank_of(name),
         "state": closing.state if closing else "open",
         "reason": closing.reason if closing else "",
         "finished": view.finished_by.get(name, 0),

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 
 from filelock import FileLock, Timeout
+from msgspec.structs import asdict
 
 from spool.errors import OrchestratorLive
 from spool.identity import ALIVE, liveness, myself
 from spool.layout import Layout
-from spool.publish import read_bytes, replace
-from spool.records import Damaged, Holder, Identity, decode, pretty
+from spool.publish import read_record, replace
+from spool.records import Holder, pretty
 
 
 @contextlib.contextmanager
@@ -38,35 +39,18 @@ def hold(layout: Layout) -> Iterator[str | None]:
 
 def announce(layout: Layout, epoch: int) -> None:
     """Tell who comes second whom to ask."""
-    me = myself()
-    holder = Holder(
-        host=me.host,
-        pid=me.pid,
-        boot_id=me.boot_id,
-        pid_ns=me.pid_ns,
-        pid_start=me.pid_start,
-        epoch=epoch,
-        since=time.time(),
-    )
+    holder = Holder(**asdict(myself()), epoch=epoch, since=time.time())
     replace(layout.holder, pretty(holder))
 
 
 def read_holder(layout: Layout) -> Holder | None:
-    try:
-        return decode(read_bytes(layout.holder) or b"", Holder)
-    except Damaged:
-        return None
+    return read_record(layout.holder, Holder)
 
 
 def is_holder_alive(layout: Layout) -> bool:
     """Whether the orchestrator that announced itself last is proved alive on this host."""
     holder = read_holder(layout)
-    if holder is None:
-        return False
-    who = Identity(
-        host=holder.host, boot_id=holder.boot_id, pid_ns=holder.pid_ns, pid=holder.pid, pid_start=holder.pid_start
-    )
-    return liveness(who) == ALIVE
+    return holder is not None and liveness(holder) == ALIVE
 
 
 def describe_holder(layout: Layout) -> str:

@@ -28,10 +28,10 @@ from spool.closing import Witness, close_dead, describe_exit, sweep
 from spool.death import Coroner
 from spool.errors import EXIT_CANNOT_CLOSE
 from spool.identity import ALIVE, DEAD, is_here, myself
-from spool.layout import STATES, parse_attempt, parse_drain
-from spool.publish import listdir, replace, write_all
+from spool.layout import STATES, rank_of
+from spool.publish import replace, write_all
 from spool.records import Closing, Job, Options, ParentBeat, encode
-from spool.view import View
+from spool.view import View, drain_epoch
 
 DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 BEAT_S = 10.0
@@ -140,7 +140,7 @@ class Orchestrator:
             self._finished_at = time.monotonic()
         claimers = {claim.attempt for chain in self.view.chains.values() for claim in chain.claims}
         attempts = [
-            d.OpenAttempt(name, (parse_attempt(name) or (0, 0))[0], self._life(name), name not in claimers)
+            d.OpenAttempt(name, rank_of(name), self._life(name), name not in claimers)
             for name in self.view.open_attempts
         ]
         return d.Snapshot(
@@ -159,7 +159,7 @@ class Orchestrator:
         past: dict[int, list[Closing]] = {rank: [] for rank in range(len(self.slots))}
         for name in self.view.attempts:
             intent, closing = self.view.intents.get(name), self.view.closed.get(name)
-            rank, _ = parse_attempt(name) or (-1, 0)
+            rank = rank_of(name)
             if intent is not None and closing is not None and intent.epoch == self.epoch and rank in past:
                 past[rank].append(closing)
                 self._ended_at.setdefault(name, time.monotonic())
@@ -198,6 +198,8 @@ class Orchestrator:
         else:
             witness = Witness(code, self.options.max_crashes)
             closing = close_dead(self.view, attempt, by="parent", reason="crash", witness=witness)
+        if closing is None:
+            return
         how = "was lost" if code is None else f"ended: {describe_exit(code)}"
         culprits = "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
         self._tell("attempt_closed", f"{attempt} {how} ({closing.reason}){culprits}", attempt=attempt)
@@ -248,13 +250,10 @@ class Orchestrator:
             why = f"{signal.Signals(self._received[0]).name} received"
         elif self._deadline is not None and time.monotonic() > self._deadline:
             why = "the time limit is reached"
-        elif any((epoch := parse_drain(name)) is not None and epoch >= self.epoch for name in self._drains()):
+        elif drain_epoch(self.view.layout) >= self.epoch:
             why = "`gpuspool drain` asked for it"
         if why is not None:
             self._drain(why)
-
-    def _drains(self) -> list[str]:
-        return listdir(self.view.layout.control)
 
     def _drain(self, why: str) -> None:
         self._kill_at = time.monotonic() + self.options.grace_s

@@ -5,6 +5,7 @@ Rate and time left are weighted by cost, so that a few huge inputs at the front 
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Any, Protocol
@@ -17,6 +18,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters other than newline and tab are escaped."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", text)
 
 
 class Progress(Protocol):
@@ -62,7 +68,7 @@ class Lines:
         self.say(f"{complete} complete, {failed} failed of {self._total} ({rate}{left}) {note}".rstrip())
 
     def say(self, text: str) -> None:
-        print(f"gpuspool: {text}", file=sys.stderr, flush=True)
+        print(f"gpuspool: {printable(text)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
@@ -100,7 +106,7 @@ class Bar:
         self._bar.update(self._task, completed=cost_done, done=done, failed=failed, rate=rate, note=note)
 
     def say(self, text: str) -> None:
-        self._bar.console.print(f"gpuspool: {text}", markup=False, highlight=False)
+        self._bar.console.print(f"gpuspool: {printable(text)}", markup=False, highlight=False)
 
     def close(self) -> None:
         self._bar.stop()

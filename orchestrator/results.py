@@ -10,7 +10,7 @@ import msgspec
 
 from spool.closing import lost_tasks
 from spool.journal import JournalReader
-from spool.layout import parse_attempt
+from spool.layout import parse_attempt, rank_of
 from spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost, unseal
 from spool.view import View
 
@@ -82,7 +82,7 @@ class Results:
         base = {"index": index, "key": key, "state": verdict or "missing"}
         if verdict is None or number < 0:
             attempt, error = self._without_line(index, verdict)
-            rank = None if attempt is None else (parse_attempt(attempt) or (-1, 0))[0]
+            rank = None if attempt is None else rank_of(attempt)
             return Result(**base, result=NULL, error=error, seconds=None, rank=rank, outputs=[])  # type: ignore[arg-type]
         attempt = self._attempts[number]
         if number not in files:
@@ -94,7 +94,7 @@ class Results:
             result=NULL if line.result == NO_JSON else line.result,
             error=line.error,
             seconds=line.seconds,
-            rank=(parse_attempt(attempt) or (-1, 0))[0],
+            rank=rank_of(attempt),
             outputs=[name for name, _ in line.outputs],
         )
 

@@ -10,7 +10,7 @@ from orchestrator.lock import is_holder_alive, read_holder
 from spool.closing import lost_tasks
 from spool.death import Coroner
 from spool.identity import ALIVE, DEAD
-from spool.layout import Layout, parse_attempt
+from spool.layout import Layout, rank_of
 from spool.state import run_state
 from spool.view import View, load_run
 
@@ -56,7 +56,7 @@ def status(view: View) -> dict[str, Any]:
 
 def _newest(view: View) -> list[str]:
     """Each rank's last attempt."""
-    newest = {(parse_attempt(attempt) or (-1, 0))[0]: attempt for attempt in view.attempts}
+    newest = {rank_of(attempt): attempt for attempt in view.attempts}
     return [newest[rank] for rank in sorted(newest)]
 
 
@@ -71,7 +71,7 @@ def _rank(view: View, attempt: str, life: str | None) -> dict[str, Any]:
         state = beat.state if beat is not None else "starting"
     is_running = life is not None and life != DEAD and beat is not None
     return {
-        "rank": (parse_attempt(attempt) or (-1, 0))[0],
+        "rank": rank_of(attempt),
         "attempt": attempt,
         "state": state,
         "device": intent.device if intent is not None else None,
@@ -79,7 +79,7 @@ def _rank(view: View, attempt: str, life: str | None) -> dict[str, Any]:
         "pid": who.pid if who is not None else None,
         "task": beat.task if is_running and beat is not None else None,
         "beat_age_s": round(time.time() - beat.at, 1) if is_running and beat is not None else None,
-        "done": view.finished_by.get(attempt, 0),
-        "failed": closing.stats.failed if closing and closing.stats else (beat.failed if beat else 0),
+        "done": view.finished_by.get(attempt, 0) - view.failed_by.get(attempt, 0),
+        "failed": view.failed_by.get(attempt, 0),
         "is_proved_alive": life == ALIVE,
     }

@@ -16,7 +16,7 @@ import msgspec
 
 from spool.claims import NOBODY
 from spool.journal import link_empty_journal
-from spool.layout import Layout, numbered_name, parse_attempt, parse_numbered
+from spool.layout import Layout, rank_of
 from spool.manifest import publish_manifest, publish_orphans
 from spool.publish import fsync_file, publish
 from spool.records import Closing, Error, Lost, Record, TaskLine, pretty
@@ -66,12 +66,7 @@ def publish_copies(layout: Layout, closing: Closing) -> None:
     publish(layout.status(closing.state, closing.attempt), pretty(closing))
     for lost in closing.lost:
         failed = FailedTask(
-            key=lost.key,
-            task=lost.task,
-            round=lost.round,
-            attempt=closing.attempt,
-            at=closing.at,
-            error=lost.error,
+            key=lost.key, task=lost.task, round=lost.round, attempt=closing.attempt, at=closing.at, error=lost.error
         )
         publish_failed_task(layout, failed)
 
@@ -122,20 +117,18 @@ def _lost(task: TaskLine, times: int, witness: Witness, where: str) -> Lost:
 
 
 def close_dead(
-    view: View,
-    attempt: str,
-    *,
-    by: str,
-    state: str = "failed",
-    reason: str = "lost",
-    witness: Witness | None = None,
-) -> Closing:
+    view: View, attempt: str, *, by: str, state: str = "failed", reason: str = "lost", witness: Witness | None = None
+) -> Closing | None:
     """Close an attempt that is proved dead; returns what closed it, which may be somebody else's word.
 
-    Raises OSError where its journal cannot be made durable: then nobody may say what it finished.
+    None: it had not begun when it was judged, and has since; judge again. Raises OSError where its journal cannot be
+    made durable: then nobody may say what it finished.
     """
-    if not link_empty_journal(view.layout, attempt):
+    if attempt in view.journals:
         fsync_file(view.layout.journal(attempt))
+    elif not link_empty_journal(view.layout, attempt):
+        view.refresh()
+        return None
     view.refresh()
     if attempt in view.closed:
         return view.closed[attempt]
@@ -143,8 +136,7 @@ def close_dead(
     lost: list[Lost] = []
     suspects = 0
     if witness is not None:
-        rank, _ = parse_attempt(attempt) or (0, 0)
-        where = f"rank {rank}, attempt {attempt}, log logs/{attempt}.log"
+        where = f"rank {rank_of(attempt)}, attempt {attempt}, log logs/{attempt}.log"
         orphans, lost, suspects = blame(orphans, view.started.get(attempt), witness, where)
     closing = Closing(
         attempt=attempt,
@@ -203,7 +195,6 @@ def sweep(view: View, idle: str = "") -> int:
     tasks = lost_tasks(view.refresh(), idle)
     if not tasks:
         return 0
-    numbers = [parsed[1] for parsed in map(parse_numbered, view.manifests) if parsed and parsed[0] == "sweep"]
-    publish_manifest(view.layout, numbered_name("sweep", max(numbers, default=0) + 1), tasks)
+    publish_manifest(view.layout, view.next_numbered("sweep"), tasks)
     view.refresh()
     return len(tasks)

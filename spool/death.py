@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 
 from spool.identity import ALIVE, DEAD, ELSEWHERE, LeaseWatch, liveness
-from spool.publish import read_bytes
-from spool.records import Damaged, Intent, ParentBeat, decode
+from spool.publish import read_record
+from spool.records import Intent, ParentBeat
 from spool.view import View
 
 
@@ -57,7 +57,5 @@ class Coroner:
 
 def read_parent_beat(view: View, intent: Intent) -> int | None:
     path = view.layout.parent_heartbeat(intent.epoch, intent.parent.host, intent.parent.pid)
-    try:
-        return decode(read_bytes(path) or b"", ParentBeat).beat
-    except Damaged:
-        return None
+    beat = read_record(path, ParentBeat)
+    return None if beat is None else beat.beat

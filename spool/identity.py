@@ -12,7 +12,7 @@ import functools
 import os
 from pathlib import Path
 
-from spool.records import Heartbeat, Identity, JournalHead
+from spool.records import Identity
 
 ALIVE, DEAD, ELSEWHERE = "alive", "dead", "elsewhere"
 
@@ -46,16 +46,6 @@ def myself() -> Identity:
     mine = identity_of(os.getpid())
     assert mine is not None
     return mine
-
-
-def as_identity(record: JournalHead | Heartbeat) -> Identity:
-    return Identity(
-        host=record.host,
-        boot_id=record.boot_id,
-        pid_ns=record.pid_ns,
-        pid=record.pid,
-        pid_start=record.pid_start,
-    )
 
 
 def is_here(who: Identity) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from msgspec.structs import asdict
+
 from spool.layout import Layout
 from spool.manifest import Damage, Report
 from spool.publish import create_journal, write_all
@@ -54,14 +56,7 @@ class JournalWriter:
 
 def start_journal(layout: Layout, attempt: str, who: Identity) -> JournalWriter | None:
     """A worker's first act: link its journal, which says who it is. None: this attempt was started or closed before."""
-    head = JournalHead(
-        attempt=attempt,
-        host=who.host,
-        boot_id=who.boot_id,
-        pid_ns=who.pid_ns,
-        pid=who.pid,
-        pid_start=who.pid_start,
-    )
+    head = JournalHead(**asdict(who), attempt=attempt)
     fd = create_journal(layout.journal(attempt), seal(head))
     return None if fd is None else JournalWriter(fd)
 

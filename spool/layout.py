@@ -48,6 +48,11 @@ def parse_attempt(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def rank_of(attempt: str) -> int:
+    """The rank of an attempt's name; -1 where it is no such name."""
+    return (parse_attempt(attempt) or (-1, 0))[0]
+
+
 def orphans_name(attempt: str) -> str:
     return f"{attempt}.orphans"
 

@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 
 from spool.layout import hidden_name
+from spool.records import Damaged, R, decode
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -135,4 +136,12 @@ def read_bytes(path: Path) -> bytes | None:
         with open(fd, "rb") as file:
             return file.read()
     except FileNotFoundError:
+        return None
+
+
+def read_record(path: Path, kind: type[R]) -> R | None:
+    """The one record that a file holds, or None where there is no such file or it cannot be read as one."""
+    try:
+        return decode(read_bytes(path) or b"", kind)
+    except Damaged:
         return None

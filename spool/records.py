@@ -76,15 +76,10 @@ class Identity(Record, frozen=True, kw_only=True):
     pid_start: int
 
 
-class JournalHead(Record, frozen=True, kw_only=True):
-    """The first line of a journal."""
+class JournalHead(Identity, frozen=True, kw_only=True):
+    """The first line of a journal: whose it is."""
 
     attempt: str
-    host: str
-    boot_id: str
-    pid_ns: str
-    pid: int
-    pid_start: int
 
 
 class JournalLine(Record, frozen=True, kw_only=True):
@@ -146,14 +141,9 @@ class Closing(Record, frozen=True, kw_only=True):
     stats: Stats | None = None
 
 
-class Heartbeat(Record, frozen=True, kw_only=True):
+class Heartbeat(Identity, frozen=True, kw_only=True):
     attempt: str
     beat: int
-    host: str
-    boot_id: str
-    pid_ns: str
-    pid: int
-    pid_start: int
     parent: str
     device: str
     state: str
@@ -172,14 +162,9 @@ class ParentBeat(Record, frozen=True, kw_only=True):
     at: float
 
 
-class Holder(Record, frozen=True, kw_only=True):
+class Holder(Identity, frozen=True, kw_only=True):
     """orchestrator.json: the live orchestrator, told to whoever comes second."""
 
-    host: str
-    pid: int
-    boot_id: str
-    pid_ns: str
-    pid_start: int
     epoch: int
     since: float
 

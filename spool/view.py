@@ -14,12 +14,12 @@ from collections.abc import Iterator
 
 from spool.claims import Chain
 from spool.errors import SpoolError, UsageError
-from spool.identity import as_identity
 from spool.journal import JournalReader
 from spool.layout import (
     FORMAT_TEXT,
     Layout,
     is_manifest,
+    numbered_name,
     parse_attempt,
     parse_drain,
     parse_numbered,
@@ -27,19 +27,8 @@ from spool.layout import (
     rank_name,
 )
 from spool.manifest import Damage, Manifest, load_manifest
-from spool.publish import listdir, read_bytes
-from spool.records import (
-    Closing,
-    Damaged,
-    Heartbeat,
-    Identity,
-    Intent,
-    Job,
-    JournalBrief,
-    Run,
-    TaskLine,
-    decode,
-)
+from spool.publish import listdir, read_bytes, read_record
+from spool.records import Closing, Damaged, Heartbeat, Identity, Intent, Job, JournalBrief, Run, TaskLine, decode
 from spool.state import Ledger
 
 
@@ -75,6 +64,11 @@ def refuse_world_writable(layout: Layout) -> None:
             )
 
 
+def drain_epoch(layout: Layout) -> int:
+    """The newest epoch that was told to drain, -1 if none was."""
+    return max((epoch for epoch in map(parse_drain, listdir(layout.control)) if epoch is not None), default=-1)
+
+
 class View:
     def __init__(self, layout: Layout, run: Run) -> None:
         self.layout = layout
@@ -87,6 +81,7 @@ class View:
         self.journals: dict[str, JournalReader] = {}
         self.started: dict[str, tuple[int, int]] = {}
         self.finished_by: dict[str, int] = {}
+        self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
         self._torn_checked: set[str] = set()
 
@@ -135,15 +130,10 @@ class View:
             attempt = filename.removesuffix(".json")
             if attempt in self.intents or parse_attempt(attempt) is None:
                 continue
-            self.intents[attempt] = self._read_intent(attempt)
-
-    def _read_intent(self, attempt: str) -> Intent | None:
-        path = self.layout.intent(attempt)
-        try:
-            return decode(read_bytes(path) or b"", Intent)
-        except Damaged as error:
-            self.report(Damage(str(path), 0, str(error)))
-            return None
+            path = self.layout.intent(attempt)
+            self.intents[attempt] = read_record(path, Intent)
+            if self.intents[attempt] is None:
+                self.report(Damage(str(path), 0, "not the intent of an attempt"))
 
     def _read_journals(self) -> None:
         for filename in listdir(self.layout.journals):
@@ -167,6 +157,8 @@ class View:
                 self.started[journal.attempt] = (brief.task, brief.round)
                 continue
             self.finished_by[journal.attempt] = self.finished_by.get(journal.attempt, 0) + 1
+            if brief.state == "failed":
+                self.failed_by[journal.attempt] = self.failed_by.get(journal.attempt, 0) + 1
             self._feed(journal.path, at, brief.task, brief.round, brief.state)
 
     def _feed(self, path: str, at: int, task: int, round_: int, state: str) -> None:
@@ -201,27 +193,27 @@ class View:
         """The process that an attempt is, by its journal, else its heartbeat; None if it never began."""
         journal = self.journals.get(attempt)
         if journal is not None and journal.head is not None:
-            return as_identity(journal.head)
-        beat = self.heartbeat(attempt)
-        return None if beat is None else as_identity(beat)
+            return journal.head
+        return self.heartbeat(attempt)
 
     def heartbeat(self, attempt: str) -> Heartbeat | None:
         """An attempt's last heartbeat; None where it has none that can be read."""
-        try:
-            return decode(read_bytes(self.layout.heartbeat(attempt)) or b"", Heartbeat)
-        except Damaged:
-            return None
+        return read_record(self.layout.heartbeat(attempt), Heartbeat)
 
     def next_epoch(self) -> int:
         """One more than any epoch that an attempt or a drain names."""
         epochs = [intent.epoch for intent in self.intents.values() if intent is not None]
-        drains = [parse_drain(name) for name in listdir(self.layout.control)]
-        return max([*epochs, *(d for d in drains if d is not None), -1]) + 1
+        return max([*epochs, drain_epoch(self.layout)]) + 1
 
     def next_number(self, rank: int) -> int:
         """The number of a rank's next attempt."""
-        numbers = [number for r, number in map(parse_attempt, self.attempts) if r == rank]  # type: ignore[misc]
+        numbers = [number for r, number in filter(None, map(parse_attempt, self.attempts)) if r == rank]
         return max(numbers, default=-1) + 1
+
+    def next_numbered(self, kind: str) -> str:
+        """The name of the next retry or sweep manifest."""
+        numbers = [number for k, number in filter(None, map(parse_numbered, self.manifests)) if k == kind]
+        return numbered_name(kind, max(numbers, default=0) + 1)
 
     def missing_manifests(self) -> list[str]:
         """The planned manifests that are gone."""

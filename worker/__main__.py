@@ -10,8 +10,8 @@ from spool.errors import GpuspoolError, SpoolError
 from spool.identity import myself
 from spool.journal import start_journal
 from spool.layout import Layout, attempt_name
-from spool.publish import read_bytes
-from spool.records import Damaged, Intent, decode
+from spool.publish import read_record
+from spool.records import Intent
 from spool.view import load_run, refuse_world_writable
 from worker.attempt import Attempt
 
@@ -30,11 +30,10 @@ def _arguments() -> argparse.Namespace:
 
 def _intent(layout: Layout, name: str) -> Intent:
     """What the parent wrote for this attempt. Raises SpoolError where that cannot be read."""
-    path = layout.intent(name)
-    try:
-        return decode(read_bytes(path) or b"", Intent)
-    except Damaged as error:
-        raise SpoolError(f"{path} cannot be read ({error}); the parent starts the next attempt") from None
+    intent = read_record(layout.intent(name), Intent)
+    if intent is None:
+        raise SpoolError(f"{layout.intent(name)} cannot be read; the parent starts the next attempt")
+    return intent
 
 
 def main() -> int:

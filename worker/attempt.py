@@ -39,17 +39,11 @@ from worker.outputs import Outputs
 from worker.results import to_error
 from worker.supply import Supply
 
-STATE_OF = {
-    "finished": "complete",
-    "drained": "stopped",
-    "load": "failed",
-    "device": "failed",
-    "io": "failed",
-}
+STATE_OF = {"finished": "complete", "drained": "stopped", "load": "failed", "device": "failed", "io": "failed"}
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 IDLE_S = (0.01, 0.25)  # how long an idle attempt waits between two looks: first, and at most
-SWEEP_S = 1.0  # a sweep reads every manifest: not at every look
+SWEEP_S = (1.0, 60.0)  # wait before an idle attempt sweeps, which reads every manifest; doubled up to the second
 RETRY_S = (1.0, 60.0)  # wait before a task's first retry, doubled each time up to the second
 
 
@@ -201,10 +195,7 @@ class Attempt:
             wait = min(RETRY_S[0] * 2 ** (tries - 1), RETRY_S[1]) * random.uniform(0.75, 1.25)
             self._in_hand.remove(line)
             heapq.heappush(self._deferred, (time.monotonic() + wait, line.task, line))
-            print(
-                f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s",
-                flush=True,
-            )
+            print(f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s", flush=True)
             return
         self.journal.append(msgspec.structs.replace(verdict, error=error))
         self._in_hand.remove(line)
@@ -223,7 +214,8 @@ class Attempt:
             self._coroner = Coroner(View(self.layout, self.run_record))
         view = self._coroner.view
         self.beat.doing.state = "idle"
-        wait, next_sweep = IDLE_S[0], time.monotonic()
+        wait, sweep_wait = IDLE_S[0], SWEEP_S[0]
+        next_sweep = time.monotonic() + sweep_wait
         while not view.refresh().ledger.is_finished:
             self.journal.check()
             if self.is_draining or self.name in view.closed:
@@ -235,8 +227,9 @@ class Attempt:
                 if attempt != self.name and self._coroner.is_orphan(attempt):
                     close_dead(view, attempt, by=self.name)
             if time.monotonic() >= next_sweep:
-                next_sweep = time.monotonic() + SWEEP_S
                 sweep(view, idle=self.name)
+                sweep_wait = min(sweep_wait * 2, SWEEP_S[1])
+                next_sweep = time.monotonic() + sweep_wait
             time.sleep(wait)
             wait = min(wait * 2, IDLE_S[1])
         return "finished"
@@ -264,11 +257,7 @@ class Attempt:
 
     def _final_stats(self) -> Stats:
         executor = self._executor
-        versions = {
-            "gpuspool": spool.__version__,
-            "python": platform.python_version(),
-            "torch": torch_version() or "",
-        }
+        versions = {"gpuspool": spool.__version__, "python": platform.python_version(), "torch": torch_version() or ""}
         return Stats(
             done=self.beat.doing.done,
             failed=self.beat.doing.failed,

@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec.structs import asdict
+
 from spool.journal import JournalWriter
-from spool.layout import Layout, parse_drain
-from spool.publish import listdir, replace
+from spool.layout import Layout
+from spool.publish import replace
 from spool.records import Heartbeat, Identity, Intent, encode
+from spool.view import drain_epoch
 from worker.devices import Device
 
 BEAT_S = 10.0  # twelve beats fit into the default lease of 120 s
@@ -41,12 +44,7 @@ class Beat(threading.Thread):
     """Starts beating when started; `finish` writes the last beat."""
 
     def __init__(
-        self,
-        layout: Layout,
-        intent: Intent,
-        who: Identity,
-        journal: JournalWriter,
-        drain: Callable[[], None],
+        self, layout: Layout, intent: Intent, who: Identity, journal: JournalWriter, drain: Callable[[], None]
     ) -> None:
         super().__init__(name="gpuspool-beat", daemon=True)
         self.doing = Doing()
@@ -82,10 +80,7 @@ class Beat(threading.Thread):
             self.beat()
         if now - self._last_drain >= min(DRAIN_S, self._lease_s / 12):
             self._last_drain = now
-            if any(
-                (epoch := parse_drain(name)) is not None and epoch >= self._intent.epoch
-                for name in listdir(self._layout.control)
-            ):
+            if drain_epoch(self._layout) >= self._intent.epoch:
                 self._drain()
 
     def beat(self) -> None:
@@ -94,13 +89,9 @@ class Beat(threading.Thread):
         self._last = time.monotonic()
         doing = self.doing
         record = Heartbeat(
+            **asdict(self._who),
             attempt=self._intent.attempt,
             beat=self._beat,
-            host=self._who.host,
-            boot_id=self._who.boot_id,
-            pid_ns=self._who.pid_ns,
-            pid=self._who.pid,
-            pid_start=self._who.pid_start,
             parent=str(os.getppid()),
             device=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             state=doing.state,

@@ -51,9 +51,7 @@ def load_job(layout: Layout, job: Job, context: Context, check_devices: Callable
         target = target() if target.__init__ is object.__init__ else target(context)  # type: ignore[misc]
         check_devices()
     return LoadedJob(
-        call=target,
-        batch_size=_positive(target, "batch_size", int),
-        batch_cost=_positive(target, "batch_cost", float),
+        call=target, batch_size=_positive(target, "batch_size", int), batch_cost=_positive(target, "batch_cost", float)
     )
 
 
@@ -104,12 +102,7 @@ def fill(word: str, task: Task, context: Context) -> str:
 
 def _fill_plain(word: str, task: Task, context: Context) -> str:
     """All placeholders in one pass, so that what a payload holds is never taken for one."""
-    values = {
-        "key": task.key,
-        "rank": str(context.rank),
-        "device": context.device,
-        "index": str(task.index),
-    }
+    values = {"key": task.key, "rank": str(context.rank), "device": context.device, "index": str(task.index)}
     return _PLACEHOLDER.sub(lambda m: _input(task) if m[1] == "input" else values[m[1]], word)
 
 
