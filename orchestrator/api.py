@@ -50,6 +50,11 @@ class Report:
         """Whether every task is complete."""
         return self.exit_code == 0
 
+    def __repr__(self) -> str:
+        """A small table, for prompts and notebooks."""
+        rows = {"spool": self.spool, "exit code": self.exit_code, **self.counts}
+        return "\n".join(f"{name:10}{value}" for name, value in rows.items()) + f"\n{self.message}"
+
     def results(self) -> Iterator[Result]:
         """One `Result` for each task, in input order, read lazily from the journals."""
         return iter(Results(open_view(self.spool)))
@@ -138,7 +143,7 @@ def _options(base: Options, given: Mapping[str, Any]) -> Options:
     try:
         return msgspec.convert({**msgspec.structs.asdict(base), **given}, Options)
     except msgspec.ValidationError as error:
-        raise UsageError(f"an option has the wrong type: {error}") from None
+        raise UsageError(f"an option cannot be taken: {error}") from None
 
 
 def _slots(options: Options) -> list[str]:

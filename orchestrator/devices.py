@@ -26,8 +26,6 @@ def assign(
     environment: Mapping[str, str] = os.environ,
 ) -> list[str]:
     """For each rank the value of its CUDA_VISIBLE_DEVICES, "" on the CPU. Raises UsageError."""
-    if min(ranks_per_gpu, gpus_per_rank, 1 if ranks is None else ranks) < 1:
-        raise UsageError("--ranks, --ranks-per-gpu and --gpus-per-rank are at least 1.")
     if ranks_per_gpu > 1 and gpus_per_rank > 1:
         raise UsageError("--ranks-per-gpu and --gpus-per-rank exclude each other.")
     pool = find_pool(devices, environment)

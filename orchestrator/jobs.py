@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import symtable
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from spool.errors import UsageError
 from spool.records import Job
 
 OUR_NAMES = ("worker", "spool", "orchestrator", "gpuspool")
+OUR_ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
@@ -39,7 +41,22 @@ def _file_job(where: str, name: str) -> tuple[Job, bytes]:
     if path.exists() and path.stat().st_mode & 0o002:
         raise UsageError(f"{path} may be written by everybody; it will not be run. `chmod o-w` it after a look at it.")
     job = Job(kind="file", spec=f"{where}:{name}", name=name, file=str(path), sys_path=[str(path.parent)])
-    return _with_source(job, path)
+    job, source = _with_source(job, path)
+    _refuse_shadowed(path, source.decode(errors="replace"))
+    return job, source
+
+
+def _refuse_shadowed(path: Path, source: str) -> None:
+    """A job that imports a module beside it which gpuspool's own package of that name would hide."""
+    for ours in OUR_NAMES[:3]:
+        if re.search(rf"^\s*(import|from)\s+{ours}\b", source, re.MULTILINE) is None:
+            continue
+        for theirs in (path.parent / f"{ours}.py", path.parent / ours / "__init__.py"):
+            if theirs.exists() and theirs.resolve() != OUR_ROOT / ours / "__init__.py":
+                raise UsageError(
+                    f"{path} imports {ours} and means {theirs}, but would get gpuspool's own package of that name. "
+                    "Rename that module."
+                )
 
 
 def _module_job(module: str, name: str) -> tuple[Job, bytes]:

@@ -200,9 +200,13 @@ class Orchestrator:
             closing = close_dead(self.view, attempt, by="parent", reason="crash", witness=witness)
         if closing is None:
             return
-        how = "was lost" if code is None else f"ended: {describe_exit(code)}"
+        how = describe_exit(code) if code is not None else "its orchestrator and then it itself died"
         culprits = "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
-        self._tell("attempt_closed", f"{attempt} {how} ({closing.reason}){culprits}", attempt=attempt)
+        self._tell(
+            "attempt_closed",
+            f"{attempt} ended: {how}; what it had not finished is given out again{culprits}",
+            attempt=attempt,
+        )
 
     def _reap_closed(self) -> None:
         """Forget children that closed themselves and are gone; end those that linger."""

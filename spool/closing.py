@@ -90,7 +90,7 @@ def blame(
     limit it is lost. Nobody else is ever blamed.
     """
     certain = started
-    if certain is None and len(orphans) == 1:
+    if len(orphans) == 1:
         certain = (orphans[0].task, orphans[0].round)
     kept: list[TaskLine] = []
     lost: list[Lost] = []

@@ -7,9 +7,10 @@ durations seconds, both floats. Bytes that do not parse raise `Damaged`; nothing
 from __future__ import annotations
 
 import zlib
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 NO_JSON = msgspec.Raw(b"")  # an absent JSON value; left out when the record is written
 _CRC_TAIL = len(b',"crc":"00000000"}')
@@ -187,17 +188,17 @@ class Options(Record, frozen=True, kw_only=True):
     """Options that every epoch of a run shares, unless a resume says otherwise."""
 
     seed: int = 0
-    retries: int = 0
-    max_restarts: int = 3
-    max_crashes: int = 2
-    grace_s: float = 25.0
-    lease_s: float = 120.0
-    poll_s: float = 0.0
-    ranks: int | None = None
+    retries: Annotated[int, Meta(ge=0)] = 0
+    max_restarts: Annotated[int, Meta(ge=0)] = 3
+    max_crashes: Annotated[int, Meta(ge=1)] = 2
+    grace_s: Annotated[float, Meta(ge=0)] = 25.0
+    lease_s: Annotated[float, Meta(ge=1)] = 120.0
+    poll_s: Annotated[float, Meta(ge=0)] = 0.0
+    ranks: Annotated[int, Meta(ge=1)] | None = None
     devices: str | None = None
-    ranks_per_gpu: int = 1
-    gpus_per_rank: int = 1
-    time_limit_s: float | None = None
+    ranks_per_gpu: Annotated[int, Meta(ge=1)] = 1
+    gpus_per_rank: Annotated[int, Meta(ge=1)] = 1
+    time_limit_s: Annotated[float, Meta(ge=0)] | None = None
 
 
 class Intent(Record, frozen=True, kw_only=True):

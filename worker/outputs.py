@@ -18,6 +18,8 @@ from spool.layout import OUT_MARK
 from spool.publish import fsync_dir, fsync_file, link_or_lose
 from worker.context import Task
 
+NAME_BYTES = 255  # of one name on the file systems that people use
+
 
 class OutputMissing(Exception):
     """A path was asked for and nothing was written there."""
@@ -44,6 +46,8 @@ class Outputs:
         asked = self._asked.setdefault(task.index, {})
         if suffix not in asked:
             final = self.root / f"{task.key}{suffix}"
+            if len(os.fsencode(final.name)) > NAME_BYTES:
+                raise ValueError(f"the output {final.name!r} would have a name of more than {NAME_BYTES} bytes")
             self._make_folder(final.parent)
             hidden = final.parent / f"{OUT_MARK}-{self.attempt}-{task.index}{suffix}"
             asked[suffix] = _Asked(hidden, final)

@@ -1,0 +1,77 @@
+"""What people install: a wheel, in an environment of its own, away from the checkout, beside a torch that is there."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return next(folder.glob("gpuspool-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel; the libraries, torch too, are those of this one."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    purelib = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(purelib, check=True, capture_output=True, text=True).stdout.strip())
+    there = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    # venv's own setuptools would hide the newer one that torch asks for.
+    subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", "setuptools"], check=True, capture_output=True)
+    (site / "there.pth").write_text("\n".join(there) + "\n")
+    # --no-index: whatever were missing, another torch above all, could not be had, so this would fail.
+    install = [str(python), "-m", "pip", "install", "-q", "--no-index", "--ignore-installed", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    return python
+
+
+def test_the_wheel_holds_the_packages_their_types_and_the_public_module(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {f"{package}/py.typed" for package in ("orchestrator", "worker", "spool")} | {"gpuspool.py"}
+    assert wanted <= names
+    assert not {name for name in names if name.startswith(("tests", "examples", "docs"))}
+
+
+def test_installing_beside_a_torch_pulls_no_second_one(wheel: Path, python: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--dry-run",
+        "--no-index",
+        "--report",
+        str(report),
+        str(wheel),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not [item for item in json.loads(report.read_text())["install"] if item["metadata"]["name"] == "torch"]
+
+
+def test_the_installed_command_runs_a_job_away_from_the_checkout(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("import gpuspool\ndef f(task: gpuspool.Task, ctx): return gpuspool.__file__\n")
+    (tmp_path / "lines").write_text("a\nb\n")
+    command = [str(python.with_name("gpuspool")), "run", "job.py:f", "--lines", "lines", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = [str(python.with_name("gpuspool")), "results"]
+    lines = subprocess.run(results, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 2
+    assert all(str(python.parent.parent) in json.loads(line)["result"] for line in lines), "not from the checkout"
