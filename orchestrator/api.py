@@ -219,7 +219,7 @@ def _orchestrate(layout: Layout, job: Job, given: Mapping[str, Any], quiet: bool
     with hold(layout) as warning, signals_to(received):
         view = open_view(layout.root)
         options = _options(view.run.options, given)
-        progress = make_progress(view.run.tasks, view.run.cost, quiet)
+        progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
         try:
             if warning:
                 progress.say(f"warning: {warning}")

@@ -299,7 +299,7 @@ class Orchestrator:
     def _load_costs(self) -> None:
         """Only where costs differ: then progress is weighted by them."""
         run, ledger = self.view.run, self.view.ledger
-        if run.cost == run.tasks:
+        if run.cost in (0, run.tasks):
             return
         costs = array.array("d", bytes(8 * run.tasks))
         for manifest in self.view.manifests.values():

@@ -37,7 +37,7 @@ from worker.execute import Executor, call_user_code
 from worker.job import load_job
 from worker.outputs import Outputs
 from worker.results import to_error
-from worker.supply import Supply
+from worker.supply import Supply, weight
 
 STATE_OF = {"finished": "complete", "drained": "stopped", "load": "failed", "device": "failed", "io": "failed"}
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
@@ -178,7 +178,7 @@ class Attempt:
         for line, verdict in self.executor.run(batch):
             self._settle(line, verdict)
         self._busy_s += time.perf_counter() - clock
-        self._cost_done += sum(line.cost for line in batch)
+        self._cost_done += sum(map(weight, batch))
         doing.task = doing.task_since = None
 
     def _settle(self, line: TaskLine, verdict: JournalLine) -> None:

@@ -15,6 +15,11 @@ from spool.publish import listdir
 from spool.records import TaskLine
 
 
+def weight(task: TaskLine) -> float:
+    """What a task counts for in rates: its cost, and 1 for one that is said to cost nothing (an empty file)."""
+    return task.cost or 1.0
+
+
 class Supply:
     """Claims tasks for one attempt."""
 
@@ -53,7 +58,7 @@ class Supply:
     def _size(self, name: str, batch: int, seconds_per_cost: float | None) -> int:
         chain = self._chains[name]
         first = self._manifests[name].task(chain.next)
-        cost = 1.0 if first is None else max(first.cost, 1e-9)
+        cost = 1.0 if first is None else weight(first)
         return claim_size(chain.left, batch, None if seconds_per_cost is None else seconds_per_cost * cost)
 
     def _discover(self) -> None:
