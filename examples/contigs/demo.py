@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-BIN = Path(sys.executable).parent
+HERE = Path(os.path.relpath(Path(__file__).resolve().parent))
+BIN = Path(os.path.relpath(Path(sys.executable).parent))
 SPOOL = "spool-Contigs"
 TASKS = HERE / "data" / "tasks.jsonl"
 
@@ -45,12 +45,12 @@ def has_gpu() -> bool:
 
 def main() -> int:
     """The whole demonstration; returns 0 when all contigs agree."""
-    python, gpuspool = sys.executable, str(BIN / "gpuspool")
+    python, gpuspool = str(BIN / "python"), str(BIN / "gpuspool")
     if show([python, str(HERE / "fetch_data.py")]) or show([python, str(HERE / "make_tasks.py"), str(TASKS)]):
         return 1
     ranks = [] if has_gpu() else ["--ranks", "2"]
-    job = os.path.relpath(HERE / "classify.py") + ":Contigs"
-    status = show([gpuspool, "run", *ranks, "--tasks", os.path.relpath(TASKS), job])
+    job = str(HERE / "classify.py") + ":Contigs"
+    status = show([gpuspool, "run", *ranks, "--tasks", str(TASKS), job])
     if status != 0:
         return status
     spool_tells(gpuspool)
