@@ -1,4 +1,5 @@
-"""What users import: `gpuspool.run`, `resume`, `status`, and the types `Context` and `Task` for annotations."""
+"""What users import: `gpuspool.run`, `resume`, `status`, the types `Context` and `Task` for annotations, and the seed
+API's `GPUProcessCoordinator`."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from spool import __version__
 
 if TYPE_CHECKING:
     from orchestrator.api import Report, resume, run, status
+    from orchestrator.gpu_coordinator import GPUProcessCoordinator
     from worker.context import Context, Task
 
-__all__ = ["Context", "Report", "Task", "__version__", "resume", "run", "status"]
+__all__ = ["Context", "GPUProcessCoordinator", "Report", "Task", "__version__", "resume", "run", "status"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +21,8 @@ def __getattr__(name: str) -> Any:
         import worker.context as module
     elif name in ("Report", "resume", "run", "status"):
         import orchestrator.api as module  # type: ignore[no-redef]
+    elif name == "GPUProcessCoordinator":
+        import orchestrator.gpu_coordinator as module  # type: ignore[no-redef]
     else:
         raise AttributeError(f"module 'gpuspool' has no attribute {name!r}")
     return getattr(module, name)

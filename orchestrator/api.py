@@ -7,6 +7,7 @@ anything else that differs, it refuses.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ import msgspec
 
 from orchestrator import create as c
 from orchestrator.devices import assign
-from orchestrator.finish import Outcome
+from orchestrator.finish import Outcome, file_away_old_failures
 from orchestrator.inputs import Inputs, collect, from_values
 from orchestrator.jobs import parse_job
 from orchestrator.lock import hold
@@ -31,7 +32,7 @@ from spool.errors import OrchestratorLive, UsageError
 from spool.identity import DEAD
 from spool.layout import Layout
 from spool.manifest import publish_manifest
-from spool.publish import listdir, publish
+from spool.publish import publish
 from spool.records import Job, Options, TaskLine
 from spool.view import View, refuse_world_writable
 
@@ -105,11 +106,12 @@ def run(
     slots = _slots(request.options)
     if dry_run:
         return _describe(layout, request, slots)
+    if request.out is not None and (fresh or not layout.run.exists()):
+        c.check_out(Path(request.out), overwrite)
     if fresh and layout.root.exists():
         _set_aside(layout)
     if not layout.run.exists():
-        c.create(layout, request, len(slots), overwrite)
-        return _orchestrate(layout, record, given, quiet)
+        c.create(layout, request, len(slots))
     _check_same(layout, request, keep_done)
     return _orchestrate(layout, _accept(layout, record, source), given, quiet)
 
@@ -121,10 +123,12 @@ def resume(
     view = open_view(os.fspath(spool))
     refuse_world_writable(view.layout)
     old = view.latest_job()
+    if old.kind == "call":
+        raise UsageError(f"{view.layout.root} was made by spawn_workers. Call that again: it makes a spool of its own.")
     job = old
     if old.kind != "command" and Path(old.file).exists():
         source = Path(old.file).read_bytes()
-        job, _ = parse_job(f"{old.file}:{old.name}") if old.kind == "file" else parse_job(old.spec)
+        job = msgspec.structs.replace(old, sha256=hashlib.sha256(source).hexdigest(), copy=Path(old.file).name)
         _refuse_change(c.job_difference(view, job, source), keep_done, view.layout)
         job = _accept(view.layout, job, source) if keep_done else old
     given = {name: value for name, value in options.items() if value is not None}
@@ -164,6 +168,8 @@ def _describe(layout: Layout, request: c.Request, slots: list[str]) -> Report:
 
 def _set_aside(layout: Layout) -> None:
     """--fresh, unless something of the old run still lives: it would go on writing into the new spool."""
+    if not layout.format.exists():
+        raise UsageError(f"{layout.root} is not a spool; it is not renamed. Choose another --spool.")
     with hold(layout):
         alive: list[str] = []
         if layout.run.exists():
@@ -219,6 +225,7 @@ def _orchestrate(layout: Layout, job: Job, given: Mapping[str, Any], quiet: bool
     with hold(layout) as warning, signals_to(received):
         view = open_view(layout.root)
         options = _options(view.run.options, given)
+        c.mark_out(view.run)
         progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
         try:
             if warning:
@@ -249,17 +256,5 @@ def _publish_retry(view: View) -> int:
             )
         )
     publish_manifest(view.layout, view.next_numbered("retry"), tasks)
-    _move_failed(view, tasks)
-    view.refresh()
+    file_away_old_failures(view.refresh())
     return len(tasks)
-
-
-def _move_failed(view: View, tasks: list[TaskLine]) -> None:
-    """The view of failures follows: what is tried again moves to the folder of its old round."""
-    there = set(listdir(view.layout.failed_tasks))
-    for task in tasks:
-        path = view.layout.failed_task(task.key)
-        if path.name in there:
-            folder = view.layout.failed_round(task.round - 1)
-            folder.mkdir(exist_ok=True)
-            os.rename(path, folder / path.name)

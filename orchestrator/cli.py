@@ -167,10 +167,12 @@ def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
     """How a run stands."""
     from orchestrator.status import open_view
     from orchestrator.status import status as read
+    from spool.death import Coroner
 
-    root = find(spool_dir)
+    view = open_view(find(spool_dir))
+    coroner = Coroner(view)
     while True:
-        now = read(open_view(root))
+        now = read(view.refresh(), coroner)
         click.echo(json.dumps(now) if as_json else _status_text(now))
         if not watch or now["state"] != "running":
             return
@@ -185,9 +187,11 @@ def wait(spool_dir: str | None, timeout_s: float | None) -> None:
     """Wait until every task has a verdict, or nothing of the run lives any more."""
     from orchestrator.status import open_view
     from orchestrator.status import status as read
+    from spool.death import Coroner
 
     view, began = open_view(find(spool_dir)), time.monotonic()
-    while (now := read(view.refresh()))["state"] == "running":
+    coroner = Coroner(view)
+    while (now := read(view.refresh(), coroner))["state"] == "running":
         if timeout_s is not None and time.monotonic() - began > timeout_s:
             break
         time.sleep(0.2)
@@ -202,13 +206,13 @@ def wait(spool_dir: str | None, timeout_s: float | None) -> None:
 @debug
 def logs(spool_dir: str | None, rank: int | None, key: str | None) -> None:
     """What the workers printed."""
-    from orchestrator.inspect import task_log
+    from orchestrator.results import task_log
     from orchestrator.status import open_view
     from spool.layout import rank_of
 
     view = open_view(find(spool_dir))
     if key is not None:
-        click.echo(task_log(view, key), nl=False)
+        click.echo(printable(task_log(view, key)), nl=False)
         return
     for attempt in view.attempts:
         if rank is None or rank_of(attempt) == rank:
@@ -235,7 +239,7 @@ def failed(spool_dir: str | None, as_json: bool) -> None:
             click.echo(msgspec.json.encode(result).decode())
         else:
             error = result.error
-            click.echo(printable(f"{result.key}  {error.kind}  {error.type}: {error.message}"))
+            click.echo(printable(f"{result.key or result.index}  {error.kind}  {error.type}: {error.message}"))
 
 
 @cli.command()
@@ -243,10 +247,12 @@ def failed(spool_dir: str | None, as_json: bool) -> None:
 @debug
 def drain(spool_dir: str | None) -> None:
     """Ask a live run, on whatever host, to finish the tasks in hand and stop; it can be resumed."""
+    from orchestrator.lock import read_holder
     from orchestrator.status import open_view
 
     view = open_view(find(spool_dir))
-    epoch = max(view.next_epoch() - 1, 0)
+    holder = read_holder(view.layout)
+    epoch = max(view.next_epoch() - 1, 0 if holder is None else holder.epoch)
     publish(view.layout.drain(epoch), f"{os.uname().nodename} {os.getpid()} {time.time()}\n".encode())
     click.echo(f"draining {view.layout.root}; `gpuspool wait` returns when it has stopped", err=True)
 
@@ -350,7 +356,7 @@ def _status_text(now: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point: errors of ours become one paragraph and their exit code, unless --debug."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    is_debug = "--debug" in arguments or bool(os.environ.get("GPUSPOOL_DEBUG"))
+    is_debug = "--debug" in arguments or os.environ.get("GPUSPOOL_DEBUG", "0").lower() not in ("", "0", "false", "no")
     try:
         cli.main(args=arguments, prog_name="gpuspool", standalone_mode=False)
     except GpuspoolError as error:

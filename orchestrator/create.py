@@ -26,7 +26,7 @@ import spool
 from orchestrator.inputs import Inputs
 from spool.errors import UsageError
 from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, rank_name
-from spool.publish import fsync_dir, publish
+from spool.publish import fsync_dir, publish, read_bytes
 from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty, seal
 from spool.view import View
 
@@ -74,8 +74,8 @@ def plan(tasks: list[TaskLine], ranks: int) -> list[list[TaskLine]]:
     return planned
 
 
-def create(layout: Layout, request: Request, ranks: int, overwrite: bool) -> Run:
-    """Build the spool and rename it into place. Raises UsageError where OUT or SPOOL cannot be used."""
+def create(layout: Layout, request: Request, ranks: int) -> bool:
+    """Build the spool and rename it into place. False: somebody else did so just now. Raises UsageError."""
     run = Run(
         id=secrets.token_hex(8),
         job=request.job,
@@ -93,19 +93,19 @@ def create(layout: Layout, request: Request, ranks: int, overwrite: bool) -> Run
     )
     building = Layout(layout.root.parent / hidden_name(layout.root.name))
     try:
-        if run.out:
-            claim_out(Path(run.out), run.id, overwrite)
         layout.root.parent.mkdir(parents=True, exist_ok=True)
         _build(building, run, request, ranks)
         os.rename(building.root, layout.root)
         fsync_dir(layout.root.parent)
+        return True
     except OSError as error:
         shutil.rmtree(building.root, ignore_errors=True)
+        if layout.run.exists():
+            return False
         raise UsageError(
             f"the spool {layout.root} cannot be made: {error.strerror} ({error.filename or building.root}). "
             "It needs a writable file system with hard links and an empty or new folder; choose one with --spool."
         ) from None
-    return run
 
 
 def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
@@ -124,8 +124,8 @@ def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
     publish(layout.run, pretty(run))
 
 
-def claim_out(out: Path, run_id: str, overwrite: bool) -> None:
-    """Make OUT ours. One that holds anything is refused, or with `overwrite` moved aside whole."""
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse an OUT that holds anything, or with `overwrite` move it aside whole. Raises UsageError."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not a folder.")
     if out.is_dir() and any(out.iterdir()):
@@ -134,8 +134,16 @@ def claim_out(out: Path, run_id: str, overwrite: bool) -> None:
                 f"--out {out} is not empty. Name another folder, or move all of it to {_aside(out)} with --overwrite."
             )
         os.rename(out, _aside(out))
-    out.mkdir(parents=True, exist_ok=True)
-    publish(out / OUT_MARK, f"{run_id}\n".encode())
+
+
+def mark_out(run: Run) -> None:
+    """Make an OUT beside the spool bear this run's mark. Raises UsageError where it bears another's."""
+    if run.out is None:
+        return
+    mark, text = Path(run.out, OUT_MARK), f"{run.id}\n".encode()
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    if not publish(mark, text) and read_bytes(mark) != text:
+        raise UsageError(f"--out {run.out} belongs to another run. Name another folder with another --spool.")
 
 
 def _aside(path: Path) -> Path:

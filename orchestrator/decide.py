@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spool.identity import DEAD
+from spool.identity import ALIVE, DEAD
 from spool.records import Closing
 
 FAREWELL_S = 15.0  # for a worker to notice the end and run its exit handlers, once every task has a verdict
@@ -104,9 +104,10 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
 
 
 def _await_end(snapshot: Snapshot, how: str, is_late: bool) -> list[Action]:
-    if not snapshot.open:
-        return [End(how)]
-    return [Kill(attempt.name) for attempt in snapshot.open] if is_late else []
+    here = [attempt for attempt in snapshot.open if attempt.life == ALIVE]
+    if not here:
+        return [End(how)]  # what may live elsewhere ends itself, or is closed by its parent or the next resume
+    return [Kill(attempt.name) for attempt in here] if is_late else []
 
 
 def _loads_nowhere(past: Sequence[RankPast]) -> bool:

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from spool.closing import publish_copies
+from spool.closing import FailedTask, publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
-from spool.layout import OUT_MARK, SUBDIRS, rank_of
-from spool.publish import remove_quietly, replace
+from spool.layout import OUT_MARK, SUBDIRS, parse_hidden_output, rank_of
+from spool.publish import listdir, read_record, remove_quietly, replace
 from spool.view import View
 
 EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
@@ -34,6 +34,7 @@ def finish(view: View, how: str, epoch: int, seconds: float) -> Outcome:
     """All that is left to do when nothing of the run is alive on this host any more."""
     for closing in view.closed.values():
         publish_copies(view.layout, closing)
+    file_away_old_failures(view)
     if not view.open_attempts:
         remove_leftovers(view)
     ledger = view.ledger
@@ -130,8 +131,21 @@ def remove_leftovers(view: View) -> None:
 def _remove_hidden_outputs(out: Path, attempts: set[str]) -> None:
     for folder, folders, files in os.walk(out):
         for name in [*folders, *files]:
-            if name.startswith(f"{OUT_MARK}-") and name[len(OUT_MARK) + 1 :].rpartition("-")[0] in attempts:
+            if parse_hidden_output(name) in attempts:
                 path = Path(folder, name)
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]
+
+
+def file_away_old_failures(view: View) -> None:
+    """Move what failed-tasks/ tells of earlier rounds, or of tasks that are complete now, to their rounds' folders."""
+    for filename in listdir(view.layout.failed_tasks):
+        path = view.layout.failed_tasks / filename
+        record = read_record(path, FailedTask) if path.is_file() else None
+        if record is None or not 0 <= record.task < view.ledger.tasks:
+            continue
+        if view.ledger.complete[record.task] or record.round < view.ledger.round_of(record.task):
+            folder = view.layout.failed_round(record.round)
+            folder.mkdir(exist_ok=True)
+            os.rename(path, folder / filename)

@@ -35,6 +35,31 @@ def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
     return _module_job(where, name)
 
 
+def parse_call(function: Any) -> tuple[Job, bytes]:
+    """The record and the source of a worker function of the seed API. Raises TypeError and UsageError.
+
+    It is found again by its name, as a pickle would, with this process's sys.path.
+    """
+    module, name = sys.modules.get(getattr(function, "__module__", "")), getattr(function, "__qualname__", "")
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if module is None or found is not function or not callable(function):
+        raise TypeError(
+            f"worker_fn {function!r:.100} cannot be found by its name in another process. "
+            "Define it with `def` at the top of a file."
+        )
+    spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+    if not file:
+        raise UsageError(f"worker_fn {name} lives in no file, where a worker could import it. Put it into one.")
+    dotted = spec.name if spec is not None and spec.name != "__main__" else ""  # "" where a script is the module
+    _refuse_our_names(dotted.partition(".")[0] or Path(file).stem, file)
+    where = f"{dotted or file}:{name}"
+    paths = [os.path.abspath(entry) for entry in sys.path]
+    job = Job(kind="call", spec=where, name=name, file=os.path.abspath(file), module=dotted, sys_path=paths)
+    return _with_source(job, Path(file))
+
+
 def _file_job(where: str, name: str) -> tuple[Job, bytes]:
     path = Path(os.path.abspath(where))
     _refuse_our_names(path.stem, path)

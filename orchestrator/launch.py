@@ -49,13 +49,15 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def launch(view: View, rank: int, epoch: int, tokens: str, job: Job, options: Options, world_size: int) -> Child:
-    """Publish the intent, then start the process. Raises OSError."""
+def launch(
+    view: View, rank: int, epoch: int, tokens: str, job: Job, options: Options, world_size: int, **variables: str
+) -> Child:
+    """Publish the intent, then start the process, with `variables` added to its environment. Raises OSError."""
     number = view.next_number(rank)
     attempt = attempt_name(rank, number)
     argv = [sys.executable, "-P", "-m", "worker", "--spool", str(view.layout.root), "--rank", str(rank)]
     argv += ["--attempt", str(number)]
-    environment = {**os.environ, **environment_for(tokens, world_size, os.environ)}
+    environment = {**os.environ, **environment_for(tokens, world_size, os.environ), **variables}
     intent = Intent(
         attempt=attempt,
         epoch=epoch,

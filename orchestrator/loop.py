@@ -10,11 +10,11 @@ from __future__ import annotations
 import array
 import contextlib
 import os
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -29,7 +29,7 @@ from spool.death import Coroner
 from spool.errors import EXIT_CANNOT_CLOSE
 from spool.identity import ALIVE, DEAD, is_here, myself
 from spool.layout import STATES, rank_of
-from spool.publish import replace, write_all
+from spool.publish import publish, read_bytes, replace, write_all
 from spool.records import Closing, Job, Options, ParentBeat, encode
 from spool.view import View, drain_epoch
 
@@ -65,7 +65,7 @@ class Orchestrator:
         self.progress = progress
         self.epoch = view.next_epoch()
         self._received = received
-        self._coroner = Coroner(view)
+        self._coroner = Coroner(view, options.lease_s)
         self._children: dict[str, Child] = {}
         self._told: set[str] = set()
         self._ended_at: dict[str, float] = {}
@@ -131,7 +131,8 @@ class Orchestrator:
             case d.Sweep():
                 self._was_swept = True
                 count = sweep(self.view)
-                self._tell("swept", f"{count} tasks whose claims were lost are given out again", tasks=count)
+                if count:
+                    self._tell("swept", f"{count} tasks whose claims were lost are given out again", tasks=count)
 
     def _snapshot(self) -> d.Snapshot:
         ledger = self.view.ledger
@@ -198,8 +199,8 @@ class Orchestrator:
         else:
             witness = Witness(code, self.options.max_crashes)
             closing = close_dead(self.view, attempt, by="parent", reason="crash", witness=witness)
-        if closing is None:
-            return
+        if closing is None or closing.by == attempt:
+            return  # it had begun, or ended, by itself since it was judged
         how = describe_exit(code) if code is not None else "its orchestrator and then it itself died"
         culprits = "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
         self._tell(
@@ -224,7 +225,9 @@ class Orchestrator:
                 kill_group(child.pid)
 
     def _pids(self) -> list[int]:
-        adopted = [who.pid for a in self._adopted() if (who := self.view.identity(a)) is not None and is_here(who)]
+        """Of all workers that are proved alive on this host."""
+        alive = [a for a in self._adopted() if self._life(a) == ALIVE]
+        adopted = [who.pid for a in alive if (who := self.view.identity(a)) is not None]
         return [child.pid for child in self._children.values() if child.exit_code() is None] + adopted
 
     def _adopted(self) -> list[str]:
@@ -290,10 +293,10 @@ class Orchestrator:
         """Copy each damaged file to corrupt/, once, and say so."""
         new, self._damage_seen = self.view.damage[self._damage_seen :], len(self.view.damage)
         for damage in new:
-            folder, name = damage.path.split(os.sep)[-2:]
-            copy = self.view.layout.corrupt / f"{folder}-{name}"
+            path = Path(damage.path)
+            copy = self.view.layout.corrupt / f"{path.parent.name}-{path.name}"
             if not copy.exists():
-                shutil.copyfile(damage.path, copy)
+                publish(copy, read_bytes(path) or b"")
             self._tell("damage", f"damaged: {damage}; what it held is looked up elsewhere or run again")
 
     def _load_costs(self) -> None:

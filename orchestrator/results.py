@@ -9,9 +9,11 @@ from typing import Any, BinaryIO
 import msgspec
 
 from spool.closing import lost_tasks
+from spool.errors import UsageError
 from spool.journal import JournalReader
 from spool.layout import parse_attempt, rank_of
-from spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost, unseal
+from spool.publish import read_bytes
+from spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost, R, unseal
 from spool.view import View
 
 NULL = msgspec.Raw(b"null")
@@ -44,24 +46,21 @@ class Results:
         self._attempts = sorted(view.journals, key=lambda name: parse_attempt(name) or (0, 0))
         self._where_journal = array.array("i", [-1]) * view.run.tasks
         self._where_offset = array.array("q", [0]) * view.run.tasks
-        self._lost = {lost.task: (name, lost) for name, closing in view.closed.items() for lost in closing.lost}
+        losses = [(name, lost) for name, closing in view.closed.items() for lost in closing.lost]
+        self._lost = {lost.task: (name, lost) for name, lost in sorted(losses, key=lambda loss: loss[1].round)}
         self._index()
 
     def _index(self) -> None:
         """Of complete lines the first by (attempt, offset), else the failed line of the newest round."""
         ledger = self._view.ledger
         for number, attempt in enumerate(self._attempts):
-            for offset, line in journal_lines(self._view, attempt):
-                brief = msgspec.json.decode(line, type=JournalBrief)
-                task = brief.task
-                if brief.state == "started" or not 0 <= task < self._view.run.tasks:
+            for offset, line in journal_records(self._view, attempt, JournalBrief):
+                if line.state == "started" or not 0 <= line.task < self._view.run.tasks:
                     continue
-                is_first = brief.state == "complete" and not (
-                    self._where_journal[task] >= 0 and self._where_offset[task] >= 0
-                )
-                is_verdict = not ledger.complete[task] and brief.round == ledger.failed_round.get(task)
+                is_first = line.state == "complete" and self._where_journal[line.task] < 0
+                is_verdict = not ledger.complete[line.task] and line.round == ledger.failed_round.get(line.task)
                 if is_first or is_verdict:
-                    self._where_journal[task], self._where_offset[task] = number, offset
+                    self._where_journal[line.task], self._where_offset[line.task] = number, offset
 
     def __iter__(self) -> Iterator[Result]:
         keys = self._keys()
@@ -108,5 +107,24 @@ class Results:
         return None, Error(kind="unreadable", type="TaskUnreadable", message=message)
 
 
-def journal_lines(view: View, attempt: str) -> Iterator[tuple[int, bytes]]:
-    return JournalReader(view.layout, attempt, view.report).read()
+def journal_records(view: View, attempt: str, kind: type[R]) -> Iterator[tuple[int, R]]:
+    """(offset, record) of each readable line of an attempt's journal."""
+    journal = JournalReader(view.layout, attempt, view.report)
+    for offset, line in journal.read():
+        record = journal.parse(offset, line, kind)
+        if record is not None:
+            yield offset, record
+
+
+def task_log(view: View, key: str) -> str:
+    """What was printed while the task with this key ran, attempt by attempt. Raises UsageError for an unknown key."""
+    wanted = {task.task for manifest in view.manifests.values() for task in manifest.tasks() if task.key == key}
+    if not wanted:
+        raise UsageError(f"{view.layout.root} has no task with the key {key!r}. `gpuspool results` lists the keys.")
+    text = ""
+    for attempt in view.journals:
+        for _, line in journal_records(view, attempt, JournalLine):
+            if line.task in wanted and line.log is not None:
+                whole = read_bytes(view.layout.log(attempt)) or b""
+                text += f"==> {attempt} <==\n" + whole[slice(*line.log)].decode(errors="replace")
+    return text

@@ -21,9 +21,9 @@ def open_view(spool: str | Path) -> View:
     return View(layout, load_run(layout)).refresh()
 
 
-def status(view: View) -> dict[str, Any]:
-    """What `gpuspool status --json` prints; see README for the fields."""
-    coroner = Coroner(view)
+def status(view: View, coroner: Coroner | None = None) -> dict[str, Any]:
+    """What `gpuspool status --json` prints. Who looks again and again keeps one coroner, so that leases can run out."""
+    coroner = coroner or Coroner(view)
     open_attempts = view.open_attempts
     lives = {attempt: coroner.verdict(attempt) for attempt in open_attempts}
     is_live = is_holder_alive(view.layout) or any(life != DEAD for life in lives.values())

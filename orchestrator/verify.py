@@ -10,8 +10,9 @@ from pathlib import Path
 
 from orchestrator.results import Results
 from spool.closing import lost_tasks
-from spool.layout import STATES, parse_attempt
-from spool.publish import listdir
+from spool.layout import STATES
+from spool.publish import listdir, read_record
+from spool.records import Closing
 from spool.view import View
 
 
@@ -56,8 +57,9 @@ def _check_tasks(view: View, found: Findings) -> None:
 def _check_claims(view: View, found: Findings) -> None:
     for name, chain in view.chains.items():
         for claim in chain.claims:
-            if parse_attempt(claim.attempt) is None:
-                found.problems.append(f"{view.layout.claim(name, claim.start)}: unreadable; resume sweeps its tasks")
+            if claim.attempt not in view.journals:
+                path = view.layout.claim(name, claim.start)
+                found.problems.append(f"{path}: no attempt {claim.attempt!r} began; resume sweeps its tasks")
         listed = {start for start in listdir(view.layout.claims(name)) if start.isdigit()}
         chained = {view.layout.claim(name, claim.start).name for claim in chain.claims}
         found.problems += [
@@ -70,7 +72,9 @@ def _check_status(view: View, found: Findings) -> None:
         for filename in listdir(view.layout.subdir(state)):
             closing = view.closed.get(filename.removesuffix(".json"))
             path = view.layout.subdir(state) / filename
-            if closing is None:
+            if read_record(path, Closing) is None:
+                found.problems.append(f"{path}: not a status record; its orphans manifest says what it should")
+            elif closing is None:
                 found.problems.append(f"{path}: no orphans manifest closes this attempt")
             elif closing.state != state and closing.by != "unreadable":
                 found.problems.append(f"{path}: its orphans manifest says {closing.state}")
@@ -78,7 +82,13 @@ def _check_status(view: View, found: Findings) -> None:
 
 def _check_outputs(view: View, found: Findings) -> None:
     out = Path(view.run.out or view.layout.outputs)
+    owner: dict[str, int] = {}
     for result in Results(view):
+        for name in result.outputs:
+            if owner.setdefault(name, result.index) != result.index:
+                found.problems.append(
+                    f"tasks {owner[name]} and {result.index} ({result.key}) have one output {name}; the first stayed"
+                )
         missing = [name for name in result.outputs if not (out / name).exists()]
         if missing:
             found.problems.append(f"task {result.index} ({result.key}): its output {out / missing[0]} is missing")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 
 from spool.layout import Layout, parse_attempt
+from spool.manifest import Damage, Report
 from spool.publish import listdir, publish, read_bytes
 from spool.records import Claim, Damaged, decode, encode
 
@@ -61,8 +62,11 @@ class Chain:
         """How many places are unclaimed, as far as was read."""
         return self.end - self.next
 
-    def advance(self) -> Chain:
-        """Read on to the end of the chain. How far an unreadable last claim reaches is looked at anew."""
+    def advance(self, report: Report | None = None) -> Chain:
+        """Read on to the end of the chain, and report what cannot be read.
+
+        How far an unreadable last claim reaches is looked at anew.
+        """
         if self.claims and self.claims[-1].attempt == NOBODY:
             self.claims.pop()
         while self.next < self.end:
@@ -70,6 +74,8 @@ class Chain:
             if claim is None:
                 break
             self.claims.append(claim)
+            if claim.attempt == NOBODY and report is not None:
+                report(Damage(str(self.layout.claim(self.manifest, claim.start)), 0, "not a claim of this place"))
         return self
 
     def take(self, attempt: str, stop: int) -> Claim | None:

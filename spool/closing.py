@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from spool.claims import NOBODY
 from spool.journal import link_empty_journal
 from spool.layout import Layout, rank_of
 from spool.manifest import publish_manifest, publish_orphans
@@ -31,6 +30,7 @@ class Witness:
 
     exit_code: int
     max_crashes: int
+    max_kills: int = MAX_KILLS
 
 
 class FailedTask(Record, frozen=True, kw_only=True):
@@ -89,9 +89,7 @@ def blame(
     All run carefully from now on. Only a task that was certainly in hand, alone, is counted against; at the
     limit it is lost. Nobody else is ever blamed.
     """
-    certain = started
-    if len(orphans) == 1:
-        certain = (orphans[0].task, orphans[0].round)
+    certain = (orphans[0].task, orphans[0].round) if len(orphans) == 1 else started
     kept: list[TaskLine] = []
     lost: list[Lost] = []
     suspects = 0
@@ -101,7 +99,7 @@ def blame(
         suspects += is_certain or not task.careful
         crashes = task.crashes + (is_certain and not killed)
         kills = task.kills + (is_certain and killed)
-        if crashes >= witness.max_crashes or kills >= MAX_KILLS:
+        if is_certain and (crashes >= witness.max_crashes or kills >= witness.max_kills):
             lost.append(_lost(task, crashes + kills, witness, where))
         else:
             kept.append(msgspec.structs.replace(task, crashes=crashes, kills=kills, careful=True))
@@ -109,9 +107,8 @@ def blame(
 
 
 def _lost(task: TaskLine, times: int, witness: Witness, where: str) -> Lost:
-    message = (
-        f"the worker died {times} times with this task in hand; last: {describe_exit(witness.exit_code)} on {where}"
-    )
+    often = "once" if times == 1 else f"{times} times"
+    message = f"the worker died {often} with this task in hand; last: {describe_exit(witness.exit_code)} on {where}"
     error = Error(kind="lost", type="WorkerLost", message=message, tries=times, exit_code=witness.exit_code)
     return Lost(task=task.task, round=task.round, key=task.key, error=error)
 
@@ -158,6 +155,7 @@ def lost_tasks(view: View, idle: str = "") -> list[TaskLine]:
     A task is swept when it has no verdict, is unclaimed nowhere, and no open attempt (other than the idle one
     that asks) holds a claim on its newest round.
     """
+    view.ledger.unreadable = set()
     missing = dict.fromkeys(view.ledger.missing())
     best: dict[int, TaskLine] = {}
     held: set[int] = set()
@@ -177,11 +175,14 @@ def lost_tasks(view: View, idle: str = "") -> list[TaskLine]:
 
 
 def _holders(view: View, manifest: str, idle: str) -> bytearray:
-    """For each place of a manifest, whether it is unclaimed or claimed by an attempt that may still run it."""
+    """For each place of a manifest, whether it is unclaimed or claimed by an attempt that may still run it.
+
+    Who claims has a journal, and journals are read after claims: a name without one is nobody, a damaged claim's say.
+    """
     chain = view.chains[manifest]
     holders = bytearray(b"\1") * chain.end
     for claim in chain.claims:
-        if claim.attempt in view.closed or claim.attempt in (idle, NOBODY):
+        if claim.attempt in view.closed or claim.attempt == idle or claim.attempt not in view.journals:
             holders[claim.start : claim.stop] = bytes(claim.stop - claim.start)
     return holders
 

@@ -18,9 +18,9 @@ from spool.view import View
 class Coroner:
     """Judges the attempts of one spool; keep one for as long as you watch, since leases take time to run out."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, lease_s: float | None = None) -> None:
         self.view = view
-        self._watch = LeaseWatch(view.run.options.lease_s)
+        self._watch = LeaseWatch(view.run.options.lease_s if lease_s is None else lease_s)
 
     def verdict(self, attempt: str) -> str:
         """ALIVE, DEAD, or ELSEWHERE while there is no proof."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from msgspec.structs import asdict
 
 from spool.layout import Layout
 from spool.manifest import Damage, Report
-from spool.publish import create_journal, write_all
-from spool.records import Damaged, Identity, JournalHead, JournalLine, R, check_seal, decode, seal
+from spool.publish import create_journal, read_bytes, write_all
+from spool.records import Damaged, Identity, JournalHead, R, Record, check_seal, decode, seal
 
 
 class JournalWriter:
@@ -27,7 +28,7 @@ class JournalWriter:
         self._dirty = False
         self._broken: OSError | None = None
 
-    def append(self, line: JournalLine) -> None:
+    def append(self, line: Record) -> None:
         """Write one sealed line with a single write(2)."""
         self.check()
         try:
@@ -71,23 +72,18 @@ def link_empty_journal(layout: Layout, attempt: str) -> bool:
 
 
 class JournalReader:
-    """Follows one journal: each call of `read` yields the lines that are new and whole."""
+    """Follows one journal, or another file of the same make: each `read` yields the lines that are new and whole."""
 
-    def __init__(self, layout: Layout, attempt: str, report: Report) -> None:
+    def __init__(self, layout: Layout, attempt: str, report: Report, path: Path | None = None) -> None:
         self.attempt = attempt
-        self.path = str(layout.journal(attempt))
+        self.path = str(path or layout.journal(attempt))
         self.head: JournalHead | None = None
         self.offset = 0
         self._report = report
 
     def read(self) -> Iterator[tuple[int, bytes]]:
         """(offset, checked line without its newline) of every new line after the first."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
+        data = read_bytes(Path(self.path), self.offset) or b""
         whole = data[: data.rfind(b"\n") + 1]
         for line in whole.split(b"\n")[:-1]:
             at = self.offset

@@ -24,11 +24,13 @@ SUBDIRS = (
 OUT_MARK = ".gpuspool"
 TRACEBACK_BYTES = 16 * 1024  # of one traceback kept in a record: long enough for any real one
 
-_ATTEMPT = re.compile(r"rank-(\d{4,})\.a(\d{2,})")
-_PLANNED = re.compile(r"rank-(\d{4,})")
-_ORPHANS = re.compile(r"(rank-\d{4,}\.a\d{2,})\.orphans")
-_NUMBERED = re.compile(r"(retry|sweep)-(\d{2,})")
-_DRAIN = re.compile(r"drain\.(\d{4,})")
+_ATTEMPT = re.compile(r"rank-(\d{4,})\.a(\d{2,})", re.ASCII)
+_PLANNED = re.compile(r"rank-(\d{4,})", re.ASCII)
+_ORPHANS = re.compile(r"(rank-\d{4,}\.a\d{2,})\.orphans", re.ASCII)
+_NUMBERED = re.compile(r"(retry|sweep)-(\d{2,})", re.ASCII)
+_DRAIN = re.compile(r"drain\.(\d{4,})", re.ASCII)
+_GENERATION = re.compile(r"spool-([0-9]{4,})", re.ASCII)
+_HIDDEN_OUTPUT = re.compile(r"\.gpuspool-(rank-\d{4,}\.a\d{2,})-\d+", re.ASCII)
 _counter = itertools.count()
 
 
@@ -83,6 +85,16 @@ def parse_drain(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def generation_name(number: int) -> str:
+    """The spool of one `spawn_workers` of the seed API: `spool-0003`."""
+    return f"spool-{number:04d}"
+
+
+def parse_generation(name: str) -> int | None:
+    match = _GENERATION.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def encode_key(key: str) -> str:
     """A task's key as one file name: percent-encoded, at most 200 bytes, injective (long ones by their digest)."""
     name = quote(key, safe=" +,=@~()[]", errors="surrogateescape")
@@ -92,9 +104,20 @@ def encode_key(key: str) -> str:
     return f"{name[:150]}%%{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
 
 
+def hidden_output(attempt: str, task: int, suffix: str) -> str:
+    """The name of an output, beside its final one, until it is published."""
+    return f"{OUT_MARK}-{attempt}-{task}{suffix}"
+
+
+def parse_hidden_output(name: str) -> str | None:
+    """The attempt that was writing this output, or None."""
+    match = _HIDDEN_OUTPUT.match(name)
+    return match[1] if match else None
+
+
 def hidden_name(name: str) -> str:
     """A name that nobody else uses, in the same folder as `name`, for a file that is not published yet."""
-    return f".{name[:200]}.{os.getpid()}.{next(_counter)}.{secrets.token_hex(4)}"
+    return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{secrets.token_hex(4)}"
 
 
 class Layout:
@@ -138,6 +161,11 @@ class Layout:
     @property
     def journals(self) -> Path:
         return self.root / "journal"
+
+    @property
+    def reports(self) -> Path:
+        """Only where workers of the seed API run."""
+        return self.root / "reports"
 
     @property
     def attempts(self) -> Path:
@@ -188,6 +216,9 @@ class Layout:
 
     def journal(self, attempt: str) -> Path:
         return self.journals / f"{attempt}.jsonl"
+
+    def report(self, attempt: str) -> Path:
+        return self.reports / f"{attempt}.jsonl"
 
     def log(self, attempt: str) -> Path:
         return self.root / "logs" / f"{attempt}.log"

@@ -12,6 +12,7 @@ outlives a power cut. A failed fsync raises and is never tried again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -129,14 +130,24 @@ def listdir(path: Path) -> list[str]:
         return []
 
 
-def read_bytes(path: Path) -> bytes | None:
-    """A regular file's bytes, or None where there is no such file (nor one that can be followed to)."""
+def read_bytes(path: Path, offset: int = 0) -> bytes | None:
+    """A file's bytes from `offset` on; None where there is none, b"" for a folder, or a link, which is not followed."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            return file.read()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return b""
+        raise
+    try:
+        os.lseek(fd, offset, os.SEEK_SET)
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
+    except IsADirectoryError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def read_record(path: Path, kind: type[R]) -> R | None:

@@ -97,6 +97,13 @@ class JournalLine(Record, frozen=True, kw_only=True):
     log: tuple[int, int] | None = None
 
 
+class Report(Record, frozen=True, kw_only=True):
+    """One line of reports/: what a worker of the seed API put into its queue, as spool.values encodes it."""
+
+    at: float
+    report: msgspec.Raw
+
+
 class JournalBrief(Record, frozen=True, kw_only=True):
     """What the accounting needs of a journal line; the rest is skipped, not decoded."""
 
@@ -171,7 +178,10 @@ class Holder(Identity, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """What to run. kind "file" and "module" name a class or function; "command" is a list of arguments."""
+    """What to run. kind "file" and "module" name a class or function; "command" is a list of arguments.
+
+    "call" is the seed API's: a function that is called once per rank, with what `worker_args` of the run's args says.
+    """
 
     kind: str
     spec: str
@@ -277,14 +287,8 @@ def seal(record: msgspec.Struct) -> bytes:
 
 def check_seal(line: bytes) -> None:
     """Raises Damaged unless the line (without its newline) carries the right checksum."""
-    if line[-_CRC_TAIL:-10] != b',"crc":"':
-        raise Damaged("no checksum at the end of the line")
-    try:
-        said = int(line[-10:-2], 16)
-    except ValueError:
-        raise Damaged("the checksum is not a number") from None
-    if said != zlib.crc32(line[:-_CRC_TAIL]):
-        raise Damaged("the checksum does not match")
+    if line[-_CRC_TAIL:] != b',"crc":"%08x"}' % zlib.crc32(line[:-_CRC_TAIL]):
+        raise Damaged("the line does not end with its checksum")
 
 
 def unseal(line: bytes, kind: type[R]) -> R:

@@ -20,6 +20,7 @@ from spool.layout import (
     Layout,
     is_manifest,
     numbered_name,
+    orphans_name,
     parse_attempt,
     parse_drain,
     parse_numbered,
@@ -56,7 +57,8 @@ def load_run(layout: Layout) -> Run:
 
 def refuse_world_writable(layout: Layout) -> None:
     """Raises UsageError for a spool that everybody may write: anybody could make its owner run code."""
-    for path in (layout.root, layout.run, layout.subdir("job")):
+    job = layout.subdir("job")
+    for path in (layout.root, layout.run, job, *map(job.joinpath, listdir(job))):
         if path.exists() and path.stat().st_mode & stat_.S_IWOTH:
             raise UsageError(
                 f"{path} may be written by everybody, so its job cannot be trusted. "
@@ -83,7 +85,7 @@ class View:
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
-        self._torn_checked: set[str] = set()
+        self._settled: set[str] = set()
 
     def report(self, damage: Damage) -> None:
         if damage not in self.damage:
@@ -94,7 +96,7 @@ class View:
         self._read_manifests()
         self._read_intents()
         for chain in self.chains.values():
-            chain.advance()
+            chain.advance(self.report)
         self._read_journals()
         return self
 
@@ -123,7 +125,7 @@ class View:
             closing = Closing(attempt=attempt, state="failed", reason="lost", by="unreadable")
         self.closed[attempt] = closing
         for lost in closing.lost:
-            self._feed(self.manifests[f"{attempt}.orphans"].path, 0, lost.task, lost.round, "failed")
+            self._feed(self.manifests[orphans_name(attempt)].path, 0, lost.task, lost.round, "failed")
 
     def _read_intents(self) -> None:
         for filename in listdir(self.layout.attempts):
@@ -141,12 +143,14 @@ class View:
             if attempt not in self.journals and attempt != filename and parse_attempt(attempt):
                 self.journals[attempt] = JournalReader(self.layout, attempt, self.report)
         for attempt, journal in self.journals.items():
-            if attempt in self._torn_checked:
+            if attempt in self._settled:
                 continue
             self._follow(journal)
-            if attempt in self.closed:
-                self._torn_checked.add(attempt)
+            closing = self.closed.get(attempt)
+            if closing is not None:
                 journal.report_torn_tail()
+                if closing.by == attempt:  # else it may have been closed alive, and still add a line
+                    self._settled.add(attempt)
 
     def _follow(self, journal: JournalReader) -> None:
         for at, line in journal.read():

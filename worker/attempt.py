@@ -3,6 +3,9 @@
 Link the journal; load the job; claim, run, journal until nothing is claimable; then help the others to an end:
 close what is proved dead, sweep what was lost, wait with the model loaded until every task is complete or
 failed. Whatever the end, what was claimed and not finished goes into this attempt's orphans manifest.
+
+A job of kind "call" (the seed API's) is one task that this rank alone may run: the attempt steals nothing, drains
+at no signal, waits for nobody, and ends with the exit code that multiprocessing would give.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from spool.identity import myself
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.manifest import Damage
+from spool.publish import listdir
 from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
 from spool.view import View
 from worker.beat import Beat
@@ -62,7 +66,9 @@ class Attempt:
         self._in_hand: list[TaskLine] = []
         self._deferred: list[tuple[float, int, TaskLine]] = []
         self._tries: dict[int, int] = {}
-        self._supply = Supply(layout, rank, name, report_damage)
+        self._is_call = intent.job.kind == "call"
+        self._call_code = 1  # until the call has returned
+        self._supply = Supply(layout, rank, name, report_damage, steals=not self._is_call)
         self._device = Device()
         self._coroner: Coroner | None = None
         self._executor: Executor | None = None
@@ -70,11 +76,11 @@ class Attempt:
 
     def drain(self, *_: Any) -> None:
         """Finish the tasks in hand and claim nothing more; safe in a signal handler."""
-        self.is_draining = True
+        self.is_draining = not self._is_call
 
     def run(self) -> int:
         """The whole attempt; returns the process's exit code."""
-        for number in DRAIN_SIGNALS:
+        for number in () if self._is_call else DRAIN_SIGNALS:
             signal.signal(number, self.drain)
         self.beat.start()
         error: Error | None = None
@@ -138,7 +144,8 @@ class Attempt:
         return self._is_closed()
 
     def _is_closed(self) -> bool:
-        return self.layout.orphans(self.name).exists()
+        """By a listing, which network file systems keep fresher than a look-up that found nothing once."""
+        return self.layout.orphans(self.name).name in listdir(self.layout.manifests)
 
     def _claim(self) -> bool:
         """Whether there is something to run now: a retry that is due, or a new claim that still is ours."""
@@ -187,6 +194,7 @@ class Attempt:
         if verdict.error is None:
             self.journal.append(verdict)
             self._in_hand.remove(line)
+            self._call_code = 0
             doing.done += 1
             return
         tries = self._tries[line.task] = self._tries.get(line.task, 0) + 1
@@ -199,6 +207,7 @@ class Attempt:
             return
         self.journal.append(msgspec.structs.replace(verdict, error=error))
         self._in_hand.remove(line)
+        self._call_code = error.exit_code or 1
         doing.failed += 1
         failed = FailedTask(
             key=line.key, task=line.task, round=line.round, attempt=self.name, at=time.time(), error=error
@@ -210,8 +219,10 @@ class Attempt:
 
     def _idle(self) -> str | None:
         """Nothing to claim: see the run to its end and return the reason; None when there is work again."""
+        if self._is_call:
+            return "finished"
         if self._coroner is None:
-            self._coroner = Coroner(View(self.layout, self.run_record))
+            self._coroner = Coroner(View(self.layout, self.run_record), self.intent.options.lease_s)
         view = self._coroner.view
         self.beat.doing.state = "idle"
         wait, sweep_wait = IDLE_S[0], SWEEP_S[0]
@@ -253,7 +264,7 @@ class Attempt:
         except OSError as trouble:
             print(f"gpuspool: cannot close {self.name}: {trouble}; its parent, or a resume, will", flush=True)
             return EXIT_CANNOT_CLOSE
-        return EXIT_OF[state]
+        return self._call_code if self._is_call else EXIT_OF[state]
 
     def _final_stats(self) -> Stats:
         executor = self._executor

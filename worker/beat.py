@@ -51,6 +51,7 @@ class Beat(threading.Thread):
         self.is_late = False
         self._layout, self._intent, self._who, self._journal, self._drain = layout, intent, who, journal, drain
         self._lease_s = intent.options.lease_s
+        self._lock = threading.Lock()
         self._beat = 0
         self._last = self._last_drain = time.monotonic()
         self._end = threading.Event()
@@ -84,7 +85,11 @@ class Beat(threading.Thread):
                 self._drain()
 
     def beat(self) -> None:
-        """Replace the heartbeat file."""
+        """Replace the heartbeat file. From both threads, one after the other, so that the newest state stays."""
+        with self._lock:
+            self._replace()
+
+    def _replace(self) -> None:
         self._beat += 1
         self._last = time.monotonic()
         doing = self.doing

@@ -1,7 +1,7 @@
 """Loading the job: the copy in the spool, executed under its original name.
 
 A class is made once with the context and called with tasks; a function is called with tasks; a command is started
-once per task. Everything here runs user code and may raise anything.
+once per task; the seed API's function is called once. Everything here runs user code and may raise anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import Any
 from spool.closing import describe_exit
 from spool.layout import Layout
 from spool.records import Job
+from spool.values import decode_value
 from worker.context import Context, Task
+from worker.reports import ReportQueue
 from worker.results import CommandFailed
 
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
@@ -40,13 +42,15 @@ def load_job(layout: Layout, job: Job, context: Context, check_devices: Callable
     """Import and make the job. `check_devices` is called between import and construction, and after it."""
     if job.kind == "command":
         return LoadedJob(call=command_runner(job.command))
-    sys.path[:0] = [entry for entry in job.sys_path if entry not in sys.path]
+    sys.path[:] = [*job.sys_path, *(entry for entry in sys.path if entry not in job.sys_path)]
     target: Any = _import(layout, job)
     for part in job.name.split("."):
         target = getattr(target, part)
     if not callable(target):
         raise TypeError(f"{job.spec} is not callable ({target!r:.60}); a job is a class or a function")
     check_devices()
+    if job.kind == "call":
+        return LoadedJob(call=call_runner(target, layout))
     if isinstance(target, type):
         target = target() if target.__init__ is object.__init__ else target(context)  # type: ignore[misc]
         check_devices()
@@ -78,6 +82,22 @@ def _positive(target: Any, attribute: str, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
         raise ValueError(f"{attribute} is {value!r}; it must be a positive number or None")
     return kind(value)
+
+
+def call_runner(target: Callable[..., Any], layout: Layout) -> Callable[[Task, Context], None]:
+    """The one call of a rank of the seed API. What it returns is dropped; `sys.exit(n)` fails it with exit code n."""
+
+    def run(_: Task, context: Context) -> None:
+        queue = ReportQueue(layout, context.attempt)
+        args = [decode_value(arg) for arg in context.args["worker_args"]]
+        try:
+            target(context.rank, context.world_size, queue, *args)
+        except SystemExit as end:
+            code = 0 if end.code is None else end.code & 0xFF if isinstance(end.code, int) else 1
+            if code:
+                raise CommandFailed(f"sys.exit({end.code!r})", code) from None
+
+    return run
 
 
 def command_runner(command: list[str]) -> Callable[[Task, Context], None]:

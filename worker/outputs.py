@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spool.layout import OUT_MARK
+from spool.layout import hidden_output
 from spool.publish import fsync_dir, fsync_file, link_or_lose
 from worker.context import Task
 
@@ -49,7 +49,7 @@ class Outputs:
             if len(os.fsencode(final.name)) > NAME_BYTES:
                 raise ValueError(f"the output {final.name!r} would have a name of more than {NAME_BYTES} bytes")
             self._make_folder(final.parent)
-            hidden = final.parent / f"{OUT_MARK}-{self.attempt}-{task.index}{suffix}"
+            hidden = final.parent / hidden_output(self.attempt, task.index, suffix)
             asked[suffix] = _Asked(hidden, final)
         return asked[suffix].hidden
 

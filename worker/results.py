@@ -39,17 +39,21 @@ def to_json(result: Any) -> msgspec.Raw:
     if result is None:
         return NO_JSON
     try:
-        text = json.dumps(result, allow_nan=False, default=_plain, separators=(",", ":"))
+        text = json.dumps(result, allow_nan=False, default=_plain, separators=(",", ":"), ensure_ascii=False)
     except ValueError:
         text = _without_nan(result)
     except TypeError as error:
         raise ResultError(f"the result is not JSON: {error}") from None
-    if len(text) > RESULT_BYTES:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # lone surrogates, as file names that are not UTF-8 have them
+        data = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+    if len(data) > RESULT_BYTES:
         raise ResultError(
-            f"the result is {len(text)} bytes of JSON, at most {RESULT_BYTES} are kept; "
+            f"the result is {len(data)} bytes of JSON, at most {RESULT_BYTES} are kept; "
             "write it to ctx.output(task, suffix) and return a summary"
         )
-    return msgspec.Raw(text.encode("ascii"))
+    return msgspec.Raw(data)
 
 
 def _plain(value: Any) -> Any:
@@ -66,7 +70,7 @@ def _without_nan(result: Any) -> str:
         plain = json.loads(text, parse_constant=_constant)
     except ValueError as error:
         raise ResultError(f"the result is not JSON: {error}") from None
-    return json.dumps(plain, separators=(",", ":"))
+    return json.dumps(plain, separators=(",", ":"), ensure_ascii=False)
 
 
 def _constant(name: str) -> None:
@@ -76,7 +80,9 @@ def _constant(name: str) -> None:
 
 def to_error(error: BaseException, tries: int = 1) -> Error:
     """The record of what user code raised. The kind comes from its type alone."""
-    message = traceback.format_exception_only(error)[-1].strip().partition(": ")[2]
+    notes = getattr(error, "__notes__", [])  # their lines come last
+    place = -1 - sum(len(str(note).split("\n")) for note in notes)
+    message = traceback.format_exception_only(error)[place].strip().partition(": ")[2]
     return Error(
         kind=_kind(error),
         type=type(error).__name__,

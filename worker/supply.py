@@ -21,12 +21,13 @@ def weight(task: TaskLine) -> float:
 
 
 class Supply:
-    """Claims tasks for one attempt."""
+    """Claims tasks for one attempt; without `steals` only those planned for its rank."""
 
-    def __init__(self, layout: Layout, rank: int, attempt: str, report: Report) -> None:
+    def __init__(self, layout: Layout, rank: int, attempt: str, report: Report, steals: bool = True) -> None:
         self.layout = layout
         self.attempt = attempt
         self._report = report
+        self._steals = steals
         self._own = rank_name(rank)
         self._manifests: dict[str, Manifest] = {}
         self._chains: dict[str, Chain] = {}
@@ -46,6 +47,8 @@ class Supply:
         """Own first; then the fuller of two at random; then, before giving up, every manifest there is."""
         if self._own in self._chains and self._chains[self._own].left:
             yield self._own
+        if not self._steals:
+            return
         self._discover()
         others = [name for name, chain in self._chains.items() if chain.left]
         pair = random.sample(others, min(2, len(others)))

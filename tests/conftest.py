@@ -1,0 +1,18 @@
+"""The one fixture of the end-to-end tests: a folder to run commands in, left without a process behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import Box
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    home = tmp_path / "home"
+    home.mkdir()
+    one = Box(home)
+    yield one
+    one.kill_all()

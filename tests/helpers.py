@@ -1,0 +1,316 @@
+"""Real processes and real files for the end-to-end tests.
+
+A `Box` is one test's folder with the command line run in it. Everything it starts carries the folder's name in its
+environment, so that `processes` finds all of it, whoever its parent is by now. What a spool holds is read here by
+other code than the one under test: `journal_lines` checks each line by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+import gpuspool
+from orchestrator.results import Results
+from orchestrator.status import open_view
+from orchestrator.verify import verify
+
+PATIENCE_S = 40.0  # how long anything may take on a busy machine before a test gives it up; never a measurement
+POLL_S = 0.004
+TESTS = Path(__file__).resolve().parent
+JOBS = TESTS / "jobs"
+GPUSPOOL = str(Path(sys.executable).with_name("gpuspool"))
+MARK = "TEST_HOME"
+OUR_VARIABLES = ("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "OMP_", "PYTEST_", "PYTHON")
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], timeout: float = PATIENCE_S, poll: float = POLL_S) -> T:
+    """What `condition` returns, once that is true; fails the test if it never is."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout} s in vain for {condition}"
+        time.sleep(poll)
+    return value
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def records(self) -> list[Any]:
+        """Its output as JSON lines."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def record(self) -> Any:
+        """Its output as one JSON value."""
+        return json.loads(self.out)
+
+
+class Started:
+    """A command that may still run."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stem: Path) -> None:
+        self.process, self._stem = process, stem
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def err(self) -> str:
+        """What it said on stderr so far."""
+        return self._stem.with_suffix(".err").read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait(self, code: int | None = None) -> Done:
+        """Wait for its end, and check its exit code where one is given (-N for signal N)."""
+        status = self.process.wait(PATIENCE_S)
+        done = Done(status, self._stem.with_suffix(".out").read_text(errors="replace"), self.err)
+        assert code is None or status == code, f"exit code {status}, expected {code}\n{done.err}\n{done.out}"
+        return done
+
+
+class Box:
+    """One test's folder, in which commands are run."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._started: list[Started] = []
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(OUR_VARIABLES)}
+        self.environment = {**kept, MARK: str(home), "NO_COLOR": "1"}
+
+    def __truediv__(self, name: str) -> Path:
+        return self.home / name
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def lines(self, count: int, name: str = "lines") -> str:
+        """A file of so many lines, 0, 1, 2, …; returns its name."""
+        self.write(name, "".join(f"{i}\n" for i in range(count)))
+        return name
+
+    def tasks(self, values: list[Any], name: str = "tasks.jsonl") -> str:
+        """A file of one JSON value a line; returns its name."""
+        self.write(name, "".join(json.dumps(value) + "\n" for value in values))
+        return name
+
+    def job(self, name: str) -> Path:
+        """A copy of a job file, for tests that change it."""
+        return Path(shutil.copy(JOBS / name, self.home / name))
+
+    def start(
+        self,
+        *args: str | Path,
+        program: tuple[str, ...] = (GPUSPOOL,),
+        env: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        cwd: Path | None = None,
+    ) -> Started:
+        """Start a command in the background; its output goes to files."""
+        stem = self.home.parent / f"{self.home.name}-cli" / f"{len(self._started)}"
+        stem.parent.mkdir(exist_ok=True)
+        stem.with_suffix(".in").write_text(stdin or "")
+        with (
+            open(stem.with_suffix(".in"), "rb") as source,
+            open(stem.with_suffix(".out"), "wb") as out,
+            open(stem.with_suffix(".err"), "wb") as err,
+        ):
+            process = subprocess.Popen(
+                [*program, *map(str, args)],
+                stdin=source,
+                stdout=out,
+                stderr=err,
+                cwd=cwd or self.home,
+                env={**self.environment, **(env or {})},
+            )
+        self._started.append(Started(process, stem))
+        return self._started[-1]
+
+    def run(self, *args: str | Path, code: int | None = 0, **settings: Any) -> Done:
+        """Run `gpuspool` (or another program) to its end and check its exit code."""
+        return self.start(*args, **settings).wait(code)
+
+    def python(self, source: str, code: int | None = 0, **settings: Any) -> Done:
+        """Run a script with the tests' own interpreter."""
+        script = self.write("script.py", source)
+        return self.run(script, program=(sys.executable,), code=code, **settings)
+
+    def results(self, spool: str | Path) -> list[Any]:
+        """What `gpuspool results` prints, without the cost of a process."""
+        view = open_view(self.home / spool)
+        return [json.loads(msgspec.json.encode(result)) for result in Results(view)]
+
+    def status(self, spool: str | Path) -> Any:
+        """What `gpuspool status --json` prints, without the cost of a process."""
+        return gpuspool.status(self.home / spool)
+
+    def problems(self, spool: str | Path) -> list[str]:
+        """What `gpuspool verify` complains about, without the cost of a process."""
+        return verify(open_view(self.home / spool)).problems
+
+    def processes(self) -> list[int]:
+        """The pids of all that lives and was started, directly or not, by this box."""
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_ours(pid)]
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+        return f"{MARK}={self.home}\0".encode() in environment and pid != os.getpid()
+
+    def kill_all(self) -> None:
+        """kill -9 of everything: the parents first, so that nobody watches anybody die. Returns once all are gone."""
+
+        def is_empty() -> bool:
+            pids = self.processes()
+            for pid in pids:
+                kill(pid)
+            return not pids
+
+        for started in self._started:
+            started.process.kill()
+        wait_until(is_empty)
+        for started in self._started:
+            started.process.wait(PATIENCE_S)
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal; that the process is gone is fine."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, other than a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in b"ZX"
+    except OSError:
+        return False
+
+
+def names(folder: Path) -> list[str]:
+    """`ls`: the names in a folder, none where it does not exist."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith(".")) if folder.is_dir() else []
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, hidden files too: name -> bytes (None for folders)."""
+    found = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in found}
+
+
+def count_lines(spool: Path) -> int:
+    """`cat journal/* | wc -l`."""
+    return sum((spool / "journal" / name).read_bytes().count(b"\n") for name in names(spool / "journal"))
+
+
+def check_line(line: bytes) -> Any:
+    """The JSON of one sealed line, None where its checksum is wrong."""
+    body, _, tail = line.rpartition(b',"crc":"')
+    return json.loads(line) if tail == b'%08x"}' % zlib.crc32(body) else None
+
+
+def journal_lines(spool: Path) -> list[Any]:
+    """Every whole line about a finished task, of all journals; each is checked."""
+    found = []
+    for name in names(spool / "journal"):
+        for line in (spool / "journal" / name).read_bytes().split(b"\n")[:-1]:
+            record = check_line(line)
+            if record is not None and record.get("state") in ("complete", "failed"):
+                found.append({**record, "attempt": name.removesuffix(".jsonl")})
+    return found
+
+
+def seal(fields: dict[str, Any]) -> bytes:
+    """One line with a right checksum, for tests that forge one."""
+    body = json.dumps({name: value for name, value in fields.items() if name != "crc"}, separators=(",", ":"))[:-1]
+    return b'%b,"crc":"%08x"}\n' % (body.encode(), zlib.crc32(body.encode()))
+
+
+def record(path: Path) -> Any:
+    """The JSON of a file."""
+    return json.loads(path.read_bytes())
+
+
+def identities(spool: Path) -> dict[str, int]:
+    """attempt -> pid, from the first lines of the journals."""
+    found = {}
+    for name in names(spool / "journal"):
+        head = check_line((spool / "journal" / name).read_bytes().partition(b"\n")[0])
+        if head is not None:
+            found[name.removesuffix(".jsonl")] = head["pid"]
+    return found
+
+
+def assert_sound(box: Box, spool: str | Path, tasks: int) -> list[Any]:
+    """A finished spool: every result there once, in order, and nothing for `verify` to complain about."""
+    results = box.results(spool)
+    assert [result["index"] for result in results] == list(range(tasks))
+    assert {result["state"] for result in results} <= {"complete"}
+    assert box.problems(spool) == []
+    return results
+
+
+def start_gated(
+    box: Box, payloads: list[Any], *options: str, spool: str = "S", job: str = "gated"
+) -> tuple[Started, list[str | Path]]:
+    """Start a job of gates.py, which waits at the file "gate" where a payload is "wait"; returns its command too."""
+    command: list[str | Path] = ["run", f"{JOBS}/gates.py:{job}", "--tasks", box.tasks(payloads)]
+    command += ["--arg", f"gate={box / 'gate'}", "--spool", spool]
+    return box.start(*command, *options), command
+
+
+def waiting(box: Box) -> list[int]:
+    """The tasks that came to the gate so far."""
+    path = box / "gate.waiting"
+    return [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def ran(box: Box) -> list[int]:
+    """The tasks that got behind the gate or had none, in order."""
+    path = box / "gate.ran"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def half_done(box: Box, *options: str, ranks: int = 1) -> list[str | Path]:
+    """A spool S whose every process was killed with tasks 0-19 done, of 20-39 one for each rank in hand.
+
+    Returns its command; the gate is open now.
+    """
+    payloads = [f"go {i}" for i in range(20)] + ["wait"] * 20
+    started, command = start_gated(box, payloads, "--ranks", str(ranks), *options)
+    wait_until(lambda: len(waiting(box)) == ranks and len(journal_lines(box / "S")) == 20)
+    box.kill_all()
+    started.wait(-signal.SIGKILL)
+    (box / "gate").touch()
+    return command

@@ -1,0 +1,70 @@
+"""Jobs that wait for a file, so that a test decides what happens before what."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from plain import note
+
+PATIENCE_S = 60
+
+
+def pass_gate(path):
+    deadline = time.monotonic() + PATIENCE_S
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody opened {path}")
+        time.sleep(0.004)
+
+
+def gated(task, ctx):
+    """Tasks with the payload "wait" wait for the gate, and say before that they do; "bad" ones fail."""
+    if task.payload == "bad":
+        raise ValueError(f"{task.key} is bad")
+    if task.payload == "wait":
+        note(f"{ctx.args['gate']}.waiting", f"{task.index} {os.getpid()}")
+        pass_gate(ctx.args["gate"])
+    note(f"{ctx.args['gate']}.ran", task.index)
+    return task.payload
+
+
+def gated_polite(task, ctx):
+    """Waits for the gate or for the drain, whichever comes first."""
+    note(f"{ctx.args['gate']}.waiting", f"{task.index} {os.getpid()}")
+    while not ctx.is_draining() and not Path(ctx.args["gate"]).exists():
+        time.sleep(0.004)
+    return ctx.is_draining()
+
+
+def with_children(task, ctx):
+    """Leaves a child behind, as a data loader would."""
+    child = subprocess.Popen(["sleep", "1000"])
+    note(ctx.args["children"], child.pid)
+    return child.pid
+
+
+def dies(task, ctx):
+    """The payload "once" kills its worker as long as there is no gate, the payload "always" always does."""
+    gate = Path(ctx.args["gate"])
+    if task.payload == "always" or (task.payload == "once" and not gate.exists()):
+        gate.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task.payload
+
+
+class Segfault:
+    """Dies of a segmentation fault whenever the batch holds the payload "segv"."""
+
+    batch_size = 32
+
+    def __init__(self, ctx):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    def __call__(self, tasks, ctx):
+        if any(task.payload == "segv" for task in tasks):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return [task.payload for task in tasks]

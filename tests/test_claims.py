@@ -1,0 +1,175 @@
+"""Claims: whoever takes places of a manifest, each place is taken once, and the chain tells by whom."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from spooling import A0, B0, cuts, hidden_files, make_spool, race, write_claim
+
+from spool.claims import LEFT_FRACTION, NOBODY, TARGET_S, Chain, claim_size, parse_start, read_claim
+from spool.layout import Layout, attempt_name
+from spool.records import Claim, encode
+
+M = "rank-0000"
+
+
+def chain_of(layout: Layout, end: int) -> Chain:
+    return Chain(layout, M, end).advance()
+
+
+def spans(chain: Chain) -> list[tuple[str, int, int]]:
+    return [(claim.attempt, claim.start, claim.stop) for claim in chain.claims]
+
+
+def hammer(root: Path, rank: int, end: int) -> list[tuple[str, int, int]]:
+    """Claim pieces of any size until nothing is left; returns what was got."""
+    chain, attempt, got = Chain(Layout(root), M, end), attempt_name(rank, 0), []
+    sizes = random.Random(rank)
+    while chain.advance().left:
+        claim = chain.take(attempt, min(chain.next + sizes.randint(1, 5), end))
+        if claim is not None:
+            got.append((claim.attempt, claim.start, claim.stop))
+    return got
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_spool(tmp_path / "s", 20)
+
+
+def test_eight_processes_that_hammer_one_manifest_get_each_task_once(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 800)
+    got = race(hammer, *((layout.root, rank, 800) for rank in range(8)))
+    everything = sorted((claim for part in got for claim in part), key=lambda claim: claim[1])
+    assert [place for _, start, stop in everything for place in range(start, stop)] == list(range(800))
+    assert spans(chain_of(layout, 800)) == everything, "a chain read afresh tells the same"
+    assert sum(bool(part) for part in got) > 1
+    assert hidden_files(layout.root) == []
+
+
+def test_a_claim_starts_where_the_last_one_stops(layout: Layout) -> None:
+    chain = chain_of(layout, 20)
+    assert (chain.next, chain.left) == (0, 20)
+    for stop in (4, 5, 20):
+        claim = chain.take(A0, stop)
+        assert claim is not None
+        assert (claim.attempt, claim.stop) == (A0, stop)
+    assert (chain.next, chain.left) == (20, 0)
+    assert spans(chain_of(layout, 20)) == [(A0, 0, 4), (A0, 4, 5), (A0, 5, 20)]
+
+
+def test_who_comes_second_gets_nothing_and_reads_on(layout: Layout) -> None:
+    first, second = chain_of(layout, 20), chain_of(layout, 20)
+    assert first.take(A0, 8) is not None
+    assert second.take(B0, 3) is None
+    assert spans(second) == [(A0, 0, 8)]
+    assert second.take(B0, 10) is not None
+    assert spans(first.advance()) == [(A0, 0, 8), (B0, 8, 10)]
+
+
+def test_the_folder_of_claims_is_made_when_it_is_needed(layout: Layout) -> None:
+    assert chain_of(layout, 20).take(A0, 1) is not None
+    assert read_claim(layout, M, 0, 20) is not None
+
+
+def test_a_claim_cut_at_any_byte_is_whole_or_nobodys(layout: Layout) -> None:
+    claim = Claim(attempt=A0, start=0, stop=8, at=1700000000.5)
+    write_claim(layout, M, 8, Claim(attempt=B0, start=8, stop=20, at=1.0))
+    data = encode(claim)
+    for cut in cuts(data):
+        write_claim(layout, M, 0, cut)
+        found = read_claim(layout, M, 0, 20)
+        if cut + b"\n" == data:
+            assert found == claim
+        else:
+            assert found is not None
+            assert (found.attempt, found.start, found.stop) == (NOBODY, 0, 8)
+        assert spans(chain_of(layout, 20))[1:] == [(B0, 8, 20)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 100,
+        Claim(attempt="somebody", start=4, stop=8, at=1.0),
+        Claim(attempt=A0, start=5, stop=8, at=1.0),
+        Claim(attempt=A0, start=4, stop=4, at=1.0),
+        Claim(attempt=A0, start=4, stop=3, at=1.0),
+        Claim(attempt=A0, start=4, stop=21, at=1.0),
+    ],
+    ids=["empty", "zeroed", "no attempt", "another start", "no place", "backwards", "beyond the end"],
+)
+def test_an_unreadable_claim_is_nobodys_and_reaches_to_the_next_listed_start(
+    layout: Layout, data: bytes | Claim
+) -> None:
+    write_claim(layout, M, 0, Claim(attempt=A0, start=0, stop=4, at=1.0))
+    write_claim(layout, M, 4, data)
+    write_claim(layout, M, 12, Claim(attempt=A0, start=12, stop=14, at=1.0))
+    write_claim(layout, M, 10, Claim(attempt=B0, start=10, stop=12, at=1.0))
+    assert spans(chain_of(layout, 20)) == [(A0, 0, 4), (NOBODY, 4, 10), (B0, 10, 12), (A0, 12, 14)]
+
+
+def test_an_unreadable_last_claim_reaches_to_the_end_until_a_later_one_is_listed(layout: Layout) -> None:
+    """Its places are never claimed again from here: they are for the sweep."""
+    write_claim(layout, M, 0, Claim(attempt=A0, start=0, stop=4, at=1.0))
+    write_claim(layout, M, 4, b"")
+    chain = chain_of(layout, 20)
+    assert spans(chain) == [(A0, 0, 4), (NOBODY, 4, 20)]
+    assert chain.left == 0
+    write_claim(layout, M, 9, Claim(attempt=B0, start=9, stop=11, at=1.0))
+    assert spans(chain.advance()) == [(A0, 0, 4), (NOBODY, 4, 9), (B0, 9, 11)]
+    assert chain.left == 9
+
+
+def test_a_claim_that_vanished_opens_its_places_again(layout: Layout) -> None:
+    for start, stop in ((0, 4), (4, 8), (8, 20)):
+        write_claim(layout, M, start, Claim(attempt=A0, start=start, stop=stop, at=1.0))
+    layout.claim(M, 4).unlink()
+    chain = chain_of(layout, 20)
+    assert (chain.next, chain.left) == (4, 16)
+    assert chain.take(B0, 8) is not None
+    assert spans(chain.advance()) == [(A0, 0, 4), (B0, 4, 8), (A0, 8, 20)]
+
+
+def test_foreign_names_among_claims_are_ignored(layout: Layout) -> None:
+    write_claim(layout, M, 0, b"")
+    folder = layout.claims(M)
+    for name in (".nfs0000000123", ".000000002.17.0.ab", "notes.txt", "000000003.bak", "³", "-1"):
+        (folder / name).write_bytes(b"?")
+    (folder / "folder").mkdir()
+    assert spans(chain_of(layout, 20)) == [(NOBODY, 0, 20)]
+    assert [parse_start(name) for name in ("000000120", "³", "-1", "", "12a")] == [120, None, None, None, None]
+
+
+positive = st.floats(1e-12, 1e12)
+
+
+@given(left=st.integers(1, 10**6), batch=st.integers(1, 5000))
+def test_one_batch_is_claimed_while_the_rate_is_unknown(left: int, batch: int) -> None:
+    assert claim_size(left, batch, None) == min(batch, left)
+
+
+@given(left=st.integers(1, 10**6), batch=st.integers(1, 5000), seconds=positive | st.just(0.0))
+def test_a_claim_is_whole_batches_of_at_most_a_fraction_and_a_target_of_time(
+    left: int, batch: int, seconds: float
+) -> None:
+    size = claim_size(left, batch, seconds)
+    assert 1 <= size <= left
+    assert size % batch == 0 or size == left
+    assert size >= min(batch, left)
+    if size > batch:
+        assert size <= left / LEFT_FRACTION
+        assert size * seconds <= TARGET_S * 1.000001
+
+
+def test_fast_tasks_are_claimed_by_the_fraction_and_slow_ones_singly() -> None:
+    assert claim_size(8000, 1, 1e-6) == 1000
+    assert claim_size(8000, 32, 1e-6) == 992
+    assert claim_size(8000, 1, 0.01) == 100
+    assert claim_size(8000, 1, 30.0) == 1
+    assert claim_size(8000, 32, 30.0) == 32
+    assert claim_size(5, 32, 30.0) == 5
+    assert claim_size(7, 1, 1e-6) == 1

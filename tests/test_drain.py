@@ -1,0 +1,202 @@
+"""Stopping a run so that it can go on: signals, `drain`, the time limit, the grace; and nothing left running."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from helpers import (
+    GPUSPOOL,
+    JOBS,
+    Box,
+    assert_sound,
+    is_alive,
+    journal_lines,
+    names,
+    ran,
+    record,
+    start_gated,
+    wait_until,
+    waiting,
+)
+
+PAYLOADS = ["wait", "wait", *["go"] * 8]
+
+
+def finish_drain(box: Box, command: list[str | Path]) -> None:
+    """After a drain with both ranks at the gate: those two tasks are done, nothing else is; the rest follows."""
+    assert sorted(line["task"] for line in journal_lines(box / "S")) == [0, 1]
+    assert box.processes() == []
+    stopped = [record(box / "S" / "stopped" / name) for name in names(box / "S" / "attempts")]
+    assert [(closing["state"], closing["reason"]) for closing in stopped] == [("stopped", "drained")] * 2
+    assert box.status("S")["state"] == "stopped"
+    assert record(box / "S" / "summary.json")["exit_code"] == 75
+    box.run(*command)
+    assert_sound(box, "S", len(PAYLOADS))
+    assert sorted(ran(box)) == list(range(len(PAYLOADS)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_drains(box: Box, number: signal.Signals) -> None:
+    command: list[str | Path] = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(PAYLOADS), "--ranks", "2"]
+    command += ["--arg", f"gate={box / 'gate'}", "--spool", "S"]
+    as_from_a_terminal = ("env", "--default-signal=HUP", GPUSPOOL)  # these tests may run under nohup
+    started = box.start(*command, program=as_from_a_terminal)
+    wait_until(lambda: len(waiting(box)) == 2)
+    started.signal(number)
+    wait_until(lambda: f"{number.name} received" in started.err)
+    assert not started.is_over()
+    (box / "gate").touch()
+    done = started.wait(75)
+    assert "drained with 2 of 10 tasks complete" in done.err
+    assert "gpuspool resume S" in done.err
+    finish_drain(box, command)
+
+
+def test_drain_from_another_process(box: Box) -> None:
+    started, command = start_gated(box, PAYLOADS, "--ranks", "2")
+    wait_until(lambda: len(waiting(box)) == 2)
+    asked = box.run("drain", "S")
+    assert asked.out == ""
+    assert "gpuspool wait" in asked.err
+    wait_until(lambda: "`gpuspool drain` asked for it" in started.err)
+    (box / "gate").touch()
+    started.wait(75)
+    finish_drain(box, command)
+
+
+def test_a_drain_of_what_does_not_run_stops_no_later_run(box: Box) -> None:
+    command = ["run", f"{JOBS}/plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good"])]
+    command += ["--arg", "fixed=fixed", "--spool", "S"]
+    box.run(*command, code=3)
+    box.run("drain", "S")
+    box.run("drain", "S")
+    (box / "fixed").touch()
+    box.run("retry", "S")
+    assert_sound(box, "S", 2)
+
+
+def test_a_drain_reaches_an_orchestrator_that_only_adopted_workers(box: Box) -> None:
+    """It started none itself; it, too, must stop when it is asked to."""
+    started, command = start_gated(box, PAYLOADS, "--ranks", "2")
+    wait_until(lambda: len(waiting(box)) == 2)
+    started.signal(signal.SIGKILL)
+    started.wait(-signal.SIGKILL)
+    again = box.start(*command, "--ranks", "2")
+    wait_until(lambda: again.err.count("outlived") == 2)
+    box.run("drain", "S")
+    wait_until(lambda: "asked for it" in again.err)
+    (box / "gate").touch()
+    again.wait(75)
+    finish_drain(box, command)
+
+
+def test_a_signal_to_an_orchestrator_that_adopted_drains_its_workers_too(box: Box) -> None:
+    started, command = start_gated(box, PAYLOADS, "--ranks", "2")
+    wait_until(lambda: len(waiting(box)) == 2)
+    started.signal(signal.SIGKILL)
+    started.wait(-signal.SIGKILL)
+    again = box.start(*command, "--ranks", "2")
+    wait_until(lambda: again.err.count("outlived") == 2)
+    again.signal(signal.SIGTERM)
+    wait_until(lambda: "SIGTERM received" in again.err)
+    (box / "gate").touch()
+    again.wait(75)
+    finish_drain(box, command)
+
+
+def test_the_time_limit_drains(box: Box) -> None:
+    """The tasks end when they are told to; a Slurm script requeues on the exit code."""
+    command = ["run", f"{JOBS}/gates.py:gated_polite", "--lines", box.lines(4), "--ranks", "2", "--spool", "S"]
+    command += ["--arg", f"gate={box / 'gate'}"]
+    done = box.run(*command, "--time-limit", "1s", code=75)
+    assert "the time limit is reached" in done.err
+    assert box.processes() == []
+    before = journal_lines(box / "S")
+    assert all(line["result"] is True for line in before), "a long task may look whether it should end"
+    (box / "gate").touch()
+    box.run(*command, "--time-limit", "1h")
+    results = assert_sound(box, "S", 4)
+    assert sum(result["result"] for result in results) == len(before) <= 2
+
+
+def test_a_second_interrupt_kills(box: Box) -> None:
+    started, command = start_gated(box, PAYLOADS, "--ranks", "2")
+    wait_until(lambda: len(waiting(box)) == 2)
+    started.signal(signal.SIGINT)
+    wait_until(lambda: "SIGINT received" in started.err)
+    started.signal(signal.SIGINT)
+    done = started.wait(130)
+    assert "interrupted with 0 of 10 tasks complete" in done.err
+    assert box.processes() == []
+    assert {record(box / "S" / "stopped" / name)["reason"] for name in names(box / "S" / "attempts")} == {"killed"}
+    (box / "gate").touch()
+    box.run(*command)
+    assert_sound(box, "S", len(PAYLOADS))
+
+
+def test_a_task_that_outlives_the_grace_is_killed_and_nobody_is_blamed(box: Box) -> None:
+    """However often: a task that is longer than each walltime's grace must not become a failure."""
+    started, command = start_gated(box, ["wait"], "--grace", "0.2s")
+    for attempt in range(2):
+        if attempt:
+            started = box.start(*command)
+        wait_until(lambda: len(waiting(box)) == attempt + 1)  # noqa: B023 - called at once
+        started.signal(signal.SIGTERM)
+        assert "drained with 0 of 1 tasks complete" in started.wait(75).err
+        assert box.processes() == []
+        closing = record(box / "S" / "stopped" / f"rank-0000.a{attempt:02d}.json")
+        assert (closing["reason"], closing.get("suspects", 0), closing.get("lost", [])) == ("killed", 0, [])
+    (box / "gate").touch()
+    box.run(*command)
+    assert_sound(box, "S", 1)
+
+
+def test_a_run_under_nohup_survives_the_terminal(box: Box) -> None:
+    command = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(["wait", "go"]), "--spool", "S"]
+    command += ["--arg", f"gate={box / 'gate'}"]
+    started = box.start(*command, program=("nohup", GPUSPOOL))
+    wait_until(lambda: waiting(box))
+    started.signal(signal.SIGHUP)
+    (box / "gate").touch()
+    started.wait(0)
+    assert_sound(box, "S", 2)
+
+
+def children(box: Box) -> list[int]:
+    return [int(pid) for pid in (box / "children").read_text().split()]
+
+
+def test_children_of_the_job_die_with_their_worker(box: Box) -> None:
+    """As data loaders that their job forgot about."""
+    command = ["run", f"{JOBS}/gates.py:with_children", "--lines", box.lines(4), "--ranks", "2"]
+    box.run(*command, "--arg", f"children={box / 'children'}", "--spool", "S")
+    assert len(children(box)) == 4
+    assert not any(map(is_alive, children(box)))
+    assert box.processes() == []
+    assert_sound(box, "S", 4)
+
+
+def test_children_die_with_a_worker_that_is_killed(box: Box) -> None:
+    box.write("job.py", "import gates\ndef job(task, ctx):\n    gates.with_children(task, ctx)\n"
+              "    gates.pass_gate(ctx.args['children'] + '.gate')\n")  # fmt: skip
+    command = ["run", "job.py:job", "--lines", box.lines(1), "--arg", f"children={box / 'children'}", "--spool", "S"]
+    started = box.start(*command, "--grace", "0s", env={"PYTHONPATH": str(JOBS)})
+    wait_until((box / "children").exists)
+    wait_until(lambda: children(box))
+    started.signal(signal.SIGTERM)
+    started.wait(75)
+    assert not any(map(is_alive, children(box)))
+    assert box.processes() == []
+
+
+def test_commands_die_with_a_worker_that_is_killed(box: Box) -> None:
+    script = 'echo $$ > "$0"; exec sleep 1000'
+    command = ["run", "--lines", box.lines(1), "--spool", "S", "--", "sh", "-c", script, str(box / "children")]
+    started = box.start("run", "--grace", "0s", *command[1:])
+    wait_until((box / "children").exists)
+    pid = wait_until(lambda: children(box))[0]
+    started.signal(signal.SIGINT)
+    started.wait(75)
+    assert not is_alive(pid)
+    os.stat(box / "S" / "stopped" / "rank-0000.a00.json")

@@ -1,0 +1,306 @@
+"""One call of user code: whatever it returns or raises, every task of it gets exactly one line, and the right one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from helpers import tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spooling import A0, task
+
+from spool.records import JournalLine
+from worker.context import Context, Task
+from worker.execute import Executor
+from worker.job import LoadedJob
+from worker.outputs import Outputs
+
+
+def executor_of(out: Path, call: Callable[[Any, Context], Any], batch_size: int | None = None) -> Executor:
+    outputs = Outputs(out, A0)
+    context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False)
+    return Executor(LoadedJob(call=call, batch_size=batch_size), context, outputs, 7)
+
+
+def run(executor: Executor, count: int, **more: Any) -> list[JournalLine]:
+    """The lines of a batch of tasks 0, 1, … whose payloads are their indices, in order; one for each task."""
+    tasks = [task(index, **more) for index in range(count)]
+    settled = list(executor.run(tasks))
+    assert all(line.task == verdict.task and line.round == verdict.round for line, verdict in settled)
+    assert sorted(verdict.task for _, verdict in settled) == list(range(count))
+    return sorted((verdict for _, verdict in settled), key=lambda verdict: verdict.task)
+
+
+def states(lines: list[JournalLine]) -> str:
+    return "".join(line.state[0] for line in lines)
+
+
+def values(lines: list[JournalLine]) -> list[Any]:
+    return [msgspec.json.decode(line.result) if bytes(line.result) else None for line in lines]
+
+
+def kinds(lines: list[JournalLine]) -> list[str | None]:
+    return [line.error.kind if line.error else None for line in lines]
+
+
+def test_a_task_alone_gives_its_result(tmp_path: Path) -> None:
+    [line] = run(executor_of(tmp_path, lambda task, ctx: {"twice": 2 * task.payload + task.index}), 1, round=3)
+    assert (line.state, line.round, values([line])) == ("complete", 3, [{"twice": 0}])
+    assert line.error is None
+    assert line.start > 1.7e9
+    assert line.seconds >= 0
+
+
+def test_a_batch_gives_each_task_its_own_result(tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+
+    def call(tasks: list[Task], ctx: Context) -> Any:
+        seen.append([task.index for task in tasks])
+        return (task.payload * 10 for task in tasks)
+
+    lines = run(executor_of(tmp_path, call, 4), 4)
+    assert (states(lines), values(lines)) == ("cccc", [0, 10, 20, 30])
+    assert seen == [[0, 1, 2, 3]]
+
+
+def test_the_rows_of_an_array_are_the_results(tmp_path: Path) -> None:
+    for array in (np.arange(6.0).reshape(3, 2), torch.arange(6.0).reshape(3, 2)):
+        lines = run(executor_of(tmp_path, lambda tasks, ctx, array=array: array, 3), 3)
+        assert values(lines) == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 17), bad=st.sets(st.integers(0, 16)))
+def test_a_batch_that_raises_fails_exactly_the_bad_tasks(
+    tmp_path_factory: pytest.TempPathFactory, count: int, bad: set[int]
+) -> None:
+    calls = 0
+
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        nonlocal calls
+        calls += 1
+        for one in tasks:
+            if one.index in bad:
+                raise ValueError(f"task {one.index} is bad")
+        return [one.index for one in tasks]
+
+    lines = run(executor_of(tmp_path_factory.getbasetemp(), call, 17), count)
+    assert {line.task for line in lines if line.state == "failed"} == {index for index in bad if index < count}
+    for line in lines:
+        if line.error is None:
+            assert values([line]) == [line.task]
+        else:
+            assert (line.error.kind, line.error.message) == ("exception", f"task {line.task} is bad")
+    if len(bad & set(range(count))) == 1:
+        assert calls <= 2 * count.bit_length() + 1, "a bad task is found by halving"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(0), GeneratorExit(), RecursionError("deep")])
+def test_whatever_user_code_raises_fails_its_task_alone(tmp_path: Path, error: BaseException) -> None:
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        if any(one.index == 2 for one in tasks):
+            raise error
+        return [one.index for one in tasks]
+
+    lines = run(executor_of(tmp_path, call, 4), 4)
+    assert states(lines) == "ccfc"
+    assert lines[2].error is not None
+    assert lines[2].error.type == type(error).__name__
+
+
+def test_an_exception_among_the_results_fails_that_task_alone_and_once(tmp_path: Path) -> None:
+    calls = 0
+
+    def call(tasks: list[Task], ctx: Context) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        return [ValueError(f"no {one.index}") if one.index % 2 else one.index for one in tasks]
+
+    lines = run(executor_of(tmp_path, call, 5), 5)
+    assert (states(lines), values(lines)) == ("cfcfc", [0, None, 2, None, 4])
+    assert lines[3].error is not None
+    assert (lines[3].error.type, lines[3].error.message) == ("ValueError", "no 3")
+    assert calls == 1, "the others need not run again"
+
+
+def test_a_result_that_is_no_json_fails_that_task_alone_and_once(tmp_path: Path) -> None:
+    results = [1, {2}, float("inf"), "x" * 2**20, float("nan"), None]
+    calls = 0
+
+    def call(tasks: list[Task], ctx: Context) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        return results
+
+    lines = run(executor_of(tmp_path, call, 6), 6)
+    assert (states(lines), values(lines)) == ("cfffcc", [1, None, None, None, None, None])
+    assert kinds(lines) == [None, "result", "result", "result", None, None]
+    assert calls == 1
+
+
+@pytest.mark.parametrize("results", [[], [1] * 4, [1] * 5])
+def test_another_number_of_results_than_tasks_fails_them(tmp_path: Path, results: list[int]) -> None:
+    lines = run(executor_of(tmp_path, lambda tasks, ctx: results, 3), 3)
+    assert states(lines) == "fff"
+    assert kinds(lines) == ["result"] * 3
+    assert lines[0].error is not None
+    assert f"{len(results)} results for 1 tasks" in lines[0].error.message
+
+
+def test_a_batch_that_drops_one_result_is_found_out_by_halving(tmp_path: Path) -> None:
+    """A job that skips its bad tasks: the good ones still get their own results, never a neighbour's."""
+    lines = run(executor_of(tmp_path, lambda tasks, ctx: [one.index for one in tasks if one.index != 2], 4), 4)
+    assert (states(lines), values(lines)) == ("ccfc", [0, 1, None, 3])
+
+
+@pytest.mark.parametrize("results", [None, 5])
+def test_a_batch_without_a_list_of_results_fails(tmp_path: Path, results: Any) -> None:
+    lines = run(executor_of(tmp_path, lambda tasks, ctx: results, 2), 2)
+    assert (states(lines), kinds(lines)) == ("ff", ["exception", "exception"])
+
+
+def out_of_memory_above(limit: int, sizes: list[int]) -> Callable[[list[Task], Context], list[int]]:
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        sizes.append(len(tasks))
+        if len(tasks) > limit:
+            raise torch.OutOfMemoryError(f"CUDA out of memory with {len(tasks)}")
+        return [one.index for one in tasks]
+
+    return call
+
+
+def test_an_out_of_memory_error_halves_the_batch_size_for_the_rest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sizes: list[int] = []
+    executor = executor_of(tmp_path, out_of_memory_above(5, sizes), 16)
+    lines = run(executor, 16)
+    assert (states(lines), values(lines)) == ("c" * 16, list(range(16)))
+    assert sizes[:3] == [16, 8, 4]
+    assert (executor.batch_size, executor.oom_halvings >= 2) == (4, True)
+    assert "out of device memory with 16 tasks" in capfd.readouterr().out
+    sizes.clear()
+    run(executor, executor.batch_size)
+    assert sizes == [4]
+
+
+def test_the_batch_size_never_grows_again(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    executor = executor_of(tmp_path, out_of_memory_above(2, sizes), 8)
+    for count in (3, 8, 2, 1):
+        assert states(run(executor, count)) == "c" * count
+        assert executor.batch_size == 2
+
+
+def test_a_task_that_does_not_fit_alone_fails_as_gpu_oom(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    executor = executor_of(tmp_path, out_of_memory_above(0, sizes), 4)
+    lines = run(executor, 4)
+    assert (states(lines), kinds(lines)) == ("ffff", ["gpu_oom"] * 4)
+    assert executor.batch_size == 1
+    alone = executor_of(tmp_path, lambda task, ctx: out_of_memory_above(0, [])([task], ctx))
+    assert kinds(run(alone, 1)) == ["gpu_oom"]
+
+
+def test_one_task_too_large_costs_no_other(tmp_path: Path) -> None:
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        if any(one.index == 5 for one in tasks):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [one.index for one in tasks]
+
+    lines = run(executor_of(tmp_path, call, 8), 8)
+    assert states(lines) == "cccccfcc"
+    assert kinds(lines)[5] == "gpu_oom"
+
+
+def test_an_error_that_only_reads_like_out_of_memory_halves_nothing(tmp_path: Path) -> None:
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        raise RuntimeError("CUDA out of memory")
+
+    executor = executor_of(tmp_path, call, 4)
+    assert kinds(run(executor, 4)) == ["exception"] * 4
+    assert (executor.batch_size, executor.oom_halvings) == (4, 0)
+
+
+def test_outputs_of_what_completed_are_published_and_of_what_failed_are_not(tmp_path: Path) -> None:
+    def call(tasks: list[Task], ctx: Context) -> list[Any]:
+        for one in tasks:
+            path = ctx.output(one, ".txt")
+            if one.index != 1:
+                path.write_text(f"{len(tasks)} at once")
+        if len(tasks) > 4:
+            raise ValueError("too many at once")
+        return [float("inf") if one.index == 2 else ValueError("no") if one.index == 3 else None for one in tasks]
+
+    lines = run(executor_of(tmp_path, call, 8), 8)
+    assert states(lines) == "cfffcccc"
+    assert kinds(lines) == [None, "output", "result", "exception", *[None] * 4]
+    assert [line.outputs for line in lines] == [
+        [("t0.txt", 9)],
+        [],
+        [],
+        [],
+        *([(f"t{index}.txt", 9)] for index in range(4, 8)),
+    ]
+    assert tree(tmp_path) == {f"t{index}.txt": b"4 at once" for index in (0, 4, 5, 6, 7)}
+
+
+def test_a_single_task_that_raises_leaves_no_output(tmp_path: Path) -> None:
+    def call(task: Task, ctx: Context) -> None:
+        ctx.output(task, ".txt").write_text("half")
+        raise ValueError("after all")
+
+    assert states(run(executor_of(tmp_path, call), 1)) == "f"
+    assert tree(tmp_path) == {}
+
+
+def test_a_verdict_comes_as_soon_as_its_part_of_the_batch_is_done(tmp_path: Path) -> None:
+    """So a crash later in a batch that is being split costs nothing that was done before."""
+    calls: list[list[int]] = []
+
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        calls.append([one.index for one in tasks])
+        if len(tasks) == 4:
+            raise ValueError("as a whole")
+        return [one.index for one in tasks]
+
+    verdicts = executor_of(tmp_path, call, 4).run([task(index) for index in range(4)])
+    assert next(verdicts)[1].state == "complete"
+    assert calls == [[0, 1, 2, 3], [0, 1]]
+    assert len(list(verdicts)) == 3
+
+
+def test_a_seed_depends_on_the_run_and_the_index_alone(tmp_path: Path) -> None:
+    alone = run(executor_of(tmp_path, lambda task, ctx: task.seed), 1)
+    batch = run(executor_of(tmp_path, lambda tasks, ctx: [one.seed for one in tasks], 3), 3)
+    assert values(alone)[0] == values(batch)[0]
+    assert len(set(values(batch))) == 3
+    assert all(0 <= seed < 2**63 for seed in values(batch))
+
+
+def test_a_task_shows_what_its_line_says(tmp_path: Path) -> None:
+    def call(task: Task, ctx: Context) -> Any:
+        return [task.key, str(task.path), task.cost, task.payload["n"], ctx.rank, ctx.attempt, ctx.is_draining()]
+
+    executor = executor_of(tmp_path, call)
+    line = task(5, key="cat/1.jpg", payload=msgspec.Raw(b'{"path":"/data/cat/1.jpg","n":[1]}'), cost=2.5)
+    [(_, verdict)] = executor.run([line])
+    assert values([verdict]) == [["cat/1.jpg", "/data/cat/1.jpg", 2.5, [1], 0, A0, False]]
+
+
+def test_the_seconds_of_a_batch_are_shared_and_its_log_is_told_for_failures(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def call(tasks: list[Task], ctx: Context) -> list[Any]:
+        print("some words", flush=True)
+        return [None, ValueError("no")]
+
+    good, bad = run(executor_of(tmp_path, call, 2), 2)
+    assert good.seconds == bad.seconds
+    assert bad.log is not None
+    assert bad.log[1] - bad.log[0] == len("some words\n")
+    assert capfd.readouterr().out == "some words\n"

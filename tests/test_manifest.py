@@ -1,0 +1,157 @@
+"""Manifests: places are line numbers, damage costs the line it touches and moves no other."""
+
+from pathlib import Path
+
+import pytest
+from spooling import (
+    A0,
+    begin,
+    cuts,
+    finish,
+    flips,
+    indices,
+    make_spool,
+    manifest_bytes,
+    sealed_lines,
+    take,
+    task,
+    verdicts,
+    view_of,
+)
+
+from spool.closing import close_dead, sweep
+from spool.layout import Layout
+from spool.manifest import Damage, Manifest, load_manifest, publish_manifest, publish_orphans
+from spool.records import Closing, seal
+
+CLOSING = Closing(attempt=A0, state="stopped", reason="drained", by=A0, at=1.0)
+
+
+def read(data: bytes, name: str = "rank-0000") -> tuple[list[int], list[Damage], Manifest]:
+    """(indices of the tasks that can be read, reported damage, the manifest)."""
+    damage: list[Damage] = []
+    manifest = Manifest(name, "path", data, damage.append)
+    return indices(manifest.tasks()), damage, manifest
+
+
+def test_a_manifest_gives_back_its_tasks_in_order(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s")
+    tasks = [task(2), task(0, round=3, crashes=1, kills=2, careful=True, cost=0.5), task(1, key="a/ä")]
+    assert publish_manifest(layout, "retry-01", tasks)
+    manifest = load_manifest(layout, "retry-01", pytest.fail)
+    assert manifest is not None
+    assert len(manifest) == 3
+    assert list(manifest.tasks()) == tasks
+    assert list(manifest.tasks(1, 2)) == tasks[1:2]
+    assert list(manifest.tasks(2, 99)) == tasks[2:]
+    assert manifest.task(1) == tasks[1]
+    assert manifest.closing is None
+
+
+def test_a_manifest_without_tasks_has_no_places() -> None:
+    found, damage, manifest = read(b"")
+    assert (found, damage, len(manifest)) == ([], [], 0)
+
+
+def test_a_missing_manifest_is_none(tmp_path: Path) -> None:
+    assert load_manifest(make_spool(tmp_path / "s"), "sweep-01", pytest.fail) is None
+
+
+def test_a_manifest_is_published_once(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s")
+    assert publish_manifest(layout, "sweep-01", [task(1)])
+    assert not publish_manifest(layout, "sweep-01", [task(2)])
+    manifest = load_manifest(layout, "sweep-01", pytest.fail)
+    assert manifest is not None
+    assert indices(manifest.tasks()) == [1]
+
+
+def test_a_manifest_cut_at_any_byte_keeps_its_whole_lines() -> None:
+    data = manifest_bytes(task(index, key=f"key/{index}") for index in range(5))
+    lines = sealed_lines(data)
+    for cut in cuts(data):
+        found, damage, manifest = read(cut)
+        assert found == [index for index, (_, end) in enumerate(lines) if end <= len(cut)]
+        assert len(manifest) == sum(at < len(cut) for at, _ in lines)
+        assert bool(damage) == (len(cut) not in [0, *(end + 1 for _, end in lines)])
+
+
+def test_a_flipped_bit_costs_the_line_it_lies_in() -> None:
+    data = manifest_bytes(task(index) for index in range(4))
+    lines = sealed_lines(data)
+    for at, flipped in flips(data):
+        found, damage, manifest = read(flipped)
+        touched = [index for index, (start, end) in enumerate(lines) if start <= at <= end or (at + 1 == start)]
+        assert set(range(4)) - set(found) <= set(touched)
+        assert bool(damage) == (found != [0, 1, 2, 3])
+        if data[at] != ord("\n") and flipped[at] != ord("\n"):
+            assert [manifest.task(index) for index in set(found)] == [task(index) for index in set(found)]
+            assert {one.offset for one in damage} <= {lines[index][0] for index in touched}
+
+
+def test_a_damaged_line_is_reported_with_its_offset_and_moves_no_other() -> None:
+    data = manifest_bytes(task(index) for index in range(4))
+    at = sealed_lines(data)[2][0]
+    found, damage, manifest = read(data[: at + 9] + b"X" + data[at + 10 :])
+    assert found == [0, 1, 3]
+    assert len(manifest) == 4
+    assert manifest.task(2) is None
+    assert manifest.task(3) == task(3)
+    assert {(one.path, one.offset) for one in damage} == {("path", at)}
+    assert str(damage[0]).startswith(f"path, byte {at}: ")
+
+
+def test_the_closing_at_the_head_of_orphans_is_no_place(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s")
+    assert publish_orphans(layout, CLOSING, [task(7), task(8)])
+    assert not publish_orphans(layout, Closing(attempt=A0, state="failed", reason="lost", by="me"), [])
+    manifest = load_manifest(layout, f"{A0}.orphans", pytest.fail)
+    assert manifest is not None
+    assert manifest.closing == CLOSING
+    assert indices(manifest.tasks()) == [7, 8]
+    assert manifest.task(0) == task(7)
+
+
+def test_a_damaged_closing_costs_no_orphan() -> None:
+    head, tasks = seal(CLOSING), manifest_bytes([task(7), task(8)])
+    for at, flipped in flips(head[:-1]):
+        if flipped[at] == ord("\n"):
+            continue
+        found, damage, manifest = read(flipped + b"\n" + tasks, f"{A0}.orphans")
+        assert found == [7, 8]
+        assert manifest.closing == (None if damage else CLOSING)
+    assert [one.offset for one in read(b"", f"{A0}.orphans")[1]] == [0]
+
+
+def test_damage_below_a_closing_is_reported_at_its_place_in_the_file() -> None:
+    data = seal(CLOSING) + manifest_bytes([task(7), task(8)])
+    at = sealed_lines(data)[2][0]
+    found, damage, _ = read(data[:at] + b"?" + data[at + 1 :], f"{A0}.orphans")
+    assert found == [7]
+    assert [one.offset for one in damage] == [at]
+
+
+def zero_block(layout: Layout, at: int, size: int) -> None:
+    path = layout.manifest("rank-0000")
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + b"\0" * size + data[at + size :])
+
+
+@pytest.mark.parametrize("at", [0, 4096, 36 * 1024])
+def test_a_zeroed_block_loses_no_task_that_can_still_be_read(tmp_path: Path, at: int) -> None:
+    """Places shift where newlines are gone: what claims then cover by mistake, the sweep finds."""
+    layout = make_spool(tmp_path / "s", 800)
+    writer = begin(layout, A0)
+    take(layout, A0, 300)
+    finish(writer, *range(100))
+    zero_block(layout, at, 4096)
+    view = view_of(layout)
+    close_dead(view, A0, by="test")
+    sweep(view)
+    lines = sealed_lines(manifest_bytes(map(task, range(800))))
+    gone = {index for index, (start, end) in enumerate(lines) if start - 1 < at + 4096 and end >= at}
+    ready = [indices(manifest.tasks(view.chains[name].next)) for name, manifest in view.manifests.items()]
+    waiting = {index for part in ready for index in part}
+    assert waiting | gone | set(range(100)) == set(range(800))
+    assert {index for index, letter in enumerate(verdicts(view)) if letter == "f"} <= gone
+    assert any(damage.path == str(layout.manifest("rank-0000")) for damage in view.damage)

@@ -1,0 +1,179 @@
+"""The state tables: each row, from the ledger alone and from a spool on disk."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from spooling import A0, B0, begin, finish, indices, make_spool, take, task, verdicts, view_of
+
+from spool.closing import close_dead, lost_tasks
+from spool.manifest import publish_manifest, publish_orphans
+from spool.records import Closing, Error, Lost
+from spool.state import Ledger, run_state
+
+
+def fed(tasks: int, *lines: tuple[int, int, str]) -> Ledger:
+    ledger = Ledger(tasks)
+    for line in lines:
+        ledger.feed(*line)
+    return ledger
+
+
+def test_a_task_without_a_word_has_no_verdict() -> None:
+    ledger = fed(3, (1, 0, "started"))
+    assert [ledger.verdict(index) for index in range(3)] == [None, None, None]
+    assert list(ledger.missing()) == [0, 1, 2]
+    assert not ledger.is_finished
+
+
+@pytest.mark.parametrize("complete_round", [0, 1, 2])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_complete_in_any_round_wins_over_failed(complete_round: int, is_first: bool) -> None:
+    lines = [(0, complete_round, "complete"), (0, 0, "failed"), (0, 1, "failed")]
+    ledger = fed(1, *(lines if is_first else lines[::-1]))
+    ledger.raise_round(0, 2)
+    assert ledger.verdict(0) == "complete"
+    assert (ledger.n_complete, ledger.n_failed) == (1, 0)
+
+
+def test_a_failure_counts_in_the_newest_round_alone() -> None:
+    ledger = fed(2, (0, 0, "failed"), (1, 0, "failed"))
+    assert ledger.verdict(0) == "failed"
+    ledger.raise_round(0, 1)
+    assert ledger.verdict(0) is None
+    assert list(ledger.missing()) == [0]
+    assert sorted(ledger.failed()) == [1]
+    ledger.feed(0, 0, "failed")
+    assert ledger.verdict(0) is None, "a line of the old round that comes late"
+    ledger.feed(0, 1, "failed")
+    assert ledger.verdict(0) == "failed"
+    assert ledger.is_finished
+
+
+def test_a_round_is_never_lowered() -> None:
+    ledger = fed(1, (0, 1, "failed"))
+    ledger.raise_round(0, 2)
+    ledger.raise_round(0, 1)
+    assert ledger.round_of(0) == 2
+    assert ledger.verdict(0) is None
+
+
+def test_a_line_needs_nobody_once_its_round_failed_or_its_task_is_complete() -> None:
+    ledger = fed(3, (0, 1, "failed"), (1, 0, "complete"))
+    assert [ledger.is_done(0, round_) for round_ in (0, 1, 2)] == [True, True, False]
+    assert ledger.is_done(1, 7)
+    assert not ledger.is_done(2, 0)
+
+
+def test_a_task_that_completes_twice_counts_once_and_is_told() -> None:
+    ledger = fed(2, (0, 0, "complete"), (0, 1, "complete"), (0, 0, "complete"))
+    assert (ledger.n_complete, ledger.duplicates) == (1, 2)
+    assert not ledger.is_finished
+
+
+def test_a_task_that_fails_twice_in_a_round_counts_once() -> None:
+    ledger = fed(1, (0, 0, "failed"), (0, 0, "failed"))
+    assert (ledger.n_failed, ledger.duplicates) == (1, 0)
+
+
+def test_a_task_that_nobody_can_describe_has_failed_unless_it_is_complete() -> None:
+    ledger = fed(3, (1, 0, "complete"))
+    ledger.unreadable = {0, 1}
+    assert [ledger.verdict(index) for index in range(3)] == ["failed", "complete", None]
+    assert sorted(ledger.failed()) == [0]
+    assert list(ledger.missing()) == [2]
+
+
+@pytest.mark.parametrize("index", [-1, 3, 10**9])
+def test_a_task_of_another_run_is_refused(index: int) -> None:
+    ledger = Ledger(3)
+    for state in ("complete", "failed", "started"):
+        with pytest.raises(IndexError):
+            ledger.feed(index, 0, state)
+    assert list(ledger.missing()) == [0, 1, 2]
+
+
+def test_what_is_done_is_weighed_by_cost_where_costs_differ() -> None:
+    ledger = Ledger(3)
+    ledger.costs = [1.0, 10.0, 100.0]
+    for line in [(1, 0, "complete"), (1, 0, "complete"), (2, 0, "failed"), (0, 0, "complete")]:
+        ledger.feed(*line)
+    assert ledger.cost_done == 11.0
+    assert fed(3, (2, 0, "complete")).cost_done == 1.0
+
+
+lines = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from(["complete", "failed", "started"])))
+
+
+@given(lines, st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3))), st.randoms(use_true_random=False))
+def test_the_order_in_which_lines_are_read_does_not_matter(
+    lines: list[tuple[int, int, str]], raised: list[tuple[int, int]], rng: random.Random
+) -> None:
+    def outcome(events: list[tuple[int, ...]]) -> tuple[object, ...]:
+        ledger = Ledger(5)
+        for event in events:
+            ledger.feed(*event) if len(event) == 3 else ledger.raise_round(*event)  # type: ignore[arg-type,call-arg,func-returns-value]
+        assert ledger.n_complete + ledger.n_failed + len(list(ledger.missing())) == 5
+        assert ledger.is_finished == (list(ledger.missing()) == [])
+        return [ledger.verdict(index) for index in range(5)], ledger.duplicates, ledger.cost_done
+
+    events: list[tuple[int, ...]] = [*lines, *raised]
+    shuffled = list(events)
+    rng.shuffle(shuffled)
+    assert outcome(events) == outcome(shuffled)
+
+
+@pytest.mark.parametrize(
+    ("states", "is_live", "expected"),
+    [
+        ("cc", True, "complete"),
+        ("cc", False, "complete"),
+        ("cf", True, "failed"),
+        ("ff", False, "failed"),
+        ("c-", True, "running"),
+        ("f-", False, "stopped"),
+        ("--", True, "running"),
+        ("--", False, "stopped"),
+        ("", False, "complete"),
+    ],
+)
+def test_a_run_is_what_its_tasks_are_and_else_running_or_stopped(states: str, is_live: bool, expected: str) -> None:
+    names = {"c": "complete", "f": "failed"}
+    ledger = fed(len(states), *((i, 0, names[state]) for i, state in enumerate(states) if state != "-"))
+    assert run_state(ledger, is_live) == expected
+
+
+def test_each_state_of_a_task_as_it_stands_on_disk(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 10)
+    first, second = begin(layout, A0), begin(layout, B0)
+    take(layout, A0, 4)
+    take(layout, B0, 6)
+    take(layout, A0, 8)
+    finish(first, 0)
+    finish(first, 1, 5, state="failed")
+    finish(second, 5)
+    finish(second, 4, state="failed")
+    error = Error(kind="lost", type="WorkerLost", message="")
+    assert publish_orphans(
+        layout, Closing(attempt=A0, state="failed", reason="crash", by="p", lost=[Lost(task=2, error=error)]), [task(3)]
+    )
+    view = view_of(layout)
+    assert verdicts(view) == "cff-fc----"
+    assert view.unclaimed == 3, "the orphan 3 and the tasks 8 and 9"
+    assert indices(lost_tasks(view)) == [6, 7], "claimed by a closed attempt, and in no orphans manifest"
+    assert publish_manifest(layout, "retry-01", [task(1, round=1), task(2, round=1), task(5, round=1)])
+    assert verdicts(view.refresh()) == "c---fc----"
+
+
+def test_each_state_of_an_attempt_as_it_stands_on_disk(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 4)
+    begin(layout, A0)
+    view = view_of(layout)
+    assert (view.open_attempts, view.closed) == ([A0], {})
+    closing = close_dead(view, A0, by="test", state="stopped", reason="killed")
+    assert closing is not None
+    assert (view.open_attempts, view.closed) == ([], {A0: closing})
+    assert closing.state == "stopped"
+    assert layout.status("stopped", A0).exists()

@@ -1,0 +1,156 @@
+"""Where tasks come from: the own manifest first, then the others', until everything is claimed once."""
+
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from spooling import A0, A1, B0, C0, begin, finish, indices, make_spool, race, task, view_of, write_claim
+
+from spool.closing import close_dead
+from spool.layout import Layout, attempt_name
+from spool.manifest import Damage, publish_manifest
+from spool.records import Claim
+from worker.supply import Supply
+
+
+def supply_of(layout: Layout, rank: int, number: int = 0) -> Supply:
+    return Supply(layout, rank, attempt_name(rank, number), pytest.fail)
+
+
+def drain(supply: Supply, batch: int = 1, rate: float | None = None) -> list[list[int]]:
+    """The tasks of each claim until nothing is left."""
+    claims = []
+    while (tasks := supply.take(batch, rate)) is not None:
+        claims.append(indices(tasks))
+    return claims
+
+
+def flat(claims: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(claims))
+
+
+def drain_alone(root: Path, rank: int) -> list[int]:
+    """What one rank gets that claims as fast as it can, beside others."""
+    return flat(drain(supply_of(Layout(root), rank), 2, 1e-3))
+
+
+def test_the_own_manifest_comes_first_and_in_order_then_the_others(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 4, 3, 5)
+    claims = drain(supply_of(layout, 1))
+    assert claims[:3] == [[4], [5], [6]]
+    assert sorted(flat(claims[3:])) == [0, 1, 2, 3, 7, 8, 9, 10, 11]
+
+
+def test_a_thief_takes_from_whoever_has_the_most_left(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 0, 2, 9)
+    supply = supply_of(layout, 0)
+    assert [supply.take(1, None) for _ in range(7)] == [[task(index)] for index in range(2, 9)]
+
+
+def test_two_ranks_share_everything_exactly_once(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 7, 11)
+    both = [supply_of(layout, 0), supply_of(layout, 1)]
+    got: list[list[int]] = [[], []]
+    is_over = [False, False]
+    while not all(is_over):
+        for rank, supply in enumerate(both):
+            tasks = supply.take(2, 0.1)
+            is_over[rank] = tasks is None
+            got[rank] += indices(tasks or [])
+    assert sorted(got[0] + got[1]) == list(range(18))
+    assert got[0][:6] == list(range(6)), "its own first"
+    assert got[1][:8] == list(range(7, 15))
+    assert view_of(layout).unclaimed == 0
+
+
+def test_ranks_in_processes_share_everything_exactly_once(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 300, 100, 0)
+    got = race(drain_alone, *((layout.root, rank) for rank in range(3)))
+    assert sorted(flat(got)) == list(range(400))
+    view = view_of(layout)
+    for rank, tasks in enumerate(got):
+        assert sorted(tasks) == sorted(indices(view.claimed_by(attempt_name(rank, 0))))
+
+
+def test_nothing_is_taken_where_nothing_is_left(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 2, 0)
+    assert flat(drain(supply_of(layout, 0))) == [0, 1]
+    for rank in (0, 1, 7):
+        assert supply_of(layout, rank).take(1, None) is None
+
+
+def test_manifests_that_appear_later_are_found(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 3, 0)
+    writer = begin(layout, A0)
+    finish(writer, *flat(drain(supply_of(layout, 0))[:1]))
+    supply = supply_of(layout, 1)
+    assert supply.take(1, None) is None
+    close_dead(view_of(layout), A0, by="test")
+    assert flat(drain(supply)) == [1, 2]
+    assert publish_manifest(layout, "retry-01", [task(0, round=1)])
+    assert supply.take(1, None) == [task(0, round=1)]
+    assert publish_manifest(layout, "sweep-01", [task(2, crashes=1)])
+    assert supply.take(1, None) == [task(2, crashes=1)]
+    assert supply.take(1, None) is None
+
+
+def test_a_planned_manifest_may_appear_after_its_worker_started(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 0)
+    supply = supply_of(layout, 5)
+    assert supply.take(1, None) is None
+    assert publish_manifest(layout, "rank-0005", [task(0)])
+    assert supply.take(1, None) == [task(0)]
+
+
+def test_what_others_claimed_before_is_not_taken(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 8)
+    write_claim(layout, "rank-0000", 0, Claim(attempt=B0, start=0, stop=3, at=1.0))
+    supply = supply_of(layout, 0, 1)
+    assert supply.take(1, None) == [task(3)]
+    write_claim(layout, "rank-0000", 4, Claim(attempt=C0, start=4, stop=6, at=1.0))
+    assert supply.take(1, None) == [task(6)]
+    assert indices(view_of(layout).claimed_by(A1)) == [3, 6]
+
+
+def test_batches_are_claimed_whole(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 70)
+    assert [len(claim) for claim in drain(supply_of(layout, 0), batch=32)] == [32, 32, 6]
+
+
+def test_fast_tasks_are_claimed_many_at_a_time_and_slow_ones_singly(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 800)
+    supply = supply_of(layout, 0)
+    sizes = [len(supply.take(1, rate) or []) for rate in (None, 1e-6, 5.0, 0.1)]
+    assert sizes == [1, 99, 1, 10]
+
+
+def test_costly_tasks_are_claimed_fewer_at_a_time(tmp_path: Path) -> None:
+    costs = [100.0] * 10 + [1.0] * 790
+    layout = make_spool(tmp_path / "s", [task(index, cost=cost) for index, cost in enumerate(costs)])
+    supply = supply_of(layout, 0)
+    assert [len(supply.take(1, 0.02) or []) for _ in range(11)] == [1] * 10 + [50]
+
+
+def test_tasks_said_to_cost_nothing_are_claimed_by_the_fraction(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", [task(index, cost=0.0) for index in range(80)])
+    assert len(supply_of(layout, 0).take(1, 1e-9) or []) == 10
+
+
+def test_a_claim_of_damaged_lines_gives_what_can_be_read_and_goes_on(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 4)
+    path = layout.manifest("rank-0000")
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], b"\0" * len(lines[1]), lines[2], b"?" + lines[3], b""]))
+    damage: list[Damage] = []
+    supply = Supply(layout, 0, A0, damage.append)
+    assert drain(supply) == [[0], [], [2], []]
+    assert len({one.offset for one in damage}) == 2
+    assert view_of(layout).unclaimed == 0
+
+
+def test_an_unreadable_claim_is_stepped_over(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    write_claim(layout, "rank-0000", 0, b"")
+    write_claim(layout, "rank-0000", 4, Claim(attempt=B0, start=4, stop=5, at=1.0))
+    assert flat(drain(supply_of(layout, 0))) == [5, 6, 7, 8]

@@ -1,0 +1,218 @@
+"""The verbs that look at a spool, in the middle of a run and afterwards; retry; and the same from ls and grep."""
+
+import os
+from pathlib import Path
+
+import pytest
+from helpers import (
+    GPUSPOOL,
+    JOBS,
+    Box,
+    Started,
+    assert_sound,
+    half_done,
+    identities,
+    journal_lines,
+    names,
+    record,
+    start_gated,
+    wait_until,
+    waiting,
+)
+
+PAYLOADS = ["go", "go", "bad", *["go"] * 7, "wait", "wait"]
+
+
+def middle_of_a_run(box: Box) -> tuple[Started, list[str | Path]]:
+    """12 tasks on 2 ranks: 9 are complete, 1 failed, 2 wait at the gate. Heartbeats come often."""
+    started, command = start_gated(box, PAYLOADS, "--ranks", "2", "--lease", "1.2s")
+    wait_until(lambda: len(waiting(box)) == 2 and len(journal_lines(box / "S")) == 10)
+    return started, command
+
+
+def shell(box: Box, command: str) -> list[str]:
+    return box.run("-c", command, program=("bash",), env={"SPOOL": "S", "LC_ALL": "C"}).out.splitlines()
+
+
+def test_status_in_the_middle_of_a_run(box: Box) -> None:
+    started, _ = middle_of_a_run(box)
+    wait_until(lambda: box.status("S")["tasks"]["running"] == 2)
+    told = box.run("status", "--json", "S").record()
+    assert told["schema_version"] == 1
+    assert told["state"] == "running"
+    assert told["tasks"] == {"total": 12, "complete": 9, "failed": 1, "running": 2, "waiting": 0}
+    assert told["spool"] == str(box / "S")
+    assert told["orchestrator"] == {"host": os.uname().nodename, "pid": started.pid}
+    pids = identities(box / "S")
+    for rank, row in enumerate(told["ranks"]):
+        assert {"rank", "attempt", "state", "device", "host", "pid", "task", "beat_age_s", "done", "failed"} <= set(row)
+        assert (row["rank"], row["attempt"], row["state"]) == (rank, f"rank-{rank:04d}.a00", "running")
+        assert (row["device"], row["host"]) == ("cpu", os.uname().nodename)
+        assert row["pid"] == pids[row["attempt"]]
+        assert row["beat_age_s"] >= 0
+    assert {row["task"] for row in told["ranks"]} == {10, 11}
+    assert sum(row["done"] for row in told["ranks"]) == 9
+    assert sum(row["failed"] for row in told["ranks"]) == 1
+    text = box.run("status", "S").out
+    assert "running  9 complete, 1 failed, 2 running, 0 waiting of 12" in text
+    (box / "gate").touch()
+    started.wait(3)
+    after = box.run("status", "--json", "S").record()
+    assert after["state"] == "failed"
+    assert after["tasks"] == {"total": 12, "complete": 11, "failed": 1, "running": 0, "waiting": 0}
+    assert {row["state"] for row in after["ranks"]} == {"complete"}
+    assert {row["task"] for row in after["ranks"]} == {None}
+    assert box.run("status", "S", "--watch").out.startswith(f"{JOBS}/gates.py:gated  failed")
+
+
+def test_the_readmes_questions_in_the_middle_of_a_run(box: Box) -> None:
+    started, _ = middle_of_a_run(box)
+    attempts = ["rank-0000.a00.json", "rank-0001.a00.json"]
+    counts = shell(box, """grep -c '"state":"complete"' $SPOOL/journal/*""")
+    assert [line.partition(":")[0] for line in counts] == [f"S/journal/{name}l" for name in attempts]
+    assert sum(int(line.partition(":")[2]) for line in counts) == 9
+    assert shell(box, "comm -23 <(ls $SPOOL/attempts) <(ls $SPOOL/complete)") == attempts
+    assert shell(box, "ls $SPOOL/failed-tasks") == ["t2.json"]
+    assert record(box / "S" / "failed-tasks" / "t2.json")["error"]["message"] == "t2 is bad"
+    assert shell(box, "cat $SPOOL/heartbeat/rank-*")[0].startswith("{")
+    assert shell(box, """grep -o '"tasks": *[0-9]*' $SPOOL/run.json | grep -o '[0-9]*'""") == ["12"]
+    (box / "gate").touch()
+    started.wait(3)
+    counts = shell(box, """grep -c '"state":"complete"' $SPOOL/journal/*""")
+    assert sum(int(line.partition(":")[2]) for line in counts) == 11
+    assert shell(box, "comm -23 <(ls $SPOOL/attempts) <(ls $SPOOL/complete)") == []
+
+
+def test_reading_a_live_run_changes_nothing_and_finds_nothing_wrong(box: Box) -> None:
+    started, _ = middle_of_a_run(box)
+    before = names(box / "S" / "corrupt"), names(box / "S" / "manifests"), names(box / "S" / "claims")
+    assert box.run("verify", "S").out.splitlines()[-1] == "0 problems; 9 complete, 1 failed of 12"
+    results = box.run("results", "S").records()
+    assert [result["state"] for result in results].count("missing") == 2
+    assert [result["index"] for result in results] == list(range(12))
+    assert results[10]["result"] is None
+    assert "t2  exception  ValueError: t2 is bad" in box.run("failed", "S").out
+    assert (names(box / "S" / "corrupt"), names(box / "S" / "manifests"), names(box / "S" / "claims")) == before
+    (box / "gate").touch()
+    started.wait(3)
+
+
+def test_wait_returns_when_the_run_has_ended(box: Box) -> None:
+    started, _ = middle_of_a_run(box)
+    assert "running" in box.run("wait", "S", "--timeout", "0.1s", code=4).out
+    waiter = box.start("wait", "S")
+    wait_until(lambda: waiter.pid in box.processes())
+    assert not waiter.is_over()
+    (box / "gate").touch()
+    started.wait(3)
+    assert "11 complete, 1 failed" in waiter.wait(3).out
+
+
+def test_wait_on_what_is_complete_or_stopped_returns_at_once(box: Box) -> None:
+    command = half_done(box)
+    assert "stopped" in box.run("wait", "S", code=4).out
+    box.run(*command)
+    assert "complete" in box.run("wait", "S").out
+
+
+def test_results_tell_each_task_in_input_order(box: Box) -> None:
+    started, _ = middle_of_a_run(box)
+    (box / "gate").touch()
+    started.wait(3)
+    results = box.run("results", "S").records()
+    assert [result["index"] for result in results] == list(range(12))
+    assert [result["result"] for result in results] == [None if text == "bad" else text for text in PAYLOADS]
+    for result in results:
+        assert set(result) == {"index", "key", "state", "result", "error", "seconds", "rank", "outputs"}
+    assert results[2]["state"] == "failed"
+    assert results[2]["error"]["type"] == "ValueError"
+
+
+def test_failed_lists_tasks_and_why(box: Box) -> None:
+    command = ["run", f"{JOBS}/plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good", "bad"])]
+    box.run(*command, "--arg", "fixed=fixed", "--spool", "S", code=3)
+    assert box.run("failed", "S").out.splitlines() == [
+        "t0  exception  ValueError: t0 is bad",
+        "t2  exception  ValueError: t2 is bad",
+    ]
+    found = box.run("failed", "S", "--json").records()
+    assert [result["index"] for result in found] == [0, 2]
+    assert found[1]["error"]["traceback"].endswith("ValueError: t2 is bad\n")
+    kept = record(box / "S" / "failed-tasks" / "t2.json")
+    assert (kept["key"], kept["error"]["traceback"]) == ("t2", found[1]["error"]["traceback"])
+    log = box.run("logs", "S", "--task", "t2").out
+    assert log.startswith("==> rank-0000.a00 <==")
+
+
+def test_retry_gives_failed_tasks_another_round(box: Box) -> None:
+    """Fixed by something outside the job: the failures of the first round are kept aside."""
+    command = ["run", f"{JOBS}/plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good", "bad"])]
+    command += ["--arg", f"fixed={box / 'fixed'}", "--spool", "S"]
+    box.run(*command, code=3)
+    assert names(box / "S" / "failed-tasks") == ["t0.json", "t2.json"]
+    box.run(*command, code=3)
+    assert "2 failed tasks get another round" in box.run("retry", "S", code=3).err
+    assert names(box / "S" / "failed-tasks") == ["round-0", "t0.json", "t2.json"]
+    assert names(box / "S" / "failed-tasks" / "round-0") == ["t0.json", "t2.json"]
+    assert record(box / "S" / "failed-tasks" / "t0.json")["round"] == 1
+    (box / "fixed").touch()
+    box.run("retry", "S")
+    assert names(box / "S" / "failed-tasks") == ["round-0", "round-1"]
+    assert [result["result"] for result in assert_sound(box, "S", 3)] == ["bad", "good", "bad"]
+    assert "0 failed tasks get another round" in box.run("retry", "S").err
+    assert box.run("failed", "S").out == ""
+    assert [line["task"] for line in journal_lines(box / "S")].count(1) == 1, "what was complete ran once"
+
+
+def test_retry_with_a_mended_job(box: Box) -> None:
+    plain = box.job("plain.py")
+    command = ["run", "plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good"]), "--arg", "fixed=fixed"]
+    box.run(*command, code=3)
+    plain.write_text(plain.read_text().replace('task.payload == "bad" and', 'task.payload == "worse" and'))
+    assert "--keep-done" in box.run("retry", code=2).err
+    assert names(box / "spool-fails_until_fixed" / "failed-tasks") == ["t0.json"]
+    box.run("retry", "--keep-done")
+    assert_sound(box, "spool-fails_until_fixed", 2)
+    box.run("retry")
+
+
+def test_a_retry_that_is_killed_goes_on_as_a_retry(box: Box) -> None:
+    command = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(["bad", "go", "bad"]), "--spool", "S"]
+    box.run(*command, "--arg", f"gate={box / 'gate'}", code=3)
+    started = box.start("retry", "S")
+    wait_until(lambda: "retry-01.jsonl" in names(box / "S" / "manifests"))
+    box.kill_all()
+    started.wait()
+    box.run("resume", "S", code=3)
+    assert {line["round"] for line in journal_lines(box / "S") if line["task"] != 1} == {0, 1}
+    assert names(box / "S" / "manifests").count("retry-02.jsonl") == 0
+    assert box.problems("S") == []
+
+
+def test_verify_tells_people_and_programs(box: Box) -> None:
+    box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3), "--spool", "S")
+    assert box.run("verify", "S").out == "0 problems; 3 complete, 0 failed of 3\n"
+    assert box.run("verify", "S", "--json").record() == {"problems": [], "notes": []}
+
+
+def test_the_only_spool_is_the_default(box: Box) -> None:
+    box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3))
+    (box / "spool-nothing").mkdir()
+    for verb in ("status", "results", "verify", "failed", "logs", "wait", "resume", "retry"):
+        box.run(verb)
+    box.run("run", f"{JOBS}/plain.py:noisy", "--lines", "lines")
+    done = box.run("status", code=2)
+    assert "spool-double, spool-noisy" in done.err
+
+
+def test_a_reader_that_goes_away_is_no_error(box: Box) -> None:
+    tasks = box.tasks(["x" * 300] * 2000)
+    box.run("run", f"{JOBS}/odd.py:raises", "--tasks", tasks, "--spool", "S")
+    done = box.run("-c", f"{GPUSPOOL} results S | head -1", program=("bash",))
+    assert done.err == ""
+    assert len(done.records()) == 1
+
+
+@pytest.mark.parametrize("verb", ["", "run", "resume", "status", "wait", "logs", "failed", "retry", "drain", "verify"])
+def test_help_is_there_for_every_verb(box: Box, verb: str) -> None:
+    assert box.run(*filter(None, [verb]), "--help").out.startswith("Usage: gpuspool")

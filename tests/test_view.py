@@ -1,0 +1,448 @@
+"""Reading a whole spool: what is foreign is ignored, what is damaged is told, what is new is read once."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from spooling import (
+    A0,
+    A1,
+    B0,
+    begin,
+    cuts,
+    finish,
+    hidden_files,
+    indices,
+    intend,
+    make_spool,
+    some_run,
+    take,
+    task,
+    verdicts,
+    view_of,
+)
+
+from spool.closing import close_dead
+from spool.errors import GpuspoolError, SpoolError, UsageError
+from spool.identity import myself
+from spool.layout import SUBDIRS, Layout
+from spool.manifest import publish_manifest, publish_orphans
+from spool.publish import publish, replace
+from spool.records import Closing, Error, Heartbeat, Intent, JournalLine, Lost, decode, encode, pretty
+from spool.view import View, drain_epoch, load_run, refuse_world_writable
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_spool(tmp_path / "s", 6, 4)
+
+
+def beat(layout: Layout, attempt: str, number: int) -> Heartbeat:
+    who = {name: getattr(myself(), name) for name in ("host", "boot_id", "pid_ns", "pid", "pid_start")}
+    record = Heartbeat(**who, attempt=attempt, beat=number, parent="1", device="", state="running", at=1.0)  # type: ignore[arg-type]
+    replace(layout.heartbeat(attempt), encode(record))
+    return record
+
+
+def snapshot(view: View) -> tuple[object, ...]:
+    return (
+        verdicts(view),
+        view.unclaimed,
+        view.attempts,
+        view.open_attempts,
+        sorted(view.manifests),
+        view.next_epoch(),
+        view.next_number(0),
+        view.next_numbered("sweep"),
+        view.finished_by,
+        view.damage,
+    )
+
+
+def populate(layout: Layout) -> None:
+    """Something of everything: an attempt that lives, one that is closed, claims, orphans, a drain."""
+    intend(layout, A0, epoch=1)
+    first, second = begin(layout, A0), begin(layout, B0)
+    take(layout, A0, 3)
+    take(layout, B0, 2, "rank-0001")
+    finish(first, 0, 1)
+    finish(second, 6, state="failed")
+    beat(layout, A0, 4)
+    close_dead(view_of(layout), B0, by="test")
+    publish(layout.drain(0), b"")
+
+
+# What is no spool of ours.
+
+
+@pytest.mark.parametrize("text", ["gpuspool 2\n", "gpuspool 1", "", "gpuspool 1\r\n", "\0" * 11, "gpuspool 10\n"])
+def test_another_format_is_refused_before_anything_else_is_read(layout: Layout, text: str) -> None:
+    layout.format.write_text(text, newline="")
+    layout.run.unlink()
+    with pytest.raises(SpoolError, match="FORMAT") as caught:
+        load_run(layout)
+    assert caught.value.exit_code == 5
+
+
+def test_a_folder_without_a_format_is_no_spool(layout: Layout) -> None:
+    layout.format.unlink()
+    with pytest.raises(UsageError, match="no FORMAT") as caught:
+        load_run(layout)
+    assert caught.value.exit_code == 2
+
+
+def test_what_does_not_exist_or_is_a_file_is_no_spool(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file", "file/below"):
+        with pytest.raises(UsageError, match="does not exist"):
+            load_run(Layout(tmp_path / name))
+
+
+def test_a_run_cut_at_any_byte_is_refused_or_whole(layout: Layout) -> None:
+    data = layout.run.read_bytes()
+    assert load_run(layout) == some_run(10, 2)
+    for cut in cuts(data):
+        layout.run.write_bytes(cut)
+        if cut.strip() == data.strip():
+            assert load_run(layout) == some_run(10, 2)
+            continue
+        with pytest.raises(SpoolError, match=r"run\.json"):
+            load_run(layout)
+    layout.run.unlink()
+    with pytest.raises(SpoolError, match="missing"):
+        load_run(layout)
+
+
+@pytest.mark.parametrize("name", [".", "run.json", "job", "job/job.py"])
+def test_what_everybody_may_write_is_refused(layout: Layout, name: str) -> None:
+    (layout.root / "job" / "job.py").write_text("def work(task, ctx): ...\n")
+    path = layout.root / name
+    before = path.stat().st_mode
+    refuse_world_writable(layout)
+    path.chmod(before | 0o020)
+    refuse_world_writable(layout)
+    path.chmod(before | 0o002)
+    with pytest.raises(UsageError, match="written by everybody") as caught:
+        refuse_world_writable(layout)
+    assert str(path) in str(caught.value)
+
+
+def test_every_error_of_ours_has_its_exit_code() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in GpuspoolError.__subclasses__()}
+    assert codes == {"UsageError": 2, "NotFinished": 4, "SpoolError": 5, "OrchestratorLive": 6}
+    assert GpuspoolError.exit_code == 1
+
+
+# What is not ours, inside a spool.
+
+
+FOREIGN = ["notes.txt", "rank-0000", "rank-0000.a00.jsonl~", "rank-0000.a09.json.tmp", "core.1234", "٣.jsonl"]
+STALE = [".nfs00000000012", ".rank-0000.a00.jsonl.17.3.abcd", ".rank-0000.a07.json.1.2.ef", ".000000003.1.2.a"]
+
+
+def test_foreign_names_everywhere_change_nothing(layout: Layout) -> None:
+    populate(layout)
+    before = snapshot(view_of(layout))
+    folders = [layout.root, *map(layout.subdir, SUBDIRS), layout.claims("rank-0000"), layout.claims("rank-0001")]
+    for folder in folders:
+        for name in (
+            "notes.txt",
+            "rank-0000",
+            "rank-0000.a00.jsonl~",
+            "rank-0000.a09.json.tmp",
+            "core.1234",
+            "٣.jsonl",
+        ):
+            if not (folder / name).exists():
+                (folder / name).write_bytes(b"\0 what?\n")
+        for name in (
+            ".nfs00000000012",
+            ".rank-0000.a00.jsonl.17.3.abcd",
+            ".rank-0000.a07.json.1.2.ef",
+            ".000000003.1.2.a",
+        ):
+            (folder / name).write_bytes(b'{"attempt":')
+        (folder / "a folder").mkdir()
+        (folder / "dangling").symlink_to("/nowhere")
+    assert snapshot(view_of(layout)) == before
+    assert verdicts(view_of(layout)) == "cc----f---"
+
+
+def test_hidden_files_that_look_like_ours_are_not_read(layout: Layout) -> None:
+    """What a publisher that was killed before its link had written whole."""
+    populate(layout)
+    before = snapshot(view_of(layout))
+    for path in [p for p in layout.root.rglob("*") if p.is_file() and not p.name.startswith(".")]:
+        (path.parent / f".{path.name}.4711.0.0123abcd").write_bytes(path.read_bytes())
+    (layout.manifests / ".sweep-01.jsonl.4711.0.0123abcd").write_bytes(layout.manifest("rank-0000").read_bytes())
+    assert len(hidden_files(layout.root)) > 10
+    assert snapshot(view_of(layout)) == before
+
+
+FOLDERS: dict[str, Callable[[Layout], Path]] = {
+    "a manifest": lambda layout: layout.manifest("sweep-01"),
+    "orphans": lambda layout: layout.orphans(A1),
+    "an intent": lambda layout: layout.intent(A1),
+    "a journal": lambda layout: layout.journal(A1),
+    "a heartbeat": lambda layout: layout.heartbeat(A1),
+    "a claim": lambda layout: layout.claim("rank-0000", 3),
+}
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_folder_in_the_place_of_a_file_costs_that_file_alone(layout: Layout, what: str) -> None:
+    populate(layout)
+    path = FOLDERS[what](layout)
+    path.mkdir()
+    view = view_of(layout)
+    assert verdicts(view) == "cc----f---"
+    assert A0 in view.open_attempts
+    assert view.identity(A1) is None
+
+
+# Damage.
+
+
+def test_an_intent_cut_at_any_byte_is_damaged_or_whole(layout: Layout) -> None:
+    intent = intend(layout, A0, epoch=3)
+    path = layout.intent(A0)
+    data = path.read_bytes()
+    for cut in cuts(data):
+        path.write_bytes(cut)
+        view = view_of(layout)
+        if cut.strip() == data.strip():
+            assert (view.intents[A0], view.damage) == (intent, [])
+        else:
+            assert view.intents[A0] is None
+            assert [damage.path for damage in view.damage] == [str(path)]
+            assert view.attempts == [A0]
+            assert view.next_number(0) == 1
+
+
+def test_a_heartbeat_cut_at_any_byte_is_none_or_whole(layout: Layout) -> None:
+    record = beat(layout, A0, 42)
+    view, path = view_of(layout), layout.heartbeat(A0)
+    data = path.read_bytes()
+    assert view.heartbeat(A0) == record
+    for cut in cuts(data):
+        path.write_bytes(cut)
+        assert view.heartbeat(A0) == (record if cut.strip() == data.strip() else None)
+    path.unlink()
+    assert view.heartbeat(A0) is None
+
+
+def test_a_status_record_cut_at_any_byte_changes_no_verdict(layout: Layout) -> None:
+    """It is a copy: the orphans manifest is what closes."""
+    populate(layout)
+    before, path = snapshot(view_of(layout)), layout.status("failed", B0)
+    data = path.read_bytes()
+    closing = decode(data, Closing)
+    assert view_of(layout).closed[B0] == closing
+    for cut in cuts(data):
+        path.write_bytes(cut)
+        assert snapshot(view_of(layout)) == before
+
+
+def test_each_damage_is_told_once_however_often_one_looks(layout: Layout) -> None:
+    writer = begin(layout, A0)
+    finish(writer, 0, 1)
+    path = layout.journal(A0)
+    data = path.read_bytes()
+    at = data.index(b'{"task":0')
+    path.write_bytes(data[:at] + b"\0" + data[at + 1 :])
+    layout.intent(A1).write_bytes(b"")
+    view = view_of(layout).refresh().refresh()
+    assert verdicts(view) == "-c--------"
+    assert {(damage.path, damage.offset) for damage in view.damage} == {(str(path), at), (str(layout.intent(A1)), 0)}
+    assert len(view.damage) == 2
+
+
+def test_a_line_of_another_runs_task_is_told_and_counts_for_nothing(layout: Layout) -> None:
+    writer = begin(layout, A0)
+    offsets = []
+    for index in (10, -1, 3, 10**12):
+        offsets.append(layout.journal(A0).stat().st_size)
+        finish(writer, index)
+    lost = Lost(task=99, error=Error(kind="lost", type="WorkerLost", message=""))
+    assert publish_orphans(layout, Closing(attempt=B0, state="failed", reason="crash", by="p", lost=[lost]), [])
+    view = view_of(layout)
+    assert verdicts(view) == "---c------"
+    assert {(damage.path, damage.offset) for damage in view.damage} == {
+        (str(layout.orphans(B0)), 0),
+        *((str(layout.journal(A0)), offsets[i]) for i in (0, 1, 3)),
+    }
+    assert "task 10 is none of this run's 10" in " ".join(map(str, view.damage))
+
+
+def test_a_torn_tail_is_damage_only_once_its_attempt_is_closed(layout: Layout) -> None:
+    writer = begin(layout, A0)
+    take(layout, A0, 2)
+    finish(writer, 0, 1)
+    path = layout.journal(A0)
+    path.write_bytes(path.read_bytes()[:-7])
+    view = view_of(layout)
+    assert (verdicts(view), view.damage) == ("c---------", [])
+    close_dead(view, A0, by="test")
+    assert [damage.reason[:9] for damage in view.damage] == ["torn line"]
+    assert [damage.reason[:9] for damage in view_of(layout).damage] == ["torn line"]
+
+
+def test_a_planned_manifest_that_is_gone_is_missed(layout: Layout) -> None:
+    assert view_of(layout).missing_manifests() == []
+    layout.manifest("rank-0001").unlink()
+    assert view_of(layout).missing_manifests() == ["rank-0001"]
+
+
+# What is new.
+
+
+def test_a_second_reading_reads_only_what_is_new(layout: Layout) -> None:
+    """What was read before is not looked at again: were it, the bytes that are now wrong would be told."""
+    writer = begin(layout, A0)
+    finish(writer, 0, 1)
+    view = view_of(layout)
+    for path in (layout.journal(A0), layout.manifest("rank-0000")):
+        with open(path, "r+b") as file:
+            file.write(b"\0" * path.stat().st_size)
+    finish(writer, 2)
+    view.refresh()
+    assert verdicts(view) == "ccc-------"
+    assert view.damage == []
+    assert view.finished_by == {A0: 3}
+    assert indices(view.manifests["rank-0000"].tasks()) == list(range(6))
+
+
+def test_a_view_kept_up_to_date_tells_what_a_new_one_does(layout: Layout) -> None:
+    kept = view_of(layout)
+    steps: list[Callable[[], object]] = [
+        lambda: intend(layout, A1, epoch=0),
+        lambda: begin(layout, A1),
+        lambda: take(layout, A1, 5),
+        lambda: close_dead(view_of(layout), A1, by="test"),
+        lambda: populate_after(layout),
+        lambda: publish_manifest(layout, "retry-01", [task(6, round=1)]),
+        lambda: take(layout, A0, 1, "retry-01"),
+        lambda: publish(layout.drain(7), b""),
+    ]
+    for step in steps:
+        step()
+        assert snapshot(kept.refresh()) == snapshot(view_of(layout))
+    assert verdicts(kept) == "cc--------"
+    assert kept.next_epoch() == 8
+
+
+def populate_after(layout: Layout) -> None:
+    """Another attempt takes what the first left."""
+    intend(layout, A0, epoch=1)
+    first, second = begin(layout, A0), begin(layout, B0)
+    take(layout, A0, 3, f"{A1}.orphans")
+    take(layout, B0, 2, "rank-0001")
+    finish(first, 0, 1)
+    finish(second, 6, state="failed")
+
+
+def test_a_started_line_tells_what_was_in_hand_and_counts_for_nothing(layout: Layout) -> None:
+    writer = begin(layout, A0)
+    finish(writer, 0)
+    writer.append(JournalLine(task=3, round=1, state="started"))
+    view = view_of(layout)
+    assert view.started == {A0: (3, 1)}
+    assert view.finished_by == {A0: 1}
+    assert verdicts(view) == "c---------"
+
+
+def test_failures_are_counted_for_each_attempt(layout: Layout) -> None:
+    populate(layout)
+    view = view_of(layout)
+    assert (view.finished_by, view.failed_by) == ({A0: 2, B0: 1}, {B0: 1})
+
+
+def test_what_an_attempt_claimed_is_told_over_all_manifests(layout: Layout) -> None:
+    take(layout, A0, 2)
+    take(layout, B0, 4)
+    take(layout, A0, 5)
+    take(layout, A0, 1, "rank-0001")
+    view = view_of(layout)
+    assert indices(view.claimed_by(A0)) == [0, 1, 4, 6]
+    assert indices(view.claimed_by(B0)) == [2, 3]
+    assert view.unclaimed == 1 + 3
+
+
+def test_who_an_attempt_is_stands_in_its_journal_else_in_its_heartbeat(layout: Layout) -> None:
+    view = view_of(layout)
+    assert view.identity(A0) is None
+    beat(layout, A0, 1)
+    layout.journal(A0).touch()
+    found = view.refresh().identity(A0)
+    assert found is not None
+    assert (found.pid, found.pid_start) == (os.getpid(), myself().pid_start)
+    begin(layout, B0)
+    found = view.refresh().identity(B0)
+    assert found is not None
+    assert found.pid == os.getpid()
+
+
+def test_a_line_of_an_attempt_that_was_closed_alive_still_counts(layout: Layout) -> None:
+    """A worker that was silent for longer than its lease publishes the task in hand before it looks."""
+    writer = begin(layout, A0)
+    take(layout, A0, 2)
+    view = view_of(layout)
+    close_dead(view, A0, by="somebody far away")
+    assert verdicts(view.refresh()) == "----------"
+    finish(writer, 0)
+    assert verdicts(view.refresh()) == "c---------"
+    assert verdicts(view_of(layout)) == "c---------"
+    assert view.damage == []
+
+
+# Numbers.
+
+
+def test_the_next_epoch_counts_attempts_and_drains(layout: Layout) -> None:
+    view = view_of(layout)
+    assert (view.next_epoch(), drain_epoch(layout)) == (0, -1)
+    intend(layout, A0, epoch=2)
+    assert view.refresh().next_epoch() == 3
+    publish(layout.drain(1), b"")
+    assert view.refresh().next_epoch() == 3
+    publish(layout.drain(5), b"")
+    assert (view.refresh().next_epoch(), drain_epoch(layout)) == (6, 5)
+    layout.intent(A1).write_bytes(b"?")
+    assert view.refresh().next_epoch() == 6
+
+
+def test_the_next_attempt_of_a_rank_counts_whatever_left_a_trace(layout: Layout) -> None:
+    assert view_of(layout).next_number(0) == 0
+    intend(layout, A0)
+    assert view_of(layout).next_number(0) == 1
+    assert publish_orphans(layout, Closing(attempt="rank-0000.a07", state="failed", reason="lost", by="me"), [])
+    view = view_of(layout)
+    assert (view.next_number(0), view.next_number(1)) == (8, 0)
+    assert view.attempts == [A0, "rank-0000.a07"]
+
+
+def test_attempts_are_told_in_order_of_rank_and_number(layout: Layout) -> None:
+    names = ["rank-10000.a00", "rank-0002.a100", "rank-0002.a99", "rank-0002.a00", B0, A1]
+    for name in names:
+        intend(layout, name)
+    assert view_of(layout).attempts == names[::-1]
+
+
+def test_retries_and_sweeps_are_numbered_apart(layout: Layout) -> None:
+    assert publish_manifest(layout, "retry-03", [task(1, round=3)])
+    assert publish_manifest(layout, "sweep-99", [task(2)])
+    view = view_of(layout)
+    assert (view.next_numbered("retry"), view.next_numbered("sweep")) == ("retry-04", "sweep-100")
+    assert view.ledger.round_of(1) == 3
+
+
+def test_the_newest_epoch_says_what_job_runs(layout: Layout) -> None:
+    assert view_of(layout).latest_job() == some_run(10, 2).job
+    for name, epoch, sha in ((A0, 2, "new"), (A1, 1, "old")):
+        intent = json.loads(pretty(intend(layout, name, epoch=epoch)))
+        intent["job"]["sha256"] = sha
+        layout.intent(name).write_text(json.dumps(intent))
+    assert isinstance(view_of(layout).intents[A0], Intent)
+    assert view_of(layout).latest_job().sha256 == "new"
