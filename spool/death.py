@@ -45,7 +45,8 @@ class Coroner:
 
     def is_orphan(self, attempt: str) -> bool:
         """Proved dead, and so is the parent, who else would be the one to close it."""
-        return self.verdict(attempt) == DEAD and self.parent_verdict(attempt) == DEAD
+        both = (self.verdict(attempt), self.parent_verdict(attempt))  # both, so that their leases run side by side
+        return both == (DEAD, DEAD)
 
     def _by_lease(self, name: str, beats: object) -> str:
         return DEAD if self._watch.is_expired(name, beats, time.monotonic()) else ELSEWHERE

@@ -428,6 +428,19 @@ def test_a_damaged_last_claim_loses_no_task(layout: Layout) -> None:
     assert sweep(view) == 0
 
 
+def test_a_claim_of_an_attempt_that_never_began_holds_nothing(layout: Layout) -> None:
+    """A flipped bit in a claim may name another attempt, which nobody will ever close."""
+    begin(layout, A0)
+    take(layout, A0, 8)
+    take(layout, A0, 12)
+    path = layout.claim(M, 8)
+    path.write_bytes(path.read_bytes().replace(b"rank-0000", b"rank-0004"))
+    view = view_of(layout)
+    assert sweep(view) == 4
+    assert indices(view.manifests["sweep-01"].tasks()) == [8, 9, 10, 11]
+    assert sweep(view) == 0
+
+
 def test_what_an_open_attempt_holds_or_nobody_claimed_is_not_swept(layout: Layout) -> None:
     begin(layout, A0)
     take(layout, A0, 5)
@@ -464,7 +477,7 @@ def test_an_open_attempt_holds_only_the_newest_round(layout: Layout) -> None:
 
 
 def test_a_swept_task_keeps_its_highest_round_and_crashes(layout: Layout) -> None:
-    known = [task(3, round=1), task(3, round=1, crashes=1, careful=True), task(3)]
+    known = [task(3, round=1), task(3, round=1, crashes=1, careful=True), task(3, crashes=2, kills=2)]
     assert publish_manifest(layout, "retry-01", known)
     begin(layout, A0)
     take(layout, A0, 12)
@@ -529,6 +542,7 @@ def test_an_unreadable_task_stays_failed_however_often_one_looks(layout: Layout)
     for _ in range(3):
         assert lost_tasks(view.refresh()) == []
         assert verdicts(view) == "---f--------"
+        assert [damage.path for damage in view.damage] == [str(layout.manifest(M))], "told once"
 
 
 def test_a_task_is_not_unreadable_while_another_line_describes_it(layout: Layout) -> None:

@@ -196,6 +196,17 @@ def test_the_batch_size_never_grows_again(tmp_path: Path) -> None:
         assert executor.batch_size == 2
 
 
+def test_a_part_of_a_batch_that_fits_better_does_not_raise_the_batch_size(tmp_path: Path) -> None:
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        if len(tasks) > (1 if tasks[0].index < 4 else 3):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [one.index for one in tasks]
+
+    executor = executor_of(tmp_path, call, 8)
+    assert states(run(executor, 8)) == "c" * 8
+    assert executor.batch_size == 1
+
+
 def test_a_task_that_does_not_fit_alone_fails_as_gpu_oom(tmp_path: Path) -> None:
     sizes: list[int] = []
     executor = executor_of(tmp_path, out_of_memory_above(0, sizes), 4)

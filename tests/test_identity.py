@@ -4,13 +4,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
-from spooling import dead_process
+from spooling import A0, begin, dead_process, intend, make_spool, view_of
 
+from spool.death import Coroner
 from spool.identity import ALIVE, DEAD, ELSEWHERE, LeaseWatch, identity_of, is_here, liveness, myself
-from spool.records import Identity
+from spool.journal import start_journal
+from spool.layout import Layout
+from spool.publish import replace
+from spool.records import Identity, ParentBeat, encode
 
 
 @pytest.fixture
@@ -112,3 +117,66 @@ def test_no_beat_at_all_expires_too() -> None:
     watch = LeaseWatch(120.0)
     assert not watch.is_expired("a", (None, None), now=0.0)
     assert watch.is_expired("a", (None, None), now=121.0)
+
+
+# Attempts, by what they left in a spool.
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_spool(tmp_path / "s", 4)
+
+
+def test_an_attempt_that_lives_is_no_orphan(layout: Layout) -> None:
+    intend(layout, A0, parent=dead_process())
+    begin(layout, A0)
+    coroner = Coroner(view_of(layout))
+    assert (coroner.verdict(A0), coroner.parent_verdict(A0)) == (ALIVE, DEAD)
+    assert not coroner.is_orphan(A0)
+
+
+def test_a_dead_attempt_is_left_to_its_live_parent(layout: Layout) -> None:
+    """Nobody else knows how it ended."""
+    intend(layout, A0)
+    assert start_journal(layout, A0, dead_process()) is not None
+    coroner = Coroner(view_of(layout))
+    assert (coroner.verdict(A0), coroner.parent_verdict(A0)) == (DEAD, ALIVE)
+    assert not coroner.is_orphan(A0)
+
+
+def test_a_dead_attempt_of_a_dead_parent_is_an_orphan(layout: Layout) -> None:
+    intend(layout, A0, parent=dead_process())
+    assert start_journal(layout, A0, dead_process()) is not None
+    assert Coroner(view_of(layout)).is_orphan(A0)
+
+
+@pytest.mark.parametrize("is_parent_dead", [True, False])
+def test_an_attempt_that_never_began_is_as_dead_as_its_parent(layout: Layout, is_parent_dead: bool) -> None:
+    intend(layout, A0, parent=dead_process() if is_parent_dead else myself())
+    coroner = Coroner(view_of(layout))
+    assert coroner.verdict(A0) == (DEAD if is_parent_dead else ALIVE)
+    assert coroner.is_orphan(A0) == is_parent_dead
+
+
+def test_an_attempt_elsewhere_is_dead_once_no_beat_moved_for_a_lease(layout: Layout) -> None:
+    """The lease here is 0 s: it is over at the second look, unless a beat moved in between."""
+    elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
+    intent = intend(layout, A0, parent=elsewhere)
+    assert start_journal(layout, A0, elsewhere) is not None
+    coroner = Coroner(view_of(layout), 0.0)
+    for beat in range(3):
+        path = layout.parent_heartbeat(intent.epoch, elsewhere.host, elsewhere.pid)
+        replace(path, encode(ParentBeat(beat=beat, at=1.0)))
+        assert coroner.verdict(A0) == ELSEWHERE, "its parent's beat vouches for it"
+    assert coroner.verdict(A0) == DEAD
+    assert Coroner(view_of(layout)).verdict(A0) == ELSEWHERE, "who has just come has seen nothing yet"
+
+
+def test_an_orphan_elsewhere_is_found_after_one_lease(layout: Layout) -> None:
+    """Attempt and parent are watched over the same lease, not over one after the other."""
+    elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
+    intend(layout, A0, parent=elsewhere)
+    assert start_journal(layout, A0, elsewhere) is not None
+    coroner = Coroner(view_of(layout), 0.0)
+    assert not coroner.is_orphan(A0)
+    assert coroner.is_orphan(A0)

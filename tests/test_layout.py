@@ -14,12 +14,16 @@ from spool.layout import (
     Layout,
     attempt_name,
     encode_key,
+    generation_name,
     hidden_name,
+    hidden_output,
     is_manifest,
     numbered_name,
     orphans_name,
     parse_attempt,
     parse_drain,
+    parse_generation,
+    parse_hidden_output,
     parse_numbered,
     parse_orphans,
     rank_name,
@@ -92,6 +96,22 @@ def test_numbered_manifests_parse_back(kind: str, number: int) -> None:
 @given(st.integers(0, 10**7))
 def test_drains_parse_back(epoch: int) -> None:
     assert parse_drain(Layout("/s").drain(epoch).name) == epoch
+
+
+@given(st.integers(0, 10**6))
+def test_generations_parse_back(number: int) -> None:
+    assert parse_generation(generation_name(number)) == number
+    assert parse_generation(f"{generation_name(number)}~") is None
+
+
+@pytest.mark.parametrize("suffix", ["", ".npy", "-a.json", "-12", ".a-b-c"])
+def test_an_output_in_the_making_tells_its_attempt_and_ends_in_its_suffix(suffix: str) -> None:
+    name = hidden_output("rank-0003.a12", 17, suffix)
+    assert name.startswith(".")
+    assert name.endswith(suffix)
+    assert parse_hidden_output(name) == "rank-0003.a12"
+    assert parse_hidden_output(name[1:]) is None
+    assert parse_hidden_output(f".gpuspool-rank-0003{suffix}") is None
 
 
 def test_names_are_as_the_format_says() -> None:

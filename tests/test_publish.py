@@ -190,3 +190,14 @@ def test_a_file_that_is_missing_has_no_bytes_and_no_record(tmp_path: Path) -> No
     (tmp_path / "beat").write_bytes(encode(ParentBeat(beat=3, at=1.0)))
     assert read_record(tmp_path / "beat", ParentBeat) == ParentBeat(beat=3, at=1.0)
     assert read_record(tmp_path / "beat", Claim) is None
+
+
+def test_a_link_or_a_folder_in_the_place_of_a_record_reads_as_empty(tmp_path: Path) -> None:
+    """A link is not followed: somebody else may have set it."""
+    (tmp_path / "beat").write_bytes(encode(ParentBeat(beat=3, at=1.0)))
+    (tmp_path / "link").symlink_to(tmp_path / "beat")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "dangling", "folder"):
+        assert read_bytes(tmp_path / name) == b""
+        assert read_record(tmp_path / name, ParentBeat) is None

@@ -213,6 +213,14 @@ def test_an_error_with_notes_keeps_its_own_message() -> None:
     assert "while reading: a.jpg" in record.traceback
 
 
+@pytest.mark.parametrize("notes", [None, 5, [], ["a", 3], ("two\nlines", "b: c")])
+def test_odd_notes_cost_an_error_nothing(notes: Any) -> None:
+    error = ValueError("bad pixel")
+    error.__notes__ = notes
+    record = to_error(raised(error))
+    assert (record.kind, record.message) == ("exception", "bad pixel")
+
+
 def test_an_error_without_a_message_has_none() -> None:
     assert to_error(raised(ValueError())).message == ""
     assert to_error(ValueError("never raised")).message == "never raised"

@@ -140,6 +140,17 @@ def test_fresh_is_refused_while_workers_of_the_old_run_live(box: Box) -> None:
     assert_sound(box, "S.old-1", 2)
 
 
+def test_a_refused_fresh_leaves_the_outputs_of_the_live_run_alone(box: Box) -> None:
+    started, command = start_gated(box, ["wait"], "--out", "out")
+    wait_until(lambda: waiting(box))
+    started.signal(signal.SIGKILL)
+    started.wait(-signal.SIGKILL)
+    before = tree(box / "out")
+    box.run(*command, "--out", "out", "--overwrite", "--fresh", code=6)
+    assert not (box / "out.old-1").exists()
+    assert tree(box / "out") == before
+
+
 def test_anything_else_that_changed_is_refused_with_what_differs(box: Box) -> None:
     lines = box.lines(3)
     box.write("more", "0\n1\n2\n3\n")

@@ -22,6 +22,7 @@ from spooling import (
     task,
     verdicts,
     view_of,
+    write_claim,
 )
 
 from spool.closing import close_dead
@@ -257,6 +258,15 @@ def test_each_damage_is_told_once_however_often_one_looks(layout: Layout) -> Non
     assert verdicts(view) == "-c--------"
     assert {(damage.path, damage.offset) for damage in view.damage} == {(str(path), at), (str(layout.intent(A1)), 0)}
     assert len(view.damage) == 2
+
+
+@pytest.mark.parametrize("start", [0, 2, 4])
+def test_an_unreadable_claim_is_told_with_its_file(layout: Layout, start: int) -> None:
+    for stop in (2, 4, 6):
+        take(layout, A0, stop)
+    write_claim(layout, "rank-0000", start, b"")
+    view = view_of(layout).refresh()
+    assert [(damage.path, damage.offset) for damage in view.damage] == [(str(layout.claim("rank-0000", start)), 0)]
 
 
 def test_a_line_of_another_runs_task_is_told_and_counts_for_nothing(layout: Layout) -> None:

@@ -94,6 +94,8 @@ class Outputs:
         if asked.hidden.is_dir():
             _sync_tree(asked.hidden)
             try:
+                if asked.final.is_dir():  # rename(2) alone would replace one that came first and is empty
+                    raise FileExistsError
                 os.rename(asked.hidden, asked.final)
             except OSError:
                 if not asked.final.is_dir():
