@@ -6,7 +6,7 @@ A problem is damage or a contradiction; a note is what a crash leaves and the pr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from orchestrator.results import Results
 from spool.closing import lost_tasks
@@ -92,3 +92,9 @@ def _check_outputs(view: View, found: Findings) -> None:
         missing = [name for name in result.outputs if not (out / name).exists()]
         if missing:
             found.problems.append(f"task {result.index} ({result.key}): its output {out / missing[0]} is missing")
+    for name, index in owner.items():
+        for parent in map(str, PurePosixPath(name).parents):
+            if parent in owner and owner[parent] != index:
+                found.problems.append(
+                    f"task {index}: its output {name} lies in {parent}, an output of task {owner[parent]}"
+                )

@@ -23,9 +23,11 @@ from typing import Any, TypeVar
 import msgspec
 
 import gpuspool
+from orchestrator.devices import find_pool
 from orchestrator.results import Results
 from orchestrator.status import open_view
 from orchestrator.verify import verify
+from spool.errors import UsageError
 
 PATIENCE_S = 40.0  # how long anything may take on a busy machine before a test gives it up; never a measurement
 POLL_S = 0.004
@@ -100,7 +102,8 @@ class Box:
         self.home = home
         self._started: list[Started] = []
         kept = {name: value for name, value in os.environ.items() if not name.startswith(OUR_VARIABLES)}
-        self.environment = {**kept, MARK: str(home), "NO_COLOR": "1"}
+        # No GPU is seen, so that the tests are the same on every machine; those about devices say otherwise.
+        self.environment = {**kept, MARK: str(home), "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def __truediv__(self, name: str) -> Path:
         return self.home / name
@@ -129,14 +132,15 @@ class Box:
         self,
         *args: str | Path,
         program: tuple[str, ...] = (GPUSPOOL,),
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         stdin: str | None = None,
         cwd: Path | None = None,
     ) -> Started:
-        """Start a command in the background; its output goes to files."""
+        """Start a command in the background; its output goes to files. A variable that is None is not set at all."""
         stem = self.home.parent / f"{self.home.name}-cli" / f"{len(self._started)}"
         stem.parent.mkdir(exist_ok=True)
         stem.with_suffix(".in").write_text(stdin or "")
+        environment = {**self.environment, **(env or {})}
         with (
             open(stem.with_suffix(".in"), "rb") as source,
             open(stem.with_suffix(".out"), "wb") as out,
@@ -148,7 +152,7 @@ class Box:
                 stdout=out,
                 stderr=err,
                 cwd=cwd or self.home,
-                env={**self.environment, **(env or {})},
+                env={name: value for name, value in environment.items() if value is not None},
             )
         self._started.append(Started(process, stem))
         return self._started[-1]
@@ -215,6 +219,14 @@ def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in b"ZX"
     except OSError:
+        return False
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU, whatever this process may see of it."""
+    try:
+        return bool(find_pool(None, {}))
+    except UsageError:
         return False
 
 

@@ -1,11 +1,10 @@
 """Which device each rank may see: the pool, its sharing out, and what stands in a worker's environment."""
 
-import json
 import os
 from typing import Any
 
 import pytest
-from helpers import JOBS, Box, names, record
+from helpers import JOBS, Box, has_gpu, names, record
 
 from orchestrator.devices import assign, environment_for, find_pool
 from spool.errors import UsageError
@@ -13,13 +12,6 @@ from spool.errors import UsageError
 UUIDS = "GPU-aaaa,GPU-bbbb"
 MIGS = "MIG-1111,MIG-2222,MIG-3333"
 DESCRIBE = f"{JOBS}/plain.py:describe"
-
-
-def has_gpu() -> bool:
-    try:
-        return bool(find_pool(None, {}))
-    except UsageError:
-        return False
 
 
 def assigned(
@@ -171,11 +163,23 @@ def test_cpu_ranks_see_no_device_and_share_the_cores(box: Box) -> None:
     assert list(found.values()) == [["", None, share, "cpu"]] * 2
 
 
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_where_there_is_no_gpu_nor_promise_of_one_the_cpu_is_used(box: Box) -> None:
+    env = {"CUDA_VISIBLE_DEVICES": None}
+    box.run("run", DESCRIBE, "--lines", box.lines(2), "--spool", "S", "--ranks", "2", env=env)
+    assert [result["result"]["visible"] for result in box.results("S")] == ["", ""]
+    promised = {**env, "SLURM_JOB_GPUS": "0,1"}
+    done = box.run("run", DESCRIBE, "--lines", "lines", "--spool", "T", code=2, env=promised)
+    assert "SLURM_JOB_GPUS=0,1 promises GPUs" in done.err
+    assert not (box / "T").exists()
+    box.run("run", DESCRIBE, "--lines", "lines", "--spool", "T", "--devices", "cpu", env=promised)
+
+
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, so a worker sees one")
 def test_a_worker_that_does_not_see_its_device_computes_nothing(box: Box) -> None:
     """Never silently on the CPU: the job would take a hundred times as long, and nobody would know why."""
     command = ["run", f"{JOBS}/gpu.py:Matrix", "--lines", box.lines(4), "--spool", "S", "--max-restarts", "0"]
-    done = box.run(*command, "--devices", "0", code=4)
+    done = box.run(*command, "--devices", "0", code=4, env={"CUDA_VISIBLE_DEVICES": None})
     assert "this worker was given 1 device(s) (0) and torch" in done.err
     assert "sees 0" in done.err
     assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "device"
@@ -186,8 +190,9 @@ def test_a_worker_that_does_not_see_its_device_computes_nothing(box: Box) -> Non
 def test_a_real_gpu_is_seen_used_and_named(box: Box) -> None:
     if not has_gpu():
         pytest.skip("needs a real GPU: NVML finds none here")
-    pool = find_pool(None, os.environ)
-    box.run("run", f"{JOBS}/gpu.py:Matrix", "--lines", box.lines(8 * len(pool)), "--spool", "S")
+    ranks = str(min(2, len(find_pool(None, {}))))
+    command = ["run", f"{JOBS}/gpu.py:Matrix", "--lines", box.lines(16), "--spool", "S", "--ranks", ranks]
+    box.run(*command, env={"CUDA_VISIBLE_DEVICES": None})
     assert {result["result"] for result in box.results("S")} == {0.0}
     for name in names(box / "S" / "complete"):
         closing, intent = record(box / "S" / "complete" / name), record(box / "S" / "attempts" / name)
@@ -197,4 +202,4 @@ def test_a_real_gpu_is_seen_used_and_named(box: Box) -> None:
         assert not intent["device"].startswith("GPU-") or stats["device_uuid"] == intent["device"]
         assert stats["device_name"]
         assert stats["peak_device_memory_bytes"] > 0
-        assert json.dumps(stats["versions"])
+        assert stats["versions"]["torch"]

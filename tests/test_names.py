@@ -86,3 +86,20 @@ def test_empty_files_cost_nothing_and_are_claimed_many_at_a_time(box: Box) -> No
     box.write("job.py", JOB)
     box.run("run", "job.py:nothing", "in/*", "--spool", "s", code=0)
     assert len(list((box / "s" / "claims" / "rank-0000").iterdir())) < 200
+
+
+def test_verify_names_tasks_whose_outputs_have_one_name_or_lie_in_another(box: Box) -> None:
+    source = """
+def f(task, ctx):
+    path = ctx.output(task, task.payload)
+    if task.key == "x":
+        path.mkdir()
+        path = path / "inside"
+    path.write_text(task.key)
+"""
+    box.write("job.py", source)
+    keys = {"a": ".b", "a.b": "", "x/y": "", "x": ""}
+    box.run("run", "job.py:f", "--tasks", box.tasks([{"key": k, "payload": p} for k, p in keys.items()]), code=0)
+    said = box.run("verify", code=5).out
+    assert "tasks 0 and 1 (a.b) have one output a.b" in said
+    assert "task 2: its output x/y lies in x, an output of task 3" in said

@@ -213,7 +213,6 @@ def test_devices_that_cannot_be_had(box: Box) -> None:
     refused(box, *command, "--devices", "GPU-cccc", says="outside the inherited", env=UUIDS)
     refused(box, *command, "--devices", "0", says="outside the inherited", env=UUIDS)
     refused(box, *command, "--gpus-per-rank", "3", says="does not divide", env=UUIDS)
-    refused(box, *command, says="SLURM_JOB_GPUS=0,1 promises GPUs", env={"SLURM_JOB_GPUS": "0,1"})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What people install: a wheel, in an environment of its own, away from the checkout, beside a torch that is there."""
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -75,3 +76,19 @@ def test_the_installed_command_runs_a_job_away_from_the_checkout(python: Path, t
     lines = subprocess.run(results, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(lines) == 2
     assert all(str(python.parent.parent) in json.loads(line)["result"] for line in lines), "not from the checkout"
+
+
+def test_a_checkout_on_pythonpath_serves_parent_and_workers(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("import spool\ndef f(task, ctx): return spool.__file__\n")
+    (tmp_path / "lines").write_text("a\n")
+    main = "from orchestrator.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def gpuspool(*arguments: str) -> str:
+        command = [str(python), "-P", "-c", main, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    gpuspool("run", "job.py:f", "--lines", "lines")
+    assert json.loads(gpuspool("results"))["result"] == str(ROOT / "spool" / "__init__.py")

@@ -80,9 +80,9 @@ def _constant(name: str) -> None:
 
 def to_error(error: BaseException, tries: int = 1) -> Error:
     """The record of what user code raised. The kind comes from its type alone."""
-    notes = getattr(error, "__notes__", [])  # their lines come last
-    place = -1 - sum(len(str(note).split("\n")) for note in notes)
-    message = traceback.format_exception_only(error)[place].strip().partition(": ")[2]
+    summary = traceback.TracebackException(type(error), error, None)
+    summary.__notes__ = None  # their lines would come last
+    message = list(summary.format_exception_only())[-1].strip().partition(": ")[2]
     return Error(
         kind=_kind(error),
         type=type(error).__name__,
