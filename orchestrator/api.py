@@ -106,11 +106,14 @@ def run(
     slots = _slots(request.options)
     if dry_run:
         return _describe(layout, request, slots)
-    if request.out is not None and (fresh or not layout.run.exists()):
+    is_new = fresh or not layout.run.exists()
+    if request.out is not None and is_new:
         c.check_out(Path(request.out), overwrite)
     if fresh and layout.root.exists():
         _set_aside(layout)
-    if not layout.run.exists():
+    if is_new:
+        if request.out is not None:
+            c.clear_out(Path(request.out))
         c.create(layout, request, len(slots))
     _check_same(layout, request, keep_done)
     return _orchestrate(layout, _accept(layout, record, source), given, quiet)

@@ -30,6 +30,7 @@ from spool.publish import fsync_dir, publish, read_bytes
 from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty, seal
 from spool.view import View
 
+FOLDER_MODE = 0o775  # under any umask not writable by everybody: such a spool is refused
 DIFF_LINES = 40  # of a changed job's source that an error shows
 
 
@@ -109,9 +110,9 @@ def create(layout: Layout, request: Request, ranks: int) -> bool:
 
 
 def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
-    layout.root.mkdir()
+    layout.root.mkdir(FOLDER_MODE)
     for name in SUBDIRS:
-        layout.subdir(name).mkdir()
+        layout.subdir(name).mkdir(FOLDER_MODE)
     if request.source:
         publish(layout.job_copy(run.job.copy), request.source)
     if run.out is None:
@@ -125,14 +126,18 @@ def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse an OUT that holds anything, or with `overwrite` move it aside whole. Raises UsageError."""
+    """Refuse an OUT that is no folder, or without `overwrite` one that holds anything. Raises UsageError."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not a folder.")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UsageError(
+            f"--out {out} is not empty. Name another folder, or move all of it to {_aside(out)} with --overwrite."
+        )
+
+
+def clear_out(out: Path) -> None:
+    """Move an OUT that holds anything aside, whole; once nothing can refuse any more."""
     if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise UsageError(
-                f"--out {out} is not empty. Name another folder, or move all of it to {_aside(out)} with --overwrite."
-            )
         os.rename(out, _aside(out))
 
 

@@ -29,7 +29,7 @@ from spool.death import Coroner
 from spool.errors import EXIT_CANNOT_CLOSE
 from spool.identity import ALIVE, DEAD, is_here, myself
 from spool.layout import STATES, rank_of
-from spool.publish import publish, read_bytes, replace, write_all
+from spool.publish import FILE_MODE, publish, read_bytes, replace, write_all
 from spool.records import Closing, Job, Options, ParentBeat, encode
 from spool.view import View, drain_epoch
 
@@ -321,7 +321,7 @@ class Orchestrator:
         """events.jsonl is for people: advisory, never read to decide."""
         line = msgspec.json.encode({"at": time.time(), "event": event, "epoch": self.epoch, **fields}) + b"\n"
         with contextlib.suppress(OSError):
-            fd = os.open(self.view.layout.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            fd = os.open(self.view.layout.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
             try:
                 write_all(fd, line)
             finally:

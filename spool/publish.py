@@ -19,6 +19,8 @@ from pathlib import Path
 from spool.layout import hidden_name
 from spool.records import Damaged, R, decode
 
+FILE_MODE = 0o664  # less the umask; under none are files writable by everybody, which a spool must not be
+
 
 def write_all(fd: int, data: bytes) -> None:
     """write(2) until everything is written; raises the OSError of the first that fails."""
@@ -47,7 +49,7 @@ def fsync_file(path: Path) -> None:
 
 def _write_hidden(path: Path, data: bytes, durable: bool) -> Path:
     hidden = path.parent / hidden_name(path.name)
-    fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         write_all(fd, data)
         if durable:
@@ -106,7 +108,7 @@ def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
 def create_journal(path: Path, data: bytes) -> int | None:
     """Link a new file that begins with `data`, durably, and return its descriptor for appending; None: name taken."""
     hidden = path.parent / hidden_name(path.name)
-    fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
     try:
         write_all(fd, data)
         os.fsync(fd)

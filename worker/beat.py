@@ -52,6 +52,7 @@ class Beat(threading.Thread):
         self._layout, self._intent, self._who, self._journal, self._drain = layout, intent, who, journal, drain
         self._lease_s = intent.options.lease_s
         self._lock = threading.Lock()
+        self._wait = SYNC_S
         self._beat = 0
         self._last = self._last_drain = time.monotonic()
         self._end = threading.Event()
@@ -77,7 +78,8 @@ class Beat(threading.Thread):
             return  # the writer is broken from now on; the main thread finds out at its next step
         if now - self._last > self._lease_s:
             self.is_late = True
-        if now - self._last >= min(BEAT_S, self._lease_s / 12):
+        if now - self._last >= min(self._wait, BEAT_S, self._lease_s / 12):
+            self._wait *= 2  # soon after the start, so that `status` shows the first task; then seldom
             self.beat()
         if now - self._last_drain >= min(DRAIN_S, self._lease_s / 12):
             self._last_drain = now
