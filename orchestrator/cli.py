@@ -297,10 +297,11 @@ def results(spool_dir: str | None) -> None:
 
 
 def find(spool_dir: str | None) -> Path:
-    """The spool that was named, else the only ./spool-* there is. Raises UsageError."""
+    """The spool that was named, else the only ./spool-* that was not set aside. Raises UsageError."""
     if spool_dir is not None:
         return Path(spool_dir)
-    found = [path for path in sorted(Path().glob("spool-*")) if Layout(path).format.exists()]
+    there = (path for path in sorted(Path().glob("spool-*")) if Layout(path).format.exists())
+    found = [path for path in there if re.search(r"\.old-\d+$", path.name) is None]
     if len(found) != 1:
         names = ", ".join(map(str, found)) or "none"
         raise UsageError(f"SPOOL is not given and there is not just one ./spool-* ({names}). Name one.")

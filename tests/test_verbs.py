@@ -198,6 +198,8 @@ def test_verify_tells_people_and_programs(box: Box) -> None:
 def test_the_only_spool_is_the_default(box: Box) -> None:
     box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3))
     (box / "spool-nothing").mkdir()
+    box.run("run", f"{JOBS}/plain.py:double", "--lines", "lines", "--fresh")
+    assert (box / "spool-double.old-1").exists(), "set aside, and so not meant"
     for verb in ("status", "results", "verify", "failed", "logs", "wait", "resume", "retry"):
         box.run(verb)
     box.run("run", f"{JOBS}/plain.py:noisy", "--lines", "lines")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from fetch_data import SETS, TIARA
 
+SHOWN = 10  # problems; with nothing classified there would be one for each contig
+
 
 def read_truth(folder: Path) -> dict[str, str]:
     """Return the authors' label of each contig, in the order of make_tasks.py.
@@ -78,8 +80,10 @@ def main() -> int:
     truth = dict(islice(read_truth(TIARA / "test/test_data").items(), args.limit))
     pairs, problems = read_results(sys.stdin)
     problems += find_problems(pairs, truth)
-    for problem in problems:
+    for problem in problems[:SHOWN]:
         print(f"compare.py: {problem}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"compare.py: … and {len(problems) - SHOWN} more", file=sys.stderr)
     print_table(dict(pairs), truth)
     return 1 if problems else 0
 
