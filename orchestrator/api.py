@@ -133,7 +133,7 @@ def resume(
         source = Path(old.file).read_bytes()
         job = msgspec.structs.replace(old, sha256=hashlib.sha256(source).hexdigest(), copy=Path(old.file).name)
         _refuse_change(c.job_difference(view, job, source), keep_done, view.layout)
-        job = _accept(view.layout, job, source) if keep_done else old
+        job = _accept(view.layout, job, source)
     given = {name: value for name, value in options.items() if value is not None}
     return _orchestrate(view.layout, job, given, quiet, retry)
 
@@ -213,10 +213,9 @@ def _refuse_change(difference: list[str], keep_done: bool, layout: Layout) -> No
 
 def _accept(layout: Layout, job: Job, source: bytes) -> Job:
     """The job as it is to run: the copy that is there, or (--keep-done) one more under a name of its own."""
-    view = open_view(layout.root)
-    old = view.latest_job()
-    if job.sha256 == old.sha256 or job.kind == "command":
-        return old if job.kind != "command" else job
+    old = open_view(layout.root).latest_job()
+    if job.kind == "command" or job.sha256 == old.sha256:
+        return job if job.kind == "command" else old
     stem, suffix = os.path.splitext(job.copy)
     job = msgspec.structs.replace(job, copy=f"{stem}.{job.sha256[:8]}{suffix}")
     publish(layout.job_copy(job.copy), source)
@@ -227,7 +226,7 @@ def _orchestrate(layout: Layout, job: Job, given: Mapping[str, Any], quiet: bool
     received: list[int] = []
     with hold(layout) as warning, signals_to(received):
         view = open_view(layout.root)
-        options = _options(view.run.options, given)
+        options = _options(msgspec.structs.replace(view.run.options, time_limit_s=None), given)  # of one epoch
         c.mark_out(view.run)
         progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
         try:

@@ -182,7 +182,9 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
 def other_differences(view: View, request: Request) -> list[str]:
     """What else was asked differently, one line each."""
     was, now = view.run.fingerprint, request.fingerprint
-    found = []
+    old, job, found = view.latest_job(), request.job, []
+    if old.name != job.name and "command" not in (old.kind, job.kind):
+        found.append(f"job: {old.spec} before, {job.spec} now")
     if was.args_sha256 != now.args_sha256:
         found += [
             f"--arg {name}: {view.run.args.get(name)!r} before, {request.args.get(name)!r} now"

@@ -133,7 +133,7 @@ class Stats(Record, frozen=True, kw_only=True):
 class Closing(Record, frozen=True, kw_only=True):
     """The first line of an orphans manifest: how an attempt ended. The status record is a copy of it.
 
-    `reason`: finished, drained, killed, load, device, io, crash, lost, unstarted. `suspects` counts the tasks
+    `reason`: finished, drained, killed, load, device, io, crash, lost. `suspects` counts the tasks
     whose record a witnessed crash made worse: while there are any, the rank itself is not blamed.
     """
 

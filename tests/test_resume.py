@@ -325,3 +325,25 @@ def test_one_of_several_that_start_at_once_makes_the_spool(box: Box) -> None:
     assert set(codes) <= {0, 6}, "the others are told, or find it done"
     assert_sound(box, "S", 50)
     assert sorted(map(int, (box / "notes").read_text().split())) == list(range(50))
+
+
+def test_another_function_of_the_same_file_is_another_run(box: Box) -> None:
+    """The source is the same to the byte, so only the name tells."""
+    box.write("two.py", "def one(task, ctx): return 1\ndef two(task, ctx): return 2\n")
+    box.run("run", "two.py:one", "--lines", box.lines(2), "--spool", "S")
+    done = box.run("run", "two.py:two", "--lines", "lines", "--spool", "S", code=2)
+    assert "job: two.py:one before, two.py:two now" in done.err
+    assert [result["result"] for result in box.results("S")] == [1, 1]
+
+
+def test_a_time_limit_is_that_of_one_start(box: Box) -> None:
+    command = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(["wait", "go"]), "--spool", "S"]
+    command += ["--arg", f"gate={box / 'gate'}"]
+    box.run(*command, "--time-limit", "0.1s", "--grace", "0.1s", code=75)
+    started = box.start("resume", "S")
+    wait_until(lambda: (box / "S" / "attempts" / "rank-0000.a01.json").exists())
+    limits = [record(path)["options"].get("time_limit_s") for path in sorted((box / "S" / "attempts").iterdir())]
+    assert limits == [0.1, None]
+    (box / "gate").touch()
+    started.wait(0)
+    assert_sound(box, "S", 2)
