@@ -18,12 +18,14 @@ import msgspec
 
 from orchestrator import create as c
 from orchestrator.devices import assign
+from orchestrator.doctor import warnings_of
 from orchestrator.finish import Outcome, file_away_old_failures
 from orchestrator.inputs import Inputs, collect, from_values
 from orchestrator.jobs import parse_job
 from orchestrator.lock import hold
 from orchestrator.loop import Orchestrator, signals_to
 from orchestrator.progress import make_progress
+from orchestrator.repair import repair, repair_job
 from orchestrator.results import Result, Results
 from orchestrator.status import open_view
 from orchestrator.status import status as _status
@@ -34,7 +36,7 @@ from spool.layout import Layout
 from spool.manifest import publish_manifest
 from spool.publish import publish
 from spool.records import Job, Options, TaskLine
-from spool.view import View, refuse_world_writable
+from spool.view import View, load_run, refuse_unsafe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ def run(
     slots = _slots(request.options)
     if dry_run:
         return _describe(layout, request, slots)
-    is_new = fresh or not layout.run.exists()
+    is_new = fresh or not _is_made(layout)
     if request.out is not None and is_new:
         c.check_out(Path(request.out), overwrite)
     if fresh and layout.root.exists():
@@ -114,9 +116,11 @@ def run(
     if is_new:
         if request.out is not None:
             c.clear_out(Path(request.out))
+        for path in c.half_made(layout):
+            print(f"gpuspool: warning: {path} was left half made; it is not used, delete it", file=sys.stderr)
         c.create(layout, request, len(slots))
     _check_same(layout, request, keep_done)
-    return _orchestrate(layout, _accept(layout, record, source), given, quiet)
+    return _orchestrate(layout, record, source, given, quiet)
 
 
 def resume(
@@ -124,23 +128,26 @@ def resume(
 ) -> Report:
     """Go on with a spool wherever it stopped; with `retry`, failed tasks get another round. Raises GpuspoolError."""
     view = open_view(os.fspath(spool))
-    refuse_world_writable(view.layout)
+    refuse_unsafe(view.layout)
     old = view.latest_job()
     if old.kind == "call":
         raise UsageError(f"{view.layout.root} was made by spawn_workers. Call that again: it makes a spool of its own.")
-    job = old
+    job, source = old, None
     if old.kind != "command" and Path(old.file).exists():
         source = Path(old.file).read_bytes()
         job = msgspec.structs.replace(old, sha256=hashlib.sha256(source).hexdigest(), copy=Path(old.file).name)
         _refuse_change(c.job_difference(view, job, source), keep_done, view.layout)
-        job = _accept(view.layout, job, source)
     given = {name: value for name, value in options.items() if value is not None}
-    return _orchestrate(view.layout, job, given, quiet, retry)
+    return _orchestrate(view.layout, job, source, given, quiet, retry)
 
 
 def status(spool: str | os.PathLike[str]) -> dict[str, Any]:
     """How a run stands, as `gpuspool status --json` prints it. Raises GpuspoolError."""
     return _status(open_view(os.fspath(spool)))
+
+
+def _is_made(layout: Layout) -> bool:
+    return layout.run.exists() or layout.run_copy.exists()
 
 
 def _options(base: Options, given: Mapping[str, Any]) -> Options:
@@ -160,7 +167,7 @@ def _slots(options: Options) -> list[str]:
 def _describe(layout: Layout, request: c.Request, slots: list[str]) -> Report:
     """--dry-run: what would be done; nothing is written."""
     tasks = request.inputs.tasks
-    verb = "go on with" if layout.run.exists() else "make"
+    verb = "go on with" if _is_made(layout) else "make"
     text = f"would {verb} {layout.root} for {len(tasks)} tasks on {len(slots)} ranks"
     for rank, planned in enumerate(c.plan(tasks, len(slots))):
         text += (
@@ -175,7 +182,7 @@ def _set_aside(layout: Layout) -> None:
         raise UsageError(f"{layout.root} is not a spool; it is not renamed. Choose another --spool.")
     with hold(layout):
         alive: list[str] = []
-        if layout.run.exists():
+        if _is_made(layout):
             view = open_view(layout.root)
             coroner = Coroner(view)
             alive = [attempt for attempt in view.open_attempts if coroner.verdict(attempt) != DEAD]
@@ -189,7 +196,7 @@ def _set_aside(layout: Layout) -> None:
 
 def _check_same(layout: Layout, request: c.Request, keep_done: bool) -> None:
     view = open_view(layout.root)
-    refuse_world_writable(layout)
+    refuse_unsafe(layout)
     other = c.other_differences(view, request)
     if other:
         raise UsageError(
@@ -211,27 +218,34 @@ def _refuse_change(difference: list[str], keep_done: bool, layout: Layout) -> No
         )
 
 
-def _accept(layout: Layout, job: Job, source: bytes) -> Job:
+def _accept(view: View, job: Job, source: bytes | None) -> Job:
     """The job as it is to run: the copy that is there, or (--keep-done) one more under a name of its own."""
-    old = open_view(layout.root).latest_job()
-    if job.kind == "command" or job.sha256 == old.sha256:
-        return job if job.kind == "command" else old
+    layout, old = view.layout, view.latest_job()
+    if job.kind == "command" or source is None or job.sha256 == old.sha256:
+        job = job if job.kind == "command" else old
+        repair_job(layout, job, source)
+        return job
     stem, suffix = os.path.splitext(job.copy)
     job = msgspec.structs.replace(job, copy=f"{stem}.{job.sha256[:8]}{suffix}")
     publish(layout.job_copy(job.copy), source)
     return job
 
 
-def _orchestrate(layout: Layout, job: Job, given: Mapping[str, Any], quiet: bool, retry: bool = False) -> Report:
+def _orchestrate(
+    layout: Layout, job: Job, source: bytes | None, given: Mapping[str, Any], quiet: bool, retry: bool = False
+) -> Report:
     received: list[int] = []
     with hold(layout) as warning, signals_to(received):
+        repair(layout, load_run(layout))
         view = open_view(layout.root)
+        job = _accept(view, job, source)
         options = _options(msgspec.structs.replace(view.run.options, time_limit_s=None), given)  # of one epoch
         c.mark_out(view.run)
         progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
         try:
-            if warning:
-                progress.say(f"warning: {warning}")
+            for text in (warning, *warnings_of(layout.root)):
+                if text:
+                    progress.say(f"warning: {text}")
             if retry:
                 progress.say(f"{_publish_retry(view)} failed tasks get another round")
             outcome: Outcome = Orchestrator(view, _slots(options), job, options, progress, received).run()

@@ -33,6 +33,11 @@ def file_system_type(path: Path) -> str:
     return kind
 
 
+def is_network(kind: str) -> bool:
+    """Whether other hosts may write to a file system of this type."""
+    return kind in NETWORK_TYPES or kind.startswith("fuse.")
+
+
 class Bell:
     """Watches folders until closed. `poll_s` above 0 asks for a plain poll."""
 
@@ -41,10 +46,9 @@ class Bell:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._pidfds: dict[int, int | None] = {}
         self._observer: Any = None
-        kind = file_system_type(folders[0])
-        is_network = kind in NETWORK_TYPES or kind.startswith("fuse.")
-        self.quiet_s = poll_s or (NETWORK_S if is_network else QUIET_S)
-        if not poll_s and not is_network:
+        is_far = is_network(file_system_type(folders[0]))
+        self.quiet_s = poll_s or (NETWORK_S if is_far else QUIET_S)
+        if not poll_s and not is_far:
             self._watch(folders)
         self._old_wakeup = -1
         if threading.current_thread() is threading.main_thread():
@@ -68,6 +72,10 @@ class Bell:
         except OSError:  # out of inotify watches or instances: the poll is slower, not wrong
             return
         self._observer = observer
+
+    @property
+    def has_observer(self) -> bool:
+        return self._observer is not None
 
     def ring(self) -> None:
         """Wake the waiter; from any thread."""

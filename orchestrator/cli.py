@@ -77,8 +77,18 @@ running = options(
     option("--retries", type=int, help="Try a task that raised this many times more. Default 0."),
     option("--max-restarts", type=int, help="Failed starts in a row before a rank is given up. Default 3."),
     option("--max-crashes", type=int, help="Crashes with one task in hand before it fails. Default 2."),
+    option("--max-failed", metavar="N|P%", help="Stop early once so many tasks failed; exit code 4."),
+    option("--task-timeout", "task_timeout_s", type=Duration(), help="A task that takes longer fails as timeout."),
+    option(
+        "--stall-timeout", "stall_timeout_s", type=Duration(), help="End a worker that makes no progress for so long."
+    ),
     option("--time-limit", "time_limit_s", type=Duration(), help="Drain after this long, e.g. 55m; exit code 75."),
     option("--grace", "grace_s", type=Duration(), help="How long a drain waits for tasks in hand. Default 25s."),
+    option(
+        "--on-parent-exit",
+        type=click.Choice(["finish", "stop"]),
+        help="What workers do when the orchestrator is gone. Default finish.",
+    ),
     option("--poll", "poll_s", type=Duration(), help="Look this often instead of using inotify."),
     option(
         "--lease", "lease_s", type=Duration(), help="Silence that proves a worker on another host dead. Default 120s."
@@ -164,7 +174,7 @@ def retry(spool_dir: str | None, as_json: bool, **given: Any) -> None:
 @debug
 def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
     """How a run stands."""
-    from orchestrator.status import open_view
+    from orchestrator.status import open_view, status_text
     from orchestrator.status import status as read
     from spool.death import Coroner
 
@@ -172,7 +182,7 @@ def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
     coroner = Coroner(view)
     while True:
         now = read(view.refresh(), coroner)
-        click.echo(json.dumps(now) if as_json else _status_text(now))
+        click.echo(json.dumps(now) if as_json else status_text(now))
         if not watch or now["state"] != "running":
             return
         time.sleep(2)
@@ -184,7 +194,7 @@ def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
 @debug
 def wait(spool_dir: str | None, timeout_s: float | None) -> None:
     """Wait until every task has a verdict, or nothing of the run lives any more."""
-    from orchestrator.status import open_view
+    from orchestrator.status import open_view, status_text
     from orchestrator.status import status as read
     from spool.death import Coroner
 
@@ -194,7 +204,7 @@ def wait(spool_dir: str | None, timeout_s: float | None) -> None:
         if timeout_s is not None and time.monotonic() - began > timeout_s:
             break
         time.sleep(0.2)
-    click.echo(_status_text(now))
+    click.echo(status_text(now))
     sys.exit({"complete": 0, "failed": 3}.get(now["state"], 4))
 
 
@@ -225,20 +235,17 @@ def logs(spool_dir: str | None, rank: int | None, key: str | None) -> None:
 @as_json
 @debug
 def failed(spool_dir: str | None, as_json: bool) -> None:
-    """Which tasks failed, and why."""
-    import msgspec
-
-    from orchestrator.results import Results
+    """Which tasks failed, and why: by kind and by the line that raised."""
+    from orchestrator.failures import failed_results, failures_text
+    from orchestrator.results import encode_result
     from orchestrator.status import open_view
 
-    for result in Results(open_view(find(spool_dir))):
-        if result.state != "failed" or result.error is None:
-            continue
-        if as_json:
-            click.echo(msgspec.json.encode(result).decode())
-        else:
-            error = result.error
-            click.echo(printable(f"{result.key or result.index}  {error.kind}  {error.type}: {error.message}"))
+    found = failed_results(open_view(find(spool_dir)))
+    if as_json:
+        for result in found:
+            click.echo(encode_result(result))
+    else:
+        click.echo(printable(failures_text(found)), nl=False)
 
 
 @cli.command()
@@ -281,19 +288,38 @@ def verify(spool_dir: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("folder", metavar="DIR")
+@as_json
+@debug
+def doctor(folder: str, as_json: bool) -> None:
+    """Try whether a folder's file system is fit for a spool; exit code 1 if it is not."""
+    from orchestrator.doctor import examine
+
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder} is no folder. Name one on the file system that spools shall live on.")
+    checks = examine(Path(folder))
+    is_fit = all(check.state != "problem" for check in checks)
+    if as_json:
+        rows = [{"name": check.name, "state": check.state, "detail": check.detail} for check in checks]
+        click.echo(json.dumps({"folder": os.path.abspath(folder), "is_fit": is_fit, "checks": rows}))
+    else:
+        for check in checks:
+            click.echo(f"{check.name:10} {check.state:8} {printable(check.detail)}")
+        click.echo(f"{folder} is {'fit' if is_fit else 'not fit'} for a spool")
+    sys.exit(0 if is_fit else 1)
+
+
+@cli.command()
 @spool_argument
 @debug
 def results(spool_dir: str | None) -> None:
     """One JSON line for each task, in input order."""
-    import msgspec
-
-    from orchestrator.results import Results
+    from orchestrator.results import Results, encode_result
     from orchestrator.status import open_view
 
-    encoder = msgspec.json.Encoder()
     write = sys.stdout.buffer.write
     for result in Results(open_view(find(spool_dir))):
-        write(encoder.encode(result) + b"\n")
+        write(encode_result(result) + b"\n")
 
 
 def find(spool_dir: str | None) -> Path:
@@ -331,26 +357,6 @@ def _end(report: Any, as_json: bool) -> NoReturn:
     else:
         click.echo(f"gpuspool: {printable(report.message)}", err=True)
     sys.exit(report.exit_code)
-
-
-def _status_text(now: dict[str, Any]) -> str:
-    tasks = now["tasks"]
-    lines = [
-        f"{now['job']}  {now['state']}  {tasks['complete']} complete, {tasks['failed']} failed, "
-        f"{tasks['running']} running, {tasks['waiting']} waiting of {tasks['total']}",
-        f"{'rank':>4}  {'state':9} {'device':24} {'host':12} {'pid':>7} {'task':>8} {'done':>8} {'failed':>6}  beat",
-    ]
-    for row in now["ranks"]:
-        beat = "" if row["beat_age_s"] is None else f"{row['beat_age_s']:.0f} s ago"
-        cells = {name: "" if row[name] is None else row[name] for name in row}
-        lines.append(
-            "{rank:>4}  {state:9} {device:24.24} {host:12.12} {pid:>7} {task:>8} {done:>8} {failed:>6}  ".format(
-                **cells
-            )
-            + beat
-        )
-    lines += [f"damaged: {text}" for text in now["damage"]]
-    return printable("\n".join(lines))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -25,12 +25,11 @@ import msgspec
 import spool
 from orchestrator.inputs import Inputs
 from spool.errors import UsageError
-from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, rank_name
-from spool.publish import fsync_dir, publish, read_bytes
+from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, parse_hidden, rank_name
+from spool.publish import FOLDER_MODE, SyncError, fsync_dir, publish, read_bytes, rename
 from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty, seal
 from spool.view import View
 
-FOLDER_MODE = 0o775  # under any umask not writable by everybody: such a spool is refused
 DIFF_LINES = 40  # of a changed job's source that an error shows
 
 
@@ -96,9 +95,12 @@ def create(layout: Layout, request: Request, ranks: int) -> bool:
     try:
         layout.root.parent.mkdir(parents=True, exist_ok=True)
         _build(building, run, request, ranks)
-        os.rename(building.root, layout.root)
+        rename(building.root, layout.root)
         fsync_dir(layout.root.parent)
         return True
+    except SyncError:
+        shutil.rmtree(building.root, ignore_errors=True)
+        raise  # nobody can say whether the spool would outlive a power cut
     except OSError as error:
         shutil.rmtree(building.root, ignore_errors=True)
         if layout.run.exists():
@@ -122,7 +124,16 @@ def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
         layout.claims(rank_name(rank)).mkdir()
         publish(layout.manifest(rank_name(rank)), b"".join(map(seal, tasks)))
     publish(layout.format, FORMAT_TEXT.encode())
+    publish(layout.run_copy, pretty(run))
     publish(layout.run, pretty(run))
+
+
+def half_made(layout: Layout) -> list[Path]:
+    """What runs left that died while they made this spool. Nothing in it is ever used."""
+    if not layout.root.parent.is_dir():
+        return []
+    found = (path for path in layout.root.parent.iterdir() if parse_hidden(path.name, layout.root.name) is not None)
+    return [path for path in found if not Path(f"/proc/{parse_hidden(path.name, layout.root.name)}").exists()]
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -173,7 +184,7 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
         return []
     if job.kind == "command" or old.kind == "command":
         return [f"- {old.spec}", f"+ {job.spec}"]
-    before = view.layout.job_copy(old.copy).read_text(errors="replace").splitlines()
+    before = (read_bytes(view.layout.job_copy(old.copy)) or b"").decode(errors="replace").splitlines()
     after = source.decode(errors="replace").splitlines()
     lines = list(difflib.unified_diff(before, after, f"{old.copy} (as it ran)", f"{job.copy} (now)", lineterm="", n=1))
     return [*lines[:DIFF_LINES], f"… {len(lines) - DIFF_LINES} more lines"] if len(lines) > DIFF_LINES else lines

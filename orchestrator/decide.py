@@ -4,7 +4,8 @@ first, whatever else       every attempt that is proved dead is closed, for it c
 all tasks have a verdict   wait for the attempts to end themselves, kill who lingers, end "finished"
 draining                   wait for the attempts in hand, kill past the grace, end "drained"
 no rank's job loads        end "load"
-something is claimable     launch ranks without an open attempt, as many as there is work for
+too many tasks failed      drain, end "too many failed"
+something is claimable     launch ranks without an open attempt, as many as there is work for; none on a sick device
 nothing is, nobody lives   sweep; if that finds nothing either, end "stuck"
 every rank has given up    end "gave up"
 """
@@ -31,12 +32,16 @@ class OpenAttempt:
 
 @dataclass(frozen=True)
 class RankPast:
-    """A rank's attempts of this epoch that ended, oldest first, and when the last did, on the loop's clock."""
+    """A rank's attempts of this epoch that ended, oldest first, and when the last did, on the loop's clock.
+
+    `device`: its token; "" for a CPU rank, which shares its device with all others.
+    """
 
     rank: int
     closings: tuple[Closing, ...] = ()
     finished: tuple[int, ...] = ()
     ended_at: float = 0.0
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,13 @@ class Snapshot:
     was_swept: bool = False
     finished_at: float | None = None
     kill_at: float | None = None
+    failed: int = 0
 
 
 @dataclass(frozen=True)
 class Policy:
     max_restarts: int
+    max_failed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,16 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """Drain: too many tasks have failed."""
+
+
+@dataclass(frozen=True)
 class End:
     how: str
 
 
-Action = Close | Launch | Kill | Sweep | End
+Action = Close | Launch | Kill | Sweep | Stop | End
 
 
 def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
@@ -94,6 +106,8 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
         return _await_end(snapshot, "finished", late)
     if snapshot.is_draining:
         return _await_end(snapshot, "drained", snapshot.kill_at is not None and now > snapshot.kill_at)
+    if policy.max_failed is not None and snapshot.failed >= policy.max_failed:
+        return [Stop()]
     if not snapshot.open and _loads_nowhere(snapshot.past):
         return [End("load")]
     if snapshot.unclaimed:
@@ -118,8 +132,9 @@ def _loads_nowhere(past: Sequence[RankPast]) -> bool:
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     busy = {attempt.rank for attempt in snapshot.open}
+    sick = sick_devices(snapshot.past, policy)
     free = [rank for rank in snapshot.past if rank.rank not in busy]
-    able = [rank for rank in free if failures_in_a_row(rank) <= policy.max_restarts]
+    able = [rank for rank in free if rank.device not in sick and failures_in_a_row(rank) <= policy.max_restarts]
     if not able and not snapshot.open:
         return [End("gave up")]
     starting = sum(attempt.is_starting for attempt in snapshot.open)
@@ -127,11 +142,32 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     return [Launch(rank.rank) for rank in ready[: max(0, snapshot.unclaimed - starting)]]
 
 
+def sick_devices(past: Sequence[RankPast], policy: Policy) -> set[str]:
+    """The devices on which more than max_restarts attempts in a row, of whatever ranks, came to nothing.
+
+    That a crash made a task suspect excuses the device only as long as no other device gets anything done.
+    """
+    sick = set()
+    for device in {rank.device for rank in past if rank.device}:
+        here = [rank for rank in past if rank.device == device]
+        works_elsewhere = any(any(rank.finished) for rank in past if rank.device != device)
+        ends = [end for rank in here for end in zip(rank.closings, rank.finished, strict=True)]
+        ends.sort(key=lambda end: end[0].at)
+        if _fruitless(ends, is_excused=not works_elsewhere) > policy.max_restarts:
+            sick.add(device)
+    return sick
+
+
 def failures_in_a_row(past: RankPast) -> int:
     """How many of the rank's last attempts finished no task, made no task suspect, and nobody else had ended."""
+    return _fruitless(list(zip(past.closings, past.finished, strict=True)), is_excused=True)
+
+
+def _fruitless(ends: list[tuple[Closing, int]], is_excused: bool) -> int:
+    """How many of the last (closing, finished tasks) failed for nothing; suspects may excuse, a task lost always."""
     count = 0
-    for closing, finished in zip(reversed(past.closings), reversed(past.finished), strict=True):
-        if finished or closing.suspects or closing.state != "failed":
+    for closing, finished in reversed(ends):
+        if finished or closing.lost or closing.state != "failed" or (is_excused and closing.suspects):
             break
         count += closing.reason != "lost"
     return count

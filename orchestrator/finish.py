@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 from spool.closing import FailedTask, publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
 from spool.layout import OUT_MARK, SUBDIRS, parse_hidden_output, rank_of
-from spool.publish import listdir, read_record, remove_quietly, replace
+from spool.publish import listdir, read_record, remove_quietly, rename, replace
 from spool.view import View
 
 EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
@@ -23,15 +24,15 @@ EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an epoch ended: finished, drained, interrupted, load, gave up, stuck."""
+    """How an epoch ended: finished, drained, interrupted, too many failed, load, gave up, stuck."""
 
     how: str
     exit_code: int
     message: str
 
 
-def finish(view: View, how: str, epoch: int, seconds: float) -> Outcome:
-    """All that is left to do when nothing of the run is alive on this host any more."""
+def finish(view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, list[int]]) -> Outcome:
+    """All that is left to do when nothing of the run is alive on this host any more. `sick`: devices given up."""
     for closing in view.closed.values():
         publish_copies(view.layout, closing)
     file_away_old_failures(view)
@@ -42,9 +43,22 @@ def finish(view: View, how: str, epoch: int, seconds: float) -> Outcome:
         code = EXIT_SOME_FAILED if ledger.n_failed else EXIT_COMPLETE
     else:
         code = EXIT_OF.get(how, NotFinished.exit_code)
-    outcome = Outcome(how, code, _message(view, how, seconds))
-    replace(view.layout.summary, _summary(view, outcome, epoch, seconds), durable=True)
+    outcome = Outcome(how, code, _message(view, how, seconds) + "".join(_sick(view, *item) for item in sick.items()))
+    summary = _summary(view, outcome, epoch, seconds) | {"sick_devices": sick}
+    replace(view.layout.summary, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n", durable=True)
     return outcome
+
+
+def _sick(view: View, device: str, ranks: list[int]) -> str:
+    """One line about a device that was given up, with the last that was heard of it."""
+    ends = [view.closed[a] for a in view.attempts if a in view.closed and rank_of(a) in ranks]
+    last = max((end for end in ends if end.state == "failed"), key=lambda end: end.at)
+    why = f"{last.error.type}: {last.error.message}" if last.error else f"{last.reason}"
+    names = ", ".join(f"rank {rank}" for rank in ranks)
+    return (
+        f"\nLook at device {device} ({names}, host {os.uname().nodename}): it was given up, the others did its tasks. "
+        f"{last.attempt}, log {view.layout.log(last.attempt)}: {why}"
+    )
 
 
 def _message(view: View, how: str, seconds: float) -> str:
@@ -58,6 +72,8 @@ def _message(view: View, how: str, seconds: float) -> str:
     go_on = f"Go on with the same command or `gpuspool resume {root}`."
     if how == "finished":
         return f"{counts}, in {seconds:.1f} s. Outputs: {os.path.relpath(view.run.out or view.layout.outputs)}"
+    if how == "too many failed":
+        return f"stopped early, since --max-failed is reached: {counts}. {go_on}"
     if how in ("drained", "interrupted"):
         return f"{how} with {counts}. {go_on}"
     if how == "load":
@@ -79,9 +95,9 @@ def _first_error(view: View) -> str:
     return ""
 
 
-def _summary(view: View, outcome: Outcome, epoch: int, seconds: float) -> bytes:
+def _summary(view: View, outcome: Outcome, epoch: int, seconds: float) -> dict[str, Any]:
     ledger = view.ledger
-    record = {
+    return {
         "how": outcome.how,
         "exit_code": outcome.exit_code,
         "epoch": epoch,
@@ -96,7 +112,6 @@ def _summary(view: View, outcome: Outcome, epoch: int, seconds: float) -> bytes:
         "attempts": [_attempt(view, name) for name in view.attempts],
         "damage": [str(damage) for damage in view.damage],
     }
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
 def _attempt(view: View, name: str) -> dict[str, Any]:
@@ -148,4 +163,4 @@ def file_away_old_failures(view: View) -> None:
         if view.ledger.complete[record.task] or record.round < view.ledger.round_of(record.task):
             folder = view.layout.failed_round(record.round)
             folder.mkdir(exist_ok=True)
-            os.rename(path, folder / filename)
+            rename(path, folder / filename)

@@ -31,7 +31,8 @@ from orchestrator.inputs import Inputs
 from orchestrator.jobs import parse_call
 from orchestrator.launch import Child, launch
 from orchestrator.status import open_view
-from spool.closing import Witness, close_dead, describe_exit
+from spool.blame import Witness, describe_exit
+from spool.closing import close_dead
 from spool.errors import EXIT_CANNOT_CLOSE, UsageError
 from spool.journal import JournalReader
 from spool.layout import Layout, generation_name, parse_attempt, parse_generation, rank_name

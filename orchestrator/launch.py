@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from orchestrator.devices import environment_for, near_cpus
-from spool.identity import myself
+from spool.identity import MARK, mark_of, myself
 from spool.layout import attempt_name
-from spool.publish import publish
+from spool.publish import FILE_MODE, publish
 from spool.records import Intent, Job, Options, pretty
 from spool.view import View
 
@@ -43,6 +43,10 @@ class Child:
         return self._process.wait()
 
 
+def open_log(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, FILE_MODE)
+
+
 def kill_group(pid: int) -> None:
     """SIGKILL the whole group of a worker; that it is gone already is fine."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -57,7 +61,8 @@ def launch(
     attempt = attempt_name(rank, number)
     argv = [sys.executable, "-P", "-m", "worker", "--spool", str(view.layout.root), "--rank", str(rank)]
     argv += ["--attempt", str(number)]
-    environment = {**os.environ, **environment_for(tokens, world_size, os.environ), **variables}
+    mark = {MARK: mark_of(view.run.id, attempt)}
+    environment = {**os.environ, **environment_for(tokens, world_size, os.environ), **mark, **variables}
     intent = Intent(
         attempt=attempt,
         epoch=epoch,
@@ -73,7 +78,7 @@ def launch(
     if not publish(view.layout.intent(attempt), pretty(intent)):
         raise FileExistsError(f"{attempt} was started by somebody else just now")
     folder = view.run.submit_dir if Path(view.run.submit_dir).is_dir() else str(view.layout.root)
-    with open(view.layout.log(attempt), "ab", buffering=0) as log:
+    with open(view.layout.log(attempt), "ab", buffering=0, opener=open_log) as log:
         process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ The lock saves work, it is not what keeps a spool right: where the file system h
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Iterator
 
@@ -18,6 +19,8 @@ from spool.layout import Layout
 from spool.publish import read_record, replace
 from spool.records import Holder, pretty
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
 
 @contextlib.contextmanager
 def hold(layout: Layout) -> Iterator[str | None]:
@@ -29,6 +32,8 @@ def hold(layout: Layout) -> Iterator[str | None]:
     except Timeout:
         raise OrchestratorLive(f"{layout.root} is held by {describe_holder(layout)}") from None
     except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
         warning = f"no file locks on this file system ({error}): be sure that no other gpuspool runs this spool"
     try:
         yield warning

@@ -9,32 +9,33 @@ from __future__ import annotations
 
 import array
 import contextlib
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
 from orchestrator import decide as d
 from orchestrator.bell import Bell
 from orchestrator.finish import Outcome, finish
-from orchestrator.launch import Child, kill_group, launch
 from orchestrator.lock import announce
 from orchestrator.progress import Progress
-from spool.closing import Witness, close_dead, describe_exit, sweep
-from spool.death import Coroner
-from spool.errors import EXIT_CANNOT_CLOSE
-from spool.identity import ALIVE, DEAD, is_here, myself
+from orchestrator.repair import keep_copy
+from orchestrator.workers import Workers
+from spool.closing import sweep
+from spool.identity import ALIVE, DEAD, myself
 from spool.layout import STATES, rank_of
-from spool.publish import FILE_MODE, publish, read_bytes, replace, write_all
+from spool.publish import FILE_MODE, SyncError, replace, write_all
 from spool.records import Closing, Job, Options, ParentBeat, encode
 from spool.view import View, drain_epoch
 
 DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 BEAT_S = 10.0
+PATIENCE_S = 8.0  # with a file system in trouble, before the run stops
+ABANDON_S = 15.0  # for workers to end themselves then: with the patience, less than half a minute
 
 
 @contextlib.contextmanager
@@ -55,6 +56,13 @@ def signals_to(received: list[int]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def most_failed(text: str | None, tasks: int) -> int | None:
+    """How many failed tasks end a run, of --max-failed N or P%."""
+    if text is None or not text.endswith("%"):
+        return None if text is None else int(text)
+    return max(1, math.ceil(float(text[:-1]) / 100 * tasks))
+
+
 class Orchestrator:
     """Sees one run through one epoch. `run` returns the outcome; errors of the file system are raised."""
 
@@ -65,17 +73,18 @@ class Orchestrator:
         self.progress = progress
         self.epoch = view.next_epoch()
         self._received = received
-        self._coroner = Coroner(view, options.lease_s)
-        self._children: dict[str, Child] = {}
-        self._told: set[str] = set()
+        self.workers = Workers(view, self.epoch, options)
+        self._policy = d.Policy(options.max_restarts, most_failed(options.max_failed, view.run.tasks))
         self._ended_at: dict[str, float] = {}
         self._began = time.monotonic()
         self._deadline = None if options.time_limit_s is None else self._began + options.time_limit_s
         self._kill_at: float | None = None
+        self._how = "drained"
         self._finished_at: float | None = None
         self._was_swept = False
         self._beat, self._beat_at = 0, -BEAT_S
         self._damage_seen = 0
+        self._troubled_since: float | None = None
 
     def run(self) -> Outcome:
         layout = self.view.layout
@@ -85,39 +94,59 @@ class Orchestrator:
         self._adopt()
         watched = [layout.manifests, layout.control, *map(layout.subdir, STATES)]
         with contextlib.closing(Bell(watched, self.options.poll_s)) as bell:
-            while (end := self._step()) is None:
-                waiting = any(d.failures_in_a_row(past) for past in self._past())
-                bell.wait(0.2 if waiting else bell.quiet_s, self._pids())
-            self._see_off(bell)
-        how = "interrupted" if self._kill_at == 0.0 and end.how == "drained" else end.how
-        outcome = finish(self.view, how, self.epoch, time.monotonic() - self._began)
+            try:
+                while (end := self._try_step()) is None:
+                    waiting = self._troubled_since or any(d.failures_in_a_row(past) for past in self._past())
+                    bell.wait(0.2 if waiting else bell.quiet_s, self.workers.pids())
+            except OSError as trouble:
+                self._abandon(trouble, bell)
+                raise
+            self.workers.see_off(bell)
+        how = self._how if end.how == "drained" else end.how
+        outcome = finish(self.view, how, self.epoch, time.monotonic() - self._began, self._sick())
         self._record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
 
-    def _see_off(self, bell: Bell) -> None:
-        """Wait for the children, which have all closed themselves, to exit; no process is left behind."""
-        deadline = time.monotonic() + d.FAREWELL_S
-        while pids := [child.pid for child in self._children.values() if child.exit_code() is None]:
-            bell.wait(deadline - time.monotonic(), pids)
-            if time.monotonic() > deadline:
-                for pid in pids:
-                    kill_group(pid)
+    def _try_step(self) -> d.End | None:
+        """One step; trouble with the file system is waited out for a while. Raises OSError after that."""
+        try:
+            end = self._step()
+        except SyncError:
+            raise
+        except OSError as trouble:
+            now = time.monotonic()
+            if self._troubled_since is None:
+                self._troubled_since = now
+                self._tell("trouble", f"{trouble}; trying again for {PATIENCE_S:.0f} s")
+            if now > self._troubled_since + PATIENCE_S:
+                raise
+            return None
+        self._troubled_since = None
+        return end
+
+    def _abandon(self, trouble: OSError, bell: Bell) -> None:
+        """The spool cannot be used any more: end the workers, whom nobody could account for; leave the rest."""
+        self._tell("abandoned", f"{trouble}; workers are stopped, at most {ABANDON_S:.0f} s")
+        self.workers.tell_to_stop()
+        self.workers.see_off(bell, ABANDON_S)
 
     def _step(self) -> d.End | None:
         """Read, decide and act until there is nothing to do but wait."""
         while True:
+            self._hear()
             self._keep_beating()
             self.view.refresh()
             self._keep_damaged()
-            self._hear()
             self._reap_closed()
-            actions = d.decide(self._snapshot(), d.Policy(self.options.max_restarts), time.monotonic())
+            for attempt in self.workers.kill_overdue():
+                self._tell("overdue", f"{attempt} took too long and is killed", attempt=attempt)
+            actions = d.decide(self._snapshot(), self._policy, time.monotonic())
             self._show()
             for action in actions:
                 if isinstance(action, d.End):
                     return action
                 self._act(action)
-            if not any(isinstance(action, (d.Close, d.Sweep)) for action in actions):
+            if not any(isinstance(action, (d.Close, d.Sweep, d.Stop)) for action in actions):
                 return None
 
     def _act(self, action: d.Action) -> None:
@@ -127,7 +156,10 @@ class Orchestrator:
             case d.Launch(rank):
                 self._launch(rank)
             case d.Kill(attempt):
-                self._kill(attempt)
+                self.workers.kill(attempt)
+            case d.Stop():
+                self._drain(f"{self.view.ledger.n_failed} tasks failed, --max-failed {self.options.max_failed}")
+                self._how = "too many failed"
             case d.Sweep():
                 self._was_swept = True
                 count = sweep(self.view)
@@ -141,7 +173,7 @@ class Orchestrator:
             self._finished_at = time.monotonic()
         claimers = {claim.attempt for chain in self.view.chains.values() for claim in chain.claims}
         attempts = [
-            d.OpenAttempt(name, rank_of(name), self._life(name), name not in claimers)
+            d.OpenAttempt(name, rank_of(name), self.workers.life(name), name not in claimers)
             for name in self.view.open_attempts
         ]
         return d.Snapshot(
@@ -153,6 +185,7 @@ class Orchestrator:
             was_swept=self._was_swept,
             finished_at=self._finished_at,
             kill_at=self._kill_at,
+            failed=ledger.n_failed,
         )
 
     def _past(self) -> list[d.RankPast]:
@@ -170,72 +203,39 @@ class Orchestrator:
                 tuple(closings),
                 tuple(self.view.finished_by.get(closing.attempt, 0) for closing in closings),
                 self._ended_at[closings[-1].attempt] if closings else 0.0,
+                self.slots[rank],
             )
             for rank, closings in past.items()
         ]
 
-    def _life(self, attempt: str) -> str:
-        child = self._children.get(attempt)
-        if child is not None:
-            return ALIVE if child.exit_code() is None else DEAD
-        return self._coroner.verdict(attempt)
+    def _sick(self) -> dict[str, list[int]]:
+        """The devices that were given up, with their ranks."""
+        sick = d.sick_devices(self._past(), self._policy)
+        return {device: [rank for rank, token in enumerate(self.slots) if token == device] for device in sorted(sick)}
 
     def _launch(self, rank: int) -> None:
-        child = launch(self.view, rank, self.epoch, self.slots[rank], self.job, self.options, len(self.slots))
-        self._children[child.attempt] = child
+        child = self.workers.launch(rank, self.slots, self.job)
         self._was_swept = False
         self._record("attempt_started", attempt=child.attempt, pid=child.pid, device=self.slots[rank] or "cpu")
 
     def _close(self, attempt: str) -> None:
-        """Close an attempt that is proved dead, in the way that what we know of its death asks for."""
-        child = self._children.get(attempt)
-        code = None if child is None else child.exit_code()
-        if attempt in self._told:
-            closing = close_dead(self.view, attempt, by="parent", state="stopped", reason="killed")
-        elif code is None:
-            closing = close_dead(self.view, attempt, by="resume")
-        elif code == EXIT_CANNOT_CLOSE:
-            closing = close_dead(self.view, attempt, by="parent", reason="io")
-        else:
-            witness = Witness(code, self.options.max_crashes)
-            closing = close_dead(self.view, attempt, by="parent", reason="crash", witness=witness)
-        if closing is None or closing.by == attempt:
-            return  # it had begun, or ended, by itself since it was judged
-        how = describe_exit(code) if code is not None else "its orchestrator and then it itself died"
-        culprits = "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
-        self._tell(
-            "attempt_closed",
-            f"{attempt} ended: {how}; what it had not finished is given out again{culprits}",
-            attempt=attempt,
-        )
+        closing = self.workers.close(attempt)
+        if closing is None:
+            return
+        text = f"{attempt} ended: {self.workers.describe_end(closing)}; what it had not finished is given out again"
+        text += "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
+        self._tell("attempt_closed", text, attempt=attempt)
 
     def _reap_closed(self) -> None:
-        """Forget children that closed themselves and are gone; end those that linger."""
-        for attempt, child in list(self._children.items()):
-            if attempt not in self.view.closed:
-                continue
-            seen = self._ended_at.setdefault(attempt, time.monotonic())
-            if child.exit_code() is not None:
-                del self._children[attempt]
-                closing = self.view.closed[attempt]
-                if closing.state == "failed" and closing.by == attempt:
-                    why = closing.error.message if closing.error else ""
-                    self._tell("attempt_failed", f"{attempt} failed ({closing.reason}): {why}", attempt=attempt)
-            elif time.monotonic() > seen + d.FAREWELL_S:
-                kill_group(child.pid)
-
-    def _pids(self) -> list[int]:
-        """Of all workers that are proved alive on this host."""
-        alive = [a for a in self._adopted() if self._life(a) == ALIVE]
-        adopted = [who.pid for a in alive if (who := self.view.identity(a)) is not None]
-        return [child.pid for child in self._children.values() if child.exit_code() is None] + adopted
-
-    def _adopted(self) -> list[str]:
-        return [name for name in self.view.open_attempts if name not in self._children]
+        for closing in self.workers.reap(self._ended_at):
+            if closing.state == "failed" and closing.by == closing.attempt:
+                why = closing.error.message if closing.error else ""
+                text = f"{closing.attempt} failed ({closing.reason}): {why}"
+                self._tell("attempt_failed", text, attempt=closing.attempt)
 
     def _adopt(self) -> None:
-        for attempt in self._adopted():
-            life = self._coroner.verdict(attempt)
+        for attempt in self.workers.adopted:
+            life = self.workers.life(attempt)
             if life == ALIVE:
                 self._tell("adopted", f"{attempt} outlived an earlier orchestrator and goes on", attempt=attempt)
             elif life != DEAD:
@@ -248,8 +248,8 @@ class Orchestrator:
 
     def _hear(self) -> None:
         """Signals, the time limit and control/ ask for a drain; a second Ctrl-C ends the grace."""
-        if self._received.count(signal.SIGINT) > 1:
-            self._kill_at = 0.0
+        if self._received.count(signal.SIGINT) > 1 and self._kill_at != 0.0:
+            self._kill_at, self._how = 0.0, "interrupted"
         if self._kill_at is not None:
             return
         why = None
@@ -263,23 +263,12 @@ class Orchestrator:
             self._drain(why)
 
     def _drain(self, why: str) -> None:
+        """Tell the workers first, then anybody else."""
+        self.workers.tell_to_stop()
         self._kill_at = time.monotonic() + self.options.grace_s
-        for attempt in self.view.open_attempts:
-            self._told.add(attempt)
-        for pid in self._pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
         self._tell(
             "draining", f"{why}: workers finish the tasks in hand, at most {self.options.grace_s:.0f} s", why=why
         )
-
-    def _kill(self, attempt: str) -> None:
-        self._told.add(attempt)
-        child, who = self._children.get(attempt), self.view.identity(attempt)
-        if child is not None:
-            kill_group(child.pid)
-        elif who is not None and is_here(who) and self._life(attempt) == ALIVE:
-            kill_group(who.pid)
 
     def _keep_beating(self) -> None:
         if time.monotonic() - self._beat_at < min(BEAT_S, self.options.lease_s / 12):
@@ -291,12 +280,9 @@ class Orchestrator:
 
     def _keep_damaged(self) -> None:
         """Copy each damaged file to corrupt/, once, and say so."""
-        new, self._damage_seen = self.view.damage[self._damage_seen :], len(self.view.damage)
-        for damage in new:
-            path = Path(damage.path)
-            copy = self.view.layout.corrupt / f"{path.parent.name}-{path.name}"
-            if not copy.exists():
-                publish(copy, read_bytes(path) or b"")
+        for damage in self.view.damage[self._damage_seen :]:
+            keep_copy(self.view.layout, damage.path)
+            self._damage_seen += 1
             self._tell("damage", f"damaged: {damage}; what it held is looked up elsewhere or run again")
 
     def _load_costs(self) -> None:
@@ -321,7 +307,8 @@ class Orchestrator:
         """events.jsonl is for people: advisory, never read to decide."""
         line = msgspec.json.encode({"at": time.time(), "event": event, "epoch": self.epoch, **fields}) + b"\n"
         with contextlib.suppress(OSError):
-            fd = os.open(self.view.layout.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self.view.layout.events, flags, FILE_MODE)
             try:
                 write_all(fd, line)
             finally:

@@ -17,6 +17,7 @@ from spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost, R, un
 from spool.view import View
 
 NULL = msgspec.Raw(b"null")
+_encoder = msgspec.json.Encoder()
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -34,6 +35,11 @@ class Result(msgspec.Struct, kw_only=True):
     def value(self) -> Any:
         """The result as Python values."""
         return msgspec.json.decode(self.result)
+
+
+def encode_result(result: Result) -> bytes:
+    """One line of `gpuspool results`, without its newline."""
+    return _encoder.encode(result)
 
 
 class Results:
@@ -55,7 +61,7 @@ class Results:
         ledger = self._view.ledger
         for number, attempt in enumerate(self._attempts):
             for offset, line in journal_records(self._view, attempt, JournalBrief):
-                if line.state == "started" or not 0 <= line.task < self._view.run.tasks:
+                if line.state not in ("complete", "failed") or not 0 <= line.task < self._view.run.tasks:
                     continue
                 is_first = line.state == "complete" and self._where_journal[line.task] < 0
                 is_verdict = not ledger.complete[line.task] and line.round == ledger.failed_round.get(line.task)

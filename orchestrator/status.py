@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.lock import is_holder_alive, read_holder
+from orchestrator.progress import printable
 from spool.closing import lost_tasks
 from spool.death import Coroner
 from spool.identity import ALIVE, DEAD
 from spool.layout import Layout, rank_of
+from spool.manifest import Damage
 from spool.state import run_state
 from spool.view import View, load_run
 
@@ -18,7 +20,10 @@ from spool.view import View, load_run
 def open_view(spool: str | Path) -> View:
     """A refreshed view of a spool. Raises UsageError or SpoolError."""
     layout = Layout(spool)
-    return View(layout, load_run(layout)).refresh()
+    damage: list[Damage] = []
+    view = View(layout, load_run(layout, damage.append))
+    view.damage += damage
+    return view.refresh()
 
 
 def status(view: View, coroner: Coroner | None = None) -> dict[str, Any]:
@@ -83,3 +88,24 @@ def _rank(view: View, attempt: str, life: str | None) -> dict[str, Any]:
         "failed": view.failed_by.get(attempt, 0),
         "is_proved_alive": life == ALIVE,
     }
+
+
+def status_text(now: dict[str, Any]) -> str:
+    """The same for people."""
+    tasks = now["tasks"]
+    lines = [
+        f"{now['job']}  {now['state']}  {tasks['complete']} complete, {tasks['failed']} failed, "
+        f"{tasks['running']} running, {tasks['waiting']} waiting of {tasks['total']}",
+        f"{'rank':>4}  {'state':9} {'device':24} {'host':12} {'pid':>7} {'task':>8} {'done':>8} {'failed':>6}  beat",
+    ]
+    for row in now["ranks"]:
+        beat = "" if row["beat_age_s"] is None else f"{row['beat_age_s']:.0f} s ago"
+        cells = {name: "" if row[name] is None else row[name] for name in row}
+        lines.append(
+            "{rank:>4}  {state:9} {device:24.24} {host:12.12} {pid:>7} {task:>8} {done:>8} {failed:>6}  ".format(
+                **cells
+            )
+            + beat
+        )
+    lines += [f"damaged: {text}" for text in now["damage"]]
+    return printable("\n".join(lines))

@@ -7,30 +7,16 @@ there. The status record and the failed-tasks view are copies that anybody may m
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from dataclasses import dataclass
 
-import msgspec
-
+from spool.blame import Witness, blame, place_of, scene_of, time_out
 from spool.journal import link_empty_journal
-from spool.layout import Layout, rank_of
+from spool.layout import Layout
 from spool.manifest import publish_manifest, publish_orphans
 from spool.publish import fsync_file, publish
 from spool.records import Closing, Error, Lost, Record, TaskLine, pretty
+from spool.timeouts import read_stacks
 from spool.view import View
-
-MAX_KILLS = 5  # SIGKILLs come from outside far more often than from a task: more patience than with crashes
-
-
-@dataclass(frozen=True)
-class Witness:
-    """What an attempt's own live parent saw: the exit code (-N for signal N) of a worker nobody told to stop."""
-
-    exit_code: int
-    max_crashes: int
-    max_kills: int = MAX_KILLS
 
 
 class FailedTask(Record, frozen=True, kw_only=True):
@@ -42,15 +28,6 @@ class FailedTask(Record, frozen=True, kw_only=True):
     attempt: str
     at: float
     error: Error
-
-
-def describe_exit(code: int) -> str:
-    """ "killed by SIGSEGV", "exit code 3"."""
-    if code >= 0:
-        return f"exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"killed by {signal.Signals(-code).name}"
-    return f"killed by signal {-code}"
 
 
 def publish_closing(layout: Layout, closing: Closing, orphans: list[TaskLine]) -> bool:
@@ -81,45 +58,20 @@ def orphans_of(view: View, attempt: str) -> list[TaskLine]:
     return list({(t.task, t.round): t for t in tasks}.values())
 
 
-def blame(
-    orphans: list[TaskLine], started: tuple[int, int] | None, witness: Witness, where: str
-) -> tuple[list[TaskLine], list[Lost], int]:
-    """What a witnessed crash does to the tasks it left: (orphans, lost for good, how many records got worse).
-
-    All run carefully from now on. Only a task that was certainly in hand, alone, is counted against; at the
-    limit it is lost. Nobody else is ever blamed.
-    """
-    certain = (orphans[0].task, orphans[0].round) if len(orphans) == 1 else started
-    kept: list[TaskLine] = []
-    lost: list[Lost] = []
-    suspects = 0
-    killed = witness.exit_code == -signal.SIGKILL
-    for task in orphans:
-        is_certain = (task.task, task.round) == certain
-        suspects += is_certain or not task.careful
-        crashes = task.crashes + (is_certain and not killed)
-        kills = task.kills + (is_certain and killed)
-        if is_certain and (crashes >= witness.max_crashes or kills >= witness.max_kills):
-            lost.append(_lost(task, crashes + kills, witness, where))
-        else:
-            kept.append(msgspec.structs.replace(task, crashes=crashes, kills=kills, careful=True))
-    return kept, lost, suspects
-
-
-def _lost(task: TaskLine, times: int, witness: Witness, where: str) -> Lost:
-    often = "once" if times == 1 else f"{times} times"
-    message = f"the worker died {often} with this task in hand; last: {describe_exit(witness.exit_code)} on {where}"
-    error = Error(kind="lost", type="WorkerLost", message=message, tries=times, exit_code=witness.exit_code)
-    return Lost(task=task.task, round=task.round, key=task.key, error=error)
-
-
 def close_dead(
-    view: View, attempt: str, *, by: str, state: str = "failed", reason: str = "lost", witness: Witness | None = None
+    view: View,
+    attempt: str,
+    *,
+    by: str,
+    state: str = "failed",
+    reason: str = "lost",
+    witness: Witness | None = None,
+    is_overdue: bool = False,
 ) -> Closing | None:
     """Close an attempt that is proved dead; returns what closed it, which may be somebody else's word.
 
-    None: it had not begun when it was judged, and has since; judge again. Raises OSError where its journal cannot be
-    made durable: then nobody may say what it finished.
+    `is_overdue`: its parent killed it for taking too long. None: it had not begun when it was judged, and has since;
+    judge again. Raises OSError where its journal cannot be made durable: then nobody may say what it finished.
     """
     if attempt in view.journals:
         fsync_file(view.layout.journal(attempt))
@@ -129,12 +81,17 @@ def close_dead(
     view.refresh()
     if attempt in view.closed:
         return view.closed[attempt]
-    orphans = orphans_of(view, attempt)
+    orphans, started, scene = orphans_of(view, attempt), view.started.get(attempt), scene_of(view, attempt)
+    stacks = read_stacks(view.layout, attempt)
     lost: list[Lost] = []
     suspects = 0
-    if witness is not None:
-        where = f"rank {rank_of(attempt)}, attempt {attempt}, log logs/{attempt}.log"
-        orphans, lost, suspects = blame(orphans, view.started.get(attempt), witness, where)
+    error: Error | None = None
+    if stacks or is_overdue:
+        state, reason, options = "failed", "timeout", view.options_of(attempt)
+        error = Error(kind="timeout", type="Timeout", message=f"it took too long; {place_of(scene)}", traceback=stacks)
+        orphans, lost, suspects = time_out(orphans, started, options, stacks, scene)
+    elif witness is not None:
+        orphans, lost, suspects = blame(orphans, started, witness, scene)
     closing = Closing(
         attempt=attempt,
         state=state,
@@ -144,6 +101,7 @@ def close_dead(
         exit_code=None if witness is None else witness.exit_code,
         suspects=suspects,
         lost=lost,
+        error=error,
     )
     publish_closing(view.layout, closing, orphans)
     return view.refresh().closed[attempt]

@@ -13,6 +13,7 @@ EXIT_COMPLETE = 0
 EXIT_SOME_FAILED = 3
 EXIT_CANNOT_CLOSE = 74  # of a worker whose end could not be written: its parent closes it and blames no task
 EXIT_DRAINED = 75
+EXIT_UNUSABLE = 76  # of a worker whose device or process was broken by what it ran: a crash like any other
 EXIT_INTERRUPTED = 130
 
 

@@ -8,12 +8,16 @@ machines are never compared.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import signal
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from spool.records import Identity
 
+MARK = "GPUSPOOL_ATTEMPT"  # in the environment of a worker and so of all that it starts: <run id>/<attempt>
 ALIVE, DEAD, ELSEWHERE = "alive", "dead", "elsewhere"
 
 
@@ -61,6 +65,35 @@ def liveness(who: Identity) -> str:
     if stat is None or stat[1] != who.pid_start or stat[0] in "ZX":
         return DEAD
     return ALIVE
+
+
+def mark_of(run_id: str, attempt: str) -> str:
+    return f"{run_id}/{attempt}"
+
+
+def kill_marked(run_id: str, attempts: Container[str], spare: Container[int] = ()) -> int:
+    """SIGKILL what these attempts of a run started, but for the spared pids; returns how many.
+
+    It finds what a job started in a session of its own, which no process group reaches.
+    """
+    count = 0
+    for pid, mark in _marked():
+        run, _, attempt = mark.partition("/")
+        if run == run_id and attempt in attempts and pid not in spare:
+            count += 1
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    return count
+
+
+def _marked() -> Iterator[tuple[int, str]]:
+    """(pid, mark) of every process that this user may look into and that bears one."""
+    begin = f"{MARK}=".encode()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                if entry.startswith(begin):
+                    yield int(name), entry[len(begin) :].decode(errors="replace")
 
 
 class LeaseWatch:

@@ -16,15 +16,16 @@ from msgspec.structs import asdict
 
 from spool.layout import Layout
 from spool.manifest import Damage, Report
-from spool.publish import create_journal, read_bytes, write_all
+from spool.publish import SyncError, create_journal, read_bytes, write_all
 from spool.records import Damaged, Identity, JournalHead, R, Record, check_seal, decode, seal
 
 
 class JournalWriter:
     """The one writer of one journal. Any OSError it raises must end the attempt."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
+        self._path = str(path)
         self._dirty = False
         self._broken: OSError | None = None
 
@@ -34,6 +35,7 @@ class JournalWriter:
         try:
             write_all(self._fd, seal(line))
         except OSError as error:
+            error.filename = self._path
             self._broken = error
             raise
         self._dirty = True
@@ -46,8 +48,8 @@ class JournalWriter:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            self._broken = error
-            raise
+            self._broken = SyncError(error.errno, error.strerror, self._path)
+            raise self._broken from None
 
     def check(self) -> None:
         """Raises the OSError that broke this journal, if one did (perhaps in another thread)."""
@@ -59,7 +61,7 @@ def start_journal(layout: Layout, attempt: str, who: Identity) -> JournalWriter 
     """A worker's first act: link its journal, which says who it is. None: this attempt was started or closed before."""
     head = JournalHead(**asdict(who), attempt=attempt)
     fd = create_journal(layout.journal(attempt), seal(head))
-    return None if fd is None else JournalWriter(fd)
+    return None if fd is None else JournalWriter(fd, layout.journal(attempt))
 
 
 def link_empty_journal(layout: Layout, attempt: str) -> bool:

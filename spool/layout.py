@@ -120,6 +120,12 @@ def hidden_name(name: str) -> str:
     return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{secrets.token_hex(4)}"
 
 
+def parse_hidden(hidden: str, name: str) -> int | None:
+    """The pid of the process that made this hidden name for `name`, or None where it is none."""
+    match = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.\d+\.[0-9a-f]{{8}}", hidden, re.ASCII)
+    return int(match[1]) if match else None
+
+
 class Layout:
     """The paths of one spool. Making one touches no file."""
 
@@ -133,6 +139,11 @@ class Layout:
     @property
     def run(self) -> Path:
         return self.root / "run.json"
+
+    @property
+    def run_copy(self) -> Path:
+        """A second copy of run.json: without it nothing of a spool could be read."""
+        return self.root / "job" / "run.json"
 
     @property
     def summary(self) -> Path:
@@ -222,6 +233,10 @@ class Layout:
 
     def log(self, attempt: str) -> Path:
         return self.root / "logs" / f"{attempt}.log"
+
+    def stacks(self, attempt: str) -> Path:
+        """Where every thread of an attempt stood when its own timer ended it; else empty or missing."""
+        return self.root / "logs" / f"{attempt}.stacks"
 
     def status(self, state: str, attempt: str) -> Path:
         assert state in STATES, state

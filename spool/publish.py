@@ -6,7 +6,11 @@ summary.json): rename(2). Neither leaves a moment in which the name is missing o
 at worst a hidden file that no reader looks at.
 
 Durability: with `durable` the data is fsynced before the name appears and the folder after, so that the file
-outlives a power cut. A failed fsync raises and is never tried again.
+outlives a power cut. A failed fsync raises `SyncError` and is never tried again.
+
+Trouble: reading is tried again for about a second where the error may pass (`TRANSIENT`); so is a file that has no
+name yet. A link or rename that is reported as failed is looked at, since it may have happened. Every OSError that
+leaves here names its path.
 """
 
 from __future__ import annotations
@@ -14,12 +18,51 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from spool.layout import hidden_name
 from spool.records import Damaged, R, decode
 
 FILE_MODE = 0o664  # less the umask; under none are files writable by everybody, which a spool must not be
+FOLDER_MODE = 0o775
+TRANSIENT = (  # what a server that comes back, or a descriptor that is closed, may heal
+    errno.EINTR, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.EMFILE, errno.ENFILE
+)  # fmt: skip
+PATIENCE_S = (0.05, 0.2, 0.5)  # between tries; whoever needs more has more than one read to wait for
+
+T = TypeVar("T")
+
+
+class SyncError(OSError):
+    """A failed fsync. The kernel may have dropped the data, so that a second one would succeed and mean nothing."""
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` returns; a transient OSError is slept over a few times. Only for calls that may be repeated."""
+    for wait_s in PATIENCE_S:
+        try:
+            return call()
+        except SyncError:
+            raise
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+        time.sleep(wait_s)
+    return call()
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give an OSError that was raised on a descriptor the path it is about."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -29,37 +72,55 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def fsync_dir(path: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(fd: int, path: str | os.PathLike[str]) -> None:
+    """fsync(2). Raises SyncError."""
     try:
         os.fsync(fd)
-    finally:
-        os.close(fd)
+    except OSError as error:
+        raise SyncError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a folder durable. Raises SyncError."""
+    _fsync(path, os.O_DIRECTORY)
 
 
 def fsync_file(path: Path) -> None:
-    """Make a file's data durable, whoever wrote it."""
-    fd = os.open(path, os.O_RDONLY)
+    """Make a file's data durable, whoever wrote it. Raises SyncError."""
+    _fsync(path, 0)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    fd = patiently(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
     try:
-        os.fsync(fd)
+        sync(fd, path)
     finally:
         os.close(fd)
 
 
 def _write_hidden(path: Path, data: bytes, durable: bool) -> Path:
+    def write() -> Path:
+        hidden, fd = _create_hidden(path, os.O_WRONLY, data, durable)
+        os.close(fd)
+        return hidden
+
+    return patiently(write)
+
+
+def _create_hidden(path: Path, flags: int, data: bytes, durable: bool) -> tuple[Path, int]:
+    """A new file without a name that anybody reads, with its descriptor. On failure nothing is left."""
     hidden = path.parent / hidden_name(path.name)
-    fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
-        write_all(fd, data)
+        with naming(path):
+            write_all(fd, data)
         if durable:
-            os.fsync(fd)
+            sync(fd, path)
     except OSError:
+        os.close(fd)
         remove_quietly(hidden)
         raise
-    finally:
-        os.close(fd)
-    return hidden
+    return hidden, fd
 
 
 def remove_quietly(path: Path) -> None:
@@ -71,18 +132,42 @@ def remove_quietly(path: Path) -> None:
 def link_or_lose(hidden: Path, path: Path) -> bool:
     """link(2) `hidden` to `path` and drop the hidden name. False: the name was taken by somebody else.
 
-    On NFS the reply to a link that did happen may be lost and its repetition refused, so a refusal is believed
-    only where the name does not lead to our own file.
+    The reply to a link that did happen may be lost (NFS: its repetition is then refused, or the call times out), so
+    an error is believed only where the name does not lead to our own file.
     """
-    try:
-        os.link(hidden, path)
+
+    def link() -> bool:
+        try:
+            os.link(hidden, path)
+        except OSError as error:
+            if _is_same(hidden, path):
+                return True
+            if isinstance(error, FileExistsError):
+                return False
+            raise
         return True
-    except FileExistsError:
-        with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(hidden.stat(), path.stat())
-        return False
+
+    try:
+        return patiently(link)
     finally:
         remove_quietly(hidden)
+
+
+def _is_same(hidden: Path, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(hidden), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def rename(old: Path, new: Path) -> None:
+    """rename(2) of a name that is nobody else's; one that is reported as failed and did happen has happened."""
+    was = os.lstat(old)
+    try:
+        os.rename(old, new)
+    except OSError:
+        if os.path.lexists(old) or not os.path.lexists(new) or not os.path.samestat(was, os.lstat(new)):
+            raise
 
 
 def publish(path: Path, data: bytes, *, durable: bool = True) -> bool:
@@ -97,7 +182,7 @@ def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Make `data` visible as `path` by rename(2), whatever was there."""
     hidden = _write_hidden(path, data, durable)
     try:
-        os.rename(hidden, path)
+        rename(hidden, path)
     except OSError:
         remove_quietly(hidden)
         raise
@@ -105,17 +190,23 @@ def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
         fsync_dir(path.parent)
 
 
+PROBE_BYTES = 64 * 1024  # more than a file system that said "full" may still have in its corners
+
+
+def probe_folder(folder: Path) -> None:
+    """Look whether a folder takes data, by writing some and removing it. Raises the OSError of the first that fails."""
+    hidden, fd = _create_hidden(folder / "probe", os.O_WRONLY, bytes(PROBE_BYTES), True)
+    os.close(fd)
+    remove_quietly(hidden)
+
+
 def create_journal(path: Path, data: bytes) -> int | None:
     """Link a new file that begins with `data`, durably, and return its descriptor for appending; None: name taken."""
-    hidden = path.parent / hidden_name(path.name)
-    fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
+    hidden, fd = patiently(lambda: _create_hidden(path, os.O_RDWR | os.O_APPEND, data, True))
     try:
-        write_all(fd, data)
-        os.fsync(fd)
         won = link_or_lose(hidden, path)
         fsync_dir(path.parent)
     except OSError:
-        remove_quietly(hidden)
         os.close(fd)
         raise
     if won:
@@ -127,25 +218,30 @@ def create_journal(path: Path, data: bytes) -> int | None:
 def listdir(path: Path) -> list[str]:
     """The visible names in a folder, sorted; a folder that does not exist has none."""
     try:
-        return sorted(name for name in os.listdir(path) if not name.startswith("."))
+        return sorted(name for name in patiently(lambda: os.listdir(path)) if not name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def read_bytes(path: Path, offset: int = 0) -> bytes | None:
     """A file's bytes from `offset` on; None where there is none, b"" for a folder, or a link, which is not followed."""
+    return patiently(lambda: _read_bytes(path, offset))
+
+
+def _read_bytes(path: Path, offset: int) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:
             return b""
         raise
     try:
-        os.lseek(fd, offset, os.SEEK_SET)
-        with open(fd, "rb", closefd=False) as file:
-            return file.read()
+        with naming(path):
+            os.lseek(fd, offset, os.SEEK_SET)
+            with open(fd, "rb", closefd=False) as file:
+                return file.read()
     except IsADirectoryError:
         return b""
     finally:

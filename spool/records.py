@@ -7,7 +7,7 @@ durations seconds, both floats. Bytes that do not parse raise `Damaged`; nothing
 from __future__ import annotations
 
 import zlib
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -35,20 +35,31 @@ class TaskLine(Record, frozen=True, kw_only=True):
     crashes: int = 0
     kills: int = 0
     careful: bool = False
+    crashed_in: list[str] = msgspec.field(default_factory=list)
 
 
 class Error(Record, frozen=True, kw_only=True):
     """Why a task or an attempt failed; `kind` comes from the type of what happened, never from its text.
 
-    Kinds of tasks: exception, result, output, exit, gpu_oom, lost, unreadable; of attempts: load, device, io.
+    Kinds of tasks: exception, result, output, exit, gpu_oom, host_oom, timeout, lost, unreadable; of attempts: load,
+    device, io, timeout. `where` is the line that raised, `file:line`. What stands behind `exit_code` is told of tasks
+    that took their worker along: `signal` is the name of the signal that killed it, `attempts` are those that died with
+    the task in hand, `log_tail` is the end of the last one's log.
     """
 
     kind: str
     type: str
     message: str
+    where: str = ""
     traceback: str = ""
     tries: int = 1
     exit_code: int | None = None
+    signal: str = ""
+    rank: int | None = None
+    device: str = ""
+    host: str = ""
+    attempts: list[str] = msgspec.field(default_factory=list)
+    log_tail: str = ""
 
 
 class Lost(Record, frozen=True, kw_only=True):
@@ -84,7 +95,10 @@ class JournalHead(Identity, frozen=True, kw_only=True):
 
 
 class JournalLine(Record, frozen=True, kw_only=True):
-    """One finished task ("complete", "failed"), or with state "started" one that is about to run alone."""
+    """One finished task ("complete", "failed"); or a call that begins ("started"); or a try that failed ("deferred").
+
+    `batch`: the other tasks of a call; without any, its task runs alone.
+    """
 
     task: int
     round: int
@@ -95,6 +109,7 @@ class JournalLine(Record, frozen=True, kw_only=True):
     error: Error | None = None
     outputs: list[tuple[str, int]] = msgspec.field(default_factory=list)
     log: tuple[int, int] | None = None
+    batch: list[int] = msgspec.field(default_factory=list)
 
 
 class Report(Record, frozen=True, kw_only=True):
@@ -110,6 +125,7 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     task: int
     round: int
     state: str
+    batch: list[int] = msgspec.field(default_factory=list)
 
 
 class Stats(Record, frozen=True, kw_only=True):
@@ -133,7 +149,7 @@ class Stats(Record, frozen=True, kw_only=True):
 class Closing(Record, frozen=True, kw_only=True):
     """The first line of an orphans manifest: how an attempt ended. The status record is a copy of it.
 
-    `reason`: finished, drained, killed, load, device, io, crash, lost. `suspects` counts the tasks
+    `reason`: finished, drained, killed, load, device, io, timeout, crash, lost. `suspects` counts the tasks
     whose record a witnessed crash made worse: while there are any, the rank itself is not blamed.
     """
 
@@ -209,6 +225,10 @@ class Options(Record, frozen=True, kw_only=True):
     ranks_per_gpu: Annotated[int, Meta(ge=1)] = 1
     gpus_per_rank: Annotated[int, Meta(ge=1)] = 1
     time_limit_s: Annotated[float, Meta(ge=0)] | None = None
+    task_timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    stall_timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    max_failed: Annotated[str, Meta(pattern=r"^([1-9]\d*|(\d+(\.\d+)?)%)$")] | None = None
+    on_parent_exit: Literal["finish", "stop"] = "finish"
 
 
 class Intent(Record, frozen=True, kw_only=True):
@@ -250,6 +270,7 @@ class Run(Record, frozen=True, kw_only=True):
     versions: dict[str, str]
     argv: list[str]
     manifests: int
+    format: int = 1
 
 
 R = TypeVar("R", bound=msgspec.Struct)

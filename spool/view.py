@@ -8,15 +8,18 @@ held and no more; every damage is kept in `damage`, once.
 
 from __future__ import annotations
 
-import contextlib
+import re
 import stat as stat_
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from spool.claims import Chain
 from spool.errors import SpoolError, UsageError
 from spool.journal import JournalReader
 from spool.layout import (
     FORMAT_TEXT,
+    SUBDIRS,
     Layout,
     is_manifest,
     numbered_name,
@@ -27,36 +30,52 @@ from spool.layout import (
     parse_orphans,
     rank_name,
 )
-from spool.manifest import Damage, Manifest, load_manifest
+from spool.manifest import Damage, Manifest, Report, load_manifest
 from spool.publish import listdir, read_bytes, read_record
-from spool.records import Closing, Damaged, Heartbeat, Identity, Intent, Job, JournalBrief, Run, TaskLine, decode
+from spool.records import Closing, Heartbeat, Identity, Intent, Job, JournalBrief, Options, Run, TaskLine
 from spool.state import Ledger
 
+_ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
 
-def load_run(layout: Layout) -> Run:
-    """run.json of a spool of our format. Raises UsageError where there is none, SpoolError where it is not readable."""
-    text = None
-    with contextlib.suppress(NotADirectoryError):
-        text = read_bytes(layout.format)
-    if text is None:
+
+def load_run(layout: Layout, report: Report | None = None) -> Run:
+    """run.json of a spool of our format, else its second copy; what is damaged is reported.
+
+    Raises UsageError where there is no spool, SpoolError where it is of another format or neither copy is readable.
+    """
+    text = read_bytes(layout.format)
+    run = read_record(layout.run, Run)
+    found = run or read_record(layout.run_copy, Run)
+    if found is None and text is None:
         what = "is not a spool: it has no FORMAT file" if layout.root.is_dir() else "does not exist"
         raise UsageError(f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it.")
     if text != FORMAT_TEXT.encode():
+        if found is None or (text is not None and _ANOTHER_FORMAT.fullmatch(text)):
+            raise SpoolError(
+                f"{layout.root}: its FORMAT says {(text or b'')[:40]!r}, this version reads {FORMAT_TEXT!r}. "
+                "Use the gpuspool version that wrote it."
+            )
+        _report(report, layout.format, "not the name of a format")
+    if found is None:
         raise SpoolError(
-            f"{layout.root}: its FORMAT says {text[:40]!r}, this version reads {FORMAT_TEXT!r}. "
-            "Use the gpuspool version that wrote it."
+            f"{layout.run} is missing or cannot be read, and so is its copy {layout.run_copy}. "
+            "Restore one, or start again with --fresh."
         )
-    data = read_bytes(layout.run)
-    if data is None:
-        raise SpoolError(f"{layout.root}: run.json is missing. Restore it, or start again with --fresh.")
-    try:
-        return decode(data, Run)
-    except Damaged as error:
-        raise SpoolError(f"{layout.run} cannot be read ({error}). Restore it, or start again with --fresh.") from None
+    if run is None:
+        _report(report, layout.run, f"not a run record; its copy {layout.run_copy} says what it should")
+    return found
 
 
-def refuse_world_writable(layout: Layout) -> None:
-    """Raises UsageError for a spool that everybody may write: anybody could make its owner run code."""
+def _report(report: Report | None, path: Path, reason: str) -> None:
+    if report is not None:
+        report(Damage(str(path), 0, reason))
+
+
+def refuse_unsafe(layout: Layout) -> None:
+    """Raises UsageError for a spool in which somebody else may make its owner run code, or write somewhere else.
+
+    That is one that everybody may write, and one whose own folders are links.
+    """
     job = layout.subdir("job")
     for path in (layout.root, layout.run, job, *map(job.joinpath, listdir(job))):
         if path.exists() and path.stat().st_mode & stat_.S_IWOTH:
@@ -64,11 +83,25 @@ def refuse_world_writable(layout: Layout) -> None:
                 f"{path} may be written by everybody, so its job cannot be trusted. "
                 f"`chmod -R o-w {layout.root}` and look at it before you go on."
             )
+    for folder in map(layout.subdir, SUBDIRS):
+        if folder.is_symlink():
+            raise UsageError(
+                f"{folder} is a symbolic link; inside a spool none is followed. Move what it names into its place."
+            )
 
 
 def drain_epoch(layout: Layout) -> int:
     """The newest epoch that was told to drain, -1 if none was."""
     return max((epoch for epoch in map(parse_drain, listdir(layout.control)) if epoch is not None), default=-1)
+
+
+@dataclass(frozen=True)
+class Started:
+    """The call that an attempt is in by its last `started` line: its tasks, and how many have no line since."""
+
+    tasks: tuple[int, ...]
+    round: int
+    left: int
 
 
 class View:
@@ -81,7 +114,7 @@ class View:
         self.closed: dict[str, Closing] = {}
         self.intents: dict[str, Intent | None] = {}
         self.journals: dict[str, JournalReader] = {}
-        self.started: dict[str, tuple[int, int]] = {}
+        self.started: dict[str, Started] = {}
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
@@ -158,12 +191,25 @@ class View:
             if brief is None:
                 continue
             if brief.state == "started":
-                self.started[journal.attempt] = (brief.task, brief.round)
+                tasks = (brief.task, *brief.batch)
+                self.started[journal.attempt] = Started(tasks, brief.round, len(tasks))
+                continue
+            self._settle_started(journal.attempt, brief.task)
+            if brief.state == "deferred":
                 continue
             self.finished_by[journal.attempt] = self.finished_by.get(journal.attempt, 0) + 1
             if brief.state == "failed":
                 self.failed_by[journal.attempt] = self.failed_by.get(journal.attempt, 0) + 1
             self._feed(journal.path, at, brief.task, brief.round, brief.state)
+
+    def _settle_started(self, attempt: str, task: int) -> None:
+        call = self.started.get(attempt)
+        if call is not None and task in call.tasks:
+            left = replace(call, left=call.left - 1)
+            if left.left:
+                self.started[attempt] = left
+            else:
+                del self.started[attempt]
 
     def _feed(self, path: str, at: int, task: int, round_: int, state: str) -> None:
         try:
@@ -203,6 +249,11 @@ class View:
     def heartbeat(self, attempt: str) -> Heartbeat | None:
         """An attempt's last heartbeat; None where it has none that can be read."""
         return read_record(self.layout.heartbeat(attempt), Heartbeat)
+
+    def options_of(self, attempt: str) -> Options:
+        """What an attempt was told, which may differ from what the run was."""
+        intent = self.intents.get(attempt)
+        return self.run.options if intent is None else intent.options
 
     def next_epoch(self) -> int:
         """One more than any epoch that an attempt or a drain names."""

@@ -240,7 +240,7 @@ def test_nothing_follows_a_line_that_was_written_in_part(layout: Layout) -> None
 def test_a_failed_sync_is_never_tried_again_as_if_it_could_succeed(layout: Layout) -> None:
     """The journal here is a pipe, which takes bytes and cannot be made durable."""
     reader, fd = os.pipe()
-    writer = JournalWriter(fd)
+    writer = JournalWriter(fd, layout.journal(A0))
     writer.sync_if_dirty()
     finish(writer, 0)
     with pytest.raises(OSError, match="Invalid argument"):

@@ -132,8 +132,9 @@ def test_a_spool_of_another_format(box: Box) -> None:
         assert "gpuspool 2" in done.err
     (box / "S" / "FORMAT").write_text("gpuspool 1\n")
     (box / "S" / "run.json").write_text("{}")
+    (box / "S" / "job" / "run.json").write_text("{}")
     for command in (["status", "S"], ["resume", "S"], ["run", DOUBLE, "--lines", "lines", "--spool", "S"]):
-        refused(box, *command, says="run.json cannot be read", code=5)
+        refused(box, *command, says="run.json is missing or cannot be read", code=5)
 
 
 def test_a_folder_that_is_not_ours_is_never_taken_for_a_spool(box: Box) -> None:

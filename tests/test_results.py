@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from spool.layout import TRACEBACK_BYTES
 from spool.records import NO_JSON, JournalBrief, JournalLine, seal, unseal
 from worker.outputs import OutputMissing
-from worker.results import MESSAGE_BYTES, RESULT_BYTES, CommandFailed, ResultError, to_error, to_json
+from worker.results import (
+    MESSAGE_BYTES,
+    RESULT_BYTES,
+    CommandFailed,
+    CommandOutOfMemory,
+    ResultError,
+    to_error,
+    to_json,
+)
 
 
 def kept(result: Any) -> Any:
@@ -177,12 +185,13 @@ def test_pairs_of_surrogates_are_one_character() -> None:
         (ValueError("bad"), "exception", "ValueError", None),
         (KeyboardInterrupt(), "exception", "KeyboardInterrupt", None),
         (SystemExit(3), "exception", "SystemExit", None),
-        (MemoryError(), "exception", "MemoryError", None),
+        (MemoryError(), "host_oom", "MemoryError", None),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "exception", "RuntimeError", None),
         (torch.OutOfMemoryError("CUDA out of memory"), "gpu_oom", "OutOfMemoryError", None),
         (ResultError("no JSON"), "result", "ResultError", None),
         (OutputMissing("nothing"), "output", "OutputMissing", None),
         (CommandFailed("sh: exit code 7", 7), "exit", "CommandFailed", 7),
+        (CommandOutOfMemory("sh: killed by SIGKILL", -9), "host_oom", "CommandOutOfMemory", -9),
     ],
 )
 def test_the_kind_of_an_error_comes_from_its_type(

@@ -101,7 +101,7 @@ def test_keep_done_keeps_what_is_done_and_is_asked_for_once(box: Box) -> None:
     hashes = [record(attempts / name)["job"]["sha256"] for name in names(attempts)]
     assert len(hashes) == 3
     assert len(set(hashes)) == 2
-    assert len(names(box / "spool-gated" / "job")) == 2
+    assert len([name for name in names(box / "spool-gated" / "job") if name.endswith(".py")]) == 2
 
 
 def test_fresh_renames_the_old_spool(box: Box) -> None:

@@ -131,9 +131,13 @@ def test_results_tell_each_task_in_input_order(box: Box) -> None:
 def test_failed_lists_tasks_and_why(box: Box) -> None:
     command = ["run", f"{JOBS}/plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good", "bad"])]
     box.run(*command, "--arg", "fixed=fixed", "--spool", "S", code=3)
+    line = (JOBS / "plain.py").read_text().partition('        raise ValueError(f"{task.key} is bad")')[0].count(
+        "\n"
+    ) + 1
     assert box.run("failed", "S").out.splitlines() == [
-        "t0  exception  ValueError: t0 is bad",
-        "t2  exception  ValueError: t2 is bad",
+        f"2 tasks: exception, ValueError at plain.py:{line}",
+        "    t0  exception  ValueError: t0 is bad",
+        "    t2  exception  ValueError: t2 is bad",
     ]
     found = box.run("failed", "S", "--json").records()
     assert [result["index"] for result in found] == [0, 2]

@@ -29,10 +29,10 @@ from spool.closing import close_dead
 from spool.errors import GpuspoolError, SpoolError, UsageError
 from spool.identity import myself
 from spool.layout import SUBDIRS, Layout
-from spool.manifest import publish_manifest, publish_orphans
+from spool.manifest import Damage, publish_manifest, publish_orphans
 from spool.publish import publish, replace
 from spool.records import Closing, Error, Heartbeat, Intent, JournalLine, Lost, decode, encode, pretty
-from spool.view import View, drain_epoch, load_run, refuse_world_writable
+from spool.view import Started, View, drain_epoch, load_run, refuse_unsafe
 
 
 @pytest.fixture
@@ -87,11 +87,26 @@ def test_another_format_is_refused_before_anything_else_is_read(layout: Layout, 
     assert caught.value.exit_code == 5
 
 
-def test_a_folder_without_a_format_is_no_spool(layout: Layout) -> None:
+def test_a_folder_without_a_format_and_a_run_is_no_spool(layout: Layout) -> None:
     layout.format.unlink()
+    layout.run.unlink()
     with pytest.raises(UsageError, match="no FORMAT") as caught:
         load_run(layout)
     assert caught.value.exit_code == 2
+
+
+def test_one_of_format_run_and_its_copy_may_be_damaged(layout: Layout) -> None:
+    layout.run_copy.write_bytes(layout.run.read_bytes())
+    for path in (layout.format, layout.run, layout.run_copy):
+        whole = path.read_bytes()
+        for data in (bytes(len(whole)), b"", whole[:5], None):
+            path.unlink()
+            if data is not None:
+                path.write_bytes(data)
+            damage: list[Damage] = []
+            assert load_run(layout, damage.append) == some_run(10, 2)
+            assert [found.path for found in damage] == [str(path)] * (path != layout.run_copy)
+        path.write_bytes(whole)
 
 
 def test_what_does_not_exist_or_is_a_file_is_no_spool(tmp_path: Path) -> None:
@@ -121,12 +136,12 @@ def test_what_everybody_may_write_is_refused(layout: Layout, name: str) -> None:
     (layout.root / "job" / "job.py").write_text("def work(task, ctx): ...\n")
     path = layout.root / name
     before = path.stat().st_mode
-    refuse_world_writable(layout)
+    refuse_unsafe(layout)
     path.chmod(before | 0o020)
-    refuse_world_writable(layout)
+    refuse_unsafe(layout)
     path.chmod(before | 0o002)
     with pytest.raises(UsageError, match="written by everybody") as caught:
-        refuse_world_writable(layout)
+        refuse_unsafe(layout)
     assert str(path) in str(caught.value)
 
 
@@ -358,7 +373,7 @@ def test_a_started_line_tells_what_was_in_hand_and_counts_for_nothing(layout: La
     finish(writer, 0)
     writer.append(JournalLine(task=3, round=1, state="started"))
     view = view_of(layout)
-    assert view.started == {A0: (3, 1)}
+    assert view.started == {A0: Started((3,), 1, 1)}
     assert view.finished_by == {A0: 1}
     assert verdicts(view) == "c---------"
 

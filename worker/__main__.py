@@ -6,13 +6,13 @@ import argparse
 import faulthandler
 import sys
 
-from spool.errors import GpuspoolError, SpoolError
+from spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
 from spool.identity import myself
 from spool.journal import start_journal
 from spool.layout import Layout, attempt_name
 from spool.publish import read_record
 from spool.records import Intent
-from spool.view import load_run, refuse_world_writable
+from spool.view import load_run, refuse_unsafe
 from worker.attempt import Attempt
 
 
@@ -42,16 +42,20 @@ def main() -> int:
     layout = Layout(arguments.spool)
     name = attempt_name(arguments.rank, arguments.attempt)
     try:
-        refuse_world_writable(layout)
+        refuse_unsafe(layout)
         run, intent = load_run(layout), _intent(layout, name)
+        journal = start_journal(layout, name, myself())
+        if journal is None:
+            print(f"gpuspool: {name} was started or closed before; this process ends", file=sys.stderr)
+            return 0
+        attempt = Attempt(layout, run, intent, arguments.rank, journal)
     except GpuspoolError as error:
         print(f"gpuspool: {error}", file=sys.stderr)
         return error.exit_code
-    journal = start_journal(layout, name, myself())
-    if journal is None:
-        print(f"gpuspool: {name} was started or closed before; this process ends", file=sys.stderr)
-        return 0
-    return Attempt(layout, run, intent, arguments.rank, journal).run()
+    except OSError as error:
+        print(f"gpuspool: {name} cannot begin: {error}", file=sys.stderr)
+        return EXIT_CANNOT_CLOSE
+    return attempt.run()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import random
 import resource
 import signal
 import time
+import traceback
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ import msgspec
 import spool
 from spool.closing import FailedTask, close_dead, publish_closing, publish_failed_task, sweep
 from spool.death import Coroner
-from spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, NotFinished
-from spool.identity import myself
+from spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, EXIT_UNUSABLE, NotFinished
+from spool.identity import kill_marked, myself
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.manifest import Damage
 from spool.publish import listdir
 from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
+from spool.timeouts import is_limited
 from spool.view import View
 from worker.beat import Beat
 from worker.context import Context
@@ -42,10 +44,12 @@ from worker.job import load_job
 from worker.outputs import Outputs
 from worker.results import to_error
 from worker.supply import Supply, weight
+from worker.timer import Timer
+from worker.trouble import Unusable
 
 STATE_OF = {"finished": "complete", "drained": "stopped", "load": "failed", "device": "failed", "io": "failed"}
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
-DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 IDLE_S = (0.01, 0.25)  # how long an idle attempt waits between two looks: first, and at most
 SWEEP_S = (1.0, 60.0)  # wait before an idle attempt sweeps, which reads every manifest; doubled up to the second
 RETRY_S = (1.0, 60.0)  # wait before a task's first retry, doubled each time up to the second
@@ -66,12 +70,15 @@ class Attempt:
         self._in_hand: list[TaskLine] = []
         self._deferred: list[tuple[float, int, TaskLine]] = []
         self._tries: dict[int, int] = {}
+        self._is_telling = is_limited(intent.options)
+        self._looked_at = time.monotonic()
         self._is_call = intent.job.kind == "call"
         self._call_code = 1  # until the call has returned
         self._supply = Supply(layout, rank, name, report_damage, steals=not self._is_call)
         self._device = Device()
         self._coroner: Coroner | None = None
         self._executor: Executor | None = None
+        self._timer = Timer(layout, name, intent.options)
         self.beat = Beat(layout, intent, myself(), journal, self.drain)
 
     def drain(self, *_: Any) -> None:
@@ -81,7 +88,8 @@ class Attempt:
     def run(self) -> int:
         """The whole attempt; returns the process's exit code."""
         for number in () if self._is_call else DRAIN_SIGNALS:
-            signal.signal(number, self.drain)
+            if signal.getsignal(number) != signal.SIG_IGN:  # SIGHUP is ignored under nohup
+                signal.signal(number, self.drain)
         self.beat.start()
         error: Error | None = None
         try:
@@ -90,10 +98,18 @@ class Attempt:
         except OSError as trouble:
             reason, error = "io", Error(kind="io", type=type(trouble).__name__, message=str(trouble))
             print(f"gpuspool: this attempt ends: {trouble}", flush=True)
-        return 0 if reason == "closed" else self._close(reason, error)
+        except Unusable as broken:
+            traceback.print_exception(broken)
+            print("gpuspool: this process ends without another word; its parent closes it", flush=True)
+            os._exit(EXIT_UNUSABLE)
+        code = 0 if reason == "closed" else self._close(reason, error)
+        if os.getppid() != self.intent.parent.pid:  # else the parent does it
+            kill_marked(self.run_record.id, (self.name,), spare=(os.getpid(),))
+        return code
 
     def _load(self) -> Error | None:
         """Make the job, and with it the executor. What it raised, of kind "load" or "device", is not raised again."""
+        self._timer.begin(0)
         run = self.run_record
         device = "cuda:0" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
         outputs = Outputs(Path(run.out) if run.out else self.layout.outputs, self.name)
@@ -108,7 +124,7 @@ class Attempt:
             return msgspec.structs.replace(error, kind=kind)
         self.beat.doing.state, self.beat.doing.device = "running", self._device
         self.beat.beat()
-        self._executor = Executor(job, context, outputs, self.intent.options.seed)
+        self._executor = Executor(job, context, outputs, self.intent.options.seed, self._announce)
         return None
 
     def _check_devices(self) -> None:
@@ -138,7 +154,9 @@ class Attempt:
 
     def _was_closed_meanwhile(self) -> bool:
         """After a silence longer than the lease (a suspended process, a stalled mount) somebody may have closed us."""
-        if not self.beat.is_late:
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if not self.beat.is_late and now - before < self.intent.options.lease_s:
             return False
         self.beat.is_late = False
         return self._is_closed()
@@ -177,16 +195,22 @@ class Attempt:
         self._in_hand = list(batch)
         doing = self.beat.doing
         doing.task_since, doing.task = time.time(), batch[0].task
-        if batch[0].careful:
-            self.journal.append(
-                JournalLine(task=batch[0].task, round=batch[0].round, state="started", start=time.time())
-            )
         clock = time.perf_counter()
         for line, verdict in self.executor.run(batch):
             self._settle(line, verdict)
         self._busy_s += time.perf_counter() - clock
         self._cost_done += sum(map(weight, batch))
         doing.task = doing.task_since = None
+
+    def _announce(self, lines: list[TaskLine]) -> None:
+        """Right before each call: set its time limit, and journal which tasks it holds where somebody will ask."""
+        self._timer.begin(len(lines))
+        first = lines[0]
+        if first.careful or self._is_telling:
+            batch = [line.task for line in lines[1:]]
+            self.journal.append(
+                JournalLine(task=first.task, round=first.round, state="started", start=time.time(), batch=batch)
+            )
 
     def _settle(self, line: TaskLine, verdict: JournalLine) -> None:
         """Journal a verdict, or put the task back for a retry."""
@@ -202,6 +226,8 @@ class Attempt:
         if tries <= self.intent.options.retries:
             wait = min(RETRY_S[0] * 2 ** (tries - 1), RETRY_S[1]) * random.uniform(0.75, 1.25)
             self._in_hand.remove(line)
+            self._is_telling = True  # from now on it must be known what is in hand: this one is not, and not finished
+            self.journal.append(JournalLine(task=line.task, round=line.round, state="deferred", error=error))
             heapq.heappush(self._deferred, (time.monotonic() + wait, line.task, line))
             print(f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s", flush=True)
             return
@@ -215,12 +241,14 @@ class Attempt:
         publish_failed_task(self.layout, failed)
 
     def _wait_for_retry(self) -> None:
+        self._timer.end()
         time.sleep(max(0.0, min(self._deferred[0][0] - time.monotonic(), IDLE_S[1])))
 
     def _idle(self) -> str | None:
         """Nothing to claim: see the run to its end and return the reason; None when there is work again."""
         if self._is_call:
             return "finished"
+        self._timer.end()
         if self._coroner is None:
             self._coroner = Coroner(View(self.layout, self.run_record), self.intent.options.lease_s)
         view = self._coroner.view

@@ -78,6 +78,8 @@ class Beat(threading.Thread):
             return  # the writer is broken from now on; the main thread finds out at its next step
         if now - self._last > self._lease_s:
             self.is_late = True
+        if self._intent.options.on_parent_exit == "stop" and os.getppid() != self._intent.parent.pid:
+            self._drain()
         if now - self._last >= min(self._wait, BEAT_S, self._lease_s / 12):
             self._wait *= 2  # soon after the start, so that `status` shows the first task; then seldom
             self.beat()

@@ -61,6 +61,12 @@ def is_device_oom(error: BaseException) -> bool:
     return isinstance(error, kind)
 
 
+def is_device_broken(error: BaseException) -> bool:
+    """Whether this is torch's error of a device that takes no more work in this process (2.8 and newer tell)."""
+    kind = getattr(_torch(), "AcceleratorError", None)
+    return kind is not None and isinstance(error, kind)
+
+
 def release_memory() -> None:
     """Give cached device memory back before a smaller batch is tried."""
     torch = _torch()

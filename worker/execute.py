@@ -20,6 +20,7 @@ from worker.devices import is_device_oom, release_memory
 from worker.job import LoadedJob
 from worker.outputs import OutputMissing, Outputs
 from worker.results import ResultError, to_error, to_json
+from worker.trouble import raise_trouble
 
 LOG_FROM_S = 0.01  # shorter tasks that complete get no `log` range: their lines stay short
 
@@ -39,8 +40,16 @@ def _log_size() -> int:
 class Executor:
     """Runs batches of one attempt's job."""
 
-    def __init__(self, job: LoadedJob, context: Context, outputs: Outputs, run_seed: int) -> None:
+    def __init__(
+        self,
+        job: LoadedJob,
+        context: Context,
+        outputs: Outputs,
+        run_seed: int,
+        before_call: Callable[[list[TaskLine]], None] = lambda _: None,
+    ) -> None:
         self.job = job
+        self._before_call = before_call
         self.batch_size = job.batch_size or 1
         self.oom_halvings = 0
         self._context = context
@@ -48,23 +57,38 @@ class Executor:
         self._seed = run_seed
 
     def run(self, lines: list[TaskLine]) -> Iterator[tuple[TaskLine, JournalLine]]:
-        """Every task of a batch with the journal line that it earned, as soon as it did. Raises OSError only."""
+        """Every task of a batch with the journal line that it earned, as soon as it did.
+
+        Raises OSError and Unusable where no task is to blame; what was not yielded is not finished.
+        """
         tasks = [self._task(line) for line in lines]
+        self._before_call(lines)
         start, clock, log_from = time.time(), time.perf_counter(), _log_size()
         results, raised = self._call(tasks)
         seconds = (time.perf_counter() - clock) / len(lines)
+        for error in results if raised is None else (raised,):
+            if isinstance(error, BaseException):
+                self._refuse_trouble(error, tasks)
         if raised is not None:
             self._outputs.discard(task.index for task in tasks)
-            is_oom, error = is_device_oom(raised), to_error(raised)
-            del raised  # its frames hold the batch's tensors
+            is_oom, first = is_device_oom(raised), to_error(raised)
+            del raised, error  # their frames hold the batch's tensors
             if len(lines) > 1:
                 yield from self._run_smaller(lines, is_oom)
                 return
-            outcomes: list[msgspec.Raw | Error] = [error]
+            outcomes: list[msgspec.Raw | Error] = [first]
         else:
             outcomes = [self._outcome(result) for result in results]
         log = (log_from, _log_size())
         yield from self._settle(lines, outcomes, start, seconds, log)
+
+    def _refuse_trouble(self, raised: BaseException, tasks: list[Task]) -> None:
+        """Raise where no task is to blame; what was written so far goes, which on a full disk makes room to say so."""
+        try:
+            raise_trouble(raised, self._outputs.folders(task.index for task in tasks))
+        except BaseException:
+            self._outputs.discard(task.index for task in tasks)
+            raise
 
     def _task(self, line: TaskLine) -> Task:
         payload = msgspec.json.decode(line.payload)

@@ -6,27 +6,35 @@ once per task; the seed API's function is called once. Everything here runs user
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spool.closing import describe_exit
+from spool.blame import describe_exit
 from spool.layout import Layout
+from spool.oom import OomWatch
+from spool.publish import read_bytes
 from spool.records import Job
 from spool.values import decode_value
 from worker.context import Context, Task
 from worker.reports import ReportQueue
-from worker.results import CommandFailed
+from worker.results import CommandFailed, CommandOutOfMemory
 
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
+
+
+class JobDamaged(Exception):
+    """The spool's copy of the job is not what the run began with."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,10 @@ def _import(layout: Layout, job: Job) -> ModuleType:
     assert spec is not None, job.file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    source = layout.job_copy(job.copy).read_bytes()
+    copy = layout.job_copy(job.copy)
+    source = read_bytes(copy) or b""
+    if hashlib.sha256(source).hexdigest() != job.sha256:
+        raise JobDamaged(f"{copy} is damaged or missing; `gpuspool resume` restores it while {job.file} is unchanged")
     exec(compile(source, job.file, "exec"), module.__dict__)
     return module
 
@@ -103,11 +114,16 @@ def call_runner(target: Callable[..., Any], layout: Layout) -> Callable[[Task, C
 def command_runner(command: list[str]) -> Callable[[Task, Context], None]:
     """A function that runs the command for a task: the placeholders are replaced, no shell is involved."""
 
+    watch = OomWatch()
+
     def run(task: Task, context: Context) -> None:
         arguments = [fill(word, task, context) for word in command]
+        watch.look(time.monotonic())
         done = subprocess.run(arguments, stdin=subprocess.DEVNULL, check=False)
         if done.returncode != 0:
-            raise CommandFailed(f"{arguments[0]}: {describe_exit(done.returncode)}", done.returncode)
+            is_oom = watch.explains(done.returncode, time.monotonic())
+            kind, why = (CommandOutOfMemory, ", memory ran out") if is_oom else (CommandFailed, "")
+            raise kind(f"{arguments[0]}: {describe_exit(done.returncode)}{why}", done.returncode)
 
     return run
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spool.layout import hidden_output
-from spool.publish import fsync_dir, fsync_file, link_or_lose
+from spool.publish import fsync_dir, fsync_file, link_or_lose, rename
 from worker.context import Task
 
 NAME_BYTES = 255  # of one name on the file systems that people use
@@ -62,6 +62,10 @@ class Outputs:
             folder.mkdir(exist_ok=True)
             fsync_dir(folder.parent)
 
+    def folders(self, tasks: Iterable[int]) -> list[Path]:
+        """The folders that these tasks asked for paths in."""
+        return [asked.final.parent for index in tasks for asked in self._asked.get(index, {}).values()]
+
     def discard(self, tasks: Iterable[int]) -> None:
         """Forget and delete what these tasks wrote."""
         for index in tasks:
@@ -96,7 +100,7 @@ class Outputs:
             try:
                 if asked.final.is_dir():  # rename(2) alone would replace one that came first and is empty
                     raise FileExistsError
-                os.rename(asked.hidden, asked.final)
+                rename(asked.hidden, asked.final)
             except OSError:
                 if not asked.final.is_dir():
                     raise

@@ -33,7 +33,7 @@ class ReportQueue:
         fd = create_journal(layout.report(attempt), seal(head))
         if fd is None:
             raise FileExistsError(f"{layout.report(attempt)} exists: {attempt} ran before; nothing is appended")
-        self._writer = JournalWriter(fd)
+        self._writer = JournalWriter(fd, layout.report(attempt))
         self._lock = threading.Lock()
 
     def put(self, report: Any) -> None:

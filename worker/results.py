@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from spool.blame import signal_of
 from spool.layout import TRACEBACK_BYTES
 from spool.records import NO_JSON, Error
 from worker.devices import is_device_oom
@@ -17,6 +19,7 @@ from worker.outputs import OutputMissing
 RESULT_BYTES = 1024 * 1024
 MESSAGE_BYTES = 4096
 _OURS = str(Path(__file__).parent)
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 class ResultError(Exception):
@@ -29,6 +32,10 @@ class CommandFailed(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class CommandOutOfMemory(CommandFailed):
+    """The kernel killed a command because memory ran out."""
 
 
 def to_json(result: Any) -> msgspec.Raw:
@@ -87,16 +94,27 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
         kind=_kind(error),
         type=type(error).__name__,
         message=_clean(message)[:MESSAGE_BYTES],
+        where=_where(error),
         traceback="" if isinstance(error, (CommandFailed, ResultError, OutputMissing)) else _traceback(error),
         tries=tries,
         exit_code=error.exit_code if isinstance(error, CommandFailed) else None,
+        signal=signal_of(error.exit_code) if isinstance(error, CommandFailed) else "",
     )
+
+
+def _where(error: BaseException) -> str:
+    """The line that raised, `file:line`: the innermost of the user's own, else of a library's; "" where it is ours."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, "<"))]
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    return "".join(f"{_clean(Path(frame.filename).name)}:{frame.lineno}" for frame in (own or frames)[-1:])
 
 
 def _kind(error: BaseException) -> str:
     if is_device_oom(error):
         return "gpu_oom"
-    kinds = {ResultError: "result", OutputMissing: "output", CommandFailed: "exit"}
+    if isinstance(error, MemoryError):
+        return "host_oom"
+    kinds = {ResultError: "result", OutputMissing: "output", CommandFailed: "exit", CommandOutOfMemory: "host_oom"}
     return kinds.get(type(error), "exception")
 
 

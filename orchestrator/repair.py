@@ -1,0 +1,64 @@
+"""What is mended before a damaged spool goes on: its second copies, its job, its folders. Nothing is deleted.
+
+Called by the one orchestrator, under its lock, before it reads anything else. Whatever is replaced is copied to
+corrupt/ first. Records that cannot be mended cost what they held: their tasks are looked up elsewhere or run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from spool.errors import SpoolError
+from spool.layout import FORMAT_TEXT, SUBDIRS, Layout
+from spool.publish import FOLDER_MODE, fsync_dir, publish, read_bytes, read_record, replace
+from spool.records import Job, Run, pretty
+
+
+def keep_copy(layout: Layout, path: str) -> None:
+    """Copy a damaged file to corrupt/, once."""
+    damaged = Path(path)
+    copy = layout.corrupt / f"{damaged.parent.name}-{damaged.name}"
+    if not copy.exists():
+        publish(copy, read_bytes(damaged) or b"")
+
+
+def repair(layout: Layout, run: Run) -> None:
+    """Make missing folders, and FORMAT and both copies of run.json where they are damaged. Raises OSError."""
+    for folder in map(layout.subdir, SUBDIRS):
+        if not folder.is_dir():
+            folder.mkdir(FOLDER_MODE)
+            fsync_dir(layout.root)
+    if read_bytes(layout.format) != FORMAT_TEXT.encode():
+        _restore(layout, layout.format, FORMAT_TEXT.encode())
+    for path in (layout.run, layout.run_copy):
+        if read_record(path, Run) is None:
+            _restore(layout, path, pretty(run))
+
+
+def repair_job(layout: Layout, job: Job, source: bytes | None) -> None:
+    """Make the copy of the job what its hash says, from `source` or the job's own file. Raises SpoolError."""
+    if job.kind == "command":
+        return
+    copy = layout.job_copy(job.copy)
+    if _sha(read_bytes(copy)) == job.sha256:
+        return
+    candidates = (source, read_bytes(Path(job.file)))
+    whole = next((data for data in candidates if _sha(data) == job.sha256), None)
+    if whole is None:
+        raise SpoolError(
+            f"{copy} is damaged or missing, and {job.file} is not what it was. Restore either, or go on with the new "
+            "code: --keep-done."
+        )
+    _restore(layout, copy, whole)
+
+
+def _sha(data: bytes | None) -> str:
+    return hashlib.sha256(data or b"").hexdigest()
+
+
+def _restore(layout: Layout, path: Path, data: bytes) -> None:
+    if path.is_dir() and not path.is_symlink():
+        raise SpoolError(f"{path} is a folder where a file should be. Move it away and run the same command again.")
+    keep_copy(layout, str(path))
+    replace(path, data, durable=True)
