@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from spool.blame import describe_exit
 from spool.closing import FailedTask, publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
 from spool.layout import OUT_MARK, SUBDIRS, parse_hidden_output, rank_of
@@ -32,7 +33,7 @@ class Outcome:
 
 
 def finish(view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, list[int]]) -> Outcome:
-    """All that is left to do when nothing of the run is alive on this host any more. `sick`: devices given up."""
+    """All that is left to do when nothing of the run is alive here any more. `sick`: devices, with their ranks."""
     for closing in view.closed.values():
         publish_copies(view.layout, closing)
     file_away_old_failures(view)
@@ -50,14 +51,16 @@ def finish(view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, 
 
 
 def _sick(view: View, device: str, ranks: list[int]) -> str:
-    """One line about a device that was given up, with the last that was heard of it."""
+    """One line about a device on which nothing came off, with the last that was heard of it."""
     ends = [view.closed[a] for a in view.attempts if a in view.closed and rank_of(a) in ranks]
     last = max((end for end in ends if end.state == "failed"), key=lambda end: end.at)
-    why = f"{last.error.type}: {last.error.message}" if last.error else f"{last.reason}"
+    why = last.reason if last.exit_code is None else describe_exit(last.exit_code)
+    if last.error is not None:
+        why = f"{last.error.type}: {last.error.message}"
     names = ", ".join(f"rank {rank}" for rank in ranks)
     return (
-        f"\nLook at device {device} ({names}, host {os.uname().nodename}): it was given up, the others did its tasks. "
-        f"{last.attempt}, log {view.layout.log(last.attempt)}: {why}"
+        f"\nLook at device {device} ({names}, host {os.uname().nodename}): what ran on it came to nothing, others did "
+        f"its tasks. The last was {last.attempt}, log {view.layout.log(last.attempt)}: {why}"
     )
 
 

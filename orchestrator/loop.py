@@ -34,6 +34,7 @@ from spool.view import View, drain_epoch
 
 DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 BEAT_S = 10.0
+TROUBLE_S = 0.2  # between two tries
 PATIENCE_S = 8.0  # with a file system in trouble, before the run stops
 ABANDON_S = 15.0  # for workers to end themselves then: with the patience, less than half a minute
 
@@ -93,10 +94,11 @@ class Orchestrator:
         self._load_costs()
         self._adopt()
         watched = [layout.manifests, layout.control, *map(layout.subdir, STATES)]
+        watched += [layout.failed_tasks] * (self.options.max_failed is not None)
         with contextlib.closing(Bell(watched, self.options.poll_s)) as bell:
             try:
                 while (end := self._try_step()) is None:
-                    waiting = self._troubled_since or any(d.failures_in_a_row(past) for past in self._past())
+                    waiting = any(d.failures_in_a_row(past) for past in self._past())
                     bell.wait(0.2 if waiting else bell.quiet_s, self.workers.pids())
             except OSError as trouble:
                 self._abandon(trouble, bell)
@@ -120,6 +122,7 @@ class Orchestrator:
                 self._tell("trouble", f"{trouble}; trying again for {PATIENCE_S:.0f} s")
             if now > self._troubled_since + PATIENCE_S:
                 raise
+            time.sleep(TROUBLE_S)  # and no bell: what was tried in vain may itself ring it
             return None
         self._troubled_since = None
         return end
@@ -209,8 +212,8 @@ class Orchestrator:
         ]
 
     def _sick(self) -> dict[str, list[int]]:
-        """The devices that were given up, with their ranks."""
-        sick = d.sick_devices(self._past(), self._policy)
+        """The devices on which the last that ended came to nothing, given up or not, with their ranks."""
+        sick = d.sick_devices(self._past(), d.Policy(max_restarts=0))
         return {device: [rank for rank, token in enumerate(self.slots) if token == device] for device in sorted(sick)}
 
     def _launch(self, rank: int) -> None:

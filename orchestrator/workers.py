@@ -160,7 +160,7 @@ class Workers:
         elif code == EXIT_CANNOT_CLOSE:
             closing = close_dead(self.view, attempt, by="parent", reason="io")
         elif self._is_devices_fault(attempt):
-            closing = close_dead(self.view, attempt, by="parent", reason="device")
+            closing = close_dead(self.view, attempt, by="parent", reason="device", exit_code=code)
         else:
             is_oom = self._oom.explains(code, time.monotonic())
             witness = Witness(code, self.options.max_crashes, is_oom=is_oom)

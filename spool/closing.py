@@ -66,6 +66,7 @@ def close_dead(
     state: str = "failed",
     reason: str = "lost",
     witness: Witness | None = None,
+    exit_code: int | None = None,
     is_overdue: bool = False,
 ) -> Closing | None:
     """Close an attempt that is proved dead; returns what closed it, which may be somebody else's word.
@@ -98,7 +99,7 @@ def close_dead(
         reason=reason,
         by=by,
         at=time.time(),
-        exit_code=None if witness is None else witness.exit_code,
+        exit_code=exit_code if witness is None else witness.exit_code,
         suspects=suspects,
         lost=lost,
         error=error,

@@ -195,7 +195,11 @@ PROBE_BYTES = 64 * 1024  # more than a file system that said "full" may still ha
 
 def probe_folder(folder: Path) -> None:
     """Look whether a folder takes data, by writing some and removing it. Raises the OSError of the first that fails."""
-    hidden, fd = _create_hidden(folder / "probe", os.O_WRONLY, bytes(PROBE_BYTES), True)
+    try:
+        hidden, fd = _create_hidden(folder / "probe", os.O_WRONLY, bytes(PROBE_BYTES), True)
+    except OSError as error:
+        error.filename = str(folder)
+        raise
     os.close(fd)
     remove_quietly(hidden)
 

@@ -32,7 +32,9 @@ def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:
         raise Unusable(f"the device is unusable after this: {raised!r:.300}")
     if isinstance(raised, OSError) and raised.errno in NO_DESCRIPTORS:
         raise Unusable(f"this process is out of file descriptors: {raised}")
+    places = set(folders)
     if isinstance(raised, OSError) and raised.errno in FULL:
-        raise OSError(raised.errno, os.strerror(raised.errno), raised.filename or "in the job")
-    for folder in set(folders):
+        where = raised.filename or str(next(iter(places), "somewhere in the job"))
+        raise OSError(raised.errno, os.strerror(raised.errno), where)
+    for folder in places:
         probe_folder(folder)
