@@ -34,7 +34,8 @@ class OpenAttempt:
 class RankPast:
     """A rank's attempts of this epoch that ended, oldest first, and when the last did, on the loop's clock.
 
-    `device`: its token; "" for a CPU rank, which shares its device with all others.
+    `device`: its token; "" for a CPU rank, which shares its device with all others. `done`: what all its attempts of
+    this epoch have finished, the open one too.
     """
 
     rank: int
@@ -42,6 +43,7 @@ class RankPast:
     finished: tuple[int, ...] = ()
     ended_at: float = 0.0
     device: str = ""
+    done: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,9 @@ def sick_devices(past: Sequence[RankPast], policy: Policy) -> set[str]:
     sick = set()
     for device in {rank.device for rank in past if rank.device}:
         here = [rank for rank in past if rank.device == device]
-        works_elsewhere = any(any(rank.finished) for rank in past if rank.device != device)
+        works_elsewhere = any(rank.done for rank in past if rank.device != device)
         ends = [end for rank in here for end in zip(rank.closings, rank.finished, strict=True)]
+        ends = [end for end in ends if end[0].state == "failed" or end[1]]  # who found no work says nothing
         ends.sort(key=lambda end: end[0].at)
         if _fruitless(ends, is_excused=not works_elsewhere) > policy.max_restarts:
             sick.add(device)

@@ -200,6 +200,11 @@ class Orchestrator:
             if intent is not None and closing is not None and intent.epoch == self.epoch and rank in past:
                 past[rank].append(closing)
                 self._ended_at.setdefault(name, time.monotonic())
+        done = [0] * len(self.slots)
+        for name, count in self.view.finished_by.items():
+            intent = self.view.intents.get(name)
+            if intent is not None and intent.epoch == self.epoch and rank_of(name) in past:
+                done[rank_of(name)] += count
         return [
             d.RankPast(
                 rank,
@@ -207,6 +212,7 @@ class Orchestrator:
                 tuple(self.view.finished_by.get(closing.attempt, 0) for closing in closings),
                 self._ended_at[closings[-1].attempt] if closings else 0.0,
                 self.slots[rank],
+                done[rank],
             )
             for rank, closings in past.items()
         ]

@@ -22,7 +22,7 @@ from spool.view import Started, View
 
 MAX_KILLS = 5  # SIGKILLs come from outside far more often than from a task: more patience than with crashes
 TAIL_BYTES = 4096  # of a log's end that a failure record holds
-TAIL_LINES = 20
+TAIL_LINES = 40
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""Jobs that hang, stop, break their process, or leave others behind."""
+
+import ctypes
+import errno
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from plain import note
+
+LONG_S = 1000
+
+
+def hang(how):
+    if how == "sleep":
+        time.sleep(LONG_S)
+    if how == "in C":
+        ctypes.PyDLL(None).sleep(LONG_S)  # called with the interpreter's lock held
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "with a child":
+        subprocess.Popen(["sleep", str(LONG_S)])
+        time.sleep(LONG_S)
+
+
+def hangs(task, ctx):
+    hang(task.payload)
+    return task.payload
+
+
+class HangsInBatches:
+    batch_size = 4
+
+    def __init__(self, ctx):
+        pass
+
+    def __call__(self, tasks, ctx):
+        for task in tasks:
+            hang(task.payload)
+        return [task.payload for task in tasks]
+
+
+class HangsWhileItLoads:
+    """Once: the second attempt loads."""
+
+    def __init__(self, ctx):
+        gate = Path(ctx.args["gate"])
+        if not gate.exists():
+            gate.touch()
+            time.sleep(LONG_S)
+
+    def __call__(self, task, ctx):
+        return task.payload
+
+
+def raises_once(task, ctx):
+    gate = Path(f"{ctx.args['gate']}.{task.index}")
+    if not gate.exists():
+        gate.touch()
+        raise ValueError("not yet")
+    return task.payload
+
+
+class NeedsDevice:
+    """Does not load where its device is the bad one."""
+
+    def __init__(self, ctx):
+        if os.environ["CUDA_VISIBLE_DEVICES"] == ctx.args["bad"]:
+            raise RuntimeError("no such device")
+
+    def __call__(self, task, ctx):
+        while not Path(ctx.args["gate"]).exists():
+            time.sleep(0.004)
+        return task.payload
+
+
+def dies_on_device(task, ctx):
+    """Kills whoever runs it on the bad device; elsewhere it waits for the gate."""
+    if os.environ["CUDA_VISIBLE_DEVICES"] == ctx.args["bad"]:
+        note(f"{ctx.args['gate']}.died", task.index)
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not Path(ctx.args["gate"]).exists():
+        time.sleep(0.004)
+    return task.payload
+
+
+def out_of_descriptors(task, ctx):
+    if task.payload == "bad":
+        raise OSError(errno.EMFILE, "Too many open files")
+    return task.payload
+
+
+def breaks_its_device(task, ctx):
+    """What torch raises once a kernel went wrong: no call of this process will work from now on."""
+    import torch
+
+    if task.payload == "bad":
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    return task.payload
+
+
+def leaves_a_daemon(task, ctx):
+    """A child in a session of its own, which no process group reaches."""
+    child = subprocess.Popen(["sleep", str(LONG_S)], start_new_session=True)
+    note(ctx.args["children"], child.pid)
+    if task.payload == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task.payload

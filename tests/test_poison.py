@@ -1,0 +1,133 @@
+"""Tasks that take their worker along are found, told with all that is known, and cost no other; stopping early."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from helpers import JOBS, Box, assert_sound, names, record, start_gated, wait_until, waiting
+
+from orchestrator.failures import SHOWN, failures_text
+from orchestrator.loop import most_failed
+from orchestrator.results import Result
+from spool.blame import signal_of
+from spool.oom import OomWatch, find_counter
+from spool.records import Error
+
+
+def test_a_task_that_crashes_its_worker_is_told_with_all_that_is_known(box: Box) -> None:
+    payloads = ["go"] * 8
+    payloads[3] = "segv"
+    box.run("run", f"{JOBS}/gates.py:Segfault", "--tasks", box.tasks(payloads), "--spool", "S", code=3)
+    error = box.results("S")[3]["error"]
+    assert (error["kind"], error["type"], error["signal"], error["exit_code"]) == ("lost", "WorkerLost", "SIGSEGV", -11)
+    assert (error["rank"], error["device"], error["host"]) == (0, "cpu", os.uname().nodename)
+    assert error["attempts"] == ["rank-0000.a01", "rank-0000.a02"], "in which it was alone"
+    assert "Segmentation fault" in error["log_tail"]
+    assert error == record(box / "S" / "failed-tasks" / "t3.json")["error"]
+
+
+@pytest.mark.parametrize("job", ["out_of_descriptors", "breaks_its_device"])
+def test_a_task_that_makes_its_process_unusable_fails_and_the_next_process_goes_on(box: Box, job: str) -> None:
+    """Without this every later task of that process would fail too."""
+    payloads = ["a", "b", "bad", "d", "e", "f"]
+    box.run("run", f"{JOBS}/harsh.py:{job}", "--tasks", box.tasks(payloads), "--spool", "S", code=3)
+    results = box.results("S")
+    assert [result["key"] for result in results if result["state"] != "complete"] == ["t2"]
+    error = results[2]["error"]
+    assert (error["type"], error["exit_code"]) == ("WorkerLost", 76)
+    assert "Unusable" in error["log_tail"]
+    assert box.problems("S") == []
+
+
+def test_too_many_failures_stop_a_run_early(box: Box) -> None:
+    payloads = ["bad", "bad", "wait", *["go"] * 5]
+    started, command = start_gated(box, payloads, "--max-failed", "2")
+    wait_until(lambda: waiting(box) and "--max-failed 2" in started.err)
+    (box / "gate").touch()
+    done = started.wait(4)
+    assert "stopped early, since --max-failed is reached: 1 of 8 tasks complete, 2 failed" in done.err
+    assert record(box / "S" / "summary.json")["how"] == "too many failed"
+    assert "2 failed" in box.run(*command, "--max-failed", "2", code=4).err, "they have failed for good"
+    box.run(*command, "--max-failed", "50%", code=3)
+    assert [result["state"] for result in box.results("S")].count("complete") == 6
+
+
+@pytest.mark.parametrize(("text", "most"), [(None, None), ("3", 3), ("10%", 20), ("0.1%", 1), ("100%", 200)])
+def test_a_share_of_failures_is_one_of_all_tasks(text: str | None, most: int | None) -> None:
+    assert most_failed(text, 200) == most
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "5 %", "%", "1.5"])
+def test_a_limit_of_failures_that_makes_no_sense_is_refused(box: Box, text: str) -> None:
+    done = box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(1), f"--max-failed={text}", code=2)
+    assert "max_failed" in done.err
+    assert not (box / "spool-double").exists()
+
+
+@pytest.mark.parametrize(("code", "name"), [(-9, "SIGKILL"), (139, "SIGSEGV"), (3, ""), (0, ""), (-99, "signal 99")])
+def test_a_signal_is_told_however_it_came_as_an_exit_code(code: int, name: str) -> None:
+    assert signal_of(code) == name
+
+
+def failure(key: str, kind: str = "exception", type_: str = "ValueError", where: str = "job.py:3") -> Result:
+    error = Error(kind=kind, type=type_, message=f"{key} is bad", where=where)
+    fields = {"index": 0, "key": key, "state": "failed", "seconds": None, "rank": 0, "outputs": []}
+    return Result(**fields, result=None, error=error)  # type: ignore[arg-type]
+
+
+def test_failures_are_grouped_by_kind_type_and_line_the_largest_group_first() -> None:
+    results = [failure("a", where="job.py:9"), *(failure(f"b{i}") for i in range(SHOWN + 2)), failure("c", "timeout")]
+    lines = failures_text(results).splitlines()
+    assert lines[0] == f"{SHOWN + 2} tasks: exception, ValueError at job.py:3"
+    assert lines[1] == "    b0  exception  ValueError: b0 is bad"
+    assert lines[SHOWN + 1] == "    … and 2 more; `--json` lists all"
+    assert [line for line in lines if not line.startswith(" ")][1:] == [
+        "1 task: exception, ValueError at job.py:9",
+        "1 task: timeout, ValueError at job.py:3",
+    ]
+
+
+# Whether the kernel's out-of-memory killer did it.
+
+
+def counter(folder: Path, name: str, kills: int) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n")
+    return path
+
+
+def test_the_counter_is_that_of_the_jobs_own_cgroup(tmp_path: Path) -> None:
+    one = counter(tmp_path, "memory/slurm/job_7/memory.oom_control", 0)
+    two = counter(tmp_path, "slurm/job_7/memory.events", 0)
+    unified = counter(tmp_path, "unified/slurm/job_8/memory.events", 0)
+    assert find_counter("4:memory:/slurm/job_7\n1:cpu:/\n", tmp_path) == one
+    assert find_counter("0::/slurm/job_7\n", tmp_path) == two
+    assert find_counter("1:cpu:/\n0::/slurm/job_8\n", tmp_path) == unified
+    assert find_counter("0::/elsewhere\n", tmp_path) == Path("/proc/vmstat")
+    assert find_counter("", tmp_path) == Path("/proc/vmstat")
+
+
+def test_a_kill_by_the_kernel_explains_one_death_and_not_for_ever(tmp_path: Path) -> None:
+    path = counter(tmp_path, "events", 3)
+    watch = OomWatch(path)
+    assert not watch.explains(-signal.SIGKILL, 0.0)
+    counter(tmp_path, "events", 5)
+    assert not watch.explains(-signal.SIGSEGV, 1.0)
+    assert watch.explains(-signal.SIGKILL, 1.0)
+    assert watch.explains(137, 2.0)
+    assert not watch.explains(-signal.SIGKILL, 2.0)
+    counter(tmp_path, "events", 6)
+    watch.look(3.0)
+    assert not watch.explains(-signal.SIGKILL, 60.0), "that was a child of the job, long ago"
+    path.unlink()
+    assert not watch.explains(-signal.SIGKILL, 61.0)
+
+
+def test_nothing_of_a_kill_from_outside_is_taken_for_memory(box: Box) -> None:
+    payloads = ["go", "once", "go"]
+    command = ["run", f"{JOBS}/gates.py:dies", "--tasks", box.tasks(payloads), "--arg", f"gate={box / 'gate'}"]
+    box.run(*command, "--spool", "S")
+    assert_sound(box, "S", 3)
+    assert record(box / "S" / "failed" / names(box / "S" / "failed")[0])["reason"] == "crash"

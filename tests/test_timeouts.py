@@ -1,0 +1,126 @@
+"""Hangs: whoever takes too long is ended, wherever it is stuck, and named; nobody else is hurt."""
+
+import signal
+from typing import Any
+
+import pytest
+from helpers import JOBS, Box, assert_sound, identities, is_alive, kill, names, record, start_gated, wait_until, waiting
+
+from spool.records import Options
+from spool.timeouts import describe_limit, limit_s, parent_limit_s, where_of
+
+
+def run_hanging(box: Box, payloads: list[str], *options: str, job: str = "hangs", code: int = 3) -> Any:
+    """Runs a job of harsh.py; returns the one result that failed."""
+    box.run("run", f"{JOBS}/harsh.py:{job}", "--tasks", box.tasks(payloads), "--spool", "S", *options, code=code)
+    results = box.results("S")
+    failed = [result for result in results if result["state"] != "complete"]
+    assert [result["key"] for result in failed] == [f"t{payloads.index('hang')}"] if "hang" in payloads else True
+    assert len(failed) == 1
+    assert box.problems("S") == []
+    assert box.processes() == []
+    return failed[0]
+
+
+@pytest.mark.parametrize("how", ["sleep", "in C", "with a child"])
+def test_a_task_that_hangs_fails_with_every_threads_stack(box: Box, how: str) -> None:
+    payloads = ["a", "b", how, "d", "e", "f"]
+    failed = run_hanging(box, payloads, "--ranks", "2", "--task-timeout", "1s", "--max-restarts", "0")
+    error = failed["error"]
+    assert (failed["index"], error["kind"], error["type"]) == (2, "timeout", "TaskTimeout")
+    assert "--task-timeout 1s" in error["message"]
+    assert error["where"].startswith("harsh.py:")
+    assert "in hang" in error["traceback"]
+    assert error["attempts"] == [f"rank-000{error['rank']}.a00"]
+    assert (error["device"], error["host"]) == (
+        "cpu",
+        record(box / "S" / "attempts" / "rank-0000.a00.json")["parent"]["host"],
+    )
+    assert "in hang" in (box / "S" / "logs" / f"{error['attempts'][0]}.log").read_text()
+    line = box.run("failed", "S").out.splitlines()[1]
+    assert line.split()[:3] == ["t2", "timeout", "TaskTimeout:"]
+
+
+def test_a_batch_that_hangs_is_run_again_alone_and_only_the_culprit_fails(box: Box) -> None:
+    payloads = ["a", "b", "sleep", "d", "e", "f", "g", "h"]
+    failed = run_hanging(box, payloads, "--task-timeout", "0.3s", job="HangsInBatches")
+    assert (failed["index"], failed["error"]["kind"]) == (2, "timeout")
+    closings = [record(box / "S" / "failed" / name) for name in names(box / "S" / "failed")]
+    assert [(closing["reason"], len(closing.get("lost", []))) for closing in closings] == [
+        ("timeout", 0),
+        ("timeout", 1),
+    ]
+
+
+def test_a_process_that_stands_still_is_killed_by_its_parent(box: Box) -> None:
+    failed = run_hanging(box, ["a", "stopped", "c"], "--stall-timeout", "1s")
+    error = failed["error"]
+    assert (failed["index"], error["kind"], error["type"]) == (1, "timeout", "StallTimeout")
+    assert "traceback" not in error or error["traceback"] == ""
+
+
+def test_a_worker_that_hangs_while_it_loads_is_started_again(box: Box) -> None:
+    command = ["run", f"{JOBS}/harsh.py:HangsWhileItLoads", "--tasks", box.tasks(["a", "b"])]
+    command += ["--arg", f"gate={box / 'gate'}", "--spool", "S", "--stall-timeout", "1s"]
+    done = box.run(*command)
+    assert "rank-0000.a00 ended: it took too long" in done.err
+    assert_sound(box, "S", 2)
+    closing = record(box / "S" / "failed" / "rank-0000.a00.json")
+    assert (closing["reason"], closing.get("lost")) == ("timeout", None)
+    assert "HangsWhileItLoads" in closing["error"]["traceback"] or "__init__" in closing["error"]["traceback"]
+
+
+def test_waiting_for_a_retry_is_no_hang(box: Box) -> None:
+    command = ["run", f"{JOBS}/harsh.py:raises_once", "--tasks", box.tasks(["a", "b"]), "--arg", f"gate={box / 'gate'}"]
+    box.run(*command, "--spool", "S", "--retries", "1", "--task-timeout", "0.2s", "--stall-timeout", "0.2s")
+    assert_sound(box, "S", 2)
+    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+
+
+def test_without_a_parent_a_hang_is_found_all_the_same(box: Box) -> None:
+    """The worker's own timer ends it; whoever goes on finds the stacks, and the task fails as it would have."""
+    payloads = ["go", "go", "wait"]
+    started, command = start_gated(box, payloads, "--task-timeout", "2s")
+    wait_until(lambda: waiting(box))
+    started.signal(signal.SIGKILL)
+    started.wait(-signal.SIGKILL)
+    pid = identities(box / "S")["rank-0000.a00"]
+    wait_until(lambda: not is_alive(pid))
+    done = box.run(*command, code=3)
+    assert "2 of 3 tasks complete, 1 failed" in done.err
+    assert box.results("S")[2]["error"]["kind"] == "timeout"
+
+
+def test_a_worker_that_is_stopped_while_idle_keeps_nobody(box: Box) -> None:
+    started, _ = start_gated(box, ["wait", "go"], "--ranks", "2", "--stall-timeout", "30s")
+    wait_until(lambda: waiting(box) and box.status("S")["tasks"]["complete"] == 1)
+    attempt = {0: "rank-0000.a00", 1: "rank-0001.a00"}
+    busy = int((box / "gate.waiting").read_text().split()[1])
+    idle = next(pid for name, pid in identities(box / "S").items() if name in attempt.values() and pid != busy)
+    kill(idle, signal.SIGSTOP)
+    (box / "gate").touch()
+    started.wait(0)
+    assert_sound(box, "S", 2)
+    assert box.processes() == []
+
+
+def test_the_limit_of_a_call_is_the_shorter_of_its_two() -> None:
+    options = Options(task_timeout_s=10, stall_timeout_s=25)
+    assert [limit_s(options, tasks) for tasks in (0, 1, 2, 3)] == [25, 10, 20, 25]
+    assert [describe_limit(options, tasks)[0] for tasks in (0, 1, 3)] == ["StallTimeout", "TaskTimeout", "StallTimeout"]
+    assert limit_s(Options(task_timeout_s=10), 0) is None
+    assert limit_s(Options(), 5) is None
+
+
+@pytest.mark.parametrize("limit", [0.1, 1.0, 30.0, 3600.0])
+def test_a_parent_waits_longer_than_the_workers_own_timer(limit: float) -> None:
+    assert parent_limit_s(limit) >= 1.1 * limit + 1
+
+
+def test_the_line_of_a_hang_is_that_of_the_main_thread() -> None:
+    stacks = (
+        'Timeout (0:00:01)!\nThread 0x01 (most recent call first):\n  File "/a/beat.py", line 3 in run\n\n'
+        'Thread 0x02 (most recent call first):\n  File "/x y/job.py", line 17 in f\n  File "/a/b.py", line 5 in g\n'
+    )
+    assert where_of(stacks) == "job.py:17"
+    assert where_of("") == ""
