@@ -139,6 +139,7 @@ class Attempt:
         """Run until the end; returns the reason for it."""
         while True:
             self.journal.check()
+            self.beat.heed_parent()
             if self.is_draining:
                 return "drained"
             if self._was_closed_meanwhile():

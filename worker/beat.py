@@ -78,8 +78,7 @@ class Beat(threading.Thread):
             return  # the writer is broken from now on; the main thread finds out at its next step
         if now - self._last > self._lease_s:
             self.is_late = True
-        if self._intent.options.on_parent_exit == "stop" and os.getppid() != self._intent.parent.pid:
-            self._drain()
+        self.heed_parent()
         if now - self._last >= min(self._wait, BEAT_S, self._lease_s / 12):
             self._wait *= 2  # soon after the start, so that `status` shows the first task; then seldom
             self.beat()
@@ -87,6 +86,11 @@ class Beat(threading.Thread):
             self._last_drain = now
             if drain_epoch(self._layout) >= self._intent.epoch:
                 self._drain()
+
+    def heed_parent(self) -> None:
+        """With --on-parent-exit stop: drain once the parent is gone. Cheap, from either thread."""
+        if self._intent.options.on_parent_exit == "stop" and os.getppid() != self._intent.parent.pid:
+            self._drain()
 
     def beat(self) -> None:
         """Replace the heartbeat file. From both threads, one after the other, so that the newest state stays."""

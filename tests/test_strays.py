@@ -1,0 +1,88 @@
+"""What jobs leave behind: no process outlives its run, whatever session it fled to; nor its parent, if so asked."""
+
+import os
+import signal
+
+from helpers import (
+    JOBS,
+    Box,
+    assert_sound,
+    identities,
+    is_alive,
+    journal_lines,
+    names,
+    record,
+    start_gated,
+    wait_until,
+    waiting,
+)
+
+from spool.identity import MARK, kill_marked, mark_of
+
+
+def children(box: Box) -> list[int]:
+    path = box / "children"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def test_a_child_in_a_session_of_its_own_does_not_outlive_the_run(box: Box) -> None:
+    command = ["run", f"{JOBS}/harsh.py:leaves_a_daemon", "--tasks", box.tasks(["a", "b"]), "--spool", "S"]
+    box.run(*command, "--arg", f"children={box / 'children'}")
+    assert len(children(box)) == 2
+    assert not any(map(is_alive, children(box)))
+    assert box.processes() == []
+
+
+def test_what_a_worker_that_died_left_is_gone_before_the_next_begins(box: Box) -> None:
+    command = ["run", f"{JOBS}/harsh.py:leaves_a_daemon", "--tasks", box.tasks(["die"]), "--spool", "S"]
+    done = box.run(*command, "--arg", f"children={box / 'children'}", code=3)
+    assert "killed by SIGKILL" in done.err
+    assert len(children(box)) == 5
+    assert box.processes() == []
+
+
+def test_only_what_the_named_attempts_started_is_killed(box: Box) -> None:
+    run = os.urandom(8).hex()
+    sleepers = [
+        box.start("1000", program=("sleep",), env={MARK: mark_of(*mark)})
+        for mark in [(run, "rank-0000.a00"), (run, "rank-0000.a01"), ("another", "rank-0000.a00")]
+    ]
+    wait_until(lambda: len(box.processes()) == 3)
+    assert kill_marked(run, {"rank-0000.a00"}, spare=()) == 1
+    sleepers[0].wait(-signal.SIGKILL)
+    assert kill_marked(run, {"rank-0000.a01"}, spare=(sleepers[1].pid,)) == 0
+    assert not sleepers[1].is_over()
+    assert not sleepers[2].is_over()
+    box.kill_all()
+
+
+def test_workers_stop_without_their_parent_where_they_were_told_to(box: Box) -> None:
+    started, command = start_gated(box, ["wait", "go", "go"], "--on-parent-exit", "stop")
+    wait_until(lambda: waiting(box))
+    started.signal(signal.SIGKILL)
+    started.wait(-signal.SIGKILL)
+    pid = identities(box / "S")["rank-0000.a00"]
+    (box / "gate").touch()
+    wait_until(lambda: not is_alive(pid))
+    closing = record(box / "S" / "stopped" / "rank-0000.a00.json")
+    assert (closing["reason"], closing["by"]) == ("drained", "rank-0000.a00")
+    box.run(*command)
+    assert_sound(box, "S", 3)
+
+
+def test_a_worker_whose_parent_is_gone_takes_its_children_along(box: Box) -> None:
+    box.write("job.py", (JOBS / "harsh.py").read_text())
+    box.write("plain.py", (JOBS / "plain.py").read_text())
+    (box / "job.py").write_text(
+        (box / "job.py").read_text()
+        + "\n\ndef waits(task, ctx):\n    leaves_a_daemon(task, ctx)\n"
+        + "    while not Path(ctx.args['gate']).exists():\n        time.sleep(0.004)\n"
+    )
+    command = ["run", "job.py:waits", "--tasks", box.tasks(["a"]), "--spool", "S"]
+    started = box.start(*command, "--arg", f"children={box / 'children'}", "--arg", f"gate={box / 'gate'}")
+    wait_until(lambda: children(box))
+    started.signal(signal.SIGKILL)
+    started.wait(-signal.SIGKILL)
+    (box / "gate").touch()
+    wait_until(lambda: names(box / "S" / "complete") and not box.processes())
+    assert len(journal_lines(box / "S")) == 1
