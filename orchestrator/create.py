@@ -132,8 +132,9 @@ def half_made(layout: Layout) -> list[Path]:
     """What runs left that died while they made this spool. Nothing in it is ever used."""
     if not layout.root.parent.is_dir():
         return []
-    found = (path for path in layout.root.parent.iterdir() if parse_hidden(path.name, layout.root.name) is not None)
-    return [path for path in found if not Path(f"/proc/{parse_hidden(path.name, layout.root.name)}").exists()]
+    found = ((path, parse_hidden(path.name)) for path in layout.root.parent.iterdir())
+    ours = [(path, made[1]) for path, made in found if made is not None and made[0] == layout.root.name]
+    return [path for path, pid in ours if not Path(f"/proc/{pid}").exists()]
 
 
 def check_out(out: Path, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from spool.blame import describe_exit
 from spool.closing import FailedTask, publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
-from spool.layout import OUT_MARK, SUBDIRS, parse_hidden_output, rank_of
+from spool.layout import OUT_MARK, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
 from spool.publish import listdir, read_record, remove_quietly, rename, replace
 from spool.view import View
 
@@ -139,7 +139,7 @@ def remove_leftovers(view: View) -> None:
     folders += [Path(entry.path) for entry in os.scandir(view.layout.subdir("claims")) if entry.is_dir()]
     for folder in folders:
         for entry in os.scandir(folder):
-            if entry.name.startswith(".") and not entry.name.startswith(".nfs") and entry.is_file():
+            if parse_hidden(entry.name) is not None and entry.is_file(follow_symlinks=False):
                 remove_quietly(Path(entry.path))
     dirty = {name for name, closing in view.closed.items() if closing.by != name}
     if dirty:

@@ -7,6 +7,7 @@ corrupt/ first. Records that cannot be mended cost what they held: their tasks a
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from spool.errors import SpoolError
@@ -27,6 +28,7 @@ def repair(layout: Layout, run: Run) -> None:
     """Make missing folders, and FORMAT and both copies of run.json where they are damaged. Raises OSError."""
     for folder in map(layout.subdir, SUBDIRS):
         if not folder.is_dir():
+            _move_aside(folder)
             folder.mkdir(FOLDER_MODE)
             fsync_dir(layout.root)
     if read_bytes(layout.format) != FORMAT_TEXT.encode():
@@ -58,7 +60,18 @@ def _sha(data: bytes | None) -> str:
 
 
 def _restore(layout: Layout, path: Path, data: bytes) -> None:
-    if path.is_dir() and not path.is_symlink():
-        raise SpoolError(f"{path} is a folder where a file should be. Move it away and run the same command again.")
-    keep_copy(layout, str(path))
+    if path.is_dir():
+        _move_aside(path)
+    else:
+        keep_copy(layout, str(path))
     replace(path, data, durable=True)
+
+
+def _move_aside(path: Path) -> None:
+    """What stands where it cannot be, a file for a folder or the reverse, keeps existing under another name."""
+    if not os.path.lexists(path):
+        return
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
+        number += 1
+    os.rename(path, aside)

@@ -5,14 +5,15 @@ A problem is damage or a contradiction; a note is what a crash leaves and the pr
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from orchestrator.results import Results
 from spool.closing import lost_tasks
-from spool.layout import STATES
-from spool.publish import listdir, read_record
-from spool.records import Closing
+from spool.layout import STATES, SUBDIRS
+from spool.publish import listdir, read_bytes, read_record
+from spool.records import Closing, Run
 from spool.view import View
 
 
@@ -26,6 +27,10 @@ def verify(view: View) -> Findings:
     """Read everything once. Writes nothing."""
     found = Findings()
     found.problems += [f"{name}: this planned manifest is missing" for name in view.missing_manifests()]
+    found.problems += [
+        f"{path}: this folder is missing" for path in map(view.layout.subdir, SUBDIRS) if not path.is_dir()
+    ]
+    _check_job(view, found)
     _check_tasks(view, found)
     _check_claims(view, found)
     _check_status(view, found)
@@ -36,6 +41,18 @@ def verify(view: View) -> Findings:
     if view.ledger.duplicates:
         found.notes.append(f"{view.ledger.duplicates} tasks ran twice and are counted once")
     return found
+
+
+def _check_job(view: View, found: Findings) -> None:
+    """Every copy of the job that an attempt was told to run, and the second copy of run.json."""
+    jobs = [view.run.job, *(intent.job for intent in view.intents.values() if intent is not None)]
+    hashes = {job.copy: job.sha256 for job in jobs if job.copy}
+    for copy, sha in hashes.items():
+        path = view.layout.job_copy(copy)
+        if hashlib.sha256(read_bytes(path) or b"").hexdigest() != sha:
+            found.problems.append(f"{path}: not the job that the run began with; resume restores it if it can")
+    if read_record(view.layout.run_copy, Run) is None:
+        found.problems.append(f"{view.layout.run_copy}: not a run record; resume restores it")
 
 
 def _check_tasks(view: View, found: Findings) -> None:

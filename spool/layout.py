@@ -31,6 +31,7 @@ _NUMBERED = re.compile(r"(retry|sweep)-(\d{2,})", re.ASCII)
 _DRAIN = re.compile(r"drain\.(\d{4,})", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,})", re.ASCII)
 _HIDDEN_OUTPUT = re.compile(r"\.gpuspool-(rank-\d{4,}\.a\d{2,})-\d+", re.ASCII)
+_HIDDEN = re.compile(r"\.(.+)\.(\d+)\.\d+\.[0-9a-f]{8}", re.ASCII | re.DOTALL)
 _counter = itertools.count()
 
 
@@ -120,10 +121,10 @@ def hidden_name(name: str) -> str:
     return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{secrets.token_hex(4)}"
 
 
-def parse_hidden(hidden: str, name: str) -> int | None:
-    """The pid of the process that made this hidden name for `name`, or None where it is none."""
-    match = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.\d+\.[0-9a-f]{{8}}", hidden, re.ASCII)
-    return int(match[1]) if match else None
+def parse_hidden(hidden: str) -> tuple[str, int] | None:
+    """(name, pid of the process that made it) of a hidden name of ours, or None where it is somebody else's."""
+    match = _HIDDEN.fullmatch(hidden)
+    return (match[1], int(match[2])) if match else None
 
 
 class Layout:
