@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test lint loc clean
+.PHONY: demo test torture lint loc clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
 
 test: $(STAMP) lint
+	@sh scripts/test_packages.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Half an hour on two cores; docs/reliability.md says what it does. Some rows need root and say so where they have none.
+torture: $(STAMP)
+	@sh scripts/test_packages.sh
+	cd tests && $(CURDIR)/$(BIN)/python -m torture
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ file that imports watchdog. On network file systems inotify sees nothing of othe
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -59,6 +60,7 @@ class Bell:
         from watchdog.observers import Observer
 
         bell = self
+        logging.getLogger("watchdog").addHandler(logging.NullHandler())  # it warns of events while it is closed
 
         class Handler(FileSystemEventHandler):
             def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002

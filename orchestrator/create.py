@@ -26,7 +26,7 @@ import spool
 from orchestrator.inputs import Inputs
 from spool.errors import UsageError
 from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, parse_hidden, rank_name
-from spool.publish import FOLDER_MODE, SyncError, fsync_dir, publish, read_bytes, rename
+from spool.publish import FOLDER_MODE, SyncError, fsync_dir, make_folder, publish, read_bytes, rename
 from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty, seal
 from spool.view import View
 
@@ -93,7 +93,7 @@ def create(layout: Layout, request: Request, ranks: int) -> bool:
     )
     building = Layout(layout.root.parent / hidden_name(layout.root.name))
     try:
-        layout.root.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(layout.root.parent)
         _build(building, run, request, ranks)
         rename(building.root, layout.root)
         fsync_dir(layout.root.parent)
@@ -151,6 +151,7 @@ def clear_out(out: Path) -> None:
     """Move an OUT that holds anything aside, whole; once nothing can refuse any more."""
     if out.is_dir() and any(out.iterdir()):
         os.rename(out, _aside(out))
+        fsync_dir(out.parent)
 
 
 def mark_out(run: Run) -> None:
@@ -158,7 +159,7 @@ def mark_out(run: Run) -> None:
     if run.out is None:
         return
     mark, text = Path(run.out, OUT_MARK), f"{run.id}\n".encode()
-    mark.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(mark.parent)
     if not publish(mark, text) and read_bytes(mark) != text:
         raise UsageError(f"--out {run.out} belongs to another run. Name another folder with another --spool.")
 

@@ -141,7 +141,7 @@ def remove_leftovers(view: View) -> None:
         for entry in os.scandir(folder):
             if parse_hidden(entry.name) is not None and entry.is_file(follow_symlinks=False):
                 remove_quietly(Path(entry.path))
-    dirty = {name for name, closing in view.closed.items() if closing.by != name}
+    dirty = {name for name, closing in view.closed.items() if closing.by != name or closing.state == "failed"}
     if dirty:
         _remove_hidden_outputs(Path(view.run.out or view.layout.outputs), dirty)
 

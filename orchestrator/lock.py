@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 from spool.errors import OrchestratorLive
 from spool.identity import ALIVE, liveness, myself
 from spool.layout import Layout
-from spool.publish import read_record, replace
+from spool.publish import naming, patiently, read_record, replace
 from spool.records import Holder, pretty
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -28,7 +28,8 @@ def hold(layout: Layout) -> Iterator[str | None]:
     lock = FileLock(layout.lock, fallback_to_soft=False, thread_local=False)
     warning = None
     try:
-        lock.acquire(timeout=0)
+        with naming(layout.lock):
+            lock.acquire(timeout=0)
     except Timeout:
         raise OrchestratorLive(f"{layout.root} is held by {describe_holder(layout)}") from None
     except (OSError, NotImplementedError) as error:
@@ -39,7 +40,8 @@ def hold(layout: Layout) -> Iterator[str | None]:
         yield warning
     finally:
         if warning is None:
-            lock.release()
+            with contextlib.suppress(OSError):  # the end of this process gives it back as well
+                patiently(lock.release)
 
 
 def announce(layout: Layout, epoch: int) -> None:

@@ -25,7 +25,7 @@ from orchestrator.lock import announce
 from orchestrator.progress import Progress
 from orchestrator.repair import keep_copy
 from orchestrator.workers import Workers
-from spool.closing import sweep
+from spool.closing import mend_claims, sweep
 from spool.identity import ALIVE, DEAD, myself
 from spool.layout import STATES, rank_of
 from spool.publish import FILE_MODE, SyncError, replace, write_all
@@ -83,6 +83,7 @@ class Orchestrator:
         self._how = "drained"
         self._finished_at: float | None = None
         self._was_swept = False
+        self._was_mended = False
         self._beat, self._beat_at = 0, -BEAT_S
         self._damage_seen = 0
         self._troubled_since: float | None = None
@@ -144,6 +145,11 @@ class Orchestrator:
             for attempt in self.workers.kill_overdue():
                 self._tell("overdue", f"{attempt} took too long and is killed", attempt=attempt)
             actions = d.decide(self._snapshot(), self._policy, time.monotonic())
+            if not self._was_mended and not any(isinstance(action, d.Close) for action in actions):
+                self._was_mended = True
+                if self.epoch and mend_claims(self.view):
+                    sweep(self.view)
+                    continue
             self._show()
             for action in actions:
                 if isinstance(action, d.End):

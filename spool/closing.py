@@ -150,6 +150,31 @@ def _weight(task: TaskLine) -> tuple[int, int, int, bool]:
     return (task.round, task.crashes, task.kills, task.careful)
 
 
+def mend_claims(view: View) -> int:
+    """Claim anew what a power cut gave back: claims are not synced. Returns how many claims were made.
+
+    A place beyond the last claim was claimed before if its task is done, held by an open attempt, or unclaimed in
+    another manifest too. The chain is extended over it in the name of a closed attempt; a sweep then finds what lies
+    between. At the start of an epoch, when the dead are closed and before anybody is started.
+    """
+    nobody = next(iter(view.closed), None)
+    if nobody is None:
+        return 0
+    known = {(task.task, task.round) for attempt in view.open_attempts for task in view.claimed_by(attempt)}
+    mended = 0
+    for name, chain in view.chains.items():
+        last = -1
+        for place in range(chain.next, chain.end):
+            task = view.manifests[name].task(place)
+            if task is not None:
+                if (task.task, task.round) in known or view.ledger.is_done(task.task, task.round):
+                    last = place
+                known.add((task.task, task.round))
+        if last >= 0:
+            mended += chain.take(nobody, last + 1) is not None
+    return mended
+
+
 def sweep(view: View, idle: str = "") -> int:
     """Publish what fell between all chairs as the next sweep manifest; returns how many tasks. Refreshes the view."""
     tasks = lost_tasks(view.refresh(), idle)

@@ -85,6 +85,23 @@ def fsync_dir(path: Path) -> None:
     _fsync(path, os.O_DIRECTORY)
 
 
+def make_folder(path: Path) -> None:
+    """mkdir -p, durably: the names of all folders on the way are synced, whoever made them and whenever.
+
+    As far up as the file system reaches and this process may read.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    device = path.stat().st_dev
+    for parent in path.parents:
+        if parent.stat().st_dev != device or not os.access(parent, os.R_OK):
+            return
+        try:
+            fsync_dir(parent)
+        except SyncError as error:
+            if error.errno not in (errno.EINVAL, errno.EROFS):  # such folders know no sync, or cannot have changed
+                raise
+
+
 def fsync_file(path: Path) -> None:
     """Make a file's data durable, whoever wrote it. Raises SyncError."""
     _fsync(path, 0)

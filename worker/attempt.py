@@ -17,7 +17,6 @@ import random
 import resource
 import signal
 import time
-import traceback
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -99,8 +98,7 @@ class Attempt:
             reason, error = "io", Error(kind="io", type=type(trouble).__name__, message=str(trouble))
             print(f"gpuspool: this attempt ends: {trouble}", flush=True)
         except Unusable as broken:
-            traceback.print_exception(broken)
-            print("gpuspool: this process ends without another word; its parent closes it", flush=True)
+            print(f"{broken}\ngpuspool: this process ends without another word; its parent closes it", flush=True)
             os._exit(EXIT_UNUSABLE)
         code = 0 if reason == "closed" else self._close(reason, error)
         if os.getppid() != self.intent.parent.pid:  # else the parent does it
@@ -117,6 +115,8 @@ class Attempt:
             self.rank, self.intent.world_size, self.name, device, run.args, outputs.path, lambda: self.is_draining
         )
         job, raised = call_user_code(load_job, self.layout, self.intent.job, context, self._check_devices)
+        if isinstance(raised, OSError) and str(raised.filename).startswith(str(self.layout.root)):
+            raise raised  # the spool, not the job
         if raised is not None:
             error = to_error(raised)
             kind = "device" if isinstance(raised, DeviceError) else "load"

@@ -66,6 +66,9 @@ class Executor:
         start, clock, log_from = time.time(), time.perf_counter(), _log_size()
         results, raised = self._call(tasks)
         seconds = (time.perf_counter() - clock) / len(lines)
+        if self._outputs.trouble is not None:
+            self._outputs.discard(task.index for task in tasks)
+            raise self._outputs.trouble
         for error in results if raised is None else (raised,):
             if isinstance(error, BaseException):
                 self._refuse_trouble(error, tasks)

@@ -38,6 +38,8 @@ class Outputs:
         self.root = root
         self.attempt = attempt
         self._asked: dict[int, dict[str, _Asked]] = {}
+        self._named: set[Path] = set()
+        self.trouble: OSError | None = None  # that `path` met, whatever the job made of it
 
     def path(self, task: Task, suffix: str) -> Path:
         """The hidden path for one output; the same for the same question."""
@@ -48,7 +50,11 @@ class Outputs:
             final = self.root / f"{task.key}{suffix}"
             if len(os.fsencode(final.name)) > NAME_BYTES:
                 raise ValueError(f"the output {final.name!r} would have a name of more than {NAME_BYTES} bytes")
-            self._make_folder(final.parent)
+            try:
+                self._make_folder(final.parent)
+            except OSError as error:
+                self.trouble = error
+                raise
             hidden = final.parent / hidden_output(self.attempt, task.index, suffix)
             asked[suffix] = _Asked(hidden, final)
         return asked[suffix].hidden
@@ -65,6 +71,13 @@ class Outputs:
     def folders(self, tasks: Iterable[int]) -> list[Path]:
         """The folders that these tasks asked for paths in."""
         return [asked.final.parent for index in tasks for asked in self._asked.get(index, {}).values()]
+
+    def _sync_above(self, folder: Path) -> None:
+        """The names of folders below OUT, once each: who made one may have died before it was synced."""
+        while folder != self.root and folder not in self._named:
+            self._named.add(folder)
+            folder = folder.parent
+            fsync_dir(folder)
 
     def discard(self, tasks: Iterable[int]) -> None:
         """Forget and delete what these tasks wrote."""
@@ -92,6 +105,7 @@ class Outputs:
             folders.update(one.final.parent for one in asked.values())
         for folder in folders:
             fsync_dir(folder)
+            self._sync_above(folder)
         return published
 
     def _publish(self, asked: _Asked) -> tuple[str, int]:

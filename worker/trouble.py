@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spool.publish import probe_folder
 from worker.devices import is_device_broken
+from worker.results import to_error
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no input is to blame for these
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -29,9 +30,9 @@ def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:
     `folders` are those that the tasks in hand were to write to.
     """
     if is_device_broken(raised):
-        raise Unusable(f"the device is unusable after this: {raised!r:.300}")
+        raise Unusable(f"{to_error(raised).traceback}gpuspool: its device is unusable after this")
     if isinstance(raised, OSError) and raised.errno in NO_DESCRIPTORS:
-        raise Unusable(f"this process is out of file descriptors: {raised}")
+        raise Unusable(f"{to_error(raised).traceback}gpuspool: it has no file descriptors left")
     places = set(folders)
     if isinstance(raised, OSError) and raised.errno in FULL:
         where = raised.filename or str(next(iter(places), "somewhere in the job"))
