@@ -1,0 +1,79 @@
+"""`python -m torture`: every row of the suite, one line each as it ends, then the table that the docs carry.
+
+Exit code 1 if anything was lost, doubled, wrong or claimed falsely, or a row says that it failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from torture.rows import Row, machine, table
+
+NAMES = ("kill_storm", "kill_calls", "crash_states", "error_sweep", "damage", "full_disk", "zombies", "soak")
+SHOWN = 20  # failures of one row that are printed; --json has all
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m torture", description="Prove that gpuspool survives anything.")
+    parser.add_argument("--row", action="append", choices=NAMES, help="only this row; may be given several times")
+    parser.add_argument("--amount", choices=("small", "full"), default="full", help="seconds, or half an hour")
+    parser.add_argument("--home", type=Path, help="where spools are made; default a temporary folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all that was found, as JSON")
+    return parser.parse_args()
+
+
+def play(name: str, amount: str, home: Path) -> Row:
+    """One row, in a folder of its own that goes when the row was clean."""
+    folder = home / name
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    row: Row = importlib.import_module(f"torture.{name}").row(amount, folder)
+    row.seconds = time.monotonic() - began
+    if row.is_clean:
+        shutil.rmtree(folder, ignore_errors=True)
+    return row
+
+
+def show(row: Row) -> None:
+    """One line; what is wrong, and figures worth a word, below it."""
+    print(row.line(), flush=True)
+    for text in [*row.notes, *row.failures[:SHOWN]]:
+        print(f"    {text}", flush=True)
+    if len(row.failures) > SHOWN:
+        print(f"    … and {len(row.failures) - SHOWN} more", flush=True)
+
+
+def main() -> int:
+    asked = arguments()
+    home = (asked.home or Path(tempfile.mkdtemp(prefix="torture-"))).absolute()
+    where = f"{datetime.date.today().isoformat()}, {machine(home)}"
+    print(where, flush=True)
+    rows = []
+    for name in asked.row or NAMES:
+        if importlib.util.find_spec(f"torture.{name}") is None:
+            print(f"{name}: not in this version", flush=True)
+            continue
+        rows.append(play(name, asked.amount, home))
+        show(rows[-1])
+    print(f"\n{table(rows)}\n\n{where}, amount {asked.amount}, {sum(row.seconds for row in rows):.0f} s in all")
+    if asked.json is not None:
+        record = {"where": where, "amount": asked.amount, "rows": [dataclasses.asdict(row) for row in rows]}
+        asked.json.write_text(json.dumps(record, indent=2) + "\n")
+    is_clean = all(row.is_clean for row in rows)
+    if asked.home is None and is_clean:
+        shutil.rmtree(home, ignore_errors=True)
+    return 0 if is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,389 @@
+"""The command line in forked children of a warm process: a whole `gpuspool run` without the cost of an interpreter.
+
+A `Server` is one process that has imported everything. For each command it forks a child, which sets up what a fresh
+process would have (session, folder, environment, descriptors, signals) and calls `orchestrator.cli.main`; there
+`subprocess.Popen` of `python -P -m worker` is replaced by a fork that calls `worker.__main__.main`. Nothing else is
+replaced: processes, pids, signals, locks and files are real, and each can be killed like any other.
+
+The server is a subreaper, so whatever a command left behind, whoever its parent was, is found below the server and
+reaped there: `left` lists it, `kill_left` ends it, and all of it dies with the server, which dies with its user.
+One server runs one case at a time; for two at a time make two.
+
+`run` is the short form, with one server for the whole process. A server may be started with an LD_PRELOAD library, the
+one of `faults.py`: a `plan` then tells its `faults_arm` what to do, by the role of each process: "parent", "r1.a0".
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import importlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+PATIENCE_S = 30.0  # how long one command may take before it counts as hung
+GONE_S = 10.0  # how long a killed process may take to be gone; only then is something wrong with the machine
+FOREIGN = ("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "OMP_", "PYTEST_", "PYTHON", "LD_PRELOAD")
+PR_SET_CHILD_SUBREAPER = 36
+
+Plan = Mapping[str, str]  # role -> what `faults_arm` of the preloaded library is told there
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended. code: -N for signal N; left: the pids that were alive when it had; hung: patience over."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    hung: bool = False
+    left: list[int] = field(default_factory=list)
+
+
+class Server:
+    """One warm process below which commands run, one case at a time."""
+
+    def __init__(self, preload: Path | None = None) -> None:
+        ours, theirs = socket.socketpair()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        environment |= {"NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
+        if preload is not None:
+            environment["LD_PRELOAD"] = str(preload)
+        self._folder = tempfile.TemporaryDirectory(prefix="forked-")
+        self._numbers = itertools.count()
+        self._started: dict[int, tuple[Path, float]] = {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        theirs.close()
+        self._file = ours.makefile("rw")
+        ours.close()
+
+    def start(
+        self, *args: str | Path, cwd: Path, env: Mapping[str, str | None] | None = None, plan: Plan | None = None
+    ) -> int:
+        """Start a command in the background; returns its pid, which `wait` takes. A variable that is None is unset."""
+        stem = Path(self._folder.name, str(next(self._numbers)))
+        began = time.monotonic()
+        request = {"args": [*map(str, args)], "cwd": str(cwd), "env": dict(env or {}), "plan": dict(plan or {})}
+        pid = int(self._ask("start", **request, stem=str(stem)))
+        self._started[pid] = stem, began
+        return pid
+
+    def wait(self, pid: int, patience_s: float = PATIENCE_S) -> Ended:
+        """The end of a started command; where its patience is over, all that lives below this server is killed."""
+        answer = self._ask("wait", pid=pid, patience_s=patience_s)
+        stem, began = self._started.pop(pid)
+        said = {}
+        for name in ("out", "err"):
+            path = stem.with_suffix(f".{name}")
+            said[name] = path.read_text(errors="replace")
+            path.unlink()
+        return Ended(**said, seconds=time.monotonic() - began, **answer)
+
+    def run(
+        self,
+        *args: str | Path,
+        cwd: Path,
+        env: Mapping[str, str | None] | None = None,
+        patience_s: float = PATIENCE_S,
+        plan: Plan | None = None,
+        keep: bool = False,
+    ) -> Ended:
+        """Run a command to its end. What outlives it is killed then, unless `keep`: for a resume that adopts it."""
+        ended = self.wait(self.start(*args, cwd=cwd, env=env, plan=plan), patience_s)
+        if not keep:
+            self.kill_left()
+        return ended
+
+    def left(self) -> list[int]:
+        """The pids of all that lives below this server."""
+        return list(self._ask("left"))
+
+    def kill_left(self) -> None:
+        """kill -9 of everything below this server; returns once all is gone."""
+        self._ask("kill_left")
+
+    def close(self) -> None:
+        """End the server, and everything below it."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, what: str, **fields: Any) -> Any:
+        self._file.write(json.dumps({"what": what, **fields}) + "\n")
+        self._file.flush()
+        line = self._file.readline()
+        assert line, "the fork server died; its traceback is on stderr"
+        return json.loads(line)
+
+
+_server: Server | None = None
+
+
+def run(
+    *args: str | Path,
+    cwd: Path,
+    env: Mapping[str, str | None] | None = None,
+    patience_s: float = PATIENCE_S,
+    plan: Plan | None = None,
+) -> Ended:
+    """Run a command with this process's own server, and kill what it leaves."""
+    global _server
+    if _server is None:
+        _server = Server()
+        atexit.register(_server.close)
+    return _server.run(*args, cwd=cwd, env=env, patience_s=patience_s, plan=plan)
+
+
+# From here on: what happens in the server and below it.
+
+
+def _serve(channel: socket.socket) -> None:
+    """Answer requests until the user is gone."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # so that sigtimedwait may wait for it
+    _warm_up()
+    codes: dict[int, int | None] = {}  # of the commands that were started and not waited for: their exit codes
+    file = channel.makefile("rw")
+    for line in file:
+        request = json.loads(line)
+        what = request.pop("what")
+        if what == "start":
+            answer: Any = _start(**request)
+            codes[answer] = None
+        elif what == "wait":
+            answer = _wait(codes, **request)
+        elif what == "left":
+            _reap(codes)
+            answer = _living()
+        else:
+            answer = _kill_left(codes)
+        file.write(json.dumps(answer) + "\n")
+        file.flush()
+    _kill_left(codes)
+
+
+def _warm_up() -> None:
+    """Import what a parent and a worker import, the late imports too."""
+    for name in ("orchestrator.cli", "orchestrator.api", "worker.__main__", "watchdog.events", "watchdog.observers"):
+        importlib.import_module(name)
+
+
+def _start(args: list[str], cwd: str, env: dict[str, str | None], plan: Plan, stem: str) -> int:
+    """Fork the parent of a run."""
+
+    def command() -> None:
+        from orchestrator import cli
+
+        _fork_workers(plan)
+        cli.main(args)
+
+    environment = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
+    environment.pop("LD_PRELOAD", None)
+    outputs = [os.open(f"{stem}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("out", "err")]
+    pid = _fork(command, "parent", plan, ["gpuspool", *args], cwd, environment, outputs)
+    for fd in outputs:
+        os.close(fd)
+    return pid
+
+
+def _fork(
+    function: Callable[[], Any],
+    role: str,
+    plan: Plan,
+    argv: list[str],
+    cwd: str,
+    environment: Mapping[str, str],
+    outputs: list[int],
+) -> int:
+    """Run a function in a child that looks like a fresh process; returns its pid."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _become_fresh(argv, cwd, environment, outputs)
+        if plan:
+            ctypes.CDLL(None).faults_arm(plan.get(role, "").encode())
+        _finish(function)
+    finally:
+        os._exit(70)
+
+
+def _become_fresh(argv: list[str], cwd: str, environment: Mapping[str, str], outputs: list[int]) -> None:
+    """Session, descriptors, signals, folder, environment, streams: as exec(2) and the interpreter would leave them."""
+    os.setsid()
+    for fd in (0, 1, 2):
+        os.dup2(outputs[fd - 1] if fd else os.open(os.devnull, os.O_RDONLY), fd)
+    os.closerange(3, 4096)
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = argv
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    atexit._clear()
+
+
+def _finish(function: Callable[[], Any]) -> NoReturn:
+    """Call it, and end as an interpreter ends."""
+    code: object = 1
+    try:
+        code = function()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001 - what an interpreter would print
+        traceback.print_exc()
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    atexit._run_exitfuncs()
+    os._exit(int(code or 0) & 0xFF)
+
+
+class Forked:
+    """A worker that was forked: what `orchestrator.launch` uses of a Popen."""
+
+    def __init__(self, plan: Plan, argv: list[str], cwd: str, env: Mapping[str, str], stdout: Any) -> None:
+        from worker.__main__ import main
+
+        self.args, self.returncode = argv, None
+        role = f"r{argv[argv.index('--rank') + 1]}.a{argv[argv.index('--attempt') + 1]}"
+        log = stdout if isinstance(stdout, int) else stdout.fileno()
+        self.pid = _fork(main, role, plan, argv[3:], cwd, env, [log, log])
+
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        return self._wait(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self._wait(0 if deadline is None else os.WNOHANG)) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            time.sleep(0.002)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, options)
+            except ChildProcessError:
+                pid, status = self.pid, 0
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+def _fork_workers(plan: Plan) -> None:
+    """In the parent of a run: from now on workers are forked, not executed. Everything else is started as always."""
+    real = subprocess.Popen
+
+    def popen(argv: Any, **settings: Any) -> Any:
+        if not isinstance(argv, list) or argv[1:4] != ["-P", "-m", "worker"]:
+            return real(argv, **settings)
+        known = {"stdin", "stdout", "stderr", "cwd", "env", "start_new_session"}
+        assert settings.keys() <= known, f"torture/forked.py cannot start workers with {settings.keys() - known}"
+        return Forked(plan, argv, settings["cwd"], settings["env"], settings["stdout"])
+
+    subprocess.Popen = popen  # type: ignore[misc,assignment]
+
+
+def _wait(codes: dict[int, int | None], pid: int, patience_s: float) -> dict[str, Any]:
+    began = time.monotonic()
+    hung = False
+    _reap(codes)
+    while codes[pid] is None:
+        if not hung and time.monotonic() - began > patience_s:
+            hung = True
+            _kill_left(codes)
+        signal.sigtimedwait([signal.SIGCHLD], 0.05)
+        _reap(codes)
+    return {"code": codes.pop(pid), "hung": hung, "left": _living()}
+
+
+def _reap(codes: dict[int, int | None]) -> None:
+    """Collect every child that ended, and keep what is asked for. Pids come again, so no other may be kept."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            if pid in codes and codes[pid] is None:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+
+
+def _living() -> list[int]:
+    """The pids below this process, whatever their depth; zombies do not count."""
+    children: dict[int, list[tuple[int, bytes]]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                state, parent = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[:2]
+                children.setdefault(int(parent), []).append((int(name), state))
+    found: list[int] = []
+    below = [os.getpid()]
+    while below:
+        for pid, state in children.get(below.pop(), ()):
+            below.append(pid)
+            if state not in b"ZX":
+                found.append(pid)
+    return sorted(found)
+
+
+def _kill_left(codes: dict[int, int | None]) -> None:
+    """SIGKILL, parents and children alike, until nobody is left; a fork bomb of jobs would need more than this."""
+    deadline = time.monotonic() + GONE_S
+    while pids := _living():
+        assert time.monotonic() < deadline, f"these processes cannot be killed: {pids}"
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        signal.sigtimedwait([signal.SIGCHLD], 0.01)
+        _reap(codes)
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,117 @@
+"""gpuspool with a bug: `python planted.py BUG ARG…` is `gpuspool ARG…` in which one thing is wrong.
+
+The bugs are those that crash states must reveal; a harness that does not see them proves nothing. They are planted
+here, in the processes of the parent and of its workers, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+WORKER = "worker"
+
+
+def _sync_only(wanted: bool) -> None:
+    """fsync only folders (True), or only files (False)."""
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode) is wanted:
+            sync(fd)
+
+    os.fsync = fsync  # type: ignore[assignment]
+
+
+def no_fsync() -> None:
+    """Data is never made durable, names are."""
+    _sync_only(True)
+    os.fdatasync = lambda fd: None  # type: ignore[assignment]
+
+
+def no_folder_fsync() -> None:
+    """Names are never made durable, data is."""
+    _sync_only(False)
+
+
+def journal_first() -> None:
+    """A task's line is written, and then its outputs are published."""
+    from spool.journal import JournalWriter
+    from worker.outputs import Outputs
+
+    publish, append = Outputs.publish, JournalWriter.append
+    waiting: dict[int, Outputs] = {}
+
+    def publish_later(self: Outputs, tasks: Any) -> Any:
+        found = {}
+        for index in tasks:
+            asked = self._asked.get(index, {}).values()
+            found[index] = [(one.final.name, one.hidden.stat().st_size) for one in asked]
+            waiting[index] = self
+        return found
+
+    def append_first(self: JournalWriter, line: Any) -> None:
+        append(self, line)
+        outputs = waiting.pop(line.task, None)
+        if outputs is not None:
+            publish(outputs, [line.task])
+
+    Outputs.publish = publish_later  # type: ignore[method-assign]
+    JournalWriter.append = append_first  # type: ignore[method-assign]
+
+
+def torn_tail() -> None:
+    """Whoever reads a journal takes all of it for whole lines."""
+    from spool.journal import JournalReader
+    from spool.publish import read_bytes
+    from spool.records import JournalHead, decode
+
+    def read(self: JournalReader) -> Iterator[tuple[int, bytes]]:
+        data = read_bytes(self.path, self.offset) or b""  # type: ignore[arg-type]
+        for line in data.split(b"\n"):
+            at, self.offset = self.offset, min(self.offset + len(line) + 1, self.offset + len(data))
+            if line and json.loads(line) and at == 0:
+                self.head = decode(line, JournalHead)
+            elif line:
+                yield at, line
+
+    JournalReader.read = read  # type: ignore[method-assign]
+
+
+BUGS = {bug.__name__: bug for bug in (no_fsync, no_folder_fsync, journal_first, torn_tail)}
+
+
+def _plant_in_workers(bug: str) -> None:
+    """Workers that this process starts have the bug too."""
+    start = subprocess.Popen
+
+    def popen(argv: Any, **settings: Any) -> Any:
+        if isinstance(argv, list) and argv[1:4] == ["-P", "-m", WORKER]:
+            argv = [argv[0], __file__, bug, WORKER, *argv[4:]]
+        return start(argv, **settings)
+
+    subprocess.Popen = popen  # type: ignore[misc,assignment]
+
+
+def main() -> Any:
+    bug = sys.argv.pop(1)
+    sys.path.pop(0)  # this folder: its modules are the tests', not a job's
+    BUGS[bug]()
+    if sys.argv[1] == WORKER:
+        from worker.__main__ import main as work
+
+        del sys.argv[1]
+        return work()
+    from orchestrator.cli import main as orchestrate
+
+    _plant_in_workers(bug)
+    return orchestrate(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
