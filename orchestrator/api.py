@@ -118,9 +118,13 @@ def run(
             c.clear_out(Path(request.out))
         for path in c.half_made(layout):
             print(f"gpuspool: warning: {path} was left half made; it is not used, delete it", file=sys.stderr)
-        c.create(layout, request, len(slots))
-    _check_same(layout, request, keep_done)
-    return _orchestrate(layout, record, source, given, quiet)
+        is_new = c.create(layout, request, len(slots))
+    view = open_view(layout.root)
+    refuse_unsafe(layout)
+    if not is_new:
+        _check_same(view, request, keep_done)
+    del collected, request  # a million tasks need not wait for the end of their run
+    return _orchestrate(view, record, source, given, quiet)
 
 
 def resume(
@@ -138,7 +142,7 @@ def resume(
         job = msgspec.structs.replace(old, sha256=hashlib.sha256(source).hexdigest(), copy=Path(old.file).name)
         _refuse_change(c.job_difference(view, job, source), keep_done, view.layout)
     given = {name: value for name, value in options.items() if value is not None}
-    return _orchestrate(view.layout, job, source, given, quiet, retry)
+    return _orchestrate(view, job, source, given, quiet, retry)
 
 
 def status(spool: str | os.PathLike[str]) -> dict[str, Any]:
@@ -166,14 +170,13 @@ def _slots(options: Options) -> list[str]:
 
 def _describe(layout: Layout, request: c.Request, slots: list[str]) -> Report:
     """--dry-run: what would be done; nothing is written."""
-    tasks = request.inputs.tasks
+    costs = request.inputs.costs
     verb = "go on with" if _is_made(layout) else "make"
-    text = f"would {verb} {layout.root} for {len(tasks)} tasks on {len(slots)} ranks"
-    for rank, planned in enumerate(c.plan(tasks, len(slots))):
-        text += (
-            f"\nrank {rank} on {slots[rank] or 'cpu'}: {len(planned)} tasks of cost {sum(t.cost for t in planned):g}"
-        )
-    return Report(layout.root, 0, {"total": len(tasks), "complete": 0, "failed": 0}, text)
+    text = f"would {verb} {layout.root} for {len(costs)} tasks on {len(slots)} ranks"
+    for rank, planned in enumerate(c.plan(costs, len(slots))):
+        cost = sum(costs[index] for index in planned)
+        text += f"\nrank {rank} on {slots[rank] or 'cpu'}: {len(planned)} tasks of cost {cost:g}"
+    return Report(layout.root, 0, {"total": len(costs), "complete": 0, "failed": 0}, text)
 
 
 def _set_aside(layout: Layout) -> None:
@@ -194,10 +197,8 @@ def _set_aside(layout: Layout) -> None:
         c.set_aside(layout)
 
 
-def _check_same(layout: Layout, request: c.Request, keep_done: bool) -> None:
-    view = open_view(layout.root)
-    refuse_unsafe(layout)
-    other = c.other_differences(view, request)
+def _check_same(view: View, request: c.Request, keep_done: bool) -> None:
+    layout, other = view.layout, c.other_differences(view, request)
     if other:
         raise UsageError(
             f"{layout.root} holds another run:\n  " + "\n  ".join(other) + "\n"
@@ -232,13 +233,15 @@ def _accept(view: View, job: Job, source: bytes | None) -> Job:
 
 
 def _orchestrate(
-    layout: Layout, job: Job, source: bytes | None, given: Mapping[str, Any], quiet: bool, retry: bool = False
+    view: View, job: Job, source: bytes | None, given: Mapping[str, Any], quiet: bool, retry: bool = False
 ) -> Report:
-    received: list[int] = []
+    layout, received = view.layout, list[int]()
     with hold(layout) as warning, signals_to(received):
-        repair(layout, load_run(layout))
-        view = open_view(layout.root)
-        job = _accept(view, job, source)
+        run = load_run(layout)
+        if run.id != view.run.id:
+            raise OrchestratorLive(f"{layout.root} was replaced by another run just now. Look, and start again.")
+        repair(layout, run)
+        job = _accept(view.refresh(), job, source)
         options = _options(msgspec.structs.replace(view.run.options, time_limit_s=None), given)  # of one epoch
         c.mark_out(view.run)
         progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)

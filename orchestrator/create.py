@@ -7,7 +7,9 @@ difference shown.
 
 from __future__ import annotations
 
+import array
 import difflib
+import functools
 import hashlib
 import heapq
 import os
@@ -15,7 +17,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ from orchestrator.inputs import Inputs
 from spool.errors import UsageError
 from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, parse_hidden, rank_name
 from spool.publish import FOLDER_MODE, SyncError, fsync_dir, make_folder, publish, read_bytes, rename
-from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty, seal
+from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty
 from spool.view import View
 
+JOINED = 4096  # lines that are hashed at once
 DIFF_LINES = 40  # of a changed job's source that an error shows
 
 
@@ -45,11 +48,11 @@ class Request:
     out: str | None
     argv: list[str]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> Fingerprint:
-        tasks = hashlib.sha256()
-        for task in self.inputs.tasks:
-            tasks.update(seal(task))
+        tasks, lines = hashlib.sha256(), self.inputs.lines
+        for start in range(0, len(lines), JOINED):
+            tasks.update(b"".join(lines[start : start + JOINED]))
         args = msgspec.json.encode(self.args, order="sorted")
         return Fingerprint(
             job_sha256=self.job.sha256,
@@ -60,18 +63,17 @@ class Request:
         )
 
 
-def plan(tasks: list[TaskLine], ranks: int) -> list[list[TaskLine]]:
+def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
     """Longest first over the ranks: each task, by falling cost, to the rank with the least so far."""
-    ordered = sorted(tasks, key=lambda task: -task.cost)
-    if not ordered or ordered[0].cost == ordered[-1].cost:
-        return [ordered[rank::ranks] for rank in range(ranks)]
-    planned: list[list[TaskLine]] = [[] for _ in range(ranks)]
+    if not costs or min(costs) == max(costs):
+        return [range(rank, len(costs), ranks) for rank in range(ranks)]
+    planned = [array.array("q") for _ in range(ranks)]
     loads = [(0.0, rank) for rank in range(ranks)]
-    for task in ordered:
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
         load, rank = loads[0]
-        planned[rank].append(task)
-        heapq.heapreplace(loads, (load + task.cost, rank))
-    return planned
+        planned[rank].append(index)
+        heapq.heapreplace(loads, (load + costs[index], rank))
+    return list(planned)
 
 
 def create(layout: Layout, request: Request, ranks: int) -> bool:
@@ -80,8 +82,8 @@ def create(layout: Layout, request: Request, ranks: int) -> bool:
         id=secrets.token_hex(8),
         job=request.job,
         args=request.args,
-        tasks=len(request.inputs.tasks),
-        cost=sum(task.cost for task in request.inputs.tasks),
+        tasks=len(request.inputs),
+        cost=sum(request.inputs.costs),
         fingerprint=request.fingerprint,
         options=request.options,
         submit_dir=os.getcwd(),
@@ -120,9 +122,9 @@ def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
     if run.out is None:
         layout.outputs.mkdir()
         publish(layout.outputs / OUT_MARK, f"{run.id}\n".encode())
-    for rank, tasks in enumerate(plan(request.inputs.tasks, ranks)):
+    for rank, planned in enumerate(plan(request.inputs.costs, ranks)):
         layout.claims(rank_name(rank)).mkdir()
-        publish(layout.manifest(rank_name(rank)), b"".join(map(seal, tasks)))
+        publish(layout.manifest(rank_name(rank)), b"".join(map(request.inputs.lines.__getitem__, planned)))
     publish(layout.format, FORMAT_TEXT.encode())
     publish(layout.run_copy, pretty(run))
     publish(layout.run, pretty(run))
@@ -209,11 +211,11 @@ def other_differences(view: View, request: Request) -> list[str]:
     if was.out != now.out:
         found.append(f"--out: {was.out or 'SPOOL/outputs'} before, {now.out or 'SPOOL/outputs'} now")
     if was.tasks_sha256 != now.tasks_sha256:
-        found += _task_differences(view, request.inputs.tasks)
+        found += _task_differences(view, request.inputs)
     return found
 
 
-def _task_differences(view: View, now: list[TaskLine]) -> list[str]:
+def _task_differences(view: View, now: Inputs) -> list[str]:
     """The counts, and the first task that differs."""
     was = {task.task: task for task in _planned(view)}
     found = [f"tasks: {view.run.tasks} before, {len(now)} now"] if view.run.tasks != len(now) else []

@@ -161,11 +161,8 @@ class ResultsQueue:
         path = layout.report(attempt)
         if path not in self._readers:
             self._readers[path] = JournalReader(layout, attempt, _warn, path)
-        reader = self._readers[path]
-        for at, line in reader.read():
-            record = reader.parse(at, line, Report)
-            if record is not None:
-                self._found.append(decode_value(msgspec.json.decode(record.report)))
+        for _, record in self._readers[path].read(Report):
+            self._found.append(decode_value(msgspec.json.decode(record.report)))
 
 
 def _warn(damage: Damage) -> None:
@@ -317,6 +314,5 @@ def _why(view: View, attempt: str) -> str:
     closing = view.closed.get(attempt)
     errors = [] if closing is None else [closing.error, *(lost.error for lost in closing.lost)]
     reader = JournalReader(view.layout, attempt, view.report)
-    lines = (reader.parse(at, line, JournalLine) for at, line in reader.read())
-    errors += [line.error for line in lines if line is not None]
+    errors += [line.error for _, line in reader.read(JournalLine)]
     return next((error.traceback or error.message for error in errors if error is not None), "")

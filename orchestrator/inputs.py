@@ -5,11 +5,11 @@ Every refusal is a UsageError that names the file and line, before anything is w
 
 from __future__ import annotations
 
+import array
 import glob
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,29 @@ import msgspec
 
 from spool.errors import UsageError
 from spool.layout import OUT_MARK
-from spool.records import TaskLine
+from spool.records import TaskLine, seal, unseal
 
 
-@dataclass(frozen=True)
 class Inputs:
-    """The tasks in input order, and the newest mtime among file inputs."""
+    """The tasks in input order, as the sealed lines that stand for them everywhere, and what they cost.
 
-    tasks: list[TaskLine]
-    newest_mtime: float = 0.0
+    `newest_mtime`: among file inputs.
+    """
+
+    def __init__(self, tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> None:
+        self.costs = array.array("d")
+        self.lines = [self._seal(task) for task in tasks]
+        self.newest_mtime = newest_mtime
+
+    def _seal(self, task: TaskLine) -> bytes:
+        self.costs.append(task.cost)
+        return seal(task)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __iter__(self) -> Iterator[TaskLine]:
+        return (unseal(line[:-1], TaskLine) for line in self.lines)
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,16 +67,14 @@ def collect(
     return _from_files(_expand(paths) if files_from is None else [p for p in _read_lines(files_from) if p])
 
 
-def from_values(values: Iterable[Any]) -> list[TaskLine]:
+def from_values(values: Iterable[Any]) -> Iterator[TaskLine]:
     """One task of cost 1 for each JSON value. Raises UsageError for what JSON cannot hold."""
-    tasks = []
     for index, value in enumerate(values):
         try:
             payload = msgspec.Raw(msgspec.json.encode(value))
         except (TypeError, ValueError) as error:
             raise UsageError(f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values.") from None
-        tasks.append(TaskLine(task=index, key=f"t{index}", payload=payload, cost=1.0))
-    return tasks
+        yield TaskLine(task=index, key=f"t{index}", payload=payload, cost=1.0)
 
 
 def _read_lines(source: str) -> list[str]:
@@ -130,10 +142,9 @@ def _from_files(paths: list[str]) -> Inputs:
     return Inputs(_checked(tasks), newest)
 
 
-def _checked(tasks: Iterable[TaskLine]) -> list[TaskLine]:
-    """The tasks, once every key is safe as a path below OUT and unique."""
+def _checked(tasks: Iterable[TaskLine]) -> Iterator[TaskLine]:
+    """The tasks, each once its key is known to be safe as a path below OUT, and unique."""
     seen: dict[str, int] = {}
-    checked = []
     for task in tasks:
         reason = _refusal(task.key)
         if reason:
@@ -141,8 +152,7 @@ def _checked(tasks: Iterable[TaskLine]) -> list[TaskLine]:
         if task.key in seen:
             raise UsageError(f"tasks {seen[task.key]} and {task.task} have the same key {task.key!r}. Nothing was run.")
         seen[task.key] = task.task
-        checked.append(task)
-    return checked
+        yield task
 
 
 def _refusal(key: str) -> str | None:

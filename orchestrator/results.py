@@ -115,11 +115,7 @@ class Results:
 
 def journal_records(view: View, attempt: str, kind: type[R]) -> Iterator[tuple[int, R]]:
     """(offset, record) of each readable line of an attempt's journal."""
-    journal = JournalReader(view.layout, attempt, view.report)
-    for offset, line in journal.read():
-        record = journal.parse(offset, line, kind)
-        if record is not None:
-            yield offset, record
+    return JournalReader(view.layout, attempt, view.report).read(kind)
 
 
 def task_log(view: View, key: str) -> str:

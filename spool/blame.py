@@ -118,7 +118,7 @@ def _count(task: TaskLine, witness: Witness, scene: Scene) -> TaskLine:
         task,
         crashes=task.crashes + (not witness.is_kill),
         kills=task.kills + witness.is_kill,
-        crashed_in=[*task.crashed_in, scene.attempt],
+        crashed_in=(*task.crashed_in, scene.attempt),
     )
 
 
@@ -137,13 +137,13 @@ def _lost(task: TaskLine, witness: Witness, scene: Scene) -> Lost:
     return _lose(task, error, scene, task.crashed_in)
 
 
-def _lose(task: TaskLine, error: Error, scene: Scene, attempts: list[str]) -> Lost:
+def _lose(task: TaskLine, error: Error, scene: Scene, attempts: tuple[str, ...]) -> Lost:
     error = msgspec.structs.replace(
         error,
         rank=rank_of(scene.attempt),
         device=scene.device,
         host=scene.host,
-        attempts=attempts,
+        attempts=list(attempts),
         log_tail=scene.log_tail,
     )
     return Lost(task=task.task, round=task.round, key=task.key, error=error)
@@ -175,7 +175,7 @@ def time_out(
     kind, what = describe_limit(options, 1 if started is None else len(started.tasks))
     message = f"{what}; {place_of(scene)}"
     error = Error(kind="timeout", type=kind, message=message, where=where_of(stacks), traceback=stacks)
-    return kept, [_lose(certain, error, scene, [*certain.crashed_in, scene.attempt])], suspects + 1
+    return kept, [_lose(certain, error, scene, (*certain.crashed_in, scene.attempt))], suspects + 1
 
 
 def scene_of(view: View, attempt: str) -> Scene:

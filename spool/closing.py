@@ -8,6 +8,7 @@ there. The status record and the failed-tasks view are copies that anybody may m
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from spool.blame import Witness, blame, place_of, scene_of, time_out
 from spool.journal import link_empty_journal
@@ -119,31 +120,29 @@ def lost_tasks(view: View, idle: str = "") -> list[TaskLine]:
     best: dict[int, TaskLine] = {}
     held: set[int] = set()
     for name, manifest in view.manifests.items():
-        holders = _holders(view, name, idle)
-        for place in range(len(manifest)):
-            task = manifest.task(place)
-            if task is None or task.task not in missing:
-                continue
-            if holders[place] and task.round >= view.ledger.round_of(task.task):
-                held.add(task.task)
-            known = best.get(task.task)
-            if known is None or _weight(task) > _weight(known):
-                best[task.task] = task
+        for start, stop, is_held in _parts(view, name, idle):
+            for task in manifest.tasks(start, stop):
+                if task.task not in missing:
+                    continue
+                if is_held and task.round >= view.ledger.round_of(task.task):
+                    held.add(task.task)
+                known = best.get(task.task)
+                if known is None or _weight(task) > _weight(known):
+                    best[task.task] = task
     view.ledger.unreadable = missing.keys() - best.keys()
     return [best[task] for task in missing if task in best and task not in held]
 
 
-def _holders(view: View, manifest: str, idle: str) -> bytearray:
-    """For each place of a manifest, whether it is unclaimed or claimed by an attempt that may still run it.
+def _parts(view: View, manifest: str, idle: str) -> Iterator[tuple[int, int, bool]]:
+    """(start, stop, whether it is unclaimed or claimed by an attempt that may still run it) of a manifest's parts.
 
     Who claims has a journal, and journals are read after claims: a name without one is nobody, a damaged claim's say.
     """
     chain = view.chains[manifest]
-    holders = bytearray(b"\1") * chain.end
     for claim in chain.claims:
-        if claim.attempt in view.closed or claim.attempt == idle or claim.attempt not in view.journals:
-            holders[claim.start : claim.stop] = bytes(claim.stop - claim.start)
-    return holders
+        is_held = claim.attempt not in view.closed and claim.attempt != idle and claim.attempt in view.journals
+        yield claim.start, claim.stop, is_held
+    yield chain.next, chain.end, True
 
 
 def _weight(task: TaskLine) -> tuple[int, int, int, bool]:

@@ -17,7 +17,9 @@ from msgspec.structs import asdict
 from spool.layout import Layout
 from spool.manifest import Damage, Report
 from spool.publish import SyncError, create_journal, read_bytes, write_all
-from spool.records import Damaged, Identity, JournalHead, R, Record, check_seal, decode, seal
+from spool.records import Identity, JournalHead, R, Record, seal, unseal_lines
+
+CHUNK_BYTES = 1024 * 1024  # that a reader takes at once, whatever a journal has grown to
 
 
 class JournalWriter:
@@ -74,7 +76,7 @@ def link_empty_journal(layout: Layout, attempt: str) -> bool:
 
 
 class JournalReader:
-    """Follows one journal, or another file of the same make: each `read` yields the lines that are new and whole."""
+    """Follows one journal, or another file of the same make: each reading yields the lines that are new and whole."""
 
     def __init__(self, layout: Layout, attempt: str, report: Report, path: Path | None = None) -> None:
         self.attempt = attempt
@@ -83,30 +85,30 @@ class JournalReader:
         self.offset = 0
         self._report = report
 
-    def read(self) -> Iterator[tuple[int, bytes]]:
-        """(offset, checked line without its newline) of every new line after the first."""
-        data = read_bytes(Path(self.path), self.offset) or b""
-        whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.split(b"\n")[:-1]:
-            at = self.offset
-            self.offset += len(line) + 1
-            try:
-                check_seal(line)
-                if at == 0:
-                    self.head = decode(line, JournalHead)
-                    continue
-            except Damaged as error:
-                self._report(Damage(self.path, at, str(error)))
-                continue
-            yield at, line
+    def read(self, kind: type[R]) -> Iterator[tuple[int, R]]:
+        """(offset, record) of every new line after the first. To be read to its end; damage is reported on the way."""
+        for data in self._new():
+            at, self.offset = self.offset, self.offset + len(data)
+            if at == 0:
+                head, _, data = data.partition(b"\n")
+                at = len(head) + 1
+                self.head = next((who for _, who in unseal_lines((head,), 0, JournalHead, self._refuse)), None)
+            yield from unseal_lines(data.split(b"\n")[:-1], at, kind, self._refuse)
 
-    def parse(self, at: int, line: bytes, kind: type[R]) -> R | None:
-        """The record of a checked line, or None (reported) where it holds something else."""
-        try:
-            return decode(line, kind)
-        except Damaged as error:
-            self._report(Damage(self.path, at, str(error)))
-            return None
+    def _new(self) -> Iterator[bytes]:
+        """The whole lines behind `offset`, some at a time."""
+        size = CHUNK_BYTES
+        while True:
+            data = read_bytes(Path(self.path), self.offset, size) or b""
+            end = data.rfind(b"\n") + 1
+            if end:
+                yield data[:end]
+            if len(data) < size:
+                return
+            size = CHUNK_BYTES if end else size * 2
+
+    def _refuse(self, at: int, reason: str) -> None:
+        self._report(Damage(self.path, at, reason))
 
     def report_torn_tail(self) -> None:
         """Once the attempt is closed, bytes after the last newline are damage."""

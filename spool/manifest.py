@@ -1,17 +1,23 @@
 """Manifests: ordered lists of tasks, written once.
 
-A line keeps its bytes until somebody asks for its task, so a manifest of a million tasks costs a split. Line
-numbers are the coordinates of claims. An orphans manifest begins with its attempt's Closing, which has no number.
+A manifest stays the bytes that it is until somebody asks for a task, so one of a million tasks costs a count of its
+lines. Line numbers are the coordinates of claims. An orphans manifest begins with its attempt's Closing, which has no
+number.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 from spool.layout import Layout, orphans_name, parse_orphans
 from spool.publish import publish, read_bytes
-from spool.records import Closing, Damaged, TaskLine, seal, unseal
+from spool.records import Closing, Damaged, TaskLine, seal, unseal, unseal_lines
+
+BLOCK_BYTES = 64 * 1024  # what is split to find one line: some hundred lines, and a count for each block to keep
+SPLIT_PLACES = 4096  # lines that are split at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,47 +36,57 @@ Report = Callable[[Damage], None]
 
 
 class Manifest:
-    """One manifest in memory: `lines` are the sealed lines of its tasks, in order."""
+    """One manifest in memory: its bytes, and every so many bytes the count of lines that begin before there."""
 
     def __init__(self, name: str, path: str, data: bytes, report: Report) -> None:
         self.name = name
         self.path = path
         self._report = report
-        self.lines = data.split(b"\n")
-        if self.lines[-1] == b"":
-            self.lines.pop()
-        else:
+        self._data = data
+        if data and not data.endswith(b"\n"):
             report(Damage(path, len(data), "the last line has no end"))
-        self._base = 0
         self.closing: Closing | None = None
+        self._base = 0
         if parse_orphans(name) is not None:
             self._take_head()
+        counts = (data.count(b"\n", at, at + BLOCK_BYTES) for at in range(self._base, len(data), BLOCK_BYTES))
+        self._before = list(itertools.accumulate(counts, initial=0))
+        self._length = self._before[-1] + (len(data) > self._base and not data.endswith(b"\n"))
 
     def _take_head(self) -> None:
-        head = self.lines.pop(0) if self.lines else b""
-        self._base = len(head) + 1
+        head, end, _ = self._data.partition(b"\n")
+        self._base = len(head) + len(end)
         try:
             self.closing = unseal(head, Closing)
         except Damaged as error:
-            self._report(Damage(self.path, 0, str(error)))
+            self._refuse(0, str(error))
+
+    def _refuse(self, at: int, reason: str) -> None:
+        self._report(Damage(self.path, at, reason))
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return self._length
+
+    def _offset(self, place: int) -> int:
+        """Where the line of a place begins."""
+        if not 0 < place <= self._before[-1]:
+            return len(self._data) if place else self._base
+        block = bisect.bisect_left(self._before, place) - 1
+        start = self._base + block * BLOCK_BYTES
+        stop = min(start + BLOCK_BYTES, len(self._data))
+        return stop - len(self._data[start:stop].split(b"\n", place - self._before[block])[-1])
 
     def task(self, place: int) -> TaskLine | None:
         """The task at a place, or None where its line is damaged (which is reported)."""
-        try:
-            return unseal(self.lines[place], TaskLine)
-        except Damaged as error:
-            offset = self._base + sum(len(line) + 1 for line in self.lines[:place])
-            self._report(Damage(self.path, offset, str(error)))
-            return None
+        return next(self.tasks(place, place + 1), None)
 
     def tasks(self, start: int = 0, stop: int | None = None) -> Iterator[TaskLine]:
         """The readable tasks of the places start..stop."""
-        for place in range(start, min(len(self.lines) if stop is None else stop, len(self.lines))):
-            task = self.task(place)
-            if task is not None:
+        stop = min(self._length if stop is None else stop, self._length)
+        for first in range(start, stop, SPLIT_PLACES):
+            at = self._offset(first)
+            lines = self._data[at : self._offset(min(first + SPLIT_PLACES, stop))].removesuffix(b"\n").split(b"\n")
+            for _, task in unseal_lines(lines, at, TaskLine, self._refuse):
                 yield task
 
 

@@ -244,12 +244,15 @@ def listdir(path: Path) -> list[str]:
         return []
 
 
-def read_bytes(path: Path, offset: int = 0) -> bytes | None:
-    """A file's bytes from `offset` on; None where there is none, b"" for a folder, or a link, which is not followed."""
-    return patiently(lambda: _read_bytes(path, offset))
+def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
+    """A file's bytes from `offset` on, at most `size` of them.
+
+    None where there is none, b"" for a folder, or a link, which is not followed.
+    """
+    return patiently(lambda: _read_bytes(path, offset, size))
 
 
-def _read_bytes(path: Path, offset: int) -> bytes | None:
+def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -262,7 +265,7 @@ def _read_bytes(path: Path, offset: int) -> bytes | None:
         with naming(path):
             os.lseek(fd, offset, os.SEEK_SET)
             with open(fd, "rb", closefd=False) as file:
-                return file.read()
+                return file.read(size)
     except IsADirectoryError:
         return b""
     finally:

@@ -7,21 +7,26 @@ durations seconds, both floats. Bytes that do not parse raise `Damaged`; nothing
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-NO_JSON = msgspec.Raw(b"")  # an absent JSON value; left out when the record is written
 _CRC_TAIL = len(b',"crc":"00000000"}')
+NO_SEAL = "the line does not end with its checksum"
+NO_JSON = msgspec.Raw(b"")  # an absent JSON value; left out when the record is written
 
 
 class Damaged(ValueError):
     """These bytes are not the record they should be; the message says why."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The root of all records: fields that hold their default are left out."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The root of all records: fields that hold their default are left out.
+
+    `gc=False`: what JSON can say has no cycles, and a million records would have the collector look at each in vain.
+    """
 
 
 class TaskLine(Record, frozen=True, kw_only=True):
@@ -35,7 +40,7 @@ class TaskLine(Record, frozen=True, kw_only=True):
     crashes: int = 0
     kills: int = 0
     careful: bool = False
-    crashed_in: list[str] = msgspec.field(default_factory=list)
+    crashed_in: tuple[str, ...] = ()
 
 
 class Error(Record, frozen=True, kw_only=True):
@@ -125,7 +130,7 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     task: int
     round: int
     state: str
-    batch: list[int] = msgspec.field(default_factory=list)
+    batch: tuple[int, ...] = ()
 
 
 class Stats(Record, frozen=True, kw_only=True):
@@ -274,6 +279,7 @@ class Run(Record, frozen=True, kw_only=True):
 
 
 R = TypeVar("R", bound=msgspec.Struct)
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError)
 _decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
 _encoder = msgspec.json.Encoder()
 
@@ -288,31 +294,61 @@ def pretty(record: msgspec.Struct) -> bytes:
     return msgspec.json.format(_encoder.encode(record), indent=2) + b"\n"
 
 
-def decode(data: bytes, kind: type[R]) -> R:
-    """Raises Damaged where the bytes are not such a record."""
+def decoder_of(kind: type[R]) -> Callable[[bytes], R]:
+    """What decodes a record of this kind; it raises NOT_JSON where the bytes are none."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    return decoder.decode
+
+
+def decode(data: bytes, kind: type[R]) -> R:
+    """Raises Damaged where the bytes are not such a record."""
     try:
-        record: R = decoder.decode(data)
-        return record
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decoder_of(kind)(data)
+    except NOT_JSON as error:
         raise Damaged(str(error)) from None
 
 
 def seal(record: msgspec.Struct) -> bytes:
     """One line with its checksum as the last field: the crc32 of all bytes before `,"crc"`."""
-    body = _encoder.encode(record)[:-1]
+    return seal_body(_encoder.encode(record)[:-1])
+
+
+def seal_body(body: bytes) -> bytes:
+    """The same of a record that is encoded already, up to its closing brace."""
     return b'%b,"crc":"%08x"}\n' % (body, zlib.crc32(body))
 
 
 def check_seal(line: bytes) -> None:
     """Raises Damaged unless the line (without its newline) carries the right checksum."""
     if line[-_CRC_TAIL:] != b',"crc":"%08x"}' % zlib.crc32(line[:-_CRC_TAIL]):
-        raise Damaged("the line does not end with its checksum")
+        raise Damaged(NO_SEAL)
 
 
 def unseal(line: bytes, kind: type[R]) -> R:
     """The record of one sealed line (without its newline). Raises Damaged."""
     check_seal(line)
     return decode(line, kind)
+
+
+def unseal_lines(
+    lines: Iterable[bytes], at: int, kind: type[R], refuse: Callable[[int, str], None]
+) -> Iterator[tuple[int, R]]:
+    """(offset, record) of each sealed line that is one; the lines stand one after the other from offset `at` on.
+
+    The loop that the lines of a spool go through, a million a second. What is no such record goes to `refuse`.
+    """
+    decode_, crc32, tail = decoder_of(kind), zlib.crc32, slice(-_CRC_TAIL, None)
+    body = slice(None, -_CRC_TAIL)
+    for line in lines:
+        start, at = at, at + len(line) + 1
+        try:
+            if line[tail] != b',"crc":"%08x"}' % crc32(line[body]):
+                refuse(start, NO_SEAL)
+                continue
+            record = decode_(line)
+        except NOT_JSON as error:
+            refuse(start, str(error))
+            continue
+        yield start, record

@@ -186,21 +186,21 @@ class View:
                     self._settled.add(attempt)
 
     def _follow(self, journal: JournalReader) -> None:
-        for at, line in journal.read():
-            brief = journal.parse(at, line, JournalBrief)
-            if brief is None:
+        attempt, started = journal.attempt, self.started
+        finished, failed = self.finished_by.get(attempt, 0), self.failed_by.get(attempt, 0)
+        for at, line in journal.read(JournalBrief):
+            if line.state == "started":
+                tasks = (line.task, *line.batch)
+                started[attempt] = Started(tasks, line.round, len(tasks))
                 continue
-            if brief.state == "started":
-                tasks = (brief.task, *brief.batch)
-                self.started[journal.attempt] = Started(tasks, brief.round, len(tasks))
+            if attempt in started:
+                self._settle_started(attempt, line.task)
+            if line.state == "deferred":
                 continue
-            self._settle_started(journal.attempt, brief.task)
-            if brief.state == "deferred":
-                continue
-            self.finished_by[journal.attempt] = self.finished_by.get(journal.attempt, 0) + 1
-            if brief.state == "failed":
-                self.failed_by[journal.attempt] = self.failed_by.get(journal.attempt, 0) + 1
-            self._feed(journal.path, at, brief.task, brief.round, brief.state)
+            self.finished_by[attempt] = finished = finished + 1
+            if line.state == "failed":
+                self.failed_by[attempt] = failed = failed + 1
+            self._feed(journal.path, at, line.task, line.round, line.state)
 
     def _settle_started(self, attempt: str, task: int) -> None:
         call = self.started.get(attempt)

@@ -134,7 +134,8 @@ def verdicts(view: View) -> str:
 def read_journal(layout: Layout, attempt: str) -> tuple[list[tuple[int, bytes]], list[Damage]]:
     """Every line of a journal with its offset, and the damage that was reported."""
     damage: list[Damage] = []
-    return list(JournalReader(layout, attempt, damage.append).read()), damage
+    lines = JournalReader(layout, attempt, damage.append).read(msgspec.Raw)
+    return [(at, bytes(line)) for at, line in lines], damage
 
 
 def write_claim(layout: Layout, manifest: str, start: int, data: bytes | Claim) -> None:

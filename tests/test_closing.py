@@ -247,7 +247,7 @@ def test_an_attempt_kept_from_beginning_by_a_closer_that_died_can_be_closed(layo
 
 def test_a_crash_with_one_task_in_hand_counts_against_it(tmp_path: Path) -> None:
     closing, left, view = crash(tmp_path, [task(0, careful=True)], SEGV, started=0)
-    assert left == [task(0, crashes=1, careful=True, crashed_in=[A0])]
+    assert left == [task(0, crashes=1, careful=True, crashed_in=(A0,))]
     assert (closing.lost, closing.suspects, closing.exit_code) == ([], 1, -11)
     assert verdicts(view) == "-"
 
@@ -306,13 +306,13 @@ def test_a_first_crash_fails_nobody_whatever_was_left(tmp_path: Path) -> None:
 def test_sigkills_count_apart_and_with_more_patience(tmp_path: Path) -> None:
     for kills in range(MAX_KILLS - 1):
         closing, left, _ = crash(tmp_path / f"{kills}", [task(0, crashes=1, kills=kills)], KILL, started=0)
-        assert left == [task(0, crashes=1, kills=kills + 1, careful=True, crashed_in=[A0])]
+        assert left == [task(0, crashes=1, kills=kills + 1, careful=True, crashed_in=(A0,))]
         assert (closing.lost, closing.suspects) == ([], 1)
     closing, left, _ = crash(tmp_path / "last", [task(0, kills=MAX_KILLS - 1)], KILL, started=0)
     assert left == []
     assert "SIGKILL" in closing.lost[0].error.message
     closing, left, _ = crash(tmp_path / "segv", [task(0, kills=MAX_KILLS - 1)], SEGV, started=0)
-    assert left == [task(0, crashes=1, kills=MAX_KILLS - 1, careful=True, crashed_in=[A0])]
+    assert left == [task(0, crashes=1, kills=MAX_KILLS - 1, careful=True, crashed_in=(A0,))]
 
 
 def test_without_a_witness_nobody_is_blamed(tmp_path: Path) -> None:

@@ -29,41 +29,41 @@ def payloads(tasks: list[TaskLine]) -> list[Any]:
 
 def test_files_cost_their_size_and_keep_their_order(tmp_path: Path) -> None:
     paths = [write(tmp_path / "b", "12345"), write(tmp_path / "a", ""), write(tmp_path / "c", "1")]
-    tasks = collect(paths).tasks
+    tasks = [*collect(paths)]
     assert [(task.task, task.key, task.cost) for task in tasks] == [(0, "b", 5.0), (1, "a", 0.0), (2, "c", 1.0)]
     assert payloads(tasks) == [{"path": path} for path in paths]
 
 
 def test_keys_are_paths_below_the_common_parent(tmp_path: Path) -> None:
     paths = [write(tmp_path / name) for name in ("data/cat/1.jpg", "data/dog/1.jpg", "data/dog/x/1.jpg")]
-    assert [task.key for task in collect(paths).tasks] == ["cat/1.jpg", "dog/1.jpg", "dog/x/1.jpg"]
-    assert [task.key for task in collect(paths[1:2]).tasks] == ["1.jpg"]
+    assert [task.key for task in collect(paths)] == ["cat/1.jpg", "dog/1.jpg", "dog/x/1.jpg"]
+    assert [task.key for task in collect(paths[1:2])] == ["1.jpg"]
 
 
 def test_relative_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "in" / "a")
     monkeypatch.chdir(tmp_path)
-    assert payloads(collect(["in/../in/a"]).tasks) == [{"path": str(tmp_path / "in" / "a")}]
+    assert payloads([*collect(["in/../in/a"])]) == [{"path": str(tmp_path / "in" / "a")}]
 
 
 def test_globs_match_files_alone_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("in/b.txt", "in/a.txt", "in/sub/c.txt", "in/d.md", "in/folder.txt/e"):
         write(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert [task.key for task in collect(["in/*.txt"]).tasks] == ["a.txt", "b.txt"]
-    assert [task.key for task in collect(["in/**/*.txt"]).tasks] == ["a.txt", "b.txt", "sub/c.txt"]
+    assert [task.key for task in collect(["in/*.txt"])] == ["a.txt", "b.txt"]
+    assert [task.key for task in collect(["in/**/*.txt"])] == ["a.txt", "b.txt", "sub/c.txt"]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a[1]*.txt")
     write(tmp_path / "a1.txt")
-    assert payloads(collect([path]).tasks) == [{"path": path}]
+    assert payloads([*collect([path])]) == [{"path": path}]
 
 
 def test_files_from_a_list(tmp_path: Path) -> None:
     paths = [write(tmp_path / "with space"), write(tmp_path / "b*")]
     listed = write(tmp_path / "list", "\n".join(paths) + "\n\n")
-    assert payloads(collect(files_from=listed).tasks) == [{"path": path} for path in paths]
+    assert payloads([*collect(files_from=listed)]) == [{"path": path} for path in paths]
 
 
 @pytest.mark.parametrize(
@@ -71,19 +71,19 @@ def test_files_from_a_list(tmp_path: Path) -> None:
     [("", []), ("a\n", ["a"]), ("a\nb", ["a", "b"]), ("a\n\nb\n", ["a", "", "b"]), ("a\r\nb\r\n", ["a", "b"])],
 )
 def test_each_line_is_a_task(tmp_path: Path, text: str, expected: list[str]) -> None:
-    tasks = collect(lines=write(tmp_path / "lines", text)).tasks
+    tasks = [*collect(lines=write(tmp_path / "lines", text))]
     assert payloads(tasks) == expected
     assert [task.key for task in tasks] == [f"t{i}" for i in range(len(expected))]
 
 
 def test_lines_of_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("ä\n".encode())))
-    assert payloads(collect(lines="-").tasks) == ["ä"]
+    assert payloads([*collect(lines="-")]) == ["ä"]
 
 
 def test_task_lines_are_values_or_say_more(tmp_path: Path) -> None:
     text = '{"x": 1}\n\n{"payload": [1], "key": "a/b", "cost": 2.5}\n{"payload": {"payload": 0}}\nnull\n" "\n'
-    tasks = collect(tasks=write(tmp_path / "t", text)).tasks
+    tasks = [*collect(tasks=write(tmp_path / "t", text))]
     assert payloads(tasks) == [{"x": 1}, [1], {"payload": 0}, None, " "]
     assert [(task.key, task.cost) for task in tasks] == [
         ("t0", 1.0), ("a/b", 2.5), ("t2", 1.0), ("t3", 1.0), ("t4", 1.0),
@@ -120,7 +120,7 @@ def test_a_hostile_key_is_refused(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("key", ["a b", "ä/ö", ".hidden", "%2e", "-rf", "a..b", "x" * 300, "a=b,c~d[1]"])
 def test_an_unusual_key_is_fine(tmp_path: Path, key: str) -> None:
     line = json.dumps({"payload": 1, "key": key})
-    assert collect(tasks=write(tmp_path / "t", line + "\n")).tasks[0].key == key
+    assert [task.key for task in collect(tasks=write(tmp_path / "t", line + "\n"))] == [key]
 
 
 def test_two_tasks_with_one_key_are_refused(tmp_path: Path) -> None:
@@ -168,26 +168,25 @@ def test_inputs_are_named_in_one_way(tmp_path: Path) -> None:
 
 
 def test_values_of_python(tmp_path: Path) -> None:
-    tasks = from_values(x for x in ([1, "a"], {"b": None}, 2.5))
+    tasks = list(from_values(x for x in ([1, "a"], {"b": None}, 2.5)))
     assert payloads(tasks) == [[1, "a"], {"b": None}, 2.5]
     with pytest.raises(UsageError, match="item 1 "):
-        from_values([1, object()])
-
-
-def costs(planned: list[list[TaskLine]]) -> list[float]:
-    return [sum(task.cost for task in tasks) for tasks in planned]
+        list(from_values([1, object()]))
 
 
 def test_the_plan_gives_each_task_once_longest_first() -> None:
-    tasks = [TaskLine(task=i, key=f"t{i}", payload=None, cost=float(cost)) for i, cost in enumerate([1, 9, 2, 8, 3, 7])]
-    planned = plan(tasks, 2)
-    assert sorted(task.task for tasks in planned for task in tasks) == list(range(6))
-    assert all(a.cost >= b.cost for tasks in planned for a, b in pairwise(tasks))
-    assert costs(planned) == [15.0, 15.0]
+    costs = [1.0, 9.0, 2.0, 8.0, 3.0, 7.0]
+    planned = [[costs[index] for index in part] for part in plan(costs, 2)]
+    assert sorted(cost for part in planned for cost in part) == sorted(costs)
+    assert all(a >= b for part in planned for a, b in pairwise(part))
+    assert [sum(part) for part in planned] == [15.0, 15.0]
 
 
 def test_tasks_of_one_cost_are_dealt_out_in_turn() -> None:
-    tasks = from_values(range(7))
-    assert [[task.task for task in part] for part in plan(tasks, 3)] == [[0, 3, 6], [1, 4], [2, 5]]
-    assert plan([], 2) == [[], []]
-    assert [len(part) for part in plan(tasks[:1], 3)] == [1, 0, 0]
+    assert [list(part) for part in plan([1.0] * 7, 3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [list(part) for part in plan([], 2)] == [[], []]
+    assert [len(part) for part in plan([1.0], 3)] == [1, 0, 0]
+
+
+def test_tasks_of_one_cost_stay_in_their_order_among_others() -> None:
+    assert [list(part) for part in plan([1.0, 5.0, 1.0, 1.0], 1)] == [[1, 0, 2, 3]]

@@ -81,7 +81,7 @@ def test_what_was_appended_is_read_in_order_with_its_offset(layout: Layout) -> N
 def test_a_journal_says_first_whose_it_is(layout: Layout) -> None:
     begin(layout, A0)
     reader = JournalReader(layout, A0, pytest.fail)
-    assert list(reader.read()) == []
+    assert list(reader.read(JournalBrief)) == []
     assert isinstance(reader.head, JournalHead)
     assert reader.head.attempt == A0
     assert (reader.head.pid, reader.head.boot_id) == (os.getpid(), myself().boot_id)
@@ -110,7 +110,7 @@ def test_an_attempt_that_was_kept_from_beginning_cannot_begin(layout: Layout) ->
 
 def test_a_journal_that_does_not_exist_has_no_lines(layout: Layout) -> None:
     reader = JournalReader(layout, A0, pytest.fail)
-    assert list(reader.read()) == []
+    assert list(reader.read(JournalBrief)) == []
     reader.report_torn_tail()
 
 
@@ -129,7 +129,7 @@ def test_a_torn_tail_is_told_once_the_attempt_is_closed(layout: Layout) -> None:
         layout.journal(A0).write_bytes(data[:length])
         damage: list[Damage] = []
         reader = JournalReader(layout, A0, damage.append)
-        list(reader.read())
+        list(reader.read(JournalBrief))
         reader.report_torn_tail()
         whole = data[:length].rfind(b"\n") + 1
         if whole == length:
@@ -197,7 +197,7 @@ def test_each_reading_gives_what_is_new_and_whole(layout: Layout) -> None:
         with open(path, "ab") as file:
             file.write(data[at : at + step])
         at += step
-        new = [decode(line, JournalBrief).task for _, line in reader.read()]
+        new = [line.task for _, line in reader.read(JournalBrief)]
         assert new == [task for task in range(8) if task not in found][: len(new)]
         found += new
         assert len(found) == max(data[:at].count(b"\n") - 1, 0)
@@ -207,10 +207,10 @@ def test_each_reading_gives_what_is_new_and_whole(layout: Layout) -> None:
 def test_a_line_that_is_no_record_of_the_kind_is_told(layout: Layout) -> None:
     damage: list[Damage] = []
     finish(begin(layout, A0), 3)
+    [(at, line)] = JournalReader(layout, A0, pytest.fail).read(JournalLine)
+    assert line.task == 3
     reader = JournalReader(layout, A0, damage.append)
-    [(at, line)] = reader.read()
-    assert reader.parse(at, line, JournalLine) == decode(line, JournalLine)
-    assert reader.parse(at, line, JournalHead) is None
+    assert list(reader.read(JournalHead)) == []
     assert [(one.path, one.offset) for one in damage] == [(reader.path, at)]
 
 
@@ -220,7 +220,7 @@ def test_a_journal_without_a_readable_head_still_tells_its_tasks(layout: Layout)
     assert tasks == [0, 1, 2]
     assert [one.offset for one in damage] == [0]
     reader = JournalReader(layout, A0, lambda _: None)
-    assert len(list(reader.read())) == 3
+    assert len(list(reader.read(JournalBrief))) == 3
     assert reader.head is None
 
 
