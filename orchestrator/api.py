@@ -25,7 +25,7 @@ from orchestrator.jobs import parse_job
 from orchestrator.lock import hold
 from orchestrator.loop import Orchestrator, signals_to
 from orchestrator.progress import make_progress
-from orchestrator.repair import repair, repair_job
+from orchestrator.repair import make_way, repair, repair_job
 from orchestrator.results import Result, Results
 from orchestrator.status import open_view
 from orchestrator.status import status as _status
@@ -236,6 +236,7 @@ def _orchestrate(
     view: View, job: Job, source: bytes | None, given: Mapping[str, Any], quiet: bool, retry: bool = False
 ) -> Report:
     layout, received = view.layout, list[int]()
+    make_way(layout.lock)
     with hold(layout) as warning, signals_to(received):
         run = load_run(layout)
         if run.id != view.run.id:

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from orchestrator.inputs import Inputs
 from spool.errors import UsageError
 from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, parse_hidden, rank_name
 from spool.publish import FOLDER_MODE, SyncError, fsync_dir, make_folder, publish, read_bytes, rename
-from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty
+from spool.records import Fingerprint, Job, Options, Run, TaskLine, seal_pretty
 from spool.view import View
 
 JOINED = 4096  # lines that are hashed at once
@@ -122,12 +123,16 @@ def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
     if run.out is None:
         layout.outputs.mkdir()
         publish(layout.outputs / OUT_MARK, f"{run.id}\n".encode())
+    checksums = []
     for rank, planned in enumerate(plan(request.inputs.costs, ranks)):
         layout.claims(rank_name(rank)).mkdir()
-        publish(layout.manifest(rank_name(rank)), b"".join(map(request.inputs.lines.__getitem__, planned)))
+        manifest = b"".join(map(request.inputs.lines.__getitem__, planned))
+        publish(layout.manifest(rank_name(rank)), manifest)
+        checksums.append(zlib.crc32(manifest))
     publish(layout.format, FORMAT_TEXT.encode())
-    publish(layout.run_copy, pretty(run))
-    publish(layout.run, pretty(run))
+    record = seal_pretty(msgspec.structs.replace(run, manifests_crc32=checksums))
+    publish(layout.run_copy, record)
+    publish(layout.run, record)
 
 
 def half_made(layout: Layout) -> list[Path]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from spool.errors import SpoolError
 from spool.layout import FORMAT_TEXT, SUBDIRS, Layout
-from spool.publish import FOLDER_MODE, fsync_dir, publish, read_bytes, read_record, replace
-from spool.records import Job, Run, pretty
+from spool.publish import FOLDER_MODE, fsync_dir, is_regular, publish, read_bytes, replace
+from spool.records import Job, Run, seal_pretty
+from spool.view import read_run
 
 
 def keep_copy(layout: Layout, path: str) -> None:
@@ -34,8 +35,10 @@ def repair(layout: Layout, run: Run) -> None:
     if read_bytes(layout.format) != FORMAT_TEXT.encode():
         _restore(layout, layout.format, FORMAT_TEXT.encode())
     for path in (layout.run, layout.run_copy):
-        if read_record(path, Run) is None:
-            _restore(layout, path, pretty(run))
+        if read_run(path) is None:
+            _restore(layout, path, seal_pretty(run))
+    for path in (layout.summary, layout.holder):
+        make_way(path)
 
 
 def repair_job(layout: Layout, job: Job, source: bytes | None) -> None:
@@ -60,11 +63,15 @@ def _sha(data: bytes | None) -> str:
 
 
 def _restore(layout: Layout, path: Path, data: bytes) -> None:
-    if path.is_dir():
-        _move_aside(path)
-    else:
-        keep_copy(layout, str(path))
+    make_way(path)
+    keep_copy(layout, str(path))
     replace(path, data, durable=True)
+
+
+def make_way(path: Path) -> None:
+    """Move aside what stands in the place of a file and is none."""
+    if os.path.lexists(path) and not is_regular(path):
+        _move_aside(path)
 
 
 def _move_aside(path: Path) -> None:

@@ -13,8 +13,8 @@ from orchestrator.results import Results
 from spool.closing import lost_tasks
 from spool.layout import STATES, SUBDIRS
 from spool.publish import listdir, read_bytes, read_record
-from spool.records import Closing, Run
-from spool.view import View
+from spool.records import Closing
+from spool.view import View, read_run
 
 
 @dataclass
@@ -51,7 +51,7 @@ def _check_job(view: View, found: Findings) -> None:
         path = view.layout.job_copy(copy)
         if hashlib.sha256(read_bytes(path) or b"").hexdigest() != sha:
             found.problems.append(f"{path}: not the job that the run began with; resume restores it if it can")
-    if read_record(view.layout.run_copy, Run) is None:
+    if read_run(view.layout.run_copy) is None:
         found.problems.append(f"{view.layout.run_copy}: not a run record; resume restores it")
 
 

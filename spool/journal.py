@@ -113,7 +113,7 @@ class JournalReader:
     def report_torn_tail(self) -> None:
         """Once the attempt is closed, bytes after the last newline are damage."""
         try:
-            size = os.stat(self.path).st_size
+            size = os.lstat(self.path).st_size
         except FileNotFoundError:
             return
         if size > self.offset:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 from spool.layout import Layout, orphans_name, parse_orphans
-from spool.publish import publish, read_bytes
+from spool.publish import is_regular, publish, read_bytes
 from spool.records import Closing, Damaged, TaskLine, seal, unseal, unseal_lines
 
 BLOCK_BYTES = 64 * 1024  # what is split to find one line: some hundred lines, and a count for each block to keep
@@ -64,6 +65,10 @@ class Manifest:
     def _refuse(self, at: int, reason: str) -> None:
         self._report(Damage(self.path, at, reason))
 
+    def crc32(self) -> int:
+        """Of all its bytes."""
+        return zlib.crc32(self._data)
+
     def __len__(self) -> int:
         return self._length
 
@@ -94,6 +99,8 @@ def load_manifest(layout: Layout, name: str, report: Report) -> Manifest | None:
     """None where there is no such manifest (any more)."""
     path = layout.manifest(name)
     data = read_bytes(path)
+    if data == b"" and not is_regular(path):
+        report(Damage(str(path), 0, "not a file"))
     return None if data is None else Manifest(name, str(path), data, report)
 
 

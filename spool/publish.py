@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -244,6 +245,14 @@ def listdir(path: Path) -> list[str]:
         return []
 
 
+def is_regular(path: Path) -> bool:
+    """Whether a plain file is there, no folder, link, or fifo."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
     """A file's bytes from `offset` on, at most `size` of them.
 
@@ -254,7 +263,7 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
 
 def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo must not hang anybody
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

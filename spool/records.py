@@ -265,7 +265,7 @@ class Run(Record, frozen=True, kw_only=True):
     id: str
     job: Job
     args: dict[str, Any]
-    tasks: int
+    tasks: Annotated[int, Meta(ge=0)]
     cost: float
     fingerprint: Fingerprint
     options: Options
@@ -274,7 +274,8 @@ class Run(Record, frozen=True, kw_only=True):
     created_at: float
     versions: dict[str, str]
     argv: list[str]
-    manifests: int
+    manifests: Annotated[int, Meta(ge=0)]
+    manifests_crc32: list[int] = msgspec.field(default_factory=list)
     format: int = 1
 
 
@@ -300,6 +301,23 @@ def decoder_of(kind: type[R]) -> Callable[[bytes], R]:
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     return decoder.decode
+
+
+_PRETTY_TAIL = b',\n  "crc": "%08x"\n}\n'
+
+
+def seal_pretty(record: msgspec.Struct) -> bytes:
+    """Indented JSON with its checksum as the last field: the crc32 of all bytes before the comma ahead of it."""
+    body = pretty(record).removesuffix(b"\n}\n")
+    return body + _PRETTY_TAIL % zlib.crc32(body)
+
+
+def unseal_pretty(data: bytes, kind: type[R]) -> R:
+    """Raises Damaged unless these are the bytes that were sealed."""
+    body = data[: -len(_PRETTY_TAIL % 0)]
+    if data != body + _PRETTY_TAIL % zlib.crc32(body):
+        raise Damaged("it does not end with its checksum")
+    return decode(data, kind)
 
 
 def decode(data: bytes, kind: type[R]) -> R:

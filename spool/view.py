@@ -8,6 +8,7 @@ held and no more; every damage is kept in `damage`, once.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat as stat_
 from collections.abc import Iterator
@@ -31,8 +32,20 @@ from spool.layout import (
     rank_name,
 )
 from spool.manifest import Damage, Manifest, Report, load_manifest
-from spool.publish import listdir, read_bytes, read_record
-from spool.records import Closing, Heartbeat, Identity, Intent, Job, JournalBrief, Options, Run, TaskLine
+from spool.publish import is_regular, listdir, read_bytes, read_record
+from spool.records import (
+    Closing,
+    Damaged,
+    Heartbeat,
+    Identity,
+    Intent,
+    Job,
+    JournalBrief,
+    Options,
+    Run,
+    TaskLine,
+    unseal_pretty,
+)
 from spool.state import Ledger
 
 _ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
@@ -44,8 +57,8 @@ def load_run(layout: Layout, report: Report | None = None) -> Run:
     Raises UsageError where there is no spool, SpoolError where it is of another format or neither copy is readable.
     """
     text = read_bytes(layout.format)
-    run = read_record(layout.run, Run)
-    found = run or read_record(layout.run_copy, Run)
+    run = read_run(layout.run)
+    found = run or read_run(layout.run_copy)
     if found is None and text is None:
         what = "is not a spool: it has no FORMAT file" if layout.root.is_dir() else "does not exist"
         raise UsageError(f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it.")
@@ -64,6 +77,13 @@ def load_run(layout: Layout, report: Report | None = None) -> Run:
     if run is None:
         _report(report, layout.run, f"not a run record; its copy {layout.run_copy} says what it should")
     return found
+
+
+def read_run(path: Path) -> Run | None:
+    """run.json, or its copy; None where it is missing or damaged."""
+    with contextlib.suppress(Damaged):
+        return unseal_pretty(read_bytes(path) or b"", Run)
+    return None
 
 
 def _report(report: Report | None, path: Path, reason: str) -> None:
@@ -148,10 +168,22 @@ class View:
         attempt = parse_orphans(manifest.name)
         if attempt is not None:
             self._add_closing(attempt, manifest.closing)
+        self._check_manifest(manifest)
         numbered = parse_numbered(manifest.name)
         if numbered is not None and numbered[0] == "retry":
             for task in manifest.tasks():
                 self.ledger.raise_round(task.task, task.round)
+
+    def _check_manifest(self, manifest: Manifest) -> None:
+        """Whether its bytes are those that were planned; else, and where nobody planned them, each line is checked."""
+        planned = dict(zip(map(rank_name, range(self.run.manifests)), self.run.manifests_crc32, strict=False))
+        if planned.get(manifest.name) == manifest.crc32():
+            return
+        known = len(self.damage)
+        for _ in manifest.tasks():
+            pass
+        if manifest.name in planned and len(self.damage) == known:
+            self.report(Damage(manifest.path, 0, "not the manifest that was planned, though each line is whole"))
 
     def _add_closing(self, attempt: str, closing: Closing | None) -> None:
         if closing is None:
@@ -175,6 +207,8 @@ class View:
             attempt = filename.removesuffix(".jsonl")
             if attempt not in self.journals and attempt != filename and parse_attempt(attempt):
                 self.journals[attempt] = JournalReader(self.layout, attempt, self.report)
+                if not is_regular(self.layout.journal(attempt)):
+                    self.report(Damage(self.journals[attempt].path, 0, "not a file"))
         for attempt, journal in self.journals.items():
             if attempt in self._settled:
                 continue

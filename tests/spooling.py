@@ -34,6 +34,7 @@ from spool.records import (
     encode,
     pretty,
     seal,
+    seal_pretty,
 )
 from spool.view import View, load_run
 
@@ -75,7 +76,7 @@ def make_spool(root: Path, *planned: int | Sequence[TaskLine]) -> Layout:
         count += len(lines)
         assert publish_manifest(layout, rank_name(rank), lines)
     publish(layout.format, FORMAT_TEXT.encode())
-    publish(layout.run, pretty(some_run(count, len(planned))))
+    publish(layout.run, seal_pretty(some_run(count, len(planned))))
     return layout
 
 
