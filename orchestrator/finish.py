@@ -16,7 +16,7 @@ import msgspec
 from spool.blame import describe_exit
 from spool.closing import FailedTask, publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
-from spool.layout import OUT_MARK, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
+from spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
 from spool.publish import listdir, read_record, remove_quietly, rename, replace
 from spool.view import View
 
@@ -34,8 +34,10 @@ class Outcome:
 
 def finish(view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, list[int]]) -> Outcome:
     """All that is left to do when nothing of the run is alive here any more. `sick`: devices, with their ranks."""
+    told = {(state, name) for state in STATES for name in listdir(view.layout.subdir(state))}
     for closing in view.closed.values():
-        publish_copies(view.layout, closing)
+        if (closing.state, view.layout.status(closing.state, closing.attempt).name) not in told:
+            publish_copies(view.layout, closing)
     file_away_old_failures(view)
     if not view.open_attempts:
         remove_leftovers(view)

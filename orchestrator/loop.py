@@ -28,7 +28,7 @@ from orchestrator.workers import Workers
 from spool.closing import mend_claims, sweep
 from spool.identity import ALIVE, DEAD, myself
 from spool.layout import STATES, rank_of
-from spool.publish import FILE_MODE, SyncError, replace, write_all
+from spool.publish import FILE_MODE, SyncError, publish, replace, write_all
 from spool.records import Closing, Job, Options, ParentBeat, encode
 from spool.view import View, drain_epoch
 
@@ -180,6 +180,8 @@ class Orchestrator:
         left = ledger.tasks - ledger.n_complete - ledger.n_failed
         if left == 0 and self._finished_at is None:
             self._finished_at = time.monotonic()
+            if self.view.open_attempts:
+                publish(self.view.layout.finished(self.epoch), b"", durable=False)  # for those that wait
         claimers = {claim.attempt for chain in self.view.chains.values() for claim in chain.claims}
         attempts = [
             d.OpenAttempt(name, rank_of(name), self.workers.life(name), name not in claimers)

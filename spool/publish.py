@@ -236,6 +236,12 @@ def create_journal(path: Path, data: bytes) -> int | None:
     return None
 
 
+def ring(folder: Path) -> None:
+    """Wake whoever watches a folder, by a hidden file that comes and goes. That it cannot be made costs time alone."""
+    with contextlib.suppress(OSError):
+        remove_quietly(_write_hidden(folder / "ring", b"", False))
+
+
 def listdir(path: Path) -> list[str]:
     """The visible names in a folder, sorted; a folder that does not exist has none."""
     try:

@@ -25,7 +25,7 @@ from spool.layout import (
     numbered_name,
     orphans_name,
     parse_attempt,
-    parse_drain,
+    parse_control,
     parse_numbered,
     parse_orphans,
     rank_name,
@@ -92,7 +92,17 @@ def refuse_unsafe(layout: Layout) -> None:
 
 def drain_epoch(layout: Layout) -> int:
     """The newest epoch that was told to drain, -1 if none was."""
-    return max((epoch for epoch in map(parse_drain, listdir(layout.control)) if epoch is not None), default=-1)
+    return _control_epoch(layout, "drain")
+
+
+def finished_epoch(layout: Layout) -> int:
+    """The newest epoch whose orchestrator found a verdict on every task, -1 if none did."""
+    return _control_epoch(layout, "finished")
+
+
+def _control_epoch(layout: Layout, word: str) -> int:
+    found = filter(None, map(parse_control, listdir(layout.control)))
+    return max((epoch for kind, epoch in found if kind == word), default=-1)
 
 
 @dataclass(frozen=True)
@@ -256,9 +266,9 @@ class View:
         return self.run.options if intent is None else intent.options
 
     def next_epoch(self) -> int:
-        """One more than any epoch that an attempt or a drain names."""
+        """One more than any epoch that an attempt, a drain or the word that all is finished names."""
         epochs = [intent.epoch for intent in self.intents.values() if intent is not None]
-        return max([*epochs, drain_epoch(self.layout)]) + 1
+        return max([*epochs, drain_epoch(self.layout), finished_epoch(self.layout)]) + 1
 
     def next_number(self, rank: int) -> int:
         """The number of a rank's next attempt."""
