@@ -8,17 +8,14 @@ difference shown.
 from __future__ import annotations
 
 import array
-import difflib
 import functools
 import hashlib
 import heapq
 import os
-import secrets
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,17 @@ import spool
 from orchestrator.inputs import Inputs
 from spool.errors import UsageError
 from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, parse_hidden, rank_name
-from spool.publish import FOLDER_MODE, SyncError, fsync_dir, make_folder, publish, read_bytes, rename
+from spool.publish import (
+    FOLDER_MODE,
+    SyncError,
+    fsync_dir,
+    fsync_file,
+    make_folder,
+    publish,
+    read_bytes,
+    rename,
+    write_file,
+)
 from spool.records import Fingerprint, Job, Options, Run, TaskLine, pretty
 from spool.view import View
 
@@ -36,8 +43,7 @@ JOINED = 4096  # lines that are hashed at once
 DIFF_LINES = 40  # of a changed job's source that an error shows
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, dict=True):
     """All that a run is asked to do, before anything is on disk."""
 
     job: Job
@@ -79,7 +85,7 @@ def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
 def create(layout: Layout, request: Request, ranks: int) -> bool:
     """Build the spool and rename it into place. False: somebody else did so just now. Raises UsageError."""
     run = Run(
-        id=secrets.token_hex(8),
+        id=os.urandom(8).hex(),
         job=request.job,
         args=request.args,
         tasks=len(request.inputs),
@@ -114,20 +120,27 @@ def create(layout: Layout, request: Request, ranks: int) -> bool:
 
 
 def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
+    """Write all, then sync all: nobody looks before the rename, and the first sync takes most of the rest along."""
     layout.root.mkdir(FOLDER_MODE)
     for name in SUBDIRS:
         layout.subdir(name).mkdir(FOLDER_MODE)
+    made: list[Path] = []
     if request.source:
-        publish(layout.job_copy(run.job.copy), request.source)
+        made.append(write_file(layout.job_copy(run.job.copy), request.source))
     if run.out is None:
         layout.outputs.mkdir()
-        publish(layout.outputs / OUT_MARK, f"{run.id}\n".encode())
+        made.append(write_file(layout.outputs / OUT_MARK, f"{run.id}\n".encode()))
     for rank, planned in enumerate(plan(request.inputs.costs, ranks)):
         layout.claims(rank_name(rank)).mkdir()
-        publish(layout.manifest(rank_name(rank)), b"".join(map(request.inputs.lines.__getitem__, planned)))
-    publish(layout.format, FORMAT_TEXT.encode())
-    publish(layout.run_copy, pretty(run))
-    publish(layout.run, pretty(run))
+        lines = map(request.inputs.lines.__getitem__, planned)
+        made.append(write_file(layout.manifest(rank_name(rank)), b"".join(lines)))
+    made.append(write_file(layout.format, FORMAT_TEXT.encode()))
+    made.append(write_file(layout.run_copy, pretty(run)))
+    for path in made:
+        fsync_file(path)
+    for folder in {path.parent for path in made} - {layout.root}:
+        fsync_dir(folder)
+    publish(layout.run, pretty(run))  # last; and a link, so that a file system without them is found out here
 
 
 def half_made(layout: Layout) -> list[Path]:
@@ -188,6 +201,8 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
         return []
     if job.kind == "command" or old.kind == "command":
         return [f"- {old.spec}", f"+ {job.spec}"]
+    import difflib  # not where nothing changed
+
     before = (read_bytes(view.layout.job_copy(old.copy)) or b"").decode(errors="replace").splitlines()
     after = source.decode(errors="replace").splitlines()
     lines = list(difflib.unified_diff(before, after, f"{old.copy} (as it ran)", f"{job.copy} (now)", lineterm="", n=1))

@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from spool.view import View
 EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How an epoch ended: finished, drained, interrupted, too many failed, load, gave up, stuck."""
 
     how: str

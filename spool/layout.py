@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import os
 import re
-import secrets
 from pathlib import Path
 from urllib.parse import quote
 
@@ -118,7 +117,7 @@ def parse_hidden_output(name: str) -> str | None:
 
 def hidden_name(name: str) -> str:
     """A name that nobody else uses, in the same folder as `name`, for a file that is not published yet."""
-    return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{secrets.token_hex(4)}"
+    return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{os.urandom(4).hex()}"
 
 
 def parse_hidden(hidden: str) -> tuple[str, int] | None:

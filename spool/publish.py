@@ -33,6 +33,8 @@ TRANSIENT = (  # what a server that comes back, or a descriptor that is closed, 
 )  # fmt: skip
 PATIENCE_S = (0.05, 0.2, 0.5)  # between tries; whoever needs more has more than one read to wait for
 
+READ_BYTES = 1024 * 1024  # by one call
+
 T = TypeVar("T")
 
 
@@ -70,6 +72,17 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def write_file(path: Path, data: bytes) -> Path:
+    """Write a new file where nobody looks yet, and return its path. It is not synced."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        with naming(path):
+            write_all(fd, data)
+    finally:
+        os.close(fd)
+    return path
 
 
 def sync(fd: int, path: str | os.PathLike[str]) -> None:
@@ -269,9 +282,11 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
         raise
     try:
         with naming(path):
-            os.lseek(fd, offset, os.SEEK_SET)
-            with open(fd, "rb", closefd=False) as file:
-                return file.read(size)
+            parts = [part := os.pread(fd, READ_BYTES if size < 0 else size, offset)]
+            while part and (size := size - len(part)):
+                offset += len(part)
+                parts.append(part := os.pread(fd, READ_BYTES if size < 0 else size, offset))
+            return b"".join(parts)
     except IsADirectoryError:
         return b""
     finally:

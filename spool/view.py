@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 import stat as stat_
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from spool.claims import Chain
 from spool.errors import SpoolError, UsageError
@@ -105,8 +106,7 @@ def _control_epoch(layout: Layout, word: str) -> int:
     return max((epoch for kind, epoch in found if kind == word), default=-1)
 
 
-@dataclass(frozen=True)
-class Started:
+class Started(msgspec.Struct, frozen=True):
     """The call that an attempt is in by its last `started` line: its tasks, and how many have no line since."""
 
     tasks: tuple[int, ...]
@@ -215,7 +215,7 @@ class View:
     def _settle_started(self, attempt: str, task: int) -> None:
         call = self.started.get(attempt)
         if call is not None and task in call.tasks:
-            left = replace(call, left=call.left - 1)
+            left = msgspec.structs.replace(call, left=call.left - 1)
             if left.left:
                 self.started[attempt] = left
             else:
