@@ -33,8 +33,6 @@ TRANSIENT = (  # what a server that comes back, or a descriptor that is closed, 
 )  # fmt: skip
 PATIENCE_S = (0.05, 0.2, 0.5)  # between tries; whoever needs more has more than one read to wait for
 
-READ_BYTES = 1024 * 1024  # by one call
-
 T = TypeVar("T")
 
 
@@ -282,10 +280,11 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
         raise
     try:
         with naming(path):
-            parts = [part := os.pread(fd, READ_BYTES if size < 0 else size, offset)]
-            while part and (size := size - len(part)):
-                offset += len(part)
-                parts.append(part := os.pread(fd, READ_BYTES if size < 0 else size, offset))
+            left = os.fstat(fd).st_size - offset if size < 0 else size
+            parts = []
+            while left > 0 and (part := os.pread(fd, left, offset)):
+                parts.append(part)
+                offset, left = offset + len(part), left - len(part)
             return b"".join(parts)
     except IsADirectoryError:
         return b""
