@@ -20,7 +20,7 @@ from orchestrator import create as c
 from orchestrator.devices import assign
 from orchestrator.doctor import warnings_of
 from orchestrator.finish import Outcome, file_away_old_failures
-from orchestrator.inputs import Inputs, collect, from_values
+from orchestrator.inputs import collect, from_values
 from orchestrator.jobs import parse_job
 from orchestrator.lock import hold
 from orchestrator.loop import Orchestrator, signals_to
@@ -90,7 +90,7 @@ def run(
     """
     record, source = parse_job(job, command)
     if items is not None:
-        collected = Inputs(from_values(items))
+        collected = from_values(items)
     else:
         collected = collect([os.fspath(path) for path in inputs or ()], files_from, lines, tasks)
     name = os.path.splitext(record.name)[0] if record.kind == "command" else record.name

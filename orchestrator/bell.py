@@ -40,22 +40,23 @@ def is_network(kind: str) -> bool:
 
 
 class Bell:
-    """Watches folders until closed. `poll_s` above 0 asks for a plain poll."""
+    """Wakes who waits, until closed; of published files it hears once it watches. `poll_s` above 0: it polls."""
 
-    def __init__(self, folders: Iterable[Path], poll_s: float) -> None:
-        folders = list(folders)
+    def __init__(self, root: Path, poll_s: float) -> None:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._pidfds: dict[int, int | None] = {}
         self._observer: Any = None
-        is_far = is_network(file_system_type(folders[0]))
+        is_far = is_network(file_system_type(root))
         self.quiet_s = poll_s or (NETWORK_S if is_far else QUIET_S)
-        if not poll_s and not is_far:
-            self._watch(folders)
+        self._is_poll = bool(poll_s) or is_far
         self._old_wakeup = -1
         if threading.current_thread() is threading.main_thread():
             self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
-    def _watch(self, folders: Iterable[Path]) -> None:
+    def watch(self, folders: Iterable[Path]) -> None:
+        """Ring for every file that is published in these folders from now on, where the kernel can tell."""
+        if self._is_poll:
+            return
         from watchdog.events import FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
         from watchdog.observers import Observer
 

@@ -5,6 +5,8 @@ Data goes to stdout, messages to stderr. Importing this file imports neither tor
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import re
@@ -347,21 +349,30 @@ def _pair(text: str) -> tuple[str, Any]:
 def _end(report: Any, as_json: bool) -> NoReturn:
     """The last line of a run, and its exit code."""
     if as_json:
-        record = {
-            "spool": str(report.spool),
-            "exit_code": report.exit_code,
-            "tasks": report.counts,
-            "message": report.message,
-        }
-        click.echo(json.dumps(record))
+        record = {"spool": str(report.spool), "exit_code": report.exit_code, "tasks": report.counts}
+        click.echo(json.dumps(record | {"message": report.message}))
     else:
         click.echo(f"gpuspool: {printable(report.message)}", err=True)
     sys.exit(report.exit_code)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """The entry point: errors of ours become one paragraph and their exit code, unless --debug."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """The entry point; without arguments those of the process, which then ends without taking its modules apart."""
+    try:
+        _main(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as end:
+        if arguments is not None or not isinstance(end.code, int):
+            raise
+        atexit._run_exitfuncs()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
+
+
+def _main(arguments: list[str]) -> NoReturn:
+    """Errors of ours become one paragraph and their exit code, unless --debug."""
     is_debug = "--debug" in arguments or os.environ.get("GPUSPOOL_DEBUG", "0").lower() not in ("", "0", "false", "no")
     try:
         cli.main(args=arguments, prog_name="gpuspool", standalone_mode=False)

@@ -8,18 +8,15 @@ difference shown.
 from __future__ import annotations
 
 import array
-import difflib
 import functools
 import hashlib
 import heapq
 import os
-import secrets
 import shutil
 import sys
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,17 @@ import spool
 from orchestrator.inputs import Inputs
 from spool.errors import UsageError
 from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, parse_hidden, rank_name
-from spool.publish import FOLDER_MODE, SyncError, fsync_dir, make_folder, publish, read_bytes, rename
+from spool.publish import (
+    FOLDER_MODE,
+    SyncError,
+    fsync_dir,
+    fsync_file,
+    make_folder,
+    publish,
+    read_bytes,
+    rename,
+    write_file,
+)
 from spool.records import Fingerprint, Job, Options, Run, TaskLine, seal_pretty
 from spool.view import View
 
@@ -37,8 +44,7 @@ JOINED = 4096  # lines that are hashed at once
 DIFF_LINES = 40  # of a changed job's source that an error shows
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, dict=True):
     """All that a run is asked to do, before anything is on disk."""
 
     job: Job
@@ -80,7 +86,7 @@ def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
 def create(layout: Layout, request: Request, ranks: int) -> bool:
     """Build the spool and rename it into place. False: somebody else did so just now. Raises UsageError."""
     run = Run(
-        id=secrets.token_hex(8),
+        id=os.urandom(8).hex(),
         job=request.job,
         args=request.args,
         tasks=len(request.inputs),
@@ -115,24 +121,30 @@ def create(layout: Layout, request: Request, ranks: int) -> bool:
 
 
 def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
+    """Write all, then sync all: nobody looks before the rename, and the first sync takes most of the rest along."""
     layout.root.mkdir(FOLDER_MODE)
     for name in SUBDIRS:
         layout.subdir(name).mkdir(FOLDER_MODE)
+    made: list[Path] = []
     if request.source:
-        publish(layout.job_copy(run.job.copy), request.source)
+        made.append(write_file(layout.job_copy(run.job.copy), request.source))
     if run.out is None:
         layout.outputs.mkdir()
-        publish(layout.outputs / OUT_MARK, f"{run.id}\n".encode())
+        made.append(write_file(layout.outputs / OUT_MARK, f"{run.id}\n".encode()))
     checksums = []
     for rank, planned in enumerate(plan(request.inputs.costs, ranks)):
         layout.claims(rank_name(rank)).mkdir()
         manifest = b"".join(map(request.inputs.lines.__getitem__, planned))
-        publish(layout.manifest(rank_name(rank)), manifest)
+        made.append(write_file(layout.manifest(rank_name(rank)), manifest))
         checksums.append(zlib.crc32(manifest))
-    publish(layout.format, FORMAT_TEXT.encode())
+    made.append(write_file(layout.format, FORMAT_TEXT.encode()))
     record = seal_pretty(msgspec.structs.replace(run, manifests_crc32=checksums))
-    publish(layout.run_copy, record)
-    publish(layout.run, record)
+    made.append(write_file(layout.run_copy, record))
+    for path in made:
+        fsync_file(path)
+    for folder in {path.parent for path in made} - {layout.root}:
+        fsync_dir(folder)
+    publish(layout.run, record)  # last; and a link, so that a file system without them is found out here
 
 
 def half_made(layout: Layout) -> list[Path]:
@@ -193,6 +205,8 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
         return []
     if job.kind == "command" or old.kind == "command":
         return [f"- {old.spec}", f"+ {job.spec}"]
+    import difflib  # not where nothing changed
+
     before = (read_bytes(view.layout.job_copy(old.copy)) or b"").decode(errors="replace").splitlines()
     after = source.decode(errors="replace").splitlines()
     lines = list(difflib.unified_diff(before, after, f"{old.copy} (as it ran)", f"{job.copy} (now)", lineterm="", n=1))

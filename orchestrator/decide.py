@@ -13,7 +13,8 @@ every rank has given up    end "gave up"
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from spool.identity import ALIVE, DEAD
 from spool.records import Closing
@@ -22,16 +23,14 @@ FAREWELL_S = 15.0  # for a worker to notice the end and run its exit handlers, o
 BACKOFF_S = (1.0, 30.0)  # before a rank's restart: first, and at most; doubled each time in a row
 
 
-@dataclass(frozen=True)
-class OpenAttempt:
+class OpenAttempt(msgspec.Struct, frozen=True):
     name: str
     rank: int
     life: str
     is_starting: bool
 
 
-@dataclass(frozen=True)
-class RankPast:
+class RankPast(msgspec.Struct, frozen=True):
     """A rank's attempts of this epoch that ended, oldest first, and when the last did, on the loop's clock.
 
     `device`: its token; "" for a CPU rank, which shares its device with all others. `done`: what all its attempts of
@@ -46,8 +45,7 @@ class RankPast:
     done: int = 0
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     tasks_left: int
     unclaimed: int
     open: Sequence[OpenAttempt]
@@ -59,39 +57,32 @@ class Snapshot:
     failed: int = 0
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     max_restarts: int
     max_failed: int | None = None
 
 
-@dataclass(frozen=True)
-class Close:
+class Close(msgspec.Struct, frozen=True):
     attempt: str
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True):
     rank: int
 
 
-@dataclass(frozen=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True):
     attempt: str
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(msgspec.Struct, frozen=True):
     pass
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(msgspec.Struct, frozen=True):
     """Drain: too many tasks have failed."""
 
 
-@dataclass(frozen=True)
-class End:
+class End(msgspec.Struct, frozen=True):
     how: str
 
 

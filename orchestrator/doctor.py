@@ -126,7 +126,8 @@ def _sync(inside: Path) -> Check:
 
 
 def _inotify(inside: Path) -> Check:
-    with contextlib.closing(Bell([inside], 0.0)) as bell:
+    with contextlib.closing(Bell(inside, 0.0)) as bell:
+        bell.watch([inside])
         if not bell.has_observer:
             kind = file_system_type(inside)
             why = f"not used on {kind}" if is_network(kind) else "no watch to be had (fs.inotify.max_user_watches)"

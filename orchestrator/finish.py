@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ import msgspec
 from spool.blame import describe_exit
 from spool.closing import FailedTask, publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
-from spool.layout import OUT_MARK, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
+from spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
 from spool.publish import listdir, read_record, remove_quietly, rename, replace
 from spool.view import View
 
 EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How an epoch ended: finished, drained, interrupted, too many failed, load, gave up, stuck."""
 
     how: str
@@ -34,8 +32,10 @@ class Outcome:
 
 def finish(view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, list[int]]) -> Outcome:
     """All that is left to do when nothing of the run is alive here any more. `sick`: devices, with their ranks."""
+    told = {(state, name) for state in STATES for name in listdir(view.layout.subdir(state))}
     for closing in view.closed.values():
-        publish_copies(view.layout, closing)
+        if (closing.state, view.layout.status(closing.state, closing.attempt).name) not in told:
+            publish_copies(view.layout, closing)
     file_away_old_failures(view)
     if not view.open_attempts:
         remove_leftovers(view)

@@ -27,7 +27,7 @@ import msgspec
 from orchestrator.bell import BLIND_S
 from orchestrator.create import Request, create
 from orchestrator.devices import CPU, find_pool
-from orchestrator.inputs import Inputs
+from orchestrator.inputs import Inputs, sealed
 from orchestrator.jobs import parse_call
 from orchestrator.launch import Child, launch
 from orchestrator.status import open_view
@@ -242,7 +242,7 @@ class GPUProcessCoordinator:
         """One careful task for each rank: its journal says that it began, so a death in it is known to be its own."""
         call = TaskLine(task=0, key="", payload=msgspec.Raw(b"null"), cost=1.0, careful=True)
         ranks = range(self.world_size)
-        return Inputs([msgspec.structs.replace(call, task=rank, key=rank_name(rank)) for rank in ranks])
+        return sealed(msgspec.structs.replace(call, task=rank, key=rank_name(rank)) for rank in ranks)
 
     def _next_generation(self) -> Layout:
         earlier = generations(self._root)

@@ -9,7 +9,7 @@ import array
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import msgspec
 
 from spool.errors import UsageError
 from spool.layout import OUT_MARK
-from spool.records import TaskLine, seal, unseal
+from spool.records import TaskLine, seal, seal_body, unseal
 
 
 class Inputs:
@@ -26,20 +26,23 @@ class Inputs:
     `newest_mtime`: among file inputs.
     """
 
-    def __init__(self, tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> None:
-        self.costs = array.array("d")
-        self.lines = [self._seal(task) for task in tasks]
-        self.newest_mtime = newest_mtime
-
-    def _seal(self, task: TaskLine) -> bytes:
-        self.costs.append(task.cost)
-        return seal(task)
+    def __init__(self, lines: list[bytes], costs: Sequence[float], newest_mtime: float = 0.0) -> None:
+        self.lines, self.costs, self.newest_mtime = lines, costs, newest_mtime
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __iter__(self) -> Iterator[TaskLine]:
         return (unseal(line[:-1], TaskLine) for line in self.lines)
+
+
+def sealed(tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> Inputs:
+    costs = array.array("d")
+    lines = []
+    for task in tasks:
+        costs.append(task.cost)
+        lines.append(seal(task))
+    return Inputs(lines, costs, newest_mtime)
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,20 +64,22 @@ def collect(
             f"({sum(named)} of them were given)."
         )
     if lines is not None:
-        return Inputs(from_values(_read_lines(lines)))
+        return from_values(_read_lines(lines))
     if tasks is not None:
-        return Inputs(_checked(_from_jsonl(tasks)))
+        return sealed(_checked(_from_jsonl(tasks)))
     return _from_files(_expand(paths) if files_from is None else [p for p in _read_lines(files_from) if p])
 
 
-def from_values(values: Iterable[Any]) -> Iterator[TaskLine]:
+def from_values(values: Iterable[Any]) -> Inputs:
     """One task of cost 1 for each JSON value. Raises UsageError for what JSON cannot hold."""
+    lines, encode = [], msgspec.json.Encoder().encode
     for index, value in enumerate(values):
         try:
-            payload = msgspec.Raw(msgspec.json.encode(value))
+            payload = encode(value)
         except (TypeError, ValueError) as error:
             raise UsageError(f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values.") from None
-        yield TaskLine(task=index, key=f"t{index}", payload=payload, cost=1.0)
+        lines.append(seal_body(b'{"task":%d,"key":"t%d","payload":%b,"cost":1.0' % (index, index, payload)))
+    return Inputs(lines, array.array("d", [1.0]) * len(lines))
 
 
 def _read_lines(source: str) -> list[str]:
@@ -139,7 +144,7 @@ def _from_files(paths: list[str]) -> Inputs:
         newest = max(newest, stat.st_mtime)
         key = os.path.relpath(path, top)
         tasks.append(TaskLine(task=index, key=key, payload=payload, cost=float(stat.st_size)))
-    return Inputs(_checked(tasks), newest)
+    return sealed(_checked(tasks), newest)
 
 
 def _checked(tasks: Iterable[TaskLine]) -> Iterator[TaskLine]:

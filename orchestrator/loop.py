@@ -28,12 +28,15 @@ from orchestrator.workers import Workers
 from spool.closing import mend_claims, sweep
 from spool.identity import ALIVE, DEAD, myself
 from spool.layout import STATES, rank_of
-from spool.publish import FILE_MODE, SyncError, replace, write_all
+from spool.publish import FILE_MODE, SyncError, publish, replace, write_all
 from spool.records import Closing, Job, Options, ParentBeat, encode
+from spool.timeouts import is_limited
 from spool.view import View, drain_epoch
 
 DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 BEAT_S = 10.0
+LOOK_FILES, FILES_PER_S = 10, 4.0  # opened by a look, besides two for each rank; and how many in a second on average
+BACKOFF_LOOK_S = 0.2  # while a rank waits for its restart
 TROUBLE_S = 0.2  # between two tries
 PATIENCE_S = 8.0  # with a file system in trouble, before the run stops
 ABANDON_S = 15.0  # for workers to end themselves then: with the patience, less than half a minute
@@ -96,11 +99,13 @@ class Orchestrator:
         self._adopt()
         watched = [layout.manifests, layout.control, *map(layout.subdir, STATES)]
         watched += [layout.failed_tasks] * (self.options.max_failed is not None)
-        with contextlib.closing(Bell(watched, self.options.poll_s)) as bell:
+        with contextlib.closing(Bell(layout.root, self.options.poll_s)) as bell:
             try:
-                while (end := self._try_step()) is None:
-                    waiting = any(d.failures_in_a_row(past) for past in self._past())
-                    bell.wait(0.2 if waiting else bell.quiet_s, self.workers.pids())
+                end = self._try_step()
+                if end is None:
+                    bell.watch(watched)  # after the ranks were started, since it takes as long as they do
+                while end is None and (end := self._try_step()) is None:
+                    bell.wait(self._nap_s(bell), self.workers.pids())
             except OSError as trouble:
                 self._abandon(trouble, bell)
                 raise
@@ -109,6 +114,20 @@ class Orchestrator:
         outcome = finish(self.view, how, self.epoch, time.monotonic() - self._began, self._sick())
         self._record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
+
+    def _nap_s(self, bell: Bell) -> float:
+        """How long to wait for the bell. Where it tells all that matters, the more files a look opens the longer."""
+        if any(d.failures_in_a_row(past) for past in self._past()):
+            return BACKOFF_LOOK_S
+        is_timed = self._deadline is not None or self._kill_at is not None or is_limited(self.options)
+        if is_timed or not bell.has_observer:
+            return bell.quiet_s
+        files = LOOK_FILES + 2 * len(self.view.open_attempts)
+        return max(bell.quiet_s, min(files / FILES_PER_S, self.progress.every_s, self._beat_s))
+
+    @property
+    def _beat_s(self) -> float:
+        return min(BEAT_S, self.options.lease_s / 12)
 
     def _try_step(self) -> d.End | None:
         """One step; trouble with the file system is waited out for a while. Raises OSError after that."""
@@ -180,6 +199,8 @@ class Orchestrator:
         left = ledger.tasks - ledger.n_complete - ledger.n_failed
         if left == 0 and self._finished_at is None:
             self._finished_at = time.monotonic()
+            if self.view.open_attempts:
+                publish(self.view.layout.finished(self.epoch), b"", durable=False)  # for those that wait
         claimers = {claim.attempt for chain in self.view.chains.values() for claim in chain.claims}
         attempts = [
             d.OpenAttempt(name, rank_of(name), self.workers.life(name), name not in claimers)
@@ -286,7 +307,7 @@ class Orchestrator:
         )
 
     def _keep_beating(self) -> None:
-        if time.monotonic() - self._beat_at < min(BEAT_S, self.options.lease_s / 12):
+        if time.monotonic() - self._beat_at < self._beat_s:
             return
         self._beat, self._beat_at = self._beat + 1, time.monotonic()
         me = myself()

@@ -26,6 +26,8 @@ def printable(text: str) -> str:
 
 
 class Progress(Protocol):
+    every_s: float  # how often it has something new to show
+
     def update(self, complete: int, failed: int, cost_done: float, note: str) -> None: ...
 
     def say(self, text: str) -> None: ...
@@ -35,6 +37,8 @@ class Progress(Protocol):
 
 class Silent:
     """--quiet: errors still go to stderr."""
+
+    every_s = LINE_S
 
     def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
         pass
@@ -48,6 +52,8 @@ class Silent:
 
 class Lines:
     """Where there is no terminal."""
+
+    every_s = LINE_S
 
     def __init__(self, total: int, cost: float) -> None:
         self._total, self._cost = total, cost
@@ -76,6 +82,8 @@ class Lines:
 
 class Bar:
     """On a terminal. The only class that imports rich."""
+
+    every_s = 1.0
 
     def __init__(self, total: int, cost: float) -> None:
         from rich import progress as r

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from dataclasses import dataclass
 
 import msgspec
 
@@ -25,8 +24,7 @@ TAIL_BYTES = 4096  # of a log's end that a failure record holds
 TAIL_LINES = 40
 
 
-@dataclass(frozen=True)
-class Witness:
+class Witness(msgspec.Struct, frozen=True):
     """What an attempt's own live parent saw: the exit code (-N for signal N) of a worker nobody told to stop.
 
     `is_oom`: the kernel's counters explain the SIGKILL, which is then a crash like any other.
@@ -48,8 +46,7 @@ class Witness:
         return max(self.max_crashes, self.max_kills) if self.is_kill else self.max_crashes
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(msgspec.Struct, frozen=True):
     """Where an attempt died, for the record of a task that is lost by it."""
 
     attempt: str

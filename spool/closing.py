@@ -40,13 +40,13 @@ def publish_closing(layout: Layout, closing: Closing, orphans: list[TaskLine]) -
 
 
 def publish_copies(layout: Layout, closing: Closing) -> None:
-    """The status record and failed tasks that follow from a closing; harmless to repeat."""
-    publish(layout.status(closing.state, closing.attempt), pretty(closing))
+    """The failed tasks and, last, the status record that follow from a closing; harmless to repeat."""
     for lost in closing.lost:
         failed = FailedTask(
             key=lost.key, task=lost.task, round=lost.round, attempt=closing.attempt, at=closing.at, error=lost.error
         )
         publish_failed_task(layout, failed)
+    publish(layout.status(closing.state, closing.attempt), pretty(closing))
 
 
 def publish_failed_task(layout: Layout, record: FailedTask) -> None:

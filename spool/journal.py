@@ -1,14 +1,17 @@
 """Journals: one writer's append-only list of finished tasks, the truth about tasks.
 
-Each line goes out in one write(2) before the next task begins, so a killed process loses no finished task; the data
-is fsynced at least once a second by whoever calls `sync_if_dirty`. A write that fails or is cut short leaves a
-torn line, and nothing is appended after it: the writer is broken from then on.
+A line is written before anything that may take long begins; those of tiny tasks share one write(2), so a killed
+process loses at most the last 10 ms of them. The data is fsynced at least once a second by whoever calls
+`sync_if_dirty`. A write that fails or is cut short leaves a torn line, and nothing is appended after it: the writer is
+broken from then on.
 The reader takes whole lines only; a line that does not check costs that line alone.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,32 +22,58 @@ from spool.manifest import Damage, Report
 from spool.publish import SyncError, create_journal, read_bytes, write_all
 from spool.records import Identity, JournalHead, R, Record, seal, unseal_lines
 
+GROUP_S = 0.01  # how long a finished task's line may wait for others: what a killed process may have to do again
 CHUNK_BYTES = 1024 * 1024  # that a reader takes at once, whatever a journal has grown to
 
 
 class JournalWriter:
-    """The one writer of one journal. Any OSError it raises must end the attempt."""
+    """The one writer of one journal. Any OSError it raises must end the attempt.
+
+    Lines that `may_wait` share a write with those that follow within GROUP_S. Whoever lets lines wait calls `flush`
+    before anything that may take longer; the thread that syncs does it too, in case that was forgotten.
+    """
 
     def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
         self._path = str(path)
+        self._waiting: list[bytes] = []
+        self._since = 0.0
+        self._lock = threading.Lock()
         self._dirty = False
         self._broken: OSError | None = None
 
-    def append(self, line: Record) -> None:
-        """Write one sealed line with a single write(2)."""
+    def append(self, line: Record, *, may_wait: bool = False) -> None:
+        """Add one sealed line, and write it and all that wait unless it may wait too and none has for too long."""
         self.check()
-        try:
-            write_all(self._fd, seal(line))
-        except OSError as error:
-            error.filename = self._path
-            self._broken = error
-            raise
-        self._dirty = True
+        now = time.monotonic()
+        if not self._waiting:
+            self._since = now
+        self._waiting.append(seal(line))
+        if not may_wait or now - self._since >= GROUP_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits with a single write(2); safe from another thread."""
+        with self._lock:
+            self.check()
+            count = len(self._waiting)  # the other thread may add to them meanwhile
+            if not count:
+                return
+            try:
+                write_all(self._fd, b"".join(self._waiting[:count]))
+            except OSError as error:
+                error.filename = self._path
+                self._broken = error
+                raise
+            del self._waiting[:count]
+            self._dirty = True
 
     def sync_if_dirty(self) -> None:
         """fdatasync(2) what was appended since the last call; safe from another thread."""
-        if not self._dirty or self._broken:
+        if self._broken:
+            return
+        self.flush()
+        if not self._dirty:
             return
         self._dirty = False
         try:

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import os
 import re
-import secrets
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,7 +27,7 @@ _ATTEMPT = re.compile(r"rank-(\d{4,})\.a(\d{2,})", re.ASCII)
 _PLANNED = re.compile(r"rank-(\d{4,})", re.ASCII)
 _ORPHANS = re.compile(r"(rank-\d{4,}\.a\d{2,})\.orphans", re.ASCII)
 _NUMBERED = re.compile(r"(retry|sweep)-(\d{2,})", re.ASCII)
-_DRAIN = re.compile(r"drain\.(\d{4,})", re.ASCII)
+_CONTROL = re.compile(r"(drain|finished)\.(\d{4,})", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,})", re.ASCII)
 _HIDDEN_OUTPUT = re.compile(r"\.gpuspool-(rank-\d{4,}\.a\d{2,})-\d+", re.ASCII)
 _HIDDEN = re.compile(r"\.(.+)\.(\d+)\.\d+\.[0-9a-f]{8}", re.ASCII | re.DOTALL)
@@ -80,10 +79,10 @@ def is_manifest(name: str) -> bool:
     return any(p.fullmatch(name) for p in (_PLANNED, _ORPHANS, _NUMBERED))
 
 
-def parse_drain(name: str) -> int | None:
-    """The epoch up to which `control/drain.0002` drains, or None."""
-    match = _DRAIN.fullmatch(name)
-    return int(match[1]) if match else None
+def parse_control(name: str) -> tuple[str, int] | None:
+    """("drain" or "finished", the epoch up to which it holds) of `control/drain.0002`, or None."""
+    match = _CONTROL.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
 
 
 def generation_name(number: int) -> str:
@@ -118,7 +117,7 @@ def parse_hidden_output(name: str) -> str | None:
 
 def hidden_name(name: str) -> str:
     """A name that nobody else uses, in the same folder as `name`, for a file that is not published yet."""
-    return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{secrets.token_hex(4)}"
+    return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{os.urandom(4).hex()}"
 
 
 def parse_hidden(hidden: str) -> tuple[str, int] | None:
@@ -252,3 +251,7 @@ class Layout:
 
     def drain(self, epoch: int) -> Path:
         return self.control / f"drain.{epoch:04d}"
+
+    def finished(self, epoch: int) -> Path:
+        """The orchestrator's word that every task has a verdict, to the attempts of the epochs up to its own."""
+        return self.control / f"finished.{epoch:04d}"

@@ -8,10 +8,11 @@ number.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
 
 from spool.layout import Layout, orphans_name, parse_orphans
 from spool.publish import is_regular, publish, read_bytes
@@ -21,8 +22,7 @@ BLOCK_BYTES = 64 * 1024  # what is split to find one line: some hundred lines, a
 SPLIT_PLACES = 4096  # lines that are split at once
 
 
-@dataclasses.dataclass(frozen=True)
-class Damage:
+class Damage(msgspec.Struct, frozen=True):
     """Bytes of the spool that could not be read as what they should be."""
 
     path: str

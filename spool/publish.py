@@ -73,6 +73,17 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+def write_file(path: Path, data: bytes) -> Path:
+    """Write a new file where nobody looks yet, and return its path. It is not synced."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        with naming(path):
+            write_all(fd, data)
+    finally:
+        os.close(fd)
+    return path
+
+
 def sync(fd: int, path: str | os.PathLike[str]) -> None:
     """fsync(2). Raises SyncError."""
     try:
@@ -237,6 +248,12 @@ def create_journal(path: Path, data: bytes) -> int | None:
     return None
 
 
+def ring(folder: Path) -> None:
+    """Wake whoever watches a folder, by a hidden file that comes and goes. That it cannot be made costs time alone."""
+    with contextlib.suppress(OSError):
+        remove_quietly(_write_hidden(folder / "ring", b"", False))
+
+
 def listdir(path: Path) -> list[str]:
     """The visible names in a folder, sorted; a folder that does not exist has none."""
     try:
@@ -272,9 +289,12 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
         raise
     try:
         with naming(path):
-            os.lseek(fd, offset, os.SEEK_SET)
-            with open(fd, "rb", closefd=False) as file:
-                return file.read(size)
+            left = os.fstat(fd).st_size - offset if size < 0 else size
+            parts = []
+            while left > 0 and (part := os.pread(fd, left, offset)):
+                parts.append(part)
+                offset, left = offset + len(part), left - len(part)
+            return b"".join(parts)
     except IsADirectoryError:
         return b""
     finally:

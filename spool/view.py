@@ -12,8 +12,9 @@ import contextlib
 import re
 import stat as stat_
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from spool.claims import Chain
 from spool.errors import SpoolError, UsageError
@@ -26,7 +27,7 @@ from spool.layout import (
     numbered_name,
     orphans_name,
     parse_attempt,
-    parse_drain,
+    parse_control,
     parse_numbered,
     parse_orphans,
     rank_name,
@@ -112,11 +113,20 @@ def refuse_unsafe(layout: Layout) -> None:
 
 def drain_epoch(layout: Layout) -> int:
     """The newest epoch that was told to drain, -1 if none was."""
-    return max((epoch for epoch in map(parse_drain, listdir(layout.control)) if epoch is not None), default=-1)
+    return _control_epoch(layout, "drain")
 
 
-@dataclass(frozen=True)
-class Started:
+def finished_epoch(layout: Layout) -> int:
+    """The newest epoch whose orchestrator found a verdict on every task, -1 if none did."""
+    return _control_epoch(layout, "finished")
+
+
+def _control_epoch(layout: Layout, word: str) -> int:
+    found = filter(None, map(parse_control, listdir(layout.control)))
+    return max((epoch for kind, epoch in found if kind == word), default=-1)
+
+
+class Started(msgspec.Struct, frozen=True):
     """The call that an attempt is in by its last `started` line: its tasks, and how many have no line since."""
 
     tasks: tuple[int, ...]
@@ -239,7 +249,7 @@ class View:
     def _settle_started(self, attempt: str, task: int) -> None:
         call = self.started.get(attempt)
         if call is not None and task in call.tasks:
-            left = replace(call, left=call.left - 1)
+            left = msgspec.structs.replace(call, left=call.left - 1)
             if left.left:
                 self.started[attempt] = left
             else:
@@ -290,9 +300,9 @@ class View:
         return self.run.options if intent is None else intent.options
 
     def next_epoch(self) -> int:
-        """One more than any epoch that an attempt or a drain names."""
+        """One more than any epoch that an attempt, a drain or the word that all is finished names."""
         epochs = [intent.epoch for intent in self.intents.values() if intent is not None]
-        return max([*epochs, drain_epoch(self.layout)]) + 1
+        return max([*epochs, drain_epoch(self.layout), finished_epoch(self.layout)]) + 1
 
     def next_number(self, rank: int) -> int:
         """The number of a rank's next attempt."""

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.create import plan
 from orchestrator.inputs import collect, from_values
 from spool.errors import UsageError
-from spool.records import TaskLine
+from spool.records import TaskLine, seal
 
 
 def write(path: Path, text: str | bytes = "x") -> str:
@@ -168,10 +168,13 @@ def test_inputs_are_named_in_one_way(tmp_path: Path) -> None:
 
 
 def test_values_of_python(tmp_path: Path) -> None:
-    tasks = list(from_values(x for x in ([1, "a"], {"b": None}, 2.5)))
+    inputs = from_values(x for x in ([1, "a"], {"b": None}, 2.5))
+    tasks = list(inputs)
+    assert inputs.lines == [seal(task) for task in tasks]
+    assert (tasks[2].key, tasks[2].cost, list(inputs.costs)) == ("t2", 1.0, [1.0] * 3)
     assert payloads(tasks) == [[1, "a"], {"b": None}, 2.5]
     with pytest.raises(UsageError, match="item 1 "):
-        list(from_values([1, object()]))
+        from_values([1, object()])
 
 
 def test_the_plan_gives_each_task_once_longest_first() -> None:

@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,67 @@ def test_nothing_follows_a_line_that_was_written_in_part(layout: Layout) -> None
     error = raised[0].rpartition(" ")[2]
     assert raised == [*(f"{index}: {error}" for index in range(first, 20)), f"check: {error}"]
     assert damage == []
+
+
+def append_waiting(writer: JournalWriter, *tasks: int) -> None:
+    for index in tasks:
+        writer.append(JournalLine(task=index, round=0, state="complete"), may_wait=True)
+
+
+def tasks_of(layout: Layout) -> list[int]:
+    return [line.task for _, line in JournalReader(layout, A0, pytest.fail).read(JournalBrief)]
+
+
+def test_lines_that_may_wait_share_a_write_with_the_next_that_may_not(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spool.journal.GROUP_S", 3600.0)
+    writer = begin(layout, A0)
+    append_waiting(writer, 2, 0)
+    assert tasks_of(layout) == []
+    finish(writer, 1)
+    assert tasks_of(layout) == [2, 0, 1]
+    append_waiting(writer, 3)
+    writer.flush()
+    append_waiting(writer, 4)
+    writer.sync_if_dirty()
+    assert tasks_of(layout) == [2, 0, 1, 3, 4]
+
+
+def test_a_line_waits_for_no_longer_than_its_time(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = begin(layout, A0)
+    append_waiting(writer, 0)
+    monkeypatch.setattr("spool.journal.GROUP_S", 0.0)
+    append_waiting(writer, 1)
+    assert tasks_of(layout) == [0, 1]
+
+
+def test_two_threads_write_each_line_once_and_in_order(layout: Layout) -> None:
+    writer, end = begin(layout, A0), threading.Event()
+
+    def keep_flushing() -> None:
+        while not end.is_set():
+            writer.flush()
+
+    thread = threading.Thread(target=keep_flushing)
+    thread.start()
+    append_waiting(writer, *range(5000))
+    end.set()
+    thread.join()
+    writer.flush()
+    assert tasks_of(layout) == list(range(5000))
+
+
+def test_a_journal_is_read_a_chunk_at_a_time_whatever_its_lines(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = written(layout, 40)
+    expected = read(layout, data)
+    assert len(expected[0]) == 40
+    for chunk in (1, 7, 100, 150, 4096):
+        monkeypatch.setattr("spool.journal.CHUNK_BYTES", chunk)
+        assert read(layout, data) == expected
+        assert read(layout, data + b"torn") == expected
 
 
 def test_a_failed_sync_is_never_tried_again_as_if_it_could_succeed(layout: Layout) -> None:

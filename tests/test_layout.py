@@ -21,7 +21,7 @@ from spool.layout import (
     numbered_name,
     orphans_name,
     parse_attempt,
-    parse_drain,
+    parse_control,
     parse_generation,
     parse_hidden_output,
     parse_numbered,
@@ -94,8 +94,9 @@ def test_numbered_manifests_parse_back(kind: str, number: int) -> None:
 
 
 @given(st.integers(0, 10**7))
-def test_drains_parse_back(epoch: int) -> None:
-    assert parse_drain(Layout("/s").drain(epoch).name) == epoch
+def test_words_of_control_parse_back(epoch: int) -> None:
+    assert parse_control(Layout("/s").drain(epoch).name) == ("drain", epoch)
+    assert parse_control(Layout("/s").finished(epoch).name) == ("finished", epoch)
 
 
 @given(st.integers(0, 10**6))
@@ -162,7 +163,7 @@ def test_no_two_things_of_a_spool_share_a_path() -> None:
     paths += [layout.status(state, attempt) for state in STATES for attempt in (a, b)]
     paths += [layout.claim(name, start) for name in ("rank-0000", orphans_name(a)) for start in (0, 1, 10)]
     paths += [layout.failed_task("round-1"), layout.failed_round(1), layout.failed_round(2)]
-    paths += [layout.drain(0), layout.drain(1)]
+    paths += [layout.drain(0), layout.drain(1), layout.finished(0), layout.finished(1)]
     assert len(set(paths)) == len(paths)
     assert all(path.is_relative_to("/s") for path in paths)
 

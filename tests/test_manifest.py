@@ -76,6 +76,21 @@ def test_a_manifest_cut_at_any_byte_keeps_its_whole_lines() -> None:
         assert bool(damage) == (len(cut) not in [0, *(end + 1 for _, end in lines)])
 
 
+@pytest.mark.parametrize(("block", "split"), [(1, 1), (7, 2), (100, 3), (150, 5), (10_000, 4096)])
+def test_a_place_is_found_wherever_the_blocks_part(monkeypatch: pytest.MonkeyPatch, block: int, split: int) -> None:
+    monkeypatch.setattr("spool.manifest.BLOCK_BYTES", block)
+    monkeypatch.setattr("spool.manifest.SPLIT_PLACES", split)
+    tasks = [task(index, key="k" * (index * 37 % 101 + 1)) for index in range(20)]
+    for name, head in (("rank-0000", b""), (f"{A0}.orphans", seal(CLOSING))):
+        data = head + manifest_bytes(tasks)
+        for cut in (data, data[:-1]):
+            found, _, manifest = read(cut, name)
+            assert (found, len(manifest)) == (list(range(20)), 20)
+            for start in range(20):
+                assert manifest.task(start) == tasks[start]
+                assert indices(manifest.tasks(start, start + 6)) == found[start : start + 6]
+
+
 def test_a_flipped_bit_costs_the_line_it_lies_in() -> None:
     data = manifest_bytes(task(index) for index in range(4))
     lines = sealed_lines(data)

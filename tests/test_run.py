@@ -21,6 +21,7 @@ def test_a_function_over_lines(box: Box) -> None:
     assert box.status("spool-double")["state"] == "complete"
     assert names(box / "spool-double" / "complete") == names(box / "spool-double" / "attempts")
     assert record(box / "spool-double" / "summary.json")["tasks"]["complete"] == 25
+    assert names(box / "spool-double" / "control") == ["finished.0000"], "the word that idle ranks waited for"
 
 
 def test_the_same_command_again_has_nothing_to_do(box: Box) -> None:

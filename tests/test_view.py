@@ -32,7 +32,7 @@ from spool.layout import SUBDIRS, Layout
 from spool.manifest import Damage, publish_manifest, publish_orphans
 from spool.publish import publish, replace
 from spool.records import Closing, Error, Heartbeat, Intent, JournalLine, Lost, decode, encode, pretty
-from spool.view import Started, View, drain_epoch, load_run, refuse_unsafe
+from spool.view import Started, View, drain_epoch, finished_epoch, load_run, refuse_unsafe
 
 
 @pytest.fixture
@@ -425,7 +425,7 @@ def test_a_line_of_an_attempt_that_was_closed_alive_still_counts(layout: Layout)
 # Numbers.
 
 
-def test_the_next_epoch_counts_attempts_and_drains(layout: Layout) -> None:
+def test_the_next_epoch_counts_attempts_and_the_words_of_control(layout: Layout) -> None:
     view = view_of(layout)
     assert (view.next_epoch(), drain_epoch(layout)) == (0, -1)
     intend(layout, A0, epoch=2)
@@ -436,6 +436,8 @@ def test_the_next_epoch_counts_attempts_and_drains(layout: Layout) -> None:
     assert (view.refresh().next_epoch(), drain_epoch(layout)) == (6, 5)
     layout.intent(A1).write_bytes(b"?")
     assert view.refresh().next_epoch() == 6
+    publish(layout.finished(6), b"")
+    assert (view.next_epoch(), drain_epoch(layout), finished_epoch(layout)) == (7, 5, 6)
 
 
 def test_the_next_attempt_of_a_rank_counts_whatever_left_a_trace(layout: Layout) -> None:

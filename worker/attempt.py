@@ -31,10 +31,10 @@ from spool.identity import kill_marked, myself
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.manifest import Damage
-from spool.publish import listdir
+from spool.publish import listdir, ring
 from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
 from spool.timeouts import is_limited
-from spool.view import View
+from spool.view import View, finished_epoch
 from worker.beat import Beat
 from worker.context import Context
 from worker.devices import Device, DeviceError, check_devices, peak_memory_bytes, torch_version
@@ -50,6 +50,7 @@ STATE_OF = {"finished": "complete", "drained": "stopped", "load": "failed", "dev
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 IDLE_S = (0.01, 0.25)  # how long an idle attempt waits between two looks: first, and at most
+SILENCE_S = 1.0  # of the parent, before an idle attempt reads the whole spool to help itself and others
 SWEEP_S = (1.0, 60.0)  # wait before an idle attempt sweeps, which reads every manifest; doubled up to the second
 RETRY_S = (1.0, 60.0)  # wait before a task's first retry, doubled each time up to the second
 
@@ -246,14 +247,39 @@ class Attempt:
         time.sleep(max(0.0, min(self._deferred[0][0] - time.monotonic(), IDLE_S[1])))
 
     def _idle(self) -> str | None:
-        """Nothing to claim: see the run to its end and return the reason; None when there is work again."""
+        """Nothing to claim: see the run to its end and return the reason; None when there may be work again."""
         if self._is_call:
             return "finished"
         self._timer.end()
+        self.journal.flush()
+        self.beat.doing.state = "idle"
+        reason = self._await_word()
+        if reason == "silence":
+            reason = self._help()
+        if reason is None:
+            self.beat.doing.state = "running"
+        return reason
+
+    def _await_word(self) -> str | None:
+        """Wait for the parent to say that all is finished, for a drain, or (None) for another manifest."""
+        known, end = listdir(self.layout.manifests), time.monotonic() + SILENCE_S
+        ring(self.layout.control)
+        while time.monotonic() < end:
+            self.journal.check()
+            if self.is_draining:
+                return "drained"
+            if finished_epoch(self.layout) >= self.intent.epoch:
+                return "finished"
+            if listdir(self.layout.manifests) != known:
+                return None
+            time.sleep(IDLE_S[0])
+        return "silence"
+
+    def _help(self) -> str | None:
+        """Nobody says anything: read the whole spool, close what is proved dead, sweep, wait for the last verdict."""
         if self._coroner is None:
             self._coroner = Coroner(View(self.layout, self.run_record), self.intent.options.lease_s)
         view = self._coroner.view
-        self.beat.doing.state = "idle"
         wait, sweep_wait = IDLE_S[0], SWEEP_S[0]
         next_sweep = time.monotonic() + sweep_wait
         while not view.refresh().ledger.is_finished:
@@ -261,7 +287,6 @@ class Attempt:
             if self.is_draining or self.name in view.closed:
                 return "drained" if self.is_draining else "closed"
             if view.unclaimed:
-                self.beat.doing.state = "running"
                 return None
             for attempt in view.open_attempts:
                 if attempt != self.name and self._coroner.is_orphan(attempt):

@@ -12,8 +12,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 from msgspec.structs import asdict
 
 from spool.journal import JournalWriter
@@ -28,8 +28,7 @@ SYNC_S = 1.0  # what a power cut may take back
 DRAIN_S = 5.0  # a drain must be seen well within the grace of 25 s
 
 
-@dataclass
-class Doing:
+class Doing(msgspec.Struct):
     """What the main thread is at; it writes, the beat reads."""
 
     state: str = "loading"
@@ -37,7 +36,7 @@ class Doing:
     task_since: float | None = None
     done: int = 0
     failed: int = 0
-    device: Device = Device()  # noqa: RUF009 - frozen
+    device: Device = msgspec.field(default_factory=Device)
 
 
 class Beat(threading.Thread):

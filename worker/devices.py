@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 CHECK_VARIABLE = "GPUSPOOL_DEVICE_CHECK"
 
@@ -14,8 +15,7 @@ class DeviceError(Exception):
     """The worker does not see exactly the devices it was given."""
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     name: str = ""
     uuid: str = ""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +117,8 @@ class Outputs:
             except OSError:
                 if not asked.final.is_dir():
                     raise
+                import shutil
+
                 shutil.rmtree(asked.hidden)
         else:
             fsync_file(asked.hidden)
@@ -127,6 +128,8 @@ class Outputs:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
+        import shutil  # only where a folder is dropped: a worker starts faster without
+
         shutil.rmtree(path, ignore_errors=True)
         return
     with contextlib.suppress(FileNotFoundError):
