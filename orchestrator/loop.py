@@ -331,8 +331,7 @@ class Orchestrator:
             for task in manifest.tasks():
                 if 0 <= task.task < run.tasks:
                     costs[task.task] = task.cost
-        ledger.costs = costs
-        ledger.cost_done = sum(cost for cost, done in zip(costs, ledger.complete, strict=True) if done)
+        ledger.weigh(costs)
 
     def _show(self) -> None:
         ledger = self.view.ledger

@@ -34,7 +34,7 @@ class Ledger:
     def __init__(self, tasks: int) -> None:
         self.tasks = tasks
         self.costs: Sequence[float] | None = None
-        self.cost_done = 0.0
+        self._cost_done = 0.0
         self.complete = bytearray(tasks)
         self.n_complete = 0
         self.duplicates = 0
@@ -52,9 +52,19 @@ class Ledger:
             else:
                 self.complete[task] = 1
                 self.n_complete += 1
-                self.cost_done += 1.0 if self.costs is None else self.costs[task]
+                if self.costs is not None:
+                    self._cost_done += self.costs[task]
         elif state == "failed":
             self.failed_round[task] = max(round_, self.failed_round.get(task, -1))
+
+    def weigh(self, costs: Sequence[float]) -> None:
+        """From now on progress is told by what tasks cost, else each counts 1."""
+        self.costs = costs
+        self._cost_done = sum(cost for cost, done in zip(costs, self.complete, strict=True) if done)
+
+    @property
+    def cost_done(self) -> float:
+        return float(self.n_complete) if self.costs is None else self._cost_done
 
     def raise_round(self, task: int, round_: int) -> None:
         """A retry manifest gives this task another round."""

@@ -200,7 +200,10 @@ class View:
             closing = Closing(attempt=attempt, state="failed", reason="lost", by="unreadable")
         self.closed[attempt] = closing
         for lost in closing.lost:
-            self._feed(self.manifests[orphans_name(attempt)].path, 0, lost.task, lost.round, "failed")
+            try:
+                self.ledger.feed(lost.task, lost.round, "failed")
+            except IndexError:
+                self._refuse(self.manifests[orphans_name(attempt)].path, 0, lost.task)
 
     def _read_intents(self) -> None:
         for filename in listdir(self.layout.attempts):
@@ -230,21 +233,30 @@ class View:
                     self._settled.add(attempt)
 
     def _follow(self, journal: JournalReader) -> None:
-        attempt, started = journal.attempt, self.started
+        """The loop that each finished task passes once in whoever looks at a run."""
+        attempt, started, feed = journal.attempt, self.started, self.ledger.feed
         finished, failed = self.finished_by.get(attempt, 0), self.failed_by.get(attempt, 0)
-        for at, line in journal.read(JournalBrief):
-            if line.state == "started":
-                tasks = (line.task, *line.batch)
-                started[attempt] = Started(tasks, line.round, len(tasks))
-                continue
-            if attempt in started:
-                self._settle_started(attempt, line.task)
-            if line.state == "deferred":
-                continue
-            self.finished_by[attempt] = finished = finished + 1
-            if line.state == "failed":
-                self.failed_by[attempt] = failed = failed + 1
-            self._feed(journal.path, at, line.task, line.round, line.state)
+        try:
+            for at, line in journal.read(JournalBrief):
+                state = line.state
+                if state == "started":
+                    tasks = (line.task, *line.batch)
+                    started[attempt] = Started(tasks, line.round, len(tasks))
+                    continue
+                if attempt in started:
+                    self._settle_started(attempt, line.task)
+                if state == "deferred":
+                    continue
+                finished += 1
+                if state == "failed":
+                    failed += 1
+                try:
+                    feed(line.task, line.round, state)
+                except IndexError:
+                    self._refuse(journal.path, at, line.task)
+        finally:
+            self.finished_by.update({attempt: finished} if finished else {})
+            self.failed_by.update({attempt: failed} if failed else {})
 
     def _settle_started(self, attempt: str, task: int) -> None:
         call = self.started.get(attempt)
@@ -255,11 +267,8 @@ class View:
             else:
                 del self.started[attempt]
 
-    def _feed(self, path: str, at: int, task: int, round_: int, state: str) -> None:
-        try:
-            self.ledger.feed(task, round_, state)
-        except IndexError:
-            self.report(Damage(path, at, f"task {task} is none of this run's {self.run.tasks}"))
+    def _refuse(self, path: str, at: int, task: int) -> None:
+        self.report(Damage(path, at, f"task {task} is none of this run's {self.run.tasks}"))
 
     @property
     def attempts(self) -> list[str]:
