@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,19 +177,21 @@ class Player:
             shutil.rmtree(folder)
             return None
         trial = _Trial(base, case, mutation, folder)
-        box = Box(folder)
-        try:
-            trial.run(self._real(box) if is_real else self._forked(folder))
-        finally:
-            box.kill_all()
-            self._server.kill_left()
+        if is_real:
+            box = Box(folder)
+            try:
+                trial.run(self._real(box))
+            finally:
+                box.kill_all()
+        else:
+            trial.run(self._forked(folder))
         if not trial.verdict.failures:
             shutil.rmtree(folder)
             shutil.rmtree(f"{folder}-cli", ignore_errors=True)
         return trial.verdict
 
     def _forked(self, folder: Path) -> Run:
-        return lambda *args: self._server.run(*args, cwd=folder)
+        return lambda *args: self._server.run(*args, cwd=folder)  # which leaves nothing alive
 
     def _real(self, box: Box) -> Run:
         def run(*args: str) -> Ended:
@@ -215,12 +217,12 @@ class _Trial:
 
     def run(self, run: Run) -> None:
         before = look(self._spool / "outputs")
-        said = self._read(run, "before")["verify"].out
+        said = self._read(run, READERS, "before")["verify"].out
         ended = run("resume", "S", *LEASE, "-q")
         self._check_sane("resume", ended, {0, 3})
         if ended.left:
             self._fail(f"resume left the processes {ended.left}")
-        after = self._read(run, "after")
+        after = self._read(run, ("verify", "results"), "after")
         said += after["verify"].out  # of an attempt that may still write, a torn line is named when it is closed
         self._check_named(said)
         counts = check(
@@ -244,9 +246,9 @@ class _Trial:
     def _fail(self, text: str) -> None:
         self.verdict.failures.append(f"{self.verdict.case} ({self._what}): {text}")
 
-    def _read(self, run: Run, when: str) -> dict[str, Ended]:
-        """All verbs that only read."""
-        ended = {verb: run(verb, "S") for verb in READERS}
+    def _read(self, run: Run, verbs: Sequence[str], when: str) -> dict[str, Ended]:
+        """Verbs that only read."""
+        ended = {verb: run(verb, "S") for verb in verbs}
         for verb, one in ended.items():
             self._check_sane(f"{verb} {when}", one, {0, 5} if verb == "verify" else {0})
         return ended

@@ -32,7 +32,7 @@ from torture.forked import Ended
 from torture.rows import Row
 
 PATIENCE_S = 30.0
-AT_ONCE = 3  # on two cores: some cases mostly wait between two tries
+AT_ONCE = 4  # on two cores: some cases mostly wait between two tries
 SMALL = 40  # cases of the small amount
 ERRNOS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "EMFILE", "EINTR", "ETIMEDOUT")
 # How many cases each call gets, by its class (0.5: every second call one); errnos and ways take turns over the calls.
@@ -88,7 +88,8 @@ def play(scene: Scene, fault: Fault) -> Verdict:
     problems += [f"ended silently, exit code {first.code}: {first.err}"] if not is_loud(scene, fault, first) else []
     problems += [f"processes are left: {first.left}"] if first.left and not first.code else []
     again = scene.again(PATIENCE_S)
-    if again.code == 3 and is_jobs_own(scene):
+    traces = [record["error"].get("traceback", "") for record in failures(scene)]
+    if again.code == 3 and traces and all(map(is_jobs_own, traces)):
         again = scene.retry()
     problems += [f"again: exit code {again.code}{' (hung)' * again.hung}: {again.err[-1000:]}"] if again.code else []
     problems += [f"again: processes are left: {again.left}"] if again.left else []
@@ -115,21 +116,21 @@ def failures(scene: Scene) -> list[Any]:
     return [line for line in journal_lines(scene.spool) if line["state"] == "failed"]
 
 
-def is_jobs_own(scene: Scene) -> bool:
-    """Whether every task that failed did so because the job itself could not write, as no fault of gpuspool's."""
-
-    def is_own(trace: str) -> bool:
-        _, _, below = trace.rpartition("job.py")
-        return bool(below) and "outputs.py" not in below and "Error: [Errno" in below
-
-    return all(is_own(record["error"].get("traceback", "")) for record in failures(scene))
+def is_jobs_own(trace: str) -> bool:
+    """Whether it was the job itself that could not write: the last frames of a traceback are its own, or below them."""
+    _, _, below = trace.rpartition("job.py")
+    return "Error: [Errno" in below and "outputs.py" not in below
 
 
 def tracebacks(scene: Scene, *several: Ended) -> list[str]:
-    """Those that were shown, where they begin."""
+    """Those that were shown, where they begin. What the job itself raised may stand in a log."""
     said = {"on stderr": "".join(ended.err for ended in several), "in a log": scene.logs()}
-    shown = ((where, text.partition(TRACEBACK)) for where, text in said.items())
-    return [f"a traceback {where}: {mark}{rest[:2000]}" for where, (_, mark, rest) in shown if mark]
+    found = []
+    for where, text in said.items():
+        for trace in text.split(TRACEBACK)[1:]:
+            if where == "on stderr" or not is_jobs_own(trace):
+                found.append(f"a traceback {where}: {trace[:2000]}")
+    return found
 
 
 def row(amount: str, home: Path) -> Row:

@@ -100,8 +100,10 @@ class Play:
             command += ["--arg", f"{name}={self.box / name}"]
         return [*command, *options]
 
-    def wait_for_lines(self, count: int) -> None:
-        wait_until(lambda: count_lines(self.spool) >= count)
+    def wait_for_lines(self, count: int, parent: Started) -> None:
+        """Until the journals hold so many lines; the parent must not have ended before."""
+        wait_until(lambda: count_lines(self.spool) >= count or parent.is_over())
+        assert not parent.is_over(), f"the run had ended before {count} lines: {parent.err[-500:]!r}"
 
     def closings(self) -> dict[str, dict[str, Any]]:
         """attempt -> the first line of its orphans manifest."""
@@ -138,13 +140,18 @@ class Play:
         if code != 0:
             self.tally.problems.append(f"in the end: exit code {code}")
         closings = self.closings()
-        taken = {attempt for attempt, closing in closings.items() if closing["by"] != attempt}
+        taken = {attempt for attempt, closing in closings.items() if self._is_takeover(attempt, closing)}
         self.tally.takeovers = len(taken & self.harmed)
         self.tally.false += sorted(taken - self.harmed)
         self.tally.missed = sorted(self.harmed - closings.keys())
         self.tally.counts = checker.check(
             self.spool, self.tasks, claimed_ok=code == 0, executions=self.box / "executions"
         )
+
+    def _is_takeover(self, attempt: str, closing: dict[str, Any]) -> bool:
+        """Not where it was asked to stop while it still started: it just dies, and its parent says so."""
+        is_begun = attempt in self.harmed or _has_begun_a_task(self.spool, attempt)
+        return closing["by"] != attempt and (is_begun or closing["state"] != "stopped")
 
     def expect_failures_of_the_harmed(self) -> None:
         """A task may fail for the time it took; for nothing else, and only in the hands of a harmed worker."""
@@ -159,8 +166,8 @@ def stalls(play: Play) -> None:
     command = play.command(600, 20, "--ranks", "8", "--stall-timeout", "3s", "--grace", "5s")
     parent = play.box.start(*command)
     while len(play.harmed) < 7:
-        play.wait_for_lines(count_lines(play.spool) + play.rng.randint(1, 10))
-        healthy = play.healthy()
+        play.wait_for_lines(count_lines(play.spool) + play.rng.randint(1, 10), parent)
+        healthy = {name: pid for name, pid in play.healthy().items() if _has_begun_a_task(play.spool, name)}
         if len(healthy) > 1:
             attempt = play.rng.choice(sorted(healthy))
             freeze([healthy[attempt]])
@@ -174,6 +181,11 @@ def stalls(play: Play) -> None:
     play.finish()
 
 
+def _has_begun_a_task(spool: Path, attempt: str) -> bool:
+    """Before that it has nothing in hand, and may be silent for longer than the stall time-out."""
+    return (spool / "journal" / f"{attempt}.jsonl").read_bytes().count(b"\n") > 1
+
+
 def stuck(play: Play) -> None:
     """Two of four workers read what never comes. Four ways on, by the seed: see the branches of `_go_on`."""
     with fuse.hanging(play.box / "fuse") as system:
@@ -182,7 +194,7 @@ def stuck(play: Play) -> None:
         options += ["--ranks", "4", "--arg", "stuck=[5,25]", "--arg", f"hang={system.file}"]
         command = play.command(60, 5, *options)
         parent = play.box.start(*command)
-        play.wait_for_lines(20)
+        play.wait_for_lines(20, parent)
         play.harmed = wait_until(lambda: found if len(found := set(_stuck_attempts(play))) == 2 else set())
         _go_on(play, parent, command, system)
     play.finish()
@@ -220,8 +232,8 @@ def _go_on(play: Play, parent: Started, command: list[str | Path], system: Hangi
 def unreaped(play: Play) -> None:
     """Orphans are killed and stay zombies; the next orchestrator must not wait for them."""
     command = play.command(200, 20, "--ranks", "4")
-    play.box.start(*command, program=REAPER)
-    play.wait_for_lines(20 + play.rng.randint(0, 40))
+    parent = play.box.start(*command, program=REAPER)
+    play.wait_for_lines(20 + play.rng.randint(0, 40), parent)
     kill(record(play.spool / "orchestrator.json")["pid"])
     for attempt, pid in identities(play.spool).items():
         kill(pid)
@@ -243,7 +255,7 @@ def start_host(play: Play) -> tuple[OtherHost, Started, Started]:
     wait_until(lambda: len(identities(play.spool)) == THERE)
     here = play.box.start("resume", "S", "--ranks", str(2 * THERE))
     wait_until(lambda: len(identities(play.spool)) > THERE)
-    play.wait_for_lines(count_lines(play.spool) + play.rng.randint(1, 40))
+    play.wait_for_lines(count_lines(play.spool) + play.rng.randint(1, 40), here)
     return host, there, here
 
 
