@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from orchestrator.bell import Bell, file_system_type, is_network
-from spool.layout import hidden_name
+from spool.layout import PROBE_NAME, hidden_name
 from spool.publish import fsync_dir, fsync_file
 
 LOW_BYTES = 256 * 1024 * 1024  # an epoch's journals, logs and small outputs fit into this; large outputs do not anyway
@@ -39,7 +39,7 @@ class Check(msgspec.Struct, frozen=True):
 def examine(folder: Path, is_thorough: bool = True) -> list[Check]:
     """Try everything in a folder. Raises OSError only where nothing can be made in it at all."""
     folder = Path(os.path.abspath(folder))
-    inside = folder / hidden_name("gpuspool-doctor")
+    inside = folder / hidden_name(PROBE_NAME)
     inside.mkdir()
     tries: list[Callable[[Path], Check]] = [_exclusive, _link, _rename, _lock, _space]
     if is_thorough:

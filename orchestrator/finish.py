@@ -15,7 +15,7 @@ import msgspec
 from spool.blame import describe_exit
 from spool.closing import FailedTask, publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
-from spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
+from spool.layout import OUT_MARK, PROBE_NAME, STATES, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
 from spool.publish import listdir, read_record, remove_quietly, rename, replace
 from spool.view import View
 
@@ -139,8 +139,11 @@ def remove_leftovers(view: View) -> None:
     folders += [Path(entry.path) for entry in os.scandir(view.layout.subdir("claims")) if entry.is_dir()]
     for folder in folders:
         for entry in os.scandir(folder):
-            if parse_hidden(entry.name) is not None and entry.is_file(follow_symlinks=False):
+            hidden = parse_hidden(entry.name)
+            if hidden is not None and entry.is_file(follow_symlinks=False):
                 remove_quietly(Path(entry.path))
+            elif hidden is not None and hidden[0] == PROBE_NAME:
+                shutil.rmtree(entry.path, ignore_errors=True)
     dirty = {name for name, closing in view.closed.items() if closing.by != name or closing.state == "failed"}
     if dirty:
         _remove_hidden_outputs(Path(view.run.out or view.layout.outputs), dirty)

@@ -6,7 +6,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-BUDGET = 5500
+BUDGET = 5700
 SKIP = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

@@ -21,6 +21,7 @@ SUBDIRS = (
     "corrupt",
 )  # fmt: skip
 OUT_MARK = ".gpuspool"
+PROBE_NAME = "gpuspool-doctor"  # of the hidden folder in which a file system is tried
 TRACEBACK_BYTES = 16 * 1024  # of one traceback kept in a record: long enough for any real one
 
 _ATTEMPT = re.compile(r"rank-(\d{4,})\.a(\d{2,})", re.ASCII)

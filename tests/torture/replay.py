@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,8 @@ class State:
     def write(self, home: Path, was: Path) -> None:
         """Make it a real folder. Where the data names the folder that was recorded, it names this one instead.
 
-        Both names must be of the same length, so that no size changes; no sealed line may hold one.
+        Both names must be of the same length, so that no size changes. No sealed line may hold one; run.json, which
+        does, is sealed anew where its seal was right.
         """
         old, new = os.fsencode(was), os.fsencode(home)
         assert len(old) == len(new), (was, home)
@@ -110,9 +112,18 @@ class State:
                 os.link(first[inode], path)
             else:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-                os.write(fd, self.data[inode].replace(old, new))
+                os.write(fd, _renamed(self.data[inode], old, new))
                 os.close(fd)
                 first[inode] = path
+
+
+def _renamed(data: bytes, old: bytes, new: bytes) -> bytes:
+    tail = b',\n  "crc": "%08x"\n}\n'
+    body = data[: -len(tail % 0)]
+    if data != body + tail % zlib.crc32(body):
+        return data.replace(old, new)
+    body = body.replace(old, new)
+    return body + tail % zlib.crc32(body)
 
 
 class Moment:

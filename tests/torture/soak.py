@@ -5,8 +5,8 @@ descriptors until there are none, crash, hang in Python and in C, raise, and lea
 own too. Some do it once and are fine the next time; some are poison.
 
 Required: exit code 3; the tasks that failed are exactly the poison ones, each of the kind that it deserves; between a
-warm-up and the end the parent's descriptors and memory grow by at most 5 %; nothing is left in the cgroup, whatever its
-session; no task whose line stood was run again; and the checker finds nothing.
+warm-up and the end the parent's descriptors and memory (RSS) grow by at most 5 %; nothing is left in the cgroup,
+whatever its session; no task whose line stood was run again; and the checker finds nothing.
 
 `python -m torture.soak [small|full]` plays it.
 """
@@ -154,7 +154,7 @@ def _judge(parent: Started, box: Box, planned: list[dict[str, Any]], outcome: Ou
         fail(f"task {index} ({deed}): told {told.get(index)}, should be {expected.get(index)}")
     outcome.counts = checker.check(box / "S", len(planned), executions=box / "executions")
     outcome.deaths = sum(record["by"] != record["attempt"] for record in _closings(box / "S"))
-    for what in ("descriptors", "rss", "uss"):
+    for what in ("descriptors", "rss"):
         before, after = outcome.growth(what)
         if not 0 < after <= before * GROWTH:
             fail(f"the parent's {what} went from {before:.0f} to {after:.0f}")
