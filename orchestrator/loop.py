@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -28,7 +29,7 @@ from orchestrator.workers import Workers
 from spool.closing import mend_claims, sweep
 from spool.identity import ALIVE, DEAD, myself
 from spool.layout import STATES, rank_of
-from spool.publish import FILE_MODE, SyncError, publish, replace, write_all
+from spool.publish import FILE_MODE, SyncError, probe_folder, publish, replace, write_all
 from spool.records import Closing, Job, Options, ParentBeat, encode
 from spool.timeouts import is_limited
 from spool.view import View, drain_epoch
@@ -87,6 +88,7 @@ class Orchestrator:
         self._finished_at: float | None = None
         self._was_swept = False
         self._was_mended = False
+        self._had_trouble = False
         self._beat, self._beat_at = 0, -BEAT_S
         self._damage_seen = 0
         self._troubled_since: float | None = None
@@ -250,20 +252,35 @@ class Orchestrator:
         return {device: [rank for rank, token in enumerate(self.slots) if token == device] for device in sorted(sick)}
 
     def _launch(self, rank: int) -> None:
+        self._look_at_disks()
         child = self.workers.launch(rank, self.slots, self.job)
         self._was_swept = False
         self._record("attempt_started", attempt=child.attempt, pid=child.pid, device=self.slots[rank] or "cpu")
+
+    def _look_at_disks(self) -> None:
+        """Once an attempt ended for a file system in trouble, nobody is started until it takes data again.
+
+        Raises OSError while it does not.
+        """
+        if not self._had_trouble:
+            return
+        layout = self.view.layout
+        for folder in (Path(self.view.run.out or layout.outputs), layout.root, layout.subdir("logs")):
+            probe_folder(folder)
+        self._had_trouble = False
 
     def _close(self, attempt: str) -> None:
         closing = self.workers.close(attempt)
         if closing is None:
             return
+        self._had_trouble |= closing.reason == "io"
         text = f"{attempt} ended: {self.workers.describe_end(closing)}; what it had not finished is given out again"
         text += "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
         self._tell("attempt_closed", text, attempt=attempt)
 
     def _reap_closed(self) -> None:
         for closing in self.workers.reap(self._ended_at):
+            self._had_trouble |= closing.reason == "io"
             if closing.state == "failed" and closing.by == closing.attempt:
                 why = closing.error.message if closing.error else ""
                 text = f"{closing.attempt} failed ({closing.reason}): {why}"

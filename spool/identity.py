@@ -86,11 +86,28 @@ def kill_marked(run_id: str, attempts: Container[str], spare: Container[int] = (
     return count
 
 
+def kill_descendants(pid: int) -> int:
+    """SIGKILL the children of a process, and theirs, whatever their environment; returns how many."""
+    parents: dict[int, int] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            parents[int(name)] = int(Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    for child in found - {pid}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(child, signal.SIGKILL)
+    return len(found) - 1
+
+
 def _marked() -> Iterator[tuple[int, str]]:
     """(pid, mark) of every process that this user may look into and that bears one."""
     begin = f"{MARK}=".encode()
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{name}").st_uid != os.geteuid():
+                continue
             for entry in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
                 if entry.startswith(begin):
                     yield int(name), entry[len(begin) :].decode(errors="replace")

@@ -201,7 +201,10 @@ def rename(old: Path, new: Path) -> None:
 
 def publish(path: Path, data: bytes, *, durable: bool = True) -> bool:
     """Make `data` visible as `path` by link(2). False where the name is taken; what is there stays."""
-    won = link_or_lose(_write_hidden(path, data, durable), path)
+    try:
+        won = link_or_lose(_write_hidden(path, data, durable), path)
+    except FileNotFoundError:  # an orchestrator that ended took the hidden file for a leftover: once more
+        won = link_or_lose(_write_hidden(path, data, durable), path)
     if durable:
         fsync_dir(path.parent)
     return won

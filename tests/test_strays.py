@@ -86,3 +86,10 @@ def test_a_worker_whose_parent_is_gone_takes_its_children_along(box: Box) -> Non
     (box / "gate").touch()
     wait_until(lambda: names(box / "S" / "complete") and not box.processes())
     assert len(journal_lines(box / "S")) == 1
+
+
+def test_a_child_without_any_environment_does_not_outlive_the_run(box: Box) -> None:
+    command = ["run", f"{JOBS}/harsh.py:leaves_a_bare_child", "--tasks", box.tasks(["a", "b"]), "--spool", "S"]
+    box.run(*command, "--arg", f"children={box / 'children'}")
+    assert len(children(box)) == 2
+    assert not any(map(is_alive, children(box)))

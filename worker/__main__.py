@@ -14,6 +14,7 @@ from spool.publish import read_record
 from spool.records import Intent
 from spool.view import load_run, refuse_unsafe
 from worker.attempt import Attempt
+from worker.say import say
 
 
 def _arguments() -> argparse.Namespace:
@@ -46,16 +47,15 @@ def main() -> int:
         run, intent = load_run(layout), _intent(layout, name)
         journal = start_journal(layout, name, myself())
         if journal is None:
-            print(f"gpuspool: {name} was started or closed before; this process ends", file=sys.stderr)
+            say(f"gpuspool: {name} was started or closed before; this process ends")
             return 0
-        attempt = Attempt(layout, run, intent, arguments.rank, journal)
+        return Attempt(layout, run, intent, arguments.rank, journal).run()
     except GpuspoolError as error:
-        print(f"gpuspool: {error}", file=sys.stderr)
+        say(f"gpuspool: {error}")
         return error.exit_code
     except OSError as error:
-        print(f"gpuspool: {name} cannot begin: {error}", file=sys.stderr)
+        say(f"gpuspool: {name} cannot begin, or end: {error}")
         return EXIT_CANNOT_CLOSE
-    return attempt.run()
 
 
 if __name__ == "__main__":

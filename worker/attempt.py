@@ -10,6 +10,7 @@ at no signal, waits for nobody, and ends with the exit code that multiprocessing
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import platform
@@ -27,7 +28,7 @@ import spool
 from spool.closing import FailedTask, close_dead, publish_closing, publish_failed_task, sweep
 from spool.death import Coroner
 from spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, EXIT_UNUSABLE, NotFinished
-from spool.identity import kill_marked, myself
+from spool.identity import kill_descendants, kill_marked, myself
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.manifest import Damage
@@ -42,6 +43,7 @@ from worker.execute import Executor, call_user_code
 from worker.job import load_job
 from worker.outputs import Outputs
 from worker.results import to_error
+from worker.say import say
 from worker.supply import Supply, weight
 from worker.timer import Timer
 from worker.trouble import Unusable
@@ -56,7 +58,7 @@ RETRY_S = (1.0, 60.0)  # wait before a task's first retry, doubled each time up 
 
 
 def report_damage(damage: Damage) -> None:
-    print(f"gpuspool: damaged: {damage}; going on without it", flush=True)
+    say(f"gpuspool: damaged: {damage}; going on without it")
 
 
 class Attempt:
@@ -97,14 +99,21 @@ class Attempt:
             reason = self._work() if error is None else error.kind
         except OSError as trouble:
             reason, error = "io", Error(kind="io", type=type(trouble).__name__, message=str(trouble))
-            print(f"gpuspool: this attempt ends: {trouble}", flush=True)
+            say(f"gpuspool: this attempt ends: {trouble}")
         except Unusable as broken:
-            print(f"{broken}\ngpuspool: this process ends without another word; its parent closes it", flush=True)
+            say(f"{broken}\ngpuspool: this process ends without another word; its parent closes it")
             os._exit(EXIT_UNUSABLE)
         code = 0 if reason == "closed" else self._close(reason, error)
+        self._end_children()
         if os.getppid() != self.intent.parent.pid:  # else the parent does it
             kill_marked(self.run_record.id, (self.name,), spare=(os.getpid(),))
         return code
+
+    def _end_children(self) -> None:
+        """What the job left running, also in sessions of its own and with other environments."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            kill_descendants(os.getpid())
 
     def _load(self) -> Error | None:
         """Make the job, and with it the executor. What it raised, of kind "load" or "device", is not raised again."""
@@ -121,7 +130,7 @@ class Attempt:
         if raised is not None:
             error = to_error(raised)
             kind = "device" if isinstance(raised, DeviceError) else "load"
-            print(error.traceback or error.message, flush=True)
+            say(error.traceback or error.message)
             return msgspec.structs.replace(error, kind=kind)
         self.beat.doing.state, self.beat.doing.device = "running", self._device
         self.beat.beat()
@@ -231,7 +240,7 @@ class Attempt:
             self._is_telling = True  # from now on it must be known what is in hand: this one is not, and not finished
             self.journal.append(JournalLine(task=line.task, round=line.round, state="deferred", error=error))
             heapq.heappush(self._deferred, (time.monotonic() + wait, line.task, line))
-            print(f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s", flush=True)
+            say(f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s")
             return
         self.journal.append(msgspec.structs.replace(verdict, error=error))
         self._in_hand.remove(line)
@@ -316,7 +325,7 @@ class Attempt:
             )
             publish_closing(self.layout, closing, orphans)
         except OSError as trouble:
-            print(f"gpuspool: cannot close {self.name}: {trouble}; its parent, or a resume, will", flush=True)
+            say(f"gpuspool: cannot close {self.name}: {trouble}; its parent, or a resume, will")
             return EXIT_CANNOT_CLOSE
         return self._call_code if self._is_call else EXIT_OF[state]
 

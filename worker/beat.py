@@ -22,6 +22,7 @@ from spool.publish import replace
 from spool.records import Heartbeat, Identity, Intent, encode
 from spool.view import drain_epoch
 from worker.devices import Device
+from worker.say import say
 
 BEAT_S = 10.0  # twelve beats fit into the default lease of 120 s
 SYNC_S = 1.0  # what a power cut may take back
@@ -121,4 +122,4 @@ class Beat(threading.Thread):
         except OSError as error:
             if not self._logged:
                 self._logged = True
-                print(f"gpuspool: cannot beat ({error}); the work goes on", flush=True)
+                say(f"gpuspool: cannot beat ({error}); the work goes on")

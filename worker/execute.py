@@ -20,6 +20,7 @@ from worker.devices import is_device_oom, release_memory
 from worker.job import LoadedJob
 from worker.outputs import OutputMissing, Outputs
 from worker.results import ResultError, to_error, to_json
+from worker.say import say
 from worker.trouble import raise_trouble
 
 LOG_FROM_S = 0.01  # shorter tasks that complete get no `log` range: their lines stay short
@@ -114,10 +115,7 @@ class Executor:
             self.batch_size = min(self.batch_size, half)
             self.oom_halvings += 1
             release_memory()
-            print(
-                f"gpuspool: out of device memory with {len(lines)} tasks; from now on at most {half} at once",
-                flush=True,
-            )
+            say(f"gpuspool: out of device memory with {len(lines)} tasks; from now on at most {half} at once")
         for part in (lines[:half], lines[half:]):
             yield from self.run(part)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spool.publish import probe_folder
@@ -18,6 +18,8 @@ from worker.results import to_error
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no input is to blame for these
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+CAUSES = 10  # of an exception that are looked at: libraries wrap what the system said
+LOW_BYTES, LOW_INODES = 1024 * 1024, 64  # a neighbour may have made room since a write failed for want of it
 
 
 class Unusable(Exception):
@@ -29,13 +31,44 @@ def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:
 
     `folders` are those that the tasks in hand were to write to.
     """
-    if is_device_broken(raised):
-        raise Unusable(f"{to_error(raised).traceback}gpuspool: its device is unusable after this")
-    if isinstance(raised, OSError) and raised.errno in NO_DESCRIPTORS:
-        raise Unusable(f"{to_error(raised).traceback}gpuspool: it has no file descriptors left")
     places = set(folders)
-    if isinstance(raised, OSError) and raised.errno in FULL:
-        where = raised.filename or str(next(iter(places), "somewhere in the job"))
-        raise OSError(raised.errno, os.strerror(raised.errno), where)
+    for error in _causes(raised):
+        if is_device_broken(error):
+            raise Unusable(f"{to_error(raised).traceback}gpuspool: its device is unusable after this")
+        if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
+            raise Unusable(f"{to_error(raised).traceback}gpuspool: it has no file descriptors left")
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or str(next(iter(places), "somewhere in the job"))
+            raise OSError(error.errno, os.strerror(error.errno), where)
+    _look_at_log()
     for folder in places:
         probe_folder(folder)
+        _refuse_full(os.statvfs(folder), str(folder), LOW_BYTES, LOW_INODES)
+
+
+def _causes(raised: BaseException) -> Iterator[BaseException]:
+    """The exception, and those behind it."""
+    error: BaseException | None = raised
+    for _ in range(CAUSES):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _look_at_log() -> None:
+    """A job that prints fails where its log cannot be written."""
+    try:
+        path, stat = os.readlink("/proc/self/fd/1"), os.fstatvfs(1)
+    except OSError:
+        return  # the job closed it
+    _refuse_full(stat, path, 1, 0)
+
+
+def _refuse_full(stat: os.statvfs_result, path: str, low_bytes: int, low_inodes: int) -> None:
+    if stat.f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+    if stat.f_blocks and stat.f_bavail * stat.f_frsize < low_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    if stat.f_files and stat.f_favail < low_inodes:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} (inodes)", path)

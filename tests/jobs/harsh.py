@@ -108,3 +108,19 @@ def leaves_a_daemon(task, ctx):
     if task.payload == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     return task.payload
+
+
+def leaves_a_bare_child(task, ctx):
+    """In a session of its own, and without a trace of gpuspool in its environment."""
+    child = subprocess.Popen(["sleep", str(LONG_S)], start_new_session=True, env={})
+    note(ctx.args["children"], child.pid)
+
+
+def wraps_a_full_disk(task, ctx):
+    """What a library does that cleans up after itself: no errno of its own, and room again."""
+    if not Path(ctx.args["gate"]).exists():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("cannot save") from error
+    return task.payload

@@ -1,0 +1,64 @@
+"""A file system in trouble fails no task, however the job puts it; what is the task's own stays the task's own."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from helpers import JOBS, Box, assert_sound, names, record
+
+from worker.trouble import Unusable, raise_trouble
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_never_a_tasks_fault_even_behind_another_exception(tmp_path: Path, number: int) -> None:
+    full = OSError(number, "full", "/somewhere/x.npy")
+    for error in (full, raised(RuntimeError("cannot save"), full), raised(ValueError(), raised(KeyError(), full))):
+        with pytest.raises(OSError, match="/somewhere/x") as caught:
+            raise_trouble(error, [tmp_path])
+        assert caught.value.errno == number
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad"), OSError(errno.EIO, "a bad input"), FileNotFoundError("x"), KeyError()]
+)
+def test_where_the_output_folder_takes_data_the_task_is_to_blame(tmp_path: Path, error: Exception) -> None:
+    raise_trouble(error, [tmp_path])
+    raise_trouble(error, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_takes_no_data_is_to_blame(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="gone"):
+        raise_trouble(ValueError("bad"), [tmp_path / "gone"])
+
+
+def test_a_process_without_descriptors_is_unusable(tmp_path: Path) -> None:
+    with pytest.raises(Unusable, match="file descriptors"):
+        raise_trouble(raised(RuntimeError("loader"), OSError(errno.EMFILE, "Too many open files")), [tmp_path])
+
+
+def test_a_job_that_wraps_a_full_disk_stops_the_run_and_goes_on_later(box: Box) -> None:
+    command = ["run", f"{JOBS}/harsh.py:wraps_a_full_disk", "--tasks", box.tasks(["a", "b"]), "--spool", "S"]
+    command += ["--arg", f"gate={box / 'gate'}", "--max-restarts", "0"]
+    done = box.run(*command, code=4)
+    assert "No space left on device" in done.err
+    assert names(box / "S" / "failed-tasks") == []
+    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "io"
+    (box / "gate").touch()
+    box.run(*command)
+    assert_sound(box, "S", 2)
+
+
+def test_a_log_that_cannot_be_written_costs_no_task(box: Box) -> None:
+    """/dev/full takes no byte: every print of job and worker fails."""
+    box.write("job.py", "def f(task, ctx):\n    print('hello', flush=True)\n    return 1\n")
+    box.write("full.py", "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nfrom job import f\n")
+    command = ["run", "full.py:f", "--tasks", box.tasks(["a", "b", "c"]), "--spool", "S", "--max-restarts", "0"]
+    done = box.run(*command, code=4)
+    assert "No space left on device" in done.err
+    assert names(box / "S" / "failed-tasks") == []
