@@ -12,7 +12,6 @@ import functools
 import hashlib
 import heapq
 import os
-import shutil
 import sys
 import time
 import zlib
@@ -34,6 +33,7 @@ from spool.publish import (
     make_folder,
     publish,
     read_bytes,
+    remove_tree_quietly,
     rename,
     write_file,
 )
@@ -108,10 +108,10 @@ def create(layout: Layout, request: Request, ranks: int) -> bool:
         fsync_dir(layout.root.parent)
         return True
     except SyncError:
-        shutil.rmtree(building.root, ignore_errors=True)
+        remove_tree_quietly(building.root)
         raise  # nobody can say whether the spool would outlive a power cut
     except OSError as error:
-        shutil.rmtree(building.root, ignore_errors=True)
+        remove_tree_quietly(building.root)
         if layout.run.exists():
             return False
         raise UsageError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import msgspec
 
 from orchestrator.bell import Bell, file_system_type, is_network
 from spool.layout import PROBE_NAME, hidden_name
-from spool.publish import fsync_dir, fsync_file
+from spool.publish import fsync_dir, fsync_file, remove_tree_quietly
 
 LOW_BYTES = 256 * 1024 * 1024  # an epoch's journals, logs and small outputs fit into this; large outputs do not anyway
 LOW_INODES = 1000
@@ -47,7 +46,7 @@ def examine(folder: Path, is_thorough: bool = True) -> list[Check]:
     try:
         return [_type(folder), *(_try(one, inside) for one in tries)]
     finally:
-        shutil.rmtree(inside, ignore_errors=True)
+        remove_tree_quietly(inside)
 
 
 def warnings_of(folder: Path) -> list[str]:

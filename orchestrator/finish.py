@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,8 @@ from spool.blame import describe_exit
 from spool.closing import FailedTask, publish_copies
 from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
 from spool.layout import OUT_MARK, PROBE_NAME, STATES, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
-from spool.publish import listdir, read_record, remove_quietly, rename, replace
+from spool.publish import listdir, read_record, remove_quietly, remove_tree_quietly, rename, replace
+from spool.records import Closing
 from spool.view import View
 
 EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
@@ -143,10 +143,16 @@ def remove_leftovers(view: View) -> None:
             if hidden is not None and entry.is_file(follow_symlinks=False):
                 remove_quietly(Path(entry.path))
             elif hidden is not None and hidden[0] == PROBE_NAME:
-                shutil.rmtree(entry.path, ignore_errors=True)
-    dirty = {name for name, closing in view.closed.items() if closing.by != name or closing.state == "failed"}
+                remove_tree_quietly(Path(entry.path))
+    dirty = {name for name, closing in view.closed.items() if _is_dirty(closing)}
     if dirty:
         _remove_hidden_outputs(Path(view.run.out or view.layout.outputs), dirty)
+
+
+def _is_dirty(closing: Closing) -> bool:
+    """Whether hidden outputs of this attempt may be left."""
+    is_clean = closing.by == closing.attempt and closing.state != "failed"
+    return not is_clean or (closing.stats is not None and closing.stats.left_behind > 0)
 
 
 def _remove_hidden_outputs(out: Path, attempts: set[str]) -> None:
@@ -155,7 +161,7 @@ def _remove_hidden_outputs(out: Path, attempts: set[str]) -> None:
             if parse_hidden_output(name) in attempts:
                 path = Path(folder, name)
                 with contextlib.suppress(OSError):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    remove_tree_quietly(path) if path.is_dir() else path.unlink()
         folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]
 
 

@@ -19,7 +19,7 @@ from spool.blame import Witness, describe_exit
 from spool.closing import close_dead
 from spool.death import Coroner
 from spool.errors import EXIT_CANNOT_CLOSE
-from spool.identity import ALIVE, DEAD, is_here, kill_marked
+from spool.identity import ALIVE, DEAD, is_here, kill_marked, liveness
 from spool.layout import rank_of
 from spool.oom import OomWatch
 from spool.records import Closing, Job, Options
@@ -28,6 +28,7 @@ from spool.view import View
 
 UNREAPED_S = 3.0  # from SIGKILL until a process that is not gone counts as dead: it hangs in the kernel
 FAST_S = 60.0  # an attempt that dies earlier and finished nothing may owe it to its device
+OTHERS_S = 3.0  # for a worker that closed itself under an earlier parent to be gone
 SILENCE_S = 30.0  # three beats: how long a worker with nothing in hand may be silent on top of its stall time-out
 
 
@@ -220,17 +221,28 @@ class Workers:
         return gone
 
     def see_off(self, bell: Bell, patience_s: float = FAREWELL_S) -> None:
-        """Wait for the children to exit, kill who lingers, and whatever they left behind; no process remains."""
-        deadline = time.monotonic() + patience_s
-        while lingering := [a for a, child in self._children.items() if self._lingers(a, child)]:
-            bell.wait(min(max(deadline - time.monotonic(), 0.05), 1.0), [self._children[a].pid for a in lingering])
-            if time.monotonic() > deadline:
-                for attempt in lingering:
+        """Wait for every worker of this host to exit, kill who lingers, and whatever they left; no process remains."""
+        began = time.monotonic()
+        while lingering := self._lingering():
+            bell.wait(min(max(began + patience_s - time.monotonic(), 0.05), 1.0), lingering.values())
+            waited_s = time.monotonic() - began
+            for attempt in lingering:
+                if waited_s > (patience_s if attempt in self._children else min(patience_s, OTHERS_S)):
                     self._kill(attempt)
         kill_marked(self.view.run.id, self.view.closed)
 
-    def _lingers(self, attempt: str, child: Child) -> bool:
-        return child.exit_code() is None and not self._is_beyond_help(attempt)
+    def _lingering(self) -> dict[str, int]:
+        """attempt -> pid of own children that run, and of others that have closed and not yet gone."""
+        own = {attempt: child.pid for attempt, child in self._children.items() if child.exit_code() is None}
+        heads = {
+            attempt: journal.head for attempt, journal in self.view.journals.items() if attempt in self.view.closed
+        }
+        others = {
+            attempt: head.pid
+            for attempt, head in heads.items()
+            if head is not None and attempt not in self._children and liveness(head) == ALIVE
+        }
+        return {attempt: pid for attempt, pid in (own | others).items() if not self._is_beyond_help(attempt)}
 
 
 def _signal(pid: int) -> None:

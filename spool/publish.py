@@ -152,10 +152,21 @@ def _create_hidden(path: Path, flags: int, data: bytes, durable: bool) -> tuple[
     return hidden, fd
 
 
-def remove_quietly(path: Path) -> None:
-    """Unlink a hidden file of our own; that it is gone already, or cannot go, harms nobody."""
+def remove_quietly(path: Path) -> bool:
+    """Unlink a hidden file of our own; that it is gone already, or cannot go, harms nobody. False: it may be there."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def remove_tree_quietly(path: Path) -> None:
+    """The same for a folder; shutil's own `ignore_errors` lets some through."""
+    import shutil
+
     with contextlib.suppress(OSError):
-        path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def link_or_lose(hidden: Path, path: Path) -> bool:
@@ -164,6 +175,14 @@ def link_or_lose(hidden: Path, path: Path) -> bool:
     The reply to a link that did happen may be lost (NFS: its repetition is then refused, or the call times out), so
     an error is believed only where the name does not lead to our own file.
     """
+    try:
+        return link_or_not(hidden, path)
+    finally:
+        remove_quietly(hidden)
+
+
+def link_or_not(hidden: Path, path: Path) -> bool:
+    """The same; the hidden name stays."""
 
     def link() -> bool:
         try:
@@ -176,10 +195,7 @@ def link_or_lose(hidden: Path, path: Path) -> bool:
             raise
         return True
 
-    try:
-        return patiently(link)
-    finally:
-        remove_quietly(hidden)
+    return patiently(link)
 
 
 def _is_same(hidden: Path, path: Path) -> bool:

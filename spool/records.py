@@ -148,6 +148,7 @@ class Stats(Record, frozen=True, kw_only=True):
     peak_device_memory_bytes: int = 0
     batch_size: int | None = None
     oom_halvings: int = 0
+    left_behind: int = 0
     versions: dict[str, str] = msgspec.field(default_factory=dict)
 
 

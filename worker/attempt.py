@@ -345,5 +345,6 @@ class Attempt:
             peak_device_memory_bytes=peak_memory_bytes(),
             batch_size=None if executor is None else executor.batch_size,
             oom_halvings=0 if executor is None else executor.oom_halvings,
+            left_behind=0 if executor is None else executor.outputs.left_behind,
             versions={name: version for name, version in versions.items() if version},
         )

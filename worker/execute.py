@@ -54,7 +54,7 @@ class Executor:
         self.batch_size = job.batch_size or 1
         self.oom_halvings = 0
         self._context = context
-        self._outputs = outputs
+        self.outputs = outputs
         self._seed = run_seed
 
     def run(self, lines: list[TaskLine]) -> Iterator[tuple[TaskLine, JournalLine]]:
@@ -67,14 +67,14 @@ class Executor:
         start, clock, log_from = time.time(), time.perf_counter(), _log_size()
         results, raised = self._call(tasks)
         seconds = (time.perf_counter() - clock) / len(lines)
-        if self._outputs.trouble is not None:
-            self._outputs.discard(task.index for task in tasks)
-            raise self._outputs.trouble
+        if self.outputs.trouble is not None:
+            self.outputs.discard(task.index for task in tasks)
+            raise self.outputs.trouble
         for error in results if raised is None else (raised,):
             if isinstance(error, BaseException):
                 self._refuse_trouble(error, tasks)
         if raised is not None:
-            self._outputs.discard(task.index for task in tasks)
+            self.outputs.discard(task.index for task in tasks)
             is_oom, first = is_device_oom(raised), to_error(raised)
             del raised, error  # their frames hold the batch's tensors
             if len(lines) > 1:
@@ -89,9 +89,9 @@ class Executor:
     def _refuse_trouble(self, raised: BaseException, tasks: list[Task]) -> None:
         """Raise where no task is to blame; what was written so far goes, which on a full disk makes room to say so."""
         try:
-            raise_trouble(raised, self._outputs.folders(task.index for task in tasks))
+            raise_trouble(raised, self.outputs.folders(task.index for task in tasks))
         except BaseException:
-            self._outputs.discard(task.index for task in tasks)
+            self.outputs.discard(task.index for task in tasks)
             raise
 
     def _task(self, line: TaskLine) -> Task:
@@ -135,8 +135,8 @@ class Executor:
     ) -> Iterator[tuple[TaskLine, JournalLine]]:
         """Publish the outputs of what went well, drop the others, and word the lines."""
         failed = [line.task for line, outcome in zip(lines, outcomes, strict=True) if isinstance(outcome, Error)]
-        self._outputs.discard(failed)
-        published = self._outputs.publish(line.task for line in lines)
+        self.outputs.discard(failed)
+        published = self.outputs.publish(line.task for line in lines)
         for line, outcome in zip(lines, outcomes, strict=True):
             written = published.get(line.task, [])
             if isinstance(written, OutputMissing):

@@ -7,14 +7,13 @@ own: the task ran twice, its output exists once and is never replaced.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from spool.layout import hidden_output
-from spool.publish import fsync_dir, fsync_file, link_or_lose, rename
+from spool.publish import fsync_dir, fsync_file, link_or_not, remove_quietly, remove_tree_quietly, rename
 from worker.context import Task
 
 NAME_BYTES = 255  # of one name on the file systems that people use
@@ -38,6 +37,7 @@ class Outputs:
         self.attempt = attempt
         self._asked: dict[int, dict[str, _Asked]] = {}
         self._named: set[Path] = set()
+        self.left_behind = 0  # hidden names that could not be removed
         self.trouble: OSError | None = None  # that `path` met, whatever the job made of it
 
     def path(self, task: Task, suffix: str) -> Path:
@@ -82,7 +82,7 @@ class Outputs:
         """Forget and delete what these tasks wrote."""
         for index in tasks:
             for asked in self._asked.pop(index, {}).values():
-                _remove(asked.hidden)
+                self.left_behind += not _remove(asked.hidden)
 
     def publish(self, tasks: Iterable[int]) -> dict[int, list[tuple[str, int]] | OutputMissing]:
         """Publish what these tasks wrote; for each the (name below OUT, bytes) or what is missing. Raises OSError."""
@@ -95,7 +95,7 @@ class Outputs:
             missing = [suffix for suffix, one in asked.items() if not one.hidden.exists()]
             if missing:
                 for one in asked.values():
-                    _remove(one.hidden)
+                    self.left_behind += not _remove(one.hidden)
                 published[index] = OutputMissing(
                     f"ctx.output(task, {missing[0]!r}) was asked for and nothing was written to the path it gave"
                 )
@@ -117,23 +117,23 @@ class Outputs:
             except OSError:
                 if not asked.final.is_dir():
                     raise
-                import shutil
-
-                shutil.rmtree(asked.hidden)
+                remove_tree_quietly(asked.hidden)
+                self.left_behind += asked.hidden.exists()
         else:
             fsync_file(asked.hidden)
-            link_or_lose(asked.hidden, asked.final)
+            try:
+                link_or_not(asked.hidden, asked.final)
+            finally:
+                self.left_behind += not remove_quietly(asked.hidden)
         return str(asked.final.relative_to(self.root)), _size(asked.final)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path) -> bool:
+    """False: it may still be there."""
     if path.is_dir() and not path.is_symlink():
-        import shutil  # only where a folder is dropped: a worker starts faster without
-
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+        remove_tree_quietly(path)
+        return not path.exists()
+    return remove_quietly(path)
 
 
 def _sync_tree(root: Path) -> None:
