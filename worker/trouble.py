@@ -57,12 +57,17 @@ def _causes(raised: BaseException) -> Iterator[BaseException]:
 
 
 def _look_at_log() -> None:
-    """A job that prints fails where its log cannot be written."""
+    """A job that prints fails where its log cannot be written; one that closed its stdout did so itself."""
     try:
         path, stat = os.readlink("/proc/self/fd/1"), os.fstatvfs(1)
     except OSError:
-        return  # the job closed it
+        return
     _refuse_full(stat, path, 1, 0)
+    try:
+        os.write(1, b"")  # tells of a file system that an error has made read-only, which statvfs does not
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise OSError(error.errno, error.strerror, path) from None
 
 
 def _refuse_full(stat: os.statvfs_result, path: str, low_bytes: int, low_inodes: int) -> None:
