@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test torture lint loc clean
+.PHONY: demo test torture bench lint loc clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
@@ -17,6 +17,11 @@ test: $(STAMP) lint
 torture: $(STAMP)
 	@sh scripts/test_packages.sh
 	cd tests && $(CURDIR)/$(BIN)/python -m torture
+
+# Peers go into venvs of their own below benchmarks/; all of it takes hours, so name what you want: see its README.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/install_peers.py
+	$(BIN)/python -m benchmarks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

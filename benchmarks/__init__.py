@@ -1,0 +1,1 @@
+"""gpuspool and its peers, measured side by side: `python -m benchmarks` from the repository's root."""

@@ -1,0 +1,139 @@
+"""Benches of gpuspool alone: how soon its parent acts, and what parent and workers ask of the file system.
+
+Read from the records that a spool keeps, from /proc, and from strace; nothing of gpuspool is changed or imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import timed, traces
+from benchmarks.points import Point, Setting, command, start, whole
+
+PATIENCE_S = 300.0
+LONG_S = 10_000.0
+METADATA = (
+    "access", "chmod", "creat", "faccessat", "faccessat2", "fstat", "getdents64", "link", "linkat", "lstat", "mkdir",
+    "mkdirat", "newfstatat", "open", "openat", "readlink", "readlinkat", "rename", "renameat", "renameat2", "rmdir",
+    "stat", "statfs", "statx", "unlink", "unlinkat", "fsync", "fdatasync",
+)  # fmt: skip
+
+
+def latency(setting: Setting) -> Iterator[Point]:
+    """From an attempt that writes how it ended (and then syncs and links that) to the parent that starts the next.
+
+    Each task drains its own worker, so one run has as many such moments as tasks. The figure holds the worker's fsync
+    too, and so is an upper bound.
+    """
+    n, case = setting.sizes.latency, "status record to next attempt"
+    with timed.fresh(setting.folder()) as folder:
+        traces.write_tasks(folder, [0.0] * n)
+        _, wrong = whole(setting, n, 1, folder, PATIENCE_S)
+        if wrong:
+            yield setting.point(case, "median", "ms", None, wrong)
+            return
+        seconds = list(_reactions(folder / "spool"))
+    assert len(seconds) >= n - 1, (len(seconds), n)
+    yield setting.point(case, "median", "ms", 1000 * statistics.median(seconds))
+    yield setting.point(case, "largest", "ms", 1000 * max(seconds))
+
+
+def _reactions(spool: Path) -> Iterator[float]:
+    for path in sorted((spool / "stopped").glob("*.json")):
+        number = int(path.stem.rpartition(".a")[2]) + 1
+        following = spool / "attempts" / f"{path.stem.rpartition('.a')[0]}.a{number:02d}.json"
+        if following.exists():
+            yield json.loads(following.read_bytes())["at"] - json.loads(path.read_bytes())["at"]
+
+
+def idle(setting: Setting) -> Iterator[Point]:
+    """The parent while all ranks are in long tasks: CPU, memory, and calls that touch names or ask for durability."""
+    ranks, window_s = setting.sizes.idle_ranks, setting.sizes.idle_s
+    case = f"{ranks} busy ranks"
+    with timed.fresh(setting.folder()) as folder:
+        traces.write_tasks(folder, [LONG_S] * ranks)
+        running = start(setting, ranks, ranks, folder)
+        beats = folder / "spool" / "heartbeat"
+        began = timed.wait_until(lambda: _busy(beats) == ranks or running.is_over(), PATIENCE_S, 0.05)
+        assert began, running.said()
+        assert not running.is_over(), running.said()
+        time.sleep(setting.sizes.settle_s)
+        before = _cpu_s(running.pid)
+        time.sleep(window_s)
+        share = 100 * (_cpu_s(running.pid) - before) / window_s
+        memory = _peak_mb(running.pid)
+        calls = _calls_of(running.pid, window_s, folder)
+        running.kill_and_reap()
+    yield setting.point(case, "parent's CPU", "% of a core", share)
+    yield setting.point(case, "parent's peak memory", "MB", memory)
+    rate = None if calls is None else calls / window_s
+    yield setting.point(
+        case, "parent's metadata calls", "per s", rate, "" if calls is not None else "strace is missing"
+    )
+
+
+def _busy(beats: Path) -> int:
+    """How many attempts have told that they run; their first beats come soon after their start."""
+    files = list(beats.glob("rank-*.json")) if beats.is_dir() else []
+    return sum(json.loads(path.read_bytes())["state"] == "running" for path in files)
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mb(pid: int) -> float:
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert match is not None
+    return int(match[1]) / 1024
+
+
+def _calls_of(pid: int, window_s: float, folder: Path) -> int | None:
+    """How many metadata calls a process and its threads make in the window; None without strace."""
+    if shutil.which("strace") is None:
+        return None
+    table = folder / "calls"
+    trace = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(table), "-p", str(pid)]
+    tracer = subprocess.Popen(trace, stderr=subprocess.DEVNULL)
+    time.sleep(window_s)
+    tracer.terminate()
+    tracer.wait()
+    return _metadata_calls(table)
+
+
+def _metadata_calls(table: Path) -> int:
+    """Of a table "calls name", as `strace -c -U calls,name` writes it."""
+    rows = (line.split() for line in table.read_text().splitlines())
+    return sum(int(row[0]) for row in rows if len(row) == 2 and row[1] in METADATA)
+
+
+def metadata(setting: Setting) -> Iterator[Point]:
+    """Metadata calls of parent and workers for each task that does nothing: a long run's less an empty one's."""
+    n, case = setting.sizes.metadata, f"{setting.sizes.metadata} tasks, 2 ranks"
+    if shutil.which("strace") is None:
+        yield setting.point(case, "metadata calls", "per task", None, "strace is missing")
+        return
+    many, few = _traced(setting, n), _traced(setting, 2)
+    yield setting.point(case, "metadata calls", "per task", (many - few) / (n - 2))
+    yield setting.point("2 tasks, 2 ranks", "metadata calls", "in all", few)
+
+
+def _traced(setting: Setting, n: int) -> int:
+    with timed.fresh(setting.folder()) as folder:
+        traces.write_tasks(folder, [0.0] * n)
+        argv, _ = command(setting, n, 2, folder)
+        table = folder / "calls"
+        trace = ["strace", "-f", "-c", "-U", "calls,name", "-e", f"trace={','.join(METADATA)}", "-o", str(table)]
+        ended = timed.run([*trace, *argv], folder, PATIENCE_S)
+        assert ended is not None
+        assert ended.code == 0, ended.complaint()
+        return _metadata_calls(table)

@@ -1,0 +1,266 @@
+"""The benchmarks work and tell the truth: a smoke test of every bench, and the parts that figures rest on.
+
+Nothing here is about speed: how long something took is never compared with anything.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import PATIENCE_S, wait_until
+
+from benchmarks import peers, report, targets, timed, traces
+from benchmarks.__main__ import BENCHES, SLOW, arguments, main, run_all
+from benchmarks.points import Point, growing
+from benchmarks.sizes import QUICK
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the smoke test writes: its figures by bench, peer, case and metric, and its other files' text."""
+    home = tmp_path_factory.mktemp("quick")
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--home", str(home), "--json", str(home / "j")]
+    command += ["--table", str(home / "t"), "--plot", str(home / "p.svg")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((home / "j").read_text())
+    figures = {(f["bench"], f["peer"], f["case"], f["metric"]): f for f in told["figures"]}
+    assert sorted(path.name for path in home.iterdir()) == ["j", "p.svg", "t"], "a bench left something behind"
+    return {"told": told, "figures": figures, "table": (home / "t").read_text(), "plot": (home / "p.svg").read_text()}
+
+
+def figures_of(quick: dict[str, Any], bench: str, peer: str = "gpuspool") -> dict[tuple[str, str], Any]:
+    return {key[2:]: figure for key, figure in quick["figures"].items() if key[:2] == (bench, peer)}
+
+
+def medians(quick: dict[str, Any], bench: str, metric: str, peer: str = "gpuspool") -> list[float]:
+    return [figure["median"] for key, figure in figures_of(quick, bench, peer).items() if key[1] == metric]
+
+
+def test_every_bench_gives_figures_for_gpuspool(quick: dict[str, Any]) -> None:
+    for bench in BENCHES.keys() - set(SLOW):
+        mine = figures_of(quick, bench)
+        assert mine, bench
+        for key, figure in mine.items():
+            assert figure["median"] is not None or "strace is missing" in figure["note"], (bench, key, figure)
+
+
+def test_every_peer_of_the_smoke_test_gives_figures_for_its_benches(quick: dict[str, Any]) -> None:
+    for peer in peers.chosen([], quick=True):
+        for bench in set(peer.benches) - set(SLOW):
+            assert figures_of(quick, bench, peer.name), (peer.name, bench)
+            assert (bench, peer.name, "", "not measured") not in quick["figures"]
+
+
+def test_throughput_is_told_for_each_size(quick: dict[str, Any]) -> None:
+    for peer in ("gpuspool", "our floor", "multiprocessing.Pool"):
+        cases = {case for case, metric in figures_of(quick, "throughput", peer) if metric == "whole command"}
+        assert cases == {f"N={n}" for n in QUICK.throughput}
+        assert all(rate > 0 for rate in medians(quick, "throughput", "whole command", peer))
+
+
+def test_gpuspool_and_the_floor_lose_nothing_when_all_is_killed(quick: dict[str, Any]) -> None:
+    for peer in ("gpuspool", "our floor"):
+        [before], [lost], [twice] = (
+            medians(quick, "recovery", metric, peer) for metric in ("done before the kill", "lost", "done twice")
+        )
+        assert QUICK.recovery / 2 <= before <= QUICK.recovery
+        assert lost == 0
+        assert twice <= 2, "at most what the two workers had in hand"
+
+
+def test_a_pool_keeps_nothing(quick: dict[str, Any]) -> None:
+    [before] = medians(quick, "recovery", "done before the kill", "multiprocessing.Pool")
+    [twice] = medians(quick, "recovery", "done twice", "multiprocessing.Pool")
+    assert twice == before > 0
+
+
+def test_gpuspool_loses_nothing_with_a_worker(quick: dict[str, Any]) -> None:
+    assert medians(quick, "rank_loss", "lost") == [0]
+    assert medians(quick, "rank_loss", "done twice") <= [1]
+
+
+def test_no_makespan_is_below_its_bound(quick: dict[str, Any]) -> None:
+    peers_with_skew = [peer.name for peer in peers.chosen([], quick=True) if "skew" in peer.benches]
+    assert len(peers_with_skew) == 3
+    for peer in [*peers_with_skew, "arithmetic, list order", "arithmetic, longest first"]:
+        ratios = medians(quick, "skew", "makespan / lower bound", peer)
+        assert len(ratios) == len(QUICK.skew_workers)
+        assert all(ratio > 0.999 for ratio in ratios)
+
+
+def test_shares_are_shares(quick: dict[str, Any]) -> None:
+    assert all(0 < share <= 100 for share in medians(quick, "overhead", "time inside tasks"))
+    assert medians(quick, "scan", "scan", "bare read of gpuspool's journals")
+
+
+def test_the_table_has_each_figure_and_the_plot_each_system(quick: dict[str, Any]) -> None:
+    for bench, peer, *_ in quick["figures"]:
+        assert f"### {bench}\n" in quick["table"]
+        assert f"| {peer} |" in quick["table"]
+    texts = "".join(ElementTree.fromstring(quick["plot"]).itertext())
+    for peer in ("gpuspool", "our floor", "multiprocessing.Pool"):
+        assert peer in texts
+
+
+def test_a_run_says_what_it_belongs_to(quick: dict[str, Any]) -> None:
+    told = quick["told"]
+    assert told["argv"][0] == "--quick"
+    assert told["cores"] >= 1
+    assert told["peers"]["gpuspool"] == {"version": "", "keeps": "everything", "why_not": ""}
+
+
+def test_a_peer_that_is_not_installed_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "VENVS", tmp_path)
+    (tmp_path / "dask.json").write_text('{"version": "", "reason": "pip: no network", "megabytes": 0}')
+    points = run_all(arguments(["--quick", "--peer", "ray", "dask", "--bench", "startup"]), tmp_path)
+    notes = {point.peer: point.note for point in points}
+    assert notes == {"ray": "not installed; run `python benchmarks/install_peers.py`", "dask": "pip: no network"}
+    assert "| ray | not installed" in report.table(report.gather(points))
+
+
+def test_an_unknown_peer_or_bench_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="no peer is called 'nobody'"):
+        main(["--peer", "nobody"])
+    with pytest.raises(SystemExit):
+        main(["--bench", "nothing"])
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err
+
+
+def test_daemons_of_a_command_are_found_and_killed(tmp_path: Path) -> None:
+    script = "setsid sh -c 'sleep 1000 & sleep 1000' & exec sleep 1000"
+    running = timed.Running(["/bin/sh", "-c", script], tmp_path)
+    wait_until(lambda: len(timed.marked(tmp_path)) == 4)
+    running.kill_and_reap()
+    assert timed.marked(tmp_path) == []
+
+
+def test_a_command_that_does_not_end_is_given_up_with_all_it_started(tmp_path: Path) -> None:
+    assert timed.run(["/bin/sh", "-c", "sleep 1000 & sleep 1000"], tmp_path, patience_s=0.1) is None
+    assert timed.marked(tmp_path) == []
+
+
+def test_a_command_that_ends_is_told_with_its_code_and_words(tmp_path: Path) -> None:
+    ended = timed.run(["/bin/sh", "-c", "echo a; echo b; echo why >&2; exit 3"], tmp_path, PATIENCE_S)
+    assert ended is not None
+    assert (ended.code, ended.last_line, ended.complaint()) == (3, "b", "why")
+    assert 0 < ended.seconds < PATIENCE_S
+
+
+def test_nothing_of_ours_leaks_into_a_peers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUSPOOL_RANKS", "7")
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    ended = timed.run([sys.executable, "-c", "import os; print(dict(os.environ))"], tmp_path, PATIENCE_S)
+    assert ended is not None
+    assert "GPUSPOOL_RANKS" not in ended.out
+    assert "PYTHONHASHSEED" not in ended.out
+
+
+@pytest.fixture
+def traced(tmp_path: Path) -> Path:
+    traces.write_tasks(tmp_path, [0.0] * 4)
+    (tmp_path / "trace" / "1").write_text("0 10 11 1\n1 11 13 1\n")
+    (tmp_path / "trace" / "2").write_text("1 10 14 2\n3 14.5 15 2\n")
+    return tmp_path
+
+
+def test_traces_are_counted_and_read_by_their_end(traced: Path) -> None:
+    executions = traces.read_traces(traced)
+    assert [(one.task, one.end, one.pid) for one in executions] == [(0, 11, 1), (1, 13, 1), (1, 14, 2), (3, 15, 2)]
+    assert traces.count_traces(traced) == 4
+    assert traces.twice_and_lost(executions, 4) == (1, 1)
+    assert traces.makespan(executions) == 5
+    assert traces.share_inside(executions) == pytest.approx((3 + 4.5) / (3 + 5))
+
+
+def test_a_task_of_python_and_one_of_the_shell_leave_the_same_kind_of_trace(tmp_path: Path) -> None:
+    traces.write_tasks(tmp_path, [0.001, 0.001])
+    first, second = (tmp_path / "lines").read_text().splitlines()
+    code = f"import work; work.sleeping({first!r})"
+    for argv in ([sys.executable, "-c", code], [str(peers.HERE / "adapters" / "task.sh"), second]):
+        ended = timed.run(argv, tmp_path, PATIENCE_S)
+        assert ended is not None
+        assert ended.code == 0, ended.err
+    executions = traces.read_traces(tmp_path)
+    assert [one.task for one in executions] == [0, 1]
+    assert all(one.end >= one.start + 0.001 and one.pid > 1 for one in executions)
+
+
+def test_skewed_tasks_are_the_same_each_time_and_have_the_mean_that_was_asked_for() -> None:
+    seconds = traces.skewed(20_000, 0.02, 4.0)
+    assert seconds == traces.skewed(20_000, 0.02, 4.0)
+    assert seconds[-2:] == [4.0, 4.0]
+    assert sum(seconds[:-2]) / 20_000 == pytest.approx(0.02, rel=0.1)
+
+
+def test_arithmetic_schedules() -> None:
+    seconds = [1.0, 1.0, 1.0, 3.0]
+    assert traces.lower_bound(seconds, 2) == 3.0
+    assert traces.schedule(seconds, 2) == 4.0
+    assert traces.schedule(sorted(seconds, reverse=True), 2) == 3.0
+
+
+def test_sizes_grow_until_the_next_would_take_too_long_or_one_went_wrong() -> None:
+    seen = []
+    for n, took in growing((1, 10, 100, 1000), limit_s=50):
+        seen.append(n)
+        took.append(n / 10)
+    assert seen == [1, 10, 100], "1,000 would take 100 s"
+    assert [n for n, _ in growing((1, 10), limit_s=50)] == [1]
+    for n, took in growing((1, 10, 100), limit_s=50):
+        took.append(40 + n / 100)
+    assert n == 100, "most of the time of the smaller ones was the start"
+
+
+def point(value: float | None, peer: str = "gpuspool", note: str = "") -> Point:
+    return Point("throughput", peer, "N=1000000", "whole command", "tasks/s", value, note)
+
+
+def test_repetitions_become_a_median_and_a_range() -> None:
+    [figure] = report.gather([point(1.0), point(5.0), point(2.0)])
+    assert figure.cell() == "2 (1–5)"
+    assert {name: figure.record()[name] for name in ("median", "low", "high")} == {"median": 2, "low": 1, "high": 5}
+    [nothing] = report.gather([point(None, note="exit code 1")])
+    assert nothing.cell() == "exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.0123456, "0.0123"),
+        (0.5, "0.500"),
+        (1.0, "1"),
+        (86.32, "86.3"),
+        (1234567, "1,230,000"),
+        (999, "999"),
+    ],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert report.number(value) == text
+
+
+def test_targets_are_ratios_of_one_run_and_say_whether_they_are_met() -> None:
+    figures = report.gather([point(300.0), point(200.0, "joblib"), point(2.0, "GNU parallel")])
+    lines = [target.line() for target in targets.targets(figures)]
+    assert lines == [
+        "met    tasks/s at 1M against the best durable peer at any N: 150 (at least 100)",
+        "met    tasks/s at 1M against joblib: 1.50 (at least 1)",
+    ]
+    missed = report.gather([point(100.0), point(200.0, "joblib")])
+    assert [target.is_met for target in targets.targets(missed)] == [False]
+
+
+def test_the_gpu_bench_says_so_where_there_is_no_gpu() -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S * 2, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no GPU" in done.stdout
