@@ -22,6 +22,7 @@ from spool.publish import FILE_MODE, publish
 from spool.records import Intent, Job, Options, pretty
 from spool.view import View
 
+OOM_SCORE = 300  # as if a worker had 3/10 of the memory more than it has
 RECORDED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID")
 
 
@@ -45,6 +46,13 @@ class Child:
 
 def open_log(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, FILE_MODE)
+
+
+def _offer_to_oom_killer(pid: int) -> None:
+    """Where memory runs out, a worker shall die rather than the orchestrator, which restarts it and is small."""
+    path = Path(f"/proc/{pid}/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        path.write_text(str(min(int(path.read_text()) + OOM_SCORE, 1000)))
 
 
 def kill_group(pid: int) -> None:
@@ -88,6 +96,7 @@ def launch(
             env=environment,
             start_new_session=True,
         )
+    _offer_to_oom_killer(process.pid)
     cpus = near_cpus(tokens)
     if cpus:
         with contextlib.suppress(OSError):

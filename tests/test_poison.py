@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers import JOBS, Box, assert_sound, names, record, start_gated, wait_until
+from helpers import JOBS, Box, assert_sound, names, record, start_gated, wait_until, waiting
 
 from orchestrator.failures import SHOWN, failures_text
 from orchestrator.loop import most_failed
@@ -133,3 +133,13 @@ def test_nothing_of_a_kill_from_outside_is_taken_for_memory(box: Box) -> None:
     box.run(*command, "--spool", "S")
     assert_sound(box, "S", 3)
     assert record(box / "S" / "failed" / names(box / "S" / "failed")[0])["reason"] == "crash"
+
+
+def test_where_memory_runs_out_a_worker_is_a_better_victim_than_its_parent(box: Box) -> None:
+    started, _ = start_gated(box, ["wait"])
+    wait_until(lambda: waiting(box))
+    worker = int((box / "gate.waiting").read_text().split()[1])
+    scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (started.pid, worker)]
+    assert scores[1] == min(scores[0] + 300, 1000)
+    (box / "gate").touch()
+    started.wait(0)
