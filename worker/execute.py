@@ -21,7 +21,7 @@ from worker.job import LoadedJob
 from worker.outputs import OutputMissing, Outputs
 from worker.results import ResultError, to_error, to_json
 from worker.say import say
-from worker.trouble import raise_trouble
+from worker.trouble import Unusable, raise_trouble
 
 LOG_FROM_S = 0.01  # shorter tasks that complete get no `log` range: their lines stay short
 
@@ -90,7 +90,7 @@ class Executor:
         """Raise where no task is to blame; what was written so far goes, which on a full disk makes room to say so."""
         try:
             raise_trouble(raised, self.outputs.folders(task.index for task in tasks))
-        except BaseException:
+        except (OSError, Unusable):
             self.outputs.discard(task.index for task in tasks)
             raise
 
