@@ -13,10 +13,10 @@ test: $(STAMP) lint
 	@sh scripts/test_packages.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Half an hour on two cores; docs/reliability.md says what it does. Some rows need root and say so where they have none.
+# Some twenty minutes on two cores; docs/reliability.md says what it does. Some rows need root and say so where they have none.
 torture: $(STAMP)
 	@sh scripts/test_packages.sh
-	cd tests && $(CURDIR)/$(BIN)/python -m torture
+	cd tests && $(CURDIR)/$(BIN)/python -m torture --lanes 2
 
 # Peers go into venvs of their own below benchmarks/; all of it takes hours, so name what you want: see its README.
 bench: $(STAMP)

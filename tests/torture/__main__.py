@@ -9,12 +9,13 @@ import argparse
 import dataclasses
 import datetime
 import importlib
-import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from torture.rows import Row, machine, table
@@ -27,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m torture", description="Prove that gpuspool survives anything.")
     parser.add_argument("--row", action="append", choices=NAMES, help="only this row; may be given several times")
     parser.add_argument("--amount", choices=("small", "full"), default="full", help="seconds, or half an hour")
+    parser.add_argument("--lanes", type=int, default=1, metavar="N", help="play so many rows side by side")
     parser.add_argument("--home", type=Path, help="where spools are made; default a temporary folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all that was found, as JSON")
     return parser.parse_args()
@@ -44,6 +46,14 @@ def play(name: str, amount: str, home: Path) -> Row:
     return row
 
 
+def play_apart(name: str, amount: str, home: Path) -> Row:
+    """The same in a process of its own, so that rows can be played side by side."""
+    found = home / f"{name}.json"
+    command = [sys.executable, "-m", "torture", "--row", name, "--amount", amount, "--home", home, "--json", found]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    return Row(**json.loads(found.read_text())["rows"][0])
+
+
 def show(row: Row) -> None:
     """One line; what is wrong, and figures worth a word, below it."""
     print(row.line(), flush=True)
@@ -58,14 +68,18 @@ def main() -> int:
     home = (asked.home or Path(tempfile.mkdtemp(prefix="torture-"))).absolute()
     where = f"{datetime.date.today().isoformat()}, {machine(home)}"
     print(where, flush=True)
+    began = time.monotonic()
     rows = []
-    for name in asked.row or NAMES:
-        if importlib.util.find_spec(f"torture.{name}") is None:
-            print(f"{name}: not in this version", flush=True)
-            continue
-        rows.append(play(name, asked.amount, home))
-        show(rows[-1])
-    print(f"\n{table(rows)}\n\n{where}, amount {asked.amount}, {sum(row.seconds for row in rows):.0f} s in all")
+    with ThreadPoolExecutor(asked.lanes) as lanes:
+        played = (
+            (play(name, asked.amount, home) for name in asked.row or NAMES)
+            if asked.lanes == 1
+            else lanes.map(lambda name: play_apart(name, asked.amount, home), asked.row or NAMES)
+        )
+        for row in played:
+            rows.append(row)
+            show(row)
+    print(f"\n{table(rows)}\n\n{where}, amount {asked.amount}, {time.monotonic() - began:.0f} s in all")
     if asked.json is not None:
         record = {"where": where, "amount": asked.amount, "rows": [dataclasses.asdict(row) for row in rows]}
         asked.json.write_text(json.dumps(record, indent=2) + "\n")
