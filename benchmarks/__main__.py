@@ -50,7 +50,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--home", type=Path, help="where the work is done; default a new folder in TMPDIR")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--table", type=Path, help="write the markdown tables to this file")
-    parser.add_argument("--plot", type=Path, help="write a plot of the throughput, SVG, to this file")
+    parser.add_argument(
+        "--plot", type=Path, help="write a plot of the throughput, if it was measured, to this file: SVG"
+    )
     return parser.parse_args(argv)
 
 
@@ -116,8 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     for path, content in ((options.json, report.as_json(figures, told)), (options.table, text)):
         if path is not None:
             path.write_text(content)
-    if options.plot is not None:
-        options.plot.write_text(report.plot(figures))
+    if options.plot is not None and (drawn := report.plot(figures)):
+        options.plot.write_text(drawn)
     return 0
 
 

@@ -38,7 +38,7 @@ def throughput(setting: Setting) -> Iterator[Point]:
     least, most = min(ends), max(ends)
     if ends[most] > ends[least]:
         rate = (most - least) / (ends[most] - ends[least])
-        yield setting.point(f"N={least} to {most}", "without start-up", "tasks/s", rate)
+        yield setting.point("", "without start-up", "tasks/s", rate, f"up to N={most}")
 
 
 def startup(setting: Setting) -> Iterator[Point]:

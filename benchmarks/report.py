@@ -73,18 +73,27 @@ def gather(points: Iterable[Point]) -> list[Figure]:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """One markdown table a bench: a row for each system, a column for each case and metric."""
+    """For each bench a markdown table with a row a system; one for each metric where there are several cases."""
     text = ""
     for bench in dict.fromkeys(figure.bench for figure in figures):
         mine = [figure for figure in figures if figure.bench == bench]
-        columns = list(dict.fromkeys((figure.case, figure.metric, figure.unit) for figure in mine))
-        heads = [", ".join(filter(None, (case, metric, unit))) for case, metric, unit in columns]
-        text += f"### {bench}\n\n| system | {' | '.join(heads)} |\n|---|{'---|' * len(columns)}\n"
-        for peer in dict.fromkeys(figure.peer for figure in mine):
-            cells = {(f.case, f.metric, f.unit): f.cell() for f in mine if f.peer == peer}
-            text += f"| {peer} | {' | '.join(cells.get(column, '–') for column in columns)} |\n"
-        text += "\n"
+        text += f"### {bench}\n\n"
+        if len({figure.case for figure in mine if figure.values}) == 1:
+            text += _one_table(mine)
+            continue
+        for metric in dict.fromkeys(figure.metric for figure in mine):
+            text += _one_table([figure for figure in mine if figure.metric == metric])
     return text
+
+
+def _one_table(figures: Sequence[Figure]) -> str:
+    columns = list(dict.fromkeys((figure.case, figure.metric, figure.unit) for figure in figures))
+    heads = [", ".join(filter(None, (case, metric, unit))) for case, metric, unit in columns]
+    text = f"| system | {' | '.join(heads)} |\n|---|{'---|' * len(columns)}\n"
+    for peer in dict.fromkeys(figure.peer for figure in figures):
+        cells = {(f.case, f.metric, f.unit): f.cell() for f in figures if f.peer == peer}
+        text += f"| {peer} | {' | '.join(cells.get(column, '–') for column in columns)} |\n"
+    return text + "\n"
 
 
 def as_json(figures: Sequence[Figure], about: dict[str, Any]) -> str:
