@@ -76,11 +76,11 @@ def skew(setting: Setting) -> Iterator[Point]:
     sizes = setting.sizes
     seconds = traces.skewed(sizes.skew, sizes.skew_mean_s, sizes.straggler_s)
     for workers in sizes.skew_workers:
+        bound = traces.lower_bound(seconds, workers)
         with timed.fresh(setting.folder()) as folder:
             traces.write_tasks(folder, seconds)
-            ended, wrong = whole(setting, len(seconds), workers, folder, PATIENCE_S)
+            ended, wrong = whole(setting, len(seconds), workers, folder, 60 + 10 * bound)
             executions = traces.read_traces(folder)
-        bound = traces.lower_bound(seconds, workers)
         value = None if ended is None or wrong or not executions else traces.makespan(executions) / bound
         yield setting.point(f"{workers} workers", "makespan / lower bound", "", value, wrong)
         if setting.peer.slug == "gpuspool":

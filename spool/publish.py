@@ -226,14 +226,21 @@ def publish(path: Path, data: bytes, *, durable: bool = True) -> bool:
     return won
 
 
-def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Make `data` visible as `path` by rename(2), whatever was there."""
+def _replace(path: Path, data: bytes, durable: bool) -> None:
     hidden = _write_hidden(path, data, durable)
     try:
         rename(hidden, path)
     except OSError:
         remove_quietly(hidden)
         raise
+
+
+def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Make `data` visible as `path` by rename(2), whatever was there."""
+    try:
+        _replace(path, data, durable)
+    except FileNotFoundError:  # as in `publish`: once more
+        _replace(path, data, durable)
     if durable:
         fsync_dir(path.parent)
 
