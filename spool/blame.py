@@ -158,8 +158,11 @@ def time_out(
 ) -> tuple[list[TaskLine], list[Lost], int]:
     """The same for a worker that took too long: the task that was certainly in hand fails at once.
 
-    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash.
+    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash. With a limit every
+    call has its `started` line, so without one nothing was in hand.
     """
+    if started is None:
+        return orphans, [], 0
     in_hand, certain = _in_hand(orphans, started)
     kept = [
         msgspec.structs.replace(t, careful=True) if (t.task, t.round) in in_hand else t
@@ -169,7 +172,7 @@ def time_out(
     suspects = sum((t.task, t.round) in in_hand and not t.careful for t in orphans if t is not certain)
     if certain is None:
         return kept, [], suspects
-    kind, what = describe_limit(options, 1 if started is None else len(started.tasks))
+    kind, what = describe_limit(options, len(started.tasks))
     message = f"{what}; {place_of(scene)}"
     error = Error(kind="timeout", type=kind, message=message, where=where_of(stacks), traceback=stacks)
     return kept, [_lose(certain, error, scene, (*certain.crashed_in, scene.attempt))], suspects + 1

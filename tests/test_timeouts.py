@@ -1,12 +1,15 @@
 """Hangs: whoever takes too long is ended, wherever it is stuck, and named; nobody else is hurt."""
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import JOBS, Box, assert_sound, identities, is_alive, kill, names, record, start_gated, wait_until, waiting
+from spooling import A0, begin, make_spool, take, task, view_of
 
-from spool.records import Options
+from spool.closing import close_dead
+from spool.records import Closing, JournalLine, Options, TaskLine
 from spool.timeouts import describe_limit, limit_s, parent_limit_s, where_of
 
 
@@ -75,6 +78,35 @@ def test_waiting_for_a_retry_is_no_hang(box: Box) -> None:
     box.run(*command, "--spool", "S", "--retries", "1", "--task-timeout", "0.2s", "--stall-timeout", "0.2s")
     assert_sound(box, "S", 2)
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+
+
+def late(root: Path, left: list[TaskLine], *started: int) -> tuple[Closing, list[TaskLine]]:
+    """An attempt claims these tasks, says that it calls some, and is killed for its time limit."""
+    layout = make_spool(root / "s", left)
+    writer = begin(layout, A0)
+    take(layout, A0, len(left))
+    if started:
+        writer.append(JournalLine(task=started[0], round=0, state="started", batch=started[1:]))
+    view = view_of(layout)
+    closing = close_dead(view, A0, by="parent", is_overdue=True)
+    assert closing is not None
+    return closing, list(view.manifests[f"{A0}.orphans"].tasks())
+
+
+def test_only_a_task_that_a_call_held_alone_fails_by_a_time_out(tmp_path: Path) -> None:
+    tasks = [task(0), task(1), task(2)]
+    closing, left = late(tmp_path / "alone", tasks, 1)
+    assert [lost.task for lost in closing.lost] == [1]
+    assert left == [tasks[0], tasks[2]]
+    closing, left = late(tmp_path / "batch", tasks, 0, 1)
+    assert (closing.lost, closing.suspects) == ([], 2)
+    assert [(line.task, line.careful) for line in left] == [(0, True), (1, True), (2, False)]
+
+
+def test_a_worker_that_stands_still_between_two_calls_fails_no_task(tmp_path: Path) -> None:
+    closing, left = late(tmp_path, [task(0)])
+    assert (closing.reason, closing.lost, closing.suspects) == ("timeout", [], 0)
+    assert left == [task(0)]
 
 
 def test_without_a_parent_a_hang_is_found_all_the_same(box: Box) -> None:
