@@ -78,7 +78,8 @@ def start_parent(box: Box, out: Path, world_size: int, worker: str, args: str) -
         f"coordinator.spawn_workers(seed_workers.{worker}, ({args},))\ncoordinator.wait_for_completion()\n"
     )
     env = {"CUDA_VISIBLE_DEVICES": "0,1", "PYTHONPATH": str(Path(seed_workers.__file__).parent)}
-    return box.start(box.write("parent.py", source), out, program=(sys.executable,), env=env)
+    as_from_a_terminal = ("env", "--default-signal=INT", sys.executable)  # a shell's background jobs ignore it
+    return box.start(box.write("parent.py", source), out, program=as_from_a_terminal, env=env)
 
 
 def tell_from_here(rank: int, world_size: int, results_queue: Any) -> None:
