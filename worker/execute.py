@@ -179,6 +179,7 @@ class Executor:
         log = None
         if seconds >= LOG_FROM_S or Error in map(type, outcomes):
             log = (self._log_end, self._look_at_log())
+        took = int(seconds * 1e6) / 1e6  # a fifth of what round() costs
         for line, outcome in zip(lines, outcomes, strict=True):
             error = outcome if isinstance(outcome, Error) else None
             yield (
@@ -188,7 +189,7 @@ class Executor:
                     round=line.round,
                     state="complete" if error is None else "failed",
                     start=start,
-                    seconds=round(seconds, 6),
+                    seconds=took,
                     result=NO_JSON if isinstance(outcome, Error) else outcome,
                     error=error,
                     outputs=published.get(line.task, []),
