@@ -8,6 +8,7 @@ listed start, is held by nobody, and the sweep finds its tasks.
 
 from __future__ import annotations
 
+import itertools
 import time
 
 from spool.layout import Layout, parse_attempt
@@ -15,8 +16,10 @@ from spool.manifest import Damage, Report
 from spool.publish import listdir, publish, read_bytes
 from spool.records import Claim, Damaged, decode, encode
 
-LEFT_FRACTION = 8  # one claim takes at most 1/8 of what a manifest has left: thieves always find something
-TARGET_S = 1.0  # and at most this much estimated work: a thief or a restart waits no longer for it
+LEFT_FRACTION = 4  # one claim takes at most a quarter of a share of what is left: thieves always find something
+TARGET_S = (0.5, 10.0)  # and so much estimated work, the second in long runs: a thief or a restart waits no longer
+LONG_FRACTION = 64  # a run is long where this part of what a manifest has left is more than the first of the two
+RECENT = 1024  # claims that are looked at to count who draws from a manifest
 NOBODY = ""  # the attempt of a claim that cannot be read
 
 
@@ -62,6 +65,11 @@ class Chain:
         """How many places are unclaimed, as far as was read."""
         return self.end - self.next
 
+    def drawers(self, attempt: str) -> int:
+        """How many draw from this manifest now: `attempt`, and who claimed since it did so last, as far as was read."""
+        recent = itertools.islice(reversed(self.claims), RECENT)
+        return len({attempt, *(c.attempt for c in itertools.takewhile(lambda c: c.attempt != attempt, recent))})
+
     def advance(self, report: Report | None = None) -> Chain:
         """Read on to the end of the chain, and report what cannot be read.
 
@@ -92,13 +100,15 @@ class Chain:
         return claim
 
 
-def claim_size(left: int, batch: int, seconds_per_task: float | None) -> int:
+def claim_size(left: int, batch: int, seconds: tuple[float, float] | None, drawers: int = 1) -> int:
     """How many tasks the next claim takes: guided, in whole batches, at least one batch.
 
-    A fixed fraction of what is left, no more than TARGET_S of work; one batch while the rate is unknown.
+    A fixed fraction of what is left for each of those who draw from the manifest, and a target of time; one batch while
+    the rate is unknown. `seconds` are those of the first and the last task that is left: the longest and the shortest,
+    since every manifest is longest first.
     """
-    if seconds_per_task is None:
+    if seconds is None:
         return min(batch, left)
-    by_time = TARGET_S / max(seconds_per_task, 1e-9)
-    size = int(min(left / LEFT_FRACTION, by_time))
+    target = min(max(TARGET_S[0], left * seconds[1] / (LONG_FRACTION * drawers)), TARGET_S[1])
+    size = int(min(left / (LEFT_FRACTION * drawers), target / max(seconds[0], 1e-9)))
     return min(max(size // batch, 1) * batch, left)

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 import re
+import zlib
 from pathlib import Path
 from urllib.parse import quote
 
@@ -180,6 +181,11 @@ class Layout:
         return self.root / "reports"
 
     @property
+    def warmups(self) -> Path:
+        """Only where the job has a warm-up."""
+        return self.root / "warmup"
+
+    @property
     def attempts(self) -> Path:
         return self.root / "attempts"
 
@@ -242,6 +248,10 @@ class Layout:
     def status(self, state: str, attempt: str) -> Path:
         assert state in STATES, state
         return self.root / state / f"{attempt}.json"
+
+    def warmup(self, epoch: int, host: str, kernel: str, what: str) -> Path:
+        """The first, second, … try of an epoch to warm a host up, or the word that it is done."""
+        return self.warmups / f"{epoch:04d}.{quote(host, safe='')}.{zlib.crc32(kernel.encode()):08x}.{what}"
 
     def failed_task(self, key: str) -> Path:
         return self.failed_tasks / f"{encode_key(key)}.json"

@@ -105,11 +105,15 @@ def load_manifest(layout: Layout, name: str, report: Report) -> Manifest | None:
 
 
 def publish_manifest(layout: Layout, name: str, tasks: Iterable[TaskLine]) -> bool:
-    """Publish a rank's, retry or sweep manifest by link(2). False where the name is taken."""
-    return publish(layout.manifest(name), b"".join(seal(task) for task in tasks))
+    """Publish a retry or sweep manifest by link(2). False where the name is taken."""
+    return publish(layout.manifest(name), _longest_first(tasks))
+
+
+def _longest_first(tasks: Iterable[TaskLine]) -> bytes:
+    """The order of every manifest: a claim's size is chosen by its first task, so none may be longer."""
+    return b"".join(map(seal, sorted(tasks, key=lambda task: -task.cost)))
 
 
 def publish_orphans(layout: Layout, closing: Closing, orphans: Iterable[TaskLine]) -> bool:
     """Close an attempt: the commit instant is the link(2) of its orphans manifest. False: it was closed before."""
-    data = seal(closing) + b"".join(seal(task) for task in orphans)
-    return publish(layout.manifest(orphans_name(closing.attempt)), data)
+    return publish(layout.manifest(orphans_name(closing.attempt)), seal(closing) + _longest_first(orphans))

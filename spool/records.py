@@ -134,12 +134,13 @@ class JournalBrief(Record, frozen=True, kw_only=True):
 
 
 class Stats(Record, frozen=True, kw_only=True):
-    """What an attempt tells of itself when it ends."""
+    """What an attempt tells of itself when it ends. `idle_s`: the seconds outside of the job's calls, by cause."""
 
     done: int = 0
     failed: int = 0
     seconds: float = 0.0
     busy_s: float = 0.0
+    idle_s: dict[str, float] = msgspec.field(default_factory=dict)
     ready: bool = False
     device: str = ""
     device_name: str = ""

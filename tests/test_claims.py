@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spooling import A0, B0, cuts, hidden_files, make_spool, race, write_claim
+from spooling import A0, A1, B0, C0, cuts, hidden_files, make_spool, race, write_claim
 
-from spool.claims import LEFT_FRACTION, NOBODY, TARGET_S, Chain, claim_size, parse_start, read_claim
+from spool.claims import LEFT_FRACTION, LONG_FRACTION, NOBODY, TARGET_S, Chain, claim_size, parse_start, read_claim
 from spool.layout import Layout, attempt_name
 from spool.records import Claim, encode
 
@@ -152,24 +152,54 @@ def test_one_batch_is_claimed_while_the_rate_is_unknown(left: int, batch: int) -
     assert claim_size(left, batch, None) == min(batch, left)
 
 
-@given(left=st.integers(1, 10**6), batch=st.integers(1, 5000), seconds=positive | st.just(0.0))
+@given(
+    left=st.integers(1, 10**6),
+    batch=st.integers(1, 5000),
+    longest=positive | st.just(0.0),
+    part=st.floats(0, 1),
+    drawers=st.integers(1, 1024),
+)
 def test_a_claim_is_whole_batches_of_at_most_a_fraction_and_a_target_of_time(
-    left: int, batch: int, seconds: float
+    left: int, batch: int, longest: float, part: float, drawers: int
 ) -> None:
-    size = claim_size(left, batch, seconds)
+    shortest = longest * part
+    size = claim_size(left, batch, (longest, shortest), drawers)
     assert 1 <= size <= left
     assert size % batch == 0 or size == left
     assert size >= min(batch, left)
     if size > batch:
-        assert size <= left / LEFT_FRACTION
-        assert size * seconds <= TARGET_S * 1.000001
+        assert size * drawers <= left / LEFT_FRACTION
+        target = max(TARGET_S[0], left * shortest / (LONG_FRACTION * drawers))
+        assert size * longest <= min(target, TARGET_S[1]) * 1.000001
+
+
+def size_of(left: int, batch: int, seconds: float, drawers: int = 1) -> int:
+    return claim_size(left, batch, (seconds, seconds), drawers)
 
 
 def test_fast_tasks_are_claimed_by_the_fraction_and_slow_ones_singly() -> None:
-    assert claim_size(8000, 1, 1e-6) == 1000
-    assert claim_size(8000, 32, 1e-6) == 992
-    assert claim_size(8000, 1, 0.01) == 100
-    assert claim_size(8000, 1, 30.0) == 1
-    assert claim_size(8000, 32, 30.0) == 32
-    assert claim_size(5, 32, 30.0) == 5
-    assert claim_size(7, 1, 1e-6) == 1
+    assert size_of(8000, 1, 1e-6) == 2000
+    assert size_of(8000, 32, 1e-6) == 1984
+    assert size_of(800, 1, 0.01) == 50
+    assert size_of(8000, 1, 30.0) == 1
+    assert size_of(8000, 32, 30.0) == 32
+    assert size_of(5, 32, 30.0) == 5
+    assert size_of(3, 1, 1e-6) == 1
+
+
+def test_the_more_draw_from_a_manifest_the_less_each_takes() -> None:
+    assert [size_of(8000, 1, 1e-6, drawers) for drawers in (1, 2, 10, 4000)] == [2000, 1000, 200, 1]
+
+
+def test_in_a_long_run_claims_are_longer() -> None:
+    """So that they are rare where that costs nobody anything: a small part of what is left."""
+    assert [size_of(left, 1, 0.1) for left in (100, 1000, 6400, 10**6)] == [5, 15, 100, 100]
+    assert claim_size(6400, 1, (0.1, 0.001)) == 5, "by the shortest: most may be as short"
+
+
+def test_who_draws_from_a_manifest_is_told_by_its_claims(layout: Layout) -> None:
+    chain = chain_of(layout, 20)
+    assert chain.drawers(A0) == 1
+    for stop, attempt in enumerate([A0, B0, B0, A0, C0, B0, C0], 1):
+        assert chain.take(attempt, stop) is not None
+    assert [chain.drawers(attempt) for attempt in (A0, B0, C0, A1)] == [3, 2, 1, 4]

@@ -36,7 +36,7 @@ def read(data: bytes, name: str = "rank-0000") -> tuple[list[int], list[Damage],
 
 def test_a_manifest_gives_back_its_tasks_in_order(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s")
-    tasks = [task(2), task(0, round=3, crashes=1, kills=2, careful=True, cost=0.5), task(1, key="a/ä")]
+    tasks = [task(2), task(1, key="a/ä"), task(0, round=3, crashes=1, kills=2, careful=True, cost=0.5)]
     assert publish_manifest(layout, "retry-01", tasks)
     manifest = load_manifest(layout, "retry-01", pytest.fail)
     assert manifest is not None
@@ -46,6 +46,17 @@ def test_a_manifest_gives_back_its_tasks_in_order(tmp_path: Path) -> None:
     assert list(manifest.tasks(2, 99)) == tasks[2:]
     assert manifest.task(1) == tasks[1]
     assert manifest.closing is None
+
+
+def test_every_manifest_is_longest_first(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s")
+    tasks = [task(index, cost=cost) for index, cost in enumerate([1.0, 5.0, 1.0, 7.0])]
+    assert publish_manifest(layout, "retry-01", tasks)
+    assert publish_orphans(layout, CLOSING, tasks)
+    for name in ("retry-01", f"{A0}.orphans"):
+        manifest = load_manifest(layout, name, pytest.fail)
+        assert manifest is not None
+        assert indices(manifest.tasks()) == [3, 1, 0, 2]
 
 
 def test_a_manifest_without_tasks_has_no_places() -> None:

@@ -10,18 +10,24 @@ from spooling import A0, A1, B0, C0, begin, finish, indices, make_spool, race, t
 from spool.closing import close_dead
 from spool.layout import Layout, attempt_name
 from spool.manifest import Damage, publish_manifest
-from spool.records import Claim
-from worker.supply import Supply
+from spool.records import Claim, TaskLine
+from worker.supply import Rate, Supply
 
 
 def supply_of(layout: Layout, rank: int, number: int = 0) -> Supply:
     return Supply(layout, rank, attempt_name(rank, number), pytest.fail)
 
 
+def take(supply: Supply, batch: int = 1, rate: float | None = None, is_ahead: bool = False) -> list[TaskLine] | None:
+    """The tasks of one claim, None where there is nothing to claim."""
+    tasks = supply.take(batch, rate, is_ahead)
+    return None if tasks is None else list(tasks)
+
+
 def drain(supply: Supply, batch: int = 1, rate: float | None = None) -> list[list[int]]:
     """The tasks of each claim until nothing is left."""
     claims = []
-    while (tasks := supply.take(batch, rate)) is not None:
+    while (tasks := take(supply, batch, rate)) is not None:
         claims.append(indices(tasks))
     return claims
 
@@ -36,31 +42,31 @@ def drain_alone(root: Path, rank: int) -> list[int]:
 
 
 def test_the_own_manifest_comes_first_and_in_order_then_the_others(tmp_path: Path) -> None:
-    layout = make_spool(tmp_path / "s", 4, 3, 5)
+    layout = make_spool(tmp_path / "s", 4, 7, 5)
     claims = drain(supply_of(layout, 1))
     assert claims[:3] == [[4], [5], [6]]
-    assert sorted(flat(claims[3:])) == [0, 1, 2, 3, 7, 8, 9, 10, 11]
+    assert sorted(flat(claims)) == list(range(16))
 
 
 def test_a_thief_takes_from_whoever_has_the_most_left(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 0, 2, 9)
     supply = supply_of(layout, 0)
-    assert [supply.take(1, None) for _ in range(7)] == [[task(index)] for index in range(2, 9)]
+    assert [take(supply, 1, None) for _ in range(7)] == [[task(index)] for index in range(2, 9)]
 
 
 def test_two_ranks_share_everything_exactly_once(tmp_path: Path) -> None:
-    layout = make_spool(tmp_path / "s", 7, 11)
+    layout = make_spool(tmp_path / "s", 12, 16)
     both = [supply_of(layout, 0), supply_of(layout, 1)]
     got: list[list[int]] = [[], []]
     is_over = [False, False]
     while not all(is_over):
         for rank, supply in enumerate(both):
-            tasks = supply.take(2, 0.1)
+            tasks = take(supply, 2, 0.1)
             is_over[rank] = tasks is None
             got[rank] += indices(tasks or [])
-    assert sorted(got[0] + got[1]) == list(range(18))
-    assert got[0][:6] == list(range(6)), "its own first"
-    assert got[1][:8] == list(range(7, 15))
+    assert sorted(got[0] + got[1]) == list(range(28))
+    assert got[0][:4] == list(range(4)), "its own first"
+    assert got[1][:6] == list(range(12, 18))
     assert view_of(layout).unclaimed == 0
 
 
@@ -77,7 +83,7 @@ def test_nothing_is_taken_where_nothing_is_left(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 2, 0)
     assert flat(drain(supply_of(layout, 0))) == [0, 1]
     for rank in (0, 1, 7):
-        assert supply_of(layout, rank).take(1, None) is None
+        assert take(supply_of(layout, rank), 1, None) is None
 
 
 def test_manifests_that_appear_later_are_found(tmp_path: Path) -> None:
@@ -85,31 +91,31 @@ def test_manifests_that_appear_later_are_found(tmp_path: Path) -> None:
     writer = begin(layout, A0)
     finish(writer, *flat(drain(supply_of(layout, 0))[:1]))
     supply = supply_of(layout, 1)
-    assert supply.take(1, None) is None
+    assert take(supply, 1, None) is None
     close_dead(view_of(layout), A0, by="test")
     assert flat(drain(supply)) == [1, 2]
     assert publish_manifest(layout, "retry-01", [task(0, round=1)])
-    assert supply.take(1, None) == [task(0, round=1)]
+    assert take(supply, 1, None) == [task(0, round=1)]
     assert publish_manifest(layout, "sweep-01", [task(2, crashes=1)])
-    assert supply.take(1, None) == [task(2, crashes=1)]
-    assert supply.take(1, None) is None
+    assert take(supply, 1, None) == [task(2, crashes=1)]
+    assert take(supply, 1, None) is None
 
 
 def test_a_planned_manifest_may_appear_after_its_worker_started(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 0)
     supply = supply_of(layout, 5)
-    assert supply.take(1, None) is None
+    assert take(supply, 1, None) is None
     assert publish_manifest(layout, "rank-0005", [task(0)])
-    assert supply.take(1, None) == [task(0)]
+    assert take(supply, 1, None) == [task(0)]
 
 
 def test_what_others_claimed_before_is_not_taken(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 8)
     write_claim(layout, "rank-0000", 0, Claim(attempt=B0, start=0, stop=3, at=1.0))
     supply = supply_of(layout, 0, 1)
-    assert supply.take(1, None) == [task(3)]
+    assert take(supply, 1, None) == [task(3)]
     write_claim(layout, "rank-0000", 4, Claim(attempt=C0, start=4, stop=6, at=1.0))
-    assert supply.take(1, None) == [task(6)]
+    assert take(supply, 1, None) == [task(6)]
     assert indices(view_of(layout).claimed_by(A1)) == [3, 6]
 
 
@@ -121,20 +127,46 @@ def test_batches_are_claimed_whole(tmp_path: Path) -> None:
 def test_fast_tasks_are_claimed_many_at_a_time_and_slow_ones_singly(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 800)
     supply = supply_of(layout, 0)
-    sizes = [len(supply.take(1, rate) or []) for rate in (None, 1e-6, 5.0, 0.1)]
-    assert sizes == [1, 99, 1, 10]
+    sizes = [len(take(supply, 1, rate) or []) for rate in (None, 1e-6, 5.0, 0.1)]
+    assert sizes == [1, 199, 2, 9]
 
 
 def test_costly_tasks_are_claimed_fewer_at_a_time(tmp_path: Path) -> None:
     costs = [100.0] * 10 + [1.0] * 790
     layout = make_spool(tmp_path / "s", [task(index, cost=cost) for index, cost in enumerate(costs)])
     supply = supply_of(layout, 0)
-    assert [len(supply.take(1, 0.02) or []) for _ in range(11)] == [1] * 10 + [50]
+    assert [len(take(supply, 1, 0.02) or []) for _ in range(11)] == [1] * 10 + [25]
+
+
+def test_near_its_end_the_own_manifest_waits_for_those_that_have_more(tmp_path: Path) -> None:
+    """Or each rank would begin its last task, perhaps a long one, as late as the slowest gets to it."""
+    layout = make_spool(tmp_path / "s", 6, 9)
+    claims = drain(supply_of(layout, 0))
+    assert flat(claims[:2]) == [0, 1]
+    assert flat(claims[2:7]) == [6, 7, 8, 9, 10]
+
+
+def test_nothing_is_claimed_ahead_where_little_is_left(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 4)
+    supply = supply_of(layout, 0)
+    assert [take(supply, 1, None, is_ahead=True) for _ in range(3)] == [[task(0)], [task(1)], None]
+    assert take(supply, 1, None) == [task(2)]
+
+
+def test_a_rate_forgets_what_was_long_ago() -> None:
+    rate = Rate()
+    assert rate.learn() is None
+    rate.add(8.0, 2.0)
+    assert rate.learn() == 4.0
+    for _ in range(20):
+        rate.add(1.0, 1.0)
+        learnt = rate.learn()
+    assert learnt == pytest.approx(1.0, abs=0.001)
 
 
 def test_tasks_said_to_cost_nothing_are_claimed_by_the_fraction(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", [task(index, cost=0.0) for index in range(80)])
-    assert len(supply_of(layout, 0).take(1, 1e-9) or []) == 10
+    assert len(take(supply_of(layout, 0), 1, 1e-9) or []) == 20
 
 
 def test_a_claim_of_damaged_lines_gives_what_can_be_read_and_goes_on(tmp_path: Path) -> None:

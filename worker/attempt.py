@@ -11,14 +11,12 @@ at no signal, waits for nobody, and ends with the exit code that multiprocessing
 from __future__ import annotations
 
 import contextlib
-import heapq
 import os
 import platform
 import random
-import resource
 import signal
 import time
-from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +34,26 @@ from spool.publish import listdir, ring
 from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
 from spool.timeouts import is_limited
 from spool.view import View, finished_epoch
+from worker.backlog import Backlog
 from worker.beat import Beat
 from worker.context import Context
 from worker.devices import Device, DeviceError, check_devices, peak_memory_bytes, torch_version
-from worker.execute import Executor, call_user_code
+from worker.execute import Executor
 from worker.job import load_job
 from worker.outputs import Outputs
-from worker.results import to_error
+from worker.resources import age_s, peak_resident_bytes
+from worker.results import call_user_code, to_error
 from worker.say import say
 from worker.supply import Supply, weight
 from worker.timer import Timer
 from worker.trouble import Unusable
+from worker.warmup import Drained, wait_until, warm_up
 
 STATE_OF = {"finished": "complete", "drained": "stopped", "load": "failed", "device": "failed", "io": "failed"}
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+TINY_S = 0.001  # where calls are so short of late, lines may wait for others: the next call is hardly a long one
+USUAL = 64  # calls that "of late" means
 IDLE_S = (0.01, 0.25)  # how long an idle attempt waits between two looks: first, and at most
 SILENCE_S = 1.0  # of the parent, before an idle attempt reads the whole spool to help itself and others
 SWEEP_S = (1.0, 60.0)  # wait before an idle attempt sweeps, which reads every manifest; doubled up to the second
@@ -66,17 +69,16 @@ class Attempt:
         self.layout, self.run_record, self.intent, self.rank, self.journal = layout, run, intent, rank, journal
         self.name = name = intent.attempt
         self.is_draining = False
-        self._began = time.monotonic()
-        self._busy_s = self._cost_done = 0.0
-        self._pending: deque[TaskLine] = deque()
+        self._began = time.monotonic() - age_s()
+        self._start_s = self._load_s = self._ran_s = 0.0
+        self._usual_s = 1.0  # what a call takes of late
         self._in_hand: list[TaskLine] = []
-        self._deferred: list[tuple[float, int, TaskLine]] = []
-        self._tries: dict[int, int] = {}
         self._is_telling = is_limited(intent.options)
         self._looked_at = time.monotonic()
         self._is_call = intent.job.kind == "call"
         self._call_code = 1  # until the call has returned
-        self._supply = Supply(layout, rank, name, report_damage, steals=not self._is_call)
+        supply = Supply(layout, rank, name, report_damage, steals=not self._is_call)
+        self._backlog = Backlog(supply, journal.flush, self._is_ours)
         self._device = Device()
         self._coroner: Coroner | None = None
         self._executor: Executor | None = None
@@ -104,6 +106,8 @@ class Attempt:
             say(f"{broken}\ngpuspool: this process ends without another word; its parent closes it")
             os._exit(EXIT_UNUSABLE)
         code = 0 if reason == "closed" else self._close(reason, error)
+        if self._executor is not None:
+            self._executor.close()
         self._end_children()
         if os.getppid() != self.intent.parent.pid:  # else the parent does it
             kill_marked(self.run_record.id, (self.name,), spare=(os.getpid(),))
@@ -118,13 +122,20 @@ class Attempt:
     def _load(self) -> Error | None:
         """Make the job, and with it the executor. What it raised, of kind "load" or "device", is not raised again."""
         self._timer.begin(0)
+        self._start_s = time.monotonic() - self._began
         run = self.run_record
         device = "cuda:0" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
         outputs = Outputs(Path(run.out) if run.out else self.layout.outputs, self.name)
         context = Context(
             self.rank, self.intent.world_size, self.name, device, run.args, outputs.path, lambda: self.is_draining
         )
-        job, raised = call_user_code(load_job, self.layout, self.intent.job, context, self._check_devices)
+        began = time.monotonic()
+        job, raised = call_user_code(
+            load_job, self.layout, self.intent.job, context, self._check_devices, self._warm_up
+        )
+        self._load_s = time.monotonic() - began
+        if isinstance(raised, Drained):
+            return None
         if isinstance(raised, OSError) and str(raised.filename).startswith(str(self.layout.root)):
             raise raised  # the spool, not the job
         if raised is not None:
@@ -132,10 +143,25 @@ class Attempt:
             kind = "device" if isinstance(raised, DeviceError) else "load"
             say(error.traceback or error.message)
             return msgspec.structs.replace(error, kind=kind)
-        self.beat.doing.state, self.beat.doing.device = "running", self._device
-        self.beat.beat()
+        self.beat.doing.device = self._device
+        self._tell_state("running")
         self._executor = Executor(job, context, outputs, self.intent.options.seed, self._announce)
         return None
+
+    def _warm_up(self, warmup: Callable[[], Any]) -> None:
+        warm_up(self.layout, self.intent.epoch, self.name, warmup, self._wait_for_warmth)
+
+    def _wait_for_warmth(self, is_over: Callable[[], bool]) -> None:
+        """No limit of time holds while another process warms this host up."""
+        self._timer.end()
+        self._tell_state("waiting")
+        wait_until(is_over, lambda: self.is_draining)
+        self._tell_state("loading")
+        self._timer.begin(0)
+
+    def _tell_state(self, state: str) -> None:
+        self.beat.doing.state = state
+        self.beat.beat()
 
     def _check_devices(self) -> None:
         self._device = check_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
@@ -154,12 +180,17 @@ class Attempt:
                 return "drained"
             if self._was_closed_meanwhile():
                 return "closed"
-            if self._pending or self._claim():
-                self._run(self._next_batch())
+            executor, backlog = self.executor, self._backlog
+            if backlog.fill(executor.batch_size, executor.window):
+                self._in_hand = batch = backlog.next_batch(executor.batch_size, executor.job.batch_cost)
+                if executor.window and not self.is_draining:
+                    executor.look_ahead(backlog.ahead(batch, executor.batch_size, executor.window))
+                self._run(list(batch))
             elif self._is_closed():
                 return "closed"
-            elif self._deferred:
-                self._wait_for_retry()
+            elif (wait_s := backlog.due_in_s()) is not None:
+                self._timer.end()
+                time.sleep(max(0.0, min(wait_s, IDLE_S[1])))
             elif reason := self._idle():
                 return reason
 
@@ -176,49 +207,34 @@ class Attempt:
         """By a listing, which network file systems keep fresher than a look-up that found nothing once."""
         return self.layout.orphans(self.name).name in listdir(self.layout.manifests)
 
-    def _claim(self) -> bool:
-        """Whether there is something to run now: a retry that is due, or a new claim that still is ours."""
-        if self._deferred and self._deferred[0][0] <= time.monotonic():
-            self._pending.append(heapq.heappop(self._deferred)[2])
+    def _is_ours(self) -> bool:
+        """Asked after each claim. Who was closed looks again before anything else is begun, and ends."""
+        if not self._is_closed():
             return True
-        rate = self._busy_s / self._cost_done if self._cost_done > 0 else None
-        tasks = self._supply.take(self.executor.batch_size, rate)
-        if tasks is None or self._is_closed():
-            return False
-        self._pending.extend(tasks)
-        return bool(tasks) or self._claim()
-
-    def _next_batch(self) -> list[TaskLine]:
-        """As many pending tasks as one call takes; a careful one, or one that is tried again, alone."""
-        batch = [self._pending.popleft()]
-        cost, most = batch[0].cost, self.executor.job.batch_cost
-        while self._pending and len(batch) < self.executor.batch_size and not self._is_alone(batch[0]):
-            cost += self._pending[0].cost
-            if self._is_alone(self._pending[0]) or (most is not None and cost > most):
-                break
-            batch.append(self._pending.popleft())
-        return batch
-
-    def _is_alone(self, line: TaskLine) -> bool:
-        return line.careful or line.task in self._tries
+        self.beat.is_late = True
+        return False
 
     def _run(self, batch: list[TaskLine]) -> None:
-        self._in_hand = list(batch)
         doing = self.beat.doing
         doing.task_since, doing.task = time.time(), batch[0].task
         clock = time.perf_counter()
         for line, verdict in self.executor.run(batch):
             self._settle(line, verdict)
-        self._busy_s += time.perf_counter() - clock
-        self._cost_done += sum(map(weight, batch))
+        took = time.perf_counter() - clock
+        self._ran_s += took
+        self._usual_s += (took - self._usual_s) / USUAL
+        self._backlog.rate.add(took, sum(map(weight, batch)))
         doing.task = doing.task_since = None
 
     def _announce(self, lines: list[TaskLine]) -> None:
-        """Right before each call: set its time limit, and journal which tasks it holds where somebody will ask."""
+        """Right before each call: set its time limit, and journal which tasks it holds where somebody will ask.
+
+        Tasks whose inputs are being loaded meanwhile are in hand too: they might take this process along.
+        """
         self._timer.begin(len(lines))
         first = lines[0]
         if first.careful or self._is_telling:
-            batch = [line.task for line in lines[1:]]
+            batch = [line.task for line in lines[1:]] + self.executor.loading(lines)
             self.journal.append(
                 JournalLine(task=first.task, round=first.round, state="started", start=time.time(), batch=batch)
             )
@@ -227,19 +243,19 @@ class Attempt:
         """Journal a verdict, or put the task back for a retry."""
         doing = self.beat.doing
         if verdict.error is None:
-            self.journal.append(verdict)
+            self.journal.append(verdict, may_wait=self._usual_s < TINY_S and not self._is_telling)
             self._in_hand.remove(line)
             self._call_code = 0
             doing.done += 1
             return
-        tries = self._tries[line.task] = self._tries.get(line.task, 0) + 1
+        tries = self._backlog.tries[line.task] = self._backlog.tries.get(line.task, 0) + 1
         error = msgspec.structs.replace(verdict.error, tries=tries)
         if tries <= self.intent.options.retries:
             wait = min(RETRY_S[0] * 2 ** (tries - 1), RETRY_S[1]) * random.uniform(0.75, 1.25)
             self._in_hand.remove(line)
             self._is_telling = True  # from now on it must be known what is in hand: this one is not, and not finished
             self.journal.append(JournalLine(task=line.task, round=line.round, state="deferred", error=error))
-            heapq.heappush(self._deferred, (time.monotonic() + wait, line.task, line))
+            self._backlog.defer(line, wait)
             say(f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s")
             return
         self.journal.append(msgspec.structs.replace(verdict, error=error))
@@ -250,10 +266,6 @@ class Attempt:
             key=line.key, task=line.task, round=line.round, attempt=self.name, at=time.time(), error=error
         )
         publish_failed_task(self.layout, failed)
-
-    def _wait_for_retry(self) -> None:
-        self._timer.end()
-        time.sleep(max(0.0, min(self._deferred[0][0] - time.monotonic(), IDLE_S[1])))
 
     def _idle(self) -> str | None:
         """Nothing to claim: see the run to its end and return the reason; None when there may be work again."""
@@ -310,7 +322,7 @@ class Attempt:
 
     def _close(self, reason: str, error: Error | None) -> int:
         """Release what is not finished and say how it ended; returns the exit code."""
-        orphans = [*self._in_hand, *self._pending, *(line for _, _, line in self._deferred)]
+        orphans = [*self._in_hand, *self._backlog.rest()]
         try:
             self.beat.finish()
             state = STATE_OF[reason]
@@ -330,18 +342,23 @@ class Attempt:
         return self._call_code if self._is_call else EXIT_OF[state]
 
     def _final_stats(self) -> Stats:
-        executor = self._executor
+        executor, seconds = self._executor, time.monotonic() - self._began
+        call_s, inputs_s = (0.0, 0.0) if executor is None else (executor.call_s, executor.inputs_s)
+        idle_s = {"start": self._start_s, "load": self._load_s, "inputs": inputs_s}
+        idle_s["publish"] = self._ran_s - call_s - inputs_s
+        idle_s["work"] = seconds - call_s - sum(idle_s.values())
         versions = {"gpuspool": spool.__version__, "python": platform.python_version(), "torch": torch_version() or ""}
         return Stats(
             done=self.beat.doing.done,
             failed=self.beat.doing.failed,
-            seconds=round(time.monotonic() - self._began, 3),
-            busy_s=round(self._busy_s, 3),
+            seconds=round(seconds, 3),
+            busy_s=round(call_s, 3),
+            idle_s={cause: round(spent, 3) for cause, spent in idle_s.items()},
             ready=executor is not None,
             device=os.environ.get("CUDA_VISIBLE_DEVICES", "") or "cpu",
             device_name=self._device.name,
             device_uuid=self._device.uuid,
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=peak_resident_bytes(),
             peak_device_memory_bytes=peak_memory_bytes(),
             batch_size=None if executor is None else executor.batch_size,
             oom_halvings=0 if executor is None else executor.oom_halvings,

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True)
-class Task:
+
+class Task(msgspec.Struct, frozen=True, weakref=True):
     """One unit of work.
 
     index: its place in the input order, 0..N-1. key: its name, unique in the run. payload: any JSON value; for
-    file inputs `{"path": …}`. cost: what it was said to cost, in any unit (bytes for file inputs).
+    file inputs `{"path": …}`. cost: what it was said to cost, in any unit (bytes for file inputs). loaded: what the
+    job's `load` returned for it, where it has one.
     """
 
     index: int
     key: str
     payload: Any
     cost: float
-    run_seed: int = field(default=0, repr=False)
+    run_seed: int = 0
+    loaded: Any = None
+
+    def __repr__(self) -> str:
+        return f"Task(index={self.index}, key={self.key!r}, payload={self.payload!r}, cost={self.cost})"
 
     @property
     def path(self) -> Path:
@@ -31,7 +36,7 @@ class Task:
             return Path(self.payload["path"])
         raise AttributeError(f"task {self.key} has no path: its payload is {self.payload!r:.100}")
 
-    @functools.cached_property
+    @property
     def seed(self) -> int:
         """A 63-bit seed that depends on the run's seed and the index alone, not on who runs the task or when."""
         digest = hashlib.sha256(f"{self.run_seed}:{self.index}".encode()).digest()

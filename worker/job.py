@@ -6,6 +6,7 @@ once per task; the seed API's function is called once. Everything here runs user
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -29,6 +30,7 @@ from worker.context import Context, Task
 from worker.reports import ReportQueue
 from worker.results import CommandFailed, CommandOutOfMemory
 
+PREFETCH = 2  # batches: one that is ready when the one in hand is done, and one for loads that take longer than others
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
 
 
@@ -38,15 +40,26 @@ class JobDamaged(Exception):
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """`call` takes one task, or a list where `batch_size` is set."""
+    """`call` takes one task, or a list where `batch_size` is set; `load` loads inputs `prefetch` batches ahead."""
 
     call: Callable[[Any, Context], Any]
     batch_size: int | None = None
     batch_cost: float | None = None
+    load: Callable[[Task], Any] | None = None
+    prefetch: int = PREFETCH
 
 
-def load_job(layout: Layout, job: Job, context: Context, check_devices: Callable[[], None]) -> LoadedJob:
-    """Import and make the job. `check_devices` is called between import and construction, and after it."""
+def load_job(
+    layout: Layout,
+    job: Job,
+    context: Context,
+    check_devices: Callable[[], None],
+    warm_up: Callable[[Callable[[], Any]], None],
+) -> LoadedJob:
+    """Import and make the job. `check_devices` is called between import and construction, and after it.
+
+    `warm_up` is called in between with the job's own `warmup`, where it has one that takes the context alone.
+    """
     if job.kind == "command":
         return LoadedJob(call=command_runner(job.command))
     sys.path[:] = [*job.sys_path, *(entry for entry in sys.path if entry not in job.sys_path)]
@@ -59,10 +72,20 @@ def load_job(layout: Layout, job: Job, context: Context, check_devices: Callable
     if job.kind == "call":
         return LoadedJob(call=call_runner(target, layout))
     if isinstance(target, type):
+        warmup = next((vars(base)["warmup"] for base in target.__mro__ if "warmup" in vars(base)), None)
+        if isinstance(warmup, (classmethod, staticmethod)):
+            warm_up(functools.partial(target.warmup, context))  # type: ignore[attr-defined]
         target = target() if target.__init__ is object.__init__ else target(context)  # type: ignore[misc]
         check_devices()
+    load, prefetch = getattr(target, "load", None), getattr(target, "prefetch", PREFETCH)
+    if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 0:
+        raise ValueError(f"prefetch is {prefetch!r}; it must be a number of batches, or 0 to load nothing ahead")
     return LoadedJob(
-        call=target, batch_size=_positive(target, "batch_size", int), batch_cost=_positive(target, "batch_cost", float)
+        call=target,
+        batch_size=_positive(target, "batch_size", int),
+        batch_cost=_positive(target, "batch_cost", float),
+        load=load if callable(load) else None,
+        prefetch=prefetch,
     )
 
 

@@ -40,6 +40,11 @@ class Outputs:
         self.left_behind = 0  # hidden names that could not be removed
         self.trouble: OSError | None = None  # that `path` met, whatever the job made of it
 
+    @property
+    def are_asked(self) -> bool:
+        """Whether any task in hand asked for a path."""
+        return bool(self._asked)
+
     def path(self, task: Task, suffix: str) -> Path:
         """The hidden path for one output; the same for the same question."""
         if "/" in suffix or "\0" in suffix:

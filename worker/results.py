@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sysconfig
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ class CommandOutOfMemory(CommandFailed):
     """The kernel killed a command because memory ran out."""
 
 
+def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | None]:
+    """The one place where anything may be raised: (value, None) or (None, what was raised)."""
+    try:
+        return function(*args), None
+    except BaseException as error:  # noqa: BLE001 - user code may raise anything; it is published
+        return None, error
+
+
 def to_json(result: Any) -> msgspec.Raw:
     """A job's result as JSON. `.tolist()` is used where there is one; NaN becomes null.
 
@@ -46,7 +55,7 @@ def to_json(result: Any) -> msgspec.Raw:
     if result is None:
         return NO_JSON
     try:
-        text = json.dumps(result, allow_nan=False, default=_plain, separators=(",", ":"), ensure_ascii=False)
+        text = _encoder.encode(result)
     except ValueError:
         text = _without_nan(result)
     except TypeError as error:
@@ -68,6 +77,9 @@ def _plain(value: Any) -> Any:
     if callable(tolist):
         return tolist()
     raise TypeError(f"a {type(value).__name__} ({value!r:.60}) has no JSON form")
+
+
+_encoder = json.JSONEncoder(allow_nan=False, default=_plain, separators=(",", ":"), ensure_ascii=False)
 
 
 def _without_nan(result: Any) -> str:

@@ -14,10 +14,31 @@ from spool.manifest import Manifest, Report, load_manifest
 from spool.publish import listdir
 from spool.records import TaskLine
 
+TAIL_BATCHES = 4  # left of the own manifest, and others are helped that have more: a long task may be last in each
+AHEAD_BATCHES = 2  # left for each who draws from a manifest, or nothing of it is claimed ahead
+
 
 def weight(task: TaskLine) -> float:
     """What a task counts for in rates: its cost, and 1 for one that is said to cost nothing (an empty file)."""
     return task.cost or 1.0
+
+
+class Rate:
+    """Seconds for each unit of cost on this rank. It forgets by halves, so that claims fit what the rank does now."""
+
+    def __init__(self) -> None:
+        self._seconds = self._cost = 0.0
+
+    def add(self, seconds: float, cost: float) -> None:
+        self._seconds += seconds
+        self._cost += cost
+
+    def learn(self) -> float | None:
+        """The rate for the next claim; None while nothing is known."""
+        if self._cost <= 0:
+            return None
+        self._seconds, self._cost = self._seconds / 2, self._cost / 2
+        return self._seconds / self._cost
 
 
 class Supply:
@@ -33,36 +54,55 @@ class Supply:
         self._chains: dict[str, Chain] = {}
         self._add(self._own)
 
-    def take(self, batch: int, seconds_per_cost: float | None) -> list[TaskLine] | None:
-        """The tasks of one new claim (perhaps none that can be read); None where nothing is unclaimed anywhere."""
-        for name in self._candidates():
+    def take(self, batch: int, seconds_per_cost: float | None, is_ahead: bool = False) -> Iterator[TaskLine] | None:
+        """The tasks of one new claim (perhaps none that can be read); None where nothing is unclaimed anywhere.
+
+        `is_ahead`: there is work in hand still. Then only where so much is left that nobody will miss it.
+        """
+        for name in self._candidates(batch):
             chain = self._chains[name].advance()
             while chain.left:
-                claim = chain.take(self.attempt, chain.next + self._size(name, batch, seconds_per_cost))
+                drawers = chain.drawers(self.attempt)
+                if is_ahead and chain.left <= AHEAD_BATCHES * batch * drawers:
+                    return None
+                seconds: tuple[float, float] | None = None
+                if seconds_per_cost is not None:
+                    first, last = self._cost(name, chain.next), self._cost(name, chain.end - 1)
+                    seconds = (seconds_per_cost * first, seconds_per_cost * last)
+                claim = chain.take(self.attempt, chain.next + claim_size(chain.left, batch, seconds, drawers))
                 if claim is not None:
-                    return list(self._manifests[name].tasks(claim.start, claim.stop))
+                    return self._manifests[name].tasks(claim.start, claim.stop)
         return None
 
-    def _candidates(self) -> Iterator[str]:
-        """Own first; then the fuller of two at random; then, before giving up, every manifest there is."""
-        if self._own in self._chains and self._chains[self._own].left:
+    def _candidates(self, batch: int) -> Iterator[str]:
+        """Own first. Near its end the fullest of it and two others at random, so that all come to their ends together;
+        then, before giving up, every manifest there is.
+        """
+        own = self._left(self._own)
+        if own > TAIL_BATCHES * batch or (own and not self._steals):
             yield self._own
         if not self._steals:
             return
         self._discover()
-        others = [name for name, chain in self._chains.items() if chain.left]
-        pair = random.sample(others, min(2, len(others)))
-        yield from sorted(pair, key=self._left, reverse=True)
-        yield from sorted(others, key=self._left, reverse=True)
+        left = [name for name in self._chains if self._left(name)]
+        others = [name for name in left if name != self._own]
+        near = [name for name in left if name == self._own] + random.sample(others, min(2, len(others)))
+        yield from sorted(near, key=self._cost_left, reverse=True)
+        yield from sorted(left, key=self._cost_left, reverse=True)
 
     def _left(self, name: str) -> int:
-        return self._chains[name].advance().left
+        """As far as was read; nothing where there is no such manifest yet."""
+        return self._chains[name].left if name in self._chains else 0
 
-    def _size(self, name: str, batch: int, seconds_per_cost: float | None) -> int:
-        chain = self._chains[name]
-        first = self._manifests[name].task(chain.next)
-        cost = 1.0 if first is None else weight(first)
-        return claim_size(chain.left, batch, None if seconds_per_cost is None else seconds_per_cost * cost)
+    def _cost_left(self, name: str) -> float:
+        """By its next task, the longest of those that are left: rather too much than too little."""
+        chain = self._chains[name].advance()
+        return chain.left * self._cost(name, chain.next) if chain.left else 0.0
+
+    def _cost(self, name: str, place: int) -> float:
+        """1 for what cannot be read."""
+        task = self._manifests[name].task(place)
+        return 1.0 if task is None else weight(task)
 
     def _discover(self) -> None:
         for filename in listdir(self.layout.manifests):

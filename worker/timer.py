@@ -29,8 +29,10 @@ class Timer:
 
     def begin(self, tasks: int) -> None:
         """A call of so many tasks begins (0: the job is loaded). A timer that fits is not set anew."""
+        if self._fd is None:
+            return None
         limit = limit_s(self._options, tasks)
-        if self._fd is None or limit is None:
+        if limit is None:
             return self.end()
         now, slack = time.monotonic(), limit * SLACK
         if not limit <= self._fires_at - now <= limit + slack:

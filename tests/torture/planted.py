@@ -55,8 +55,8 @@ def journal_first() -> None:
             waiting[index] = self
         return found
 
-    def append_first(self: JournalWriter, line: Any) -> None:
-        append(self, line)
+    def append_first(self: JournalWriter, line: Any, **how: Any) -> None:
+        append(self, line, **how)
         outputs = waiting.pop(line.task, None)
         if outputs is not None:
             publish(outputs, [line.task])

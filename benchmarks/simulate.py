@@ -1,0 +1,215 @@
+"""How claims share tasks out, in virtual time: the worker's own Supply and Rate, over claims that are kept in memory.
+
+    python -m benchmarks.simulate
+
+What is simulated is the clock, the file system and the job; the plan, who claims from whom and how much is decided by
+the code that a run uses. The lower bound is max((sum of the tasks + what late ranks miss) / sum of the ranks' speeds,
+longest task on the fastest rank). Calls are those that touch names: opens of claims that exist or do not, listings,
+and CALLS a claim.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from orchestrator.create import plan
+from spool.claims import Chain
+from spool.layout import attempt_name, rank_name
+from spool.records import Claim, TaskLine
+from worker.supply import Rate, Supply
+
+CALLS = 5  # of a claim that is made: stat of its folder, create, link, unlink, and the listing that follows
+CLAIM_S = 0.001  # what a claim takes; a local disk needs a tenth of it
+SEED = 7
+A_TASK = TaskLine(task=0, key="", payload=msgspec.Raw(b"0"), cost=1.0)
+
+
+@dataclass
+class Outcome:
+    """What came of a case; times are virtual."""
+
+    makespan_s: float
+    bound_s: float
+    tasks: int
+    claims: int
+    calls: int
+
+    @property
+    def ratio(self) -> float:
+        return self.makespan_s / self.bound_s
+
+
+@dataclass
+class Calls:
+    claims: int = 0
+    names: int = 0
+
+
+@dataclass
+class Planned:
+    """A manifest in place of the worker's: the cost of each place, and the seconds of all places before it."""
+
+    costs: np.ndarray
+    before: np.ndarray
+    claims: list[Claim] = field(default_factory=list)
+
+    def task(self, place: int) -> TaskLine:
+        return msgspec.structs.replace(A_TASK, cost=float(self.costs[place]))
+
+    def tasks(self, start: int, stop: int) -> Iterator[TaskLine]:
+        """A claim's tasks are looked at as a whole: its two ends, and no lines."""
+        return iter((self, start, stop))  # type: ignore[arg-type]
+
+
+class Followed(Chain):
+    """The claims on a manifest as far as one rank has read them."""
+
+    def __init__(self, planned: Planned, calls: Calls) -> None:
+        self.planned, self.end, self.read, self.calls = planned, len(planned.costs), 0, calls
+
+    @property
+    def claims(self) -> list[Claim]:  # type: ignore[override]
+        """All of them: asked for right after `advance` only."""
+        return self.planned.claims
+
+    @property
+    def next(self) -> int:
+        return self.planned.claims[self.read - 1].stop if self.read else 0
+
+    def advance(self, report: object = None) -> Followed:  # noqa: ARG002 - Chain's
+        self.calls.names += len(self.planned.claims) - self.read
+        self.read = len(self.planned.claims)
+        self.calls.names += self.left > 0
+        return self
+
+    def take(self, attempt: str, stop: int) -> Claim:
+        claim = Claim(attempt=attempt, start=self.next, stop=stop, at=0.0)
+        self.planned.claims.append(claim)
+        self.read += 1
+        self.calls.names += CALLS
+        self.calls.claims += 1
+        return claim
+
+
+class VirtualSupply(Supply):
+    """The worker's, but for where manifests and claims come from."""
+
+    def __init__(self, rank: int, planned: dict[str, Planned], calls: Calls) -> None:
+        self.attempt, self._own, self._steals = attempt_name(rank, 0), rank_name(rank), True
+        self._manifests = self._planned = planned  # type: ignore[assignment]
+        self._calls = calls
+        self._chains: dict[str, Chain] = {self._own: Followed(planned[self._own], calls)}
+
+    def _discover(self) -> None:
+        self._calls.names += 1
+        if len(self._chains) < len(self._planned):
+            self._chains |= {
+                name: Followed(planned, self._calls)
+                for name, planned in self._planned.items()
+                if name not in self._chains
+            }
+
+
+def simulate(
+    seconds: np.ndarray, speeds: Sequence[float], *, costs: np.ndarray | None = None, starts: Sequence[float] = ()
+) -> Outcome:
+    """Run tasks of so many seconds, in input order, on ranks of these speeds that begin at these times.
+
+    `costs`: what the run is told of each task; without, all are alike.
+    """
+    random.seed(SEED)
+    ranks, calls = len(speeds), Calls()
+    planned = _plan(seconds, np.ones(len(seconds)) if costs is None else costs, ranks)
+    supplies = [VirtualSupply(rank, planned, calls) for rank in range(ranks)]
+    rates = [Rate() for _ in range(ranks)]
+    ready = list(zip(starts or [0.0] * ranks, range(ranks), strict=True))
+    heapq.heapify(ready)
+    end = 0.0
+    while ready:
+        now, rank = heapq.heappop(ready)
+        taken = supplies[rank].take(1, rates[rank].learn())
+        if taken is None:
+            continue
+        manifest, start, stop = taken  # type: ignore[misc]
+        took = float(manifest.before[stop] - manifest.before[start]) / speeds[rank]
+        rates[rank].add(took, float(manifest.costs[start:stop].sum()))
+        end = max(end, now + CLAIM_S + took)
+        heapq.heappush(ready, (now + CLAIM_S + took, rank))
+    late = sum(start * speed for start, speed in zip(starts, speeds, strict=False))
+    bound = max((float(seconds.sum()) + late) / sum(speeds), float(seconds.max()) / max(speeds))
+    return Outcome(end, bound, len(seconds), calls.claims, calls.names)
+
+
+def _plan(seconds: np.ndarray, costs: np.ndarray, ranks: int) -> dict[str, Planned]:
+    manifests = {}
+    for rank, places in enumerate(plan(costs.tolist(), ranks)):
+        mine = np.fromiter(places, dtype=np.int64, count=len(places))
+        before = np.concatenate(([0.0], np.cumsum(seconds[mine])))
+        manifests[rank_name(rank)] = Planned(costs[mine], before)
+    return manifests
+
+
+def lognormal(tasks: int, mean_s: float, sigma: float, seed: int = SEED) -> np.ndarray:
+    """Seconds of tasks, the same for the same seed."""
+    values = np.random.default_rng(seed).lognormal(0.0, sigma, tasks)
+    return values * (mean_s / np.exp(sigma**2 / 2))
+
+
+def skewed() -> np.ndarray:
+    """The skew of the benchmarks: 1,600 sleeps of 20 ms in the mean, and two stragglers of 4 s at the end."""
+    return np.concatenate((lognormal(1600, 0.020, 1.2), [4.0, 4.0]))
+
+
+def guided(seconds: np.ndarray, ranks: int) -> float:
+    """The makespan of guided self scheduling: one line of tasks, each free rank takes a W-th of what is left."""
+    before = np.concatenate(([0.0], np.cumsum(seconds)))
+    ready, place, end = [0.0] * ranks, 0, 0.0
+    while place < len(seconds):
+        now = heapq.heappop(ready)
+        stop = place + max(1, (len(seconds) - place) // ranks)
+        done = now + CLAIM_S + float(before[stop] - before[place])
+        heapq.heappush(ready, done)
+        place, end = stop, max(end, done)
+    return end
+
+
+def cases() -> dict[str, Callable[[], Outcome]]:
+    skew, plain = skewed(), lognormal(20_000, 0.020, 1.2)
+    many = lognormal(10_000_000, 0.020, 1.2)
+    return {
+        "skew, costs known, 2 ranks": lambda: simulate(skew, [1.0] * 2, costs=skew),
+        "skew, costs known, 8 ranks": lambda: simulate(skew, [1.0] * 8, costs=skew),
+        "skew, 2 ranks": lambda: simulate(skew, [1.0] * 2),
+        "skew, 8 ranks": lambda: simulate(skew, [1.0] * 8),
+        "20k, one of 8 four times slower": lambda: simulate(plain, [1.0] * 7 + [0.25]),
+        "20k, the same, costs known": lambda: simulate(plain, [1.0] * 7 + [0.25], costs=plain),
+        "20k, one of 8 begins late": lambda: simulate(plain, [1.0] * 8, starts=[0.0] * 7 + [20.0]),
+        "1M of 5 us, 2 ranks": lambda: simulate(np.full(1_000_000, 5e-6), [1.0] * 2),
+        "1M, 64 ranks": lambda: simulate(many[:1_000_000], [1.0] * 64),
+        "10M, 1,024 ranks": lambda: simulate(many, [1.0] * 1024),
+        "10M, 1,024 ranks, costs known": lambda: simulate(many, [1.0] * 1024, costs=many),
+        "10M, 1,024 ranks, half of them half as fast": lambda: simulate(many, [1.0, 0.5] * 512),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
+    only = parser.parse_args().only
+    print("| case | makespan, s | / lower bound | claims a task | calls a task |\n|---|---|---|---|---|")
+    for name, run in cases().items():
+        if only in name:
+            out = run()
+            rates = f"{out.claims / out.tasks:.4f} | {out.calls / out.tasks:.3f}"
+            print(f"| {name} | {out.makespan_s:.2f} | {out.ratio:.3f} | {rates} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
