@@ -42,9 +42,10 @@ class JournalWriter:
         self._dirty = False
         self._broken: OSError | None = None
 
-    def append(self, line: Record, *, may_wait: bool = False) -> None:
+    def append(self, line: Record, may_wait: bool = False) -> None:
         """Add one sealed line, and write it and all that wait unless it may wait too and none has for too long."""
-        self.check()
+        if self._broken is not None:
+            raise self._broken
         now = time.monotonic()
         if not self._waiting:
             self._since = now
@@ -121,8 +122,8 @@ class JournalReader:
             if at == 0:
                 head, _, data = data.partition(b"\n")
                 at = len(head) + 1
-                self.head = next((who for _, who in unseal_lines((head,), 0, JournalHead, self._refuse)), None)
-            yield from unseal_lines(data.split(b"\n")[:-1], at, kind, self._refuse)
+                self.head = next((who for _, who in unseal_lines(head, 0, JournalHead, self._refuse)), None)
+            yield from unseal_lines(data, at, kind, self._refuse)
 
     def _new(self) -> Iterator[bytes]:
         """The whole lines behind `offset`, some at a time."""

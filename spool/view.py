@@ -32,7 +32,7 @@ from spool.layout import (
     parse_orphans,
     rank_name,
 )
-from spool.manifest import Damage, Manifest, Report, load_manifest
+from spool.manifest import Damage, Manifest, Report, load_manifest, planned_checksums
 from spool.publish import is_regular, listdir, read_bytes, read_record
 from spool.records import (
     Closing,
@@ -149,6 +149,7 @@ class View:
         self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
         self._settled: set[str] = set()
+        self._planned = planned_checksums(run)
 
     def report(self, damage: Damage) -> None:
         if damage not in self.damage:
@@ -168,7 +169,7 @@ class View:
             name = filename.removesuffix(".jsonl")
             if name in self.manifests or name == filename or not is_manifest(name):
                 continue
-            manifest = load_manifest(self.layout, name, self.report)
+            manifest = load_manifest(self.layout, name, self.report, self._planned.get(name))
             if manifest is not None:
                 self._add_manifest(manifest)
 
@@ -186,13 +187,12 @@ class View:
 
     def _check_manifest(self, manifest: Manifest) -> None:
         """Whether its bytes are those that were planned; else, and where nobody planned them, each line is checked."""
-        planned = dict(zip(map(rank_name, range(self.run.manifests)), self.run.manifests_crc32, strict=False))
-        if planned.get(manifest.name) == manifest.crc32():
+        if manifest.is_as_planned:
             return
         known = len(self.damage)
         for _ in manifest.tasks():
             pass
-        if manifest.name in planned and len(self.damage) == known:
+        if manifest.name in self._planned and len(self.damage) == known:
             self.report(Damage(manifest.path, 0, "not the manifest that was planned, though each line is whole"))
 
     def _add_closing(self, attempt: str, closing: Closing | None) -> None:

@@ -1,5 +1,6 @@
 """One call of user code: whatever it returns or raises, every task of it gets exactly one line, and the right one."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spooling import A0, task
 
-from spool.records import JournalLine
+from spool.records import JournalLine, TaskLine
+from worker.beat import Doing
 from worker.context import Context, Task
-from worker.execute import Executor
+from worker.execute import LOOK_S, Executor
 from worker.job import LoadedJob
 from worker.outputs import Outputs
 
 
-def executor_of(out: Path, call: Callable[[Any, Context], Any], batch_size: int | None = None) -> Executor:
+class Settling(Executor):
+    """Keeps what it settles."""
+
+    def __init__(self, job: LoadedJob, context: Context, outputs: Outputs, seed: int) -> None:
+        self.settled: list[tuple[TaskLine, JournalLine]] = []
+        super().__init__(job, context, outputs, seed, Doing(), lambda _: None, self._keep)
+
+    def _keep(self, line: TaskLine, verdict: JournalLine) -> None:
+        self.settled.append((line, verdict))
+
+    def settle(self, tasks: list[TaskLine]) -> list[tuple[TaskLine, JournalLine]]:
+        """Every task of these with the line that it earned, in the order in which that was known."""
+        self.settled.clear()
+        while tasks:
+            tasks = tasks[self.run(tasks) :]
+        return self.settled
+
+
+def executor_of(out: Path, call: Callable[[Any, Context], Any], batch_size: int | None = None) -> Settling:
     outputs = Outputs(out, A0)
     context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False)
-    return Executor(LoadedJob(call=call, batch_size=batch_size), context, outputs, 7)
+    return Settling(LoadedJob(call=call, batch_size=batch_size), context, outputs, 7)
 
 
-def run(executor: Executor, count: int, **more: Any) -> list[JournalLine]:
+def run(executor: Settling, count: int, **more: Any) -> list[JournalLine]:
     """The lines of a batch of tasks 0, 1, … whose payloads are their indices, in order; one for each task."""
     tasks = [task(index, **more) for index in range(count)]
-    settled = list(executor.run(tasks))
+    settled = executor.settle(tasks)
     assert all(line.task == verdict.task and line.round == verdict.round for line, verdict in settled)
     assert sorted(verdict.task for _, verdict in settled) == list(range(count))
     return sorted((verdict for _, verdict in settled), key=lambda verdict: verdict.task)
@@ -271,18 +291,44 @@ def test_a_single_task_that_raises_leaves_no_output(tmp_path: Path) -> None:
 
 def test_a_verdict_comes_as_soon_as_its_part_of_the_batch_is_done(tmp_path: Path) -> None:
     """So a crash later in a batch that is being split costs nothing that was done before."""
-    calls: list[list[int]] = []
+    known: list[int] = []
 
     def call(tasks: list[Task], ctx: Context) -> list[int]:
-        calls.append([one.index for one in tasks])
+        known.append(len(executor.settled))
         if len(tasks) == 4:
             raise ValueError("as a whole")
         return [one.index for one in tasks]
 
-    verdicts = executor_of(tmp_path, call, 4).run([task(index) for index in range(4)])
-    assert next(verdicts)[1].state == "complete"
-    assert calls == [[0, 1, 2, 3], [0, 1]]
-    assert len(list(verdicts)) == 3
+    executor = executor_of(tmp_path, call, 4)
+    assert states(run(executor, 4)) == "cccc"
+    assert known == [0, 0, 2]
+
+
+def test_of_a_job_without_batches_each_verdict_comes_before_the_next_call(tmp_path: Path) -> None:
+    known: list[int] = []
+
+    def call(task: Task, ctx: Context) -> None:
+        known.append(len(executor.settled))
+        if task.index == 1:
+            raise ValueError("bad")
+
+    executor = executor_of(tmp_path, call)
+    assert states(run(executor, 4)) == "cfcc"
+    assert known == [0, 1, 2, 3]
+
+
+def test_no_call_begins_once_the_executor_is_stopped(tmp_path: Path) -> None:
+    def call(task: Task, ctx: Context) -> None:
+        executor.is_stopped = task.index == 1
+
+    executor = executor_of(tmp_path, call)
+    assert executor.run([task(index) for index in range(4)]) == 2
+    assert [line.task for line, _ in executor.settled] == [0, 1]
+
+
+def test_after_a_long_call_the_caller_looks_around_before_the_next(tmp_path: Path) -> None:
+    executor = executor_of(tmp_path, lambda task, ctx: time.sleep(2 * LOOK_S))
+    assert executor.run([task(index) for index in range(4)]) == 1
 
 
 def test_a_seed_depends_on_the_run_and_the_index_alone(tmp_path: Path) -> None:
@@ -299,7 +345,7 @@ def test_a_task_shows_what_its_line_says(tmp_path: Path) -> None:
 
     executor = executor_of(tmp_path, call)
     line = task(5, key="cat/1.jpg", payload=msgspec.Raw(b'{"path":"/data/cat/1.jpg","n":[1]}'), cost=2.5)
-    [(_, verdict)] = executor.run([line])
+    [(_, verdict)] = executor.settle([line])
     assert values([verdict]) == [["cat/1.jpg", "/data/cat/1.jpg", 2.5, [1], 0, A0, False]]
 
 

@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, EXIT_UN
 from spool.identity import kill_descendants, kill_marked, myself
 from spool.journal import JournalWriter
 from spool.layout import Layout
-from spool.manifest import Damage
+from spool.manifest import Damage, planned_checksums
 from spool.publish import listdir, ring
 from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
 from spool.timeouts import is_limited
@@ -44,7 +45,7 @@ from worker.outputs import Outputs
 from worker.resources import age_s, peak_resident_bytes
 from worker.results import call_user_code, to_error
 from worker.say import say
-from worker.supply import Supply, weight
+from worker.supply import Supply
 from worker.timer import Timer
 from worker.trouble import Unusable
 from worker.warmup import Drained, wait_until, warm_up
@@ -52,8 +53,7 @@ from worker.warmup import Drained, wait_until, warm_up
 STATE_OF = {"finished": "complete", "drained": "stopped", "load": "failed", "device": "failed", "io": "failed"}
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-TINY_S = 0.001  # where calls are so short of late, lines may wait for others: the next call is hardly a long one
-USUAL = 64  # calls that "of late" means
+TINY_S = 0.001  # where calls were so short just now, lines may wait for others: the next call is hardly a long one
 IDLE_S = (0.01, 0.25)  # how long an idle attempt waits between two looks: first, and at most
 SILENCE_S = 1.0  # of the parent, before an idle attempt reads the whole spool to help itself and others
 SWEEP_S = (1.0, 60.0)  # wait before an idle attempt sweeps, which reads every manifest; doubled up to the second
@@ -71,13 +71,12 @@ class Attempt:
         self.is_draining = False
         self._began = time.monotonic() - age_s()
         self._start_s = self._load_s = self._ran_s = 0.0
-        self._usual_s = 1.0  # what a call takes of late
+        self._may_wait = False  # whether lines may wait for others: calls take next to no time
         self._in_hand: list[TaskLine] = []
-        self._is_telling = is_limited(intent.options)
         self._looked_at = time.monotonic()
         self._is_call = intent.job.kind == "call"
         self._call_code = 1  # until the call has returned
-        supply = Supply(layout, rank, name, report_damage, steals=not self._is_call)
+        supply = Supply(layout, rank, name, report_damage, not self._is_call, planned_checksums(run))
         self._backlog = Backlog(supply, journal.flush, self._is_ours)
         self._device = Device()
         self._coroner: Coroner | None = None
@@ -88,6 +87,8 @@ class Attempt:
     def drain(self, *_: Any) -> None:
         """Finish the tasks in hand and claim nothing more; safe in a signal handler."""
         self.is_draining = not self._is_call
+        if self._executor is not None:
+            self._executor.is_stopped = self.is_draining
 
     def run(self) -> int:
         """The whole attempt; returns the process's exit code."""
@@ -145,7 +146,9 @@ class Attempt:
             return msgspec.structs.replace(error, kind=kind)
         self.beat.doing.device = self._device
         self._tell_state("running")
-        self._executor = Executor(job, context, outputs, self.intent.options.seed, self._announce)
+        seed, doing = self.intent.options.seed, self.beat.doing
+        self._executor = Executor(job, context, outputs, seed, doing, self._announce, self._settle)
+        self._executor.is_announcing = is_limited(self.intent.options)
         return None
 
     def _warm_up(self, warmup: Callable[[], Any]) -> None:
@@ -180,12 +183,9 @@ class Attempt:
                 return "drained"
             if self._was_closed_meanwhile():
                 return "closed"
-            executor, backlog = self.executor, self._backlog
-            if backlog.fill(executor.batch_size, executor.window):
-                self._in_hand = batch = backlog.next_batch(executor.batch_size, executor.job.batch_cost)
-                if executor.window and not self.is_draining:
-                    executor.look_ahead(backlog.ahead(batch, executor.batch_size, executor.window))
-                self._run(list(batch))
+            backlog = self._backlog
+            if backlog.fill(self.executor.batch_size, self.executor.window):
+                self._run_some()
             elif self._is_closed():
                 return "closed"
             elif (wait_s := backlog.due_in_s()) is not None:
@@ -214,46 +214,51 @@ class Attempt:
         self.beat.is_late = True
         return False
 
-    def _run(self, batch: list[TaskLine]) -> None:
-        doing = self.beat.doing
-        doing.task_since, doing.task = time.time(), batch[0].task
-        clock = time.perf_counter()
-        for line, verdict in self.executor.run(batch):
-            self._settle(line, verdict)
-        took = time.perf_counter() - clock
+    def _run_some(self) -> None:
+        executor, backlog = self.executor, self._backlog
+        self._in_hand = lines = backlog.next_batch(executor.most, executor.job.batch_cost)
+        if executor.window and not self.is_draining:
+            executor.look_ahead(backlog.ahead(lines, executor.batch_size, executor.window))
+        costs, began = [line.cost or 1.0 for line in lines], perf_counter()
+        ran = executor.run(lines[:])
+        took = perf_counter() - began
+        self.beat.doing.task = self.beat.doing.task_since = None
+        backlog.put_back(self._in_hand)
+        self._in_hand = []
+        self._may_wait = took < TINY_S * (ran if executor.is_each else 1) and not executor.is_announcing
         self._ran_s += took
-        self._usual_s += (took - self._usual_s) / USUAL
-        self._backlog.rate.add(took, sum(map(weight, batch)))
-        doing.task = doing.task_since = None
+        backlog.rate.add(took, sum(costs[:ran]))
 
     def _announce(self, lines: list[TaskLine]) -> None:
-        """Right before each call: set its time limit, and journal which tasks it holds where somebody will ask.
+        """Right before a call: set its time limit, and journal which tasks it holds.
 
         Tasks whose inputs are being loaded meanwhile are in hand too: they might take this process along.
         """
         self._timer.begin(len(lines))
-        first = lines[0]
-        if first.careful or self._is_telling:
-            batch = [line.task for line in lines[1:]] + self.executor.loading(lines)
-            self.journal.append(
-                JournalLine(task=first.task, round=first.round, state="started", start=time.time(), batch=batch)
-            )
+        batch = [line.task for line in lines[1:]] + self.executor.loading(lines)
+        self.journal.append(
+            JournalLine(task=lines[0].task, round=lines[0].round, state="started", start=time.time(), batch=batch)
+        )
 
     def _settle(self, line: TaskLine, verdict: JournalLine) -> None:
-        """Journal a verdict, or put the task back for a retry."""
-        doing = self.beat.doing
-        if verdict.error is None:
-            self.journal.append(verdict, may_wait=self._usual_s < TINY_S and not self._is_telling)
-            self._in_hand.remove(line)
-            self._call_code = 0
-            doing.done += 1
-            return
+        """Journal what is known of a task now."""
+        if verdict.error is not None:
+            return self._settle_failed(line, verdict, verdict.error)
+        self.journal.append(verdict, self._may_wait)
+        self._in_hand.remove(line)
+        self.beat.doing.done += 1
+        self._call_code = 0
+        return None
+
+    def _settle_failed(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:
+        """Journal that it failed, or put it back for a retry."""
         tries = self._backlog.tries[line.task] = self._backlog.tries.get(line.task, 0) + 1
-        error = msgspec.structs.replace(verdict.error, tries=tries)
+        error = msgspec.structs.replace(error, tries=tries)
         if tries <= self.intent.options.retries:
             wait = min(RETRY_S[0] * 2 ** (tries - 1), RETRY_S[1]) * random.uniform(0.75, 1.25)
             self._in_hand.remove(line)
-            self._is_telling = True  # from now on it must be known what is in hand: this one is not, and not finished
+            self.executor.is_announcing = True  # what is in hand must be known now: this one is not, nor finished
+            self._may_wait = False
             self.journal.append(JournalLine(task=line.task, round=line.round, state="deferred", error=error))
             self._backlog.defer(line, wait)
             say(f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s")
@@ -261,7 +266,7 @@ class Attempt:
         self.journal.append(msgspec.structs.replace(verdict, error=error))
         self._in_hand.remove(line)
         self._call_code = error.exit_code or 1
-        doing.failed += 1
+        self.beat.doing.failed += 1
         failed = FailedTask(
             key=line.key, task=line.task, round=line.round, attempt=self.name, at=time.time(), error=error
         )

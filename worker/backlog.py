@@ -65,15 +65,23 @@ class Backlog:
         return self._is_ours()
 
     def next_batch(self, size: int, most_cost: float | None) -> list[TaskLine]:
-        """As many pending tasks as one call takes; a careful one, or one that is tried again, alone."""
-        batch = [self._pending.popleft()]
-        cost = batch[0].cost
-        while self._pending and len(batch) < size and not self._is_alone(batch[0]):
-            cost += self._pending[0].cost
-            if self._is_alone(self._pending[0]) or (most_cost is not None and cost > most_cost):
+        """At most so many decoded tasks; a careful one, or one that is tried again, alone."""
+        pending, tries = self._pending, self.tries
+        first = pending.popleft()
+        batch, cost = [first], first.cost
+        if self._is_alone(first):
+            return batch
+        while pending and len(batch) < size:
+            line = pending[0]
+            cost += line.cost
+            if line.careful or line.task in tries or (most_cost is not None and cost > most_cost):
                 break
-            batch.append(self._pending.popleft())
+            batch.append(pending.popleft())
         return batch
+
+    def put_back(self, lines: list[TaskLine]) -> None:
+        """Those of the last batch that were not run."""
+        self._pending.extendleft(reversed(lines))
 
     def _is_alone(self, line: TaskLine) -> bool:
         return line.careful or line.task in self.tries

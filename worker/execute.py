@@ -9,14 +9,15 @@ limit of its time and the line that says what is in hand count from there.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from time import perf_counter, time
 from typing import Any
 
 import msgspec
 
 from spool.records import NO_JSON, Error, JournalLine, TaskLine
 from worker.ahead import Inputs, threads_for
+from worker.beat import Doing
 from worker.context import Context, Task
 from worker.devices import is_device_oom, release_memory
 from worker.job import LoadedJob
@@ -25,6 +26,8 @@ from worker.results import ResultError, call_user_code, to_error, to_json
 from worker.say import say
 from worker.trouble import Unusable, raise_trouble
 
+EACH = 256  # tasks that are called one after the other before this process looks around again,
+LOOK_S = 0.01  # or for so long
 LOG_FROM_S = 0.01  # shorter tasks that complete get no `log` range, and the log is looked at no more often than this
 
 
@@ -37,10 +40,15 @@ class Executor:
         context: Context,
         outputs: Outputs,
         run_seed: int,
-        before_call: Callable[[list[TaskLine]], None] = lambda _: None,
+        doing: Doing,
+        announce: Callable[[list[TaskLine]], None],
+        settle: Callable[[TaskLine, JournalLine], None],
     ) -> None:
+        """`announce` gets the tasks of a call before it, if they must be known; `settle` each task once, and its line."""
         self.job = job
-        self._before_call = before_call
+        self._doing, self._announce, self._settle = doing, announce, settle
+        self.is_announcing = False  # whether before every call, or only of careful tasks
+        self.is_stopped = False  # no further call shall begin; set in signal handlers
         self.batch_size = job.batch_size or 1
         self.oom_halvings = 0
         self.call_s = self.inputs_s = 0.0  # in the job's calls; waiting for its inputs
@@ -50,47 +58,88 @@ class Executor:
         self._inputs: Inputs | None = None
         if job.load is not None:
             self._inputs = Inputs(job.load, self._task, threads_for(job.batch_size, job.prefetch))
+        self.is_each = job.batch_size is None and self._inputs is None
         self._log_end, self._looked_at = 0, -LOG_FROM_S
 
-    def run(self, lines: list[TaskLine]) -> Iterator[tuple[TaskLine, JournalLine]]:
-        """Every task of a batch with the journal line that it earned, as soon as it did.
+    @property
+    def most(self) -> int:
+        """How many tasks `run` takes at once: a batch, or some that are called one after the other."""
+        return EACH if self.is_each else self.batch_size
 
-        Raises OSError and Unusable where no task is to blame; what was not yielded is not finished.
+    def run(self, lines: list[TaskLine]) -> int:
+        """Run a batch, and settle each of its tasks as soon as something is known about it; of a job without batches
+        each task in a call of its own, until LOOK_S have passed. Returns how many were run.
+
+        Raises OSError and Unusable where no task is to blame; what was not settled is not finished.
         """
-        self._before_call(lines)
-        if time.perf_counter() - self._looked_at >= LOG_FROM_S:
-            self._look_at_log()
+        if self.is_each:
+            return self._run_each(lines)
+        self._run_batch(lines)
+        return len(lines)
+
+    def _run_each(self, lines: list[TaskLine]) -> int:
+        call, until, ran = self.job.call, perf_counter() + LOOK_S, 0
+        for line in lines:
+            if self.is_announcing or line.careful:
+                self._announce([line])
+            task = self._task(line)
+            start, clock = self._begin(line)
+            result, raised = call_user_code(call, task, self._context)
+            ended = perf_counter()
+            self.call_s += ended - clock
+            if raised is not None or self.outputs.trouble is not None:
+                outcome: msgspec.Raw | Error = self._failure(raised)
+            else:
+                outcome = self._outcome(result)
+            self._finish([line], [outcome], start, ended - clock)
+            ran += 1
+            if ended >= until or self.is_stopped:
+                break
+        return ran
+
+    def _run_batch(self, lines: list[TaskLine]) -> None:
+        if self.is_announcing or lines[0].careful:
+            self._announce(lines)
         if self._inputs is None:
-            tasks = [self._task(line) for line in lines]
+            tasks = list(map(self._task, lines))
         else:
-            lines, tasks, refused = self._take_inputs(self._inputs, lines)
-            yield from refused
+            lines, tasks = self._take_inputs(self._inputs, lines)
             if not lines:
                 return
-        start, clock = time.time(), time.perf_counter()
+        start, clock = self._begin(lines[0])
         results, raised = self._call(tasks)
-        call_s = time.perf_counter() - clock
+        call_s = perf_counter() - clock
         self.call_s += call_s
-        if self.outputs.trouble is not None:
-            self.outputs.discard(task.index for task in tasks)
-            raise self.outputs.trouble
-        for error in results if raised is None else (raised,):
-            if isinstance(error, BaseException):
-                self._refuse_trouble(error, tasks)
-        if raised is not None:
-            self.outputs.discard(task.index for task in tasks)
-            is_oom, first = is_device_oom(raised), to_error(raised)
-            del raised, error, tasks  # their frames hold the batch's tensors
+        if raised is not None or self.outputs.trouble is not None:
+            is_oom, failure = raised is not None and is_device_oom(raised), self._failure(raised)
+            del raised, tasks  # their frames hold the batch's tensors
             if len(lines) > 1:
-                yield from self._run_smaller(lines, is_oom)
-                return
-            outcomes: list[msgspec.Raw | Error] = [first]
+                return self._run_smaller(lines, is_oom)
+            outcomes: list[msgspec.Raw | Error] = [failure]
         else:
-            outcomes = [self._outcome(result) for result in results]
-        yield from self._settle(lines, outcomes, start, call_s / len(lines))
+            outcomes = list(map(self._outcome, results))
+        return self._finish(lines, outcomes, start, call_s / len(lines))
+
+    def _begin(self, first: TaskLine) -> tuple[float, float]:
+        """Note that a call begins; returns (time of day, clock)."""
+        start, clock = time(), perf_counter()
+        self._doing.task, self._doing.task_since = first.task, start
+        if clock - self._looked_at >= LOG_FROM_S:
+            self._look_at_log()
+        return start, clock
+
+    def _failure(self, raised: BaseException | None) -> Error:
+        """What a call raised, unless no task is to blame for it: then OSError or Unusable is raised."""
+        if self.outputs.trouble is not None:
+            self.outputs.discard()
+            raise self.outputs.trouble
+        assert raised is not None
+        self._refuse_trouble(raised)
+        self.outputs.discard()
+        return to_error(raised)
 
     def _look_at_log(self) -> int:
-        self._log_end, self._looked_at = os.fstat(1).st_size, time.perf_counter()
+        self._log_end, self._looked_at = os.fstat(1).st_size, perf_counter()
         return self._log_end
 
     @property
@@ -113,36 +162,33 @@ class Executor:
         if self._inputs is not None:
             self._inputs.close()
 
-    def _take_inputs(
-        self, inputs: Inputs, lines: list[TaskLine]
-    ) -> tuple[list[TaskLine], list[Task], Iterator[tuple[TaskLine, JournalLine]]]:
-        """(lines to run, their tasks with inputs, the verdicts of those whose load raised)."""
-        start, clock = time.time(), time.perf_counter()
+    def _take_inputs(self, inputs: Inputs, lines: list[TaskLine]) -> tuple[list[TaskLine], list[Task]]:
+        """(lines to run, their tasks with inputs); those whose load raised are settled."""
+        start, clock = time(), perf_counter()
         taken = [(line, *inputs.take(line)) for line in lines]
-        wait_s = time.perf_counter() - clock
+        wait_s = perf_counter() - clock
         self.inputs_s += wait_s
         failed: list[TaskLine] = []
         errors: list[msgspec.Raw | Error] = []
-        for line, task, raised in taken:
+        for line, _, raised in taken:
             if raised is not None:
-                self._refuse_trouble(raised, [task])
+                self._refuse_trouble(raised)
                 failed.append(line)
                 errors.append(to_error(raised))
         good = [(line, task) for line, task, raised in taken if raised is None]
-        verdicts = self._settle(failed, errors, start, wait_s / len(lines))
-        return [line for line, _ in good], [task for _, task in good], verdicts
+        self._finish(failed, errors, start, wait_s / len(lines))
+        return [line for line, _ in good], [task for _, task in good]
 
-    def _refuse_trouble(self, raised: BaseException, tasks: list[Task]) -> None:
+    def _refuse_trouble(self, raised: BaseException) -> None:
         """Raise where no task is to blame; what was written so far goes, which on a full disk makes room to say so."""
         try:
-            raise_trouble(raised, self.outputs.folders(task.index for task in tasks))
+            raise_trouble(raised, self.outputs.folders())
         except (OSError, Unusable):
-            self.outputs.discard(task.index for task in tasks)
+            self.outputs.discard()
             raise
 
     def _task(self, line: TaskLine) -> Task:
-        payload = msgspec.json.decode(line.payload)
-        return Task(index=line.task, key=line.key, payload=payload, cost=line.cost, run_seed=self._seed)
+        return Task(line.task, line.key, msgspec.json.decode(line.payload), line.cost, self._seed)
 
     def _call(self, tasks: list[Task]) -> tuple[list[Any], BaseException | None]:
         if self.job.batch_size is None:
@@ -155,7 +201,7 @@ class Executor:
             )
         return results, raised
 
-    def _run_smaller(self, lines: list[TaskLine], is_oom: bool) -> Iterator[tuple[TaskLine, JournalLine]]:
+    def _run_smaller(self, lines: list[TaskLine], is_oom: bool) -> None:
         half = (len(lines) + 1) // 2
         if is_oom:
             self.batch_size = min(self.batch_size, half)
@@ -163,39 +209,39 @@ class Executor:
             release_memory()
             say(f"gpuspool: out of device memory with {len(lines)} tasks; from now on at most {half} at once")
         for part in (lines[:half], lines[half:]):
-            yield from self.run(part)
+            self._run_batch(part)
 
     def _outcome(self, result: Any) -> msgspec.Raw | Error:
+        if result is None:
+            return NO_JSON
         if isinstance(result, BaseException):
+            self._refuse_trouble(result)
             return to_error(result)
         encoded, raised = call_user_code(to_json, result)
         return encoded if raised is None else to_error(raised)
 
-    def _settle(
-        self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error], start: float, seconds: float
-    ) -> Iterator[tuple[TaskLine, JournalLine]]:
-        """Publish the outputs of what went well, drop the others, and word the lines."""
+    def _finish(self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error], start: float, seconds: float) -> None:
+        """Publish the outputs of what went well, drop the others, word the lines, and settle the tasks."""
         published = self._publish(lines, outcomes) if self.outputs.are_asked else {}
-        log = None
-        if seconds >= LOG_FROM_S or Error in map(type, outcomes):
+        log, is_long = None, seconds >= LOG_FROM_S
+        if is_long or Error in map(type, outcomes):
             log = (self._log_end, self._look_at_log())
         took = int(seconds * 1e6) / 1e6  # a fifth of what round() costs
-        for line, outcome in zip(lines, outcomes, strict=True):
-            error = outcome if isinstance(outcome, Error) else None
-            yield (
-                line,
-                JournalLine(
-                    task=line.task,
-                    round=line.round,
-                    state="complete" if error is None else "failed",
-                    start=start,
-                    seconds=took,
-                    result=NO_JSON if isinstance(outcome, Error) else outcome,
-                    error=error,
-                    outputs=published.get(line.task, []),
-                    log=log if error is not None or seconds >= LOG_FROM_S else None,
-                ),
+        for place, line in enumerate(lines):
+            outcome = outcomes[place]
+            error, result = (outcome, NO_JSON) if isinstance(outcome, Error) else (None, outcome)
+            verdict = JournalLine(
+                task=line.task,
+                round=line.round,
+                state="complete" if error is None else "failed",
+                start=start,
+                seconds=took,
+                result=result,
+                error=error,
+                outputs=published.get(line.task, []),
+                log=log if is_long or error is not None else None,
             )
+            self._settle(line, verdict)
 
     def _publish(self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error]) -> dict[int, list[tuple[str, int]]]:
         """What each task wrote; a task that wrote nothing where it said that it would has failed, in `outcomes`."""

@@ -72,9 +72,9 @@ class Outputs:
             folder.mkdir(exist_ok=True)
             fsync_dir(folder.parent)
 
-    def folders(self, tasks: Iterable[int]) -> list[Path]:
-        """The folders that these tasks asked for paths in."""
-        return [asked.final.parent for index in tasks for asked in self._asked.get(index, {}).values()]
+    def folders(self) -> list[Path]:
+        """The folders that the tasks in hand asked for paths in."""
+        return [asked.final.parent for several in self._asked.values() for asked in several.values()]
 
     def _sync_above(self, folder: Path) -> None:
         """The names of folders below OUT, once each: who made one may have died before it was synced."""
@@ -83,9 +83,9 @@ class Outputs:
             folder = folder.parent
             fsync_dir(folder)
 
-    def discard(self, tasks: Iterable[int]) -> None:
-        """Forget and delete what these tasks wrote."""
-        for index in tasks:
+    def discard(self, tasks: Iterable[int] | None = None) -> None:
+        """Forget and delete what these tasks wrote, or all that are in hand."""
+        for index in list(self._asked) if tasks is None else tasks:
             for asked in self._asked.pop(index, {}).values():
                 self.left_behind += not _remove(asked.hidden)
 

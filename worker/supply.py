@@ -6,7 +6,7 @@ Claims are sized by `claim_size`: small enough that the tail of a run is shared,
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from spool.claims import Chain, claim_size
 from spool.layout import Layout, is_manifest, rank_name
@@ -44,8 +44,18 @@ class Rate:
 class Supply:
     """Claims tasks for one attempt; without `steals` only those planned for its rank."""
 
-    def __init__(self, layout: Layout, rank: int, attempt: str, report: Report, steals: bool = True) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        rank: int,
+        attempt: str,
+        report: Report,
+        steals: bool = True,
+        planned: Mapping[str, int] | None = None,
+    ) -> None:
+        """`planned`: the checksums of manifests that were."""
         self.layout = layout
+        self._planned = planned or {}
         self.attempt = attempt
         self._report = report
         self._steals = steals
@@ -111,7 +121,7 @@ class Supply:
                 self._add(name)
 
     def _add(self, name: str) -> None:
-        manifest = load_manifest(self.layout, name, self._report)
+        manifest = load_manifest(self.layout, name, self._report, self._planned.get(name))
         if manifest is not None:
             self._manifests[name] = manifest
             self._chains[name] = Chain(self.layout, name, len(manifest))
