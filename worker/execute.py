@@ -44,7 +44,7 @@ class Executor:
         announce: Callable[[list[TaskLine]], None],
         settle: Callable[[TaskLine, JournalLine], None],
     ) -> None:
-        """`announce` gets the tasks of a call before it, if they must be known; `settle` each task once, and its line."""
+        """`announce` gets the tasks of a call before it, where that is asked for; `settle` each task and its line."""
         self.job = job
         self._doing, self._announce, self._settle = doing, announce, settle
         self.is_announcing = False  # whether before every call, or only of careful tasks
