@@ -108,7 +108,7 @@ def run(
     slots = _slots(request.options)
     if dry_run:
         return _describe(layout, request, slots)
-    is_new = fresh or not _is_made(layout)
+    is_new, written = fresh or not _is_made(layout), None
     if request.out is not None and is_new:
         c.check_out(Path(request.out), overwrite)
     if fresh and layout.root.exists():
@@ -118,12 +118,12 @@ def run(
             c.clear_out(Path(request.out))
         for path in c.half_made(layout):
             print(f"gpuspool: warning: {path} was left half made; it is not used, delete it", file=sys.stderr)
-        is_new = c.create(layout, request, len(slots))
-    view = open_view(layout.root)
+        written = c.create(layout, request, len(slots))
+    view = open_view(layout.root, written)
     refuse_unsafe(layout)
-    if not is_new:
+    if written is None:
         _check_same(view, request, keep_done)
-    del collected, request  # a million tasks need not wait for the end of their run
+    del collected, request, written  # a million tasks need not wait for the end of their run
     return _orchestrate(view, record, source, given, quiet)
 
 

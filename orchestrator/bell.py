@@ -7,7 +7,6 @@ file that imports watchdog. On network file systems inotify sees nothing of othe
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import signal
@@ -57,6 +56,8 @@ class Bell:
         """Ring for every file that is published in these folders from now on, where the kernel can tell."""
         if self._is_poll:
             return
+        import logging
+
         from watchdog.events import FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
         from watchdog.observers import Observer
 

@@ -83,8 +83,11 @@ def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
     return list(planned)
 
 
-def create(layout: Layout, request: Request, ranks: int) -> bool:
-    """Build the spool and rename it into place. False: somebody else did so just now. Raises UsageError."""
+def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | None:
+    """Build the spool and rename it into place; returns its manifests. None: somebody else did so just now.
+
+    Raises UsageError.
+    """
     run = Run(
         id=os.urandom(8).hex(),
         job=request.job,
@@ -103,24 +106,24 @@ def create(layout: Layout, request: Request, ranks: int) -> bool:
     building = Layout(layout.root.parent / hidden_name(layout.root.name))
     try:
         make_folder(layout.root.parent)
-        _build(building, run, request, ranks)
+        manifests = _build(building, run, request, ranks)
         rename(building.root, layout.root)
         fsync_dir(layout.root.parent)
-        return True
+        return manifests
     except SyncError:
         remove_tree_quietly(building.root)
         raise  # nobody can say whether the spool would outlive a power cut
     except OSError as error:
         remove_tree_quietly(building.root)
         if layout.run.exists():
-            return False
+            return None
         raise UsageError(
             f"the spool {layout.root} cannot be made: {error.strerror} ({error.filename or building.root}). "
             "It needs a writable file system with hard links and an empty or new folder; choose one with --spool."
         ) from None
 
 
-def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
+def _build(layout: Layout, run: Run, request: Request, ranks: int) -> dict[str, bytes]:
     """Write all, then sync all: nobody looks before the rename, and the first sync takes most of the rest along."""
     layout.root.mkdir(FOLDER_MODE)
     for name in SUBDIRS:
@@ -131,13 +134,14 @@ def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
     if run.out is None:
         layout.outputs.mkdir()
         made.append(write_file(layout.outputs / OUT_MARK, f"{run.id}\n".encode()))
-    checksums = []
+    manifests = {}
     for rank, planned in enumerate(plan(request.inputs.costs, ranks)):
-        layout.claims(rank_name(rank)).mkdir()
-        manifest = b"".join(map(request.inputs.lines.__getitem__, planned))
-        made.append(write_file(layout.manifest(rank_name(rank)), manifest))
-        checksums.append(zlib.crc32(manifest))
+        name = rank_name(rank)
+        layout.claims(name).mkdir()
+        manifests[name] = b"".join(map(request.inputs.lines.__getitem__, planned))
+        made.append(write_file(layout.manifest(name), manifests[name]))
     made.append(write_file(layout.format, FORMAT_TEXT.encode()))
+    checksums = [zlib.crc32(manifest) for manifest in manifests.values()]
     record = seal_pretty(msgspec.structs.replace(run, manifests_crc32=checksums))
     made.append(write_file(layout.run_copy, record))
     for path in made:
@@ -145,6 +149,7 @@ def _build(layout: Layout, run: Run, request: Request, ranks: int) -> None:
     for folder in {path.parent for path in made} - {layout.root}:
         fsync_dir(folder)
     publish(layout.run, record)  # last; and a link, so that a file system without them is found out here
+    return manifests
 
 
 def half_made(layout: Layout) -> list[Path]:

@@ -224,7 +224,7 @@ class GPUProcessCoordinator:
         job, source = parse_call(worker_fn)
         tokens, variables = device_tokens(self.world_size)
         request = Request(job, source, {"worker_args": args}, self._calls(), Options(), None, sys.argv)
-        while not create(layout := self._next_generation(), request, self.world_size):
+        while create(layout := self._next_generation(), request, self.world_size) is None:
             continue  # another coordinator took that number just now
         view = open_view(layout.root)
         self.results_queue.add(layout)

@@ -85,7 +85,9 @@ def from_values(values: Iterable[Any]) -> Inputs:
 def _read_lines(source: str) -> list[str]:
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        return [line.rstrip("\r") for line in data.decode().removesuffix("\n").split("\n")] if data else []
+        text = data.decode().removesuffix("\n")
+        found = text.split("\n") if data else []
+        return [line.rstrip("\r") for line in found] if "\r" in text else found
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin.") from None
     except UnicodeDecodeError as error:

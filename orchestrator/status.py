@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from spool.state import run_state
 from spool.view import View, load_run
 
 
-def open_view(spool: str | Path) -> View:
-    """A refreshed view of a spool. Raises UsageError or SpoolError."""
+def open_view(spool: str | Path, written: Mapping[str, bytes] | None = None) -> View:
+    """A refreshed view of a spool, whose manifests may be `written` just now. Raises UsageError or SpoolError."""
     layout = Layout(spool)
     damage: list[Damage] = []
-    view = View(layout, load_run(layout, damage.append))
+    view = View(layout, load_run(layout, damage.append), written)
     view.damage += damage
     return view.refresh()
 

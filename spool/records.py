@@ -6,6 +6,7 @@ durations seconds, both floats. Bytes that do not parse raise `Damaged`; nothing
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
@@ -372,22 +373,13 @@ def unseal_lines(data: bytes, at: int, kind: type[R], refuse: Callable[[int, str
     checked all at once, and one by one only where that finds anything wrong.
     """
     lines = data.splitlines(keepends=True)
-    records = _unseal_all(data, lines, kind)
-    if records is None:
-        return _unseal_each(data.removesuffix(b"\n").split(b"\n"), at, kind, refuse)
-    return zip(itertools.accumulate(map(len, lines), initial=at), records, strict=False)
-
-
-def _unseal_all(data: bytes, lines: list[bytes], kind: type[R]) -> list[R] | None:
-    """A record for each line; None unless all of them are sealed."""
     seals = _SEAL * len(lines) % tuple(map(zlib.crc32, [line[:-_SEAL_BYTES] for line in lines]))
-    if b"".join([line[-_SEAL_BYTES:] for line in lines]) != seals:
-        return None
-    try:
-        records = decode_lines(data, kind)
-    except Damaged:
-        return None
-    return records if len(records) == len(lines) else None
+    if b"".join([line[-_SEAL_BYTES:] for line in lines]) == seals:
+        with contextlib.suppress(Damaged):
+            records = decode_lines(data, kind)
+            if len(records) == len(lines):
+                return zip(itertools.accumulate(map(len, lines), initial=at), records, strict=False)
+    return _unseal_each(data.removesuffix(b"\n").split(b"\n"), at, kind, refuse)
 
 
 def _unseal_each(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import stat as stat_
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -135,7 +135,9 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class View:
-    def __init__(self, layout: Layout, run: Run) -> None:
+    """`written`: the planned manifests of a spool that this process made just now; they are not read again."""
+
+    def __init__(self, layout: Layout, run: Run, written: Mapping[str, bytes] | None = None) -> None:
         self.layout = layout
         self.run = run
         self.ledger = Ledger(run.tasks)
@@ -150,6 +152,8 @@ class View:
         self.damage: list[Damage] = []
         self._settled: set[str] = set()
         self._planned = planned_checksums(run)
+        for name, data in (written or {}).items():
+            self._add_manifest(Manifest(name, str(layout.manifest(name)), data, self.report, self._planned.get(name)))
 
     def report(self, damage: Damage) -> None:
         if damage not in self.damage:

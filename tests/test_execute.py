@@ -1,6 +1,7 @@
 """One call of user code: whatever it returns or raises, every task of it gets exactly one line, and the right one."""
 
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,24 @@ def test_of_a_job_without_batches_each_verdict_comes_before_the_next_call(tmp_pa
     executor = executor_of(tmp_path, call)
     assert states(run(executor, 4)) == "cfcc"
     assert known == [0, 1, 2, 3]
+
+
+def test_nothing_of_a_call_is_kept_while_the_next_one_runs(tmp_path: Path) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    class Tensor:
+        def tolist(self) -> list[int]:
+            return [1]
+
+    def call(task: Task, ctx: Context) -> Tensor:
+        assert [ref() for ref in kept] == [None] * len(kept)
+        tensor = Tensor()
+        kept.extend([weakref.ref(tensor), weakref.ref(task)])
+        if task.index == 1:
+            raise ValueError("with a frame that holds the tensor")
+        return tensor
+
+    assert states(run(executor_of(tmp_path, call), 4)) == "cfcc"
 
 
 def test_no_call_begins_once_the_executor_is_stopped(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
+import gc
 import sys
 
 from spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
@@ -17,18 +17,6 @@ from worker.attempt import Attempt
 from worker.say import say
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -P -m worker", description="One attempt of one rank of a gpuspool run."
-    )
-    parser.add_argument("--spool", required=True, metavar="DIR", help="the run's spool directory")
-    parser.add_argument("--rank", required=True, type=int, metavar="N", help="the rank this process is")
-    parser.add_argument(
-        "--attempt", required=True, type=int, metavar="K", help="the number of this attempt of the rank"
-    )
-    return parser.parse_args()
-
-
 def _intent(layout: Layout, name: str) -> Intent:
     """What the parent wrote for this attempt. Raises SpoolError where that cannot be read."""
     intent = read_record(layout.intent(name), Intent)
@@ -38,10 +26,15 @@ def _intent(layout: Layout, name: str) -> Intent:
 
 
 def main() -> int:
-    arguments = _arguments()
+    words = sys.argv[1:]
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    if len(words) != 6 or given.keys() != {"--spool", "--rank", "--attempt"}:
+        is_asked = words == ["--help"]
+        print(__doc__, file=sys.stdout if is_asked else sys.stderr)
+        return 0 if is_asked else 2
     faulthandler.enable()
-    layout = Layout(arguments.spool)
-    name = attempt_name(arguments.rank, arguments.attempt)
+    layout, rank = Layout(given["--spool"]), int(given["--rank"])
+    name = attempt_name(rank, int(given["--attempt"]))
     try:
         refuse_unsafe(layout)
         run, intent = load_run(layout), _intent(layout, name)
@@ -49,7 +42,8 @@ def main() -> int:
         if journal is None:
             say(f"gpuspool: {name} was started or closed before; this process ends")
             return 0
-        return Attempt(layout, run, intent, arguments.rank, journal).run()
+        gc.freeze()  # what is ours stays until the end, which comes sooner when nobody looks through it
+        return Attempt(layout, run, intent, rank, journal).run()
     except GpuspoolError as error:
         say(f"gpuspool: {error}")
         return error.exit_code

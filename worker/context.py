@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,7 @@ class Task(msgspec.Struct, frozen=True, weakref=True):
         return int.from_bytes(digest[:8], "big") >> 1
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(msgspec.Struct, frozen=True, weakref=True):
     """The worker that a job runs in.
 
     rank: 0..world_size-1. attempt: `rank-0003.a01`. device: "cuda:0", or "cpu" for a CPU rank. args: what `--arg`
@@ -56,8 +54,14 @@ class Context:
     attempt: str
     device: str
     args: Mapping[str, Any]
-    _output: Callable[[Task, str], Path] = field(repr=False)
-    _is_draining: Callable[[], bool] = field(repr=False)
+    _output: Callable[[Task, str], Path]
+    _is_draining: Callable[[], bool]
+
+    def __repr__(self) -> str:
+        return (
+            f"Context(rank={self.rank}, world_size={self.world_size}, attempt={self.attempt!r}, "
+            f"device={self.device!r}, args={self.args!r})"
+        )
 
     def output(self, task: Task, suffix: str = "") -> Path:
         """A path to write one output of this task to; it ends in `suffix` and its folder exists.

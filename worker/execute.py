@@ -91,6 +91,7 @@ class Executor:
                 outcome: msgspec.Raw | Error = self._failure(raised)
             else:
                 outcome = self._outcome(result)
+            del task, result, raised  # they may hold tensors, which the next call needs room for
             self._finish([line], [outcome], start, ended - clock)
             ran += 1
             if ended >= until or self.is_stopped:
@@ -223,13 +224,13 @@ class Executor:
     def _finish(self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error], start: float, seconds: float) -> None:
         """Publish the outputs of what went well, drop the others, word the lines, and settle the tasks."""
         published = self._publish(lines, outcomes) if self.outputs.are_asked else {}
-        log, is_long = None, seconds >= LOG_FROM_S
-        if is_long or Error in map(type, outcomes):
-            log = (self._log_end, self._look_at_log())
+        log: tuple[int, int] | None = None
         took = int(seconds * 1e6) / 1e6  # a fifth of what round() costs
         for place, line in enumerate(lines):
             outcome = outcomes[place]
             error, result = (outcome, NO_JSON) if isinstance(outcome, Error) else (None, outcome)
+            if log is None and (error is not None or seconds >= LOG_FROM_S):
+                log = (self._log_end, self._look_at_log())
             verdict = JournalLine(
                 task=line.task,
                 round=line.round,
@@ -239,7 +240,7 @@ class Executor:
                 result=result,
                 error=error,
                 outputs=published.get(line.task, []),
-                log=log if is_long or error is not None else None,
+                log=log if error is not None or seconds >= LOG_FROM_S else None,
             )
             self._settle(line, verdict)
 

@@ -15,10 +15,11 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import msgspec
 
 from spool.blame import describe_exit
 from spool.layout import Layout
@@ -38,8 +39,7 @@ class JobDamaged(Exception):
     """The spool's copy of the job is not what the run began with."""
 
 
-@dataclass(frozen=True)
-class LoadedJob:
+class LoadedJob(msgspec.Struct, frozen=True):
     """`call` takes one task, or a list where `batch_size` is set; `load` loads inputs `prefetch` batches ahead."""
 
     call: Callable[[Any, Context], Any]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from spool.layout import hidden_output
 from spool.publish import fsync_dir, fsync_file, link_or_not, remove_quietly, remove_tree_quietly, rename
@@ -23,8 +24,7 @@ class OutputMissing(Exception):
     """A path was asked for and nothing was written there."""
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(msgspec.Struct, frozen=True):
     hidden: Path
     final: Path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sysconfig
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,8 @@ from worker.outputs import OutputMissing
 RESULT_BYTES = 1024 * 1024
 MESSAGE_BYTES = 4096
 _OURS = str(Path(__file__).parent)
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+_STANDARD = os.path.dirname(os.__file__)
+_INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
 class ResultError(Exception):
@@ -117,8 +118,12 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
 def _where(error: BaseException) -> str:
     """The line that raised, `file:line`: the innermost of the user's own, else of a library's; "" where it is ours."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, "<"))]
-    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    own = [frame for frame in frames if not _is_library(frame.filename)]
     return "".join(f"{_clean(Path(frame.filename).name)}:{frame.lineno}" for frame in (own or frames)[-1:])
+
+
+def _is_library(path: str) -> bool:
+    return path.startswith(_STANDARD) or any(folder in path for folder in _INSTALLED)
 
 
 def _kind(error: BaseException) -> str:

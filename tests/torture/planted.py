@@ -55,8 +55,8 @@ def journal_first() -> None:
             waiting[index] = self
         return found
 
-    def append_first(self: JournalWriter, line: Any, **how: Any) -> None:
-        append(self, line, **how)
+    def append_first(self: JournalWriter, line: Any, may_wait: bool = False) -> None:
+        append(self, line, may_wait)
         outputs = waiting.pop(line.task, None)
         if outputs is not None:
             publish(outputs, [line.task])
