@@ -36,6 +36,8 @@ BENCHES: dict[str, Bench] = {
     "latency": inside.latency,
     "idle": inside.idle,
     "metadata": inside.metadata,
+    "ahead": inside.ahead,
+    "ranks": inside.ranks,
 }
 
 SLOW = ("startup_torch",)  # left out of the smoke test: nothing in it but torch differs from "startup"

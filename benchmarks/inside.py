@@ -127,10 +127,52 @@ def metadata(setting: Setting) -> Iterator[Point]:
     yield setting.point("2 tasks, 2 ranks", "metadata calls", "in all", few)
 
 
-def _traced(setting: Setting, n: int) -> int:
+def ahead(setting: Setting) -> Iterator[Point]:
+    """Inputs that take as long to load as the work on them: how much more is done where they are loaded ahead."""
+    n, seconds = setting.sizes.ahead, setting.sizes.ahead_s
+    case = f"load {1000 * seconds:g} ms, compute {1000 * seconds:g} ms"
+    took = {}
+    for bench in ("ahead", "ahead_not"):
+        with timed.fresh(setting.folder()) as folder:
+            traces.write_tasks(folder, [seconds] * n)
+            _, wrong = whole(setting, n, 2, folder, PATIENCE_S, bench)
+            if wrong:
+                yield setting.point(case, "times the rate without", "", None, wrong)
+                return
+            took[bench] = traces.makespan(traces.read_traces(folder))
+    yield setting.point(case, "times the rate without", "", took["ahead_not"] / took["ahead"])
+
+
+def ranks(setting: Setting) -> Iterator[Point]:
+    """Many ranks on few cores, of tasks that leave the cores to others: how near the bound, and what the spool costs.
+
+    The bound is arithmetic over what the tasks really took and what ranks missed that began late.
+    """
+    world, n = setting.sizes.ranks, setting.sizes.ranks * setting.sizes.tasks_a_rank
+    case = f"{n} tasks, {world} ranks"
     with timed.fresh(setting.folder()) as folder:
-        traces.write_tasks(folder, [0.0] * n)
-        argv, _ = command(setting, n, 2, folder)
+        traces.write_tasks(folder, [setting.sizes.ranks_s] * n)
+        ended, wrong = whole(setting, n, world, folder, PATIENCE_S)
+        if ended is None or wrong:
+            yield setting.point(case, "makespan / lower bound", "", None, wrong)
+            return
+        executions = traces.read_traces(folder)
+        claims = sum(1 for _ in (folder / "spool" / "claims").glob("*/*"))
+        files = sum(path.is_file() for path in (folder / "spool").rglob("*"))
+    bound = traces.bound_of_late(executions, world)
+    yield setting.point(case, "makespan / lower bound", "", traces.makespan(executions) / bound)
+    yield setting.point(case, "claims", "per task", claims / n)
+    yield setting.point(case, "files in the spool", "in all", files)
+    yield setting.point(case, "memory of the largest process", "MB", ended.peak_mb)
+    if shutil.which("strace") is not None:
+        many, few = _traced(setting, n, world), _traced(setting, world, world)
+        yield setting.point(case, "metadata calls", "per task", (many - few) / (n - world))
+
+
+def _traced(setting: Setting, n: int, world: int = 2) -> int:
+    with timed.fresh(setting.folder()) as folder:
+        traces.write_tasks(folder, [setting.sizes.ranks_s if setting.bench == "ranks" else 0.0] * n)
+        argv, _ = command(setting, n, world, folder)
         table = folder / "calls"
         trace = ["strace", "-f", "-c", "-U", "calls,name", "-e", f"trace={','.join(METADATA)}", "-o", str(table)]
         ended = timed.run([*trace, *argv], folder, PATIENCE_S)

@@ -67,7 +67,7 @@ _LIBRARY = ("throughput", "startup", "skew", "recovery", "rank_loss", "overhead"
 PEERS = (
     Peer(
         "gpuspool", "with_gpuspool.py", "everything",
-        (*_LIBRARY, "startup_torch", "scan", "latency", "idle", "metadata"),
+        (*_LIBRARY, "startup_torch", "scan", "latency", "idle", "metadata", "ahead", "ranks"),
         has_command=True, is_durable=True, quick=True,
     ),
     Peer(

@@ -77,6 +77,15 @@ def lower_bound(seconds: Sequence[float], workers: int) -> float:
     return max(sum(seconds) / workers, max(seconds))
 
 
+def bound_of_late(executions: Sequence[Execution], workers: int) -> float:
+    """What no schedule of these executions can beat, of workers of whom each begins when it really did."""
+    first: dict[int, float] = {}
+    for one in executions:
+        first[one.pid] = min(first.get(one.pid, one.start), one.start)
+    late = sum(first.values()) - len(first) * min(first.values())
+    return (sum(one.end - one.start for one in executions) + late) / workers
+
+
 def schedule(seconds: Sequence[float], workers: int) -> float:
     """The makespan of handing tasks out one by one in this order, without any cost: arithmetic."""
     free = [0.0] * workers

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SLEEPING = ("skew", "skew_costs", "recovery", "rank_loss", "idle")
+SLEEPING = ("skew", "skew_costs", "recovery", "rank_loss", "idle", "ranks")
 JOBS = {"overhead": "jobs.py:spinning", "startup_torch": "torch_job.py:noop", "latency": "jobs.py:leaving"}
+JOBS |= {"ahead": "jobs.py:Ahead", "ahead_not": "jobs.py:NotAhead"}
 JOBS |= dict.fromkeys(SLEEPING, "jobs.py:sleeping")
 
 
