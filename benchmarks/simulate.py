@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from orchestrator.create import plan
-from spool.claims import Chain
+from spool.claims import NEAR, RECENT, Chain
 from spool.layout import attempt_name, rank_name
 from spool.records import Claim, TaskLine
 from worker.supply import Rate, Supply
@@ -76,15 +76,16 @@ class Followed(Chain):
 
     @property
     def claims(self) -> list[Claim]:  # type: ignore[override]
-        """All of them: asked for right after `advance` only."""
+        """All of them: asked for right after `skip` only."""
         return self.planned.claims
 
     @property
     def next(self) -> int:
         return self.planned.claims[self.read - 1].stop if self.read else 0
 
-    def advance(self, report: object = None) -> Followed:  # noqa: ARG002 - Chain's
-        self.calls.names += len(self.planned.claims) - self.read
+    def skip(self) -> Followed:
+        unread = len(self.planned.claims) - self.read
+        self.calls.names += unread if unread < NEAR else NEAR + 1 + min(unread - NEAR, RECENT)
         self.read = len(self.planned.claims)
         self.calls.names += self.left > 0
         return self
@@ -102,7 +103,7 @@ class VirtualSupply(Supply):
     """The worker's, but for where manifests and claims come from."""
 
     def __init__(self, rank: int, planned: dict[str, Planned], calls: Calls) -> None:
-        self.attempt, self._own, self._steals = attempt_name(rank, 0), rank_name(rank), True
+        self.attempt, self._own, self._steals, self._is_close = attempt_name(rank, 0), rank_name(rank), True, False
         self._manifests = self._planned = planned  # type: ignore[assignment]
         self._calls = calls
         self._chains: dict[str, Chain] = {self._own: Followed(planned[self._own], calls)}

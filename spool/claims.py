@@ -19,7 +19,8 @@ from spool.records import Claim, Damaged, decode, encode
 LEFT_FRACTION = 4  # one claim takes at most a quarter of a share of what is left: thieves always find something
 TARGET_S = (0.5, 10.0)  # and so much estimated work, the second in long runs: a thief or a restart waits no longer
 LONG_FRACTION = 64  # a run is long where this part of what a manifest has left is more than the first of the two
-RECENT = 1024  # claims that are looked at to count who draws from a manifest
+RECENT = 16  # claims that are looked at to count who draws from a manifest
+NEAR = 4  # claims that are read one after the other before all are listed
 NOBODY = ""  # the attempt of a claim that cannot be read
 
 
@@ -47,7 +48,10 @@ def read_claim(layout: Layout, manifest: str, start: int, end: int) -> Claim | N
 
 
 class Chain:
-    """The claims of one manifest as far as this process has read them; it only ever grows."""
+    """The claims of one manifest as far as this process has read them; it only ever grows.
+
+    With `advance` alone it holds all of them, with `skip` only those that tell where the next claim starts, and a few.
+    """
 
     def __init__(self, layout: Layout, manifest: str, end: int) -> None:
         self.layout = layout
@@ -85,6 +89,30 @@ class Chain:
             if claim.attempt == NOBODY and report is not None:
                 report(Damage(str(self.layout.claim(self.manifest, claim.start)), 0, "not a claim of this place"))
         return self
+
+    def skip(self) -> Chain:
+        """Read on to the end, but over most of what others claimed meanwhile: a thousand ranks cannot all read all.
+
+        Where a claim in the middle is lost it is passed over too; the sweep, or `advance` in another chain, finds it.
+        """
+        for _ in range(NEAR):
+            claim = read_claim(self.layout, self.manifest, self.next, self.end) if self.next < self.end else None
+            if claim is None:
+                return self
+            self.claims.append(claim)
+        self.claims += self._beyond(RECENT)
+        return self.advance()
+
+    def last_stray(self) -> int:
+        """The last place that is held by a claim which the chain does not reach, -1 where there is none."""
+        return max((claim.stop for claim in self._beyond(self.end)), default=0) - 1
+
+    def _beyond(self, most: int) -> list[Claim]:
+        """The last claims, at most so many, that start at `next` or behind it, by a listing, in order."""
+        names = map(parse_start, listdir(self.layout.claims(self.manifest)))
+        starts = sorted(start for start in names if start is not None and self.next <= start < self.end)
+        claims = (read_claim(self.layout, self.manifest, start, self.end) for start in starts[-most:])
+        return [claim for claim in claims if claim is not None]
 
     def take(self, attempt: str, stop: int) -> Claim | None:
         """Claim the places from `next` to `stop` by link(2). None: somebody was faster; advance and look again."""

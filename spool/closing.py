@@ -153,7 +153,8 @@ def mend_claims(view: View) -> int:
     """Claim anew what a power cut gave back: claims are not synced. Returns how many claims were made.
 
     A place beyond the last claim was claimed before if its task is done, held by an open attempt, or unclaimed in
-    another manifest too. The chain is extended over it in the name of a closed attempt; a sweep then finds what lies
+    another manifest too; or if a claim that the chain no longer reaches holds it, since who skips claims takes such for
+    part of the chain. The chain is extended over it in the name of a closed attempt; a sweep then finds what lies
     between. At the start of an epoch, when the dead are closed and before anybody is started.
     """
     nobody = next(iter(view.closed), None)
@@ -162,12 +163,12 @@ def mend_claims(view: View) -> int:
     known = {(task.task, task.round) for attempt in view.open_attempts for task in view.claimed_by(attempt)}
     mended = 0
     for name, chain in view.chains.items():
-        last = -1
+        last = chain.last_stray()
         for place in range(chain.next, chain.end):
             task = view.manifests[name].task(place)
             if task is not None:
                 if (task.task, task.round) in known or view.ledger.is_done(task.task, task.round):
-                    last = place
+                    last = max(last, place)
                 known.add((task.task, task.round))
         if last >= 0:
             mended += chain.take(nobody, last + 1) is not None

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spooling import A0, A1, B0, C0, cuts, hidden_files, make_spool, race, write_claim
 
-from spool.claims import LEFT_FRACTION, LONG_FRACTION, NOBODY, TARGET_S, Chain, claim_size, parse_start, read_claim
+from spool.claims import (
+    LEFT_FRACTION,
+    LONG_FRACTION,
+    NEAR,
+    NOBODY,
+    RECENT,
+    TARGET_S,
+    Chain,
+    claim_size,
+    parse_start,
+    read_claim,
+)
 from spool.layout import Layout, attempt_name
 from spool.records import Claim, encode
 
@@ -195,6 +206,30 @@ def test_in_a_long_run_claims_are_longer() -> None:
     """So that they are rare where that costs nobody anything: a small part of what is left."""
     assert [size_of(left, 1, 0.1) for left in (100, 1000, 6400, 10**6)] == [5, 15, 100, 100]
     assert claim_size(6400, 1, (0.1, 0.001)) == 5, "by the shortest: most may be as short"
+
+
+@given(stops=st.sets(st.integers(1, 199), max_size=90), read=st.integers(0, 90))
+def test_who_skips_comes_to_the_same_end_as_who_reads_every_claim(
+    tmp_path_factory: pytest.TempPathFactory, stops: set[int], read: int
+) -> None:
+    layout = make_spool(tmp_path_factory.mktemp("s") / "s", 200)
+    skipping, ordered = Chain(layout, M, 200), sorted(stops)
+    for number, stop in enumerate(ordered):
+        assert chain_of(layout, 200).take(attempt_name(number % 9, 0), stop) is not None
+        if number == read:
+            assert skipping.skip().next == stop
+    assert skipping.skip().next == chain_of(layout, 200).next
+    assert len(skipping.claims) <= 2 * (NEAR + RECENT)
+    assert skipping.drawers("rank-0099.a00") <= 10
+
+
+def test_who_skips_passes_over_a_lost_claim(layout: Layout) -> None:
+    chain = chain_of(layout, 20)
+    for stop in range(1, 13):
+        assert chain.take(A0, stop) is not None
+    layout.claim(M, 6).unlink()
+    assert Chain(layout, M, 20).skip().next == 12
+    assert chain_of(layout, 20).next == 6
 
 
 def test_who_draws_from_a_manifest_is_told_by_its_claims(layout: Layout) -> None:

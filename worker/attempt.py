@@ -55,7 +55,9 @@ EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFini
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 TINY_S = 0.001  # where calls were so short just now, lines may wait for others: the next call is hardly a long one
 IDLE_S = (0.01, 0.25)  # how long an idle attempt waits between two looks: first, and at most
-SILENCE_S = 1.0  # of the parent, before an idle attempt reads the whole spool to help itself and others
+SILENCE_S = 1.0  # without a word, before an idle attempt reads the whole spool to help itself and others
+HELPERS = 8  # of all ranks together do so in that time while the parent lives, and ever fewer
+HELPING = 0.1  # the part of its time that an idle attempt may read the spool in
 SWEEP_S = (1.0, 60.0)  # wait before an idle attempt sweeps, which reads every manifest; doubled up to the second
 RETRY_S = (1.0, 60.0)  # wait before a task's first retry, doubled each time up to the second
 
@@ -80,6 +82,7 @@ class Attempt:
         self._backlog = Backlog(supply, journal.flush, self._is_ours)
         self._device = Device()
         self._coroner: Coroner | None = None
+        self._sweep_s, self._sweep_at = SWEEP_S[0], 0.0
         self._executor: Executor | None = None
         self._timer = Timer(layout, name, intent.options)
         self.beat = Beat(layout, intent, myself(), journal, self.drain)
@@ -279,18 +282,25 @@ class Attempt:
         self._timer.end()
         self.journal.flush()
         self.beat.doing.state = "idle"
-        reason = self._await_word()
-        if reason == "silence":
+        ring(self.layout.control)
+        reason: str | None = "silence"
+        alone_s, patience_s = SILENCE_S, SILENCE_S * max(1.0, self.intent.world_size / HELPERS) * random.uniform(1, 2)
+        while reason == "silence" and (reason := self._await_word(patience_s, alone_s)) == "silence":
+            began = time.monotonic()
             reason = self._help()
+            alone_s = max(IDLE_S[1], (time.monotonic() - began) / HELPING)
+            patience_s = max(alone_s, min(2 * patience_s, SWEEP_S[1]))
         if reason is None:
             self.beat.doing.state = "running"
         return reason
 
-    def _await_word(self) -> str | None:
-        """Wait for the parent to say that all is finished, for a drain, or (None) for another manifest."""
-        known, end = listdir(self.layout.manifests), time.monotonic() + SILENCE_S
-        ring(self.layout.control)
-        while time.monotonic() < end:
+    def _await_word(self, patience_s: float, alone_s: float) -> str | None:
+        """Wait for the parent to say that all is finished, for a drain, or (None) for another manifest.
+
+        So long as the parent lives, which does most of what there is to do; and so long without it.
+        """
+        known, began, waited = listdir(self.layout.manifests), time.monotonic(), 0.0
+        while waited < (patience_s if os.getppid() == self.intent.parent.pid else alone_s):
             self.journal.check()
             if self.is_draining:
                 return "drained"
@@ -298,32 +308,30 @@ class Attempt:
                 return "finished"
             if listdir(self.layout.manifests) != known:
                 return None
-            time.sleep(IDLE_S[0])
+            time.sleep(min(max(IDLE_S[0], waited / 10), IDLE_S[1]))
+            waited = time.monotonic() - began
         return "silence"
 
     def _help(self) -> str | None:
-        """Nobody says anything: read the whole spool, close what is proved dead, sweep, wait for the last verdict."""
+        """Nobody says anything: read the whole spool, close what is proved dead, sweep."""
         if self._coroner is None:
             self._coroner = Coroner(View(self.layout, self.run_record), self.intent.options.lease_s)
-        view = self._coroner.view
-        wait, sweep_wait = IDLE_S[0], SWEEP_S[0]
-        next_sweep = time.monotonic() + sweep_wait
-        while not view.refresh().ledger.is_finished:
-            self.journal.check()
-            if self.is_draining or self.name in view.closed:
-                return "drained" if self.is_draining else "closed"
-            if view.unclaimed:
-                return None
-            for attempt in view.open_attempts:
-                if attempt != self.name and self._coroner.is_orphan(attempt):
-                    close_dead(view, attempt, by=self.name)
-            if time.monotonic() >= next_sweep:
-                sweep(view, idle=self.name)
-                sweep_wait = min(sweep_wait * 2, SWEEP_S[1])
-                next_sweep = time.monotonic() + sweep_wait
-            time.sleep(wait)
-            wait = min(wait * 2, IDLE_S[1])
-        return "finished"
+        view = self._coroner.view.refresh()
+        if view.ledger.is_finished:
+            return "finished"
+        if self.name in view.closed:
+            return "closed"
+        if view.unclaimed:
+            self._backlog.look_closely()
+            return None
+        for attempt in view.open_attempts:
+            if attempt != self.name and self._coroner.is_orphan(attempt):
+                close_dead(view, attempt, by=self.name)
+        if time.monotonic() >= self._sweep_at:
+            sweep(view, idle=self.name)
+            self._sweep_s = min(self._sweep_s * 2, SWEEP_S[1])
+            self._sweep_at = time.monotonic() + self._sweep_s
+        return "silence"
 
     def _close(self, reason: str, error: Error | None) -> int:
         """Release what is not finished and say how it ended; returns the exit code."""

@@ -29,6 +29,10 @@ class Backlog:
         self._pending: deque[TaskLine] = deque()
         self._deferred: list[tuple[float, int, TaskLine]] = []
 
+    def look_closely(self) -> None:
+        """There are places that nobody claimed, and that were passed over."""
+        self._supply.look_closely()
+
     def rest(self) -> list[TaskLine]:
         """All of it, which is forgotten here."""
         return [*self._pending, *self._claimed, *(line for _, _, line in self._deferred)]

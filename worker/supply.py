@@ -59,6 +59,7 @@ class Supply:
         self.attempt = attempt
         self._report = report
         self._steals = steals
+        self._is_close = False
         self._own = rank_name(rank)
         self._manifests: dict[str, Manifest] = {}
         self._chains: dict[str, Chain] = {}
@@ -70,7 +71,7 @@ class Supply:
         `is_ahead`: there is work in hand still. Then only where so much is left that nobody will miss it.
         """
         for name in self._candidates(batch):
-            chain = self._chains[name].advance()
+            chain = self._look(name)
             while chain.left:
                 drawers = chain.drawers(self.attempt)
                 if is_ahead and chain.left <= AHEAD_BATCHES * batch * drawers:
@@ -106,8 +107,16 @@ class Supply:
 
     def _cost_left(self, name: str) -> float:
         """By its next task, the longest of those that are left: rather too much than too little."""
-        chain = self._chains[name].advance()
+        chain = self._look(name)
         return chain.left * self._cost(name, chain.next) if chain.left else 0.0
+
+    def _look(self, name: str) -> Chain:
+        return self._chains[name].advance() if self._is_close else self._chains[name].skip()
+
+    def look_closely(self) -> None:
+        """Somebody found places that nobody claimed: from now on read every claim, from the first on."""
+        self._is_close = True
+        self._chains = {name: Chain(self.layout, name, chain.end) for name, chain in self._chains.items()}
 
     def _cost(self, name: str, place: int) -> float:
         """1 for what cannot be read."""

@@ -6,12 +6,12 @@ here, in the processes of the parent and of its workers, and nowhere else.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 WORKER = "worker"
@@ -69,16 +69,16 @@ def torn_tail() -> None:
     """Whoever reads a journal takes all of it for whole lines."""
     from spool.journal import JournalReader
     from spool.publish import read_bytes
-    from spool.records import JournalHead, decode
+    from spool.records import JournalHead, R, decode
 
-    def read(self: JournalReader) -> Iterator[tuple[int, bytes]]:
-        data = read_bytes(self.path, self.offset) or b""  # type: ignore[arg-type]
-        for line in data.split(b"\n"):
-            at, self.offset = self.offset, min(self.offset + len(line) + 1, self.offset + len(data))
-            if line and json.loads(line) and at == 0:
+    def read(self: JournalReader, kind: type[R]) -> Iterator[tuple[int, R]]:
+        data = read_bytes(Path(self.path), self.offset) or b""
+        for line in data.removesuffix(b"\n").split(b"\n") if data else []:
+            at, self.offset = self.offset, self.offset + len(line) + 1
+            if at == 0:
                 self.head = decode(line, JournalHead)
-            elif line:
-                yield at, line
+            else:
+                yield at, decode(line, kind)
 
     JournalReader.read = read  # type: ignore[method-assign]
 
