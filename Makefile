@@ -21,7 +21,7 @@ torture: $(STAMP)
 # Peers go into venvs of their own below benchmarks/; all of it takes hours, so name what you want: see its README.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/install_peers.py
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --doc docs/performance.md --plot docs/throughput.svg --json benchmarks/figures.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

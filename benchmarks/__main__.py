@@ -52,6 +52,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--home", type=Path, help="where the work is done; default a new folder in TMPDIR")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--table", type=Path, help="write the markdown tables to this file")
+    parser.add_argument("--doc", type=Path, help="put the tables of the benches measured into this page")
     parser.add_argument(
         "--plot", type=Path, help="write a plot of the throughput, if it was measured, to this file: SVG"
     )
@@ -120,6 +121,11 @@ def main(argv: list[str] | None = None) -> int:
     for path, content in ((options.json, report.as_json(figures, told)), (options.table, text)):
         if path is not None:
             path.write_text(content)
+    if options.doc is not None:
+        runs = options.runs or (1 if options.quick else 3)
+        machine = f"{told['cores']} cores, Python {told['python']}, {told['system']}"
+        caption = f"{told['at'][:10]}; medians (and ranges) of {runs}; {machine}; load {os.getloadavg()[0]:.1f}."
+        options.doc.write_text(report.splice(options.doc.read_text(), figures, caption))
     if options.plot is not None and (drawn := report.plot(figures)):
         options.plot.write_text(drawn)
     return 0

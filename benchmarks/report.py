@@ -86,6 +86,18 @@ def table(figures: Sequence[Figure]) -> str:
     return text
 
 
+def splice(page: str, figures: Sequence[Figure], told: str) -> str:
+    """A page with the tables of these benches, each between `<!-- NAME -->` and `<!-- end of NAME -->`, made anew."""
+    for bench in dict.fromkeys(figure.bench for figure in figures):
+        start, end = f"<!-- {bench} -->", f"<!-- end of {bench} -->"
+        before, found, rest = page.partition(start)
+        _, ended, after = rest.partition(end)
+        if found and ended:
+            tables = table([figure for figure in figures if figure.bench == bench]).partition("\n\n")[2]
+            page = f"{before}{start}\n{tables}{told}\n{end}{after}"
+    return page
+
+
 def _one_table(figures: Sequence[Figure]) -> str:
     columns = list(dict.fromkeys((figure.case, figure.metric, figure.unit) for figure in figures))
     heads = [", ".join(filter(None, (case, metric, unit))) for case, metric, unit in columns]

@@ -101,6 +101,17 @@ def test_shares_are_shares(quick: dict[str, Any]) -> None:
     assert medians(quick, "scan", "scan", "bare read of gpuspool's journals")
 
 
+def test_a_page_gets_the_tables_of_what_was_measured_and_keeps_the_rest() -> None:
+    figures = report.gather([Point("idle", "gpuspool", "8 ranks", "CPU", "%", 0.5)])
+    page = "# P\n<!-- idle -->\nold\n<!-- end of idle -->\ntext\n<!-- scan -->\nkept\n<!-- end of scan -->\n"
+    made = report.splice(page, figures, "today")
+    assert made.startswith("# P\n<!-- idle -->\n| system | 8 ranks, CPU, % |\n")
+    assert "| gpuspool | 0.500 |" in made.replace("0.5000", "0.500")
+    assert "old" not in made
+    assert made.endswith("today\n<!-- end of idle -->\ntext\n<!-- scan -->\nkept\n<!-- end of scan -->\n")
+    assert report.splice(made, figures, "today") == made
+
+
 def test_the_table_has_each_figure_and_the_plot_each_system(quick: dict[str, Any]) -> None:
     for bench, peer, *_ in quick["figures"]:
         assert f"### {bench}\n" in quick["table"]
