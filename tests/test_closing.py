@@ -28,7 +28,8 @@ from spooling import (
 )
 
 from spool.blame import MAX_KILLS, Witness, describe_exit
-from spool.closing import close_dead, lost_tasks, orphans_of, publish_closing, publish_copies, sweep
+from spool.claims import Chain
+from spool.closing import close_dead, lost_tasks, mend_claims, orphans_of, publish_closing, publish_copies, sweep
 from spool.identity import myself
 from spool.journal import start_journal
 from spool.layout import Layout, attempt_name
@@ -452,6 +453,31 @@ def test_an_idle_attempt_does_not_hold_its_own_claims(layout: Layout) -> None:
     assert sweep(view, idle=A0) == 2
     assert indices(view.manifests["sweep-01"].tasks()) == [3, 4]
     assert sweep(view, idle=A0) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    stops=st.sets(st.integers(1, 80), min_size=1, max_size=60),
+    lost=st.sets(st.integers(0, 79), max_size=8),
+    done=st.sets(st.integers(0, 79), max_size=40),
+)
+def test_claims_that_a_power_cut_took_are_mended_so_that_nothing_done_is_claimed_again(
+    tmp_path_factory: pytest.TempPathFactory, stops: set[int], lost: set[int], done: set[int]
+) -> None:
+    """Whoever reads every claim and whoever skips then come to the same end, behind all that is done."""
+    layout = make_spool(tmp_path_factory.mktemp("s") / "s", 90)
+    writer = begin(layout, A0)
+    for stop in sorted(stops):
+        take(layout, A0, stop)
+    finish(writer, *(index for index in done if index < max(stops)))
+    assert close_dead(view_of(layout), A0, by="resume") is not None
+    for start in lost:
+        layout.claim(M, start).unlink(missing_ok=True)
+    mend_claims(view_of(layout))
+    end = Chain(layout, M, 90).advance().next
+    assert Chain(layout, M, 90).skip().next == end
+    assert all(index < end for index in done if index < max(stops))
+    assert mend_claims(view_of(layout)) == 0
 
 
 def test_an_open_attempt_holds_only_the_newest_round(layout: Layout) -> None:
