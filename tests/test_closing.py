@@ -458,11 +458,12 @@ def test_an_idle_attempt_does_not_hold_its_own_claims(layout: Layout) -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     stops=st.sets(st.integers(1, 80), min_size=1, max_size=60),
-    lost=st.sets(st.integers(0, 79), max_size=8),
-    done=st.sets(st.integers(0, 79), max_size=40),
+    lost=st.sets(st.integers(0, 59), max_size=8),
+    are_last_lost=st.booleans(),
+    done=st.sets(st.integers(0, 79), min_size=1, max_size=60),
 )
 def test_claims_that_a_power_cut_took_are_mended_so_that_nothing_done_is_claimed_again(
-    tmp_path_factory: pytest.TempPathFactory, stops: set[int], lost: set[int], done: set[int]
+    tmp_path_factory: pytest.TempPathFactory, stops: set[int], lost: set[int], are_last_lost: bool, done: set[int]
 ) -> None:
     """Whoever reads every claim and whoever skips then come to the same end, behind all that is done."""
     layout = make_spool(tmp_path_factory.mktemp("s") / "s", 90)
@@ -471,7 +472,8 @@ def test_claims_that_a_power_cut_took_are_mended_so_that_nothing_done_is_claimed
         take(layout, A0, stop)
     finish(writer, *(index for index in done if index < max(stops)))
     assert close_dead(view_of(layout), A0, by="resume") is not None
-    for start in lost:
+    starts = [0, *sorted(stops)[:-1]]
+    for start in [starts[place % len(starts)] for place in lost] + starts[-3:] * are_last_lost:
         layout.claim(M, start).unlink(missing_ok=True)
     mend_claims(view_of(layout))
     end = Chain(layout, M, 90).advance().next
