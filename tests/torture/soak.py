@@ -39,7 +39,7 @@ TASK_TIMEOUT_S = 3.0
 PATIENCE_S = {"small": 60.0, "full": 600.0}
 GROWTH = 1.05
 WARM, LATE = (0.15, 0.4), (0.75, 1.0)  # shares of the tasks done, between which samples are taken to compare
-SAMPLE_S = 0.2
+SAMPLE_S = {"small": 0.02, "full": 0.2}
 GONE_S = 2.0  # for a process that was killed to be gone
 # deed: how many of 10,000 tasks; at least one of each
 HARMLESS = {
@@ -72,11 +72,12 @@ class Outcome:
     counts: checker.Counts = field(default_factory=checker.Counts)
 
     def growth(self, what: str) -> tuple[float, float]:
-        """The medians after the warm-up and at the end."""
+        """The medians after the warm-up and at the end; of a quick run perhaps of one sample, the nearest."""
         medians = []
         for low, high in (WARM, LATE):
-            values = [getattr(sample, what) for sample in self.samples if low <= sample.done <= high]
-            medians.append(statistics.median(values) if values else 0.0)
+            inside = [sample for sample in self.samples if low <= sample.done <= high]
+            near = inside or [min(self.samples, key=lambda sample: abs(2 * sample.done - low - high))]
+            medians.append(statistics.median(getattr(sample, what) for sample in near))
         return medians[0], medians[1]
 
 
@@ -104,20 +105,20 @@ def play(amount: str, home: Path, group: Group) -> Outcome:
         command += ["--arg", f"{name}={box / name}"]
     try:
         parent = box.start(*command, program=(*group.program, GPUSPOOL))
-        _watch(parent, box / "S", len(planned), outcome, PATIENCE_S[amount])
+        _watch(parent, box / "S", len(planned), outcome, amount)
         _judge(parent, box, planned, outcome, group)
     finally:
         box.kill_all()
     return outcome
 
 
-def _watch(parent: Started, spool: Path, tasks: int, outcome: Outcome, patience_s: float) -> None:
+def _watch(parent: Started, spool: Path, tasks: int, outcome: Outcome, amount: str) -> None:
     """Take samples until the end, or until the patience is over."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + PATIENCE_S[amount]
     while not parent.is_over() and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             outcome.samples.append(_sample(parent.pid, _verdicts(spool) / tasks))
-        time.sleep(SAMPLE_S)
+        time.sleep(SAMPLE_S[amount])
 
 
 def _verdicts(spool: Path) -> int:
