@@ -17,7 +17,7 @@ import msgspec
 
 from spool.errors import UsageError
 from spool.layout import OUT_MARK
-from spool.records import TaskLine, seal, seal_body, unseal
+from spool.records import TaskLine, seal_bodies, seal_lines, unseal
 
 
 class Inputs:
@@ -37,12 +37,8 @@ class Inputs:
 
 
 def sealed(tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> Inputs:
-    costs = array.array("d")
-    lines = []
-    for task in tasks:
-        costs.append(task.cost)
-        lines.append(seal(task))
-    return Inputs(lines, costs, newest_mtime)
+    tasks = list(tasks)
+    return Inputs(seal_lines(tasks), array.array("d", [task.cost for task in tasks]), newest_mtime)
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,14 +68,20 @@ def collect(
 
 def from_values(values: Iterable[Any]) -> Inputs:
     """One task of cost 1 for each JSON value. Raises UsageError for what JSON cannot hold."""
-    lines, encode = [], msgspec.json.Encoder().encode
+    lines = seal_bodies(
+        b'{"task":%d,"key":"t%d","payload":%b,"cost":1.0' % (index, index, payload)
+        for index, payload in enumerate(_payloads(values))
+    )
+    return Inputs(lines, array.array("d", [1.0]) * len(lines))
+
+
+def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
+    encode = msgspec.json.Encoder().encode
     for index, value in enumerate(values):
         try:
-            payload = encode(value)
+            yield encode(value)
         except (TypeError, ValueError) as error:
             raise UsageError(f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values.") from None
-        lines.append(seal_body(b'{"task":%d,"key":"t%d","payload":%b,"cost":1.0' % (index, index, payload)))
-    return Inputs(lines, array.array("d", [1.0]) * len(lines))
 
 
 def _read_lines(source: str) -> list[str]:

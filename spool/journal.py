@@ -1,9 +1,8 @@
 """Journals: one writer's append-only list of finished tasks, the truth about tasks.
 
-A line is written before anything that may take long begins; those of tiny tasks share one write(2), so a killed
-process loses at most the last 10 ms of them. The data is fsynced at least once a second by whoever calls
-`sync_if_dirty`. A write that fails or is cut short leaves a torn line, and nothing is appended after it: the writer is
-broken from then on.
+A line is written before anything that may take long begins; those of tiny tasks share one write(2). The data is
+fsynced at least once a second by whoever calls `sync_if_dirty`. A write that fails or is cut short leaves a torn line,
+and nothing is appended after it: the writer is broken from then on.
 The reader takes whole lines only; a line that does not check costs that line alone.
 """
 
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,37 +18,30 @@ from msgspec.structs import asdict
 from spool.layout import Layout
 from spool.manifest import Damage, Report
 from spool.publish import SyncError, create_journal, read_bytes, write_all
-from spool.records import Identity, JournalHead, R, Record, seal, unseal_lines
+from spool.records import Identity, JournalHead, R, Record, seal, seal_lines, unseal_lines
 
-GROUP_S = 0.01  # how long a finished task's line may wait for others: what a killed process may have to do again
 CHUNK_BYTES = 1024 * 1024  # that a reader takes at once, whatever a journal has grown to
 
 
 class JournalWriter:
     """The one writer of one journal. Any OSError it raises must end the attempt.
 
-    Lines that `may_wait` share a write with those that follow within GROUP_S. Whoever lets lines wait calls `flush`
-    before anything that may take longer; the thread that syncs does it too, in case that was forgotten.
+    Lines that `may_wait` share a write with those that follow; until then they are lost with the process. Whoever lets
+    lines wait calls `flush` before anything that may take longer; the thread that syncs does it too.
     """
 
     def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
         self._path = str(path)
-        self._waiting: list[bytes] = []
-        self._since = 0.0
+        self._waiting: list[Record] = []
         self._lock = threading.Lock()
         self._dirty = False
         self._broken: OSError | None = None
 
     def append(self, line: Record, may_wait: bool = False) -> None:
-        """Add one sealed line, and write it and all that wait unless it may wait too and none has for too long."""
-        if self._broken is not None:
-            raise self._broken
-        now = time.monotonic()
-        if not self._waiting:
-            self._since = now
-        self._waiting.append(seal(line))
-        if not may_wait or now - self._since >= GROUP_S:
+        """Add one line; unless it may wait, write it and all that wait."""
+        self._waiting.append(line)
+        if not may_wait:
             self.flush()
 
     def flush(self) -> None:
@@ -61,7 +52,7 @@ class JournalWriter:
             if not count:
                 return
             try:
-                write_all(self._fd, b"".join(self._waiting[:count]))
+                write_all(self._fd, b"".join(seal_lines(self._waiting[:count])))
             except OSError as error:
                 error.filename = self._path
                 self._broken = error

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
+import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-_SEAL = b',"crc":"%08x"}\n'
-_SEALED = b"%b" + _SEAL
-_SEAL_BYTES = len(_SEAL % 0)
+_SEAL, _END = ',"crc":"', '"}\n'
+_BETWEEN = _END + _SEAL
+_SEAL_BYTES = len(_SEAL + "00000000" + _END)
+SEALED_AT_ONCE = 1024  # lines
 NO_SEAL = "the line does not end with its checksum"
 NO_JSON = msgspec.Raw(b"")  # an absent JSON value; left out when the record is written
 
@@ -342,21 +345,35 @@ def decode_lines(data: bytes, kind: type[R]) -> list[R]:
         raise Damaged(str(error)) from None
 
 
+def _seals(bodies: list[bytes]) -> bytes:
+    """The ends of sealed lines, one behind the other: for many at once that costs a fifth of one by one."""
+    sums = struct.pack(f">{len(bodies)}I", *map(zlib.crc32, bodies)).hex("\n", 4)
+    return (_SEAL + sums.replace("\n", _BETWEEN) + _END).encode() if bodies else b""
+
+
+def seal_bodies(bodies: Iterable[bytes]) -> list[bytes]:
+    """The sealed lines of records that are encoded already, up to their closing brace."""
+    lines: list[bytes] = []
+    rest = iter(bodies)
+    while some := list(itertools.islice(rest, SEALED_AT_ONCE)):
+        lines += map(operator.add, some, _seals(some).splitlines(keepends=True))
+    return lines
+
+
+def seal_lines(records: Iterable[msgspec.Struct]) -> list[bytes]:
+    """One line each with its checksum as the last field: the crc32 of all bytes before `,"crc"`."""
+    return seal_bodies([text[:-1] for text in map(_encoder.encode, records)])
+
+
 def seal(record: msgspec.Struct) -> bytes:
-    """One line with its checksum as the last field: the crc32 of all bytes before `,"crc"`."""
-    body = _encoder.encode(record)[:-1]
-    return _SEALED % (body, zlib.crc32(body))
-
-
-def seal_body(body: bytes) -> bytes:
-    """The same of a record that is encoded already, up to its closing brace."""
-    return _SEALED % (body, zlib.crc32(body))
+    """The sealed line of one record."""
+    return seal_lines([record])[0]
 
 
 def check_seal(line: bytes) -> None:
     """Raises Damaged unless the line (without its newline) carries the right checksum."""
     body = line[: 1 - _SEAL_BYTES]
-    if line + b"\n" != _SEALED % (body, zlib.crc32(body)):
+    if line + b"\n" != body + _seals([body]):
         raise Damaged(NO_SEAL)
 
 
@@ -373,8 +390,7 @@ def unseal_lines(data: bytes, at: int, kind: type[R], refuse: Callable[[int, str
     checked all at once, and one by one only where that finds anything wrong.
     """
     lines = data.splitlines(keepends=True)
-    seals = _SEAL * len(lines) % tuple(map(zlib.crc32, [line[:-_SEAL_BYTES] for line in lines]))
-    if b"".join([line[-_SEAL_BYTES:] for line in lines]) == seals:
+    if b"".join([line[-_SEAL_BYTES:] for line in lines]) == _seals([line[:-_SEAL_BYTES] for line in lines]):
         with contextlib.suppress(Damaged):
             records = decode_lines(data, kind)
             if len(records) == len(lines):

@@ -247,10 +247,7 @@ def tasks_of(layout: Layout) -> list[int]:
     return [line.task for _, line in JournalReader(layout, A0, pytest.fail).read(JournalBrief)]
 
 
-def test_lines_that_may_wait_share_a_write_with_the_next_that_may_not(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("spool.journal.GROUP_S", 3600.0)
+def test_lines_that_may_wait_share_a_write_with_the_next_that_may_not(layout: Layout) -> None:
     writer = begin(layout, A0)
     append_waiting(writer, 2, 0)
     assert tasks_of(layout) == []
@@ -261,14 +258,6 @@ def test_lines_that_may_wait_share_a_write_with_the_next_that_may_not(
     append_waiting(writer, 4)
     writer.sync_if_dirty()
     assert tasks_of(layout) == [2, 0, 1, 3, 4]
-
-
-def test_a_line_waits_for_no_longer_than_its_time(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = begin(layout, A0)
-    append_waiting(writer, 0)
-    monkeypatch.setattr("spool.journal.GROUP_S", 0.0)
-    append_waiting(writer, 1)
-    assert tasks_of(layout) == [0, 1]
 
 
 def test_two_threads_write_each_line_once_and_in_order(layout: Layout) -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import random
 import signal
+import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -74,7 +75,7 @@ class Attempt:
         self._began = time.monotonic() - age_s()
         self._start_s = self._load_s = self._ran_s = 0.0
         self._may_wait = False  # whether lines may wait for others: calls take next to no time
-        self._in_hand: list[TaskLine] = []
+        self._in_hand: deque[TaskLine] = deque()
         self._looked_at = time.monotonic()
         self._is_call = intent.job.kind == "call"
         self._call_code = 1  # until the call has returned
@@ -219,15 +220,17 @@ class Attempt:
 
     def _run_some(self) -> None:
         executor, backlog = self.executor, self._backlog
-        self._in_hand = lines = backlog.next_batch(executor.most, executor.job.batch_cost)
+        lines = backlog.next_batch(executor.most, executor.job.batch_cost)
+        self._in_hand = deque(lines)
         if executor.window and not self.is_draining:
             executor.look_ahead(backlog.ahead(lines, executor.batch_size, executor.window))
         costs, began = [line.cost or 1.0 for line in lines], perf_counter()
-        ran = executor.run(lines[:])
+        ran = executor.run(lines)
+        self.journal.flush()
         took = perf_counter() - began
         self.beat.doing.task = self.beat.doing.task_since = None
         backlog.put_back(self._in_hand)
-        self._in_hand = []
+        self._in_hand.clear()
         self._may_wait = took < TINY_S * (ran if executor.is_each else 1) and not executor.is_announcing
         self._ran_s += took
         backlog.rate.add(took, sum(costs[:ran]))
@@ -360,7 +363,7 @@ class Attempt:
         idle_s = {"start": self._start_s, "load": self._load_s, "inputs": inputs_s}
         idle_s["publish"] = self._ran_s - call_s - inputs_s
         idle_s["work"] = seconds - call_s - sum(idle_s.values())
-        versions = {"gpuspool": spool.__version__, "python": platform.python_version(), "torch": torch_version() or ""}
+        versions = {"gpuspool": spool.__version__, "python": sys.version.split()[0], "torch": torch_version() or ""}
         return Stats(
             done=self.beat.doing.done,
             failed=self.beat.doing.failed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
 
 from spool.records import TaskLine
@@ -83,7 +83,7 @@ class Backlog:
             batch.append(pending.popleft())
         return batch
 
-    def put_back(self, lines: list[TaskLine]) -> None:
+    def put_back(self, lines: Sequence[TaskLine]) -> None:
         """Those of the last batch that were not run."""
         self._pending.extendleft(reversed(lines))
 

@@ -28,6 +28,7 @@ from worker.trouble import Unusable, raise_trouble
 
 EACH = 256  # tasks that are called one after the other before this process looks around again,
 LOOK_S = 0.01  # or for so long
+_decode = msgspec.json.Decoder().decode
 LOG_FROM_S = 0.01  # shorter tasks that complete get no `log` range, and the log is looked at no more often than this
 
 
@@ -59,12 +60,13 @@ class Executor:
         if job.load is not None:
             self._inputs = Inputs(job.load, self._task, threads_for(job.batch_size, job.prefetch))
         self.is_each = job.batch_size is None and self._inputs is None
+        self._each = 1  # tasks that are called one after the other next
         self._log_end, self._looked_at = 0, -LOG_FROM_S
 
     @property
     def most(self) -> int:
-        """How many tasks `run` takes at once: a batch, or some that are called one after the other."""
-        return EACH if self.is_each else self.batch_size
+        """How many tasks `run` takes at once: a batch, or as many single ones as it may well come to."""
+        return self._each if self.is_each else self.batch_size
 
     def run(self, lines: list[TaskLine]) -> int:
         """Run a batch, and settle each of its tasks as soon as something is known about it; of a job without batches
@@ -78,7 +80,8 @@ class Executor:
         return len(lines)
 
     def _run_each(self, lines: list[TaskLine]) -> int:
-        call, until, ran = self.job.call, perf_counter() + LOOK_S, 0
+        call, outputs, ran, began = self.job.call, self.outputs, 0, perf_counter()
+        until = began + LOOK_S
         for line in lines:
             if self.is_announcing or line.careful:
                 self._announce([line])
@@ -86,16 +89,21 @@ class Executor:
             start, clock = self._begin(line)
             result, raised = call_user_code(call, task, self._context)
             ended = perf_counter()
-            self.call_s += ended - clock
-            if raised is not None or self.outputs.trouble is not None:
+            seconds = ended - clock
+            self.call_s += seconds
+            if raised is not None or outputs.trouble is not None:
                 outcome: msgspec.Raw | Error = self._failure(raised)
             else:
-                outcome = self._outcome(result)
+                outcome = NO_JSON if result is None else self._outcome(result)
             del task, result, raised  # they may hold tensors, which the next call needs room for
-            self._finish([line], [outcome], start, ended - clock)
+            if isinstance(outcome, Error) or outputs.asked or seconds >= LOG_FROM_S:
+                self._finish([line], [outcome], start, seconds)
+            else:
+                self._conclude(line, outcome, start, seconds)
             ran += 1
             if ended >= until or self.is_stopped:
                 break
+        self._each = min(EACH, 1 + int(ran * LOOK_S / (perf_counter() - began)))
         return ran
 
     def _run_batch(self, lines: list[TaskLine]) -> None:
@@ -189,7 +197,7 @@ class Executor:
             raise
 
     def _task(self, line: TaskLine) -> Task:
-        return Task(line.task, line.key, msgspec.json.decode(line.payload), line.cost, self._seed)
+        return Task(line.task, line.key, _decode(line.payload), line.cost, self._seed)
 
     def _call(self, tasks: list[Task]) -> tuple[list[Any], BaseException | None]:
         if self.job.batch_size is None:
@@ -222,27 +230,38 @@ class Executor:
         return encoded if raised is None else to_error(raised)
 
     def _finish(self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error], start: float, seconds: float) -> None:
-        """Publish the outputs of what went well, drop the others, word the lines, and settle the tasks."""
-        published = self._publish(lines, outcomes) if self.outputs.are_asked else {}
+        """Publish the outputs of what went well, drop the others, and settle the tasks."""
+        published = self._publish(lines, outcomes) if self.outputs.asked else {}
         log: tuple[int, int] | None = None
-        took = int(seconds * 1e6) / 1e6  # a fifth of what round() costs
-        for place, line in enumerate(lines):
-            outcome = outcomes[place]
-            error, result = (outcome, NO_JSON) if isinstance(outcome, Error) else (None, outcome)
-            if log is None and (error is not None or seconds >= LOG_FROM_S):
-                log = (self._log_end, self._look_at_log())
-            verdict = JournalLine(
-                task=line.task,
-                round=line.round,
-                state="complete" if error is None else "failed",
-                start=start,
-                seconds=took,
-                result=result,
-                error=error,
-                outputs=published.get(line.task, []),
-                log=log if error is not None or seconds >= LOG_FROM_S else None,
-            )
-            self._settle(line, verdict)
+        if seconds >= LOG_FROM_S or any(isinstance(outcome, Error) for outcome in outcomes):
+            log = (self._log_end, self._look_at_log())
+        for line, outcome in zip(lines, outcomes, strict=True):
+            is_told = seconds >= LOG_FROM_S or isinstance(outcome, Error)
+            self._conclude(line, outcome, start, seconds, published.get(line.task, []), log if is_told else None)
+
+    def _conclude(
+        self,
+        line: TaskLine,
+        outcome: msgspec.Raw | Error,
+        start: float,
+        seconds: float,
+        outputs: list[tuple[str, int]] | None = None,
+        log: tuple[int, int] | None = None,
+    ) -> None:
+        """Word the line of a task, and settle it."""
+        error, result = (outcome, NO_JSON) if isinstance(outcome, Error) else (None, outcome)
+        verdict = JournalLine(
+            task=line.task,
+            round=line.round,
+            state="complete" if error is None else "failed",
+            start=start,
+            seconds=int(seconds * 1e6) / 1e6,  # a fifth of what round() costs
+            result=result,
+            error=error,
+            outputs=outputs or [],
+            log=log,
+        )
+        self._settle(line, verdict)
 
     def _publish(self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error]) -> dict[int, list[tuple[str, int]]]:
         """What each task wrote; a task that wrote nothing where it said that it would has failed, in `outcomes`."""

@@ -35,21 +35,16 @@ class Outputs:
     def __init__(self, root: Path, attempt: str) -> None:
         self.root = root
         self.attempt = attempt
-        self._asked: dict[int, dict[str, _Asked]] = {}
+        self.asked: dict[int, dict[str, _Asked]] = {}  # by the tasks in hand
         self._named: set[Path] = set()
         self.left_behind = 0  # hidden names that could not be removed
         self.trouble: OSError | None = None  # that `path` met, whatever the job made of it
-
-    @property
-    def are_asked(self) -> bool:
-        """Whether any task in hand asked for a path."""
-        return bool(self._asked)
 
     def path(self, task: Task, suffix: str) -> Path:
         """The hidden path for one output; the same for the same question."""
         if "/" in suffix or "\0" in suffix:
             raise ValueError(f"ctx.output: suffix {suffix!r} holds a slash; let the output be a folder instead")
-        asked = self._asked.setdefault(task.index, {})
+        asked = self.asked.setdefault(task.index, {})
         if suffix not in asked:
             final = self.root / f"{task.key}{suffix}"
             if len(os.fsencode(final.name)) > NAME_BYTES:
@@ -74,7 +69,7 @@ class Outputs:
 
     def folders(self) -> list[Path]:
         """The folders that the tasks in hand asked for paths in."""
-        return [asked.final.parent for several in self._asked.values() for asked in several.values()]
+        return [asked.final.parent for several in self.asked.values() for asked in several.values()]
 
     def _sync_above(self, folder: Path) -> None:
         """The names of folders below OUT, once each: who made one may have died before it was synced."""
@@ -85,8 +80,8 @@ class Outputs:
 
     def discard(self, tasks: Iterable[int] | None = None) -> None:
         """Forget and delete what these tasks wrote, or all that are in hand."""
-        for index in list(self._asked) if tasks is None else tasks:
-            for asked in self._asked.pop(index, {}).values():
+        for index in list(self.asked) if tasks is None else tasks:
+            for asked in self.asked.pop(index, {}).values():
                 self.left_behind += not _remove(asked.hidden)
 
     def publish(self, tasks: Iterable[int]) -> dict[int, list[tuple[str, int]] | OutputMissing]:
@@ -94,7 +89,7 @@ class Outputs:
         published: dict[int, list[tuple[str, int]] | OutputMissing] = {}
         folders: set[Path] = set()
         for index in tasks:
-            asked = self._asked.pop(index, {})
+            asked = self.asked.pop(index, {})
             if not asked:
                 continue
             missing = [suffix for suffix, one in asked.items() if not one.hidden.exists()]

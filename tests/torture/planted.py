@@ -50,7 +50,7 @@ def journal_first() -> None:
     def publish_later(self: Outputs, tasks: Any) -> Any:
         found = {}
         for index in tasks:
-            asked = self._asked.get(index, {}).values()
+            asked = self.asked.get(index, {}).values()
             found[index] = [(one.final.name, one.hidden.stat().st_size) for one in asked]
             waiting[index] = self
         return found
