@@ -23,6 +23,7 @@ import msgspec
 
 import spool
 from orchestrator.inputs import Inputs
+from spool.codec import seal_pretty
 from spool.errors import UsageError
 from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, parse_hidden, rank_name
 from spool.publish import (
@@ -37,7 +38,7 @@ from spool.publish import (
     rename,
     write_file,
 )
-from spool.records import Fingerprint, Job, Options, Run, TaskLine, seal_pretty
+from spool.records import Fingerprint, Job, Options, Run, TaskLine
 from spool.view import View
 
 JOINED = 4096  # lines that are hashed at once

@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 
+from spool.codec import seal_bodies, seal_lines, unseal
 from spool.errors import UsageError
 from spool.layout import OUT_MARK
-from spool.records import TaskLine, seal_bodies, seal_lines, unseal
+from spool.records import TaskLine
 
 
 class Inputs:

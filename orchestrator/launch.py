@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 from orchestrator.devices import environment_for, near_cpus
+from spool.codec import seal_pretty
 from spool.identity import MARK, mark_of, myself
 from spool.layout import attempt_name
 from spool.publish import FILE_MODE, publish
-from spool.records import Intent, Job, Options, pretty
+from spool.records import Intent, Job, Options
 from spool.view import View
 
 OOM_SCORE = 300  # as if a worker had 3/10 of the memory more than it has
@@ -83,7 +84,7 @@ def launch(
         environment={name: environment[name] for name in RECORDED if name in environment},
         at=time.time(),
     )
-    if not publish(view.layout.intent(attempt), pretty(intent)):
+    if not publish(view.layout.intent(attempt), seal_pretty(intent)):
         raise FileExistsError(f"{attempt} was started by somebody else just now")
     folder = view.run.submit_dir if Path(view.run.submit_dir).is_dir() else str(view.layout.root)
     with open(view.layout.log(attempt), "ab", buffering=0, opener=open_log) as log:

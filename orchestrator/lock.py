@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from filelock import FileLock, Timeout
 from msgspec.structs import asdict
 
+from spool.codec import pretty
 from spool.errors import OrchestratorLive
 from spool.identity import ALIVE, liveness, myself
 from spool.layout import Layout
 from spool.publish import naming, patiently, read_record, replace
-from spool.records import Holder, pretty
+from spool.records import Holder
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 

@@ -27,10 +27,11 @@ from orchestrator.progress import Progress
 from orchestrator.repair import keep_copy
 from orchestrator.workers import Workers
 from spool.closing import mend_claims, sweep
+from spool.codec import encode
 from spool.identity import ALIVE, DEAD, myself
 from spool.layout import STATES, rank_of
 from spool.publish import FILE_MODE, SyncError, probe_folder, publish, replace, write_all
-from spool.records import Closing, Job, Options, ParentBeat, encode
+from spool.records import Closing, Job, Options, ParentBeat
 from spool.timeouts import is_limited
 from spool.view import View, drain_epoch
 

@@ -10,11 +10,11 @@ import hashlib
 import os
 from pathlib import Path
 
+from spool.codec import seal_pretty
 from spool.errors import SpoolError
 from spool.layout import FORMAT_TEXT, SUBDIRS, Layout
-from spool.publish import FOLDER_MODE, fsync_dir, is_regular, publish, read_bytes, replace
-from spool.records import Job, Run, seal_pretty
-from spool.view import read_run
+from spool.publish import FOLDER_MODE, fsync_dir, is_regular, publish, read_bytes, read_sealed, replace
+from spool.records import Job, Run
 
 
 def keep_copy(layout: Layout, path: str) -> None:
@@ -35,7 +35,7 @@ def repair(layout: Layout, run: Run) -> None:
     if read_bytes(layout.format) != FORMAT_TEXT.encode():
         _restore(layout, layout.format, FORMAT_TEXT.encode())
     for path in (layout.run, layout.run_copy):
-        if read_run(path) is None:
+        if read_sealed(path, Run) is None:
             _restore(layout, path, seal_pretty(run))
     for path in (layout.summary, layout.holder):
         make_way(path)

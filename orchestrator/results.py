@@ -9,11 +9,12 @@ from typing import Any, BinaryIO
 import msgspec
 
 from spool.closing import lost_tasks
+from spool.codec import R, unseal
 from spool.errors import UsageError
 from spool.journal import JournalReader
 from spool.layout import parse_attempt, rank_of
 from spool.publish import read_bytes
-from spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost, R, unseal
+from spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost
 from spool.view import View
 
 NULL = msgspec.Raw(b"null")

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from orchestrator.results import Results
 from spool.closing import lost_tasks
 from spool.layout import STATES, SUBDIRS
-from spool.publish import listdir, read_bytes, read_record
-from spool.records import Closing
-from spool.view import View, read_run
+from spool.publish import listdir, read_bytes, read_record, read_sealed
+from spool.records import Closing, Run
+from spool.view import View
 
 
 @dataclass
@@ -51,7 +51,7 @@ def _check_job(view: View, found: Findings) -> None:
         path = view.layout.job_copy(copy)
         if hashlib.sha256(read_bytes(path) or b"").hexdigest() != sha:
             found.problems.append(f"{path}: not the job that the run began with; resume restores it if it can")
-    if read_run(view.layout.run_copy) is None:
+    if read_sealed(view.layout.run_copy, Run) is None:
         found.problems.append(f"{view.layout.run_copy}: not a run record; resume restores it")
 
 

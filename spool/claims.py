@@ -11,10 +11,11 @@ from __future__ import annotations
 import itertools
 import time
 
+from spool.codec import Damaged, decode, encode
 from spool.layout import Layout, parse_attempt
 from spool.manifest import Damage, Report
 from spool.publish import listdir, publish, read_bytes
-from spool.records import Claim, Damaged, decode, encode
+from spool.records import Claim
 
 LEFT_FRACTION = 4  # one claim takes at most a quarter of a share of what is left: thieves always find something
 TARGET_S = (0.5, 10.0)  # and so much estimated work, the second in long runs: a thief or a restart waits no longer

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 
 from spool.blame import Witness, blame, place_of, scene_of, time_out
+from spool.codec import pretty
 from spool.journal import link_empty_journal
 from spool.layout import Layout
 from spool.manifest import publish_manifest, publish_orphans
 from spool.publish import fsync_file, publish
-from spool.records import Closing, Error, Lost, Record, TaskLine, pretty
+from spool.records import Closing, Error, Lost, Record, TaskLine
 from spool.timeouts import read_stacks
 from spool.view import View
 

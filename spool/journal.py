@@ -15,10 +15,11 @@ from pathlib import Path
 
 from msgspec.structs import asdict
 
+from spool.codec import R, seal, seal_lines, unseal_lines
 from spool.layout import Layout
 from spool.manifest import Damage, Report
 from spool.publish import SyncError, create_journal, read_bytes, write_all
-from spool.records import Identity, JournalHead, R, Record, seal, seal_lines, unseal_lines
+from spool.records import Identity, JournalHead, Record
 
 CHUNK_BYTES = 1024 * 1024  # that a reader takes at once, whatever a journal has grown to
 

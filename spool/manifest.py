@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from spool.codec import Damaged, decode_lines, seal, unseal, unseal_lines
 from spool.layout import Layout, orphans_name, parse_orphans, rank_name
 from spool.publish import is_regular, publish, read_bytes
-from spool.records import Closing, Damaged, Run, TaskLine, decode_lines, seal, unseal, unseal_lines
+from spool.records import Closing, Run, TaskLine
 
 BLOCK_BYTES = 64 * 1024  # what is split to find one line: some hundred lines, and a count for each block to keep
 SPLIT_PLACES = 4096  # lines that are split at once

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from spool.codec import Damaged, R, decode, unseal_pretty
 from spool.layout import hidden_name
-from spool.records import Damaged, R, decode
 
 FILE_MODE = 0o664  # less the umask; under none are files writable by everybody, which a spool must not be
 FOLDER_MODE = 0o775
@@ -331,5 +331,13 @@ def read_record(path: Path, kind: type[R]) -> R | None:
     """The one record that a file holds, or None where there is no such file or it cannot be read as one."""
     try:
         return decode(read_bytes(path) or b"", kind)
+    except Damaged:
+        return None
+
+
+def read_sealed(path: Path, kind: type[R]) -> R | None:
+    """The same of a file that ends with its checksum; None also where that is not right."""
+    try:
+        return unseal_pretty(read_bytes(path) or b"", kind)
     except Damaged:
         return None

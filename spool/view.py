@@ -8,7 +8,6 @@ held and no more; every damage is kept in `damage`, once.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import stat as stat_
 from collections.abc import Iterator, Mapping
@@ -33,20 +32,8 @@ from spool.layout import (
     rank_name,
 )
 from spool.manifest import Damage, Manifest, Report, load_manifest, planned_checksums
-from spool.publish import is_regular, listdir, read_bytes, read_record
-from spool.records import (
-    Closing,
-    Damaged,
-    Heartbeat,
-    Identity,
-    Intent,
-    Job,
-    JournalBrief,
-    Options,
-    Run,
-    TaskLine,
-    unseal_pretty,
-)
+from spool.publish import is_regular, listdir, read_bytes, read_record, read_sealed
+from spool.records import Closing, Heartbeat, Identity, Intent, Job, JournalBrief, Options, Run, TaskLine
 from spool.state import Ledger
 
 _ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
@@ -58,8 +45,8 @@ def load_run(layout: Layout, report: Report | None = None) -> Run:
     Raises UsageError where there is no spool, SpoolError where it is of another format or neither copy is readable.
     """
     text = read_bytes(layout.format)
-    run = read_run(layout.run)
-    found = run or read_run(layout.run_copy)
+    run = read_sealed(layout.run, Run)
+    found = run or read_sealed(layout.run_copy, Run)
     if found is None and text is None:
         what = "is not a spool: it has no FORMAT file" if layout.root.is_dir() else "does not exist"
         raise UsageError(f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it.")
@@ -78,13 +65,6 @@ def load_run(layout: Layout, report: Report | None = None) -> Run:
     if run is None:
         _report(report, layout.run, f"not a run record; its copy {layout.run_copy} says what it should")
     return found
-
-
-def read_run(path: Path) -> Run | None:
-    """run.json, or its copy; None where it is missing or damaged."""
-    with contextlib.suppress(Damaged):
-        return unseal_pretty(read_bytes(path) or b"", Run)
-    return None
 
 
 def _report(report: Report | None, path: Path, reason: str) -> None:
@@ -215,7 +195,7 @@ class View:
             if attempt in self.intents or parse_attempt(attempt) is None:
                 continue
             path = self.layout.intent(attempt)
-            self.intents[attempt] = read_record(path, Intent)
+            self.intents[attempt] = read_sealed(path, Intent)
             if self.intents[attempt] is None:
                 self.report(Damage(str(path), 0, "not the intent of an attempt"))
 

@@ -16,26 +16,13 @@ from typing import Any
 import msgspec
 
 from spool.claims import Chain
+from spool.codec import encode, seal, seal_pretty
 from spool.identity import identity_of, myself
 from spool.journal import JournalReader, JournalWriter, start_journal
 from spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name
 from spool.manifest import Damage, publish_manifest
 from spool.publish import publish
-from spool.records import (
-    Claim,
-    Fingerprint,
-    Identity,
-    Intent,
-    Job,
-    JournalLine,
-    Options,
-    Run,
-    TaskLine,
-    encode,
-    pretty,
-    seal,
-    seal_pretty,
-)
+from spool.records import Claim, Fingerprint, Identity, Intent, Job, JournalLine, Options, Run, TaskLine
 from spool.view import View, load_run
 
 A0, A1, B0, C0 = attempt_name(0, 0), attempt_name(0, 1), attempt_name(1, 0), attempt_name(2, 0)
@@ -99,7 +86,7 @@ def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None
         environment={"CUDA_VISIBLE_DEVICES": "0"},
         at=1700000000.5,
     )
-    assert publish(layout.intent(attempt), pretty(intent))
+    assert publish(layout.intent(attempt), seal_pretty(intent))
     return intent
 
 

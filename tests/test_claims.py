@@ -20,8 +20,9 @@ from spool.claims import (
     parse_start,
     read_claim,
 )
+from spool.codec import encode
 from spool.layout import Layout, attempt_name
-from spool.records import Claim, encode
+from spool.records import Claim
 
 M = "rank-0000"
 

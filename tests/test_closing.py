@@ -30,12 +30,13 @@ from spooling import (
 from spool.blame import MAX_KILLS, Witness, describe_exit
 from spool.claims import Chain
 from spool.closing import close_dead, lost_tasks, mend_claims, orphans_of, publish_closing, publish_copies, sweep
+from spool.codec import decode
 from spool.identity import myself
 from spool.journal import start_journal
 from spool.layout import Layout, attempt_name
 from spool.manifest import load_manifest, publish_manifest
 from spool.publish import listdir
-from spool.records import Claim, Closing, JournalLine, TaskLine, decode
+from spool.records import Claim, Closing, JournalLine, TaskLine
 from spool.view import View
 
 M = "rank-0000"

@@ -18,7 +18,7 @@ from spooling import A0, task
 from spool.records import JournalLine, TaskLine
 from worker.beat import Doing
 from worker.context import Context, Task
-from worker.execute import LOOK_S, Executor
+from worker.execute import EACH, LOOK_S, Executor
 from worker.job import LoadedJob
 from worker.outputs import Outputs
 
@@ -348,6 +348,16 @@ def test_no_call_begins_once_the_executor_is_stopped(tmp_path: Path) -> None:
 def test_after_a_long_call_the_caller_looks_around_before_the_next(tmp_path: Path) -> None:
     executor = executor_of(tmp_path, lambda task, ctx: time.sleep(2 * LOOK_S))
     assert executor.run([task(index) for index in range(4)]) == 1
+
+
+def test_as_many_single_tasks_are_asked_for_as_fit_between_two_looks(tmp_path: Path) -> None:
+    executor = executor_of(tmp_path, lambda task, ctx: time.sleep(task.payload))
+    asked = []
+    for seconds in (0, 0, 2 * LOOK_S):
+        asked.append(executor.most)
+        executor.run([task(0, payload=msgspec.Raw(b"%g" % seconds))])
+    assert asked[0] == executor.most == 1
+    assert 1 < asked[1] <= EACH
 
 
 def test_a_seed_depends_on_the_run_and_the_index_alone(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 from spooling import A0, begin, dead_process, intend, make_spool, view_of
 
+from spool.codec import encode
 from spool.death import Coroner
 from spool.identity import ALIVE, DEAD, ELSEWHERE, LeaseWatch, identity_of, is_here, liveness, myself
 from spool.journal import start_journal
 from spool.layout import Layout
 from spool.publish import replace
-from spool.records import Identity, ParentBeat, encode
+from spool.records import Identity, ParentBeat
 
 
 @pytest.fixture

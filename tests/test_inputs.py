@@ -13,8 +13,9 @@ import pytest
 
 from orchestrator.create import plan
 from orchestrator.inputs import collect, from_values
+from spool.codec import seal
 from spool.errors import UsageError
-from spool.records import TaskLine, seal
+from spool.records import TaskLine
 
 
 def write(path: Path, text: str | bytes = "x") -> str:

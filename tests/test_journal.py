@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spooling import A0, begin, finish, flips, hidden_files, make_spool, python, race, read_journal, sealed_lines
 
+from spool.codec import decode
 from spool.identity import myself
 from spool.journal import JournalReader, JournalWriter, link_empty_journal, start_journal
 from spool.layout import Layout
 from spool.manifest import Damage
-from spool.records import JournalBrief, JournalHead, JournalLine, decode
+from spool.records import JournalBrief, JournalHead, JournalLine
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ from spooling import (
 )
 
 from spool.closing import close_dead, sweep
+from spool.codec import seal
 from spool.layout import Layout
 from spool.manifest import Damage, Manifest, load_manifest, publish_manifest, publish_orphans
-from spool.records import Closing, seal
+from spool.records import Closing
 
 CLOSING = Closing(attempt=A0, state="stopped", reason="drained", by=A0, at=1.0)
 

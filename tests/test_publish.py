@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from spooling import hidden_files, python, race, together
 
+from spool.codec import encode
 from spool.publish import create_journal, link_or_lose, listdir, publish, read_bytes, read_record, replace, write_all
-from spool.records import Claim, ParentBeat, encode
+from spool.records import Claim, ParentBeat
 
 ROUNDS = 100
 BIG = 256 * 1024

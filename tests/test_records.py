@@ -9,11 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spooling import A0, JOB, cuts, flips, some_run, task
 
+from spool.codec import (
+    SEALED_AT_ONCE,
+    Damaged,
+    check_seal,
+    decode,
+    encode,
+    pretty,
+    seal,
+    seal_lines,
+    unseal,
+    unseal_lines,
+)
 from spool.identity import myself
 from spool.records import (
     Claim,
     Closing,
-    Damaged,
     Error,
     Heartbeat,
     Holder,
@@ -27,12 +38,7 @@ from spool.records import (
     ParentBeat,
     Record,
     Stats,
-    check_seal,
-    decode,
-    encode,
-    pretty,
-    seal,
-    unseal,
+    TaskLine,
 )
 
 WHO = Identity(host="node-7", boot_id="b7c1", pid_ns="pid:[4026531836]", pid=4711, pid_start=123456789)
@@ -90,6 +96,14 @@ def test_a_sealed_line_tells_its_record(record: Record) -> None:
 def test_the_seal_is_what_the_format_says(record: Record) -> None:
     body, _, tail = seal(record).rpartition(b',"crc":')
     assert tail == b'"%08x"}\n' % zlib.crc32(body)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, SEALED_AT_ONCE - 1, SEALED_AT_ONCE, SEALED_AT_ONCE + 1])
+def test_lines_sealed_together_are_those_sealed_one_by_one(count: int) -> None:
+    tasks = [task(index, payload=msgspec.Raw(b'"%d"' % index**5)) for index in range(count)]
+    assert seal_lines(tasks) == [seal(one) for one in tasks]
+    lines = unseal_lines(b"".join(seal_lines(tasks)), 0, TaskLine, lambda at, reason: pytest.fail(f"{at}: {reason}"))
+    assert [one for _, one in lines] == tasks
 
 
 @sealed

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spool.codec import seal, unseal
 from spool.layout import TRACEBACK_BYTES
-from spool.records import NO_JSON, JournalBrief, JournalLine, seal, unseal
+from spool.records import NO_JSON, JournalBrief, JournalLine
 from worker.outputs import OutputMissing
 from worker.results import (
     MESSAGE_BYTES,

@@ -10,7 +10,7 @@ from spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
 from spool.identity import myself
 from spool.journal import start_journal
 from spool.layout import Layout, attempt_name
-from spool.publish import read_record
+from spool.publish import read_sealed
 from spool.records import Intent
 from spool.view import load_run, refuse_unsafe
 from worker.attempt import Attempt
@@ -19,7 +19,7 @@ from worker.say import say
 
 def _intent(layout: Layout, name: str) -> Intent:
     """What the parent wrote for this attempt. Raises SpoolError where that cannot be read."""
-    intent = read_record(layout.intent(name), Intent)
+    intent = read_sealed(layout.intent(name), Intent)
     if intent is None:
         raise SpoolError(f"{layout.intent(name)} cannot be read; the parent starts the next attempt")
     return intent

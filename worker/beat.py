@@ -16,10 +16,11 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import asdict
 
+from spool.codec import encode
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.publish import replace
-from spool.records import Heartbeat, Identity, Intent, encode
+from spool.records import Heartbeat, Identity, Intent
 from spool.view import drain_epoch
 from worker.devices import Device
 from worker.say import say

@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
+from spool.codec import seal
 from spool.identity import myself
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.publish import create_journal, fsync_dir
-from spool.records import JournalHead, Report, seal
+from spool.records import JournalHead, Report
 from spool.values import encode_value, refuse
 
 _PLAIN: tuple[Any, ...] = (str, int, float, dict, list, tuple)

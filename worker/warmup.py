@@ -13,10 +13,11 @@ from typing import Any
 
 from msgspec.structs import asdict
 
+from spool.codec import encode
 from spool.identity import ALIVE, liveness, myself
 from spool.layout import Layout
 from spool.publish import publish, read_record
-from spool.records import JournalHead, encode
+from spool.records import JournalHead
 
 TRIES = 3  # a warm-up that raised in one process may work in another, hardly in a fourth
 POLL_S = (0.01, 0.25)  # between two looks at whether it is over: first, and at most

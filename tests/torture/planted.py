@@ -67,9 +67,10 @@ def journal_first() -> None:
 
 def torn_tail() -> None:
     """Whoever reads a journal takes all of it for whole lines."""
+    from spool.codec import R, decode
     from spool.journal import JournalReader
     from spool.publish import read_bytes
-    from spool.records import JournalHead, R, decode
+    from spool.records import JournalHead
 
     def read(self: JournalReader, kind: type[R]) -> Iterator[tuple[int, R]]:
         data = read_bytes(Path(self.path), self.offset) or b""
