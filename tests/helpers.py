@@ -269,6 +269,12 @@ def seal(fields: dict[str, Any]) -> bytes:
     return b'%b,"crc":"%08x"}\n' % (body.encode(), zlib.crc32(body.encode()))
 
 
+def seal_pretty(fields: dict[str, Any]) -> bytes:
+    """The same for a file that ends with its checksum."""
+    body = json.dumps({name: value for name, value in fields.items() if name != "crc"}, indent=2).encode()[:-2]
+    return b'%b,\n  "crc": "%08x"\n}\n' % (body, zlib.crc32(body))
+
+
 def record(path: Path) -> Any:
     """The JSON of a file."""
     return json.loads(path.read_bytes())

@@ -18,6 +18,7 @@ from helpers import (
     ran,
     record,
     seal,
+    seal_pretty,
     start_gated,
     tree,
     wait_until,
@@ -303,7 +304,7 @@ def move_to_another_host(spool: Path, attempt: str) -> None:
     elsewhere = {"host": "elsewhere", "boot_id": "another"}
     journal.write_bytes(seal(json.loads(head) | elsewhere) + rest)
     fields = record(intent)
-    intent.write_text(json.dumps(fields | {"parent": fields["parent"] | elsewhere}))
+    intent.write_bytes(seal_pretty(fields | {"parent": fields["parent"] | elsewhere}))
 
 
 @pytest.mark.parametrize("options", [[["--lease", "1s"], []], [[], ["--lease", "1s"]]])
