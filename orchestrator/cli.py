@@ -27,16 +27,12 @@ from spool.publish import publish
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value.strip())
-        if match is None:
-            self.fail(f"{value!r} is no duration; write 90, 90s, 15m, 2h or 1d", param, ctx)
-        return float(match[1]) * UNITS[match[2]]
+def duration(value: Any) -> float:
+    """The type of options in seconds: 90, 90s, 15m, 2h or 1d."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no duration; write 90, 90s, 15m, 2h or 1d")
+    return float(match[1]) * UNITS[match[2]]
 
 
 class Verb(click.Command):
@@ -80,20 +76,20 @@ running = options(
     option("--max-restarts", type=int, help="Failed starts in a row before a rank is given up. Default 3."),
     option("--max-crashes", type=int, help="Crashes with one task in hand before it fails. Default 2."),
     option("--max-failed", metavar="N|P%", help="Stop early once so many tasks failed; exit code 4."),
-    option("--task-timeout", "task_timeout_s", type=Duration(), help="A task that takes longer fails as timeout."),
+    option("--task-timeout", "task_timeout_s", type=duration, help="A task that takes longer fails as timeout."),
     option(
-        "--stall-timeout", "stall_timeout_s", type=Duration(), help="End a worker that makes no progress for so long."
+        "--stall-timeout", "stall_timeout_s", type=duration, help="End a worker that makes no progress for so long."
     ),
-    option("--time-limit", "time_limit_s", type=Duration(), help="Drain after this long, e.g. 55m; exit code 75."),
-    option("--grace", "grace_s", type=Duration(), help="How long a drain waits for tasks in hand. Default 25s."),
+    option("--time-limit", "time_limit_s", type=duration, help="Drain after this long, e.g. 55m; exit code 75."),
+    option("--grace", "grace_s", type=duration, help="How long a drain waits for tasks in hand. Default 25s."),
     option(
         "--on-parent-exit",
         type=click.Choice(["finish", "stop"]),
         help="What workers do when the orchestrator is gone. Default finish.",
     ),
-    option("--poll", "poll_s", type=Duration(), help="Look this often instead of using inotify."),
+    option("--poll", "poll_s", type=duration, help="Look this often instead of using inotify."),
     option(
-        "--lease", "lease_s", type=Duration(), help="Silence that proves a worker on another host dead. Default 120s."
+        "--lease", "lease_s", type=duration, help="Silence that proves a worker on another host dead. Default 120s."
     ),
     option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
     option("--keep-done", is_flag=True, help="The job changed: finished tasks stay, the rest use the new code."),
@@ -192,7 +188,7 @@ def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
 
 @cli.command()
 @spool_argument
-@option("--timeout", "timeout_s", type=Duration(), help="Give up waiting after this long; exit code 4.")
+@option("--timeout", "timeout_s", type=duration, help="Give up waiting after this long; exit code 4.")
 @debug
 def wait(spool_dir: str | None, timeout_s: float | None) -> None:
     """Wait until every task has a verdict, or nothing of the run lives any more."""
