@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -78,17 +79,33 @@ def test_the_installed_command_runs_a_job_away_from_the_checkout(python: Path, t
     assert all(str(python.parent.parent) in json.loads(line)["result"] for line in lines), "not from the checkout"
 
 
+def from_checkout(python: Path, folder: Path, *arguments: str) -> str:
+    """What `gpuspool ARGUMENTS` prints, run by this interpreter from the checkout."""
+    command = [str(python), "-P", "-c", "from orchestrator.cli import main; main()", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_a_checkout_on_pythonpath_serves_parent_and_workers(python: Path, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text("import spool\ndef f(task, ctx): return spool.__file__\n")
     (tmp_path / "lines").write_text("a\n")
-    main = "from orchestrator.cli import main; main()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    from_checkout(python, tmp_path, "run", "job.py:f", "--lines", "lines")
+    assert json.loads(from_checkout(python, tmp_path, "results"))["result"] == str(ROOT / "spool" / "__init__.py")
 
-    def gpuspool(*arguments: str) -> str:
-        command = [str(python), "-P", "-c", main, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    gpuspool("run", "job.py:f", "--lines", "lines")
-    assert json.loads(gpuspool("results"))["result"] == str(ROOT / "spool" / "__init__.py")
+def test_the_oldest_libraries_that_are_named_serve(tmp_path: Path) -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    oldest = [f"{one.replace('>=', '==')}.*" for one in named if not one.startswith("torch")]
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    done = subprocess.run([str(python), "-m", "pip", "install", "-q", *oldest], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot install {' '.join(oldest)} here: {done.stderr.strip()[-200:]}")
+    (tmp_path / "job.py").write_text("def f(task, ctx): ctx.output(task, '.txt').write_text(task.payload); return 1\n")
+    (tmp_path / "lines").write_text("a\nb\n")
+    from_checkout(python, tmp_path, "run", "job.py:f", "--lines", "lines", "--ranks", "2", "--time-limit", "10m")
+    for verb in ("status", "verify", "failed", "logs", "drain"):
+        from_checkout(python, tmp_path, verb)
+    assert len(from_checkout(python, tmp_path, "results").splitlines()) == 2
