@@ -26,7 +26,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 @contextlib.contextmanager
 def hold(layout: Layout) -> Iterator[str | None]:
     """Hold the spool's lock; yields a warning where locks do not work. Raises OrchestratorLive."""
-    lock = FileLock(layout.lock, fallback_to_soft=False, thread_local=False)
+    lock = FileLock(layout.lock, fallback_to_soft=False, preserve_lock_file=True, thread_local=False)
     warning = None
     try:
         with naming(layout.lock):

@@ -109,3 +109,4 @@ def test_the_oldest_libraries_that_are_named_serve(tmp_path: Path) -> None:
     for verb in ("status", "verify", "failed", "logs", "drain"):
         from_checkout(python, tmp_path, verb)
     assert len(from_checkout(python, tmp_path, "results").splitlines()) == 2
+    assert (tmp_path / "spool-f" / "orchestrator.lock").exists(), "some filelocks unlink it, which lets two hold it"
