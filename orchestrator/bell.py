@@ -2,6 +2,7 @@
 
 One pipe carries the first and third, a pidfd for each process the second, so the loop sleeps in one poll(2). The only
 file that imports watchdog. On network file systems inotify sees nothing of other hosts: there the bell is a poll.
+A run of a few tasks is over before watchdog would have started, so at first the folders' times are looked at instead.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from typing import Any
 NETWORK_TYPES = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "9p", "afs", "panfs", "wekafs")
 QUIET_S = 1.0  # with inotify: progress, deadlines and what no event told
 NETWORK_S = 2.0  # without: a listing of a few folders each time
+EARLY_S = 0.25  # in this time watchdog is not started,
+EARLY_LOOK_S = 0.003  # and so often the times of the folders are looked at; what those miss is seen when it is
 BLIND_S = 0.2  # where the kernel has no pidfd (before 5.3): how late the end of a process may be seen
 
 
@@ -45,6 +49,9 @@ class Bell:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._pidfds: dict[int, int | None] = {}
         self._observer: Any = None
+        self._folders: list[Path] = []
+        self._times: list[int] = []
+        self._watch_at = 0.0
         is_far = is_network(file_system_type(root))
         self.quiet_s = poll_s or (NETWORK_S if is_far else QUIET_S)
         self._is_poll = bool(poll_s) or is_far
@@ -52,8 +59,21 @@ class Bell:
         if threading.current_thread() is threading.main_thread():
             self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
+    def watch_soon(self, folders: Iterable[Path]) -> None:
+        """Ring for every file that is published in these folders from now on; inotify is asked only in a while."""
+        if not self._is_poll:
+            self._folders, self._watch_at = list(folders), time.monotonic() + EARLY_S
+            self._has_changed()
+
+    def _has_changed(self) -> bool:
+        known, self._times = self._times, []
+        for folder in self._folders:
+            with contextlib.suppress(OSError):
+                self._times.append(os.stat(folder).st_mtime_ns)
+        return known != self._times
+
     def watch(self, folders: Iterable[Path]) -> None:
-        """Ring for every file that is published in these folders from now on, where the kernel can tell."""
+        """Ring for every file that is published in these folders from now on, where inotify can tell."""
         if self._is_poll:
             return
         import logging
@@ -87,10 +107,22 @@ class Bell:
             os.write(self._writer, b"!")
 
     def wait(self, timeout_s: float, pids: Iterable[int]) -> None:
-        """Sleep until something happens, one of these processes ends, or the time is over."""
+        """Sleep until something happens, one of these processes ends, or the time is over; or less than that."""
+        pids, until = set(pids), time.monotonic() + timeout_s
+        while self._folders:
+            now = time.monotonic()
+            if now >= self._watch_at:
+                folders, self._folders = self._folders, []
+                return self.watch(folders)
+            if now >= until or self._sleep(min(EARLY_LOOK_S, until - now), pids) or self._has_changed():
+                return None
+        self._sleep(timeout_s, pids)
+        return None
+
+    def _sleep(self, timeout_s: float, pids: set[int]) -> bool:
+        """Whether anything but time woke it."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
-        pids = set(pids)
         for pid in self._pidfds.keys() - pids:
             self._drop(pid)
         for pid in pids:
@@ -99,10 +131,11 @@ class Bell:
                 timeout_s = min(timeout_s, BLIND_S)
             else:
                 poll.register(fd, select.POLLIN)
-        poll.poll(max(timeout_s, 0) * 1000)
+        woken = bool(poll.poll(max(timeout_s, 0) * 1000))
         with contextlib.suppress(BlockingIOError):
             while os.read(self._reader, 4096):
                 pass
+        return woken
 
     def _pidfd(self, pid: int) -> int | None:
         if pid not in self._pidfds:

@@ -124,8 +124,8 @@ def _mig_tokens(nvml: Any, handle: Any) -> list[str]:
 
 def near_cpus(tokens: str) -> set[int]:
     """The cores next to a rank's first GPU that this process may use; empty where NVML does not tell."""
-    nvml = _nvml()
-    if not tokens or nvml is None:
+    nvml = None if tokens == CPU else _nvml()
+    if nvml is None:
         return set()
     first = tokens.split(",")[0]
     try:

@@ -106,10 +106,8 @@ class Orchestrator:
         watched += [layout.failed_tasks] * (self.options.max_failed is not None)
         with contextlib.closing(Bell(layout.root, self.options.poll_s)) as bell:
             try:
-                end = self._try_step()
-                if end is None:
-                    bell.watch(watched)  # after the ranks were started, since it takes as long as they do
-                while end is None and (end := self._try_step()) is None:
+                bell.watch_soon(watched)
+                while (end := self._try_step()) is None:
                     bell.wait(self._nap_s(bell), self.workers.pids())
             except OSError as trouble:
                 self._abandon(trouble, bell)

@@ -97,3 +97,10 @@ def test_a_job_without_torch_runs_without_torch(box: Box) -> None:
     box.write("job.py", "import sys\ndef f(task, ctx):\n    return sorted({'torch', 'numpy'} & set(sys.modules))\n")
     box.run("run", "job.py:f", "--lines", box.lines(2), "--spool", "S")
     assert [result["result"] for result in box.results("S")] == [[], []]
+
+
+def test_a_run_without_devices_asks_no_driver_for_them(box: Box) -> None:
+    gpuspool = Path(sys.executable).with_name("gpuspool")
+    run = ["run", f"{JOBS}/plain.py:double", "--lines", box.lines(3), "--spool", "S", "--devices", "cpu"]
+    done = box.run("-X", "importtime", gpuspool, *run, program=(sys.executable,))
+    assert not loaded(done.err) & {"torch", "numpy", "pynvml"}
