@@ -38,8 +38,14 @@ class Inputs:
 
 
 def sealed(tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> Inputs:
-    tasks = list(tasks)
-    return Inputs(seal_lines(tasks), array.array("d", [task.cost for task in tasks]), newest_mtime)
+    costs = array.array("d")
+
+    def noted() -> Iterator[TaskLine]:
+        for task in tasks:
+            costs.append(task.cost)
+            yield task
+
+    return Inputs(seal_lines(noted()), costs, newest_mtime)
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,8 +104,10 @@ def _read_lines(source: str) -> list[str]:
 
 
 def _from_jsonl(source: str) -> Iterable[TaskLine]:
-    index = 0
-    for number, line in enumerate(_read_lines(source), 1):
+    lines = _read_lines(source)[::-1]
+    index, count = 0, len(lines)
+    while lines:
+        line, number = lines.pop(), count - len(lines)  # let go one by one: a million of them are large
         if not line.strip():
             continue
         try:
