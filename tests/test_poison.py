@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,27 @@ def test_a_task_that_makes_its_process_unusable_fails_and_the_next_process_goes_
     assert "without another word" in error["log_tail"]
     assert f"in {job}" in error["log_tail"]
     assert box.problems("S") == []
+
+
+def test_what_was_done_before_a_process_became_unusable_is_not_done_again(box: Box) -> None:
+    """Also the last of many tiny tasks, whose lines wait for each other."""
+    box.write(
+        "job.py",
+        """
+import errno, os
+def f(task, ctx):
+    fd = os.open(ctx.args["notes"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, f"{task.index}\\n".encode())
+    os.close(fd)
+    if task.index == 150:
+        raise OSError(errno.EMFILE, "no more descriptors")
+""",
+    )
+    notes = box / "notes"
+    box.run("run", "job.py:f", "--lines", box.lines(200), "--spool", "S", "--arg", f"notes={notes}", code=3)
+    counts = Counter(map(int, notes.read_text().split()))
+    assert counts.pop(150) > 1
+    assert counts == Counter(set(range(200)) - {150})
 
 
 def test_too_many_failures_stop_a_run_early(box: Box) -> None:

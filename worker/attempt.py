@@ -108,6 +108,8 @@ class Attempt:
             reason, error = "io", Error(kind="io", type=type(trouble).__name__, message=str(trouble))
             say(f"gpuspool: this attempt ends: {trouble}")
         except Unusable as broken:
+            with contextlib.suppress(OSError):
+                self.journal.flush()
             say(f"{broken}\ngpuspool: this process ends without another word; its parent closes it")
             os._exit(EXIT_UNUSABLE)
         code = 0 if reason == "closed" else self._close(reason, error)
