@@ -315,7 +315,8 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
         raise
     try:
         with naming(path):
-            left = os.fstat(fd).st_size - offset if size < 0 else size
+            there = os.fstat(fd).st_size - offset
+            left = there if size < 0 else min(size, there)
             parts = []
             while left > 0 and (part := os.pread(fd, left, offset)):
                 parts.append(part)
