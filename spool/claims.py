@@ -81,7 +81,8 @@ class Chain:
         How far an unreadable last claim reaches is looked at anew.
         """
         if self.claims and self.claims[-1].attempt == NOBODY:
-            self.claims.pop()
+            again = read_claim(self.layout, self.manifest, self.claims.pop().start, self.end)
+            self.claims += [again] if again is not None else []
         while self.next < self.end:
             claim = read_claim(self.layout, self.manifest, self.next, self.end)
             if claim is None:
@@ -101,7 +102,9 @@ class Chain:
             if claim is None:
                 return self
             self.claims.append(claim)
-        self.claims += self._beyond(RECENT)
+        for claim in self._beyond(RECENT):
+            if claim.start >= self.next:  # else it lies in one that covers what was lost
+                self.claims.append(claim)
         return self.advance()
 
     def last_stray(self) -> int:

@@ -233,6 +233,16 @@ def test_who_skips_passes_over_a_lost_claim(layout: Layout) -> None:
     assert chain_of(layout, 20).next == 6
 
 
+def test_who_skips_does_not_fall_back_to_a_claim_that_another_covers(layout: Layout) -> None:
+    """As a power cut leaves it: one was lost and covered anew, one behind it was not, and the last cannot be read."""
+    for start, stop in ((0, 1), (1, 2), (2, 3), (3, 4), (4, 9), (6, 7)):
+        write_claim(layout, M, start, Claim(attempt=A0, start=start, stop=stop, at=0.0))
+    assert Chain(layout, M, 10).skip().next == 9
+    write_claim(layout, M, 9, b'{"attempt":"rank')
+    skipping = Chain(layout, M, 10)
+    assert [skipping.skip().next for _ in range(3)] == [10, 10, 10]
+
+
 def test_who_draws_from_a_manifest_is_told_by_its_claims(layout: Layout) -> None:
     chain = chain_of(layout, 20)
     assert chain.drawers(A0) == 1
