@@ -29,6 +29,7 @@ from orchestrator.repair import make_way, repair, repair_job
 from orchestrator.results import Result, Results
 from orchestrator.status import open_view
 from orchestrator.status import status as _status
+from spool.codec import refuse_depth
 from spool.death import Coroner
 from spool.errors import OrchestratorLive, UsageError
 from spool.identity import DEAD
@@ -99,7 +100,7 @@ def run(
     request = c.Request(
         job=record,
         source=source,
-        args=dict(args or {}),
+        args=_plain(args or {}),
         inputs=collected,
         options=_options(Options(), given),
         out=None if out is None else os.path.abspath(out),
@@ -125,6 +126,14 @@ def run(
         _check_same(view, request, keep_done)
     del collected, request, written  # a million tasks need not wait for the end of their run
     return _orchestrate(view, record, source, given, quiet)
+
+
+def _plain(args: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        refuse_depth(msgspec.json.encode(args))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"args cannot be passed to the job: {error}. Use JSON values.") from None
+    return dict(args)
 
 
 def resume(

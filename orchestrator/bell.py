@@ -88,12 +88,12 @@ class Bell:
             def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002
                 bell.ring()
 
-        observer = Observer()
         try:
+            observer = Observer()
             for folder in folders:
                 observer.schedule(Handler(), str(folder), event_filter=[FileCreatedEvent, FileMovedEvent])
             observer.start()
-        except OSError:  # out of inotify watches or instances: the poll is slower, not wrong
+        except (OSError, RuntimeError):  # no inotify instance, watch or thread left: a poll will do
             return
         self._observer = observer
 

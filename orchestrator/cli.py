@@ -338,7 +338,7 @@ def _pair(text: str) -> tuple[str, Any]:
         raise UsageError(f"--arg {text}: write KEY=VALUE.")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
 
 

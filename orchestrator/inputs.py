@@ -15,10 +15,12 @@ from typing import Any
 
 import msgspec
 
-from spool.codec import seal_bodies, seal_lines, unseal
+from spool.codec import SHALLOW_BYTES, refuse_depth, seal_bodies, seal_lines, unseal
 from spool.errors import UsageError
 from spool.layout import OUT_MARK
 from spool.records import TaskLine
+
+COST_LIMIT = 1e200  # the costs of all tasks are added up
 
 
 class Inputs:
@@ -86,8 +88,11 @@ def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
     encode = msgspec.json.Encoder().encode
     for index, value in enumerate(values):
         try:
-            yield encode(value)
-        except (TypeError, ValueError) as error:
+            payload = encode(value)
+            if len(payload) > SHALLOW_BYTES:
+                refuse_depth(payload)
+            yield payload
+        except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values.") from None
 
 
@@ -111,15 +116,19 @@ def _from_jsonl(source: str) -> Iterable[TaskLine]:
         if not line.strip():
             continue
         try:
-            payload = msgspec.Raw(line.strip().encode())
-            value = msgspec.json.decode(payload)
+            text = line.strip().encode()
+            value = msgspec.json.decode(text)
+            refuse_depth(text)
+            payload = msgspec.Raw(text)
             is_spec = isinstance(value, dict) and "payload" in value
             spec = msgspec.json.decode(payload, type=TaskSpec) if is_spec else TaskSpec(payload)
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
             raise UsageError(f"{source}, line {number}: {error}. Each line is a JSON value; nothing was run.") from None
         cost = 1.0 if spec.cost is None else spec.cost
-        if not 0 <= cost < float("inf"):
-            raise UsageError(f"{source}, line {number}: cost {cost} is not a number of at least 0; nothing was run.")
+        if not 0 <= cost < COST_LIMIT:
+            raise UsageError(
+                f"{source}, line {number}: cost {cost} is not a number from 0 to {COST_LIMIT:g}; nothing was run."
+            )
         yield TaskLine(task=index, key=spec.key or f"t{index}", payload=spec.payload, cost=cost)
         index += 1
 

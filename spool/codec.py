@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -27,10 +28,24 @@ class Damaged(ValueError):
 
 
 R = TypeVar("R", bound=msgspec.Struct)
-NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError)
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+MAX_DEPTH = 100  # reading recurses, from frames of the reader's own: what was just written might be too deep for others
+SHALLOW_BYTES = 2 * MAX_DEPTH  # no shorter text nests deeper
+_NO_BRACKETS = re.compile(rb'[^][{}"]+|"[^"\\]*(?:\\.[^"\\]*)*"')
 _decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
 _encoder = msgspec.json.Encoder()
 _open = operator.itemgetter(slice(None, -1))  # without the closing brace
+
+
+def refuse_depth(text: bytes) -> None:
+    """Raises RecursionError for JSON that nests deeper than MAX_DEPTH."""
+    if len(text) <= SHALLOW_BYTES or text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return
+    left = _NO_BRACKETS.sub(b"", text).translate(bytes.maketrans(b"{}", b"[]"))
+    for _ in range(MAX_DEPTH):
+        left = left.replace(b"[]", b"")
+    if left:
+        raise RecursionError(f"it nests deeper than {MAX_DEPTH} lists and objects")
 
 
 def encode(record: msgspec.Struct) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-MAX_DEPTH = 100  # no honest argument nests deeper, and what contains itself does
+from spool.codec import MAX_DEPTH
 
 
 def refuse(value: Any, where: str) -> NoReturn:

@@ -1,11 +1,12 @@
 """What wakes the orchestrator. Each wait here is for an hour: that it returns is the test."""
 
 import os
+import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,40 @@ def test_later_an_observer_hears_what_is_published(bell: Bell, tmp_path: Path) -
     assert bell.has_observer, "and whoever waits looks around, for what came between"
     wait(bell, threading.Timer(0.05, publish, (tmp_path / "file", b"")))
     assert (tmp_path / "file").exists()
+
+
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    usual = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        yield
+    finally:
+        threading.stack_size(usual)
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("shortage", [no_more_threads, no_more_descriptors])
+def test_where_there_can_be_no_observer_the_bell_is_a_poll(
+    bell: Bell, tmp_path: Path, shortage: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """As on a node whose users have used up fs.inotify.max_user_instances."""
+    import watchdog.observers  # noqa: F401 - it is there, but cannot begin
+
+    bell.watch_soon([tmp_path])
+    with shortage():
+        bell.wait(HOUR_S, [])
+    assert not bell.has_observer
+    wait(bell, threading.Timer(0.05, bell.ring))
 
 
 def test_who_polls_watches_nothing(tmp_path: Path) -> None:

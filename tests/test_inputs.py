@@ -101,6 +101,9 @@ def test_task_lines_are_values_or_say_more(tmp_path: Path) -> None:
         ('{"payload": 1, "cost": "much"}', "line 2"),
         ('{"payload": 1, "key": 7}', "line 2"),
         ("NaN", "line 2"),
+        ('{"payload": 1, "cost": 1e308}', "cost 1e+308"),
+        pytest.param("[" * 101 + "]" * 101, "nests deeper than 100", id="deep"),
+        pytest.param("[" * 5000 + "]" * 5000, "line 2: maximum recursion depth exceeded", id="bottomless"),
     ],
 )
 def test_a_bad_task_line_is_refused_with_its_number(tmp_path: Path, line: str, says: str) -> None:
@@ -174,8 +177,12 @@ def test_values_of_python(tmp_path: Path) -> None:
     assert inputs.lines == [seal(task) for task in tasks]
     assert (tasks[2].key, tasks[2].cost, list(inputs.costs)) == ("t2", 1.0, [1.0] * 3)
     assert payloads(tasks) == [[1, "a"], {"b": None}, 2.5]
-    with pytest.raises(UsageError, match="item 1 "):
-        from_values([1, object()])
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    for bad in (object(), deep):
+        with pytest.raises(UsageError, match="item 1 "):
+            from_values([1, bad])
 
 
 def test_the_plan_gives_each_task_once_longest_first() -> None:

@@ -8,7 +8,7 @@ from helpers import tree
 from spooling import A0, A1, B0, hidden_files, race, together
 
 from worker.context import Task
-from worker.outputs import OutputMissing, Outputs
+from worker.outputs import OutputError, Outputs
 
 
 def a_task(index: int = 0, key: str = "") -> Task:
@@ -131,7 +131,7 @@ def test_an_output_that_was_not_written_is_missed_and_its_siblings_go(out: Path)
     outputs.path(a_task(0), ".never")
     outputs.path(a_task(1), ".a").write_text("fine")
     published = outputs.publish([0, 1])
-    assert isinstance(published[0], OutputMissing)
+    assert isinstance(published[0], OutputError)
     assert "'.never'" in str(published[0])
     assert published[1] == [("t1.a", 4)]
     assert tree(out) == {"t1.a": b"fine"}
@@ -188,15 +188,41 @@ def test_a_name_that_no_file_system_takes_is_refused_at_once(out: Path) -> None:
 def test_an_output_that_is_a_link_to_nowhere_is_missed(out: Path) -> None:
     outputs = Outputs(out, A0)
     outputs.path(a_task(), ".a").symlink_to(out / "nowhere")
-    assert isinstance(outputs.publish([0])[0], OutputMissing)
+    assert isinstance(outputs.publish([0])[0], OutputError)
     assert tree(out) == {}
 
 
-def test_what_cannot_be_published_ends_the_attempt_and_says_so(out: Path) -> None:
-    """A file in the way of a folder: nobody's output is thrown away for it."""
+@pytest.mark.parametrize("suffix", ["\udcff", "\ud800.npy"])
+def test_a_suffix_that_no_journal_can_hold_is_refused(out: Path, suffix: str) -> None:
+    with pytest.raises(ValueError, match="not UTF-8"):
+        Outputs(out, A0).path(a_task(), suffix)
+    assert tree(out) == {}
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_another_tasks_output_in_the_way_fails_the_task_and_stays(out: Path, is_folder: bool) -> None:
+    """The attempt goes on: every other attempt would meet the same."""
     outputs = Outputs(out, A0)
-    outputs.path(a_task(), ".d").mkdir()
-    (out / "t0.d").write_text("somebody else's")
-    with pytest.raises(OSError, match=r"t0\.d"):
-        outputs.publish([0])
-    assert (out / "t0.d").read_text() == "somebody else's"
+    if is_folder:
+        outputs.path(a_task(), ".d").mkdir()
+        (out / "t0.d").write_text("somebody else's")
+    else:
+        outputs.path(a_task(), ".d").write_text("ours")
+        (out / "t0.d").mkdir()
+        (out / "t0.d" / "file").write_text("somebody else's")
+    before = (out / "t0.d").stat()
+    said = outputs.publish([0])[0]
+    assert isinstance(said, OutputError)
+    assert f"{out / 't0.d'} was there first" in str(said)
+    assert (out / "t0.d").stat() == before
+    assert hidden_files(out) == []
+
+
+def test_a_file_where_a_folder_should_be_made_fails_the_task(out: Path) -> None:
+    outputs = Outputs(out, A0)
+    outputs.path(a_task(0, "a"), "").write_text("a")
+    outputs.publish([0])
+    with pytest.raises(OutputError, match=r"a was there first.* cannot hold 'c'"):
+        outputs.path(a_task(1, "a/b/c"), "")
+    assert outputs.trouble is None
+    assert tree(out) == {"a": b"a"}

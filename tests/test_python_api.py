@@ -121,6 +121,7 @@ def attempt(*args, **kwargs):
 job = {f"{PLAIN}:double"!r}
 attempt("absent.py:f", items=[1])
 attempt(job, items=[object()])
+attempt(job, items=[1], args={{"x": object()}})
 attempt(job, items=[1], ranks="two")
 attempt(job)
 attempt(job, items=[1], spool="S")
@@ -133,6 +134,7 @@ except Exception as error:
     )
     lines = done.out.splitlines()
     assert [line.split()[:2] for line in lines] == [
+        ["UsageError", "2"],
         ["UsageError", "2"],
         ["UsageError", "2"],
         ["UsageError", "2"],

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spool.codec import seal, unseal
+from spool.codec import MAX_DEPTH, seal, unseal
 from spool.layout import TRACEBACK_BYTES
 from spool.records import NO_JSON, JournalBrief, JournalLine
-from worker.outputs import OutputMissing
+from worker.outputs import OutputError
 from worker.results import (
     MESSAGE_BYTES,
     RESULT_BYTES,
@@ -163,6 +163,23 @@ def test_the_largest_result_is_a_mebibyte_and_a_larger_one_is_pointed_to_output(
             to_json(result)
 
 
+@pytest.mark.parametrize("pair", ["[]", "{}"])
+def test_a_result_that_nests_too_deep_for_a_reader_is_an_error(pair: str) -> None:
+    """A line that the orchestrator cannot decode would make the spool unreadable for good."""
+
+    def nested(depth: int) -> Any:
+        value: Any = "[" * 500 + '\\"{'
+        for _ in range(depth):
+            value = [value, 0] if pair == "[]" else {"a{": value, "b": 1}
+        return value
+
+    assert kept(nested(MAX_DEPTH)) == nested(MAX_DEPTH)
+    assert len(kept([[1]] * 1000)) == 1000
+    for depth in (MAX_DEPTH + 1, 2 * MAX_DEPTH, 400):
+        with pytest.raises(ResultError, match=f"deeper than {MAX_DEPTH}"):
+            to_json(nested(depth))
+
+
 @pytest.mark.parametrize("text", ["\ud800", "a\udc80b", "\udfff\ud800", "x\ud83d"])
 def test_a_lone_surrogate_leaves_a_line_that_can_be_read(text: str) -> None:
     """Half a character, as of a file name that is not UTF-8: its task is complete, and so must its line be."""
@@ -190,7 +207,7 @@ def test_pairs_of_surrogates_are_one_character() -> None:
         (RuntimeError("CUDA out of memory. Tried to allocate"), "exception", "RuntimeError", None),
         (torch.OutOfMemoryError("CUDA out of memory"), "gpu_oom", "OutOfMemoryError", None),
         (ResultError("no JSON"), "result", "ResultError", None),
-        (OutputMissing("nothing"), "output", "OutputMissing", None),
+        (OutputError("nothing"), "output", "OutputError", None),
         (CommandFailed("sh: exit code 7", 7), "exit", "CommandFailed", 7),
         (CommandOutOfMemory("sh: killed by SIGKILL", -9), "host_oom", "CommandOutOfMemory", -9),
     ],
@@ -246,7 +263,7 @@ def test_an_error_that_cannot_be_worded_is_recorded_all_the_same() -> None:
 
 
 def test_what_our_own_errors_say_needs_no_traceback() -> None:
-    for error in (ResultError("a"), OutputMissing("b"), CommandFailed("c", 1)):
+    for error in (ResultError("a"), OutputError("b"), CommandFailed("c", 1)):
         assert to_error(raised(error)).traceback == ""
 
 

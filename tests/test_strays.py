@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 from helpers import (
     JOBS,
     Box,
@@ -39,6 +40,17 @@ def test_what_a_worker_that_died_left_is_gone_before_the_next_begins(box: Box) -
     assert "killed by SIGKILL" in done.err
     assert len(children(box)) == 5
     assert box.processes() == []
+
+
+@pytest.mark.parametrize(("how", "left"), [("returns", 0), ("exits", 7), ("raises", 1)])
+def test_a_forked_child_that_comes_back_from_the_job_is_no_second_worker(box: Box, how: str, left: int) -> None:
+    """It would run the rest of the claim, account for it, and at its end kill the worker as a stray."""
+    command = ["run", f"{JOBS}/harsh.py:forks", "--tasks", box.tasks([how] * 3), "--spool", "S", "--ranks", "1"]
+    box.run(*command)
+    assert [result["result"] for result in assert_sound(box, "S", 3)] == [left] * 3
+    assert len(journal_lines(box / "S")) == 3, "one for each task"
+    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+    assert ("ValueError: in the child" in (box / "S" / "logs" / "rank-0000.a00.log").read_text()) == (how == "raises")
 
 
 def test_only_what_the_named_attempts_started_is_killed(box: Box) -> None:

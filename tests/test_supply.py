@@ -172,6 +172,9 @@ def test_a_rate_forgets_what_was_long_ago() -> None:
         rate.add(1.0, 1.0)
         learnt = rate.learn()
     assert learnt == pytest.approx(1.0, abs=0.001)
+    for _ in range(1200):  # as who is idle for a long time asks it
+        learnt = rate.learn()
+    assert learnt is None
 
 
 def test_tasks_said_to_cost_nothing_are_claimed_by_the_fraction(tmp_path: Path) -> None:

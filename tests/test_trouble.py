@@ -4,8 +4,9 @@ import errno
 from pathlib import Path
 
 import pytest
-from helpers import JOBS, Box, assert_sound, names, record
+from helpers import JOBS, Box, assert_sound, names, record, tree
 
+from spool.layout import OUT_MARK
 from worker.trouble import Unusable, raise_trouble
 
 
@@ -52,6 +53,26 @@ def test_a_job_that_wraps_a_full_disk_stops_the_run_and_goes_on_later(box: Box) 
     (box / "gate").touch()
     box.run(*command)
     assert_sound(box, "S", 2)
+
+
+def test_a_job_that_closes_its_stdout_loses_nothing_but_its_words(box: Box) -> None:
+    box.write("job.py", "import os\ndef f(task, ctx):\n    os.close(1)\n    return 1\n")
+    command = ["run", "job.py:f", "--tasks", box.tasks(["a", "b"]), "--spool", "S", "--ranks", "1"]
+    assert "1 failed" in box.run(*command, code=3).err, "the second call raises, since there is nothing to close"
+    assert [result["state"] for result in box.results("S")] == ["complete", "failed"]
+    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+
+
+def test_of_outputs_in_each_others_way_one_fails_and_the_run_comes_to_its_end(box: Box) -> None:
+    tasks = [{"payload": "bare", "key": key} for key in ("a", "a/b", "c/d", "c")]
+    command = ["run", f"{JOBS}/odd.py:writes", "--tasks", box.tasks(tasks), "--spool", "S", "--ranks", "1"]
+    assert "2 of 4 tasks complete, 2 failed" in box.run(*command, code=3).err
+    failed = {result["key"]: result["error"] for result in box.results("S") if result["state"] == "failed"}
+    assert {key: error["kind"] for key, error in failed.items()} == {"a/b": "output", "c": "output"}
+    assert all("was there first" in error["message"] for error in failed.values())
+    kept = {name: data for name, data in tree(box / "S" / "outputs").items() if name != OUT_MARK}
+    assert kept == {"a": b"bare", "c": None, "c/d": b"bare"}
+    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
 
 
 def test_a_log_that_cannot_be_written_costs_no_task(box: Box) -> None:

@@ -8,6 +8,7 @@ limit of its time and the line that says what is in hand count from there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from time import perf_counter, time
@@ -21,7 +22,7 @@ from worker.beat import Doing
 from worker.context import Context, Task
 from worker.devices import is_device_oom, release_memory
 from worker.job import LoadedJob
-from worker.outputs import OutputMissing, Outputs
+from worker.outputs import OutputError, Outputs
 from worker.results import ResultError, call_user_code, to_error, to_json
 from worker.say import say
 from worker.trouble import Unusable, raise_trouble
@@ -148,7 +149,9 @@ class Executor:
         return to_error(raised)
 
     def _look_at_log(self) -> int:
-        self._log_end, self._looked_at = os.fstat(1).st_size, perf_counter()
+        self._looked_at = perf_counter()
+        with contextlib.suppress(OSError):  # the job closed its stdout
+            self._log_end = os.fstat(1).st_size
         return self._log_end
 
     @property
@@ -272,7 +275,7 @@ class Executor:
         written = self.outputs.publish(line.task for line in lines)
         for place, line in enumerate(lines):
             found = written.get(line.task, [])
-            if isinstance(found, OutputMissing):
+            if isinstance(found, OutputError):
                 outcomes[place] = to_error(found)
             else:
                 published[line.task] = found

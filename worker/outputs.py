@@ -7,6 +7,7 @@ own: the task ran twice, its output exists once and is never replaced.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,11 +18,12 @@ from spool.layout import hidden_output
 from spool.publish import fsync_dir, fsync_file, link_or_not, remove_quietly, remove_tree_quietly, rename
 from worker.context import Task
 
+IN_THE_WAY = "was there first, as another task's output or around one; give all outputs the same suffix"
 NAME_BYTES = 255  # of one name on the file systems that people use
 
 
-class OutputMissing(Exception):
-    """A path was asked for and nothing was written there."""
+class OutputError(Exception):
+    """A path was asked for and nothing was written there, or another task's output is in its way."""
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -47,10 +49,16 @@ class Outputs:
         asked = self.asked.setdefault(task.index, {})
         if suffix not in asked:
             final = self.root / f"{task.key}{suffix}"
-            if len(os.fsencode(final.name)) > NAME_BYTES:
+            try:
+                size = len(final.name.encode())
+            except UnicodeEncodeError:
+                raise ValueError(f"ctx.output: suffix {suffix!r} is not UTF-8") from None
+            if size > NAME_BYTES:
                 raise ValueError(f"the output {final.name!r} would have a name of more than {NAME_BYTES} bytes")
             try:
                 self._make_folder(final.parent)
+            except FileExistsError as error:
+                raise OutputError(f"{error.filename} {IN_THE_WAY}: it cannot hold {final.name!r}") from None
             except OSError as error:
                 self.trouble = error
                 raise
@@ -84,21 +92,18 @@ class Outputs:
             for asked in self.asked.pop(index, {}).values():
                 self.left_behind += not _remove(asked.hidden)
 
-    def publish(self, tasks: Iterable[int]) -> dict[int, list[tuple[str, int]] | OutputMissing]:
+    def publish(self, tasks: Iterable[int]) -> dict[int, list[tuple[str, int]] | OutputError]:
         """Publish what these tasks wrote; for each the (name below OUT, bytes) or what is missing. Raises OSError."""
-        published: dict[int, list[tuple[str, int]] | OutputMissing] = {}
+        published: dict[int, list[tuple[str, int]] | OutputError] = {}
         folders: set[Path] = set()
         for index in tasks:
             asked = self.asked.pop(index, {})
             if not asked:
                 continue
-            missing = [suffix for suffix, one in asked.items() if not one.hidden.exists()]
-            if missing:
+            if complaint := _complaint(asked):
                 for one in asked.values():
                     self.left_behind += not _remove(one.hidden)
-                published[index] = OutputMissing(
-                    f"ctx.output(task, {missing[0]!r}) was asked for and nothing was written to the path it gave"
-                )
+                published[index] = OutputError(complaint)
                 continue
             published[index] = [self._publish(one) for one in asked.values()]
             folders.update(one.final.parent for one in asked.values())
@@ -122,10 +127,21 @@ class Outputs:
         else:
             fsync_file(asked.hidden)
             try:
-                link_or_not(asked.hidden, asked.final)
+                if not link_or_not(asked.hidden, asked.final) and asked.final.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(asked.final))
             finally:
                 self.left_behind += not remove_quietly(asked.hidden)
         return str(asked.final.relative_to(self.root)), _size(asked.final)
+
+
+def _complaint(asked: dict[str, _Asked]) -> str:
+    """Why a task's outputs cannot be published; "" where they can."""
+    for suffix, one in asked.items():
+        if not one.hidden.exists():
+            return f"ctx.output(task, {suffix!r}) was asked for and nothing was written to the path it gave"
+        if one.final.exists() and one.final.is_dir() != one.hidden.is_dir():
+            return f"{one.final} {IN_THE_WAY}: it is a {'folder' if one.final.is_dir() else 'file'}"
+    return ""
 
 
 def _remove(path: Path) -> bool:

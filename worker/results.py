@@ -7,21 +7,24 @@ import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from spool.blame import signal_of
+from spool.codec import refuse_depth
 from spool.layout import TRACEBACK_BYTES
 from spool.records import NO_JSON, Error
 from worker.devices import is_device_oom
-from worker.outputs import OutputMissing
+from worker.outputs import OutputError
+from worker.say import say
 
 RESULT_BYTES = 1024 * 1024
 MESSAGE_BYTES = 4096
 _OURS = str(Path(__file__).parent)
 _STANDARD = os.path.dirname(os.__file__)
 _INSTALLED = ("/site-packages/", "/dist-packages/")
+_is_fork = False
 
 
 class ResultError(Exception):
@@ -43,15 +46,33 @@ class CommandOutOfMemory(CommandFailed):
 def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | None]:
     """The one place where anything may be raised: (value, None) or (None, what was raised)."""
     try:
-        return function(*args), None
+        value = function(*args)
     except BaseException as error:  # noqa: BLE001 - user code may raise anything; it is published
-        return None, error
+        return (None, error) if not _is_fork else _leave(error)
+    return (value, None) if not _is_fork else _leave(None)
+
+
+def note_fork() -> None:
+    """Called in each process that the job forks."""
+    global _is_fork
+    _is_fork = True
+
+
+def _leave(raised: BaseException | None) -> NoReturn:
+    """End a forked process that came back from the job, much as its interpreter would: it is not the worker."""
+    code = 0
+    if isinstance(raised, SystemExit) and isinstance(raised.code, int | None):
+        code = raised.code or 0
+    elif raised is not None:
+        say("".join(traceback.format_exception(raised)).rstrip())
+        code = 1
+    os._exit(code & 0xFF)
 
 
 def to_json(result: Any) -> msgspec.Raw:
     """A job's result as JSON. `.tolist()` is used where there is one; NaN becomes null.
 
-    Raises ResultError for infinity, for what JSON cannot hold, and for more than 1 MiB.
+    Raises ResultError for infinity, for what JSON cannot hold, for more than 1 MiB or than MAX_DEPTH levels.
     """
     if result is None:
         return NO_JSON
@@ -65,6 +86,10 @@ def to_json(result: Any) -> msgspec.Raw:
         data = text.encode()
     except UnicodeEncodeError:  # lone surrogates, as file names that are not UTF-8 have them
         data = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+    try:
+        refuse_depth(data)
+    except RecursionError as error:
+        raise ResultError(f"the result cannot be kept: {error}") from None
     if len(data) > RESULT_BYTES:
         raise ResultError(
             f"the result is {len(data)} bytes of JSON, at most {RESULT_BYTES} are kept; "
@@ -105,10 +130,10 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
     message = list(summary.format_exception_only())[-1].strip().partition(": ")[2]
     return Error(
         kind=_kind(error),
-        type=type(error).__name__,
+        type=_clean(type(error).__name__),
         message=_clean(message)[:MESSAGE_BYTES],
         where=_where(error),
-        traceback="" if isinstance(error, (CommandFailed, ResultError, OutputMissing)) else _traceback(error),
+        traceback="" if isinstance(error, (CommandFailed, ResultError, OutputError)) else _traceback(error),
         tries=tries,
         exit_code=error.exit_code if isinstance(error, CommandFailed) else None,
         signal=signal_of(error.exit_code) if isinstance(error, CommandFailed) else "",
@@ -131,7 +156,7 @@ def _kind(error: BaseException) -> str:
         return "gpu_oom"
     if isinstance(error, MemoryError):
         return "host_oom"
-    kinds = {ResultError: "result", OutputMissing: "output", CommandFailed: "exit", CommandOutOfMemory: "host_oom"}
+    kinds = {ResultError: "result", OutputError: "output", CommandFailed: "exit", CommandOutOfMemory: "host_oom"}
     return kinds.get(type(error), "exception")
 
 

@@ -37,8 +37,9 @@ class Rate:
         """The rate for the next claim; None while nothing is known."""
         if self._cost <= 0:
             return None
+        rate = self._seconds / self._cost
         self._seconds, self._cost = self._seconds / 2, self._cost / 2
-        return self._seconds / self._cost
+        return rate
 
 
 class Supply:

@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -114,6 +115,18 @@ def leaves_a_bare_child(task, ctx):
     """In a session of its own, and without a trace of gpuspool in its environment."""
     child = subprocess.Popen(["sleep", str(LONG_S)], start_new_session=True, env={})
     note(ctx.args["children"], child.pid)
+
+
+def forks(task, ctx):
+    """A child that comes back from the job, while its parent is still in it."""
+    child = os.fork()
+    if child == 0:
+        if task.payload == "exits":
+            sys.exit(7)
+        if task.payload == "raises":
+            raise ValueError("in the child")
+        return "child"
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def wraps_a_full_disk(task, ctx):
