@@ -6,8 +6,9 @@ anything else that differs, it refuses.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,10 +22,10 @@ from orchestrator.devices import assign
 from orchestrator.doctor import warnings_of
 from orchestrator.finish import Outcome, file_away_old_failures
 from orchestrator.inputs import collect, from_values
-from orchestrator.jobs import parse_job
-from orchestrator.lock import hold
+from orchestrator.jobs import parse_job, with_source
+from orchestrator.lock import hold, renounce
 from orchestrator.loop import Orchestrator, signals_to
-from orchestrator.progress import make_progress
+from orchestrator.progress import make_progress, warn
 from orchestrator.repair import make_way, repair, repair_job
 from orchestrator.results import Result, Results
 from orchestrator.status import open_view
@@ -107,18 +108,19 @@ def run(
         argv=sys.argv,
     )
     slots = _slots(request.options)
+    is_new = fresh or not _is_made(layout)
     if dry_run:
-        return _describe(layout, request, slots)
-    is_new, written = fresh or not _is_made(layout), None
+        return _describe(layout, request, slots, is_new)
+    written = None
     if request.out is not None and is_new:
-        c.check_out(Path(request.out), overwrite)
+        c.check_out(Path(request.out), overwrite, request.inputs)
     if fresh and layout.root.exists():
         _set_aside(layout)
     if is_new:
         if request.out is not None:
             c.clear_out(Path(request.out))
         for path in c.half_made(layout):
-            print(f"gpuspool: warning: {path} was left half made; it is not used, delete it", file=sys.stderr)
+            warn(f"{path} was left half made; it is not used, delete it")
         written = c.create(layout, request, len(slots))
     view = open_view(layout.root, written)
     refuse_unsafe(layout)
@@ -147,8 +149,7 @@ def resume(
         raise UsageError(f"{view.layout.root} was made by spawn_workers. Call that again: it makes a spool of its own.")
     job, source = old, None
     if old.kind != "command" and Path(old.file).exists():
-        source = Path(old.file).read_bytes()
-        job = msgspec.structs.replace(old, sha256=hashlib.sha256(source).hexdigest(), copy=Path(old.file).name)
+        job, source = with_source(old, Path(old.file))
         _refuse_change(c.job_difference(view, job, source), keep_done, view.layout)
     given = {name: value for name, value in options.items() if value is not None}
     return _orchestrate(view, job, source, given, quiet, retry)
@@ -167,6 +168,9 @@ def _options(base: Options, given: Mapping[str, Any]) -> Options:
     unknown = given.keys() - set(Options.__struct_fields__)
     if unknown:
         raise UsageError(f"unknown option {min(unknown)}. There are: {', '.join(Options.__struct_fields__)}.")
+    endless = [name for name, value in given.items() if isinstance(value, float) and not math.isfinite(value)]
+    if endless:
+        raise UsageError(f"{endless[0]}={given[endless[0]]} cannot be taken; it must be finite.")
     try:
         return msgspec.convert({**msgspec.structs.asdict(base), **given}, Options)
     except msgspec.ValidationError as error:
@@ -177,10 +181,10 @@ def _slots(options: Options) -> list[str]:
     return assign(options.devices, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
 
 
-def _describe(layout: Layout, request: c.Request, slots: list[str]) -> Report:
+def _describe(layout: Layout, request: c.Request, slots: list[str], is_new: bool) -> Report:
     """--dry-run: what would be done; nothing is written."""
     costs = request.inputs.costs
-    verb = "go on with" if _is_made(layout) else "make"
+    verb = "make" if is_new else "go on, if nothing but the job differs, with"
     text = f"would {verb} {layout.root} for {len(costs)} tasks on {len(slots)} ranks"
     for rank, planned in enumerate(c.plan(costs, len(slots))):
         cost = sum(costs[index] for index in planned)
@@ -216,7 +220,7 @@ def _check_same(view: View, request: c.Request, keep_done: bool) -> None:
         )
     _refuse_change(c.job_difference(view, request.job, request.source), keep_done, layout)
     if request.inputs.newest_mtime > view.run.created_at:
-        print("gpuspool: warning: an input changed since the run began (same size); done tasks stay", file=sys.stderr)
+        warn("an input changed since the run began (same size); done tasks stay")
 
 
 def _refuse_change(difference: list[str], keep_done: bool, layout: Layout) -> None:
@@ -232,7 +236,7 @@ def _accept(view: View, job: Job, source: bytes | None) -> Job:
     """The job as it is to run: the copy that is there, or (--keep-done) one more under a name of its own."""
     layout, old = view.layout, view.latest_job()
     if job.kind == "command" or source is None or job.sha256 == old.sha256:
-        job = job if job.kind == "command" else old
+        job = msgspec.structs.replace(job, copy=old.copy)  # what it imports lies beside it where it is now
         repair_job(layout, job, source)
         return job
     stem, suffix = os.path.splitext(job.copy)
@@ -264,6 +268,8 @@ def _orchestrate(
             outcome: Outcome = Orchestrator(view, _slots(options), job, options, progress, received).run()
         finally:
             progress.close()
+            with contextlib.suppress(OSError):
+                renounce(layout)
     ledger = view.ledger
     counts = {"total": ledger.tasks, "complete": ledger.n_complete, "failed": ledger.n_failed}
     return Report(layout.root, outcome.exit_code, counts, outcome.message)
@@ -279,10 +285,9 @@ def _publish_retry(view: View) -> int:
         return 0
     tasks = []
     for index in sorted(newest):
+        last = max(view.ledger.round_of(index), view.ledger.failed_round.get(index, 0))
         tasks.append(
-            msgspec.structs.replace(
-                newest[index], round=view.ledger.round_of(index) + 1, crashes=0, kills=0, careful=False
-            )
+            msgspec.structs.replace(newest[index], round=last + 1, crashes=0, kills=0, crashed_in=[], careful=False)
         )
     publish_manifest(view.layout, view.next_numbered("retry"), tasks)
     file_away_old_failures(view.refresh())

@@ -22,6 +22,7 @@ QUIET_S = 1.0  # with inotify: progress, deadlines and what no event told
 NETWORK_S = 2.0  # without: a listing of a few folders each time
 EARLY_S = 0.25  # in this time watchdog is not started,
 EARLY_LOOK_S = 0.003  # and so often the times of the folders are looked at; what those miss is seen when it is
+LONGEST_S = 86400.0  # poll(2) counts milliseconds in an int
 BLIND_S = 0.2  # where the kernel has no pidfd (before 5.3): how late the end of a process may be seen
 
 
@@ -108,6 +109,7 @@ class Bell:
 
     def wait(self, timeout_s: float, pids: Iterable[int]) -> None:
         """Sleep until something happens, one of these processes ends, or the time is over; or less than that."""
+        timeout_s = min(timeout_s, LONGEST_S)
         pids, until = set(pids), time.monotonic() + timeout_s
         while self._folders:
             now = time.monotonic()

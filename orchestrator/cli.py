@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,10 +21,11 @@ import click
 
 import spool
 from orchestrator.progress import printable
+from orchestrator.words import find, pair
 from spool.errors import GpuspoolError, UsageError
-from spool.layout import Layout
 from spool.publish import publish
 
+LONGEST_S = 3650 * 86400.0
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -32,7 +34,10 @@ def duration(value: Any) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip())
     if match is None:
         raise click.BadParameter(f"{value!r} is no duration; write 90, 90s, 15m, 2h or 1d")
-    return float(match[1]) * UNITS[match[2]]
+    seconds = float(match[1]) * UNITS[match[2]]
+    if seconds > LONGEST_S:
+        raise click.BadParameter(f"{value!r} is longer than {LONGEST_S / UNITS['d']:.0f} days")
+    return seconds
 
 
 class Verb(click.Command):
@@ -140,7 +145,7 @@ def run(
     if not command and not job:
         raise UsageError("JOB is missing. Example: gpuspool run classify.py:Contigs 'contigs/*.fasta'")
     report = api.run(
-        job[0] if job else None, inputs, command=command, spool=spool_dir, args=dict(map(_pair, args)), **given
+        job[0] if job else None, inputs, command=command, spool=spool_dir, args=dict(map(pair, args)), **given
     )
     _end(report, as_json)
 
@@ -191,14 +196,15 @@ def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
 @option("--timeout", "timeout_s", type=duration, help="Give up waiting after this long; exit code 4.")
 @debug
 def wait(spool_dir: str | None, timeout_s: float | None) -> None:
-    """Wait until every task has a verdict, or nothing of the run lives any more."""
+    """Wait until the run has ended: every task has a verdict, or nothing of it lives any more."""
+    from orchestrator.lock import is_holder_alive
     from orchestrator.status import open_view, status_text
     from orchestrator.status import status as read
     from spool.death import Coroner
 
     view, began = open_view(find(spool_dir)), time.monotonic()
     coroner = Coroner(view)
-    while (now := read(view.refresh(), coroner))["state"] == "running":
+    while (now := read(view.refresh(), coroner))["state"] == "running" or is_holder_alive(view.layout):
         if timeout_s is not None and time.monotonic() - began > timeout_s:
             break
         time.sleep(0.2)
@@ -315,31 +321,10 @@ def results(spool_dir: str | None) -> None:
     from orchestrator.results import Results, encode_result
     from orchestrator.status import open_view
 
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
     write = sys.stdout.buffer.write
     for result in Results(open_view(find(spool_dir))):
         write(encode_result(result) + b"\n")
-
-
-def find(spool_dir: str | None) -> Path:
-    """The spool that was named, else the only ./spool-* that was not set aside. Raises UsageError."""
-    if spool_dir is not None:
-        return Path(spool_dir)
-    there = (path for path in sorted(Path().glob("spool-*")) if Layout(path).format.exists())
-    found = [path for path in there if re.search(r"\.old-\d+$", path.name) is None]
-    if len(found) != 1:
-        names = ", ".join(map(str, found)) or "none"
-        raise UsageError(f"SPOOL is not given and there is not just one ./spool-* ({names}). Name one.")
-    return found[0]
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--arg {text}: write KEY=VALUE.")
-    try:
-        return key, json.loads(value)
-    except (ValueError, RecursionError):
-        return key, value
 
 
 def _end(report: Any, as_json: bool) -> NoReturn:
@@ -348,8 +333,14 @@ def _end(report: Any, as_json: bool) -> NoReturn:
         record = {"spool": str(report.spool), "exit_code": report.exit_code, "tasks": report.counts}
         click.echo(json.dumps(record | {"message": report.message}))
     else:
-        click.echo(f"gpuspool: {printable(report.message)}", err=True)
+        _say(report.message)
     sys.exit(report.exit_code)
+
+
+def _say(text: str) -> None:
+    """To whoever listens still; what happened is in the exit code and in summary.json."""
+    with contextlib.suppress(OSError):
+        click.echo(f"gpuspool: {printable(text)}", err=True)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -360,9 +351,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if arguments is not None or not isinstance(end.code, int):
             raise
         atexit._run_exitfuncs()
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
+        with contextlib.suppress(OSError, AttributeError):  # None where the descriptor is closed
             sys.stderr.flush()
+        with contextlib.suppress(OSError, AttributeError):
+            sys.stdout.flush()
             os._exit(end.code)
         raise
 
@@ -389,5 +381,5 @@ def _main(arguments: list[str]) -> NoReturn:
 def _fail(text: str, code: int, is_debug: bool) -> NoReturn:
     if is_debug:
         raise
-    click.echo(f"gpuspool: {printable(text)}", err=True)
+    _say(text)
     sys.exit(code)

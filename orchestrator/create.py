@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
         out=request.out,
         created_at=time.time(),
         versions={"gpuspool": spool.__version__, "python": sys.version.split()[0]},
-        argv=request.argv,
+        argv=[word.encode(errors="backslashreplace").decode() for word in request.argv],
         manifests=ranks,
     )
     building = Layout(layout.root.parent / hidden_name(layout.root.name))
@@ -111,6 +111,9 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
         rename(building.root, layout.root)
         fsync_dir(layout.root.parent)
         return manifests
+    except UnicodeEncodeError as error:
+        remove_tree_quietly(building.root)
+        raise UsageError(f"{error.object!r:.200} is not UTF-8, so no record can hold it. Rename it.") from None
     except SyncError:
         remove_tree_quietly(building.root)
         raise  # nobody can say whether the spool would outlive a power cut
@@ -162,14 +165,27 @@ def half_made(layout: Layout) -> list[Path]:
     return [path for path, pid in ours if not Path(f"/proc/{pid}").exists()]
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse an OUT that is no folder, or without `overwrite` one that holds anything. Raises UsageError."""
+def check_out(out: Path, overwrite: bool, inputs: Inputs) -> None:
+    """Refuse an OUT that is no folder, one that holds an input, or without `overwrite` anything. Raises UsageError."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not a folder.")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    for path in _paths(inputs):
+        if Path(os.path.realpath(path)).is_relative_to(out.resolve()):
+            raise UsageError(f"--out {out} holds the input {path}. Name another folder.")
+    if not overwrite:
         raise UsageError(
             f"--out {out} is not empty. Name another folder, or move all of it to {_aside(out)} with --overwrite."
         )
+
+
+def _paths(inputs: Inputs) -> Iterator[str]:
+    for task in inputs:
+        payload = msgspec.json.decode(task.payload)
+        path = payload.get("path") if isinstance(payload, dict) else payload
+        if isinstance(path, str):
+            yield path
 
 
 def clear_out(out: Path) -> None:

@@ -44,7 +44,9 @@ def finish(view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, 
         code = EXIT_SOME_FAILED if ledger.n_failed else EXIT_COMPLETE
     else:
         code = EXIT_OF.get(how, NotFinished.exit_code)
-    outcome = Outcome(how, code, _message(view, how, seconds) + "".join(_sick(view, *item) for item in sick.items()))
+    outcome = Outcome(
+        how, code, _message(view, how, epoch, seconds) + "".join(_sick(view, *item) for item in sick.items())
+    )
     summary = _summary(view, outcome, epoch, seconds) | {"sick_devices": sick}
     replace(view.layout.summary, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n", durable=True)
     return outcome
@@ -64,8 +66,16 @@ def _sick(view: View, device: str, ranks: list[int]) -> str:
     )
 
 
-def _message(view: View, how: str, seconds: float) -> str:
-    ledger, root = view.ledger, os.path.relpath(view.layout.root)
+def _short(path: str | os.PathLike[str]) -> str:
+    """As seen from the current folder, while there is one."""
+    try:
+        return os.path.relpath(path)
+    except OSError:
+        return os.fspath(path)
+
+
+def _message(view: View, how: str, epoch: int, seconds: float) -> str:
+    ledger, root = view.ledger, _short(view.layout.root)
     failed = ledger.n_failed
     counts = f"{ledger.n_complete} of {ledger.tasks} tasks complete"
     if failed:
@@ -74,20 +84,22 @@ def _message(view: View, how: str, seconds: float) -> str:
         counts += f"; {ledger.duplicates} ran twice and were counted once"
     go_on = f"Go on with the same command or `gpuspool resume {root}`."
     if how == "finished":
-        return f"{counts}, in {seconds:.1f} s. Outputs: {os.path.relpath(view.run.out or view.layout.outputs)}"
+        return f"{counts}, in {seconds:.1f} s. Outputs: {_short(view.run.out or view.layout.outputs)}"
     if how == "too many failed":
-        return f"stopped early, since --max-failed is reached: {counts}. {go_on}"
+        retry = f"`gpuspool retry {root}`"
+        return f"stopped early, since --max-failed is reached: {counts}. {retry}, or go on with a higher --max-failed."
     if how in ("drained", "interrupted"):
         return f"{how} with {counts}. {go_on}"
     if how == "load":
-        return f"no rank could load the job {view.run.job.spec}; nothing is lost.\n{_first_error(view)}\n{go_on}"
+        return f"no rank could load the job {view.run.job.spec}; nothing is lost.\n{_first_error(view, epoch)}\n{go_on}"
     why = "every rank failed too often" if how == "gave up" else "no rank has anything to do: try `gpuspool verify`"
-    return f"not finished: {why}; {counts}.\n{_first_error(view)}\n{go_on}"
+    return f"not finished: {why}; {counts}.\n{_first_error(view, epoch)}\n{go_on}"
 
 
-def _first_error(view: View) -> str:
-    """What the last attempt of the lowest rank that failed said."""
-    for attempt in reversed(view.attempts):
+def _first_error(view: View, epoch: int) -> str:
+    """What the last attempt of the lowest rank that failed in this epoch said."""
+    intents = [intent for intent in view.intents.values() if intent is not None and intent.epoch == epoch]
+    for attempt in sorted(sorted((intent.attempt for intent in intents), reverse=True), key=rank_of):
         closing = view.closed.get(attempt)
         if closing is not None and closing.error is not None:
             device = closing.stats.device if closing.stats else "?"

@@ -76,7 +76,7 @@ def collect(
 
 
 def from_values(values: Iterable[Any]) -> Inputs:
-    """One task of cost 1 for each JSON value. Raises UsageError for what JSON cannot hold."""
+    """One task of cost 1 for each JSON value; NaN and infinity become null. Raises UsageError for what is none."""
     lines = seal_bodies(
         b'{"task":%d,"key":"t%d","payload":%b,"cost":1.0' % (index, index, payload)
         for index, payload in enumerate(_payloads(values))
@@ -97,6 +97,8 @@ def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
 
 
 def _read_lines(source: str) -> list[str]:
+    if source == "-" and sys.stdin is None:
+        raise UsageError("there is no stdin. Name a file.")
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         text = data.decode().removesuffix("\n")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
 import symtable
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
         name = os.path.basename(command[0])
         sha = hashlib.sha256(json.dumps(command).encode()).hexdigest()
         return Job(kind="command", spec=" ".join(command), name=name, sha256=sha, command=command), b""
+    _refuse_while_loading()
     where, colon, name = (job if isinstance(job, str) else _spec_of(job)).rpartition(":")
     if not colon or not where or not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(f"JOB {job!r} is not file.py:Name or package.module:Name. Example: classify.py:Contigs")
     if where.endswith(".py") or "/" in where:
         return _file_job(where, name)
-    return _module_job(where, name)
+    return _module_job(where, name, [os.getcwd()] if isinstance(job, str) else _sys_path())
 
 
 def parse_call(function: Any) -> tuple[Job, bytes]:
@@ -40,6 +41,7 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
 
     It is found again by its name, as a pickle would, with this process's sys.path.
     """
+    _refuse_while_loading()
     module, name = sys.modules.get(getattr(function, "__module__", "")), getattr(function, "__qualname__", "")
     found: Any = module
     for part in name.split("."):
@@ -55,18 +57,29 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
     dotted = spec.name if spec is not None and spec.name != "__main__" else ""  # "" where a script is the module
     _refuse_our_names(dotted.partition(".")[0] or Path(file).stem, file)
     where = f"{dotted or file}:{name}"
-    paths = [os.path.abspath(entry) for entry in sys.path]
-    job = Job(kind="call", spec=where, name=name, file=os.path.abspath(file), module=dotted, sys_path=paths)
-    return _with_source(job, Path(file))
+    job = Job(kind="call", spec=where, name=name, file=os.path.abspath(file), module=dotted, sys_path=_sys_path())
+    return with_source(job, Path(file))
+
+
+def _sys_path() -> list[str]:
+    """With what an object was imported here, it can be imported in a worker."""
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
+def _refuse_while_loading() -> None:
+    """A file that starts a run wherever it is imported would have each of its workers start another."""
+    worker = sys.modules.get("worker.job")
+    if worker is not None and worker.is_loading:
+        raise UsageError(
+            "a worker that imports this file starts another run. Put the call under `if __name__ == '__main__':`."
+        )
 
 
 def _file_job(where: str, name: str) -> tuple[Job, bytes]:
     path = Path(os.path.abspath(where))
     _refuse_our_names(path.stem, path)
-    if path.exists() and path.stat().st_mode & 0o002:
-        raise UsageError(f"{path} may be written by everybody; it will not be run. `chmod o-w` it after a look at it.")
     job = Job(kind="file", spec=f"{where}:{name}", name=name, file=str(path), sys_path=[str(path.parent)])
-    job, source = _with_source(job, path)
+    job, source = with_source(job, path)
     _refuse_shadowed(path, source.decode(errors="replace"))
     return job, source
 
@@ -84,26 +97,38 @@ def _refuse_shadowed(path: Path, source: str) -> None:
                 )
 
 
-def _module_job(module: str, name: str) -> tuple[Job, bytes]:
+def _module_job(module: str, name: str, paths: list[str]) -> tuple[Job, bytes]:
     _refuse_our_names(module.partition(".")[0], module)
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"module {module} cannot be found: {error}. Is it installed in {sys.prefix}?") from None
+    spec = _find_module(module, [*paths, *(entry for entry in sys.path if entry not in paths)])
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         raise UsageError(
             f"module {module} cannot be found as Python source. For a file write path/to/{module}.py:{name}; "
-            f"for an installed module check {sys.executable}."
+            f"for an installed module check that it is one of {sys.executable}."
         )
-    job = Job(kind="module", spec=f"{module}:{name}", name=name, file=spec.origin, module=module, sys_path=[here])
-    return _with_source(job, Path(spec.origin))
+    job = Job(kind="module", spec=f"{module}:{name}", name=name, file=spec.origin, module=module, sys_path=paths)
+    return with_source(job, Path(spec.origin))
 
 
-def _with_source(job: Job, path: Path) -> tuple[Job, bytes]:
-    """Checks what can be checked without running it: that it is there, parses, and has the name."""
+def _find_module(module: str, paths: list[str]) -> ModuleSpec | None:
+    """Where a module is, without importing what it lies in: none of that belongs into this process."""
+    spec, where, parts = None, None, module.split(".")
+    usual, sys.path = sys.path, paths
+    try:
+        for end in range(1, len(parts) + 1):
+            found = (finder.find_spec(".".join(parts[:end]), where) for finder in sys.meta_path)
+            spec = next(filter(None, found), None)
+            if spec is None:
+                return None
+            where = spec.submodule_search_locations
+    finally:
+        sys.path = usual
+    return spec
+
+
+def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
+    """Checks what can be checked without running it: that it is there, parses, and has the name. Raises UsageError."""
+    if path.exists() and path.stat().st_mode & 0o002:
+        raise UsageError(f"{path} may be written by everybody; it will not be run. `chmod o-w` it after a look at it.")
     try:
         source = path.read_bytes()
         names = _top_level_names(source, path)
@@ -122,7 +147,7 @@ def _top_level_names(source: bytes, path: Path) -> set[str] | None:
     """What the file defines at its top; None where only running it could tell."""
     if b"import *" in source or b"globals()" in source:
         return None
-    symbols = symtable.symtable(source.decode(), str(path), "exec").get_symbols()
+    symbols = symtable.symtable(source, str(path), "exec").get_symbols()  # type: ignore[arg-type]
     return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
 
@@ -134,6 +159,9 @@ def _refuse_our_names(stem: str, where: object) -> None:
 def _spec_of(target: Any) -> str:
     """file.py:Name or module:Name of a class or function object."""
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if module == "__main__" and spec is not None:  # python -m package.script
+        module = spec.name
     if not module or not name:
         raise UsageError(f"the job {target!r:.80} is no class, function or 'file.py:Name'.")
     if "<" in name:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrator.devices import environment_for, near_cpus
 from spool.codec import seal_pretty
-from spool.identity import MARK, mark_of, myself
+from spool.identity import MARK, mark_of, myself, run_mark
 from spool.layout import attempt_name
 from spool.publish import FILE_MODE, publish
 from spool.records import Intent, Job, Options
@@ -70,7 +70,7 @@ def launch(
     attempt = attempt_name(rank, number)
     argv = [sys.executable, "-P", "-m", "worker", "--spool", str(view.layout.root), "--rank", str(rank)]
     argv += ["--attempt", str(number)]
-    mark = {MARK: mark_of(view.run.id, attempt)}
+    mark = {MARK: mark_of(run_mark(view.layout.root, view.run.id), attempt)}
     environment = {**os.environ, **environment_for(tokens, world_size, os.environ), **mark, **variables}
     intent = Intent(
         attempt=attempt,

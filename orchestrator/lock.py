@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from filelock import FileLock, Timeout
 from msgspec.structs import asdict
+from msgspec.structs import replace as replaced
 
 from spool.codec import pretty
 from spool.errors import OrchestratorLive
@@ -51,6 +52,13 @@ def announce(layout: Layout, epoch: int) -> None:
     replace(layout.holder, pretty(holder))
 
 
+def renounce(layout: Layout) -> None:
+    """The same, once it is over: a process that called the Python API may live on."""
+    holder = read_holder(layout)
+    if holder is not None and (holder.host, holder.pid) == (myself().host, myself().pid):
+        replace(layout.holder, pretty(replaced(holder, until=time.time())))
+
+
 def read_holder(layout: Layout) -> Holder | None:
     return read_record(layout.holder, Holder)
 
@@ -58,7 +66,7 @@ def read_holder(layout: Layout) -> Holder | None:
 def is_holder_alive(layout: Layout) -> bool:
     """Whether the orchestrator that announced itself last is proved alive on this host."""
     holder = read_holder(layout)
-    return holder is not None and liveness(holder) == ALIVE
+    return holder is not None and holder.until is None and liveness(holder) == ALIVE
 
 
 def describe_holder(layout: Layout) -> str:

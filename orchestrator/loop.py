@@ -28,6 +28,7 @@ from orchestrator.repair import keep_copy
 from orchestrator.workers import Workers
 from spool.closing import mend_claims, sweep
 from spool.codec import encode
+from spool.death import BEAT_S
 from spool.identity import ALIVE, DEAD, myself
 from spool.layout import STATES, rank_of
 from spool.publish import FILE_MODE, SyncError, probe_folder, publish, replace, write_all
@@ -36,7 +37,6 @@ from spool.timeouts import is_limited
 from spool.view import View, drain_epoch
 
 DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-BEAT_S = 10.0
 LOOK_FILES, FILES_PER_S = 10, 4.0  # opened by a look, besides two for each rank; and how many in a second on average
 BACKOFF_LOOK_S = 0.2  # while a rank waits for its restart
 NEWS_LOOK_S, NEWS = 0.1, 1000  # after a look that brought so many verdicts for each file it opened; doubled from there
@@ -278,6 +278,7 @@ class Orchestrator:
         if closing is None:
             return
         self._had_trouble |= closing.reason == "io"
+        self._was_mended &= closing.by != "resume"  # it may have died with the power, which gives claims back
         text = f"{attempt} ended: {self.workers.describe_end(closing)}; what it had not finished is given out again"
         text += "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
         self._tell("attempt_closed", text, attempt=attempt)
@@ -291,10 +292,16 @@ class Orchestrator:
                 self._tell("attempt_failed", text, attempt=closing.attempt)
 
     def _adopt(self) -> None:
+        intents = [self.view.intents.get(attempt) for attempt in self.workers.adopted]
+        is_changed = any(intent is not None and intent.job.sha256 != self.job.sha256 for intent in intents)
+        if is_changed:  # --keep-done: what is not in hand is for the new code, on whatever host
+            publish(self.view.layout.drain(self.epoch - 1), b"")
+            self.workers.tell_to_stop()
+        how = "stops for the new code once its tasks in hand are done" if is_changed else "goes on"
         for attempt in self.workers.adopted:
             life = self.workers.life(attempt)
             if life == ALIVE:
-                self._tell("adopted", f"{attempt} outlived an earlier orchestrator and goes on", attempt=attempt)
+                self._tell("adopted", f"{attempt} outlived an earlier orchestrator and {how}", attempt=attempt)
             elif life != DEAD:
                 self._tell(
                     "waiting",

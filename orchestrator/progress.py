@@ -5,12 +5,14 @@ Rate and time left are weighted by cost, so that a few huge inputs at the front 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
 from typing import Any, Protocol
 
 LINE_S = 30.0
+UNHEARD = (OSError, ValueError, SystemExit)
 
 
 def duration(seconds: float) -> str:
@@ -120,7 +122,38 @@ class Bar:
         self._bar.stop()
 
 
+class Deaf:
+    """Goes on where nobody listens any more: a terminal that closed, a pipe without a reader, a full disk.
+
+    rich answers a broken pipe with SystemExit.
+    """
+
+    def __init__(self, told: Progress) -> None:
+        self._told, self.every_s = told, told.every_s
+
+    def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
+        with contextlib.suppress(*UNHEARD):
+            self._told.update(complete, failed, cost_done, note)
+
+    def say(self, text: str) -> None:
+        with contextlib.suppress(*UNHEARD):
+            self._told.say(text)
+
+    def close(self) -> None:
+        with contextlib.suppress(*UNHEARD):
+            self._told.close()
+
+
 def make_progress(total: int, cost: float, quiet: bool) -> Progress:
-    if quiet:
+    """What tells of a run; it never raises."""
+    if quiet or sys.stderr is None:
         return Silent()
-    return Bar(total, cost) if sys.stderr.isatty() else Lines(total, cost)
+    with contextlib.suppress(*UNHEARD):
+        return Deaf(Bar(total, cost) if sys.stderr.isatty() else Lines(total, cost))
+    return Silent()
+
+
+def warn(text: str) -> None:
+    """One line on stderr, where that can be."""
+    if sys.stderr is not None:
+        Deaf(Lines(0, 0)).say(f"warning: {text}")

@@ -37,8 +37,8 @@ def status(view: View, coroner: Coroner | None = None) -> dict[str, Any]:
         lost_tasks(view)  # finds the unreadable, which have failed
     ledger = view.ledger
     ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in _newest(view)]
-    running = sum(row["task"] is not None for row in ranks)
     complete, failed = ledger.n_complete, ledger.n_failed
+    running = min(sum(row["task"] is not None for row in ranks), ledger.tasks - complete - failed)
     holder = read_holder(view.layout)
     return {
         "schema_version": 1,

@@ -19,7 +19,7 @@ from spool.blame import Witness, describe_exit
 from spool.closing import close_dead
 from spool.death import Coroner
 from spool.errors import EXIT_CANNOT_CLOSE
-from spool.identity import ALIVE, DEAD, is_here, kill_marked, liveness
+from spool.identity import ALIVE, DEAD, is_here, kill_marked, liveness, myself, run_mark
 from spool.layout import rank_of
 from spool.oom import OomWatch
 from spool.records import Closing, Job, Options
@@ -37,6 +37,7 @@ class Workers:
 
     def __init__(self, view: View, epoch: int, options: Options) -> None:
         self.view, self.epoch, self.options = view, epoch, options
+        self._mark = run_mark(view.layout.root, view.run.id)
         self._coroner = Coroner(view, options.lease_s)
         self._oom = OomWatch()
         self._children: dict[str, Child] = {}
@@ -68,7 +69,7 @@ class Workers:
     def _is_stillborn(self, attempt: str) -> bool:
         """This very orchestrator wrote its intent and then could not start it."""
         intent = self.view.intents.get(attempt)
-        mine = intent is not None and intent.epoch == self.epoch
+        mine = intent is not None and intent.epoch == self.epoch and intent.parent == myself()
         return mine and attempt not in self._children and self.view.identity(attempt) is None
 
     def _is_beyond_help(self, attempt: str) -> bool:
@@ -149,7 +150,7 @@ class Workers:
         """
         child = self._children.get(attempt)
         code = None if child is None else child.exit_code()
-        kill_marked(self.view.run.id, (attempt,))
+        kill_marked(self._mark, (attempt,))
         if attempt in self._overdue:
             closing = close_dead(self.view, attempt, by="parent", is_overdue=True)
         elif attempt in self._told:
@@ -229,7 +230,7 @@ class Workers:
             for attempt in lingering:
                 if waited_s > (patience_s if attempt in self._children else min(patience_s, OTHERS_S)):
                     self._kill(attempt)
-        kill_marked(self.view.run.id, self.view.closed)
+        kill_marked(self._mark, self.view.closed)
 
     def _lingering(self) -> dict[str, int]:
         """attempt -> pid of own children that run, and of others that have closed and not yet gone."""
@@ -246,5 +247,5 @@ class Workers:
 
 
 def _signal(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGTERM)

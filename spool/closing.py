@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from spool.blame import Witness, blame, place_of, scene_of, time_out
 from spool.codec import pretty
 from spool.journal import link_empty_journal
-from spool.layout import Layout
+from spool.layout import Layout, parse_attempt
 from spool.manifest import publish_manifest, publish_orphans
 from spool.publish import fsync_file, publish
 from spool.records import Closing, Error, Lost, Record, TaskLine
@@ -107,7 +107,7 @@ def close_dead(
         error=error,
     )
     publish_closing(view.layout, closing, orphans)
-    return view.refresh().closed[attempt]
+    return view.refresh().closed.get(attempt)
 
 
 def lost_tasks(view: View, idle: str = "") -> list[TaskLine]:
@@ -141,9 +141,15 @@ def _parts(view: View, manifest: str, idle: str) -> Iterator[tuple[int, int, boo
     """
     chain = view.chains[manifest]
     for claim in chain.claims:
-        is_held = claim.attempt not in view.closed and claim.attempt != idle and claim.attempt in view.journals
+        is_somebody = claim.attempt in view.journals or _has_journal(view, claim.attempt)
+        is_held = claim.attempt not in view.closed and claim.attempt != idle and is_somebody
         yield claim.start, claim.stop, is_held
     yield chain.next, chain.end, True
+
+
+def _has_journal(view: View, attempt: str) -> bool:
+    """By its name: what a network file system lists may be older."""
+    return parse_attempt(attempt) is not None and view.layout.journal(attempt).exists()
 
 
 def _weight(task: TaskLine) -> tuple[int, int, int, bool]:

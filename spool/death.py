@@ -14,6 +14,9 @@ from spool.publish import read_record
 from spool.records import Intent, ParentBeat
 from spool.view import View
 
+BEAT_S = 10.0  # twelve beats fit into the default lease of 120 s,
+BEATS = 3  # and the shortest lease that anybody may judge them by is three
+
 
 class Coroner:
     """Judges the attempts of one spool; keep one for as long as you watch, since leases take time to run out."""
@@ -32,7 +35,7 @@ class Coroner:
             return near
         beat = self.view.heartbeat(attempt)
         beats = (None if beat is None else beat.beat, self._parent_beat(attempt))
-        return self._by_lease(attempt, beats)
+        return self._by_lease(attempt, attempt, beats)
 
     def parent_verdict(self, attempt: str) -> str:
         """Of the parent that started the attempt. Without a readable intent nobody vouches: a lease decides."""
@@ -41,15 +44,18 @@ class Coroner:
             near = liveness(intent.parent)
             if near in (ALIVE, DEAD):
                 return near
-        return self._by_lease(f"parent of {attempt}", self._parent_beat(attempt))
+        return self._by_lease(attempt, f"parent of {attempt}", self._parent_beat(attempt))
 
     def is_orphan(self, attempt: str) -> bool:
         """Proved dead, and so is the parent, who else would be the one to close it."""
         both = (self.verdict(attempt), self.parent_verdict(attempt))  # both, so that their leases run side by side
         return both == (DEAD, DEAD)
 
-    def _by_lease(self, name: str, beats: object) -> str:
-        return DEAD if self._watch.is_expired(name, beats, time.monotonic()) else ELSEWHERE
+    def _by_lease(self, attempt: str, name: str, beats: object) -> str:
+        """Never by a lease of fewer than BEATS of its own beats, whatever is asked for now."""
+        own_s = self.view.options_of(attempt).lease_s
+        lease_s = max(self._watch.lease_s, BEATS * min(BEAT_S, own_s / 12))
+        return DEAD if self._watch.is_expired(name, beats, time.monotonic(), lease_s) else ELSEWHERE
 
     def _parent_beat(self, attempt: str) -> int | None:
         intent = self.view.intents.get(attempt)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from spool.records import Identity
 
-MARK = "GPUSPOOL_ATTEMPT"  # in the environment of a worker and so of all that it starts: <run id>/<attempt>
+MARK = "GPUSPOOL_ATTEMPT"  # in the environment of a worker and so of all that it starts: <run>/<attempt>
+BLIND = 0.3  # of a lease
 ALIVE, DEAD, ELSEWHERE = "alive", "dead", "elsewhere"
 
 
@@ -62,16 +63,34 @@ def liveness(who: Identity) -> str:
     if not is_here(who):
         return ELSEWHERE
     stat = _stat(who.pid)
+    if stat is None and _is_hidden(who.pid):
+        return ELSEWHERE
     if stat is None or stat[1] != who.pid_start or stat[0] in "ZX":
         return DEAD
     return ALIVE
 
 
-def mark_of(run_id: str, attempt: str) -> str:
-    return f"{run_id}/{attempt}"
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process, of another user, that /proc does not show (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
-def kill_marked(run_id: str, attempts: Container[str], spare: Container[int] = ()) -> int:
+def run_mark(root: Path, run_id: str) -> str:
+    """The run of one spool, and not that of a copy of it, whose attempts have the same names."""
+    return f"{run_id}.{os.stat(root).st_ino}"
+
+
+def mark_of(run: str, attempt: str) -> str:
+    return f"{run}/{attempt}"
+
+
+def kill_marked(marked_run: str, attempts: Container[str], spare: Container[int] = ()) -> int:
     """SIGKILL what these attempts of a run started, but for the spared pids; returns how many.
 
     It finds what a job started in a session of its own, which no process group reaches.
@@ -79,7 +98,7 @@ def kill_marked(run_id: str, attempts: Container[str], spare: Container[int] = (
     count = 0
     for pid, mark in _marked():
         run, _, attempt = mark.partition("/")
-        if run == run_id and attempt in attempts and pid not in spare:
+        if run == marked_run and attempt in attempts and pid not in spare:
             count += 1
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -118,12 +137,18 @@ class LeaseWatch:
 
     def __init__(self, lease_s: float) -> None:
         self.lease_s = lease_s
-        self._seen: dict[str, tuple[object, float]] = {}
+        self._seen: dict[str, tuple[object, float, float]] = {}
 
-    def is_expired(self, name: str, beats: object, now: float) -> bool:
-        """Whether `beats` (any value that changes while its owner lives) has been the same for a lease."""
+    def is_expired(self, name: str, beats: object, now: float, lease_s: float | None = None) -> bool:
+        """Whether `beats` (any value that changes while its owner lives) has been the same for a lease, in all looks.
+
+        Between two looks at most BLIND of it counts: who did not look (on a host that was suspended) knows nothing.
+        """
+        lease_s = self.lease_s if lease_s is None else lease_s
         seen = self._seen.get(name)
         if seen is None or seen[0] != beats:
-            self._seen[name] = (beats, now)
+            self._seen[name] = (beats, 0.0, now)
             return False
-        return now - seen[1] > self.lease_s
+        still_s = seen[1] + min(now - seen[2], BLIND * lease_s)
+        self._seen[name] = (beats, still_s, now)
+        return still_s > lease_s

@@ -108,7 +108,7 @@ def encode_key(key: str) -> str:
 
 def hidden_output(attempt: str, task: int, suffix: str) -> str:
     """The name of an output, beside its final one, until it is published."""
-    return f"{OUT_MARK}-{attempt}-{task}{suffix}"
+    return f"{OUT_MARK}-{attempt}-{task}-{suffix}"
 
 
 def parse_hidden_output(name: str) -> str | None:

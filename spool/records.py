@@ -186,10 +186,11 @@ class ParentBeat(Record, frozen=True, kw_only=True):
 
 
 class Holder(Identity, frozen=True, kw_only=True):
-    """orchestrator.json: the live orchestrator, told to whoever comes second."""
+    """orchestrator.json: the live orchestrator, told to whoever comes second; with `until`, the last one."""
 
     epoch: int
     since: float
+    until: float | None = None
 
 
 class Job(Record, frozen=True, kw_only=True):

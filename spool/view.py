@@ -17,6 +17,7 @@ import msgspec
 
 from spool.claims import Chain
 from spool.errors import SpoolError, UsageError
+from spool.identity import DEAD, liveness
 from spool.journal import JournalReader
 from spool.layout import (
     FORMAT_TEXT,
@@ -60,7 +61,7 @@ def load_run(layout: Layout, report: Report | None = None) -> Run:
     if found is None:
         raise SpoolError(
             f"{layout.run} is missing or cannot be read, and so is its copy {layout.run_copy}. "
-            "Restore one, or start again with --fresh."
+            "Restore one, or rename the folder and start again."
         )
     if run is None:
         _report(report, layout.run, f"not a run record; its copy {layout.run_copy} says what it should")
@@ -114,6 +115,11 @@ class Started(msgspec.Struct, frozen=True):
     left: int
 
 
+def _is_gone(journal: JournalReader) -> bool:
+    """Whether its writer is proved dead, so that it adds no line. Who was closed by somebody else may live."""
+    return journal.head is not None and liveness(journal.head) == DEAD
+
+
 class View:
     """`written`: the planned manifests of a spool that this process made just now; they are not read again."""
 
@@ -130,13 +136,15 @@ class View:
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
+        self._reported: set[Damage] = set()
         self._settled: set[str] = set()
         self._planned = planned_checksums(run)
         for name, data in (written or {}).items():
             self._add_manifest(Manifest(name, str(layout.manifest(name)), data, self.report, self._planned.get(name)))
 
     def report(self, damage: Damage) -> None:
-        if damage not in self.damage:
+        if damage not in self._reported:
+            self._reported.add(damage)
             self.damage.append(damage)
 
     def refresh(self) -> View:
@@ -195,8 +203,11 @@ class View:
             if attempt in self.intents or parse_attempt(attempt) is None:
                 continue
             path = self.layout.intent(attempt)
-            self.intents[attempt] = read_sealed(path, Intent)
-            if self.intents[attempt] is None:
+            intent = read_sealed(path, Intent)
+            if intent is None and read_bytes(path) is None:
+                continue  # listed, but not to be had yet (NFS)
+            self.intents[attempt] = intent
+            if intent is None:
                 self.report(Damage(str(path), 0, "not the intent of an attempt"))
 
     def _read_journals(self) -> None:
@@ -209,12 +220,13 @@ class View:
         for attempt, journal in self.journals.items():
             if attempt in self._settled:
                 continue
-            self._follow(journal)
             closing = self.closed.get(attempt)
+            is_over = closing is not None and (closing.by == attempt or _is_gone(journal))
+            self._follow(journal)
             if closing is not None:
                 journal.report_torn_tail()
-                if closing.by == attempt:  # else it may have been closed alive, and still add a line
-                    self._settled.add(attempt)
+            if is_over:
+                self._settled.add(attempt)
 
     def _follow(self, journal: JournalReader) -> None:
         """The loop that each finished task passes once in whoever looks at a run."""

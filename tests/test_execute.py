@@ -178,6 +178,13 @@ def test_a_batch_that_drops_one_result_is_found_out_by_halving(tmp_path: Path) -
     assert (states(lines), values(lines)) == ("ccfc", [0, 1, None, 3])
 
 
+@pytest.mark.parametrize("results", [{0, 1, 2}, {0: "a", 1: "b", 2: "c"}, "abc", b"abc"], ids=type)
+def test_a_batch_whose_results_have_no_order_fails(tmp_path: Path, results: Any) -> None:
+    """It may have as many as there are tasks; which is whose, nobody knows."""
+    lines = run(executor_of(tmp_path, lambda tasks, ctx: results, batch_size=3), 3)
+    assert kinds(lines) == ["result"] * 3
+
+
 @pytest.mark.parametrize("results", [None, 5])
 def test_a_batch_without_a_list_of_results_fails(tmp_path: Path, results: Any) -> None:
     lines = run(executor_of(tmp_path, lambda tasks, ctx: results, 2), 2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from helpers import wait_until
 from spooling import A0, begin, dead_process, intend, make_spool, view_of
 
 from spool.codec import encode
@@ -17,6 +18,8 @@ from spool.journal import start_journal
 from spool.layout import Layout
 from spool.publish import replace
 from spool.records import Identity, ParentBeat
+
+MOMENT_S = 1e-6
 
 
 @pytest.fixture
@@ -81,46 +84,61 @@ def test_a_command_name_that_looks_like_a_stat_line_changes_nothing() -> None:
         process.kill()
 
 
+def verdicts(watch: LeaseWatch, beats: object, start: int, stop: int, name: str = "a") -> set[bool]:
+    """What was said in looks every 10 s, in seconds."""
+    return {watch.is_expired(name, beats, now=now) for now in range(start, stop + 1, 10)}
+
+
 def test_a_beat_that_stands_still_for_a_lease_has_expired() -> None:
     watch = LeaseWatch(120.0)
-    assert not watch.is_expired("a", 7, now=1000.0)
-    assert not watch.is_expired("a", 7, now=1120.0)
-    assert watch.is_expired("a", 7, now=1120.1)
-    assert watch.is_expired("a", 7, now=5000.0)
+    assert verdicts(watch, 7, 1000, 1120) == {False}
+    assert verdicts(watch, 7, 1130, 5000) == {True}
 
 
 def test_a_lease_begins_when_the_beat_is_first_seen_and_anew_when_it_moves() -> None:
     watch = LeaseWatch(120.0)
-    assert not watch.is_expired("a", 7, now=10**6)
-    assert not watch.is_expired("a", 8, now=10**6 + 119)
-    assert not watch.is_expired("a", 8, now=10**6 + 239)
-    assert watch.is_expired("a", 8, now=10**6 + 239.5)
+    assert verdicts(watch, 7, 10**6, 10**6 + 110) == {False}
+    assert verdicts(watch, 8, 10**6 + 120, 10**6 + 240) == {False}
+    assert watch.is_expired("a", 8, now=10**6 + 241)
     assert not watch.is_expired("a", 9, now=10**6 + 600), "it came back"
     assert not watch.is_expired("a", 8, now=10**6 + 900), "any change is a life sign, also a beat that goes back"
 
 
 def test_a_parents_beat_vouches_for_its_child() -> None:
     watch = LeaseWatch(120.0)
-    assert not watch.is_expired("a", (7, 1), now=0.0)
-    assert not watch.is_expired("a", (7, 2), now=100.0)
-    assert not watch.is_expired("a", (7, 2), now=219.0)
-    assert watch.is_expired("a", (7, 2), now=221.0)
+    assert verdicts(watch, (7, 1), 0, 100) == {False}
+    assert verdicts(watch, (7, 2), 110, 230) == {False}
+    assert watch.is_expired("a", (7, 2), now=231.0)
 
 
 def test_one_lease_says_nothing_of_another() -> None:
     watch = LeaseWatch(120.0)
-    watch.is_expired("a", 1, now=0.0)
+    verdicts(watch, 1, 0, 500)
     assert not watch.is_expired("b", 1, now=500.0)
     assert watch.is_expired("a", 1, now=500.0)
 
 
 def test_no_beat_at_all_expires_too() -> None:
     watch = LeaseWatch(120.0)
-    assert not watch.is_expired("a", (None, None), now=0.0)
+    assert verdicts(watch, (None, None), 0, 120) == {False}
     assert watch.is_expired("a", (None, None), now=121.0)
 
 
+def test_who_did_not_look_for_a_lease_has_not_seen_that_nothing_moved() -> None:
+    """A host that was suspended: those that it watches may have been so too, and are given time to beat."""
+    watch = LeaseWatch(120.0)
+    assert verdicts(watch, 7, 0, 60) == {False}
+    assert not watch.is_expired("a", 7, now=10_000.0)
+    assert verdicts(watch, 7, 10_000, 10_020) == {False}
+    assert verdicts(watch, 7, 10_030, 10_100) == {True}
+
+
 # Attempts, by what they left in a spool.
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spool.death.BEATS", 0)
 
 
 @pytest.fixture
@@ -159,25 +177,37 @@ def test_an_attempt_that_never_began_is_as_dead_as_its_parent(layout: Layout, is
     assert coroner.is_orphan(A0) == is_parent_dead
 
 
+@pytest.mark.usefixtures("short")
 def test_an_attempt_elsewhere_is_dead_once_no_beat_moved_for_a_lease(layout: Layout) -> None:
-    """The lease here is 0 s: it is over at the second look, unless a beat moved in between."""
+    """The lease here is over after a few looks, unless a beat moved in between."""
     elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
     intent = intend(layout, A0, parent=elsewhere)
     assert start_journal(layout, A0, elsewhere) is not None
-    coroner = Coroner(view_of(layout), 0.0)
+    coroner = Coroner(view_of(layout), MOMENT_S)
     for beat in range(3):
         path = layout.parent_heartbeat(intent.epoch, elsewhere.host, elsewhere.pid)
         replace(path, encode(ParentBeat(beat=beat, at=1.0)))
         assert coroner.verdict(A0) == ELSEWHERE, "its parent's beat vouches for it"
-    assert coroner.verdict(A0) == DEAD
+    wait_until(lambda: coroner.verdict(A0) == DEAD)
     assert Coroner(view_of(layout)).verdict(A0) == ELSEWHERE, "who has just come has seen nothing yet"
 
 
+@pytest.mark.usefixtures("short")
 def test_an_orphan_elsewhere_is_found_after_one_lease(layout: Layout) -> None:
     """Attempt and parent are watched over the same lease, not over one after the other."""
     elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
     intend(layout, A0, parent=elsewhere)
     assert start_journal(layout, A0, elsewhere) is not None
-    coroner = Coroner(view_of(layout), 0.0)
-    assert not coroner.is_orphan(A0)
-    assert coroner.is_orphan(A0)
+    coroner, looks = Coroner(view_of(layout), MOMENT_S), 1
+    while not coroner.is_orphan(A0):
+        looks += 1
+    assert 1 < looks < 10
+
+
+def test_a_lease_that_is_asked_for_is_never_shorter_than_three_beats(layout: Layout) -> None:
+    """Who resumes with a short lease would take workers for dead between two beats of theirs."""
+    elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
+    intend(layout, A0, parent=elsewhere)
+    assert start_journal(layout, A0, elsewhere) is not None
+    coroner = Coroner(view_of(layout), MOMENT_S)
+    assert {coroner.verdict(A0) for _ in range(100)} == {ELSEWHERE}

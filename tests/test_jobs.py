@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import JOBS, Box, names, record
+from helpers import JOBS, Box, assert_sound, names, record
 
 from orchestrator.jobs import parse_job
 from spool.errors import UsageError
@@ -189,3 +189,26 @@ def test_the_hash_of_a_job_is_that_of_its_source(tmp_path: Path) -> None:
     assert hashes[0] != hashes[1]
     two.write_text(one.read_text())
     assert parse_job(f"{two}:f")[0].sha256 == hashes[0]
+
+
+def test_a_module_that_its_package_imports_is_executed_once(box: Box) -> None:
+    """A registry in it would refuse the second time."""
+    box.write("pk/registry.py", "seen = []\ndef add(name):\n    assert name not in seen\n    seen.append(name)\n")
+    box.write("pk/__init__.py", "from pk import m\n")
+    box.write("pk/m.py", "from pk import registry\nregistry.add('m')\ndef f(task, ctx):\n    return registry.seen\n")
+    box.run("run", "pk.m:f", "--lines", box.lines(1), "--spool", "S")
+    assert [result["result"] for result in assert_sound(box, "S", 1)] == [["m"]]
+
+
+@pytest.mark.parametrize("size", ["0.5", "0", "10**19", "'4'"])
+def test_a_batch_size_that_is_no_number_of_tasks_is_refused(box: Box, size: str) -> None:
+    box.write("job.py", f"class Job:\n    batch_size = {size}\n    def __call__(self, tasks, ctx): pass\n")
+    done = box.run("run", "job.py:Job", "--lines", box.lines(9), "--spool", "S", code=4)
+    assert "it must be a whole number from 1 to 1e+06" in done.err
+
+
+def test_a_batch_size_may_be_a_number_of_numpy(box: Box) -> None:
+    job = "import numpy\nclass Job:\n    batch_size = numpy.int64(4)\n    def __call__(self, tasks, ctx):\n"
+    box.write("job.py", job + "        return [len(tasks) <= 4] * len(tasks)\n")
+    box.run("run", "job.py:Job", "--lines", box.lines(9), "--spool", "S")
+    assert [result["result"] for result in assert_sound(box, "S", 9)] == [True] * 9

@@ -226,3 +226,24 @@ def test_a_file_where_a_folder_should_be_made_fails_the_task(out: Path) -> None:
         outputs.path(a_task(1, "a/b/c"), "")
     assert outputs.trouble is None
     assert tree(out) == {"a": b"a"}
+
+
+def test_no_two_outputs_of_one_folder_are_written_under_one_hidden_name(out: Path) -> None:
+    outputs = Outputs(out, A0)
+    outputs.path(a_task(1, "a"), "11.txt").write_text("a's")
+    outputs.path(a_task(11, "b"), "1.txt").write_text("b's")
+    outputs.publish([1, 11])
+    assert tree(out) == {"a11.txt": b"a's", "b1.txt": b"b's"}
+
+
+def test_links_and_sockets_in_a_folder_are_published_with_it(out: Path) -> None:
+    outputs = Outputs(out, A0)
+    folder = outputs.path(a_task(), ".d")
+    folder.mkdir()
+    (folder / "file").write_text("four")
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    said = outputs.publish([0])[0]
+    assert isinstance(said, list)
+    assert said[0][0] == "t0.d"
+    assert sorted(os.listdir(out / "t0.d")) == ["dangling", "file", "pipe"]

@@ -123,6 +123,7 @@ attempt("absent.py:f", items=[1])
 attempt(job, items=[object()])
 attempt(job, items=[1], args={{"x": object()}})
 attempt(job, items=[1], ranks="two")
+attempt(job, items=[1], grace_s=float("inf"))
 attempt(job)
 attempt(job, items=[1], spool="S")
 attempt(job, items=[2], spool="S")
@@ -134,6 +135,7 @@ except Exception as error:
     )
     lines = done.out.splitlines()
     assert [line.split()[:2] for line in lines] == [
+        ["UsageError", "2"],
         ["UsageError", "2"],
         ["UsageError", "2"],
         ["UsageError", "2"],

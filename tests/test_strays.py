@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from helpers import (
@@ -18,7 +19,7 @@ from helpers import (
     waiting,
 )
 
-from spool.identity import MARK, kill_marked, mark_of
+from spool.identity import MARK, kill_marked, mark_of, run_mark
 
 
 def children(box: Box) -> list[int]:
@@ -51,6 +52,31 @@ def test_a_forked_child_that_comes_back_from_the_job_is_no_second_worker(box: Bo
     assert len(journal_lines(box / "S")) == 3, "one for each task"
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
     assert ("ValueError: in the child" in (box / "S" / "logs" / "rank-0000.a00.log").read_text()) == (how == "raises")
+
+
+def test_a_forked_process_can_be_ended_by_a_signal(box: Box) -> None:
+    """It inherits the worker's handler, which answers with a drain; a pool of such would never end."""
+    command = ["run", f"{JOBS}/harsh.py:ends_a_forked_process", "--lines", box.lines(30), "--spool", "S"]
+    box.run(*command)
+    assert {result["result"] for result in assert_sound(box, "S", 30)} == {-signal.SIGTERM}
+
+
+def test_a_job_may_keep_a_pool_of_processes_to_its_end(box: Box) -> None:
+    """Who kills the pool's processes before the pool ends them has a worker that must be killed."""
+    command = ["run", f"{JOBS}/harsh.py:KeepsAPool", "--lines", box.lines(4), "--spool", "S", "--ranks", "2"]
+    box.run(*command, "--arg", f"exits={box / 'exits'}")
+    assert_sound(box, "S", 4)
+    assert len((box / "exits").read_text().split()) == 2
+    assert box.processes() == []
+
+
+def test_what_a_copy_of_a_spool_started_is_told_from_what_the_spool_did(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    mark = run_mark(tmp_path / "a", "run")
+    assert run_mark(tmp_path / "b", "run") != mark
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert run_mark(tmp_path / "c", "run") == mark
 
 
 def test_only_what_the_named_attempts_started_is_killed(box: Box) -> None:

@@ -4,8 +4,10 @@ import errno
 from pathlib import Path
 
 import pytest
-from helpers import JOBS, Box, assert_sound, names, record, tree
+from helpers import JOBS, Box, assert_sound, journal_lines, names, record, tree, wait_until
 
+from orchestrator.status import open_view
+from spool.closing import close_dead
 from spool.layout import OUT_MARK
 from worker.trouble import Unusable, raise_trouble
 
@@ -61,6 +63,42 @@ def test_a_job_that_closes_its_stdout_loses_nothing_but_its_words(box: Box) -> N
     assert "1 failed" in box.run(*command, code=3).err, "the second call raises, since there is nothing to close"
     assert [result["state"] for result in box.results("S")] == ["complete", "failed"]
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+
+
+def test_a_job_may_put_anything_in_the_place_of_stdout(box: Box) -> None:
+    command = ["run", f"{JOBS}/harsh.py:replaces_stdout", "--lines", box.lines(2), "--spool", "S", "--ranks", "1"]
+    box.run(*command, "--retries", "1", code=3)
+    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+    assert [result["error"]["kind"] for result in box.results("S")] == ["exception"] * 2
+
+
+def test_a_job_reads_as_it_runs_also_once_its_file_has_changed(box: Box) -> None:
+    """For tracebacks, and for torch.jit.script and whoever else asks for its source."""
+    box.job("plain.py")
+    box.job("harsh.py")
+    box.run("run", "harsh.py:changes_its_file", "--lines", box.lines(1), "--spool", "S", code=3)
+    (result,) = box.results("S")
+    assert result["error"]["message"] == "def changes_its_file(task, ctx):"
+    assert "inspect.getsource(changes_its_file)" in result["error"]["traceback"]
+
+
+def test_a_worker_that_was_closed_meanwhile_fails_no_task(box: Box) -> None:
+    """Whoever closed it may have removed what it wrote: the error may be of that making."""
+    box.job("plain.py")
+    gates = box.job("gates.py").read_text()
+    once = (
+        "\ndef once(task, ctx):\n    first = not Path('first').exists()\n    Path('first').touch()\n"
+        "    pass_gate(ctx.args['gate'])\n    if first:\n        raise ValueError\n"
+    )
+    box.write("job.py", gates + once)
+    command = ["run", "job.py:once", "--lines", box.lines(1), "--spool", "S", "--arg", f"gate={box / 'gate'}"]
+    started = box.start(*command, "--ranks", "1", "--poll", "1d")
+    wait_until(lambda: (box / "first").exists())
+    close_dead(open_view(box / "S"), "rank-0000.a00", by="resume")
+    (box / "gate").touch()
+    started.wait(0)
+    assert_sound(box, "S", 1)
+    assert "failed" not in [line["state"] for line in journal_lines(box / "S")]
 
 
 def test_of_outputs_in_each_others_way_one_fails_and_the_run_comes_to_its_end(box: Box) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import os
 import sys
 
 from spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
@@ -15,7 +14,6 @@ from spool.publish import read_sealed
 from spool.records import Intent
 from spool.view import load_run, refuse_unsafe
 from worker.attempt import Attempt
-from worker.results import note_fork
 from worker.say import say
 
 
@@ -44,7 +42,6 @@ def main() -> int:
         if journal is None:
             say(f"gpuspool: {name} was started or closed before; this process ends")
             return 0
-        os.register_at_fork(after_in_child=note_fork)
         gc.freeze()  # what is ours stays until the end, which comes sooner when nobody looks through it
         return Attempt(layout, run, intent, rank, journal).run()
     except GpuspoolError as error:

@@ -10,6 +10,7 @@ at no signal, waits for nobody, and ends with the exit code that multiprocessing
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import random
@@ -28,7 +29,7 @@ import spool
 from spool.closing import FailedTask, close_dead, publish_closing, publish_failed_task, sweep
 from spool.death import Coroner
 from spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, EXIT_UNUSABLE, NotFinished
-from spool.identity import kill_descendants, kill_marked, myself
+from spool.identity import kill_descendants, kill_marked, myself, run_mark
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.manifest import Damage, planned_checksums
@@ -36,6 +37,7 @@ from spool.publish import listdir, ring
 from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
 from spool.timeouts import is_limited
 from spool.view import View, finished_epoch
+from worker import forks
 from worker.backlog import Backlog
 from worker.beat import Beat
 from worker.context import Context
@@ -99,6 +101,8 @@ class Attempt:
         for number in () if self._is_call else DRAIN_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # SIGHUP is ignored under nohup
                 signal.signal(number, self.drain)
+        forks.keep_apart(DRAIN_SIGNALS, self.drain)
+        atexit.register(self._end_children)  # after what the job's own modules registered: a pool ends its processes
         self.beat.start()
         error: Error | None = None
         try:
@@ -115,16 +119,19 @@ class Attempt:
         code = 0 if reason == "closed" else self._close(reason, error)
         if self._executor is not None:
             self._executor.close()
-        self._end_children()
-        if os.getppid() != self.intent.parent.pid:  # else the parent does it
-            kill_marked(self.run_record.id, (self.name,), spare=(os.getpid(),))
         return code
 
     def _end_children(self) -> None:
         """What the job left running, also in sessions of its own and with other environments."""
+        if forks.is_fork:
+            return
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             kill_descendants(os.getpid())
+        if os.getppid() != self.intent.parent.pid:  # else the parent does it
+            with contextlib.suppress(OSError):
+                mark = run_mark(self.layout.root, self.run_record.id)
+                kill_marked(mark, (self.name,), spare=(os.getpid(),))
 
     def _load(self) -> Error | None:
         """Make the job, and with it the executor. What it raised, of kind "load" or "device", is not raised again."""
@@ -270,6 +277,9 @@ class Attempt:
             self.journal.append(JournalLine(task=line.task, round=line.round, state="deferred", error=error))
             self._backlog.defer(line, wait)
             say(f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s")
+            return
+        if self._is_closed():  # by who took it for dead, and may have removed what it wrote
+            self.beat.is_late = True
             return
         self.journal.append(msgspec.structs.replace(verdict, error=error))
         self._in_hand.remove(line)

@@ -8,6 +8,7 @@ logged, once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from spool.codec import encode
+from spool.death import BEAT_S
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.publish import replace
@@ -25,7 +27,6 @@ from spool.view import drain_epoch
 from worker.devices import Device
 from worker.say import say
 
-BEAT_S = 10.0  # twelve beats fit into the default lease of 120 s
 SYNC_S = 1.0  # what a power cut may take back
 DRAIN_S = 5.0  # a drain must be seen well within the grace of 25 s
 
@@ -85,8 +86,9 @@ class Beat(threading.Thread):
             self.beat()
         if now - self._last_drain >= min(DRAIN_S, self._lease_s / 12):
             self._last_drain = now
-            if drain_epoch(self._layout) >= self._intent.epoch:
-                self._drain()
+            with contextlib.suppress(OSError):  # looked at again in a while; without this thread nothing is synced
+                if drain_epoch(self._layout) >= self._intent.epoch:
+                    self._drain()
 
     def heed_parent(self) -> None:
         """With --on-parent-exit stop: drain once the parent is gone. Cheap, from either thread."""

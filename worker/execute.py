@@ -206,7 +206,7 @@ class Executor:
         if self.job.batch_size is None:
             result, raised = call_user_code(self.job.call, tasks[0], self._context)
             return [result], raised
-        results, raised = call_user_code(lambda: list(self.job.call(tasks, self._context)))
+        results, raised = call_user_code(lambda: _in_order(self.job.call(tasks, self._context)))
         if raised is None and len(results) != len(tasks):
             raised = ResultError(
                 f"the job returned {len(results)} results for {len(tasks)} tasks; it must be one each, in order"
@@ -280,3 +280,10 @@ class Executor:
             else:
                 published[line.task] = found
         return published
+
+
+def _in_order(results: Any) -> list[Any]:
+    """What a batch returned, as a list. Raises ResultError for what has no order, or is one value."""
+    if isinstance(results, (dict, set, frozenset, str, bytes)):
+        raise ResultError(f"the job returned a {type(results).__name__} for a batch; return a list, one result a task")
+    return list(results)

@@ -11,6 +11,8 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import linecache
+import operator
 import re
 import sys
 import time
@@ -31,7 +33,9 @@ from worker.context import Context, Task
 from worker.reports import ReportQueue
 from worker.results import CommandFailed, CommandOutOfMemory
 
+MANY = 1_000_000  # tasks or batches at once
 PREFETCH = 2  # batches: one that is ready when the one in hand is done, and one for loads that take longer than others
+is_loading = False  # whether the job's module is being imported
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
 
 
@@ -63,7 +67,12 @@ def load_job(
     if job.kind == "command":
         return LoadedJob(call=command_runner(job.command))
     sys.path[:] = [*job.sys_path, *(entry for entry in sys.path if entry not in job.sys_path)]
-    target: Any = _import(layout, job)
+    global is_loading
+    is_loading = True
+    try:
+        target: Any = _import(layout, job)
+    finally:
+        is_loading = False
     for part in job.name.split("."):
         target = getattr(target, part)
     if not callable(target):
@@ -77,44 +86,57 @@ def load_job(
             warm_up(functools.partial(target.warmup, context))  # type: ignore[attr-defined]
         target = target() if target.__init__ is object.__init__ else target(context)  # type: ignore[misc]
         check_devices()
-    load, prefetch = getattr(target, "load", None), getattr(target, "prefetch", PREFETCH)
-    if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 0:
-        raise ValueError(f"prefetch is {prefetch!r}; it must be a number of batches, or 0 to load nothing ahead")
+    load, prefetch = getattr(target, "load", None), _number(target, "prefetch", operator.index, 0, MANY)
     return LoadedJob(
         call=target,
-        batch_size=_positive(target, "batch_size", int),
-        batch_cost=_positive(target, "batch_cost", float),
+        batch_size=_number(target, "batch_size", operator.index, 1, MANY),
+        batch_cost=_number(target, "batch_cost", float, sys.float_info.min, sys.float_info.max),
         load=load if callable(load) else None,
-        prefetch=prefetch,
+        prefetch=PREFETCH if prefetch is None else prefetch,
     )
 
 
 def _import(layout: Layout, job: Job) -> ModuleType:
     """The module, from the copy in the spool but under its own name and `__file__`, so that nothing looks moved."""
     name = job.module or Path(job.file).stem
-    if job.module:
-        parent = job.module.rpartition(".")[0]
-        if parent:
-            importlib.import_module(parent)
+    parent, _, leaf = name.rpartition(".")
+    if parent:
+        importlib.import_module(parent)
+        if name in sys.modules and _sha(Path(job.file)) == job.sha256:
+            return sys.modules[name]  # the package imports it, and once is what it expects
     spec = importlib.util.spec_from_file_location(name, job.file)
     assert spec is not None, job.file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     copy = layout.job_copy(job.copy)
     source = read_bytes(copy) or b""
-    if hashlib.sha256(source).hexdigest() != job.sha256:
+    if _sha(copy) != job.sha256:
         raise JobDamaged(f"{copy} is damaged or missing; `gpuspool resume` restores it while {job.file} is unchanged")
+    text = importlib.util.decode_source(source)
+    linecache.cache[job.file] = (len(text), None, text.splitlines(True), job.file)  # for who asks how it reads
     exec(compile(source, job.file, "exec"), module.__dict__)
+    if parent:
+        setattr(sys.modules[parent], leaf, module)  # as an import does
     return module
 
 
-def _positive(target: Any, attribute: str, kind: type) -> Any:
+def _sha(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path) or b"").hexdigest()
+
+
+def _number(target: Any, attribute: str, kind: Callable[[Any], Any], least: float, most: float) -> Any:
+    """An attribute that is a number in these bounds, or None. Raises ValueError."""
     value = getattr(target, attribute, None)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise ValueError(f"{attribute} is {value!r}; it must be a positive number or None")
-    return kind(value)
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = -1
+    if isinstance(value, bool) or not least <= number <= most:
+        what = "a whole number" if kind is operator.index else "a number"
+        raise ValueError(f"{attribute} is {value!r}; it must be {what} from {least:g} to {most:g}, or None")
+    return number
 
 
 def call_runner(target: Callable[..., Any], layout: Layout) -> Callable[[Task, Context], None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from spool.layout import hidden_output
-from spool.publish import fsync_dir, fsync_file, link_or_not, remove_quietly, remove_tree_quietly, rename
+from spool.publish import fsync_dir, fsync_file, is_regular, link_or_not, remove_quietly, remove_tree_quietly, rename
 from worker.context import Task
 
 IN_THE_WAY = "was there first, as another task's output or around one; give all outputs the same suffix"
@@ -153,13 +153,15 @@ def _remove(path: Path) -> bool:
 
 
 def _sync_tree(root: Path) -> None:
+    """Links and sockets hold no data: their folder's sync is theirs."""
     for folder, _, names in os.walk(root):
         for name in names:
-            fsync_file(Path(folder, name))
+            if is_regular(Path(folder, name)):
+                fsync_file(Path(folder, name))
         fsync_dir(Path(folder))
 
 
 def _size(path: Path) -> int:
     if path.is_dir():
-        return sum(Path(folder, name).stat().st_size for folder, _, names in os.walk(path) for name in names)
+        return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
     return path.stat().st_size

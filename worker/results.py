@@ -7,7 +7,7 @@ import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -15,16 +15,15 @@ from spool.blame import signal_of
 from spool.codec import refuse_depth
 from spool.layout import TRACEBACK_BYTES
 from spool.records import NO_JSON, Error
+from worker import forks
 from worker.devices import is_device_oom
 from worker.outputs import OutputError
-from worker.say import say
 
 RESULT_BYTES = 1024 * 1024
 MESSAGE_BYTES = 4096
 _OURS = str(Path(__file__).parent)
 _STANDARD = os.path.dirname(os.__file__)
 _INSTALLED = ("/site-packages/", "/dist-packages/")
-_is_fork = False
 
 
 class ResultError(Exception):
@@ -48,25 +47,8 @@ def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseE
     try:
         value = function(*args)
     except BaseException as error:  # noqa: BLE001 - user code may raise anything; it is published
-        return (None, error) if not _is_fork else _leave(error)
-    return (value, None) if not _is_fork else _leave(None)
-
-
-def note_fork() -> None:
-    """Called in each process that the job forks."""
-    global _is_fork
-    _is_fork = True
-
-
-def _leave(raised: BaseException | None) -> NoReturn:
-    """End a forked process that came back from the job, much as its interpreter would: it is not the worker."""
-    code = 0
-    if isinstance(raised, SystemExit) and isinstance(raised.code, int | None):
-        code = raised.code or 0
-    elif raised is not None:
-        say("".join(traceback.format_exception(raised)).rstrip())
-        code = 1
-    os._exit(code & 0xFF)
+        return (None, error) if not forks.is_fork else forks.end(error)
+    return (value, None) if not forks.is_fork else forks.end(None)
 
 
 def to_json(result: Any) -> msgspec.Raw:

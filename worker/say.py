@@ -7,5 +7,5 @@ import contextlib
 
 def say(text: str) -> None:
     """One line, or several, at once; where the log cannot be written, silence."""
-    with contextlib.suppress(OSError, ValueError):  # ValueError: the job closed stdout
+    with contextlib.suppress(Exception):  # whatever the job put in the place of stdout may raise
         print(text, flush=True)

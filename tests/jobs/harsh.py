@@ -1,7 +1,10 @@
 """Jobs that hang, stop, break their process, or leave others behind."""
 
+import atexit
 import ctypes
 import errno
+import inspect
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +15,7 @@ from pathlib import Path
 from plain import note
 
 LONG_S = 1000
+PATIENCE_S = 30
 
 
 def hang(how):
@@ -137,3 +141,40 @@ def wraps_a_full_disk(task, ctx):
         except OSError as error:
             raise RuntimeError("cannot save") from error
     return task.payload
+
+
+def ends_a_forked_process(task, ctx):
+    """As a pool does with its processes at its end."""
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(LONG_S,))
+    process.start()
+    process.terminate()
+    process.join(PATIENCE_S)
+    return process.exitcode
+
+
+class KeepsAPool:
+    """It ends its pool as Python does: when the interpreter exits."""
+
+    def __init__(self, ctx):
+        atexit.register(note, ctx.args["exits"], "exited")
+        self.pool = multiprocessing.get_context("fork").Pool(2)
+
+    def __call__(self, task, ctx):
+        return self.pool.map(abs, [-1, -2])
+
+
+class Tee:
+    """What people put in the place of stdout; not all of it."""
+
+    def __init__(self, stream):
+        self.write = stream.write
+
+
+def replaces_stdout(task, ctx):
+    sys.stdout = Tee(sys.__stdout__)
+    raise ValueError(task.payload)
+
+
+def changes_its_file(task, ctx):
+    Path(__file__).write_text("changed while it runs\n")
+    raise ValueError(inspect.getsource(changes_its_file).splitlines()[0])
