@@ -287,7 +287,7 @@ def _publish_retry(view: View) -> int:
     for index in sorted(newest):
         last = max(view.ledger.round_of(index), view.ledger.failed_round.get(index, 0))
         tasks.append(
-            msgspec.structs.replace(newest[index], round=last + 1, crashes=0, kills=0, crashed_in=[], careful=False)
+            msgspec.structs.replace(newest[index], round=last + 1, crashes=0, kills=0, crashed_in=(), careful=False)
         )
     publish_manifest(view.layout, view.next_numbered("retry"), tasks)
     file_away_old_failures(view.refresh())

@@ -172,7 +172,7 @@ def check_out(out: Path, overwrite: bool, inputs: Inputs) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     for path in _paths(inputs):
-        if Path(os.path.realpath(path)).is_relative_to(out.resolve()):
+        if os.path.lexists(path) and Path(os.path.realpath(path)).is_relative_to(out.resolve()):
             raise UsageError(f"--out {out} holds the input {path}. Name another folder.")
     if not overwrite:
         raise UsageError(

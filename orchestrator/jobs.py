@@ -115,7 +115,8 @@ def _find_module(module: str, paths: list[str]) -> ModuleSpec | None:
     usual, sys.path = sys.path, paths
     try:
         for end in range(1, len(parts) + 1):
-            found = (finder.find_spec(".".join(parts[:end]), where) for finder in sys.meta_path)
+            finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+            found = (finder.find_spec(".".join(parts[:end]), where) for finder in finders)
             spec = next(filter(None, found), None)
             if spec is None:
                 return None

@@ -155,6 +155,18 @@ def test_an_output_folder_that_holds_an_input_is_refused(box: Box) -> None:
     assert not (box / "S").exists()
 
 
+def test_a_payload_that_is_no_file_is_in_no_output_folder(box: Box) -> None:
+    box.write("out/old", "old")
+    box.run("run", DOUBLE, "--lines", box.lines(2), "--out", "out", "--overwrite", "--spool", "S")
+    assert names(box / "out.old-1") == ["old"]
+
+
+def test_a_job_file_may_have_dots_in_its_name(box: Box) -> None:
+    box.write("job.v2.py", "def f(task, ctx):\n    return __name__\n")
+    box.run("run", "job.v2.py:f", "--lines", box.lines(1), "--spool", "S")
+    assert [result["result"] for result in assert_sound(box, "S", 1)] == ["job.v2"]
+
+
 def test_a_run_that_goes_on_is_no_problem_to_verify(tmp_path: Path) -> None:
     """What it claims and closes after the view was taken."""
     layout = make_spool(tmp_path / "s", 4)

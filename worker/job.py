@@ -99,10 +99,10 @@ def load_job(
 def _import(layout: Layout, job: Job) -> ModuleType:
     """The module, from the copy in the spool but under its own name and `__file__`, so that nothing looks moved."""
     name = job.module or Path(job.file).stem
-    parent, _, leaf = name.rpartition(".")
+    parent, _, leaf = job.module.rpartition(".")
     if parent:
         importlib.import_module(parent)
-        if name in sys.modules and _sha(Path(job.file)) == job.sha256:
+        if name in sys.modules and _sha(read_bytes(Path(job.file))) == job.sha256:
             return sys.modules[name]  # the package imports it, and once is what it expects
     spec = importlib.util.spec_from_file_location(name, job.file)
     assert spec is not None, job.file
@@ -110,7 +110,7 @@ def _import(layout: Layout, job: Job) -> ModuleType:
     sys.modules[name] = module
     copy = layout.job_copy(job.copy)
     source = read_bytes(copy) or b""
-    if _sha(copy) != job.sha256:
+    if _sha(source) != job.sha256:
         raise JobDamaged(f"{copy} is damaged or missing; `gpuspool resume` restores it while {job.file} is unchanged")
     text = importlib.util.decode_source(source)
     linecache.cache[job.file] = (len(text), None, text.splitlines(True), job.file)  # for who asks how it reads
@@ -120,8 +120,8 @@ def _import(layout: Layout, job: Job) -> ModuleType:
     return module
 
 
-def _sha(path: Path) -> str:
-    return hashlib.sha256(read_bytes(path) or b"").hexdigest()
+def _sha(data: bytes | None) -> str:
+    return hashlib.sha256(data or b"").hexdigest()
 
 
 def _number(target: Any, attribute: str, kind: Callable[[Any], Any], least: float, most: float) -> Any:
