@@ -131,11 +131,12 @@ def run(
 
 
 def _plain(args: Mapping[str, Any]) -> dict[str, Any]:
+    args = dict(args)
     try:
         refuse_depth(msgspec.json.encode(args))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"args cannot be passed to the job: {error}. Use JSON values.") from None
-    return dict(args)
+    return args
 
 
 def resume(

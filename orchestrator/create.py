@@ -166,24 +166,24 @@ def half_made(layout: Layout) -> list[Path]:
 
 
 def check_out(out: Path, overwrite: bool, inputs: Inputs) -> None:
-    """Refuse an OUT that is no folder, one that holds an input, or without `overwrite` anything. Raises UsageError."""
+    """Refuse an OUT that is no folder, one that holds anything, with `overwrite` an input. Raises UsageError."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not a folder.")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    for path in _paths(inputs):
-        if os.path.lexists(path) and Path(os.path.realpath(path)).is_relative_to(out.resolve()):
-            raise UsageError(f"--out {out} holds the input {path}. Name another folder.")
     if not overwrite:
         raise UsageError(
             f"--out {out} is not empty. Name another folder, or move all of it to {_aside(out)} with --overwrite."
         )
+    for path in _paths(inputs):
+        if os.path.lexists(path) and Path(os.path.realpath(path)).is_relative_to(out.resolve()):
+            raise UsageError(f"--out {out} holds the input {path}, so it is not moved aside. Name another folder.")
 
 
 def _paths(inputs: Inputs) -> Iterator[str]:
     for task in inputs:
         payload = msgspec.json.decode(task.payload)
-        path = payload.get("path") if isinstance(payload, dict) else payload
+        path = payload.get("path") if isinstance(payload, dict) else None
         if isinstance(path, str):
             yield path
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import symtable
 import sys
-from importlib.machinery import ModuleSpec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
         raise UsageError(f"JOB {job!r} is not file.py:Name or package.module:Name. Example: classify.py:Contigs")
     if where.endswith(".py") or "/" in where:
         return _file_job(where, name)
-    return _module_job(where, name, [os.getcwd()] if isinstance(job, str) else _sys_path())
+    if isinstance(job, str):
+        return _module_job(where, name, _find_module(where, os.getcwd()), [os.getcwd()])
+    loaded = sys.modules.get(where, sys.modules["__main__"])
+    return _module_job(where, name, getattr(loaded, "__file__", None), _sys_path())
 
 
 def parse_call(function: Any) -> tuple[Job, bytes]:
@@ -97,33 +101,42 @@ def _refuse_shadowed(path: Path, source: str) -> None:
                 )
 
 
-def _module_job(module: str, name: str, paths: list[str]) -> tuple[Job, bytes]:
+def _module_job(module: str, name: str, file: str | None, paths: list[str]) -> tuple[Job, bytes]:
     _refuse_our_names(module.partition(".")[0], module)
-    spec = _find_module(module, [*paths, *(entry for entry in sys.path if entry not in paths)])
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+    if file is None or not file.endswith(".py"):
         raise UsageError(
             f"module {module} cannot be found as Python source. For a file write path/to/{module}.py:{name}; "
             f"for an installed module check that it is one of {sys.executable}."
         )
-    job = Job(kind="module", spec=f"{module}:{name}", name=name, file=spec.origin, module=module, sys_path=paths)
-    return with_source(job, Path(spec.origin))
+    job = Job(kind="module", spec=f"{module}:{name}", name=name, file=file, module=module, sys_path=paths)
+    return with_source(job, Path(file))
 
 
-def _find_module(module: str, paths: list[str]) -> ModuleSpec | None:
-    """Where a module is, without importing what it lies in: none of that belongs into this process."""
-    spec, where, parts = None, None, module.split(".")
-    usual, sys.path = sys.path, paths
+def _find_module(module: str, here: str) -> str | None:
+    """The file of a module. What it lies in is imported only where that must be, and in a process of its own."""
+    usual, sys.path = sys.path, [here, *(entry for entry in sys.path if entry != here)]
     try:
-        for end in range(1, len(parts) + 1):
-            finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
-            found = (finder.find_spec(".".join(parts[:end]), where) for finder in finders)
-            spec = next(filter(None, found), None)
-            if spec is None:
-                return None
-            where = spec.submodule_search_locations
+        return _walk_to(module.split("."))
+    except Exception:  # noqa: BLE001 - finders expect that the packages are imported
+        code = "import importlib.util as u, sys; sys.path[:] = sys.argv[2:]; print(u.find_spec(sys.argv[1]).origin)"
+        command = [sys.executable, "-P", "-c", code, module, *sys.path]
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+        return said.strip().rpartition("\n")[2] or None
     finally:
         sys.path = usual
-    return spec
+
+
+def _walk_to(parts: list[str]) -> str | None:
+    """From package to package, as an import does. Raises where that does not get there."""
+    where: Sequence[str] | None = None
+    file = None
+    for end in range(1, len(parts) + 1):
+        if end > 1 and where is None:
+            raise ModuleNotFoundError(parts[end - 2])
+        found = (finder.find_spec(".".join(parts[:end]), where) for finder in sys.meta_path)
+        spec = next(filter(None, found))
+        where, file = spec.submodule_search_locations, spec.origin
+    return file
 
 
 def with_source(job: Job, path: Path) -> tuple[Job, bytes]:

@@ -292,7 +292,8 @@ class Orchestrator:
                 self._tell("attempt_failed", text, attempt=closing.attempt)
 
     def _adopt(self) -> None:
-        intents = [self.view.intents.get(attempt) for attempt in self.workers.adopted]
+        living = [attempt for attempt in self.workers.adopted if self.workers.life(attempt) != DEAD]
+        intents = [self.view.intents.get(attempt) for attempt in living]
         is_changed = any(intent is not None and intent.job.sha256 != self.job.sha256 for intent in intents)
         if is_changed:  # --keep-done: what is not in hand is for the new code, on whatever host
             publish(self.view.layout.drain(self.epoch - 1), b"")

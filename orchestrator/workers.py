@@ -88,7 +88,7 @@ class Workers:
 
     def tell_to_stop(self) -> None:
         """SIGTERM to every worker of this host, its own first; what becomes of it from now on blames nobody."""
-        self._told.update(self._children, self.view.open_attempts)
+        self._told.update(self._children, (name for name in self.view.open_attempts if self.life(name) != DEAD))
         for child in self._children.values():
             _signal(child.pid)
         for pid in self.pids():

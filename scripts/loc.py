@@ -6,7 +6,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-BUDGET = 6400
+BUDGET = 6430
 SKIP = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

@@ -70,6 +70,15 @@ def test_a_job_may_keep_a_pool_of_processes_to_its_end(box: Box) -> None:
     assert box.processes() == []
 
 
+def test_a_thread_that_waits_for_a_process_of_the_job_does_not_keep_a_worker(box: Box) -> None:
+    """It ends by itself; who lingers is killed before its exit handlers."""
+    command = ["run", f"{JOBS}/harsh.py:LeavesWaiters", "--lines", box.lines(4), "--spool", "S", "--ranks", "2"]
+    box.run(*command, "--arg", f"exits={box / 'exits'}")
+    assert_sound(box, "S", 4)
+    assert len((box / "exits").read_text().split()) == 2
+    assert box.processes() == []
+
+
 def test_what_a_copy_of_a_spool_started_is_told_from_what_the_spool_did(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -13,6 +13,7 @@ from spooling import begin, intend, make_spool, take, view_of
 from orchestrator.verify import verify
 
 DOUBLE = f"{JOBS}/plain.py:double"
+EXTENDED = "from pkgutil import extend_path\n__path__ = extend_path(__path__, __name__)\n"
 
 
 @pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "2> >(:)"])
@@ -145,12 +146,50 @@ def test_no_code_of_a_package_runs_in_the_orchestrator(box: Box) -> None:
     assert [result["result"] for result in assert_sound(box, "S", 2)] == ["pk.m", "pk.m"]
 
 
-def test_an_output_folder_that_holds_an_input_is_refused(box: Box) -> None:
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"ns/sub/mod.py": ""},
+        {"reg/__init__.py": "", "reg/inner/mod.py": ""},
+        {"a/pk/__init__.py": EXTENDED, "b/pk/__init__.py": EXTENDED, "b/pk/mod.py": ""},
+    ],
+    ids=["namespace", "namespace in a package", "pkgutil"],
+)
+def test_a_job_is_found_in_packages_of_any_kind(box: Box, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        box.write(name, text or "def f(task, ctx):\n    return __name__\n")
+    last = next(name for name, text in files.items() if name.endswith("mod.py"))
+    module = last.removesuffix(".py").removeprefix("b/").replace("/", ".")
+    env = {"PYTHONPATH": f"{box / 'a'}:{box / 'b'}"}
+    box.run("run", f"{module}:f", "--lines", box.lines(1), "--spool", "S", env=env)
+    assert [result["result"] for result in assert_sound(box, "S", 1)] == [module]
+
+
+def test_a_module_is_not_a_package(box: Box) -> None:
+    for name in ("a.py", "b.py"):
+        box.write(name, "def f(task, ctx):\n    return __name__\n")
+    assert "cannot be found" in box.run("run", "a.b:f", "--lines", box.lines(1), "--spool", "S", code=2).err
+
+
+def test_a_job_object_may_come_from_a_module_that_no_import_finds(box: Box) -> None:
+    box.write("far/away.py", "def f(task, ctx):\n    return task.payload + 1\n")
+    done = box.python(
+        """
+import gpuspool, importlib.util, sys
+spec = importlib.util.spec_from_file_location("away", "far/away.py")
+sys.modules["away"] = away = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(away)
+print(gpuspool.run(away.f, items=[1], quiet=True).ok)
+"""
+    )
+    assert done.out == "True\n"
+
+
+def test_an_output_folder_that_holds_an_input_is_not_moved_aside(box: Box) -> None:
     box.write("data/a.txt", "a")
     before = tree(box / "data")
-    for extra in ([], ["--overwrite"]):
-        command = ["run", f"{JOBS}/plain.py:describe", "data/*.txt", "--out", "data", "--spool", "S", *extra]
-        assert "holds the input" in box.run(*command, code=2).err
+    command = ["run", f"{JOBS}/plain.py:describe", "data/*.txt", "--out", "data", "--spool", "S", "--overwrite"]
+    assert "holds the input" in box.run(*command, code=2).err
     assert tree(box / "data") == before
     assert not (box / "S").exists()
 

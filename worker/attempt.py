@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -29,7 +30,7 @@ import spool
 from spool.closing import FailedTask, close_dead, publish_closing, publish_failed_task, sweep
 from spool.death import Coroner
 from spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, EXIT_UNUSABLE, NotFinished
-from spool.identity import kill_descendants, kill_marked, myself, run_mark
+from spool.identity import myself
 from spool.journal import JournalWriter
 from spool.layout import Layout
 from spool.manifest import Damage, planned_checksums
@@ -37,7 +38,7 @@ from spool.publish import listdir, ring
 from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
 from spool.timeouts import is_limited
 from spool.view import View, finished_epoch
-from worker import forks
+from worker import children
 from worker.backlog import Backlog
 from worker.beat import Beat
 from worker.context import Context
@@ -56,6 +57,9 @@ from worker.warmup import Drained, wait_until, warm_up
 STATE_OF = {"finished": "complete", "drained": "stopped", "load": "failed", "device": "failed", "io": "failed"}
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+END_S = (
+    2.0  # for the exit handlers of what the job imported to end its processes; something may wait for these for ever
+)
 TINY_S = 0.001  # where calls were so short just now, lines may wait for others: the next call is hardly a long one
 IDLE_S = (0.002, 0.25)  # how long an idle attempt waits between two looks: first, and at most
 SILENCE_S = 1.0  # without a word, before an idle attempt reads the whole spool to help itself and others
@@ -101,8 +105,10 @@ class Attempt:
         for number in () if self._is_call else DRAIN_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # SIGHUP is ignored under nohup
                 signal.signal(number, self.drain)
-        forks.keep_apart(DRAIN_SIGNALS, self.drain)
-        atexit.register(self._end_children)  # after what the job's own modules registered: a pool ends its processes
+        children.keep_apart(DRAIN_SIGNALS, self.drain)
+        who = (self.layout.root, self.run_record.id, self.name, self.intent.parent.pid)
+        end_children = functools.partial(children.end_all, *who)
+        atexit.register(end_children)  # after what the job's own modules registered: a pool ends its processes
         self.beat.start()
         error: Error | None = None
         try:
@@ -119,19 +125,8 @@ class Attempt:
         code = 0 if reason == "closed" else self._close(reason, error)
         if self._executor is not None:
             self._executor.close()
+        children.call_soon(end_children)
         return code
-
-    def _end_children(self) -> None:
-        """What the job left running, also in sessions of its own and with other environments."""
-        if forks.is_fork:
-            return
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            kill_descendants(os.getpid())
-        if os.getppid() != self.intent.parent.pid:  # else the parent does it
-            with contextlib.suppress(OSError):
-                mark = run_mark(self.layout.root, self.run_record.id)
-                kill_marked(mark, (self.name,), spare=(os.getpid(),))
 
     def _load(self) -> Error | None:
         """Make the job, and with it the executor. What it raised, of kind "load" or "device", is not raised again."""

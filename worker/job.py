@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import json
 import linecache
-import operator
 import re
 import sys
 import time
@@ -86,11 +85,11 @@ def load_job(
             warm_up(functools.partial(target.warmup, context))  # type: ignore[attr-defined]
         target = target() if target.__init__ is object.__init__ else target(context)  # type: ignore[misc]
         check_devices()
-    load, prefetch = getattr(target, "load", None), _number(target, "prefetch", operator.index, 0, MANY)
+    load, prefetch = getattr(target, "load", None), _number(target, "prefetch", _whole, 0, MANY)
     return LoadedJob(
         call=target,
-        batch_size=_number(target, "batch_size", operator.index, 1, MANY),
-        batch_cost=_number(target, "batch_cost", float, sys.float_info.min, sys.float_info.max),
+        batch_size=_number(target, "batch_size", _whole, 1, MANY),
+        batch_cost=_number(target, "batch_cost", float, sys.float_info.min, float("inf")),
         load=load if callable(load) else None,
         prefetch=PREFETCH if prefetch is None else prefetch,
     )
@@ -124,6 +123,13 @@ def _sha(data: bytes | None) -> str:
     return hashlib.sha256(data or b"").hexdigest()
 
 
+def _whole(value: Any) -> int:
+    number = int(value)
+    if number != value:
+        raise ValueError
+    return number
+
+
 def _number(target: Any, attribute: str, kind: Callable[[Any], Any], least: float, most: float) -> Any:
     """An attribute that is a number in these bounds, or None. Raises ValueError."""
     value = getattr(target, attribute, None)
@@ -131,10 +137,10 @@ def _number(target: Any, attribute: str, kind: Callable[[Any], Any], least: floa
         return None
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if isinstance(value, bool) or not least <= number <= most:
-        what = "a whole number" if kind is operator.index else "a number"
+        what = "a whole number" if kind is _whole else "a number"
         raise ValueError(f"{attribute} is {value!r}; it must be {what} from {least:g} to {most:g}, or None")
     return number
 

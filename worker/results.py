@@ -15,7 +15,7 @@ from spool.blame import signal_of
 from spool.codec import refuse_depth
 from spool.layout import TRACEBACK_BYTES
 from spool.records import NO_JSON, Error
-from worker import forks
+from worker import children
 from worker.devices import is_device_oom
 from worker.outputs import OutputError
 
@@ -47,8 +47,8 @@ def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseE
     try:
         value = function(*args)
     except BaseException as error:  # noqa: BLE001 - user code may raise anything; it is published
-        return (None, error) if not forks.is_fork else forks.end(error)
-    return (value, None) if not forks.is_fork else forks.end(None)
+        return (None, error) if not children.is_fork else children.leave(error)
+    return (value, None) if not children.is_fork else children.leave(None)
 
 
 def to_json(result: Any) -> msgspec.Raw:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -178,3 +179,15 @@ def replaces_stdout(task, ctx):
 def changes_its_file(task, ctx):
     Path(__file__).write_text("changed while it runs\n")
     raise ValueError(inspect.getsource(changes_its_file).splitlines()[0])
+
+
+class LeavesWaiters:
+    """A process, and a thread that the interpreter waits for at its end, which waits for that process."""
+
+    def __init__(self, ctx):
+        child = subprocess.Popen(["sleep", str(LONG_S)])
+        threading.Thread(target=child.wait).start()
+        atexit.register(note, ctx.args["exits"], "exited")
+
+    def __call__(self, task, ctx):
+        return 1
