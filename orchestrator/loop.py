@@ -307,7 +307,7 @@ class Orchestrator:
                 self._tell(
                     "waiting",
                     f"{attempt} ran elsewhere; it counts as alive until its heartbeat has stood still for "
-                    f"{self.options.lease_s:.0f} s",
+                    f"{self.workers.coroner.lease_s(attempt):.0f} s",
                     attempt=attempt,
                 )
 

@@ -38,7 +38,7 @@ class Workers:
     def __init__(self, view: View, epoch: int, options: Options) -> None:
         self.view, self.epoch, self.options = view, epoch, options
         self._mark = run_mark(view.layout.root, view.run.id)
-        self._coroner = Coroner(view, options.lease_s)
+        self.coroner = Coroner(view, options.lease_s)
         self._oom = OomWatch()
         self._children: dict[str, Child] = {}
         self._began_at: dict[str, float] = {}
@@ -63,7 +63,7 @@ class Workers:
         elif self._is_stillborn(attempt):
             return DEAD
         else:
-            found = self._coroner.verdict(attempt)
+            found = self.coroner.verdict(attempt)
         return DEAD if found == ALIVE and self._is_beyond_help(attempt) else found
 
     def _is_stillborn(self, attempt: str) -> bool:

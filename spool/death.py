@@ -51,11 +51,13 @@ class Coroner:
         both = (self.verdict(attempt), self.parent_verdict(attempt))  # both, so that their leases run side by side
         return both == (DEAD, DEAD)
 
+    def lease_s(self, attempt: str) -> float:
+        """How long its beat may stand still: never less than BEATS of its own beats, whatever is asked for now."""
+        return max(self._watch.lease_s, BEATS * min(BEAT_S, self.view.options_of(attempt).lease_s / 12))
+
     def _by_lease(self, attempt: str, name: str, beats: object) -> str:
-        """Never by a lease of fewer than BEATS of its own beats, whatever is asked for now."""
-        own_s = self.view.options_of(attempt).lease_s
-        lease_s = max(self._watch.lease_s, BEATS * min(BEAT_S, own_s / 12))
-        return DEAD if self._watch.is_expired(name, beats, time.monotonic(), lease_s) else ELSEWHERE
+        is_expired = self._watch.is_expired(name, beats, time.monotonic(), self.lease_s(attempt))
+        return DEAD if is_expired else ELSEWHERE
 
     def _parent_beat(self, attempt: str) -> int | None:
         intent = self.view.intents.get(attempt)

@@ -139,12 +139,12 @@ class LeaseWatch:
         self.lease_s = lease_s
         self._seen: dict[str, tuple[object, float, float]] = {}
 
-    def is_expired(self, name: str, beats: object, now: float, lease_s: float | None = None) -> bool:
+    def is_expired(self, name: str, beats: object, now: float, lease_s: float = 0.0) -> bool:
         """Whether `beats` (any value that changes while its owner lives) has been the same for a lease, in all looks.
 
         Between two looks at most BLIND of it counts: who did not look (on a host that was suspended) knows nothing.
         """
-        lease_s = self.lease_s if lease_s is None else lease_s
+        lease_s = lease_s or self.lease_s
         seen = self._seen.get(name)
         if seen is None or seen[0] != beats:
             self._seen[name] = (beats, 0.0, now)

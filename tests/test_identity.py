@@ -211,3 +211,4 @@ def test_a_lease_that_is_asked_for_is_never_shorter_than_three_beats(layout: Lay
     assert start_journal(layout, A0, elsewhere) is not None
     coroner = Coroner(view_of(layout), MOMENT_S)
     assert {coroner.verdict(A0) for _ in range(100)} == {ELSEWHERE}
+    assert coroner.lease_s(A0) == 30.0

@@ -307,7 +307,7 @@ def move_to_another_host(spool: Path, attempt: str) -> None:
     intent.write_bytes(seal_pretty(fields | {"parent": fields["parent"] | elsewhere}))
 
 
-@pytest.mark.parametrize("options", [[["--lease", "1s"], []], [[], ["--lease", "1s"]]])
+@pytest.mark.parametrize("options", [[["--lease", "1s"], []], [["--lease", "3s"], ["--lease", "1s"]]])
 def test_a_silent_worker_of_another_host_is_closed_after_a_lease(box: Box, options: list[list[str]]) -> None:
     """Nothing on this host proves it dead but that its beat stands still; the lease may be given late."""
     command = half_done(box, *options[0])
