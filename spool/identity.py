@@ -76,7 +76,7 @@ def _is_hidden(pid: int) -> bool:
         os.kill(pid, 0)
     except PermissionError:
         return True
-    except OSError:
+    except (OSError, OverflowError):  # or no number of a process
         return False
     return False
 

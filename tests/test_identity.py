@@ -84,6 +84,12 @@ def test_a_command_name_that_looks_like_a_stat_line_changes_nothing() -> None:
         process.kill()
 
 
+@pytest.mark.parametrize("pid", [2**22 + 1, 2**40, 2**80])
+def test_what_is_no_number_of_a_process_is_dead(pid: int) -> None:
+    """As damage makes them of those in orchestrator.json."""
+    assert liveness(msgspec.structs.replace(myself(), pid=pid)) == DEAD
+
+
 def verdicts(watch: LeaseWatch, beats: object, start: int, stop: int, name: str = "a") -> set[bool]:
     """What was said in looks every 10 s, in seconds."""
     return {watch.is_expired(name, beats, now=now) for now in range(start, stop + 1, 10)}
