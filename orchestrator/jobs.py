@@ -1,4 +1,4 @@
-"""From what the user calls the job to a `Job` record and the source that the spool keeps. Runs no user code."""
+"""From what the user calls the job to a `Job` record and the source that the spool keeps. No user code runs in here."""
 
 from __future__ import annotations
 
