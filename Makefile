@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	@sh scripts/test_packages.sh
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # Some twenty minutes on two cores; docs/reliability.md says what it does. Some rows need root and say so where they have none.
 torture: $(STAMP)

@@ -1,7 +1,7 @@
 """`python -m benchmarks`: every bench for every system, side by side, several times over.
 
-The repetitions go round all systems, so that a machine that grows slower does so for all of them. Figures are medians
-and ranges of one run; those of different runs are not to be compared.
+The repetitions go round all systems, so that a machine that grows slower does so for all of them.
+Figures are medians and ranges of one run; those of different runs are not to be compared.
 """
 
 from __future__ import annotations
@@ -40,21 +40,37 @@ BENCHES: dict[str, Bench] = {
     "ranks": inside.ranks,
 }
 
-SLOW = ("startup_torch",)  # left out of the smoke test: nothing in it but torch differs from "startup"
+SLOW = (
+    "startup_torch",
+)  # left out of the smoke test: nothing in it but torch differs from "startup"
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("--bench", nargs="+", default=[], choices=BENCHES, metavar="NAME", help=", ".join(BENCHES))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--bench", nargs="+", default=[], choices=BENCHES, metavar="NAME", help=", ".join(BENCHES)
+    )
     parser.add_argument("--peer", nargs="+", default=[], metavar="NAME", help="these systems only")
-    parser.add_argument("--quick", action="store_true", help="a smoke test: small, gpuspool and the standard library")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a smoke test: small, gpuspool and the standard library",
+    )
     parser.add_argument("--runs", type=int, default=0, help="repetitions; default 3, quick 1")
-    parser.add_argument("--home", type=Path, help="where the work is done; default a new folder in TMPDIR")
+    parser.add_argument(
+        "--home", type=Path, help="where the work is done; default a new folder in TMPDIR"
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--table", type=Path, help="write the markdown tables to this file")
-    parser.add_argument("--doc", type=Path, help="put the tables of the benches measured into this page")
     parser.add_argument(
-        "--plot", type=Path, help="write a plot of the throughput, if it was measured, to this file: SVG"
+        "--doc", type=Path, help="put the tables of the benches measured into this page"
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        help="write a plot of the throughput, if it was measured, to this file: SVG",
     )
     return parser.parse_args(argv)
 
@@ -69,7 +85,9 @@ def measure(bench: str, peer: Peer, setting: Setting) -> list[Point]:
     try:
         return list(BENCHES[bench](setting))
     except (OSError, ValueError, AssertionError, IndexError) as error:
-        return [setting.point("", "not measured", "", None, f"{type(error).__name__}: {error}"[:200])]
+        return [
+            setting.point("", "not measured", "", None, f"{type(error).__name__}: {error}"[:200])
+        ]
 
 
 def run_all(options: argparse.Namespace, home: Path) -> list[Point]:
@@ -85,11 +103,14 @@ def run_all(options: argparse.Namespace, home: Path) -> list[Point]:
                 points += found
                 if found:
                     figures = "; ".join(
-                        f"{p.case} {p.metric} {p.value and report.number(p.value)} {p.note}" for p in found
+                        f"{p.case} {p.metric} {p.value and report.number(p.value)} {p.note}"
+                        for p in found
                     )
                     took = time.monotonic() - began
                     print(
-                        f"{bench} {repetition + 1} {peer.name} ({took:.1f} s): {figures}", file=sys.stderr, flush=True
+                        f"{bench} {repetition + 1} {peer.name} ({took:.1f} s): {figures}",
+                        file=sys.stderr,
+                        flush=True,
                     )
     return points
 
@@ -103,13 +124,18 @@ def about(peers: list[Peer]) -> dict[str, Any]:
         "system": platform.platform(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg(),
-        "peers": {p.name: {"version": p.version(), "keeps": p.keeps, "why_not": p.why_not()} for p in peers},
+        "peers": {
+            p.name: {"version": p.version(), "keeps": p.keeps, "why_not": p.why_not()}
+            for p in peers
+        },
     }
 
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is killed on the way out
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that what runs is killed on the way out
     told = about(chosen(options.peer, options.quick))
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=options.home) as home:
         points = run_all(options, Path(home).resolve())

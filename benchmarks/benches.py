@@ -1,4 +1,6 @@
-"""The benches that every system can be put through. Each is one repetition for one peer, and yields its figures."""
+"""The benches that every system can be put through. Each is one repetition for one peer, and yields
+its figures.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PATIENCE_S = 600.0
 
 
 def throughput(setting: Setting) -> Iterator[Point]:
-    """Tasks that do nothing: whole command for each N, and without start-up: the slope from least N to largest."""
+    """Tasks that do nothing: whole command for each N, and without start-up: the slope from least N
+    to largest.
+    """
     ends: dict[int, float] = {}
     for n, took in growing(setting.sizes.throughput, setting.sizes.limit_s):
         with timed.fresh(setting.folder()) as folder:
@@ -47,9 +51,13 @@ def startup(setting: Setting) -> Iterator[Point]:
 
 
 def startup_torch(setting: Setting) -> Iterator[Point]:
-    """The same where each worker imports torch, beside two interpreters that do nothing else at the same time."""
+    """The same where each worker imports torch, beside two interpreters that do nothing else at the
+    same time.
+    """
     if importlib.util.find_spec("torch") is None:
-        yield setting.point("2 tasks, torch", "whole command", "s", None, "torch is not installed here")
+        yield setting.point(
+            "2 tasks, torch", "whole command", "s", None, "torch is not installed here"
+        )
         return
     yield from _startup(setting, "startup_torch")
     if setting.peer.slug == "gpuspool":
@@ -57,7 +65,14 @@ def startup_torch(setting: Setting) -> Iterator[Point]:
             once = f"{sys.executable} -c 'import torch'"
             ended = timed.run(["/bin/sh", "-c", f"{once} & {once}; wait"], folder, PATIENCE_S)
         assert ended is not None
-        yield Point(setting.bench, "import torch, twice at once", "2 tasks, torch", "whole command", "s", ended.seconds)
+        yield Point(
+            setting.bench,
+            "import torch, twice at once",
+            "2 tasks, torch",
+            "whole command",
+            "s",
+            ended.seconds,
+        )
 
 
 def _startup(setting: Setting, bench: str) -> Iterator[Point]:
@@ -72,7 +87,9 @@ def _startup(setting: Setting, bench: str) -> Iterator[Point]:
 
 
 def skew(setting: Setting) -> Iterator[Point]:
-    """Lognormal sleeps and two stragglers at the end: the makespan against the shortest that any schedule can have."""
+    """Lognormal sleeps and two stragglers at the end: the makespan against the shortest that any
+    schedule can have.
+    """
     sizes = setting.sizes
     seconds = traces.skewed(sizes.skew, sizes.skew_mean_s, sizes.straggler_s)
     for workers in sizes.skew_workers:
@@ -81,27 +98,40 @@ def skew(setting: Setting) -> Iterator[Point]:
             traces.write_tasks(folder, seconds)
             ended, wrong = whole(setting, len(seconds), workers, folder, 60 + 10 * bound)
             executions = traces.read_traces(folder)
-        value = None if ended is None or wrong or not executions else traces.makespan(executions) / bound
+        value = (
+            None
+            if ended is None or wrong or not executions
+            else traces.makespan(executions) / bound
+        )
         yield setting.point(f"{workers} workers", "makespan / lower bound", "", value, wrong)
         if setting.peer.slug == "gpuspool":
-            for how, order in (("list order", seconds), ("longest first", sorted(seconds, reverse=True))):
+            for how, order in (
+                ("list order", seconds),
+                ("longest first", sorted(seconds, reverse=True)),
+            ):
                 best = traces.schedule(order, workers) / bound
                 case = (f"{workers} workers", "makespan / lower bound", "")
                 yield Point(setting.bench, f"arithmetic, {how}", *case, best)
 
 
 def recovery(setting: Setting) -> Iterator[Point]:
-    """SIGKILL everything half way, run the same again: done twice, lost, and how long the second run took."""
+    """SIGKILL everything half way, run the same again: done twice, lost, and how long the second
+    run took.
+    """
     n, case = setting.sizes.recovery, f"{setting.sizes.recovery} tasks"
     with timed.fresh(setting.folder()) as folder:
         traces.write_tasks(folder, [setting.sizes.recovery_s] * n)
         running = start(setting, n, WORKERS, folder)
-        timed.wait_until(lambda: traces.count_traces(folder) >= n // 2 or running.is_over(), PATIENCE_S, 0.02)
+        timed.wait_until(
+            lambda: traces.count_traces(folder) >= n // 2 or running.is_over(), PATIENCE_S, 0.02
+        )
         was_over = running.is_over()
         running.kill_and_reap()
         before = traces.count_traces(folder)
         if was_over or before < n // 2:
-            yield setting.point(case, "second run", "s", None, "ended before it was killed: " + running.said())
+            yield setting.point(
+                case, "second run", "s", None, "ended before it was killed: " + running.said()
+            )
             return
         ended, wrong = whole(setting, n, WORKERS, folder, PATIENCE_S)
         twice, lost = traces.twice_and_lost(traces.read_traces(folder), n)
@@ -123,35 +153,58 @@ def scan(setting: Setting) -> Iterator[Point]:
                 return
             took.append(first.seconds)
             again, wrong = whole(setting, n, WORKERS, folder, PATIENCE_S)
-            yield setting.point(case, "scan", "s", None if again is None or wrong else again.seconds, wrong)
+            yield setting.point(
+                case, "scan", "s", None if again is None or wrong else again.seconds, wrong
+            )
             journals = sorted(map(str, (folder / "spool" / "journal").glob("*.jsonl")))
             if journals and again is not None:
-                bare = timed.run([sys.executable, f"{HERE}/adapters/bare_read.py", *journals], folder, PATIENCE_S)
+                bare = timed.run(
+                    [sys.executable, f"{HERE}/adapters/bare_read.py", *journals], folder, PATIENCE_S
+                )
                 assert bare is not None
                 right = bare.code == 0 and int(bare.last_line) == n
                 assert right, bare.complaint()
-                yield Point(setting.bench, "bare read of gpuspool's journals", case, "scan", "s", bare.seconds)
+                yield Point(
+                    setting.bench,
+                    "bare read of gpuspool's journals",
+                    case,
+                    "scan",
+                    "s",
+                    bare.seconds,
+                )
                 yield setting.point(case, "memory of the largest process", "MB", again.peak_mb)
 
 
 def rank_loss(setting: Setting) -> Iterator[Point]:
-    """One of four workers is killed half way: the makespan against what the other three need for the rest."""
+    """One of four workers is killed half way: the makespan against what the other three need for
+    the rest.
+    """
     n, seconds = setting.sizes.rank_loss, setting.sizes.rank_loss_s
     case = f"{n} tasks, {LOSS_WORKERS} workers"
     with timed.fresh(setting.folder()) as folder:
         traces.write_tasks(folder, [seconds] * n)
         running = start(setting, n, LOSS_WORKERS, folder)
-        timed.wait_until(lambda: traces.count_traces(folder) >= n // 2 or running.is_over(), PATIENCE_S, 0.005)
+        timed.wait_until(
+            lambda: traces.count_traces(folder) >= n // 2 or running.is_over(), PATIENCE_S, 0.005
+        )
         killed_at = _kill_a_worker(folder)
         ended = running.wait(
-            time.perf_counter() - running.began + max(setting.sizes.patience_s, 4 * n * seconds / LOSS_WORKERS)
+            time.perf_counter()
+            - running.began
+            + max(setting.sizes.patience_s, 4 * n * seconds / LOSS_WORKERS)
         )
         executions = traces.read_traces(folder)
     twice, lost = traces.twice_and_lost(executions, n)
     began = min(execution.start for execution in executions)
     done = sum(execution.end <= killed_at for execution in executions)
     ideal = killed_at - began + (n - done) * seconds / (LOSS_WORKERS - 1)
-    wrong = "never ends" if ended is None else f"exit code {ended.code}" if ended.code else "lost tasks" * (lost > 0)
+    wrong = (
+        "never ends"
+        if ended is None
+        else f"exit code {ended.code}"
+        if ended.code
+        else "lost tasks" * (lost > 0)
+    )
     value = None if wrong else traces.makespan(executions) / ideal
     yield setting.point(case, "makespan / ideal of the rest", "", value, wrong)
     yield setting.point(case, "lost", "tasks", lost)

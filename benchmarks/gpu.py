@@ -1,8 +1,10 @@
-"""What a GPU does under gpuspool, against a bare loop: `python benchmarks/gpu.py`. Where there is no GPU it says so.
+"""What a GPU does under gpuspool, against a bare loop: `python benchmarks/gpu.py`. Where there is
+no GPU it says so.
 
-The model is a batched transformer with random weights, large enough that a batch takes tens of milliseconds. Rates are
-those of the steady part: from when the last rank has done its first batch to when the first rank has done its last.
-GPU busy is NVML's utilization (the part of the time in which a kernel ran), sampled while that lasts.
+The model is a batched transformer with random weights, large enough that a batch takes tens of
+milliseconds. Rates are those of the steady part: from when the last rank has done its first batch
+to when the first rank has done its last. GPU busy is NVML's utilization (the part of the time in
+which a kernel ran), sampled while that lasts.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ BATCH = {"full": 64, "tiny": 4}
 
 
 class Busy:
-    """NVML's utilization of the first visible GPU, sampled by a thread; `between` gives the mean of a time span."""
+    """NVML's utilization of the first visible GPU, sampled by a thread; `between` gives the mean of
+    a time span.
+    """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -44,7 +48,9 @@ class Busy:
         import pynvml
 
         while self._handle is not None and not self._end.wait(SAMPLE_S):
-            self._samples.append((time.time(), pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu))
+            self._samples.append(
+                (time.time(), pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
+            )
 
     def between(self, start: float, end: float) -> float | None:
         inside = [value for at, value in self._samples if start <= at <= end]
@@ -84,7 +90,10 @@ def steady(folder: Path, batch: int) -> tuple[float, float, float]:
     executions = traces.read_traces(folder)
     pids = {one.pid for one in executions}
     ends = {pid: [one.end for one in executions if one.pid == pid] for pid in pids}
-    start, end = max(min(times) for times in ends.values()), min(max(times) for times in ends.values())
+    start, end = (
+        max(min(times) for times in ends.values()),
+        min(max(times) for times in ends.values()),
+    )
     inside = sum(start < one.end <= end for one in executions)
     return (inside * batch / (end - start) if end > start else 0.0), start, end
 
@@ -97,7 +106,9 @@ def folder_in(home: Path, name: str) -> Iterator[Path]:
 
 
 def measure(argv: list[str], folder: Path, batch: int, handle: Any, visible: str) -> dict[str, Any]:
-    """Run one command; its steady rate, how busy the GPU was meanwhile, its whole time, and its last line."""
+    """Run one command; its steady rate, how busy the GPU was meanwhile, its whole time, and its
+    last line.
+    """
     with Busy(handle) as busy:
         ended = timed.Running(argv, folder, CUDA_VISIBLE_DEVICES=visible).wait(PATIENCE_S)
     if ended is None or ended.code:
@@ -117,14 +128,35 @@ def bare(home: Path, size: str, seconds: float, handle: Any, visible: str) -> di
         return {"what": "bare loop", **measure(argv, folder, BATCH[size], handle, visible)}
 
 
-def spooled(home: Path, size: str, n: int, per_gpu: int, handle: Any, visible: str) -> dict[str, Any]:
+def spooled(
+    home: Path, size: str, n: int, per_gpu: int, handle: Any, visible: str
+) -> dict[str, Any]:
     """The same number of tasks under gpuspool."""
     with folder_in(home, "spooled") as folder:
         (folder / "lines").write_text("".join(f"{seed}\n" for seed in range(n)))
         program = str(Path(sys.executable).with_name("gpuspool"))
-        ranks = ["--ranks-per-gpu", str(per_gpu)] if visible else ["--devices", "cpu", "--ranks", str(per_gpu)]
-        argv = [program, "run", f"{JOB}:Encoder", "--lines", f"{folder}/lines", "--arg", f"size={size}", *ranks]
-        found = measure([*argv, "--spool", f"{folder}/spool", "--json", "-q"], folder, BATCH[size], handle, visible)
+        ranks = (
+            ["--ranks-per-gpu", str(per_gpu)]
+            if visible
+            else ["--devices", "cpu", "--ranks", str(per_gpu)]
+        )
+        argv = [
+            program,
+            "run",
+            f"{JOB}:Encoder",
+            "--lines",
+            f"{folder}/lines",
+            "--arg",
+            f"size={size}",
+            *ranks,
+        ]
+        found = measure(
+            [*argv, "--spool", f"{folder}/spool", "--json", "-q"],
+            folder,
+            BATCH[size],
+            handle,
+            visible,
+        )
         assert found["said"]["tasks"]["complete"] == n, found
     return {"what": f"gpuspool, {per_gpu} ranks a GPU", **found}
 
@@ -137,19 +169,27 @@ def line(row: dict[str, Any], base: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, to see that the script works")
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long the bare loop runs; default 30")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a tiny model on the CPU, to see that the script works"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="how long the bare loop runs; default 30"
+    )
     parser.add_argument("--runs", type=int, default=1, help="repetitions; default 1")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     gpu = None if options.tiny else find_gpu()
     if gpu is None and not options.tiny:
-        print("there is no GPU here (NVML finds none that this process may use): nothing was measured")
+        print(
+            "there is no GPU here (NVML finds none that this process may use): nothing was measured"
+        )
         return 0
     name, handle = gpu or ("CPU, tiny model", None)
     visible = "" if gpu is None else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     size, rows = "tiny" if options.tiny else "full", []
-    print(f"{name}\n\n| what | tasks/s | of the bare loop | GPU busy |\n|---|---|---|---|", flush=True)
+    print(
+        f"{name}\n\n| what | tasks/s | of the bare loop | GPU busy |\n|---|---|---|---|", flush=True
+    )
     with tempfile.TemporaryDirectory(prefix="benchmarks-gpu-") as temporary:
         home = Path(temporary).resolve()
         for _ in range(options.runs):

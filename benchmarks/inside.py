@@ -1,6 +1,8 @@
-"""Benches of gpuspool alone: how soon its parent acts, and what parent and workers ask of the file system.
+"""Benches of gpuspool alone: how soon its parent acts, and what parent and workers ask of the file
+system.
 
-Read from the records that a spool keeps, from /proc, and from strace; nothing of gpuspool is changed or imported.
+Read from the records that a spool keeps, from /proc, and from strace; nothing of gpuspool is
+changed or imported.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ METADATA = (
 
 
 def latency(setting: Setting) -> Iterator[Point]:
-    """From an attempt that writes how it ended (and then syncs and links that) to the parent that starts the next.
+    """From an attempt that writes how it ended (and then syncs and links that) to the parent that
+    starts the next.
 
-    Each task drains its own worker, so one run has as many such moments as tasks. The figure holds the worker's fsync
-    too, and so is an upper bound.
+    Each task drains its own worker, so one run has as many such moments as tasks. The figure holds
+    the worker's fsync too, and so is an upper bound.
     """
     n, case = setting.sizes.latency, "status record to next attempt"
     with timed.fresh(setting.folder()) as folder:
@@ -55,14 +58,18 @@ def _reactions(spool: Path) -> Iterator[float]:
 
 
 def idle(setting: Setting) -> Iterator[Point]:
-    """The parent while all ranks are in long tasks: CPU, memory, and calls that touch names or ask for durability."""
+    """The parent while all ranks are in long tasks: CPU, memory, and calls that touch names or ask
+    for durability.
+    """
     ranks, window_s = setting.sizes.idle_ranks, setting.sizes.idle_s
     case = f"{ranks} busy ranks"
     with timed.fresh(setting.folder()) as folder:
         traces.write_tasks(folder, [LONG_S] * ranks)
         running = start(setting, ranks, ranks, folder)
         beats = folder / "spool" / "heartbeat"
-        began = timed.wait_until(lambda: _busy(beats) == ranks or running.is_over(), PATIENCE_S, 0.05)
+        began = timed.wait_until(
+            lambda: _busy(beats) == ranks or running.is_over(), PATIENCE_S, 0.05
+        )
         assert began, running.said()
         assert not running.is_over(), running.said()
         time.sleep(setting.sizes.settle_s)
@@ -76,7 +83,11 @@ def idle(setting: Setting) -> Iterator[Point]:
     yield setting.point(case, "parent's peak memory", "MB", memory)
     rate = None if calls is None else calls / window_s
     yield setting.point(
-        case, "parent's metadata calls", "per s", rate, "" if calls is not None else "strace is missing"
+        case,
+        "parent's metadata calls",
+        "per s",
+        rate,
+        "" if calls is not None else "strace is missing",
     )
 
 
@@ -117,7 +128,9 @@ def _metadata_calls(table: Path) -> int:
 
 
 def metadata(setting: Setting) -> Iterator[Point]:
-    """Metadata calls of parent and workers for each task that does nothing: a long run's less an empty one's."""
+    """Metadata calls of parent and workers for each task that does nothing: a long run's less an
+    empty one's.
+    """
     n, case = setting.sizes.metadata, f"{setting.sizes.metadata} tasks, 2 ranks"
     if shutil.which("strace") is None:
         yield setting.point(case, "metadata calls", "per task", None, "strace is missing")
@@ -128,7 +141,9 @@ def metadata(setting: Setting) -> Iterator[Point]:
 
 
 def ahead(setting: Setting) -> Iterator[Point]:
-    """Inputs that take as long to load as the work on them: how much more is done where they are loaded ahead."""
+    """Inputs that take as long to load as the work on them: how much more is done where they are
+    loaded ahead.
+    """
     n, seconds = setting.sizes.ahead, setting.sizes.ahead_s
     case = f"load {1000 * seconds:g} ms, compute {1000 * seconds:g} ms"
     took = {}
@@ -144,7 +159,8 @@ def ahead(setting: Setting) -> Iterator[Point]:
 
 
 def ranks(setting: Setting) -> Iterator[Point]:
-    """Many ranks on few cores, of tasks that leave the cores to others: how near the bound, and what the spool costs.
+    """Many ranks on few cores, of tasks that leave the cores to others: how near the bound, and
+    what the spool costs.
 
     The bound is arithmetic over what the tasks really took and what ranks missed that began late.
     """
@@ -174,7 +190,17 @@ def _traced(setting: Setting, n: int, world: int = 2) -> int:
         traces.write_tasks(folder, [setting.sizes.ranks_s if setting.bench == "ranks" else 0.0] * n)
         argv, _ = command(setting, n, world, folder)
         table = folder / "calls"
-        trace = ["strace", "-f", "-c", "-U", "calls,name", "-e", f"trace={','.join(METADATA)}", "-o", str(table)]
+        trace = [
+            "strace",
+            "-f",
+            "-c",
+            "-U",
+            "calls,name",
+            "-e",
+            f"trace={','.join(METADATA)}",
+            "-o",
+            str(table),
+        ]
         ended = timed.run([*trace, *argv], folder, PATIENCE_S)
         assert ended is not None
         assert ended.code == 0, ended.complaint()

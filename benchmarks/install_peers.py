@@ -1,7 +1,9 @@
-"""Install the peers, each into a venv of its own below benchmarks/.venvs: `python benchmarks/install_peers.py [PEER…]`.
+"""Install the peers, each into a venv of its own below benchmarks/.venvs: `python
+benchmarks/install_peers.py [PEER…]`.
 
-One at a time and nicely. What could not be installed is noted with its reason, so that a run names it. A peer that
-pulled torch in is taken out again: its venv would be larger than all the others together.
+One at a time and nicely. What could not be installed is noted with its reason, so that a run names
+it. A peer that pulled torch in is taken out again: its venv would be larger than all the others
+together.
 """
 
 from __future__ import annotations
@@ -22,28 +24,46 @@ REASON_BYTES = 300  # of pip's last words
 
 
 def install(peer: Peer) -> dict[str, object]:
-    """Make its venv; returns the note that is kept: version, reason ("" where it went well), megabytes."""
+    """Make its venv; returns the note that is kept: version, reason ("" where it went well),
+    megabytes.
+    """
     venv = VENVS / peer.slug
     shutil.rmtree(venv, ignore_errors=True)
     commands = [
         [sys.executable, "-m", "venv", str(venv)],
-        [str(venv / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *peer.requirements],
+        [
+            str(venv / "bin" / "pip"),
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            *peer.requirements,
+        ],
     ]
     for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
         if done.returncode:
             shutil.rmtree(venv, ignore_errors=True)
-            return {"version": "", "reason": f"pip: {done.stderr.strip()[-REASON_BYTES:]}", "megabytes": 0}
+            return {
+                "version": "",
+                "reason": f"pip: {done.stderr.strip()[-REASON_BYTES:]}",
+                "megabytes": 0,
+            }
     if list(venv.glob("lib/*/site-packages/torch")):
         shutil.rmtree(venv)
         return {"version": "", "reason": "it pulls torch into its venv", "megabytes": 0}
-    size = sum(file.stat().st_size for file in venv.rglob("*") if file.is_file() and not file.is_symlink())
+    size = sum(
+        file.stat().st_size for file in venv.rglob("*") if file.is_file() and not file.is_symlink()
+    )
     return {"version": _version(peer), "reason": "", "megabytes": size // 1_000_000}
 
 
 def _version(peer: Peer) -> str:
     code = f"import importlib.metadata as m; print(m.version({peer.requirements[0]!r}))"
-    return subprocess.run([peer.python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [peer.python, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def main() -> int:
@@ -54,12 +74,15 @@ def main() -> int:
         if len(sys.argv) > 1 and peer.slug not in sys.argv[1:]:
             continue
         if peer.program and shutil.which(peer.program) is None:
-            print(f"{peer.name}: not on PATH; on Debian `apt-get install {peer.program}` (not done by this script)")
+            print(
+                f"{peer.name}: not on PATH; on Debian `apt-get install {peer.program}` (not done by this script)"
+            )
         if peer.requirements and peer.slug not in done:
             note = install(peer)
             (VENVS / f"{peer.slug}.json").write_text(json.dumps(note) + "\n")
             print(
-                f"{peer.name}: {note['reason'] or 'installed'} {note['version']} ({note['megabytes']} MB)", flush=True
+                f"{peer.name}: {note['reason'] or 'installed'} {note['version']} ({note['megabytes']} MB)",
+                flush=True,
             )
         done.add(peer.slug)
     return 0

@@ -1,10 +1,12 @@
-"""Who is measured: one entry a system, with the adapter that drives it and what it needs to be installed.
+"""Who is measured: one entry a system, with the adapter that drives it and what it needs to be
+installed.
 
-An adapter is a script in adapters/ with a fixed contract. Its arguments are BENCH N WORKERS FOLDER; FOLDER/lines holds
-the tasks, one a line: "INDEX SECONDS". A library's adapter is the program that a user would write: it does the bench
-in the peer's own interpreter, ends with one line of JSON, {"done": N}, and is what is timed. The adapter of a system
-with a command line of its own answers with one line of JSON, {"argv": [...]}, the command that a user would type; that
-command is timed, and the adapter is not. Called again with the same folder, a system that can go on goes on.
+An adapter is a script in adapters/ with a fixed contract. Its arguments are BENCH N WORKERS FOLDER;
+FOLDER/lines holds the tasks, one a line: "INDEX SECONDS". A library's adapter is the program that a
+user would write: it does the bench in the peer's own interpreter, ends with one line of JSON,
+{"done": N}, and is what is timed. The adapter of a system with a command line of its own answers
+with one line of JSON, {"argv": [...]}, the command that a user would type; that command is timed,
+and the adapter is not. Called again with the same folder, a system that can go on goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ VENVS = HERE / ".venvs"
 
 @dataclass(frozen=True)
 class Peer:
-    """One system. `keeps`: what a SIGKILL of all its processes leaves; `benches`: those that mean something for it."""
+    """One system. `keeps`: what a SIGKILL of all its processes leaves; `benches`: those that mean
+    something for it.
+    """
 
     name: str
     adapter: str
@@ -58,11 +62,15 @@ class Peer:
 
     def version(self) -> str:
         note = VENVS / f"{self.slug}.json"
-        return str(json.loads(note.read_text())["version"]) if self.requirements and note.exists() else ""
+        return (
+            str(json.loads(note.read_text())["version"])
+            if self.requirements and note.exists()
+            else ""
+        )
 
 
-# What a system is not put through would say nothing of it: a scan where nothing is kept, the loss of a worker where
-# each task is a process of its own.
+# What a system is not put through would say nothing of it: a scan where nothing is kept, the loss
+# of a worker where each task is a process of its own.
 _LIBRARY = ("throughput", "startup", "skew", "recovery", "rank_loss", "overhead")
 PEERS = (
     Peer(
@@ -108,5 +116,9 @@ def chosen(names: Sequence[str], quick: bool) -> list[Peer]:
     """The peers of these names (all without any); raises SystemExit for a name that is none."""
     unknown = set(names) - {peer.slug for peer in PEERS}
     if unknown:
-        raise SystemExit(f"no peer is called {min(unknown)!r}; there are: {', '.join(p.slug for p in PEERS)}")
-    return [peer for peer in PEERS if peer.slug in names or (not names and (peer.quick or not quick))]
+        raise SystemExit(
+            f"no peer is called {min(unknown)!r}; there are: {', '.join(p.slug for p in PEERS)}"
+        )
+    return [
+        peer for peer in PEERS if peer.slug in names or (not names and (peer.quick or not quick))
+    ]

@@ -28,14 +28,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Setting:
-    """One repetition of one bench for one peer. `sizes` as chosen, `home` where folders may be made."""
+    """One repetition of one bench for one peer. `sizes` as chosen, `home` where folders may be
+    made.
+    """
 
     bench: str
     peer: Peer
     sizes: Sizes
     home: Path
 
-    def point(self, case: str, metric: str, unit: str, value: float | None, note: str = "") -> Point:
+    def point(
+        self, case: str, metric: str, unit: str, value: float | None, note: str = ""
+    ) -> Point:
         return Point(self.bench, self.peer.name, case, metric, unit, value, note)
 
     def folder(self) -> Path:
@@ -45,10 +49,19 @@ class Setting:
 def command(
     setting: Setting, n: int, workers: int, folder: Path, bench: str = ""
 ) -> tuple[list[str], dict[str, object]]:
-    """What is to be timed, and the adapter's answer where it is a command of its own. Raises OSError, ValueError."""
+    """What is to be timed, and the adapter's answer where it is a command of its own. Raises
+    OSError, ValueError.
+    """
     peer = setting.peer
     bench = (bench or setting.bench) + peer.variant
-    script = [peer.python, str(HERE / "adapters" / peer.adapter), bench, str(n), str(workers), str(folder)]
+    script = [
+        peer.python,
+        str(HERE / "adapters" / peer.adapter),
+        bench,
+        str(n),
+        str(workers),
+        str(folder),
+    ]
     if not peer.has_command:
         return script, {}
     asked = timed.run(script, folder, patience_s=60)
@@ -81,7 +94,9 @@ def whole(
 
 
 def _done(ended: Ended, answer: dict[str, object]) -> int:
-    """How many tasks the peer says are done: in the file that the adapter named, else in its last line."""
+    """How many tasks the peer says are done: in the file that the adapter named, else in its last
+    line.
+    """
     if "lines" in answer:
         less = answer["less"]
         assert isinstance(less, int)
@@ -91,9 +106,11 @@ def _done(ended: Ended, answer: dict[str, object]) -> int:
 
 
 def growing(sizes: tuple[int, ...], limit_s: float) -> Iterator[tuple[int, list[float]]]:
-    """Each size, with the list to which the caller adds the seconds that it took; ends where one added none.
+    """Each size, with the list to which the caller adds the seconds that it took; ends where one
+    added none.
 
-    It also ends before a size that would take longer than the limit, by a line through the two before.
+    It also ends before a size that would take longer than the limit, by a line through the two
+    before.
     """
     took: list[float] = []
     for at, n in enumerate(sizes):

@@ -1,4 +1,6 @@
-"""Figures of several repetitions made into medians and ranges: JSON, a markdown table for each bench, and a plot."""
+"""Figures of several repetitions made into medians and ranges: JSON, a markdown table for each
+bench, and a plot.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,18 @@ from benchmarks.points import Point
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 860, 480, 70, 30, 50, 190
 FONT = 'font-family="sans-serif" font-size="12"'
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#e377c2", "#7f7f7f", "#bcbd22")
+COLOURS = (
+    "#d62728",
+    "#1f77b4",
+    "#2ca02c",
+    "#9467bd",
+    "#ff7f0e",
+    "#8c564b",
+    "#17becf",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,9 @@ class Figure:
             return self.note or "–"
         low, high = number(min(self.values)), number(max(self.values))
         span = f" ({low}–{high})" if low != high else ""
-        return f"{number(statistics.median(self.values))}{span}{' ' + self.note if self.note else ''}"
+        return (
+            f"{number(statistics.median(self.values))}{span}{' ' + self.note if self.note else ''}"
+        )
 
 
 def number(value: float) -> str:
@@ -61,7 +76,9 @@ def gather(points: Iterable[Point]) -> list[Figure]:
     """The repetitions of each figure together, in the order of first appearance."""
     found: dict[tuple[str, str, str, str, str], list[Point]] = {}
     for point in points:
-        found.setdefault((point.bench, point.peer, point.case, point.metric, point.unit), []).append(point)
+        found.setdefault(
+            (point.bench, point.peer, point.case, point.metric, point.unit), []
+        ).append(point)
     return [
         Figure(
             *key,
@@ -73,7 +90,9 @@ def gather(points: Iterable[Point]) -> list[Figure]:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """For each bench a markdown table with a row a system; one for each metric where there are several cases."""
+    """For each bench a markdown table with a row a system; one for each metric where there are
+    several cases.
+    """
     text = ""
     for bench in dict.fromkeys(figure.bench for figure in figures):
         mine = [figure for figure in figures if figure.bench == bench]
@@ -87,13 +106,17 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def splice(page: str, figures: Sequence[Figure], told: str) -> str:
-    """A page with the tables of these benches, each between `<!-- NAME -->` and `<!-- end of NAME -->`, made anew."""
+    """A page with the tables of these benches, each between `<!-- NAME -->` and `<!-- end of NAME
+    -->`, made anew.
+    """
     for bench in dict.fromkeys(figure.bench for figure in figures):
         start, end = f"<!-- {bench} -->", f"<!-- end of {bench} -->"
         before, found, rest = page.partition(start)
         _, ended, after = rest.partition(end)
         if found and ended:
-            tables = table([figure for figure in figures if figure.bench == bench]).partition("\n\n")[2]
+            tables = table([figure for figure in figures if figure.bench == bench]).partition(
+                "\n\n"
+            )[2]
             page = f"{before}{start}\n{tables}{told}\n{end}{after}"
     return page
 
@@ -109,15 +132,22 @@ def _one_table(figures: Sequence[Figure]) -> str:
 
 
 def as_json(figures: Sequence[Figure], about: dict[str, Any]) -> str:
-    return json.dumps({**about, "figures": [figure.record() for figure in figures]}, indent=1) + "\n"
+    return (
+        json.dumps({**about, "figures": [figure.record() for figure in figures]}, indent=1) + "\n"
+    )
 
 
 def plot(figures: Sequence[Figure]) -> str:
     """Throughput of the whole command against the number of tasks, both logarithmic, as SVG."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for figure in figures:
-        if (figure.bench, figure.metric) == ("throughput", "whole command") and figure.median is not None:
-            lines.setdefault(figure.peer, []).append((float(figure.case.removeprefix("N=")), figure.median))
+        if (figure.bench, figure.metric) == (
+            "throughput",
+            "whole command",
+        ) and figure.median is not None:
+            lines.setdefault(figure.peer, []).append(
+                (float(figure.case.removeprefix("N=")), figure.median)
+            )
     points = [point for line in lines.values() for point in line]
     if not points:
         return ""
@@ -136,11 +166,18 @@ def plot(figures: Sequence[Figure]) -> str:
         colour, line = COLOURS[list(lines).index(peer) % len(COLOURS)], lines[peer]
         path = " ".join(f"{x.at(n):.1f},{y.at(rate):.1f}" for n, rate in line)
         width = 3 if peer == "gpuspool" else 1.5
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
-        parts += [f'<circle cx="{x.at(n):.1f}" cy="{y.at(r):.1f}" r="3" fill="{colour}"/>' for n, r in line]
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+        )
+        parts += [
+            f'<circle cx="{x.at(n):.1f}" cy="{y.at(r):.1f}" r="3" fill="{colour}"/>'
+            for n, r in line
+        ]
         label_y = max(label_y + 15, y.at(line[-1][1]) + 4)
         label = f"{peer}, {number(line[-1][1])}/s at {number(line[-1][0])}"
-        parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{label_y:.1f}" fill="{colour}" font-size="10">{label}</text>')
+        parts.append(
+            f'<text x="{WIDTH - RIGHT + 8}" y="{label_y:.1f}" fill="{colour}" font-size="10">{label}</text>'
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -154,7 +191,9 @@ class Axis:
     end: float
 
     def at(self, value: float) -> float:
-        return self.start + (self.end - self.start) * (math.log10(value) - self.low) / (self.high - self.low)
+        return self.start + (self.end - self.start) * (math.log10(value) - self.low) / (
+            self.high - self.low
+        )
 
 
 def _axis(values: Sequence[float], start: float, end: float) -> Axis:
@@ -166,10 +205,18 @@ def _grid(x: Axis, y: Axis) -> list[str]:
     parts = []
     for power in range(x.low, x.high + 1):
         at = x.at(10.0**power)
-        parts.append(f'<line x1="{at:.1f}" y1="{y.start}" x2="{at:.1f}" y2="{y.end}" stroke="#ddd"/>')
-        parts.append(f'<text x="{at:.1f}" y="{y.start + 18}" text-anchor="middle">{10**power:,}</text>')
+        parts.append(
+            f'<line x1="{at:.1f}" y1="{y.start}" x2="{at:.1f}" y2="{y.end}" stroke="#ddd"/>'
+        )
+        parts.append(
+            f'<text x="{at:.1f}" y="{y.start + 18}" text-anchor="middle">{10**power:,}</text>'
+        )
     for power in range(y.low, y.high + 1):
         at = y.at(10.0**power)
-        parts.append(f'<line x1="{x.start}" y1="{at:.1f}" x2="{x.end}" y2="{at:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{x.start - 6}" y="{at + 4:.1f}" text-anchor="end">{10**power:,}</text>')
+        parts.append(
+            f'<line x1="{x.start}" y1="{at:.1f}" x2="{x.end}" y2="{at:.1f}" stroke="#ddd"/>'
+        )
+        parts.append(
+            f'<text x="{x.start - 6}" y="{at + 4:.1f}" text-anchor="end">{10**power:,}</text>'
+        )
     return parts

@@ -1,11 +1,12 @@
-"""How claims share tasks out, in virtual time: the worker's own Supply and Rate, over claims that are kept in memory.
+"""How claims share tasks out, in virtual time: the worker's own Supply and Rate, over claims that
+are kept in memory.
 
     python -m benchmarks.simulate
 
-What is simulated is the clock, the file system and the job; the plan, who claims from whom and how much is decided by
-the code that a run uses. The lower bound is max((sum of the tasks + what late ranks miss) / sum of the ranks' speeds,
-longest task on the fastest rank). Calls are those that touch names: opens of claims that exist or do not, listings,
-and CALLS a claim.
+What is simulated is the clock, the file system and the job; the plan, who claims from whom and how
+much is decided by the code that a run uses. The lower bound is max((sum of the tasks + what late
+ranks miss) / sum of the ranks' speeds, longest task on the fastest rank). Calls are those that
+touch names: opens of claims that exist or do not, listings, and CALLS a claim.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from orchestrator.create import plan
-from spool.claims import NEAR, RECENT, Chain
-from spool.layout import attempt_name, rank_name
-from spool.records import Claim, TaskLine
-from worker.supply import Rate, Supply
+from gpuspool.orchestrator.plan.create import plan
+from gpuspool.spool.claims import NEAR, RECENT, Chain
+from gpuspool.spool.layout import attempt_name, rank_name
+from gpuspool.spool.records import Claim, TaskLine
+from gpuspool.worker.supply import Rate, Supply
 
-CALLS = 5  # of a claim that is made: stat of its folder, create, link, unlink, and the listing that follows
+# of a claim that is made: stat of its folder, create, link, unlink, and the listing that follows
+CALLS = 5
 CLAIM_S = 0.001  # what a claim takes; a local disk needs a tenth of it
 SEED = 7
 A_TASK = TaskLine(task=0, key="", payload=msgspec.Raw(b"0"), cost=1.0)
@@ -54,7 +56,9 @@ class Calls:
 
 @dataclass
 class Planned:
-    """A manifest in place of the worker's: the cost of each place, and the seconds of all places before it."""
+    """A manifest in place of the worker's: the cost of each place, and the seconds of all places
+    before it.
+    """
 
     costs: np.ndarray
     before: np.ndarray
@@ -103,7 +107,12 @@ class VirtualSupply(Supply):
     """The worker's, but for where manifests and claims come from."""
 
     def __init__(self, rank: int, planned: dict[str, Planned], calls: Calls) -> None:
-        self.attempt, self._own, self._steals, self._is_close = attempt_name(rank, 0), rank_name(rank), True, False
+        self.attempt, self._own, self._steals, self._is_close = (
+            attempt_name(rank, 0),
+            rank_name(rank),
+            True,
+            False,
+        )
         self._manifests = self._planned = planned  # type: ignore[assignment]
         self._calls = calls
         self._chains: dict[str, Chain] = {self._own: Followed(planned[self._own], calls)}
@@ -119,9 +128,14 @@ class VirtualSupply(Supply):
 
 
 def simulate(
-    seconds: np.ndarray, speeds: Sequence[float], *, costs: np.ndarray | None = None, starts: Sequence[float] = ()
+    seconds: np.ndarray,
+    speeds: Sequence[float],
+    *,
+    costs: np.ndarray | None = None,
+    starts: Sequence[float] = (),
 ) -> Outcome:
-    """Run tasks of so many seconds, in input order, on ranks of these speeds that begin at these times.
+    """Run tasks of so many seconds, in input order, on ranks of these speeds that begin at these
+    times.
 
     `costs`: what the run is told of each task; without, all are alike.
     """
@@ -164,12 +178,16 @@ def lognormal(tasks: int, mean_s: float, sigma: float, seed: int = SEED) -> np.n
 
 
 def skewed() -> np.ndarray:
-    """The skew of the benchmarks: 1,600 sleeps of 20 ms in the mean, and two stragglers of 4 s at the end."""
+    """The skew of the benchmarks: 1,600 sleeps of 20 ms in the mean, and two stragglers of 4 s at
+    the end.
+    """
     return np.concatenate((lognormal(1600, 0.020, 1.2), [4.0, 4.0]))
 
 
 def guided(seconds: np.ndarray, ranks: int) -> float:
-    """The makespan of guided self scheduling: one line of tasks, each free rank takes a W-th of what is left."""
+    """The makespan of guided self scheduling: one line of tasks, each free rank takes a W-th of
+    what is left.
+    """
     before = np.concatenate(([0.0], np.cumsum(seconds)))
     ready, place, end = [0.0] * ranks, 0, 0.0
     while place < len(seconds):
@@ -201,10 +219,14 @@ def cases() -> dict[str, Callable[[], Outcome]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
     only = parser.parse_args().only
-    print("| case | makespan, s | / lower bound | claims a task | calls a task |\n|---|---|---|---|---|")
+    print(
+        "| case | makespan, s | / lower bound | claims a task | calls a task |\n|---|---|---|---|---|"
+    )
     for name, run in cases().items():
         if only in name:
             out = run()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class Sizes:
     """Counts of tasks, durations in seconds.
 
-    limit_s: a case that would take longer, by the two before, is not run. settle_s: from the last worker's start to the
-    quiet of long tasks. patience_s: how long after the loss of a worker a system may be silent.
+    limit_s: a case that would take longer, by the two before, is not run. settle_s: from the last
+    worker's start to the quiet of long tasks. patience_s: how long after the loss of a worker a
+    system may be silent.
     """
 
     throughput: tuple[int, ...] = (10, 100, 1_000, 10_000, 100_000, 1_000_000)

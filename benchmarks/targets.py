@@ -1,4 +1,6 @@
-"""What gpuspool wants to reach, as ratios within one run: each target that the figures at hand can tell."""
+"""What gpuspool wants to reach, as ratios within one run: each target that the figures at hand can
+tell.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ class Known:
         values = [
             f.median
             for f in self.figures
-            if f.bench == bench and f.metric == metric and f.peer in peers and case in ("", f.case) and f.median
+            if f.bench == bench
+            and f.metric == metric
+            and f.peer in peers
+            and case in ("", f.case)
+            and f.median
         ]
         return max(values, default=None)
 
@@ -67,13 +73,20 @@ def _throughput(known: Known) -> Iterator[Target]:
         return
     durable = known.best("throughput", metric, DURABLE)
     if durable:
-        yield Target("tasks/s at 1M against the best durable peer at any N", mine / durable, 100, at_most=False)
+        yield Target(
+            "tasks/s at 1M against the best durable peer at any N",
+            mine / durable,
+            100,
+            at_most=False,
+        )
     joblib = known.median("throughput", "joblib", "N=1000000", metric)
     if joblib:
         yield Target("tasks/s at 1M against joblib", mine / joblib, 1, at_most=False)
     floor = known.median("throughput", "our floor", "N=1000000", metric)
     if floor:
-        yield Target("tasks/s at 1M against our floor (told, no target)", mine / floor, 0, at_most=False)
+        yield Target(
+            "tasks/s at 1M against our floor (told, no target)", mine / floor, 0, at_most=False
+        )
     memory = known.median("throughput", OURS, "N=1000000", "memory of the largest process")
     if memory:
         yield Target("MB of the parent at 1M", memory, 300)
@@ -86,7 +99,9 @@ def _startup(known: Known) -> Iterator[Target]:
         if mine and theirs:
             yield Target(f"start-up of 2 tasks against {peer}", mine / theirs, limit)
     with_torch = known.median("startup_torch", OURS, "2 tasks, torch", "whole command")
-    bare = known.median("startup_torch", "import torch, twice at once", "2 tasks, torch", "whole command")
+    bare = known.median(
+        "startup_torch", "import torch, twice at once", "2 tasks, torch", "whole command"
+    )
     if with_torch and bare:
         yield Target("s of start-up beyond `import torch`", with_torch - bare, 0.3)
 
@@ -95,7 +110,9 @@ def _balance(known: Known) -> Iterator[Target]:
     for milliseconds, least in (("10", 99.0),):
         inside = known.median("overhead", OURS, f"tasks of {milliseconds} ms", "time inside tasks")
         if inside:
-            yield Target(f"% of the time inside tasks of {milliseconds} ms", inside, least, at_most=False)
+            yield Target(
+                f"% of the time inside tasks of {milliseconds} ms", inside, least, at_most=False
+            )
     for workers, limit in ((2, 1.02), (8, 1.05)):
         case, metric = f"{workers} workers", "makespan / lower bound"
         costs = known.median("skew", "gpuspool, costs known", case, metric)
@@ -105,11 +122,22 @@ def _balance(known: Known) -> Iterator[Target]:
         others = [
             f.median
             for f in known.figures
-            if f.bench == "skew" and f.case == case and f.median and not f.peer.startswith((OURS, "arithmetic"))
+            if f.bench == "skew"
+            and f.case == case
+            and f.median
+            and not f.peer.startswith((OURS, "arithmetic"))
         ]
         if mine and others:
-            yield Target(f"skew without costs on {workers} workers against the best peer", mine / min(others), 1.0)
-    loss = [f for f in known.figures if f.bench == "rank_loss" and f.peer == OURS and f.unit == "" and f.median]
+            yield Target(
+                f"skew without costs on {workers} workers against the best peer",
+                mine / min(others),
+                1.0,
+            )
+    loss = [
+        f
+        for f in known.figures
+        if f.bench == "rank_loss" and f.peer == OURS and f.unit == "" and f.median
+    ]
     for figure in loss:
         yield Target("loss of a rank against the ideal of the rest", figure.median or 0.0, 1.05)
 
@@ -117,19 +145,34 @@ def _balance(known: Known) -> Iterator[Target]:
 def _recovery(known: Known) -> Iterator[Target]:
     for figure in known.figures:
         limit = {"lost": 0, "done twice": 2}.get(figure.metric)
-        if (figure.bench, figure.peer) == ("recovery", OURS) and limit is not None and figure.values:
+        if (
+            (figure.bench, figure.peer) == ("recovery", OURS)
+            and limit is not None
+            and figure.values
+        ):
             yield Target(f"tasks {figure.metric} after SIGKILL of all", max(figure.values), limit)
     scan = known.median("scan", OURS, "N=1000000", "scan")
     bare = known.median("scan", "bare read of gpuspool's journals", "N=1000000", "scan")
     if scan and bare:
-        yield Target("scan of 1M complete tasks against a bare read of the journals", scan / bare, 2.5)
+        yield Target(
+            "scan of 1M complete tasks against a bare read of the journals", scan / bare, 2.5
+        )
 
 
 def _inside(known: Known) -> Iterator[Target]:
     for figure in known.figures:
         if figure.bench == "ahead" and figure.median:
-            yield Target(f"times the rate without `load` ahead: {figure.case}", figure.median, 1.8, at_most=False)
-    limits = {("latency", "median"): 5.0, ("idle", "parent's CPU"): 1.0, ("idle", "parent's metadata calls"): 5.0}
+            yield Target(
+                f"times the rate without `load` ahead: {figure.case}",
+                figure.median,
+                1.8,
+                at_most=False,
+            )
+    limits = {
+        ("latency", "median"): 5.0,
+        ("idle", "parent's CPU"): 1.0,
+        ("idle", "parent's metadata calls"): 5.0,
+    }
     for figure in known.figures:
         limit = limits.get((figure.bench, figure.metric))
         if limit is not None and figure.median is not None:

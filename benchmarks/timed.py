@@ -1,7 +1,8 @@
 """Start a command, time it, and leave nothing of it behind.
 
-Every process of a command carries BENCH_FOLDER in its environment, and so do its children, whatever session they put
-themselves in: that is how daemons of a peer are found and killed at the end, and nobody else's.
+Every process of a command carries BENCH_FOLDER in its environment, and so do its children, whatever
+session they put themselves in: that is how daemons of a peer are found and killed at the end, and
+nobody else's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ NOISE = ("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "OMP_", "PYTHON", "RAY_", "DASK
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that ended. seconds: wall; cpu_s: its own and its reaped children's; peak_mb: its largest process's."""
+    """A command that ended. seconds: wall; cpu_s: its own and its reaped children's; peak_mb: its
+    largest process's.
+    """
 
     code: int
     seconds: float
@@ -45,13 +48,25 @@ class Ended:
 
 
 def environment(folder: Path, bin_folder: str) -> dict[str, str]:
-    """A clean one: no GPU, no variable that changes what a peer does, adapters importable everywhere.
+    """A clean one: no GPU, no variable that changes what a peer does, adapters importable
+    everywhere.
 
     The command's own folder comes first on PATH, as in an activated venv.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOISE)}
-    ours = {MARK: str(folder), "PYTHONPATH": str(HERE / "adapters"), "HOME": str(folder), "LC_ALL": "C.UTF-8"}
-    return {**kept, **ours, "PATH": f"{bin_folder}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}
+    ours = {
+        MARK: str(folder),
+        "PYTHONPATH": str(HERE / "adapters"),
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+    }
+    return {
+        **kept,
+        **ours,
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "NO_COLOR": "1",
+    }
 
 
 class Running:
@@ -93,8 +108,12 @@ class Running:
         if pid == 0:
             return None
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
-        out, err = (Path(f"{self._stem}.{kind}").read_text(errors="replace") for kind in ("out", "err"))
-        return Ended(code, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, out, err)
+        out, err = (
+            Path(f"{self._stem}.{kind}").read_text(errors="replace") for kind in ("out", "err")
+        )
+        return Ended(
+            code, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, out, err
+        )
 
     def said(self) -> str:
         """The end of what it wrote to stderr so far, in one line."""
@@ -115,7 +134,10 @@ def marked(folder: Path) -> list[int]:
         if not entry.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if mark in Path("/proc", entry, "environ").read_bytes().split(b"\0") and _state(int(entry)) not in "ZX":
+            if (
+                mark in Path("/proc", entry, "environ").read_bytes().split(b"\0")
+                and _state(int(entry)) not in "ZX"
+            ):
                 found.append(int(entry))
     return found
 

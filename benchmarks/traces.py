@@ -1,7 +1,8 @@
-"""What goes into a bench, FOLDER/lines, and what its tasks leave behind, FOLDER/trace/*: the runner's own evidence.
+"""What goes into a bench, FOLDER/lines, and what its tasks leave behind, FOLDER/trace/*: the
+runner's own evidence.
 
-A task that is traced appends one line, "INDEX START END PID", with one write once it is done. So the runner counts by
-itself what ran, how often and when, whatever a system says of itself.
+A task that is traced appends one line, "INDEX START END PID", with one write once it is done. So
+the runner counts by itself what ran, how often and when, whatever a system says of itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Execution(NamedTuple):
 def write_tasks(folder: Path, seconds: Sequence[float]) -> None:
     """FOLDER/lines for all, the same with costs in FOLDER/costs.jsonl, and the folder for traces.
 
-    Line by line: what this process holds at its largest is counted as held by the processes that it starts.
+    Line by line: what this process holds at its largest is counted as held by the processes that it
+    starts.
     """
     (folder / "trace").mkdir(exist_ok=True)
     with open(folder / "lines", "w") as lines, open(folder / "costs.jsonl", "w") as costs:
@@ -78,7 +80,9 @@ def lower_bound(seconds: Sequence[float], workers: int) -> float:
 
 
 def bound_of_late(executions: Sequence[Execution], workers: int) -> float:
-    """What no schedule of these executions can beat, of workers of whom each begins when it really did."""
+    """What no schedule of these executions can beat, of workers of whom each begins when it really
+    did.
+    """
     first: dict[int, float] = {}
     for one in executions:
         first[one.pid] = min(first.get(one.pid, one.start), one.start)
@@ -96,7 +100,9 @@ def schedule(seconds: Sequence[float], workers: int) -> float:
 
 
 def share_inside(executions: Sequence[Execution]) -> float:
-    """The part of the workers' time, each from its first start to its last end, that was spent inside tasks."""
+    """The part of the workers' time, each from its first start to its last end, that was spent
+    inside tasks.
+    """
     first: dict[int, float] = {}
     last: dict[int, float] = {}
     inside = 0.0

@@ -1,1 +1,3 @@
-"""The parent: plans tasks over ranks, starts one process for each, closes the dead, gathers, and tells people."""
+"""The parent: plans tasks over ranks, starts one process for each, closes the dead, gathers, and
+tells people.
+"""

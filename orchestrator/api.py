@@ -1,7 +1,7 @@
 """Starting and going on with runs: what both the command line and Python call.
 
-`run` is idempotent: no spool, it makes one; the same run, it goes on; a changed job, it stops and shows two ways on;
-anything else that differs, it refuses.
+`run` is idempotent: no spool, it makes one; the same run, it goes on; a changed job, it stops and
+shows two ways on; anything else that differs, it refuses.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ from typing import Any
 
 import msgspec
 
-from orchestrator import create as c
-from orchestrator.devices import assign
-from orchestrator.doctor import warnings_of
-from orchestrator.finish import Outcome, file_away_old_failures
-from orchestrator.inputs import collect, from_values
-from orchestrator.jobs import parse_job, with_source
-from orchestrator.lock import hold, renounce
-from orchestrator.loop import Orchestrator, signals_to
-from orchestrator.progress import make_progress, warn
-from orchestrator.repair import make_way, repair, repair_job
-from orchestrator.results import Result, Results
-from orchestrator.status import open_view
-from orchestrator.status import status as _status
-from spool.codec import refuse_depth
-from spool.death import Coroner
-from spool.errors import OrchestratorLive, UsageError
-from spool.identity import DEAD
-from spool.layout import Layout
-from spool.manifest import publish_manifest
-from spool.publish import publish
-from spool.records import Job, Options, TaskLine
-from spool.view import View, load_run, refuse_unsafe
+from gpuspool.orchestrator.plan import create as c
+from gpuspool.orchestrator.plan.devices import assign
+from gpuspool.orchestrator.plan.inputs import collect, from_values
+from gpuspool.orchestrator.plan.jobs import parse_job, with_source
+from gpuspool.orchestrator.report.results import Result, Results
+from gpuspool.orchestrator.report.status import status as _status
+from gpuspool.orchestrator.supervise.doctor import warnings_of
+from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
+from gpuspool.orchestrator.supervise.lock import hold, renounce
+from gpuspool.orchestrator.supervise.loop import Orchestrator, signals_to
+from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
+from gpuspool.orchestrator.text.progress import make_progress, warn
+from gpuspool.spool.codec import refuse_depth
+from gpuspool.spool.death import Coroner
+from gpuspool.spool.errors import OrchestratorLive, UsageError
+from gpuspool.spool.identity import DEAD
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.manifest import publish_manifest
+from gpuspool.spool.publish import publish
+from gpuspool.spool.records import Job, Options, TaskLine
+from gpuspool.spool.view import View, load_run, open_view, refuse_unsafe
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """How a run ended. exit_code as the command line's; counts: total, complete, failed; message: one line."""
+    """How a run ended. exit_code as the command line's; counts: total, complete, failed; message:
+    one line.
+    """
 
     spool: Path
     exit_code: int
@@ -86,9 +87,10 @@ def run(
 ) -> Report:
     """Run a job over inputs, or go on with the run that the spool holds.
 
-    job: "file.py:Name", "module:Name", or a class or function of a module or of the script being run. inputs: paths and
-    globs; items: JSON values. options: the fields of `spool.records.Options` (ranks, devices, retries, …; durations
-    in seconds, `…_s`). Failed tasks raise nothing: look at the report. Raises GpuspoolError.
+    job: "file.py:Name", "module:Name", or a class or function of a module or of the script being
+    run. inputs: paths and globs; items: JSON values. options: the fields of
+    `gpuspool.spool.records.Options` (ranks, devices, retries, …; durations in seconds, `…_s`).
+    Failed tasks raise nothing: look at the report. Raises GpuspoolError.
     """
     record, source = parse_job(job, command)
     if items is not None:
@@ -140,14 +142,23 @@ def _plain(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resume(
-    spool: str | os.PathLike[str], *, keep_done: bool = False, quiet: bool = False, retry: bool = False, **options: Any
+    spool: str | os.PathLike[str],
+    *,
+    keep_done: bool = False,
+    quiet: bool = False,
+    retry: bool = False,
+    **options: Any,
 ) -> Report:
-    """Go on with a spool wherever it stopped; with `retry`, failed tasks get another round. Raises GpuspoolError."""
+    """Go on with a spool wherever it stopped; with `retry`, failed tasks get another round. Raises
+    GpuspoolError.
+    """
     view = open_view(os.fspath(spool))
     refuse_unsafe(view.layout)
     old = view.latest_job()
     if old.kind == "call":
-        raise UsageError(f"{view.layout.root} was made by spawn_workers. Call that again: it makes a spool of its own.")
+        raise UsageError(
+            f"{view.layout.root} was made by spawn_workers. Call that again: it makes a spool of its own."
+        )
     job, source = old, None
     if old.kind != "command" and Path(old.file).exists():
         job, source = with_source(old, Path(old.file))
@@ -168,8 +179,14 @@ def _is_made(layout: Layout) -> bool:
 def _options(base: Options, given: Mapping[str, Any]) -> Options:
     unknown = given.keys() - set(Options.__struct_fields__)
     if unknown:
-        raise UsageError(f"unknown option {min(unknown)}. There are: {', '.join(Options.__struct_fields__)}.")
-    endless = [name for name, value in given.items() if isinstance(value, float) and not math.isfinite(value)]
+        raise UsageError(
+            f"unknown option {min(unknown)}. There are: {', '.join(Options.__struct_fields__)}."
+        )
+    endless = [
+        name
+        for name, value in given.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
     if endless:
         raise UsageError(f"{endless[0]}={given[endless[0]]} cannot be taken; it must be finite.")
     try:
@@ -196,7 +213,9 @@ def _describe(layout: Layout, request: c.Request, slots: list[str], is_new: bool
 def _set_aside(layout: Layout) -> None:
     """--fresh, unless something of the old run still lives: it would go on writing into the new spool."""
     if not layout.format.exists():
-        raise UsageError(f"{layout.root} is not a spool; it is not renamed. Choose another --spool.")
+        raise UsageError(
+            f"{layout.root} is not a spool; it is not renamed. Choose another --spool."
+        )
     with hold(layout):
         alive: list[str] = []
         if _is_made(layout):
@@ -234,10 +253,14 @@ def _refuse_change(difference: list[str], keep_done: bool, layout: Layout) -> No
 
 
 def _accept(view: View, job: Job, source: bytes | None) -> Job:
-    """The job as it is to run: the copy that is there, or (--keep-done) one more under a name of its own."""
+    """The job as it is to run: the copy that is there, or (--keep-done) one more under a name of
+    its own.
+    """
     layout, old = view.layout, view.latest_job()
     if job.kind == "command" or source is None or job.sha256 == old.sha256:
-        job = msgspec.structs.replace(job, copy=old.copy)  # what it imports lies beside it where it is now
+        job = msgspec.structs.replace(
+            job, copy=old.copy
+        )  # what it imports lies beside it where it is now
         repair_job(layout, job, source)
         return job
     stem, suffix = os.path.splitext(job.copy)
@@ -247,17 +270,26 @@ def _accept(view: View, job: Job, source: bytes | None) -> Job:
 
 
 def _orchestrate(
-    view: View, job: Job, source: bytes | None, given: Mapping[str, Any], quiet: bool, retry: bool = False
+    view: View,
+    job: Job,
+    source: bytes | None,
+    given: Mapping[str, Any],
+    quiet: bool,
+    retry: bool = False,
 ) -> Report:
     layout, received = view.layout, list[int]()
     make_way(layout.lock)
     with hold(layout) as warning, signals_to(received):
         run = load_run(layout)
         if run.id != view.run.id:
-            raise OrchestratorLive(f"{layout.root} was replaced by another run just now. Look, and start again.")
+            raise OrchestratorLive(
+                f"{layout.root} was replaced by another run just now. Look, and start again."
+            )
         repair(layout, run)
         job = _accept(view.refresh(), job, source)
-        options = _options(msgspec.structs.replace(view.run.options, time_limit_s=None), given)  # of one epoch
+        options = _options(
+            msgspec.structs.replace(view.run.options, time_limit_s=None), given
+        )  # of one epoch
         c.mark_out(view.run)
         progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
         try:
@@ -266,7 +298,9 @@ def _orchestrate(
                     progress.say(f"warning: {text}")
             if retry:
                 progress.say(f"{_publish_retry(view)} failed tasks get another round")
-            outcome: Outcome = Orchestrator(view, _slots(options), job, options, progress, received).run()
+            outcome: Outcome = Orchestrator(
+                view, _slots(options), job, options, progress, received
+            ).run()
         finally:
             progress.close()
             with contextlib.suppress(OSError):
@@ -288,7 +322,9 @@ def _publish_retry(view: View) -> int:
     for index in sorted(newest):
         last = max(view.ledger.round_of(index), view.ledger.failed_round.get(index, 0))
         tasks.append(
-            msgspec.structs.replace(newest[index], round=last + 1, crashes=0, kills=0, crashed_in=(), careful=False)
+            msgspec.structs.replace(
+                newest[index], round=last + 1, crashes=0, kills=0, crashed_in=(), careful=False
+            )
         )
     publish_manifest(view.layout, view.next_numbered("retry"), tasks)
     file_away_old_failures(view.refresh())

@@ -1,9 +1,10 @@
 """The seed API: one independent process for each GPU, on the same spool as everything else.
 
-Guarantees: each worker is a fresh interpreter that sees its own device alone; a worker that fails lets the others
-finish; a report is on disk when `put` returns, and is collected once, also from a worker that died and also by a new
-coordinator after the old one was killed. Nothing is restarted, and nobody takes another rank's call.
-Used by programs that had a coordinator of multiprocessing queues; docs/seed-api.md tells how to move over.
+Guarantees: each worker is a fresh interpreter that sees its own device alone; a worker that fails
+lets the others finish; a report is on disk when `put` returns, and is collected once, also from a
+worker that died and also by a new coordinator after the old one was killed. Nothing is restarted,
+and nobody takes another rank's call. Used by programs that had a coordinator of multiprocessing
+queues; docs/seed-api.md tells how to move over.
 """
 
 from __future__ import annotations
@@ -24,26 +25,33 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.bell import BLIND_S
-from orchestrator.create import Request, create
-from orchestrator.devices import CPU, find_pool
-from orchestrator.inputs import Inputs, sealed
-from orchestrator.jobs import parse_call
-from orchestrator.launch import Child, launch
-from orchestrator.status import open_view
-from spool.blame import Witness, describe_exit
-from spool.closing import close_dead
-from spool.errors import EXIT_CANNOT_CLOSE, UsageError
-from spool.journal import JournalReader
-from spool.layout import Layout, generation_name, parse_attempt, parse_generation, rank_name
-from spool.manifest import Damage
-from spool.publish import listdir
-from spool.records import JournalLine, Options, Report, TaskLine
-from spool.values import decode_value, encode_value
-from spool.view import View
+from gpuspool.orchestrator.plan.create import Request, create
+from gpuspool.orchestrator.plan.devices import CPU, find_pool
+from gpuspool.orchestrator.plan.inputs import Inputs, sealed
+from gpuspool.orchestrator.plan.jobs import parse_call
+from gpuspool.orchestrator.supervise.bell import BLIND_S
+from gpuspool.orchestrator.supervise.launch import Child, launch
+from gpuspool.spool.blame import Witness, describe_exit
+from gpuspool.spool.closing import close_dead
+from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, UsageError
+from gpuspool.spool.journal import JournalReader
+from gpuspool.spool.layout import (
+    Layout,
+    generation_name,
+    parse_attempt,
+    parse_generation,
+    rank_name,
+)
+from gpuspool.spool.manifest import Damage
+from gpuspool.spool.publish import listdir
+from gpuspool.spool.records import JournalLine, Options, Report, TaskLine
+from gpuspool.spool.values import decode_value, encode_value
+from gpuspool.spool.view import View, open_view
 
 GRACE_S = 5.0  # from SIGTERM to SIGKILL in terminate_all: enough to write a last report
-KILL_S = 10.0  # for the kernel to end what was killed; a process that hangs in a driver may take longer
+KILL_S = (
+    10.0  # for the kernel to end what was killed; a process that hangs in a driver may take longer
+)
 WAIT_S = 60.0  # the longest single sleep: poll(2) takes no unbounded number
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 UNCHECKED = {"GPUSPOOL_DEVICE_CHECK": "off"}
@@ -120,7 +128,9 @@ def _sleep_until_one_ends(pids: list[int], timeout_s: float) -> None:
 
 
 class ResultsQueue:
-    """The parent's end of the reports: of all generations that were added, else of the newest there is; each once."""
+    """The parent's end of the reports: of all generations that were added, else of the newest there
+    is; each once.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -171,14 +181,17 @@ def _warn(damage: Damage) -> None:
 
 def generations(root: Path) -> list[Layout]:
     """The spools of earlier calls of spawn_workers, oldest first."""
-    numbers = sorted(number for number in map(parse_generation, listdir(root)) if number is not None)
+    numbers = sorted(
+        number for number in map(parse_generation, listdir(root)) if number is not None
+    )
     return [Layout(root / generation_name(number)) for number in numbers]
 
 
 def device_tokens(world_size: int) -> tuple[list[str], dict[str, str]]:
     """The device of each rank, and what else must stand in its environment. Raises UsageError.
 
-    Where nothing tells of any device the tokens are the ranks, as the old coordinator had it; nobody can check them.
+    Where nothing tells of any device the tokens are the ranks, as the old coordinator had it;
+    nobody can check them.
     """
     pool = find_pool(None, os.environ)
     if not pool and not any(name in os.environ for name in VARIABLES):
@@ -196,7 +209,8 @@ def device_tokens(world_size: int) -> tuple[list[str], dict[str, str]]:
 class GPUProcessCoordinator:
     """Starts `world_size` workers, one for each GPU, waits for them and collects what they report.
 
-    workers: {rank: Worker} of the last spawn_workers. results_queue: the parent's end of the reports.
+    workers: {rank: Worker} of the last spawn_workers. results_queue: the parent's end of the
+    reports.
     """
 
     def __init__(self, world_size: int, output_dir: str | os.PathLike[str]) -> None:
@@ -210,20 +224,29 @@ class GPUProcessCoordinator:
         self.results_queue = ResultsQueue(self._root)
 
     def spawn_workers(self, worker_fn: Callable[..., Any], worker_args: Sequence[Any] = ()) -> None:
-        """Start a new generation: `worker_fn(rank, world_size, results_queue, *worker_args)` once for each rank.
+        """Start a new generation: `worker_fn(rank, world_size, results_queue, *worker_args)` once
+        for each rank.
 
-        Raises TypeError for a function or an argument that cannot be passed on, UsageError and OSError where the
-        workers cannot be started; then none runs.
+        Raises TypeError for a function or an argument that cannot be passed on, UsageError and
+        OSError where the workers cannot be started; then none runs.
         """
         alive = [str(rank) for rank, worker in self.workers.items() if worker.is_alive()]
         if alive:
-            raise UsageError(f"workers {', '.join(alive)} still run. Wait for them, or end them with terminate_all().")
+            raise UsageError(
+                f"workers {', '.join(alive)} still run. Wait for them, or end them with terminate_all()."
+            )
         if not isinstance(worker_args, (tuple, list)):
-            raise TypeError(f"worker_args is a {type(worker_args).__name__}; it must be a tuple of arguments")
-        args = [encode_value(value, f"worker_args[{place}]") for place, value in enumerate(worker_args)]
+            raise TypeError(
+                f"worker_args is a {type(worker_args).__name__}; it must be a tuple of arguments"
+            )
+        args = [
+            encode_value(value, f"worker_args[{place}]") for place, value in enumerate(worker_args)
+        ]
         job, source = parse_call(worker_fn)
         tokens, variables = device_tokens(self.world_size)
-        request = Request(job, source, {"worker_args": args}, self._calls(), Options(), None, sys.argv)
+        request = Request(
+            job, source, {"worker_args": args}, self._calls(), Options(), None, sys.argv
+        )
         while create(layout := self._next_generation(), request, self.world_size) is None:
             continue  # another coordinator took that number just now
         view = open_view(layout.root)
@@ -231,18 +254,26 @@ class GPUProcessCoordinator:
         self.workers = {}
         try:
             for rank, token in enumerate(tokens):
-                child = launch(view, rank, 0, token, job, request.options, self.world_size, **variables)
-                self.workers[rank] = Worker(rank, child, lambda worker, code: _settle(view, worker, code))
+                child = launch(
+                    view, rank, 0, token, job, request.options, self.world_size, **variables
+                )
+                self.workers[rank] = Worker(
+                    rank, child, lambda worker, code: _settle(view, worker, code)
+                )
                 logger.info("Spawned worker %d (CUDA_VISIBLE_DEVICES=%s)", rank, token)
         except OSError:
             self.terminate_all()
             raise
 
     def _calls(self) -> Inputs:
-        """One careful task for each rank: its journal says that it began, so a death in it is known to be its own."""
+        """One careful task for each rank: its journal says that it began, so a death in it is known
+        to be its own.
+        """
         call = TaskLine(task=0, key="", payload=msgspec.Raw(b"null"), cost=1.0, careful=True)
         ranks = range(self.world_size)
-        return sealed(msgspec.structs.replace(call, task=rank, key=rank_name(rank)) for rank in ranks)
+        return sealed(
+            msgspec.structs.replace(call, task=rank, key=rank_name(rank)) for rank in ranks
+        )
 
     def _next_generation(self) -> Layout:
         earlier = generations(self._root)
@@ -252,7 +283,8 @@ class GPUProcessCoordinator:
     def wait_for_completion(self, timeout: float | None = None) -> dict[int, bool]:
         """For each rank whether it completed; one deadline for all, `timeout` seconds from now.
 
-        Who still runs then is False and goes on running. Ctrl-C ends the workers, as it would in one process group.
+        Who still runs then is False and goes on running. Ctrl-C ends the workers, as it would in
+        one process group.
         """
         try:
             alive = wait_for(self.workers.values(), timeout)
@@ -260,7 +292,12 @@ class GPUProcessCoordinator:
             self.terminate_all()
             raise
         for worker in alive:
-            logger.warning("Worker %d timed out after %g s (pid %d); it goes on", worker.rank, timeout, worker.pid)
+            logger.warning(
+                "Worker %d timed out after %g s (pid %d); it goes on",
+                worker.rank,
+                timeout,
+                worker.pid,
+            )
         return {rank: worker.exitcode == 0 for rank, worker in self.workers.items()}
 
     def collect_results(self) -> list[dict[str, Any]]:
@@ -268,7 +305,9 @@ class GPUProcessCoordinator:
         return self.results_queue.drain()
 
     def terminate_all(self) -> None:
-        """End every worker and its children: SIGTERM, then SIGKILL for who is still there after GRACE_S."""
+        """End every worker and its children: SIGTERM, then SIGKILL for who is still there after
+        GRACE_S.
+        """
         alive = [worker for worker in self.workers.values() if worker.is_alive()]
         for worker in alive:
             logger.warning("Terminating worker %d (pid %d)", worker.rank, worker.pid)
@@ -278,7 +317,9 @@ class GPUProcessCoordinator:
             logger.warning("Terminating worker %d (pid %d) with SIGKILL", worker.rank, worker.pid)
             worker.kill()
         for worker in wait_for(alive, KILL_S):
-            logger.error("Worker %d (pid %d) does not end; look at the driver", worker.rank, worker.pid)
+            logger.error(
+                "Worker %d (pid %d) does not end; look at the driver", worker.rank, worker.pid
+            )
 
 
 def _settle(view: View, worker: Worker, code: int) -> None:

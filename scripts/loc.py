@@ -1,4 +1,6 @@
-"""Source lines of the three packages: lines that hold code, without blank lines, comments and docstrings."""
+"""Source lines of the three packages: lines that hold code, without blank lines, comments and
+docstrings.
+"""
 
 import ast
 import io
@@ -7,7 +9,14 @@ import tokenize
 from pathlib import Path
 
 BUDGET = 6430
-SKIP = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+SKIP = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 
 
 def docstring_lines(tree: ast.Module) -> set[int]:

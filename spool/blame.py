@@ -1,8 +1,9 @@
-"""Who is blamed when a worker dies: what its death does to the tasks that it had claimed and not finished.
+"""Who is blamed when a worker dies: what its death does to the tasks that it had claimed and not
+finished.
 
-Pure but for the reading of the scene. A crash counts only with a witness, and only against a task that was certainly in
-hand, alone; what may have been in hand runs alone from then on, so that the next crash names the culprit. A time-out
-names it at once. Nobody else is ever blamed.
+Pure but for the reading of the scene. A crash counts only with a witness, and only against a task
+that was certainly in hand, alone; what may have been in hand runs alone from then on, so that the
+next crash names the culprit. A time-out names it at once. Nobody else is ever blamed.
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ import signal
 
 import msgspec
 
-from spool.errors import EXIT_UNUSABLE
-from spool.layout import Layout, rank_of
-from spool.publish import read_bytes
-from spool.records import Error, Lost, Options, TaskLine
-from spool.timeouts import describe_limit, where_of
-from spool.view import Started, View
+from gpuspool.spool.errors import EXIT_UNUSABLE
+from gpuspool.spool.layout import Layout, rank_of
+from gpuspool.spool.publish import read_bytes
+from gpuspool.spool.records import Error, Lost, Options, TaskLine
+from gpuspool.spool.timeouts import describe_limit, where_of
+from gpuspool.spool.view import Started, View
 
-MAX_KILLS = 5  # SIGKILLs come from outside far more often than from a task: more patience than with crashes
+MAX_KILLS = (
+    5  # SIGKILLs come from outside far more often than from a task: more patience than with crashes
+)
 TAIL_BYTES = 4096  # of a log's end that a failure record holds
 TAIL_LINES = 40
 
 
 class Witness(msgspec.Struct, frozen=True):
-    """What an attempt's own live parent saw: the exit code (-N for signal N) of a worker nobody told to stop.
+    """What an attempt's own live parent saw: the exit code (-N for signal N) of a worker nobody
+    told to stop.
 
     `is_oom`: the kernel's counters explain the SIGKILL, which is then a crash like any other.
     """
@@ -76,10 +80,11 @@ def describe_exit(code: int) -> str:
 def blame(
     orphans: list[TaskLine], started: Started | None, witness: Witness, scene: Scene
 ) -> tuple[list[TaskLine], list[Lost], int]:
-    """What a witnessed crash does to the tasks it left: (orphans, lost for good, how many records got worse).
+    """What a witnessed crash does to the tasks it left: (orphans, lost for good, how many records
+    got worse).
 
-    Those that may have been in hand run carefully from now on. Only a task that was certainly in hand, alone, is
-    counted against; at the limit it is lost. Nobody else is ever blamed.
+    Those that may have been in hand run carefully from now on. Only a task that was certainly in
+    hand, alone, is counted against; at the limit it is lost. Nobody else is ever blamed.
     """
     in_hand, certain = _in_hand(orphans, started)
     kept: list[TaskLine] = []
@@ -99,14 +104,22 @@ def blame(
     return kept, lost, suspects
 
 
-def _in_hand(orphans: list[TaskLine], started: Started | None) -> tuple[set[tuple[int, int]], TaskLine | None]:
+def _in_hand(
+    orphans: list[TaskLine], started: Started | None
+) -> tuple[set[tuple[int, int]], TaskLine | None]:
     """(the (task, round) of all that may have been in hand, the one that certainly was).
 
     Where no `started` line names an orphan, every orphan may have been.
     """
-    named = [] if started is None else [t for t in orphans if t.task in started.tasks and t.round == started.round]
+    named = (
+        []
+        if started is None
+        else [t for t in orphans if t.task in started.tasks and t.round == started.round]
+    )
     in_hand = named or orphans
-    is_certain = len(orphans) == 1 or (started is not None and len(named) == len(started.tasks) == 1)
+    is_certain = len(orphans) == 1 or (
+        started is not None and len(named) == len(started.tasks) == 1
+    )
     return {(t.task, t.round) for t in in_hand}, in_hand[0] if is_certain else None
 
 
@@ -122,7 +135,11 @@ def _count(task: TaskLine, witness: Witness, scene: Scene) -> TaskLine:
 def _lost(task: TaskLine, witness: Witness, scene: Scene) -> Lost:
     times = task.crashes + task.kills
     often = "once" if times == 1 else f"{times} times"
-    how = "the kernel ran out of memory and killed the worker" if witness.is_oom else "the worker died"
+    how = (
+        "the kernel ran out of memory and killed the worker"
+        if witness.is_oom
+        else "the worker died"
+    )
     error = Error(
         kind="host_oom" if witness.is_oom else "lost",
         type="HostOutOfMemory" if witness.is_oom else "WorkerLost",
@@ -158,8 +175,8 @@ def time_out(
 ) -> tuple[list[TaskLine], list[Lost], int]:
     """The same for a worker that took too long: the task that was certainly in hand fails at once.
 
-    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash. With a limit every
-    call has its `started` line, so without one nothing was in hand.
+    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash.
+    With a limit every call has its `started` line, so without one nothing was in hand.
     """
     if started is None:
         return orphans, [], 0
@@ -169,19 +186,25 @@ def time_out(
         for t in orphans
         if t is not certain
     ]
-    suspects = sum((t.task, t.round) in in_hand and not t.careful for t in orphans if t is not certain)
+    suspects = sum(
+        (t.task, t.round) in in_hand and not t.careful for t in orphans if t is not certain
+    )
     if certain is None:
         return kept, [], suspects
     kind, what = describe_limit(options, len(started.tasks))
     message = f"{what}; {place_of(scene)}"
-    error = Error(kind="timeout", type=kind, message=message, where=where_of(stacks), traceback=stacks)
+    error = Error(
+        kind="timeout", type=kind, message=message, where=where_of(stacks), traceback=stacks
+    )
     return kept, [_lose(certain, error, scene, (*certain.crashed_in, scene.attempt))], suspects + 1
 
 
 def scene_of(view: View, attempt: str) -> Scene:
     intent, who = view.intents.get(attempt), view.identity(attempt)
     host = who.host if who is not None else intent.parent.host if intent is not None else "?"
-    return Scene(attempt, "?" if intent is None else intent.device, host, read_tail(view.layout, attempt))
+    return Scene(
+        attempt, "?" if intent is None else intent.device, host, read_tail(view.layout, attempt)
+    )
 
 
 def read_tail(layout: Layout, attempt: str) -> str:

@@ -1,8 +1,9 @@
 """Closing attempts and sweeping: how nothing is lost when anything dies.
 
-The order of a close: keep the attempt from beginning if it has not; make its journal durable; read everything;
-then one link(2) of `manifests/<attempt>.orphans.jsonl`, the commit instant. Who loses the link adopts what is
-there. The status record and the failed-tasks view are copies that anybody may make again.
+The order of a close: keep the attempt from beginning if it has not; make its journal durable; read
+everything; then one link(2) of `manifests/<attempt>.orphans.jsonl`, the commit instant. Who loses
+the link adopts what is there. The status record and the failed-tasks view are copies that anybody
+may make again.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from spool.blame import Witness, blame, place_of, scene_of, time_out
-from spool.codec import pretty
-from spool.journal import link_empty_journal
-from spool.layout import Layout, parse_attempt
-from spool.manifest import publish_manifest, publish_orphans
-from spool.publish import fsync_file, publish
-from spool.records import Closing, Error, Lost, Record, TaskLine
-from spool.timeouts import read_stacks
-from spool.view import View
+from gpuspool.spool.blame import Witness, blame, place_of, scene_of, time_out
+from gpuspool.spool.codec import pretty
+from gpuspool.spool.journal import link_empty_journal
+from gpuspool.spool.layout import Layout, parse_attempt
+from gpuspool.spool.manifest import publish_manifest, publish_orphans
+from gpuspool.spool.publish import fsync_file, publish
+from gpuspool.spool.records import Closing, Error, Lost, Record, TaskLine
+from gpuspool.spool.timeouts import read_stacks
+from gpuspool.spool.view import View
 
 
 class FailedTask(Record, frozen=True, kw_only=True):
@@ -33,7 +34,9 @@ class FailedTask(Record, frozen=True, kw_only=True):
 
 
 def publish_closing(layout: Layout, closing: Closing, orphans: list[TaskLine]) -> bool:
-    """Close an attempt and make the copies. False: it was closed by somebody else, whose word stands."""
+    """Close an attempt and make the copies. False: it was closed by somebody else, whose word
+    stands.
+    """
     if not publish_orphans(layout, closing, orphans):
         return False
     publish_copies(layout, closing)
@@ -44,7 +47,12 @@ def publish_copies(layout: Layout, closing: Closing) -> None:
     """The failed tasks and, last, the status record that follow from a closing; harmless to repeat."""
     for lost in closing.lost:
         failed = FailedTask(
-            key=lost.key, task=lost.task, round=lost.round, attempt=closing.attempt, at=closing.at, error=lost.error
+            key=lost.key,
+            task=lost.task,
+            round=lost.round,
+            attempt=closing.attempt,
+            at=closing.at,
+            error=lost.error,
         )
         publish_failed_task(layout, failed)
     publish(layout.status(closing.state, closing.attempt), pretty(closing))
@@ -71,10 +79,12 @@ def close_dead(
     exit_code: int | None = None,
     is_overdue: bool = False,
 ) -> Closing | None:
-    """Close an attempt that is proved dead; returns what closed it, which may be somebody else's word.
+    """Close an attempt that is proved dead; returns what closed it, which may be somebody else's
+    word.
 
-    `is_overdue`: its parent killed it for taking too long. None: it had not begun when it was judged, and has since;
-    judge again. Raises OSError where its journal cannot be made durable: then nobody may say what it finished.
+    `is_overdue`: its parent killed it for taking too long. None: it had not begun when it was
+    judged, and has since; judge again. Raises OSError where its journal cannot be made durable:
+    then nobody may say what it finished.
     """
     if attempt in view.journals:
         fsync_file(view.layout.journal(attempt))
@@ -84,14 +94,23 @@ def close_dead(
     view.refresh()
     if attempt in view.closed:
         return view.closed[attempt]
-    orphans, started, scene = orphans_of(view, attempt), view.started.get(attempt), scene_of(view, attempt)
+    orphans, started, scene = (
+        orphans_of(view, attempt),
+        view.started.get(attempt),
+        scene_of(view, attempt),
+    )
     stacks = read_stacks(view.layout, attempt)
     lost: list[Lost] = []
     suspects = 0
     error: Error | None = None
     if stacks or is_overdue:
         state, reason, options = "failed", "timeout", view.options_of(attempt)
-        error = Error(kind="timeout", type="Timeout", message=f"it took too long; {place_of(scene)}", traceback=stacks)
+        error = Error(
+            kind="timeout",
+            type="Timeout",
+            message=f"it took too long; {place_of(scene)}",
+            traceback=stacks,
+        )
         orphans, lost, suspects = time_out(orphans, started, options, stacks, scene)
     elif witness is not None:
         orphans, lost, suspects = blame(orphans, started, witness, scene)
@@ -111,10 +130,11 @@ def close_dead(
 
 
 def lost_tasks(view: View, idle: str = "") -> list[TaskLine]:
-    """The tasks that must be swept, on a view that was just refreshed; also finds the unreadable ones.
+    """The tasks that must be swept, on a view that was just refreshed; also finds the unreadable
+    ones.
 
-    A task is swept when it has no verdict, is unclaimed nowhere, and no open attempt (other than the idle one
-    that asks) holds a claim on its newest round.
+    A task is swept when it has no verdict, is unclaimed nowhere, and no open attempt (other than
+    the idle one that asks) holds a claim on its newest round.
     """
     view.ledger.unreadable = set()
     missing = dict.fromkeys(view.ledger.missing())
@@ -135,9 +155,11 @@ def lost_tasks(view: View, idle: str = "") -> list[TaskLine]:
 
 
 def _parts(view: View, manifest: str, idle: str) -> Iterator[tuple[int, int, bool]]:
-    """(start, stop, whether it is unclaimed or claimed by an attempt that may still run it) of a manifest's parts.
+    """(start, stop, whether it is unclaimed or claimed by an attempt that may still run it) of a
+    manifest's parts.
 
-    Who claims has a journal, and journals are read after claims: a name without one is nobody, a damaged claim's say.
+    Who claims has a journal, and journals are read after claims: a name without one is nobody, a
+    damaged claim's say.
     """
     chain = view.chains[manifest]
     for claim in chain.claims:
@@ -157,17 +179,23 @@ def _weight(task: TaskLine) -> tuple[int, int, int, bool]:
 
 
 def mend_claims(view: View) -> int:
-    """Claim anew what a power cut gave back: claims are not synced. Returns how many claims were made.
+    """Claim anew what a power cut gave back: claims are not synced. Returns how many claims were
+    made.
 
-    A place beyond the last claim was claimed before if its task is done, held by an open attempt, or unclaimed in
-    another manifest too; or if a claim that the chain no longer reaches holds it, since who skips claims takes such for
-    part of the chain. The chain is extended over it in the name of a closed attempt; a sweep then finds what lies
-    between. At the start of an epoch, when the dead are closed and before anybody is started.
+    A place beyond the last claim was claimed before if its task is done, held by an open attempt,
+    or unclaimed in another manifest too; or if a claim that the chain no longer reaches holds it,
+    since who skips claims takes such for part of the chain. The chain is extended over it in the
+    name of a closed attempt; a sweep then finds what lies between. At the start of an epoch, when
+    the dead are closed and before anybody is started.
     """
     nobody = next(iter(view.closed), None)
     if nobody is None:
         return 0
-    known = {(task.task, task.round) for attempt in view.open_attempts for task in view.claimed_by(attempt)}
+    known = {
+        (task.task, task.round)
+        for attempt in view.open_attempts
+        for task in view.claimed_by(attempt)
+    }
     mended = 0
     for name, chain in view.chains.items():
         last = chain.last_stray()
@@ -177,14 +205,19 @@ def mend_claims(view: View) -> int:
                 if (task.task, task.round) in known or view.ledger.is_done(task.task, task.round):
                     last = max(last, place)
                 known.add((task.task, task.round))
-        for stop in (last, last + 1):  # in two claims: no other starts behind the second, so who skips finds its end
+        for stop in (
+            last,
+            last + 1,
+        ):  # in two claims: no other starts behind the second, so who skips finds its end
             if chain.next < stop:
                 mended += chain.take(nobody, stop) is not None
     return mended
 
 
 def sweep(view: View, idle: str = "") -> int:
-    """Publish what fell between all chairs as the next sweep manifest; returns how many tasks. Refreshes the view."""
+    """Publish what fell between all chairs as the next sweep manifest; returns how many tasks.
+    Refreshes the view.
+    """
     tasks = lost_tasks(view.refresh(), idle)
     if not tasks:
         return 0

@@ -29,7 +29,9 @@ class Damaged(ValueError):
 
 R = TypeVar("R", bound=msgspec.Struct)
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-MAX_DEPTH = 100  # reading recurses, from frames of the reader's own: what was just written might be too deep for others
+# reading recurses, from frames of the reader's own: what was just written might be too deep for
+# others
+MAX_DEPTH = 100
 SHALLOW_BYTES = 2 * MAX_DEPTH  # no shorter text nests deeper
 _NO_BRACKETS = re.compile(rb'[^][{}"]+|"[^"\\]*(?:\\.[^"\\]*)*"')
 _decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
@@ -70,7 +72,9 @@ _PRETTY_TAIL = b',\n  "crc": "%08x"\n}\n'
 
 
 def seal_pretty(record: msgspec.Struct) -> bytes:
-    """Indented JSON with its checksum as the last field: the crc32 of all bytes before the comma ahead of it."""
+    """Indented JSON with its checksum as the last field: the crc32 of all bytes before the comma
+    ahead of it.
+    """
     body = pretty(record).removesuffix(b"\n}\n")
     return body + _PRETTY_TAIL % zlib.crc32(body)
 
@@ -92,7 +96,9 @@ def decode(data: bytes, kind: type[R]) -> R:
 
 
 def decode_lines(data: bytes, kind: type[R]) -> list[R]:
-    """The records of lines whose checksums need not be looked at. Raises Damaged where one is no such record."""
+    """The records of lines whose checksums need not be looked at. Raises Damaged where one is no
+    such record.
+    """
     try:
         return decoder_of(kind).decode_lines(data)
     except NOT_JSON as error:
@@ -100,7 +106,9 @@ def decode_lines(data: bytes, kind: type[R]) -> list[R]:
 
 
 def _seals(bodies: list[bytes]) -> bytes:
-    """The ends of sealed lines, one behind the other: for many at once that costs a fifth of one by one."""
+    """The ends of sealed lines, one behind the other: for many at once that costs a fifth of one by
+    one.
+    """
     sums = struct.pack(f">{len(bodies)}I", *map(zlib.crc32, bodies)).hex("\n", 4)
     return (_SEAL + sums.replace("\n", _BETWEEN) + _END).encode() if bodies else b""
 
@@ -137,14 +145,20 @@ def unseal(line: bytes, kind: type[R]) -> R:
     return decode(line, kind)
 
 
-def unseal_lines(data: bytes, at: int, kind: type[R], refuse: Callable[[int, str], None]) -> Iterator[tuple[int, R]]:
-    """(offset, record) of each sealed line that is one, of data that begin at offset `at`; the last newline may lack.
+def unseal_lines(
+    data: bytes, at: int, kind: type[R], refuse: Callable[[int, str], None]
+) -> Iterator[tuple[int, R]]:
+    """(offset, record) of each sealed line that is one, of data that begin at offset `at`; the last
+    newline may lack.
 
-    What is no such record goes to `refuse`. All lines of a spool go through here, a million and more a second: they are
-    checked all at once, and one by one only where that finds anything wrong.
+    What is no such record goes to `refuse`. All lines of a spool go through here, a million and
+    more a second: they are checked all at once, and one by one only where that finds anything
+    wrong.
     """
     lines = data.splitlines(keepends=True)
-    if b"".join([line[-_SEAL_BYTES:] for line in lines]) == _seals([line[:-_SEAL_BYTES] for line in lines]):
+    if b"".join([line[-_SEAL_BYTES:] for line in lines]) == _seals(
+        [line[:-_SEAL_BYTES] for line in lines]
+    ):
         with contextlib.suppress(Damaged):
             records = decode_lines(data, kind)
             if len(records) == len(lines):

@@ -1,25 +1,27 @@
 """Whether an attempt, and the parent that started it, are proved dead.
 
-The proof on the same host is the process table; from elsewhere it is a lease: the attempt's beat and its
-parent's beat both unmoved for the whole of it on our own clock. A parent's beat vouches for its children, since a
-worker may be inside a long C call that holds the interpreter.
+The proof on the same host is the process table; from elsewhere it is a lease: the attempt's beat
+and its parent's beat both unmoved for the whole of it on our own clock. A parent's beat vouches for
+its children, since a worker may be inside a long C call that holds the interpreter.
 """
 
 from __future__ import annotations
 
 import time
 
-from spool.identity import ALIVE, DEAD, ELSEWHERE, LeaseWatch, liveness
-from spool.publish import read_record
-from spool.records import Intent, ParentBeat
-from spool.view import View
+from gpuspool.spool.identity import ALIVE, DEAD, ELSEWHERE, LeaseWatch, liveness
+from gpuspool.spool.publish import read_record
+from gpuspool.spool.records import Intent, ParentBeat
+from gpuspool.spool.view import View
 
 BEAT_S = 10.0  # twelve beats fit into the default lease of 120 s,
 BEATS = 3  # and the shortest lease that anybody may judge them by is three
 
 
 class Coroner:
-    """Judges the attempts of one spool; keep one for as long as you watch, since leases take time to run out."""
+    """Judges the attempts of one spool; keep one for as long as you watch, since leases take time
+    to run out.
+    """
 
     def __init__(self, view: View, lease_s: float | None = None) -> None:
         self.view = view
@@ -38,7 +40,9 @@ class Coroner:
         return self._by_lease(attempt, attempt, beats)
 
     def parent_verdict(self, attempt: str) -> str:
-        """Of the parent that started the attempt. Without a readable intent nobody vouches: a lease decides."""
+        """Of the parent that started the attempt. Without a readable intent nobody vouches: a lease
+        decides.
+        """
         intent = self.view.intents.get(attempt)
         if intent is not None:
             near = liveness(intent.parent)
@@ -48,12 +52,19 @@ class Coroner:
 
     def is_orphan(self, attempt: str) -> bool:
         """Proved dead, and so is the parent, who else would be the one to close it."""
-        both = (self.verdict(attempt), self.parent_verdict(attempt))  # both, so that their leases run side by side
+        both = (
+            self.verdict(attempt),
+            self.parent_verdict(attempt),
+        )  # both, so that their leases run side by side
         return both == (DEAD, DEAD)
 
     def lease_s(self, attempt: str) -> float:
-        """How long its beat may stand still: never less than BEATS of its own beats, whatever is asked for now."""
-        return max(self._watch.lease_s, BEATS * min(BEAT_S, self.view.options_of(attempt).lease_s / 12))
+        """How long its beat may stand still: never less than BEATS of its own beats, whatever is
+        asked for now.
+        """
+        return max(
+            self._watch.lease_s, BEATS * min(BEAT_S, self.view.options_of(attempt).lease_s / 12)
+        )
 
     def _by_lease(self, attempt: str, name: str, beats: object) -> str:
         is_expired = self._watch.is_expired(name, beats, time.monotonic(), self.lease_s(attempt))

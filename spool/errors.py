@@ -11,9 +11,13 @@ A message says what happened, to which path, rank or task, and what to do next, 
 
 EXIT_COMPLETE = 0
 EXIT_SOME_FAILED = 3
-EXIT_CANNOT_CLOSE = 74  # of a worker whose end could not be written: its parent closes it and blames no task
+EXIT_CANNOT_CLOSE = (
+    74  # of a worker whose end could not be written: its parent closes it and blames no task
+)
 EXIT_DRAINED = 75
-EXIT_UNUSABLE = 76  # of a worker whose device or process was broken by what it ran: a crash like any other
+EXIT_UNUSABLE = (
+    76  # of a worker whose device or process was broken by what it ran: a crash like any other
+)
 EXIT_INTERRUPTED = 130
 
 

@@ -1,9 +1,9 @@
 """Which process is meant, and whether it is proved dead.
 
-On the same kernel and in the same pid namespace, a process is dead when its pid is free, is a zombie, or belongs to
-a process with another start time. Of a process elsewhere nothing is known here: only a beat that does not move
-for a whole lease, on our own monotonic clock, proves it dead (`LeaseWatch`). Clocks and mtimes of different
-machines are never compared.
+On the same kernel and in the same pid namespace, a process is dead when its pid is free, is a
+zombie, or belongs to a process with another start time. Of a process elsewhere nothing is known
+here: only a beat that does not move for a whole lease, on our own monotonic clock, proves it dead
+(`LeaseWatch`). Clocks and mtimes of different machines are never compared.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import signal
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from spool.records import Identity
+from gpuspool.spool.records import Identity
 
-MARK = "GPUSPOOL_ATTEMPT"  # in the environment of a worker and so of all that it starts: <run>/<attempt>
+# in the environment of a worker and so of all that it starts: <run>/<attempt>
+MARK = "GPUSPOOL_ATTEMPT"
 BLIND = 0.3  # of a lease
 ALIVE, DEAD, ELSEWHERE = "alive", "dead", "elsewhere"
 
@@ -110,7 +111,9 @@ def kill_descendants(pid: int) -> int:
     parents: dict[int, int] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            parents[int(name)] = int(Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[1])
+            parents[int(name)] = int(
+                Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[1]
+            )
     found = {pid}
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
@@ -140,9 +143,11 @@ class LeaseWatch:
         self._seen: dict[str, tuple[object, float, float]] = {}
 
     def is_expired(self, name: str, beats: object, now: float, lease_s: float = 0.0) -> bool:
-        """Whether `beats` (any value that changes while its owner lives) has been the same for a lease, in all looks.
+        """Whether `beats` (any value that changes while its owner lives) has been the same for a
+        lease, in all looks.
 
-        Between two looks at most BLIND of it counts: who did not look (on a host that was suspended) knows nothing.
+        Between two looks at most BLIND of it counts: who did not look (on a host that was
+        suspended) knows nothing.
         """
         lease_s = lease_s or self.lease_s
         seen = self._seen.get(name)

@@ -1,9 +1,9 @@
 """Journals: one writer's append-only list of finished tasks, the truth about tasks.
 
-A line is written before anything that may take long begins; those of tiny tasks share one write(2). The data is
-fsynced at least once a second by whoever calls `sync_if_dirty`. A write that fails or is cut short leaves a torn line,
-and nothing is appended after it: the writer is broken from then on.
-The reader takes whole lines only; a line that does not check costs that line alone.
+A line is written before anything that may take long begins; those of tiny tasks share one write(2).
+The data is fsynced at least once a second by whoever calls `sync_if_dirty`. A write that fails or
+is cut short leaves a torn line, and nothing is appended after it: the writer is broken from then
+on. The reader takes whole lines only; a line that does not check costs that line alone.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from msgspec.structs import asdict
 
-from spool.codec import R, seal, seal_lines, unseal_lines
-from spool.layout import Layout
-from spool.manifest import Damage, Report
-from spool.publish import SyncError, create_journal, read_bytes, write_all
-from spool.records import Identity, JournalHead, Record
+from gpuspool.spool.codec import R, seal, seal_lines, unseal_lines
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.manifest import Damage, Report
+from gpuspool.spool.publish import SyncError, create_journal, read_bytes, write_all
+from gpuspool.spool.records import Identity, JournalHead, Record
 
 CHUNK_BYTES = 1024 * 1024  # that a reader takes at once, whatever a journal has grown to
 
@@ -27,8 +27,9 @@ CHUNK_BYTES = 1024 * 1024  # that a reader takes at once, whatever a journal has
 class JournalWriter:
     """The one writer of one journal. Any OSError it raises must end the attempt.
 
-    Lines that `may_wait` share a write with those that follow; until then they are lost with the process. Whoever lets
-    lines wait calls `flush` before anything that may take longer; the thread that syncs does it too.
+    Lines that `may_wait` share a write with those that follow; until then they are lost with the
+    process. Whoever lets lines wait calls `flush` before anything that may take longer; the thread
+    that syncs does it too.
     """
 
     def __init__(self, fd: int, path: Path) -> None:
@@ -82,7 +83,9 @@ class JournalWriter:
 
 
 def start_journal(layout: Layout, attempt: str, who: Identity) -> JournalWriter | None:
-    """A worker's first act: link its journal, which says who it is. None: this attempt was started or closed before."""
+    """A worker's first act: link its journal, which says who it is. None: this attempt was started
+    or closed before.
+    """
     head = JournalHead(**asdict(who), attempt=attempt)
     fd = create_journal(layout.journal(attempt), seal(head))
     return None if fd is None else JournalWriter(fd, layout.journal(attempt))
@@ -98,9 +101,13 @@ def link_empty_journal(layout: Layout, attempt: str) -> bool:
 
 
 class JournalReader:
-    """Follows one journal, or another file of the same make: each reading yields the lines that are new and whole."""
+    """Follows one journal, or another file of the same make: each reading yields the lines that are
+    new and whole.
+    """
 
-    def __init__(self, layout: Layout, attempt: str, report: Report, path: Path | None = None) -> None:
+    def __init__(
+        self, layout: Layout, attempt: str, report: Report, path: Path | None = None
+    ) -> None:
         self.attempt = attempt
         self.path = str(path or layout.journal(attempt))
         self.head: JournalHead | None = None
@@ -108,13 +115,17 @@ class JournalReader:
         self._report = report
 
     def read(self, kind: type[R]) -> Iterator[tuple[int, R]]:
-        """(offset, record) of every new line after the first. To be read to its end; damage is reported on the way."""
+        """(offset, record) of every new line after the first. To be read to its end; damage is
+        reported on the way.
+        """
         for data in self._new():
             at, self.offset = self.offset, self.offset + len(data)
             if at == 0:
                 head, _, data = data.partition(b"\n")
                 at = len(head) + 1
-                self.head = next((who for _, who in unseal_lines(head, 0, JournalHead, self._refuse)), None)
+                self.head = next(
+                    (who for _, who in unseal_lines(head, 0, JournalHead, self._refuse)), None
+                )
             yield from unseal_lines(data, at, kind, self._refuse)
 
     def _new(self) -> Iterator[bytes]:
@@ -139,4 +150,8 @@ class JournalReader:
         except FileNotFoundError:
             return
         if size > self.offset:
-            self._report(Damage(self.path, self.offset, f"torn line of {size - self.offset} bytes at the end"))
+            self._report(
+                Damage(
+                    self.path, self.offset, f"torn line of {size - self.offset} bytes at the end"
+                )
+            )

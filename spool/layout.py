@@ -1,8 +1,8 @@
 """Every name in a spool directory is made and parsed here, and nowhere else.
 
-Guarantees: two different things never get the same name; a name that starts with a dot is unfinished or
-private and is ignored by every reader; a name that does not parse belongs to somebody else and is ignored too.
-Called by everybody who touches a spool.
+Guarantees: two different things never get the same name; a name that starts with a dot is
+unfinished or private and is ignored by every reader; a name that does not parse belongs to somebody
+else and is ignored too. Called by everybody who touches a spool.
 """
 
 from __future__ import annotations
@@ -98,12 +98,16 @@ def parse_generation(name: str) -> int | None:
 
 
 def encode_key(key: str) -> str:
-    """A task's key as one file name: percent-encoded, at most 200 bytes, injective (long ones by their digest)."""
+    """A task's key as one file name: percent-encoded, at most 200 bytes, injective (long ones by
+    their digest).
+    """
     name = quote(key, safe=" +,=@~()[]", errors="surrogateescape")
     name = "%2E" + name[1:] if name.startswith(".") else name
     if len(name) <= 200:
         return name
-    return f"{name[:150]}%%{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
+    return (
+        f"{name[:150]}%%{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
+    )
 
 
 def hidden_output(attempt: str, task: int, suffix: str) -> str:
@@ -118,12 +122,16 @@ def parse_hidden_output(name: str) -> str | None:
 
 
 def hidden_name(name: str) -> str:
-    """A name that nobody else uses, in the same folder as `name`, for a file that is not published yet."""
+    """A name that nobody else uses, in the same folder as `name`, for a file that is not published
+    yet.
+    """
     return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{os.urandom(4).hex()}"
 
 
 def parse_hidden(hidden: str) -> tuple[str, int] | None:
-    """(name, pid of the process that made it) of a hidden name of ours, or None where it is somebody else's."""
+    """(name, pid of the process that made it) of a hidden name of ours, or None where it is
+    somebody else's.
+    """
     match = _HIDDEN.fullmatch(hidden)
     return (match[1], int(match[2])) if match else None
 
@@ -242,7 +250,9 @@ class Layout:
         return self.root / "logs" / f"{attempt}.log"
 
     def stacks(self, attempt: str) -> Path:
-        """Where every thread of an attempt stood when its own timer ended it; else empty or missing."""
+        """Where every thread of an attempt stood when its own timer ended it; else empty or
+        missing.
+        """
         return self.root / "logs" / f"{attempt}.stacks"
 
     def status(self, state: str, attempt: str) -> Path:
@@ -251,7 +261,10 @@ class Layout:
 
     def warmup(self, epoch: int, host: str, kernel: str, what: str) -> Path:
         """The first, second, … try of an epoch to warm a host up, or the word that it is done."""
-        return self.warmups / f"{epoch:04d}.{quote(host, safe='')}.{zlib.crc32(kernel.encode()):08x}.{what}"
+        return (
+            self.warmups
+            / f"{epoch:04d}.{quote(host, safe='')}.{zlib.crc32(kernel.encode()):08x}.{what}"
+        )
 
     def failed_task(self, key: str) -> Path:
         return self.failed_tasks / f"{encode_key(key)}.json"
@@ -264,5 +277,7 @@ class Layout:
         return self.control / f"drain.{epoch:04d}"
 
     def finished(self, epoch: int) -> Path:
-        """The orchestrator's word that every task has a verdict, to the attempts of the epochs up to its own."""
+        """The orchestrator's word that every task has a verdict, to the attempts of the epochs up
+        to its own.
+        """
         return self.control / f"finished.{epoch:04d}"

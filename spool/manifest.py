@@ -1,8 +1,8 @@
 """Manifests: ordered lists of tasks, written once.
 
-A manifest stays the bytes that it is until somebody asks for a task, so one of a million tasks costs a count of its
-lines. Line numbers are the coordinates of claims. An orphans manifest begins with its attempt's Closing, which has no
-number.
+A manifest stays the bytes that it is until somebody asks for a task, so one of a million tasks
+costs a count of its lines. Line numbers are the coordinates of claims. An orphans manifest begins
+with its attempt's Closing, which has no number.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from spool.codec import Damaged, decode_lines, seal, unseal, unseal_lines
-from spool.layout import Layout, orphans_name, parse_orphans, rank_name
-from spool.publish import is_regular, publish, read_bytes
-from spool.records import Closing, Run, TaskLine
+from gpuspool.spool.codec import Damaged, decode_lines, seal, unseal, unseal_lines
+from gpuspool.spool.layout import Layout, orphans_name, parse_orphans, rank_name
+from gpuspool.spool.publish import is_regular, publish, read_bytes
+from gpuspool.spool.records import Closing, Run, TaskLine
 
-BLOCK_BYTES = 64 * 1024  # what is split to find one line: some hundred lines, and a count for each block to keep
+BLOCK_BYTES = (
+    64 * 1024
+)  # what is split to find one line: some hundred lines, and a count for each block to keep
 SPLIT_PLACES = 4096  # lines that are split at once
 
 
@@ -38,12 +40,15 @@ Report = Callable[[Damage], None]
 
 
 class Manifest:
-    """One manifest in memory: its bytes, and every so many bytes the count of lines that begin before there.
+    """One manifest in memory: its bytes, and every so many bytes the count of lines that begin
+    before there.
 
     `is_as_planned`: its checksum is the `planned` one, so its lines need not be checked one by one.
     """
 
-    def __init__(self, name: str, path: str, data: bytes, report: Report, planned: int | None = None) -> None:
+    def __init__(
+        self, name: str, path: str, data: bytes, report: Report, planned: int | None = None
+    ) -> None:
         self.name = name
         self.path = path
         self._report = report
@@ -55,7 +60,10 @@ class Manifest:
         self._base = 0
         if parse_orphans(name) is not None:
             self._take_head()
-        counts = (data.count(b"\n", at, at + BLOCK_BYTES) for at in range(self._base, len(data), BLOCK_BYTES))
+        counts = (
+            data.count(b"\n", at, at + BLOCK_BYTES)
+            for at in range(self._base, len(data), BLOCK_BYTES)
+        )
         self._before = list(itertools.accumulate(counts, initial=0))
         self._length = self._before[-1] + (len(data) > self._base and not data.endswith(b"\n"))
 
@@ -104,7 +112,9 @@ def planned_checksums(run: Run) -> dict[str, int]:
     return dict(zip(map(rank_name, range(run.manifests)), run.manifests_crc32, strict=False))
 
 
-def load_manifest(layout: Layout, name: str, report: Report, planned: int | None = None) -> Manifest | None:
+def load_manifest(
+    layout: Layout, name: str, report: Report, planned: int | None = None
+) -> Manifest | None:
     """None where there is no such manifest (any more)."""
     path = layout.manifest(name)
     data = read_bytes(path)
@@ -119,10 +129,16 @@ def publish_manifest(layout: Layout, name: str, tasks: Iterable[TaskLine]) -> bo
 
 
 def _longest_first(tasks: Iterable[TaskLine]) -> bytes:
-    """The order of every manifest: a claim's size is chosen by its first task, so none may be longer."""
+    """The order of every manifest: a claim's size is chosen by its first task, so none may be
+    longer.
+    """
     return b"".join(map(seal, sorted(tasks, key=lambda task: -task.cost)))
 
 
 def publish_orphans(layout: Layout, closing: Closing, orphans: Iterable[TaskLine]) -> bool:
-    """Close an attempt: the commit instant is the link(2) of its orphans manifest. False: it was closed before."""
-    return publish(layout.manifest(orphans_name(closing.attempt)), seal(closing) + _longest_first(orphans))
+    """Close an attempt: the commit instant is the link(2) of its orphans manifest. False: it was
+    closed before.
+    """
+    return publish(
+        layout.manifest(orphans_name(closing.attempt)), seal(closing) + _longest_first(orphans)
+    )

@@ -1,7 +1,9 @@
-"""Whether the kernel killed a process of this job because memory ran out, by the kernel's own counters.
+"""Whether the kernel killed a process of this job because memory ran out, by the kernel's own
+counters.
 
-A SIGKILL does not say who sent it. The counters do: `oom_kill` of this process's memory cgroup (v1 or v2), which
-schedulers give to each job, else that of the whole machine. Workers and the children of a job share it with the parent.
+A SIGKILL does not say who sent it. The counters do: `oom_kill` of this process's memory cgroup (v1
+or v2), which schedulers give to each job, else that of the whole machine. Workers and the children
+of a job share it with the parent.
 """
 
 from __future__ import annotations
@@ -16,15 +18,24 @@ _COUNT = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 
 
 def find_counter(cgroups: str, mounts: Path = Path("/sys/fs/cgroup")) -> Path:
-    """The file with the counter, from what /proc/self/cgroup says; /proc/vmstat where no cgroup counts."""
+    """The file with the counter, from what /proc/self/cgroup says; /proc/vmstat where no cgroup
+    counts.
+    """
     candidates = []
     for line in cgroups.splitlines():
         _, controllers, group = line.split(":", 2)
         if "memory" in controllers.split(","):
-            candidates += [mounts / "memory" / group[1:] / "memory.oom_control", mounts / "memory/memory.oom_control"]
+            candidates += [
+                mounts / "memory" / group[1:] / "memory.oom_control",
+                mounts / "memory/memory.oom_control",
+            ]
         elif not controllers:
-            candidates += [top / group[1:] / "memory.events" for top in (mounts, mounts / "unified")]
-    return next((path for path in candidates if read_counter(path) is not None), Path("/proc/vmstat"))
+            candidates += [
+                top / group[1:] / "memory.events" for top in (mounts, mounts / "unified")
+            ]
+    return next(
+        (path for path in candidates if read_counter(path) is not None), Path("/proc/vmstat")
+    )
 
 
 def read_counter(path: Path) -> int | None:
@@ -37,7 +48,9 @@ def read_counter(path: Path) -> int | None:
 
 
 class OomWatch:
-    """Which deaths by SIGKILL were the kernel's. Look often: a kill explains one death of the next seconds."""
+    """Which deaths by SIGKILL were the kernel's. Look often: a kill explains one death of the next
+    seconds.
+    """
 
     def __init__(self, counter: Path | None = None) -> None:
         self._counter = counter or find_counter(_cgroups())

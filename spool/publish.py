@@ -1,16 +1,16 @@
 """Files become visible in one atomic step, or not at all.
 
-`publish` is for everything that is written once: the commit instant is link(2), which fails where the name exists,
-so of two publishers one wins. `replace` is for the few files that change (heartbeats, orchestrator.json,
-summary.json): rename(2). Neither leaves a moment in which the name is missing or half written; a crash leaves
-at worst a hidden file that no reader looks at.
+`publish` is for everything that is written once: the commit instant is link(2), which fails where
+the name exists, so of two publishers one wins. `replace` is for the few files that change
+(heartbeats, orchestrator.json, summary.json): rename(2). Neither leaves a moment in which the name
+is missing or half written; a crash leaves at worst a hidden file that no reader looks at.
 
-Durability: with `durable` the data is fsynced before the name appears and the folder after, so that the file
-outlives a power cut. A failed fsync raises `SyncError` and is never tried again.
+Durability: with `durable` the data is fsynced before the name appears and the folder after, so that
+the file outlives a power cut. A failed fsync raises `SyncError` and is never tried again.
 
-Trouble: reading is tried again for about a second where the error may pass (`TRANSIENT`); so is a file that has no
-name yet. A link or rename that is reported as failed is looked at, since it may have happened. Every OSError that
-leaves here names its path.
+Trouble: reading is tried again for about a second where the error may pass (`TRANSIENT`); so is a
+file that has no name yet. A link or rename that is reported as failed is looked at, since it may
+have happened. Every OSError that leaves here names its path.
 """
 
 from __future__ import annotations
@@ -24,25 +24,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from spool.codec import Damaged, R, decode, unseal_pretty
-from spool.layout import hidden_name
+from gpuspool.spool.codec import Damaged, R, decode, unseal_pretty
+from gpuspool.spool.layout import hidden_name
 
-FILE_MODE = 0o664  # less the umask; under none are files writable by everybody, which a spool must not be
+FILE_MODE = (
+    0o664  # less the umask; under none are files writable by everybody, which a spool must not be
+)
 FOLDER_MODE = 0o775
 TRANSIENT = (  # what a server that comes back, or a descriptor that is closed, may heal
     errno.EINTR, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.EMFILE, errno.ENFILE
 )  # fmt: skip
-PATIENCE_S = (0.05, 0.2, 0.5)  # between tries; whoever needs more has more than one read to wait for
+PATIENCE_S = (
+    0.05,
+    0.2,
+    0.5,
+)  # between tries; whoever needs more has more than one read to wait for
 
 T = TypeVar("T")
 
 
 class SyncError(OSError):
-    """A failed fsync. The kernel may have dropped the data, so that a second one would succeed and mean nothing."""
+    """A failed fsync. The kernel may have dropped the data, so that a second one would succeed and
+    mean nothing.
+    """
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """What `call` returns; a transient OSError is slept over a few times. Only for calls that may be repeated."""
+    """What `call` returns; a transient OSError is slept over a few times. Only for calls that may
+    be repeated.
+    """
     for wait_s in PATIENCE_S:
         try:
             return call()
@@ -98,7 +108,8 @@ def fsync_dir(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """mkdir -p, durably: the names of all folders on the way are synced, whoever made them and whenever.
+    """mkdir -p, durably: the names of all folders on the way are synced, whoever made them and
+    whenever.
 
     As far up as the file system reaches and this process may read.
     """
@@ -110,7 +121,10 @@ def make_folder(path: Path) -> None:
         try:
             fsync_dir(parent)
         except SyncError as error:
-            if error.errno not in (errno.EINVAL, errno.EROFS):  # such folders know no sync, or cannot have changed
+            if error.errno not in (
+                errno.EINVAL,
+                errno.EROFS,
+            ):  # such folders know no sync, or cannot have changed
                 raise
 
 
@@ -137,7 +151,9 @@ def _write_hidden(path: Path, data: bytes, durable: bool) -> Path:
 
 
 def _create_hidden(path: Path, flags: int, data: bytes, durable: bool) -> tuple[Path, int]:
-    """A new file without a name that anybody reads, with its descriptor. On failure nothing is left."""
+    """A new file without a name that anybody reads, with its descriptor. On failure nothing is
+    left.
+    """
     hidden = path.parent / hidden_name(path.name)
     fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
@@ -153,7 +169,9 @@ def _create_hidden(path: Path, flags: int, data: bytes, durable: bool) -> tuple[
 
 
 def remove_quietly(path: Path) -> bool:
-    """Unlink a hidden file of our own; that it is gone already, or cannot go, harms nobody. False: it may be there."""
+    """Unlink a hidden file of our own; that it is gone already, or cannot go, harms nobody. False:
+    it may be there.
+    """
     try:
         path.unlink(missing_ok=True)
     except OSError:
@@ -170,10 +188,11 @@ def remove_tree_quietly(path: Path) -> None:
 
 
 def link_or_lose(hidden: Path, path: Path) -> bool:
-    """link(2) `hidden` to `path` and drop the hidden name. False: the name was taken by somebody else.
+    """link(2) `hidden` to `path` and drop the hidden name. False: the name was taken by somebody
+    else.
 
-    The reply to a link that did happen may be lost (NFS: its repetition is then refused, or the call times out), so
-    an error is believed only where the name does not lead to our own file.
+    The reply to a link that did happen may be lost (NFS: its repetition is then refused, or the
+    call times out), so an error is believed only where the name does not lead to our own file.
     """
     try:
         return link_or_not(hidden, path)
@@ -206,12 +225,18 @@ def _is_same(hidden: Path, path: Path) -> bool:
 
 
 def rename(old: Path, new: Path) -> None:
-    """rename(2) of a name that is nobody else's; one that is reported as failed and did happen has happened."""
+    """rename(2) of a name that is nobody else's; one that is reported as failed and did happen has
+    happened.
+    """
     was = os.lstat(old)
     try:
         os.rename(old, new)
     except OSError:
-        if os.path.lexists(old) or not os.path.lexists(new) or not os.path.samestat(was, os.lstat(new)):
+        if (
+            os.path.lexists(old)
+            or not os.path.lexists(new)
+            or not os.path.samestat(was, os.lstat(new))
+        ):
             raise
 
 
@@ -219,7 +244,9 @@ def publish(path: Path, data: bytes, *, durable: bool = True) -> bool:
     """Make `data` visible as `path` by link(2). False where the name is taken; what is there stays."""
     try:
         won = link_or_lose(_write_hidden(path, data, durable), path)
-    except FileNotFoundError:  # an orchestrator that ended took the hidden file for a leftover: once more
+    except (
+        FileNotFoundError
+    ):  # an orchestrator that ended took the hidden file for a leftover: once more
         won = link_or_lose(_write_hidden(path, data, durable), path)
     if durable:
         fsync_dir(path.parent)
@@ -249,7 +276,9 @@ PROBE_BYTES = 64 * 1024  # more than a file system that said "full" may still ha
 
 
 def probe_folder(folder: Path) -> None:
-    """Look whether a folder takes data, by writing some and removing it. Raises the OSError of the first that fails."""
+    """Look whether a folder takes data, by writing some and removing it. Raises the OSError of the
+    first that fails.
+    """
     try:
         hidden, fd = _create_hidden(folder / "probe", os.O_WRONLY, bytes(PROBE_BYTES), True)
     except OSError as error:
@@ -260,7 +289,9 @@ def probe_folder(folder: Path) -> None:
 
 
 def create_journal(path: Path, data: bytes) -> int | None:
-    """Link a new file that begins with `data`, durably, and return its descriptor for appending; None: name taken."""
+    """Link a new file that begins with `data`, durably, and return its descriptor for appending;
+    None: name taken.
+    """
     hidden, fd = patiently(lambda: _create_hidden(path, os.O_RDWR | os.O_APPEND, data, True))
     try:
         won = link_or_lose(hidden, path)
@@ -275,7 +306,9 @@ def create_journal(path: Path, data: bytes) -> int | None:
 
 
 def ring(folder: Path) -> None:
-    """Wake whoever watches a folder, by a hidden file that comes and goes. That it cannot be made costs time alone."""
+    """Wake whoever watches a folder, by a hidden file that comes and goes. That it cannot be made
+    costs time alone.
+    """
     with contextlib.suppress(OSError):
         remove_quietly(_write_hidden(folder / "ring", b"", False))
 
@@ -283,7 +316,9 @@ def ring(folder: Path) -> None:
 def listdir(path: Path) -> list[str]:
     """The visible names in a folder, sorted; a folder that does not exist has none."""
     try:
-        return sorted(name for name in patiently(lambda: os.listdir(path)) if not name.startswith("."))
+        return sorted(
+            name for name in patiently(lambda: os.listdir(path)) if not name.startswith(".")
+        )
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -306,7 +341,9 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
 
 def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo must not hang anybody
+        fd = os.open(
+            path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # a fifo must not hang anybody
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -329,7 +366,9 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
 
 
 def read_record(path: Path, kind: type[R]) -> R | None:
-    """The one record that a file holds, or None where there is no such file or it cannot be read as one."""
+    """The one record that a file holds, or None where there is no such file or it cannot be read as
+    one.
+    """
     try:
         return decode(read_bytes(path) or b"", kind)
     except Damaged:

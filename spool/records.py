@@ -1,7 +1,7 @@
 """What stands in the files of a spool, one frozen record each.
 
-Unknown fields are ignored by every reader, so that a later version may add some. Times are Unix seconds,
-durations seconds, both floats.
+Unknown fields are ignored by every reader, so that a later version may add some. Times are Unix
+seconds, durations seconds, both floats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ NO_JSON = msgspec.Raw(b"")  # an absent JSON value; left out when the record is 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The root of all records: fields that hold their default are left out.
 
-    `gc=False`: what JSON can say has no cycles, and a million records would have the collector look at each in vain.
+    `gc=False`: what JSON can say has no cycles, and a million records would have the collector look
+    at each in vain.
     """
 
 
@@ -36,12 +37,14 @@ class TaskLine(Record, frozen=True, kw_only=True):
 
 
 class Error(Record, frozen=True, kw_only=True):
-    """Why a task or an attempt failed; `kind` comes from the type of what happened, never from its text.
+    """Why a task or an attempt failed; `kind` comes from the type of what happened, never from its
+    text.
 
-    Kinds of tasks: exception, result, output, exit, gpu_oom, host_oom, timeout, lost, unreadable; of attempts: load,
-    device, io, timeout. `where` is the line that raised, `file:line`. What stands behind `exit_code` is told of tasks
-    that took their worker along: `signal` is the name of the signal that killed it, `attempts` are those that died with
-    the task in hand, `log_tail` is the end of the last one's log.
+    Kinds of tasks: exception, result, output, exit, gpu_oom, host_oom, timeout, lost, unreadable;
+    of attempts: load, device, io, timeout. `where` is the line that raised, `file:line`. What
+    stands behind `exit_code` is told of tasks that took their worker along: `signal` is the name of
+    the signal that killed it, `attempts` are those that died with the task in hand, `log_tail` is
+    the end of the last one's log.
     """
 
     kind: str
@@ -92,7 +95,8 @@ class JournalHead(Identity, frozen=True, kw_only=True):
 
 
 class JournalLine(Record, frozen=True, kw_only=True):
-    """One finished task ("complete", "failed"); or a call that begins ("started"); or a try that failed ("deferred").
+    """One finished task ("complete", "failed"); or a call that begins ("started"); or a try that
+    failed ("deferred").
 
     `batch`: the other tasks of a call; without any, its task runs alone.
     """
@@ -110,7 +114,9 @@ class JournalLine(Record, frozen=True, kw_only=True):
 
 
 class Report(Record, frozen=True, kw_only=True):
-    """One line of reports/: what a worker of the seed API put into its queue, as spool.values encodes it."""
+    """One line of reports/: what a worker of the seed API put into its queue, as spool.values
+    encodes it.
+    """
 
     at: float
     report: msgspec.Raw
@@ -126,7 +132,9 @@ class JournalBrief(Record, frozen=True, kw_only=True):
 
 
 class Stats(Record, frozen=True, kw_only=True):
-    """What an attempt tells of itself when it ends. `idle_s`: the seconds outside of the job's calls, by cause."""
+    """What an attempt tells of itself when it ends. `idle_s`: the seconds outside of the job's
+    calls, by cause.
+    """
 
     done: int = 0
     failed: int = 0
@@ -146,10 +154,12 @@ class Stats(Record, frozen=True, kw_only=True):
 
 
 class Closing(Record, frozen=True, kw_only=True):
-    """The first line of an orphans manifest: how an attempt ended. The status record is a copy of it.
+    """The first line of an orphans manifest: how an attempt ended. The status record is a copy of
+    it.
 
-    `reason`: finished, drained, killed, load, device, io, timeout, crash, lost. `suspects` counts the tasks
-    whose record a witnessed crash made worse: while there are any, the rank itself is not blamed.
+    `reason`: finished, drained, killed, load, device, io, timeout, crash, lost. `suspects` counts
+    the tasks whose record a witnessed crash made worse: while there are any, the rank itself is not
+    blamed.
     """
 
     attempt: str
@@ -186,7 +196,9 @@ class ParentBeat(Record, frozen=True, kw_only=True):
 
 
 class Holder(Identity, frozen=True, kw_only=True):
-    """orchestrator.json: the live orchestrator, told to whoever comes second; with `until`, the last one."""
+    """orchestrator.json: the live orchestrator, told to whoever comes second; with `until`, the
+    last one.
+    """
 
     epoch: int
     since: float
@@ -194,9 +206,11 @@ class Holder(Identity, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """What to run. kind "file" and "module" name a class or function; "command" is a list of arguments.
+    """What to run. kind "file" and "module" name a class or function; "command" is a list of
+    arguments.
 
-    "call" is the seed API's: a function that is called once per rank, with what `worker_args` of the run's args says.
+    "call" is the seed API's: a function that is called once per rank, with what `worker_args` of
+    the run's args says.
     """
 
     kind: str
@@ -232,7 +246,9 @@ class Options(Record, frozen=True, kw_only=True):
 
 
 class Intent(Record, frozen=True, kw_only=True):
-    """attempts/: that a parent is about to start this attempt, and all that the attempt needs to know."""
+    """attempts/: that a parent is about to start this attempt, and all that the attempt needs to
+    know.
+    """
 
     attempt: str
     epoch: int

@@ -1,25 +1,31 @@
-"""Limits on time that worker and parent share: how long a call may take, and how a worker that obeyed one ends.
+"""Limits on time that worker and parent share: how long a call may take, and how a worker that
+obeyed one ends.
 
-A worker arms a timer that needs no interpreter lock: past the limit it writes the stack of every thread to
-`logs/<attempt>.stacks` and ends the process, even where it is stuck in C. That file is empty unless the timer went
-off, so what it holds is proof of a time-out, whoever closes the attempt. Where the whole process stands still the timer
-does too; then the parent, which gives it some time more, kills it.
+A worker arms a timer that needs no interpreter lock: past the limit it writes the stack of every
+thread to `logs/<attempt>.stacks` and ends the process, even where it is stuck in C. That file is
+empty unless the timer went off, so what it holds is proof of a time-out, whoever closes the
+attempt. Where the whole process stands still the timer does too; then the parent, which gives it
+some time more, kills it.
 """
 
 from __future__ import annotations
 
 import re
 
-from spool.layout import TRACEBACK_BYTES, Layout
-from spool.publish import read_bytes
-from spool.records import Options
+from gpuspool.spool.layout import TRACEBACK_BYTES, Layout
+from gpuspool.spool.publish import read_bytes
+from gpuspool.spool.records import Options
 
 _FRAME = re.compile(r'File "(.*)", line (\d+)')
-SLACK = 0.1  # a timer serves for calls that begin within this fraction of its limit: tiny tasks need no timer each
+# a timer serves for calls that begin within this fraction of its limit: tiny tasks need no timer
+# each
+SLACK = 0.1
 
 
 def limit_s(options: Options, tasks: int) -> float | None:
-    """How long a call of so many tasks may take; 0 tasks are the loading of the job. None: for ever."""
+    """How long a call of so many tasks may take; 0 tasks are the loading of the job. None: for
+    ever.
+    """
     limits = [] if options.stall_timeout_s is None else [options.stall_timeout_s]
     if options.task_timeout_s is not None and tasks:
         limits.append(options.task_timeout_s * tasks)
@@ -27,7 +33,9 @@ def limit_s(options: Options, tasks: int) -> float | None:
 
 
 def parent_limit_s(limit: float) -> float:
-    """When the parent stops to believe that the worker will end itself: it wants to be told the stacks first."""
+    """When the parent stops to believe that the worker will end itself: it wants to be told the
+    stacks first.
+    """
     return limit * (1 + SLACK) + min(max(limit / 2, 1.0), 5.0)
 
 

@@ -1,9 +1,10 @@
-"""Python values as JSON that keeps their types, for what the seed API passes between parent and worker.
+"""Python values as JSON that keeps their types, for what the seed API passes between parent and
+worker.
 
-JSON values stand for themselves. What JSON cannot say stands in an object with one key that begins with `$`:
-`{"$tuple": […]}`, `{"$path": "…"}`, `{"$float": "nan"}`, `{"$str": hex}` for text that is not UTF-8, and
-`{"$dict": [[key, value], …]}` for a dict whose keys are not plain text. `decode_value(encode_value(x))` is x, in
-value and type, for every x that is taken; nothing else is.
+JSON values stand for themselves. What JSON cannot say stands in an object with one key that begins
+with `$`: `{"$tuple": […]}`, `{"$path": "…"}`, `{"$float": "nan"}`, `{"$str": hex}` for text that is
+not UTF-8, and `{"$dict": [[key, value], …]}` for a dict whose keys are not plain text.
+`decode_value(encode_value(x))` is x, in value and type, for every x that is taken; nothing else is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spool.codec import MAX_DEPTH
+from gpuspool.spool.codec import MAX_DEPTH
 
 
 def refuse(value: Any, where: str) -> NoReturn:
@@ -23,7 +24,9 @@ def refuse(value: Any, where: str) -> NoReturn:
     )
 
 
-def encode_value(value: Any, where: str, default: Callable[[Any, str], Any] = refuse, depth: int = 0) -> Any:
+def encode_value(
+    value: Any, where: str, default: Callable[[Any, str], Any] = refuse, depth: int = 0
+) -> Any:
     """The value as JSON. `default` gives another value for one that is not taken, or raises.
 
     Raises TypeError that names the element, as in `worker_args[1]['x'][0]: a function …`.
@@ -48,7 +51,11 @@ def encode_value(value: Any, where: str, default: Callable[[Any, str], Any] = re
         return items if kind is list else {"$tuple": items}
     if kind is dict:
         keys = [inner(key, f"{where}, key {key!r:.40}") for key in value]
-        pairs = list(zip(keys, [inner(item, f"{where}[{key!r}]") for key, item in value.items()], strict=True))
+        pairs = list(
+            zip(
+                keys, [inner(item, f"{where}[{key!r}]") for key, item in value.items()], strict=True
+            )
+        )
         is_plain = all(isinstance(key, str) and not key.startswith("$") for key in keys)
         return dict(pairs) if is_plain else {"$dict": pairs}
     return inner(default(value, where), where)

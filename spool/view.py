@@ -1,9 +1,10 @@
 """One process's reading of a whole spool, kept up to date incrementally.
 
-`refresh` reads in this order: manifests (and so which attempts are closed), intents, claims, journals. Each of
-these only grows, so what is read later is never older than what was read before; the sweep relies on it: a task
-that looks finished by nobody and held by nobody in this order really is. A damaged or foreign file costs what it
-held and no more; every damage is kept in `damage`, once.
+`refresh` reads in this order: manifests (and so which attempts are closed), intents, claims,
+journals. Each of these only grows, so what is read later is never older than what was read before;
+the sweep relies on it: a task that looks finished by nobody and held by nobody in this order really
+is. A damaged or foreign file costs what it held and no more; every damage is kept in `damage`,
+once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from spool.claims import Chain
-from spool.errors import SpoolError, UsageError
-from spool.identity import DEAD, liveness
-from spool.journal import JournalReader
-from spool.layout import (
+from gpuspool.spool.claims import Chain
+from gpuspool.spool.errors import SpoolError, UsageError
+from gpuspool.spool.identity import DEAD, liveness
+from gpuspool.spool.journal import JournalReader
+from gpuspool.spool.layout import (
     FORMAT_TEXT,
     SUBDIRS,
     Layout,
@@ -32,10 +33,20 @@ from spool.layout import (
     parse_orphans,
     rank_name,
 )
-from spool.manifest import Damage, Manifest, Report, load_manifest, planned_checksums
-from spool.publish import is_regular, listdir, read_bytes, read_record, read_sealed
-from spool.records import Closing, Heartbeat, Identity, Intent, Job, JournalBrief, Options, Run, TaskLine
-from spool.state import Ledger
+from gpuspool.spool.manifest import Damage, Manifest, Report, load_manifest, planned_checksums
+from gpuspool.spool.publish import is_regular, listdir, read_bytes, read_record, read_sealed
+from gpuspool.spool.records import (
+    Closing,
+    Heartbeat,
+    Identity,
+    Intent,
+    Job,
+    JournalBrief,
+    Options,
+    Run,
+    TaskLine,
+)
+from gpuspool.spool.state import Ledger
 
 _ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
 
@@ -43,14 +54,17 @@ _ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
 def load_run(layout: Layout, report: Report | None = None) -> Run:
     """run.json of a spool of our format, else its second copy; what is damaged is reported.
 
-    Raises UsageError where there is no spool, SpoolError where it is of another format or neither copy is readable.
+    Raises UsageError where there is no spool, SpoolError where it is of another format or neither
+    copy is readable.
     """
     text = read_bytes(layout.format)
     run = read_sealed(layout.run, Run)
     found = run or read_sealed(layout.run_copy, Run)
     if found is None and text is None:
         what = "is not a spool: it has no FORMAT file" if layout.root.is_dir() else "does not exist"
-        raise UsageError(f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it.")
+        raise UsageError(
+            f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it."
+        )
     if text != FORMAT_TEXT.encode():
         if found is None or (text is not None and _ANOTHER_FORMAT.fullmatch(text)):
             raise SpoolError(
@@ -64,7 +78,9 @@ def load_run(layout: Layout, report: Report | None = None) -> Run:
             "Restore one, or rename the folder and start again."
         )
     if run is None:
-        _report(report, layout.run, f"not a run record; its copy {layout.run_copy} says what it should")
+        _report(
+            report, layout.run, f"not a run record; its copy {layout.run_copy} says what it should"
+        )
     return found
 
 
@@ -74,7 +90,8 @@ def _report(report: Report | None, path: Path, reason: str) -> None:
 
 
 def refuse_unsafe(layout: Layout) -> None:
-    """Raises UsageError for a spool in which somebody else may make its owner run code, or write somewhere else.
+    """Raises UsageError for a spool in which somebody else may make its owner run code, or write
+    somewhere else.
 
     That is one that everybody may write, and one whose own folders are links.
     """
@@ -108,7 +125,9 @@ def _control_epoch(layout: Layout, word: str) -> int:
 
 
 class Started(msgspec.Struct, frozen=True):
-    """The call that an attempt is in by its last `started` line: its tasks, and how many have no line since."""
+    """The call that an attempt is in by its last `started` line: its tasks, and how many have no
+    line since.
+    """
 
     tasks: tuple[int, ...]
     round: int
@@ -116,14 +135,20 @@ class Started(msgspec.Struct, frozen=True):
 
 
 def _is_gone(journal: JournalReader) -> bool:
-    """Whether its writer is proved dead, so that it adds no line. Who was closed by somebody else may live."""
+    """Whether its writer is proved dead, so that it adds no line. Who was closed by somebody else
+    may live.
+    """
     return journal.head is not None and liveness(journal.head) == DEAD
 
 
 class View:
-    """`written`: the planned manifests of a spool that this process made just now; they are not read again."""
+    """`written`: the planned manifests of a spool that this process made just now; they are not
+    read again.
+    """
 
-    def __init__(self, layout: Layout, run: Run, written: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self, layout: Layout, run: Run, written: Mapping[str, bytes] | None = None
+    ) -> None:
         self.layout = layout
         self.run = run
         self.ledger = Ledger(run.tasks)
@@ -140,7 +165,11 @@ class View:
         self._settled: set[str] = set()
         self._planned = planned_checksums(run)
         for name, data in (written or {}).items():
-            self._add_manifest(Manifest(name, str(layout.manifest(name)), data, self.report, self._planned.get(name)))
+            self._add_manifest(
+                Manifest(
+                    name, str(layout.manifest(name)), data, self.report, self._planned.get(name)
+                )
+            )
 
     def report(self, damage: Damage) -> None:
         if damage not in self._reported:
@@ -178,14 +207,20 @@ class View:
                 self.ledger.raise_round(task.task, task.round)
 
     def _check_manifest(self, manifest: Manifest) -> None:
-        """Whether its bytes are those that were planned; else, and where nobody planned them, each line is checked."""
+        """Whether its bytes are those that were planned; else, and where nobody planned them, each
+        line is checked.
+        """
         if manifest.is_as_planned:
             return
         known = len(self.damage)
         for _ in manifest.tasks():
             pass
         if manifest.name in self._planned and len(self.damage) == known:
-            self.report(Damage(manifest.path, 0, "not the manifest that was planned, though each line is whole"))
+            self.report(
+                Damage(
+                    manifest.path, 0, "not the manifest that was planned, though each line is whole"
+                )
+            )
 
     def _add_closing(self, attempt: str, closing: Closing | None) -> None:
         if closing is None:
@@ -289,7 +324,9 @@ class View:
                     yield from self.manifests[name].tasks(claim.start, claim.stop)
 
     def identity(self, attempt: str) -> Identity | None:
-        """The process that an attempt is, by its journal, else its heartbeat; None if it never began."""
+        """The process that an attempt is, by its journal, else its heartbeat; None if it never
+        began.
+        """
         journal = self.journals.get(attempt)
         if journal is not None and journal.head is not None:
             return journal.head
@@ -311,19 +348,36 @@ class View:
 
     def next_number(self, rank: int) -> int:
         """The number of a rank's next attempt."""
-        numbers = [number for r, number in filter(None, map(parse_attempt, self.attempts)) if r == rank]
+        numbers = [
+            number for r, number in filter(None, map(parse_attempt, self.attempts)) if r == rank
+        ]
         return max(numbers, default=-1) + 1
 
     def next_numbered(self, kind: str) -> str:
         """The name of the next retry or sweep manifest."""
-        numbers = [number for k, number in filter(None, map(parse_numbered, self.manifests)) if k == kind]
+        numbers = [
+            number for k, number in filter(None, map(parse_numbered, self.manifests)) if k == kind
+        ]
         return numbered_name(kind, max(numbers, default=0) + 1)
 
     def missing_manifests(self) -> list[str]:
         """The planned manifests that are gone."""
-        return [name for name in map(rank_name, range(self.run.manifests)) if name not in self.manifests]
+        return [
+            name for name in map(rank_name, range(self.run.manifests)) if name not in self.manifests
+        ]
 
     def latest_job(self) -> Job:
         """The job of the newest epoch: --keep-done may have changed it since run.json was written."""
         intents = [intent for intent in self.intents.values() if intent is not None]
         return max(intents, key=lambda intent: intent.epoch).job if intents else self.run.job
+
+
+def open_view(spool: str | Path, written: Mapping[str, bytes] | None = None) -> View:
+    """A refreshed view of a spool, whose manifests may be `written` just now. Raises UsageError or
+    SpoolError.
+    """
+    layout = Layout(spool)
+    damage: list[Damage] = []
+    view = View(layout, load_run(layout, damage.append), written)
+    view.damage += damage
+    return view.refresh()

@@ -1,4 +1,6 @@
-"""The one fixture of the end-to-end tests: a folder to run commands in, left without a process behind."""
+"""The one fixture of the end-to-end tests: a folder to run commands in, left without a process
+behind.
+"""
 
 from __future__ import annotations
 

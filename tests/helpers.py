@@ -1,8 +1,9 @@
 """Real processes and real files for the end-to-end tests.
 
-A `Box` is one test's folder with the command line run in it. Everything it starts carries the folder's name in its
-environment, so that `processes` finds all of it, whoever its parent is by now. What a spool holds is read here by
-other code than the one under test: `journal_lines` checks each line by itself.
+A `Box` is one test's folder with the command line run in it. Everything it starts carries the
+folder's name in its environment, so that `processes` finds all of it, whoever its parent is by now.
+What a spool holds is read here by other code than the one under test: `journal_lines` checks each
+line by itself.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from typing import Any, TypeVar
 import msgspec
 
 import gpuspool
-from orchestrator.devices import find_pool
-from orchestrator.results import Results
-from orchestrator.status import open_view
-from orchestrator.verify import verify
-from spool.errors import UsageError
+from gpuspool.orchestrator.plan.devices import find_pool
+from gpuspool.orchestrator.report.results import Results
+from gpuspool.orchestrator.report.verify import verify
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.view import open_view
 
-PATIENCE_S = 40.0  # how long anything may take on a busy machine before a test gives it up; never a measurement
+# how long anything may take on a busy machine before a test gives it up; never a measurement
+PATIENCE_S = 40.0
 POLL_S = 0.004
 TESTS = Path(__file__).resolve().parent
 JOBS = TESTS / "jobs"
@@ -91,7 +93,9 @@ class Started:
         """Wait for its end, and check its exit code where one is given (-N for signal N)."""
         status = self.process.wait(PATIENCE_S)
         done = Done(status, self._stem.with_suffix(".out").read_text(errors="replace"), self.err)
-        assert code is None or status == code, f"exit code {status}, expected {code}\n{done.err}\n{done.out}"
+        assert code is None or status == code, (
+            f"exit code {status}, expected {code}\n{done.err}\n{done.out}"
+        )
         return done
 
 
@@ -101,8 +105,11 @@ class Box:
     def __init__(self, home: Path) -> None:
         self.home = home
         self._started: list[Started] = []
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(OUR_VARIABLES)}
-        # No GPU is seen, so that the tests are the same on every machine; those about devices say otherwise.
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(OUR_VARIABLES)
+        }
+        # No GPU is seen, so that the tests are the same on every machine; those about devices say
+        # otherwise.
         self.environment = {**kept, MARK: str(home), "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def __truediv__(self, name: str) -> Path:
@@ -136,7 +143,9 @@ class Box:
         stdin: str | None = None,
         cwd: Path | None = None,
     ) -> Started:
-        """Start a command in the background; its output goes to files. A variable that is None is not set at all."""
+        """Start a command in the background; its output goes to files. A variable that is None is
+        not set at all.
+        """
         stem = self.home.parent / f"{self.home.name}-cli" / f"{len(self._started)}"
         stem.parent.mkdir(exist_ok=True)
         stem.with_suffix(".in").write_text(stdin or "")
@@ -181,7 +190,9 @@ class Box:
 
     def processes(self) -> list[int]:
         """The pids of all that lives and was started, directly or not, by this box."""
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_ours(pid)]
+        return [
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_ours(pid)
+        ]
 
     def _is_ours(self, pid: int) -> bool:
         try:
@@ -191,7 +202,9 @@ class Box:
         return f"{MARK}={self.home}\0".encode() in environment and pid != os.getpid()
 
     def kill_all(self) -> None:
-        """kill -9 of everything: the parents first, so that nobody watches anybody die. Returns once all are gone."""
+        """kill -9 of everything: the parents first, so that nobody watches anybody die. Returns
+        once all are gone.
+        """
 
         def is_empty() -> bool:
             pids = self.processes()
@@ -232,18 +245,27 @@ def has_gpu() -> bool:
 
 def names(folder: Path) -> list[str]:
     """`ls`: the names in a folder, none where it does not exist."""
-    return sorted(name for name in os.listdir(folder) if not name.startswith(".")) if folder.is_dir() else []
+    return (
+        sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        if folder.is_dir()
+        else []
+    )
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder, hidden files too: name -> bytes (None for folders)."""
     found = sorted(folder.rglob("*"))
-    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in found}
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in found
+    }
 
 
 def count_lines(spool: Path) -> int:
     """`cat journal/* | wc -l`."""
-    return sum((spool / "journal" / name).read_bytes().count(b"\n") for name in names(spool / "journal"))
+    return sum(
+        (spool / "journal" / name).read_bytes().count(b"\n") for name in names(spool / "journal")
+    )
 
 
 def check_line(line: bytes) -> Any:
@@ -265,13 +287,17 @@ def journal_lines(spool: Path) -> list[Any]:
 
 def seal(fields: dict[str, Any]) -> bytes:
     """One line with a right checksum, for tests that forge one."""
-    body = json.dumps({name: value for name, value in fields.items() if name != "crc"}, separators=(",", ":"))[:-1]
+    body = json.dumps(
+        {name: value for name, value in fields.items() if name != "crc"}, separators=(",", ":")
+    )[:-1]
     return b'%b,"crc":"%08x"}\n' % (body.encode(), zlib.crc32(body.encode()))
 
 
 def seal_pretty(fields: dict[str, Any]) -> bytes:
     """The same for a file that ends with its checksum."""
-    body = json.dumps({name: value for name, value in fields.items() if name != "crc"}, indent=2).encode()[:-2]
+    body = json.dumps(
+        {name: value for name, value in fields.items() if name != "crc"}, indent=2
+    ).encode()[:-2]
     return b'%b,\n  "crc": "%08x"\n}\n' % (body, zlib.crc32(body))
 
 
@@ -291,7 +317,9 @@ def identities(spool: Path) -> dict[str, int]:
 
 
 def assert_sound(box: Box, spool: str | Path, tasks: int) -> list[Any]:
-    """A finished spool: every result there once, in order, and nothing for `verify` to complain about."""
+    """A finished spool: every result there once, in order, and nothing for `verify` to complain
+    about.
+    """
     results = box.results(spool)
     assert [result["index"] for result in results] == list(range(tasks))
     assert {result["state"] for result in results} <= {"complete"}
@@ -302,7 +330,9 @@ def assert_sound(box: Box, spool: str | Path, tasks: int) -> list[Any]:
 def start_gated(
     box: Box, payloads: list[Any], *options: str, spool: str = "S", job: str = "gated"
 ) -> tuple[Started, list[str | Path]]:
-    """Start a job of gates.py, which waits at the file "gate" where a payload is "wait"; returns its command too."""
+    """Start a job of gates.py, which waits at the file "gate" where a payload is "wait"; returns
+    its command too.
+    """
     command: list[str | Path] = ["run", f"{JOBS}/gates.py:{job}", "--tasks", box.tasks(payloads)]
     command += ["--arg", f"gate={box / 'gate'}", "--spool", spool]
     return box.start(*command, *options), command
@@ -321,7 +351,8 @@ def ran(box: Box) -> list[int]:
 
 
 def half_done(box: Box, *options: str, ranks: int = 1) -> list[str | Path]:
-    """A spool S whose every process was killed with tasks 0-19 done, of 20-39 one for each rank in hand.
+    """A spool S whose every process was killed with tasks 0-19 done, of 20-39 one for each rank in
+    hand.
 
     Returns its command; the gate is open now.
     """

@@ -1,4 +1,6 @@
-"""What the workers of test_gpu_coordinator.py do. Imported by the tests and, in fresh interpreters, by the workers."""
+"""What the workers of test_gpu_coordinator.py do. Imported by the tests and, in fresh interpreters,
+by the workers.
+"""
 
 import os
 import signal
@@ -37,7 +39,9 @@ def wait_for(rank, world_size, results_queue, gate):
 
 
 def end_in_its_way(rank, world_size, results_queue, ways, gate):
-    """Report something large, then end as this rank is told to; who is to return does so once the gate is there."""
+    """Report something large, then end as this rank is told to; who is to return does so once the
+    gate is there.
+    """
     results_queue.put({"rank": rank, "text": str(rank) * 200_000})
     way = ways[rank]
     if way == "return":
@@ -62,7 +66,14 @@ def put_odd(rank, world_size, results_queue, path):
     """What JSON has no words for; then what nobody has."""
     import numpy
 
-    results_queue.put({1: (path, None), "nan": float("nan"), "array": numpy.arange(3), "scalar": numpy.float64(0.5)})
+    results_queue.put(
+        {
+            1: (path, None),
+            "nan": float("nan"),
+            "array": numpy.arange(3),
+            "scalar": numpy.float64(0.5),
+        }
+    )
     results_queue.put({"x": [open]})
 
 

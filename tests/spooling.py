@@ -1,6 +1,8 @@
-"""Spools made by hand, for the tests of the protocol: no orchestrator and no worker, only the files.
+"""Spools made by hand, for the tests of the protocol: no orchestrator and no worker, only the
+files.
 
-What a test does to a spool it does through the public functions of `spool`, or to the bytes themselves.
+What a test does to a spool it does through the public functions of `spool`, or to the bytes
+themselves.
 """
 
 from __future__ import annotations
@@ -15,23 +17,43 @@ from typing import Any
 
 import msgspec
 
-from spool.claims import Chain
-from spool.codec import encode, seal, seal_pretty
-from spool.identity import identity_of, myself
-from spool.journal import JournalReader, JournalWriter, start_journal
-from spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name
-from spool.manifest import Damage, publish_manifest
-from spool.publish import publish
-from spool.records import Claim, Fingerprint, Identity, Intent, Job, JournalLine, Options, Run, TaskLine
-from spool.view import View, load_run
+from gpuspool.spool.claims import Chain
+from gpuspool.spool.codec import encode, seal, seal_pretty
+from gpuspool.spool.identity import identity_of, myself
+from gpuspool.spool.journal import JournalReader, JournalWriter, start_journal
+from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name
+from gpuspool.spool.manifest import Damage, publish_manifest
+from gpuspool.spool.publish import publish
+from gpuspool.spool.records import (
+    Claim,
+    Fingerprint,
+    Identity,
+    Intent,
+    Job,
+    JournalLine,
+    Options,
+    Run,
+    TaskLine,
+)
+from gpuspool.spool.view import View, load_run
 
 A0, A1, B0, C0 = attempt_name(0, 0), attempt_name(0, 1), attempt_name(1, 0), attempt_name(2, 0)
-JOB = Job(kind="file", spec="job.py:work", name="work", file="/somewhere/job.py", copy="job.py", sha256="12ab")
+JOB = Job(
+    kind="file",
+    spec="job.py:work",
+    name="work",
+    file="/somewhere/job.py",
+    copy="job.py",
+    sha256="12ab",
+)
 
 
 def task(index: int, **more: Any) -> TaskLine:
     """The task t<index>, of cost 1 unless said otherwise."""
-    return TaskLine(**{"task": index, "key": f"t{index}", "payload": msgspec.Raw(b"%d" % index), "cost": 1.0} | more)
+    return TaskLine(
+        **{"task": index, "key": f"t{index}", "payload": msgspec.Raw(b"%d" % index), "cost": 1.0}
+        | more
+    )
 
 
 def some_run(tasks: int, manifests: int = 1) -> Run:
@@ -53,13 +75,19 @@ def some_run(tasks: int, manifests: int = 1) -> Run:
 
 
 def make_spool(root: Path, *planned: int | Sequence[TaskLine]) -> Layout:
-    """A spool with one manifest for each rank: so many new tasks, or these. It ends up whole, as `gpuspool run`'s."""
+    """A spool with one manifest for each rank: so many new tasks, or these. It ends up whole, as
+    `gpuspool run`'s.
+    """
     layout, count = Layout(root), 0
     root.mkdir(parents=True)
     for name in SUBDIRS:
         layout.subdir(name).mkdir()
     for rank, tasks in enumerate(planned):
-        lines = [task(index) for index in range(count, count + tasks)] if isinstance(tasks, int) else tasks
+        lines = (
+            [task(index) for index in range(count, count + tasks)]
+            if isinstance(tasks, int)
+            else tasks
+        )
         count += len(lines)
         assert publish_manifest(layout, rank_name(rank), lines)
     publish(layout.format, FORMAT_TEXT.encode())
@@ -79,7 +107,7 @@ def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None
         epoch=epoch,
         device="0",
         world_size=2,
-        argv=["python", "-m", "worker"],
+        argv=["python", "-m", "gpuspool.worker"],
         parent=parent or myself(),
         job=JOB,
         options=Options(),
@@ -107,7 +135,9 @@ def take(layout: Layout, attempt: str, stop: int, manifest: str = rank_name(0)) 
 
 def finish(writer: JournalWriter, *tasks: int, round_: int = 0, state: str = "complete") -> None:
     for index in tasks:
-        writer.append(JournalLine(task=index, round=round_, state=state, start=1700000000.0, seconds=0.25))
+        writer.append(
+            JournalLine(task=index, round=round_, state=state, start=1700000000.0, seconds=0.25)
+        )
 
 
 def indices(lines: Iterable[TaskLine]) -> list[int]:
@@ -192,7 +222,9 @@ def together() -> None:
 
 
 def race(function: Callable[..., Any], *argses: tuple[Any, ...]) -> list[Any]:
-    """Call a function of a module in one new process for each tuple of arguments, at the same moment."""
+    """Call a function of a module in one new process for each tuple of arguments, at the same
+    moment.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(len(argses), _arrive, [context.Barrier(len(argses))]) as pool:
         results = pool.starmap(_go, [(function, args) for args in argses], chunksize=1)

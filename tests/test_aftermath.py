@@ -1,4 +1,6 @@
-"""What comes after the worst: a reboot, damage to what a round was, a drive that stumbles, another orchestrator."""
+"""What comes after the worst: a reboot, damage to what a round was, a drive that stumbles, another
+orchestrator.
+"""
 
 import ctypes
 import os
@@ -8,11 +10,11 @@ import pytest
 from helpers import GPUSPOOL, JOBS, Box, journal_lines, names, ran, wait_until, waiting
 from spooling import A0, begin, dead_process, intend, make_spool, view_of
 
-from orchestrator.workers import Workers
-from spool.identity import ALIVE, ELSEWHERE, identity_of, liveness, myself
-from spool.publish import publish
-from spool.records import Options
-from worker.beat import Beat
+from gpuspool.orchestrator.supervise.workers import Workers
+from gpuspool.spool.identity import ALIVE, ELSEWHERE, identity_of, liveness, myself
+from gpuspool.spool.publish import publish
+from gpuspool.spool.records import Options
+from gpuspool.worker.beat import Beat
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
 

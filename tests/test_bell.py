@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bell import Bell
-from spool.publish import publish, ring
+from gpuspool.orchestrator.supervise.bell import Bell
+from gpuspool.spool.publish import publish, ring
 
 HOUR_S = 3600.0
 
@@ -25,12 +25,12 @@ def bell(tmp_path: Path) -> Iterator[Bell]:
 
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.bell.EARLY_S", HOUR_S)
+    monkeypatch.setattr("gpuspool.orchestrator.supervise.bell.EARLY_S", HOUR_S)
 
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.bell.EARLY_S", 0.0)
+    monkeypatch.setattr("gpuspool.orchestrator.supervise.bell.EARLY_S", 0.0)
 
 
 def wait(bell: Bell, act: threading.Timer) -> None:
@@ -52,7 +52,9 @@ def test_at_first_a_published_file_rings_without_an_observer(bell: Bell, tmp_pat
 
 @pytest.mark.usefixtures("early")
 def test_what_is_published_before_the_first_wait_is_not_missed(bell: Bell, tmp_path: Path) -> None:
-    os.utime(tmp_path, (0, 0))  # some kernels give what happens within some milliseconds the same time
+    os.utime(
+        tmp_path, (0, 0)
+    )  # some kernels give what happens within some milliseconds the same time
     bell.watch_soon([tmp_path])
     publish(tmp_path / "file", b"")
     bell.wait(HOUR_S, [])

@@ -1,4 +1,5 @@
-"""The benchmarks work and tell the truth: a smoke test of every bench, and the parts that figures rest on.
+"""The benchmarks work and tell the truth: a smoke test of every bench, and the parts that figures
+rest on.
 
 Nothing here is about speed: how long something took is never compared with anything.
 """
@@ -14,34 +15,61 @@ from typing import Any
 import pytest
 from helpers import PATIENCE_S, wait_until
 
-from benchmarks import peers, report, targets, timed, traces
-from benchmarks.__main__ import BENCHES, SLOW, arguments, main, run_all
-from benchmarks.points import Point, growing
-from benchmarks.sizes import QUICK
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # benchmarks is a folder of the checkout, and no installed package
+
+from benchmarks import peers, report, targets, timed, traces  # noqa: E402
+from benchmarks.__main__ import BENCHES, SLOW, arguments, main, run_all  # noqa: E402
+from benchmarks.points import Point, growing  # noqa: E402
+from benchmarks.sizes import QUICK  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the smoke test writes: its figures by bench, peer, case and metric, and its other files' text."""
+    """What the smoke test writes: its figures by bench, peer, case and metric, and its other files'
+    text.
+    """
     home = tmp_path_factory.mktemp("quick")
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--home", str(home), "--json", str(home / "j")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "--quick",
+        "--home",
+        str(home),
+        "--json",
+        str(home / "j"),
+    ]
     command += ["--table", str(home / "t"), "--plot", str(home / "p.svg")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads((home / "j").read_text())
     figures = {(f["bench"], f["peer"], f["case"], f["metric"]): f for f in told["figures"]}
-    assert sorted(path.name for path in home.iterdir()) == ["j", "p.svg", "t"], "a bench left something behind"
-    return {"told": told, "figures": figures, "table": (home / "t").read_text(), "plot": (home / "p.svg").read_text()}
+    assert sorted(path.name for path in home.iterdir()) == ["j", "p.svg", "t"], (
+        "a bench left something behind"
+    )
+    return {
+        "told": told,
+        "figures": figures,
+        "table": (home / "t").read_text(),
+        "plot": (home / "p.svg").read_text(),
+    }
 
 
-def figures_of(quick: dict[str, Any], bench: str, peer: str = "gpuspool") -> dict[tuple[str, str], Any]:
+def figures_of(
+    quick: dict[str, Any], bench: str, peer: str = "gpuspool"
+) -> dict[tuple[str, str], Any]:
     return {key[2:]: figure for key, figure in quick["figures"].items() if key[:2] == (bench, peer)}
 
 
 def medians(quick: dict[str, Any], bench: str, metric: str, peer: str = "gpuspool") -> list[float]:
-    return [figure["median"] for key, figure in figures_of(quick, bench, peer).items() if key[1] == metric]
+    return [
+        figure["median"]
+        for key, figure in figures_of(quick, bench, peer).items()
+        if key[1] == metric
+    ]
 
 
 def test_every_bench_gives_figures_for_gpuspool(quick: dict[str, Any]) -> None:
@@ -49,7 +77,11 @@ def test_every_bench_gives_figures_for_gpuspool(quick: dict[str, Any]) -> None:
         mine = figures_of(quick, bench)
         assert mine, bench
         for key, figure in mine.items():
-            assert figure["median"] is not None or "strace is missing" in figure["note"], (bench, key, figure)
+            assert figure["median"] is not None or "strace is missing" in figure["note"], (
+                bench,
+                key,
+                figure,
+            )
 
 
 def test_every_peer_of_the_smoke_test_gives_figures_for_its_benches(quick: dict[str, Any]) -> None:
@@ -61,7 +93,11 @@ def test_every_peer_of_the_smoke_test_gives_figures_for_its_benches(quick: dict[
 
 def test_throughput_is_told_for_each_size(quick: dict[str, Any]) -> None:
     for peer in ("gpuspool", "our floor", "multiprocessing.Pool"):
-        cases = {case for case, metric in figures_of(quick, "throughput", peer) if metric == "whole command"}
+        cases = {
+            case
+            for case, metric in figures_of(quick, "throughput", peer)
+            if metric == "whole command"
+        }
         assert cases == {f"N={n}" for n in QUICK.throughput}
         assert all(rate > 0 for rate in medians(quick, "throughput", "whole command", peer))
 
@@ -69,7 +105,8 @@ def test_throughput_is_told_for_each_size(quick: dict[str, Any]) -> None:
 def test_gpuspool_and_the_floor_lose_nothing_when_all_is_killed(quick: dict[str, Any]) -> None:
     for peer in ("gpuspool", "our floor"):
         [before], [lost], [twice] = (
-            medians(quick, "recovery", metric, peer) for metric in ("done before the kill", "lost", "done twice")
+            medians(quick, "recovery", metric, peer)
+            for metric in ("done before the kill", "lost", "done twice")
         )
         assert QUICK.recovery / 2 <= before <= QUICK.recovery
         assert lost == 0
@@ -108,7 +145,9 @@ def test_a_page_gets_the_tables_of_what_was_measured_and_keeps_the_rest() -> Non
     assert made.startswith("# P\n<!-- idle -->\n| system | 8 ranks, CPU, % |\n")
     assert "| gpuspool | 0.500 |" in made.replace("0.5000", "0.500")
     assert "old" not in made
-    assert made.endswith("today\n<!-- end of idle -->\ntext\n<!-- scan -->\nkept\n<!-- end of scan -->\n")
+    assert made.endswith(
+        "today\n<!-- end of idle -->\ntext\n<!-- scan -->\nkept\n<!-- end of scan -->\n"
+    )
     assert report.splice(made, figures, "today") == made
 
 
@@ -128,12 +167,21 @@ def test_a_run_says_what_it_belongs_to(quick: dict[str, Any]) -> None:
     assert told["peers"]["gpuspool"] == {"version": "", "keeps": "everything", "why_not": ""}
 
 
-def test_a_peer_that_is_not_installed_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_not_installed_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(peers, "VENVS", tmp_path)
-    (tmp_path / "dask.json").write_text('{"version": "", "reason": "pip: no network", "megabytes": 0}')
-    points = run_all(arguments(["--quick", "--peer", "ray", "dask", "--bench", "startup"]), tmp_path)
+    (tmp_path / "dask.json").write_text(
+        '{"version": "", "reason": "pip: no network", "megabytes": 0}'
+    )
+    points = run_all(
+        arguments(["--quick", "--peer", "ray", "dask", "--bench", "startup"]), tmp_path
+    )
     notes = {point.peer: point.note for point in points}
-    assert notes == {"ray": "not installed; run `python benchmarks/install_peers.py`", "dask": "pip: no network"}
+    assert notes == {
+        "ray": "not installed; run `python benchmarks/install_peers.py`",
+        "dask": "pip: no network",
+    }
     assert "| ray | not installed" in report.table(report.gather(points))
 
 
@@ -159,16 +207,22 @@ def test_a_command_that_does_not_end_is_given_up_with_all_it_started(tmp_path: P
 
 
 def test_a_command_that_ends_is_told_with_its_code_and_words(tmp_path: Path) -> None:
-    ended = timed.run(["/bin/sh", "-c", "echo a; echo b; echo why >&2; exit 3"], tmp_path, PATIENCE_S)
+    ended = timed.run(
+        ["/bin/sh", "-c", "echo a; echo b; echo why >&2; exit 3"], tmp_path, PATIENCE_S
+    )
     assert ended is not None
     assert (ended.code, ended.last_line, ended.complaint()) == (3, "b", "why")
     assert 0 < ended.seconds < PATIENCE_S
 
 
-def test_nothing_of_ours_leaks_into_a_peers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_ours_leaks_into_a_peers_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GPUSPOOL_RANKS", "7")
     monkeypatch.setenv("PYTHONHASHSEED", "1")
-    ended = timed.run([sys.executable, "-c", "import os; print(dict(os.environ))"], tmp_path, PATIENCE_S)
+    ended = timed.run(
+        [sys.executable, "-c", "import os; print(dict(os.environ))"], tmp_path, PATIENCE_S
+    )
     assert ended is not None
     assert "GPUSPOOL_RANKS" not in ended.out
     assert "PYTHONHASHSEED" not in ended.out
@@ -184,7 +238,12 @@ def traced(tmp_path: Path) -> Path:
 
 def test_traces_are_counted_and_read_by_their_end(traced: Path) -> None:
     executions = traces.read_traces(traced)
-    assert [(one.task, one.end, one.pid) for one in executions] == [(0, 11, 1), (1, 13, 1), (1, 14, 2), (3, 15, 2)]
+    assert [(one.task, one.end, one.pid) for one in executions] == [
+        (0, 11, 1),
+        (1, 13, 1),
+        (1, 14, 2),
+        (3, 15, 2),
+    ]
     assert traces.count_traces(traced) == 4
     assert traces.twice_and_lost(executions, 4) == (1, 1)
     assert traces.makespan(executions) == 5
@@ -237,7 +296,11 @@ def point(value: float | None, peer: str = "gpuspool", note: str = "") -> Point:
 def test_repetitions_become_a_median_and_a_range() -> None:
     [figure] = report.gather([point(1.0), point(5.0), point(2.0)])
     assert figure.cell() == "2 (1–5)"
-    assert {name: figure.record()[name] for name in ("median", "low", "high")} == {"median": 2, "low": 1, "high": 5}
+    assert {name: figure.record()[name] for name in ("median", "low", "high")} == {
+        "median": 2,
+        "low": 1,
+        "high": 5,
+    }
     [nothing] = report.gather([point(None, note="exit code 1")])
     assert nothing.cell() == "exit code 1"
 
@@ -272,6 +335,13 @@ def test_targets_are_ratios_of_one_run_and_say_whether_they_are_met() -> None:
 def test_the_gpu_bench_says_so_where_there_is_no_gpu() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S * 2, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S * 2,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "no GPU" in done.stdout

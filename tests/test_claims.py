@@ -1,4 +1,6 @@
-"""Claims: whoever takes places of a manifest, each place is taken once, and the chain tells by whom."""
+"""Claims: whoever takes places of a manifest, each place is taken once, and the chain tells by
+whom.
+"""
 
 import random
 from pathlib import Path
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spooling import A0, A1, B0, C0, cuts, hidden_files, make_spool, race, write_claim
 
-from spool.claims import (
+from gpuspool.spool.claims import (
     LEFT_FRACTION,
     LONG_FRACTION,
     NEAR,
@@ -20,9 +22,9 @@ from spool.claims import (
     parse_start,
     read_claim,
 )
-from spool.codec import encode
-from spool.layout import Layout, attempt_name
-from spool.records import Claim
+from gpuspool.spool.codec import encode
+from gpuspool.spool.layout import Layout, attempt_name
+from gpuspool.spool.records import Claim
 
 M = "rank-0000"
 
@@ -55,7 +57,9 @@ def test_eight_processes_that_hammer_one_manifest_get_each_task_once(tmp_path: P
     layout = make_spool(tmp_path / "s", 800)
     got = race(hammer, *((layout.root, rank, 800) for rank in range(8)))
     everything = sorted((claim for part in got for claim in part), key=lambda claim: claim[1])
-    assert [place for _, start, stop in everything for place in range(start, stop)] == list(range(800))
+    assert [place for _, start, stop in everything for place in range(start, stop)] == list(
+        range(800)
+    )
     assert spans(chain_of(layout, 800)) == everything, "a chain read afresh tells the same"
     assert sum(bool(part) for part in got) > 1
     assert hidden_files(layout.root) == []
@@ -112,7 +116,15 @@ def test_a_claim_cut_at_any_byte_is_whole_or_nobodys(layout: Layout) -> None:
         Claim(attempt=A0, start=4, stop=3, at=1.0),
         Claim(attempt=A0, start=4, stop=21, at=1.0),
     ],
-    ids=["empty", "zeroed", "no attempt", "another start", "no place", "backwards", "beyond the end"],
+    ids=[
+        "empty",
+        "zeroed",
+        "no attempt",
+        "another start",
+        "no place",
+        "backwards",
+        "beyond the end",
+    ],
 )
 def test_an_unreadable_claim_is_nobodys_and_reaches_to_the_next_listed_start(
     layout: Layout, data: bytes | Claim
@@ -124,7 +136,9 @@ def test_an_unreadable_claim_is_nobodys_and_reaches_to_the_next_listed_start(
     assert spans(chain_of(layout, 20)) == [(A0, 0, 4), (NOBODY, 4, 10), (B0, 10, 12), (A0, 12, 14)]
 
 
-def test_an_unreadable_last_claim_reaches_to_the_end_until_a_later_one_is_listed(layout: Layout) -> None:
+def test_an_unreadable_last_claim_reaches_to_the_end_until_a_later_one_is_listed(
+    layout: Layout,
+) -> None:
     """Its places are never claimed again from here: they are for the sweep."""
     write_claim(layout, M, 0, Claim(attempt=A0, start=0, stop=4, at=1.0))
     write_claim(layout, M, 4, b"")
@@ -153,7 +167,13 @@ def test_foreign_names_among_claims_are_ignored(layout: Layout) -> None:
         (folder / name).write_bytes(b"?")
     (folder / "folder").mkdir()
     assert spans(chain_of(layout, 20)) == [(NOBODY, 0, 20)]
-    assert [parse_start(name) for name in ("000000120", "³", "-1", "", "12a")] == [120, None, None, None, None]
+    assert [parse_start(name) for name in ("000000120", "³", "-1", "", "12a")] == [
+        120,
+        None,
+        None,
+        None,
+        None,
+    ]
 
 
 positive = st.floats(1e-12, 1e12)
@@ -234,7 +254,9 @@ def test_who_skips_passes_over_a_lost_claim(layout: Layout) -> None:
 
 
 def test_who_skips_does_not_fall_back_to_a_claim_that_another_covers(layout: Layout) -> None:
-    """As a power cut leaves it: one was lost and covered anew, one behind it was not, and the last cannot be read."""
+    """As a power cut leaves it: one was lost and covered anew, one behind it was not, and the last
+    cannot be read.
+    """
     for start, stop in ((0, 1), (1, 2), (2, 3), (3, 4), (4, 9), (6, 7)):
         write_claim(layout, M, start, Claim(attempt=A0, start=start, stop=stop, at=0.0))
     assert Chain(layout, M, 10).skip().next == 9

@@ -1,4 +1,6 @@
-"""Closing and sweeping: of an attempt that dies nothing is lost, nothing is handed out twice, no innocent is blamed."""
+"""Closing and sweeping: of an attempt that dies nothing is lost, nothing is handed out twice, no
+innocent is blamed.
+"""
 
 import json
 from pathlib import Path
@@ -27,17 +29,25 @@ from spooling import (
     write_claim,
 )
 
-from spool.blame import MAX_KILLS, Witness, describe_exit
-from spool.claims import Chain
-from spool.closing import close_dead, lost_tasks, mend_claims, orphans_of, publish_closing, publish_copies, sweep
-from spool.codec import decode
-from spool.identity import myself
-from spool.journal import start_journal
-from spool.layout import Layout, attempt_name
-from spool.manifest import load_manifest, publish_manifest
-from spool.publish import listdir
-from spool.records import Claim, Closing, JournalLine, TaskLine
-from spool.view import View
+from gpuspool.spool.blame import MAX_KILLS, Witness, describe_exit
+from gpuspool.spool.claims import Chain
+from gpuspool.spool.closing import (
+    close_dead,
+    lost_tasks,
+    mend_claims,
+    orphans_of,
+    publish_closing,
+    publish_copies,
+    sweep,
+)
+from gpuspool.spool.codec import decode
+from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import start_journal
+from gpuspool.spool.layout import Layout, attempt_name
+from gpuspool.spool.manifest import load_manifest, publish_manifest
+from gpuspool.spool.publish import listdir
+from gpuspool.spool.records import Claim, Closing, JournalLine, TaskLine
+from gpuspool.spool.view import View
 
 M = "rank-0000"
 SEGV, KILL = Witness(-11, max_crashes=2), Witness(-9, max_crashes=2)
@@ -64,7 +74,9 @@ def close(view: View, attempt: str, by: str = "test", **more: object) -> Closing
 def crash(
     root: Path, left: list[TaskLine], witness: Witness | None, started: int | None = None
 ) -> tuple[Closing, list[TaskLine], View]:
-    """An attempt claims these tasks, finishes none and ends: (its closing, its orphans, the view after it)."""
+    """An attempt claims these tasks, finishes none and ends: (its closing, its orphans, the view
+    after it).
+    """
     layout = make_spool(root / "s", left)
     writer = begin(layout, A0)
     take(layout, A0, len(left))
@@ -146,7 +158,12 @@ def test_orphans_can_be_claimed_and_orphaned_again(layout: Layout) -> None:
     for number in range(3):
         attempt = attempt_name(0, number)
         writer = begin(layout, attempt)
-        take(layout, attempt, 12 - number, M if number == 0 else f"{attempt_name(0, number - 1)}.orphans")
+        take(
+            layout,
+            attempt,
+            12 - number,
+            M if number == 0 else f"{attempt_name(0, number - 1)}.orphans",
+        )
         finish(writer, number)
         close(view_of(layout), attempt)
         assert indices(orphans(layout, attempt)) == list(range(number + 1, 12))
@@ -195,9 +212,15 @@ def test_who_closes_second_adopts_the_first_word(layout: Layout) -> None:
     word = close(first, A0, by="first", state="stopped", reason="killed")
     data = layout.orphans(A0).read_bytes()
     assert close(second, A0, by="second", witness=SEGV) == word
-    assert not publish_closing(layout, Closing(attempt=A0, state="complete", reason="finished", by=A0), [])
+    assert not publish_closing(
+        layout, Closing(attempt=A0, state="complete", reason="finished", by=A0), []
+    )
     assert layout.orphans(A0).read_bytes() == data
-    assert [listdir(layout.subdir(state)) for state in ("complete", "failed", "stopped")] == [[], [], [f"{A0}.json"]]
+    assert [listdir(layout.subdir(state)) for state in ("complete", "failed", "stopped")] == [
+        [],
+        [],
+        [f"{A0}.json"],
+    ]
 
 
 def test_of_processes_that_close_the_same_attempts_one_closes_each(tmp_path: Path) -> None:
@@ -257,9 +280,9 @@ def test_a_crash_with_one_task_in_hand_counts_against_it(tmp_path: Path) -> None
 def test_a_task_alone_in_hand_at_the_limit_of_crashes_is_lost(tmp_path: Path) -> None:
     closing, left, view = crash(tmp_path, [task(0, crashes=1, careful=True)], SEGV, started=0)
     assert left == []
-    assert [(lost.task, lost.error.kind, lost.error.type, lost.error.exit_code) for lost in closing.lost] == [
-        (0, "lost", "WorkerLost", -11)
-    ]
+    assert [
+        (lost.task, lost.error.kind, lost.error.type, lost.error.exit_code) for lost in closing.lost
+    ] == [(0, "lost", "WorkerLost", -11)]
     assert "died 2 times" in closing.lost[0].error.message
     assert "SIGSEGV" in closing.lost[0].error.message
     assert A0 in closing.lost[0].error.message
@@ -267,7 +290,9 @@ def test_a_task_alone_in_hand_at_the_limit_of_crashes_is_lost(tmp_path: Path) ->
     assert json.loads(view.layout.failed_task("t0").read_bytes())["error"]["type"] == "WorkerLost"
 
 
-def test_a_crash_with_a_batch_in_hand_makes_all_careful_and_counts_against_none(tmp_path: Path) -> None:
+def test_a_crash_with_a_batch_in_hand_makes_all_careful_and_counts_against_none(
+    tmp_path: Path,
+) -> None:
     closing, left, view = crash(tmp_path, [task(0), task(1, crashes=1), task(2)], SEGV)
     assert left == [task(0, careful=True), task(1, crashes=1, careful=True), task(2, careful=True)]
     assert (closing.lost, closing.suspects) == ([], 3)
@@ -307,7 +332,9 @@ def test_a_first_crash_fails_nobody_whatever_was_left(tmp_path: Path) -> None:
 
 def test_sigkills_count_apart_and_with_more_patience(tmp_path: Path) -> None:
     for kills in range(MAX_KILLS - 1):
-        closing, left, _ = crash(tmp_path / f"{kills}", [task(0, crashes=1, kills=kills)], KILL, started=0)
+        closing, left, _ = crash(
+            tmp_path / f"{kills}", [task(0, crashes=1, kills=kills)], KILL, started=0
+        )
         assert left == [task(0, crashes=1, kills=kills + 1, careful=True, crashed_in=(A0,))]
         assert (closing.lost, closing.suspects) == ([], 1)
     closing, left, _ = crash(tmp_path / "last", [task(0, kills=MAX_KILLS - 1)], KILL, started=0)
@@ -325,14 +352,20 @@ def test_without_a_witness_nobody_is_blamed(tmp_path: Path) -> None:
 
 
 def test_a_limit_that_was_lowered_fails_no_task_that_was_not_in_hand(tmp_path: Path) -> None:
-    tasks = [task(0, crashes=1, careful=True), task(1, crashes=1, careful=True), task(2, careful=True)]
+    tasks = [
+        task(0, crashes=1, careful=True),
+        task(1, crashes=1, careful=True),
+        task(2, careful=True),
+    ]
     closing, left, _ = crash(tmp_path, tasks, Witness(-11, max_crashes=1), started=2)
     assert [lost.task for lost in closing.lost] == [2]
     assert left == tasks[:2]
 
 
 def test_a_bad_task_among_many_is_named_by_crashes_and_costs_no_other(tmp_path: Path) -> None:
-    """The whole story: task 5 kills every worker that runs it; each attempt runs what it can and crashes."""
+    """The whole story: task 5 kills every worker that runs it; each attempt runs what it can and
+    crashes.
+    """
     layout = make_spool(tmp_path / "s", 12)
     view = view_of(layout)
     number = 0
@@ -356,7 +389,12 @@ def test_a_bad_task_among_many_is_named_by_crashes_and_costs_no_other(tmp_path: 
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(3, "exit code 3"), (-11, "killed by SIGSEGV"), (-9, "killed by SIGKILL"), (-99, "killed by signal 99")],
+    [
+        (3, "exit code 3"),
+        (-11, "killed by SIGSEGV"),
+        (-9, "killed by SIGKILL"),
+        (-99, "killed by signal 99"),
+    ],
 )
 def test_an_exit_is_told_in_words(code: int, words: str) -> None:
     assert describe_exit(code) == words
@@ -385,7 +423,9 @@ def test_a_claim_that_was_invisible_at_the_close_is_swept_once(layout: Layout) -
     assert view.next_numbered("sweep") == "sweep-02"
 
 
-def test_the_tasks_of_a_claim_that_vanished_are_claimable_again_and_not_swept(layout: Layout) -> None:
+def test_the_tasks_of_a_claim_that_vanished_are_claimable_again_and_not_swept(
+    layout: Layout,
+) -> None:
     begin(layout, A0)
     for stop in (4, 8, 12):
         take(layout, A0, stop)
@@ -464,9 +504,15 @@ def test_an_idle_attempt_does_not_hold_its_own_claims(layout: Layout) -> None:
     done=st.sets(st.integers(0, 79), min_size=1, max_size=60),
 )
 def test_claims_that_a_power_cut_took_are_mended_so_that_nothing_done_is_claimed_again(
-    tmp_path_factory: pytest.TempPathFactory, stops: set[int], lost: set[int], are_last_lost: bool, done: set[int]
+    tmp_path_factory: pytest.TempPathFactory,
+    stops: set[int],
+    lost: set[int],
+    are_last_lost: bool,
+    done: set[int],
 ) -> None:
-    """Whoever reads every claim and whoever skips then come to the same end, behind all that is done."""
+    """Whoever reads every claim and whoever skips then come to the same end, behind all that is
+    done.
+    """
     layout = make_spool(tmp_path_factory.mktemp("s") / "s", 90)
     writer = begin(layout, A0)
     for stop in sorted(stops):
@@ -497,7 +543,11 @@ def test_an_open_attempt_holds_only_the_newest_round(layout: Layout) -> None:
 
 
 def test_a_swept_task_keeps_its_highest_round_and_crashes(layout: Layout) -> None:
-    known = [task(3, round=1), task(3, round=1, crashes=1, careful=True), task(3, crashes=2, kills=2)]
+    known = [
+        task(3, round=1),
+        task(3, round=1, crashes=1, careful=True),
+        task(3, crashes=2, kills=2),
+    ]
     assert publish_manifest(layout, "retry-01", known)
     begin(layout, A0)
     take(layout, A0, 12)
@@ -508,7 +558,11 @@ def test_a_swept_task_keeps_its_highest_round_and_crashes(layout: Layout) -> Non
     publish_closing(layout, Closing(attempt=A1, state="failed", reason="lost", by="test"), [])
     view = view_of(layout)
     assert sweep(view) == 12
-    assert list(view.manifests["sweep-01"].tasks()) == [*map(task, range(3)), known[1], *map(task, range(4, 12))]
+    assert list(view.manifests["sweep-01"].tasks()) == [
+        *map(task, range(3)),
+        known[1],
+        *map(task, range(4, 12)),
+    ]
 
 
 def test_numbers_of_sweeps_grow(layout: Layout) -> None:
@@ -517,7 +571,9 @@ def test_numbers_of_sweeps_grow(layout: Layout) -> None:
         attempt = attempt_name(0, number)
         begin(layout, attempt)
         take(layout, attempt, 12, swept)
-        publish_closing(layout, Closing(attempt=attempt, state="failed", reason="lost", by="test"), [])
+        publish_closing(
+            layout, Closing(attempt=attempt, state="failed", reason="lost", by="test"), []
+        )
         assert sweep(view) == 12
         swept = f"sweep-{number:02d}"
         assert swept in view.manifests
@@ -596,4 +652,6 @@ def test_orphans_that_a_power_cut_emptied_are_swept(layout: Layout) -> None:
     view = view_of(layout)
     assert view.closed[A0].state == "failed"
     assert sweep(view) == 12
-    assert decode(layout.status("failed", A0).read_bytes(), Closing).by == "test", "the copy still tells"
+    assert decode(layout.status("failed", A0).read_bytes(), Closing).by == "test", (
+        "the copy still tells"
+    )

@@ -1,4 +1,6 @@
-"""The demo's job on a small part of its data, killed half way: real sequences, a real torch model, the known labels."""
+"""The demo's job on a small part of its data, killed half way: real sequences, a real torch model,
+the known labels.
+"""
 
 import signal
 import subprocess
@@ -25,7 +27,16 @@ def data() -> None:
 def test_forty_contigs_agree_with_the_authors_after_a_kill_half_way(box: Box, data: None) -> None:
     box.run(EXAMPLE / "make_tasks.py", "--limit", LIMIT, "tasks.jsonl", program=(sys.executable,))
     tasks = (box / "tasks.jsonl").read_bytes().count(b"\n")
-    command = ["run", "--ranks", "2", "--devices", "cpu", "--tasks", "tasks.jsonl", f"{EXAMPLE}/classify.py:Contigs"]
+    command = [
+        "run",
+        "--ranks",
+        "2",
+        "--devices",
+        "cpu",
+        "--tasks",
+        "tasks.jsonl",
+        f"{EXAMPLE}/classify.py:Contigs",
+    ]
     started = box.start(*command)
     wait_until(lambda: journal_lines(box / "spool-Contigs"))
     box.kill_all()
@@ -34,7 +45,9 @@ def test_forty_contigs_agree_with_the_authors_after_a_kill_half_way(box: Box, da
     before = {line["task"] for line in journal_lines(box / "spool-Contigs")}
     box.run(*command)
     results = box.run("results").out
-    compared = box.run(EXAMPLE / "compare.py", "--limit", LIMIT, program=(sys.executable,), stdin=results)
+    compared = box.run(
+        EXAMPLE / "compare.py", "--limit", LIMIT, program=(sys.executable,), stdin=results
+    )
     assert f"{LIMIT} of {LIMIT} contigs agree" in compared.out
     assert_sound(box, "spool-Contigs", tasks)
     assert len(list((box / "spool-Contigs" / "outputs").rglob("*.npy"))) == tasks

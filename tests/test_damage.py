@@ -1,4 +1,6 @@
-"""Damaged and foreign files in a half-done spool: named by `verify`, survived by `resume`, kept in corrupt/."""
+"""Damaged and foreign files in a half-done spool: named by `verify`, survived by `resume`, kept in
+corrupt/.
+"""
 
 import os
 import random
@@ -46,11 +48,17 @@ def results_of(box: Box, code: int, command: list[str | Path]) -> list[Any]:
 
 
 def expect_complete(box: Box, command: list[str | Path], allowed: set[str] | None = None) -> None:
-    """The same command ends complete with the right results; all that `verify` then names is the damage itself."""
+    """The same command ends complete with the right results; all that `verify` then names is the
+    damage itself.
+    """
     results = results_of(box, 0, command)
     assert [result["state"] for result in results] == ["complete"] * 40
-    assert [result["result"] for result in results] == [f"go {i}" for i in range(20)] + ["wait"] * 20
-    problems = [text for text in box.problems("S") if not any(name in text for name in allowed or ())]
+    assert [result["result"] for result in results] == [f"go {i}" for i in range(20)] + [
+        "wait"
+    ] * 20
+    problems = [
+        text for text in box.problems("S") if not any(name in text for name in allowed or ())
+    ]
     assert problems == []
 
 
@@ -96,8 +104,12 @@ def fill_with_noise(path: Path) -> int:
     return start
 
 
-@pytest.mark.parametrize("damage", [flip_in_the_middle, flip_the_head, flip_a_newline, fill_with_noise])
-def test_damage_in_a_journal_costs_those_lines_alone(box: Box, damage: Callable[[Path], int]) -> None:
+@pytest.mark.parametrize(
+    "damage", [flip_in_the_middle, flip_the_head, flip_a_newline, fill_with_noise]
+)
+def test_damage_in_a_journal_costs_those_lines_alone(
+    box: Box, damage: Callable[[Path], int]
+) -> None:
     command = half_done(box)
     offset = damage(box / "S" / JOURNAL)
     damaged = (box / "S" / JOURNAL).read_bytes()
@@ -117,7 +129,9 @@ def test_a_torn_journal_costs_its_last_line_alone(box: Box) -> None:
     assert len(journal_lines(box / "S")) == 19
     expect_complete(box, command)
     done = box.run("verify", "S")
-    assert f"note: {box / 'S' / JOURNAL}, byte {offset}: torn line of 30 bytes at the end" in done.out
+    assert (
+        f"note: {box / 'S' / JOURNAL}, byte {offset}: torn line of 30 bytes at the end" in done.out
+    )
     assert len(ran(box)) == 41
     assert kept(box, JOURNAL) == (box / "S" / JOURNAL).read_bytes()
 
@@ -171,7 +185,10 @@ def test_a_lost_claim(box: Box, what: str, place: int) -> None:
     if what == "emptied":
         verify_names(box, f"claims/rank-0000/{name}", None)
     elif not last:
-        assert box.run("verify", "S", code=5).out.count("outside the chain") == len(names(claims)) - place
+        assert (
+            box.run("verify", "S", code=5).out.count("outside the chain")
+            == len(names(claims)) - place
+        )
     expect_complete(box, command, {"claims/rank-0000"})
 
 
@@ -180,7 +197,9 @@ def test_an_unreadable_claim_is_kept_in_corrupt(box: Box) -> None:
     claim = box / "S" / "claims" / "rank-0000" / names(box / "S" / "claims" / "rank-0000")[1]
     claim.write_bytes(b"{garbage")
     expect_complete(box, command, {"claims/rank-0000"})
-    assert b"{garbage" in [(box / "S" / "corrupt" / name).read_bytes() for name in names(box / "S" / "corrupt")]
+    assert b"{garbage" in [
+        (box / "S" / "corrupt" / name).read_bytes() for name in names(box / "S" / "corrupt")
+    ]
 
 
 @pytest.mark.parametrize("place", [1, -1])
@@ -195,7 +214,9 @@ def test_a_claim_in_the_name_of_an_attempt_that_never_was(box: Box, place: int) 
 
 @pytest.mark.parametrize("line", [3, 20, 35, -1])
 def test_a_damaged_manifest_line(box: Box, line: int) -> None:
-    """A task that was done stays done; one that no readable line describes any more fails as unreadable."""
+    """A task that was done stays done; one that no readable line describes any more fails as
+    unreadable.
+    """
     command = half_done(box)
     path = box / "S" / MANIFEST
     offset = line_start(path, line)
@@ -206,7 +227,11 @@ def test_a_damaged_manifest_line(box: Box, line: int) -> None:
         expect_complete(box, command, {MANIFEST, "stand in no readable manifest line"})
         return
     results = results_of(box, 3, command)
-    failed = {result["index"]: result["error"]["kind"] for result in results if result["state"] != "complete"}
+    failed = {
+        result["index"]: result["error"]["kind"]
+        for result in results
+        if result["state"] != "complete"
+    }
     assert failed == {task: "unreadable"}
     assert kept(box, MANIFEST) == path.read_bytes()
     assert "unreadable" in box.run("failed", "S").out
@@ -269,7 +294,9 @@ def test_verify_names_an_emptied_status_record(box: Box) -> None:
 
 
 def test_the_head_of_an_orphans_manifest_is_lost(box: Box) -> None:
-    """The attempt stays closed, as something that was lost; the tasks behind the head are still there."""
+    """The attempt stays closed, as something that was lost; the tasks behind the head are still
+    there.
+    """
     command = killed_twice(box)
     orphans = "manifests/rank-0000.a00.orphans.jsonl"
     flip(box / "S" / orphans, 20)
@@ -281,13 +308,31 @@ def test_foreign_files_are_ignored(box: Box) -> None:
     command = half_done(box)
     spool = box / "S"
     for folder in [path for path in spool.rglob("*") if path.is_dir()]:
-        for name in ("README", ".nfs0001", "notes.txt", "x.jsonl", "x.json", "rank-0000.a00.jsonl~", "999999999999"):
+        for name in (
+            "README",
+            ".nfs0001",
+            "notes.txt",
+            "x.jsonl",
+            "x.json",
+            "rank-0000.a00.jsonl~",
+            "999999999999",
+        ):
             (folder / name).write_text("not ours\n")
         (folder / "a folder").mkdir()
-    before = {name: data for name, data in tree(spool).items() if data == b"not ours\n" and ".nfs" not in name}
-    expect_complete(box, command, {"999999999999", "x.json", "notes.txt", "README", "rank-0000.a00.jsonl~", "a folder"})
+    before = {
+        name: data
+        for name, data in tree(spool).items()
+        if data == b"not ours\n" and ".nfs" not in name
+    }
+    expect_complete(
+        box,
+        command,
+        {"999999999999", "x.json", "notes.txt", "README", "rank-0000.a00.jsonl~", "a folder"},
+    )
     after = tree(spool)
-    assert [name for name, data in before.items() if after.get(name) != data] == [], "nothing foreign was touched"
+    assert [name for name, data in before.items() if after.get(name) != data] == [], (
+        "nothing foreign was touched"
+    )
 
 
 def test_folders_where_files_should_be(box: Box) -> None:
@@ -305,7 +350,9 @@ def test_folders_where_files_should_be(box: Box) -> None:
             path.unlink()
         path.mkdir()
     assert box.run("status", "S", "--json").record()["tasks"]["complete"] == 20
-    expect_complete(box, [*command, "--lease", "1s"], {"rank-0007", "sweep-07", "rank-0008", "a09", "a00"})
+    expect_complete(
+        box, [*command, "--lease", "1s"], {"rank-0007", "sweep-07", "rank-0008", "a09", "a00"}
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -317,7 +364,9 @@ def test_noise_anywhere_is_survived(box: Box, seed: int) -> None:
     files = [
         path
         for path in sorted(spool.rglob("*"))
-        if path.is_file() and path.stat().st_size and not {"job", "run.json", "FORMAT"} & {path.name, path.parent.name}
+        if path.is_file()
+        and path.stat().st_size
+        and not {"job", "run.json", "FORMAT"} & {path.name, path.parent.name}
     ]
     for path in rng.sample(files, 5):
         data = bytearray(path.read_bytes())
@@ -331,7 +380,9 @@ def test_noise_anywhere_is_survived(box: Box, seed: int) -> None:
     assert "Traceback" not in done.err
     expected = [f"go {i}" for i in range(20)] + ["wait"] * 20
     for result, value in zip(box.results("S"), expected, strict=True):
-        assert (result["state"], result["result"]) == ("complete", value) or result["error"]["kind"] == "unreadable"
+        assert (result["state"], result["result"]) == ("complete", value) or result["error"][
+            "kind"
+        ] == "unreadable"
 
 
 def test_a_missing_output_is_named(box: Box) -> None:

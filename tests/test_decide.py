@@ -1,10 +1,12 @@
-"""Each row of the table at the top of orchestrator/decide.py: what is done next, from what is known alone."""
+"""Each row of the table at the top of orchestrator/decide.py: what is done next, from what is known
+alone.
+"""
 
 from typing import Any
 
 import pytest
 
-from orchestrator.decide import (
+from gpuspool.orchestrator.supervise.decide import (
     BACKOFF_S,
     FAREWELL_S,
     Action,
@@ -21,14 +23,19 @@ from orchestrator.decide import (
     decide,
     failures_in_a_row,
 )
-from spool.identity import ALIVE, DEAD, ELSEWHERE
-from spool.records import Closing
+from gpuspool.spool.identity import ALIVE, DEAD, ELSEWHERE
+from gpuspool.spool.records import Closing
 
 NOW = 1000.0
 
 
 def decided(now: float = NOW, max_restarts: int = 3, **known: Any) -> list[Action]:
-    defaults: dict[str, Any] = {"tasks_left": 10, "unclaimed": 10, "open": [], "past": [RankPast(0), RankPast(1)]}
+    defaults: dict[str, Any] = {
+        "tasks_left": 10,
+        "unclaimed": 10,
+        "open": [],
+        "past": [RankPast(0), RankPast(1)],
+    }
     return decide(Snapshot(**{**defaults, **known}), Policy(max_restarts), now)
 
 
@@ -37,15 +44,21 @@ def attempt(rank: int, life: str = ALIVE, is_starting: bool = False) -> OpenAtte
 
 
 def closing(reason: str, state: str = "failed", suspects: int = 0) -> Closing:
-    return Closing(attempt="rank-0000.a00", state=state, reason=reason, by="parent", suspects=suspects)
+    return Closing(
+        attempt="rank-0000.a00", state=state, reason=reason, by="parent", suspects=suspects
+    )
 
 
-def past(*reasons: str, rank: int = 0, finished: int = 0, ended_at: float = 0.0, **fields: Any) -> RankPast:
+def past(
+    *reasons: str, rank: int = 0, finished: int = 0, ended_at: float = 0.0, **fields: Any
+) -> RankPast:
     closings = tuple(closing(reason, **fields) for reason in reasons)
     return RankPast(rank, closings, (finished,) * len(closings), ended_at)
 
 
-@pytest.mark.parametrize("known", [{}, {"tasks_left": 0}, {"is_draining": True, "kill_at": 0.0}, {"unclaimed": 0}])
+@pytest.mark.parametrize(
+    "known", [{}, {"tasks_left": 0}, {"is_draining": True, "kill_at": 0.0}, {"unclaimed": 0}]
+)
 def test_the_dead_are_closed_before_anything_else(known: dict[str, Any]) -> None:
     lives = [attempt(0, DEAD), attempt(1), attempt(2, DEAD), attempt(3, ELSEWHERE)]
     assert decided(open=lives, **known) == [Close("rank-0000.a00"), Close("rank-0002.a00")]
@@ -55,7 +68,10 @@ def test_all_done_waits_for_attempts_to_end_themselves() -> None:
     assert decided(tasks_left=0, unclaimed=0, finished_at=NOW) == [End("finished")]
     assert decided(tasks_left=0, open=[attempt(0)], finished_at=NOW - FAREWELL_S / 2) == []
     late = {"tasks_left": 0, "finished_at": NOW - FAREWELL_S - 1}
-    assert decided(open=[attempt(0), attempt(1)], **late) == [Kill("rank-0000.a00"), Kill("rank-0001.a00")]
+    assert decided(open=[attempt(0), attempt(1)], **late) == [
+        Kill("rank-0000.a00"),
+        Kill("rank-0001.a00"),
+    ]
 
 
 def test_all_done_ends_finished_even_while_draining_or_with_every_rank_given_up() -> None:
@@ -70,11 +86,16 @@ def test_a_drain_waits_for_the_tasks_in_hand_and_starts_nothing() -> None:
 
 def test_a_drain_kills_past_the_grace() -> None:
     lives = [attempt(0), attempt(1)]
-    assert decided(is_draining=True, kill_at=NOW - 1, open=lives) == [Kill("rank-0000.a00"), Kill("rank-0001.a00")]
+    assert decided(is_draining=True, kill_at=NOW - 1, open=lives) == [
+        Kill("rank-0000.a00"),
+        Kill("rank-0001.a00"),
+    ]
 
 
 def test_a_drain_does_not_wait_for_what_may_live_on_another_host() -> None:
-    assert decided(is_draining=True, kill_at=NOW + 5, open=[attempt(0, ELSEWHERE)]) == [End("drained")]
+    assert decided(is_draining=True, kill_at=NOW + 5, open=[attempt(0, ELSEWHERE)]) == [
+        End("drained")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Which device each rank may see: the pool, its sharing out, and what stands in a worker's environment."""
+"""Which device each rank may see: the pool, its sharing out, and what stands in a worker's
+environment.
+"""
 
 import os
 from typing import Any
@@ -6,8 +8,8 @@ from typing import Any
 import pytest
 from helpers import JOBS, Box, has_gpu, names, record
 
-from orchestrator.devices import assign, environment_for, find_pool
-from spool.errors import UsageError
+from gpuspool.orchestrator.plan.devices import assign, environment_for, find_pool
+from gpuspool.spool.errors import UsageError
 
 UUIDS = "GPU-aaaa,GPU-bbbb"
 MIGS = "MIG-1111,MIG-2222,MIG-3333"
@@ -72,7 +74,9 @@ def test_gpus_per_rank_gives_each_rank_consecutive_ones() -> None:
 
 
 def test_more_ranks_than_devices_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--ranks 3, but 2 device\(s\) \(GPU-aaaa,GPU-bbbb\) give 2"):
+    with pytest.raises(
+        UsageError, match=r"--ranks 3, but 2 device\(s\) \(GPU-aaaa,GPU-bbbb\) give 2"
+    ):
         assigned(UUIDS, ranks=3)
     with pytest.raises(UsageError, match="give 4"):
         assigned(UUIDS, ranks=5, per_gpu=2)
@@ -126,7 +130,9 @@ def test_cpu_ranks_share_the_cores_unless_the_user_said_otherwise() -> None:
 
 
 def seen_by_ranks(box: Box, visible: str, *options: str, tasks: int = 12) -> dict[int, list[Any]]:
-    """rank -> (what stood in CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER, OMP_NUM_THREADS, ctx.device) of its worker."""
+    """rank -> (what stood in CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER, OMP_NUM_THREADS, ctx.device)
+    of its worker.
+    """
     env = {"GPUSPOOL_DEVICE_CHECK": "off", "CUDA_VISIBLE_DEVICES": visible}
     arguments = ["--lines", box.lines(tasks), "--arg", f"gate={box / 'gate'}", "--spool", "S"]
     box.run("run", f"{JOBS}/devices.py:meet", *arguments, *options, env=env)
@@ -177,8 +183,19 @@ def test_where_there_is_no_gpu_nor_promise_of_one_the_cpu_is_used(box: Box) -> N
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, so a worker sees one")
 def test_a_worker_that_does_not_see_its_device_computes_nothing(box: Box) -> None:
-    """Never silently on the CPU: the job would take a hundred times as long, and nobody would know why."""
-    command = ["run", f"{JOBS}/gpu.py:Matrix", "--lines", box.lines(4), "--spool", "S", "--max-restarts", "0"]
+    """Never silently on the CPU: the job would take a hundred times as long, and nobody would know
+    why.
+    """
+    command = [
+        "run",
+        f"{JOBS}/gpu.py:Matrix",
+        "--lines",
+        box.lines(4),
+        "--spool",
+        "S",
+        "--max-restarts",
+        "0",
+    ]
     done = box.run(*command, "--devices", "0", code=4, env={"CUDA_VISIBLE_DEVICES": None})
     assert "this worker was given 1 device(s) (0) and torch" in done.err
     assert "sees 0" in done.err
@@ -191,11 +208,23 @@ def test_a_real_gpu_is_seen_used_and_named(box: Box) -> None:
     if not has_gpu():
         pytest.skip("needs a real GPU: NVML finds none here")
     ranks = str(min(2, len(find_pool(None, {}))))
-    command = ["run", f"{JOBS}/gpu.py:Matrix", "--lines", box.lines(16), "--spool", "S", "--ranks", ranks]
+    command = [
+        "run",
+        f"{JOBS}/gpu.py:Matrix",
+        "--lines",
+        box.lines(16),
+        "--spool",
+        "S",
+        "--ranks",
+        ranks,
+    ]
     box.run(*command, env={"CUDA_VISIBLE_DEVICES": None})
     assert {result["result"] for result in box.results("S")} == {0.0}
     for name in names(box / "S" / "complete"):
-        closing, intent = record(box / "S" / "complete" / name), record(box / "S" / "attempts" / name)
+        closing, intent = (
+            record(box / "S" / "complete" / name),
+            record(box / "S" / "attempts" / name),
+        )
         stats = closing["stats"]
         assert stats["device"] == intent["device"]
         assert stats["device_uuid"].startswith("GPU-")

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 import pytest
 
-from orchestrator.cli import cli
-from spool import layout
+from gpuspool.orchestrator.cli.main import cli
+from gpuspool.spool import layout
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")])

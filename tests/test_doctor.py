@@ -1,4 +1,6 @@
-"""`gpuspool doctor`: what a file system keeps, found out by trying; a run passes on what it finds wrong."""
+"""`gpuspool doctor`: what a file system keeps, found out by trying; a run passes on what it finds
+wrong.
+"""
 
 import subprocess
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import GPUSPOOL, JOBS, Box, tree
 
-from orchestrator.doctor import LOW_INODES, examine
+from gpuspool.orchestrator.supervise.doctor import LOW_INODES, examine
 
 DOUBLE = f"{JOBS}/plain.py:double"
 
@@ -18,7 +20,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     options = f"size=4m,nr_inodes={LOW_INODES // 2}"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a file system here: {mounted.stderr.decode().strip()}")
     yield folder
@@ -34,11 +38,22 @@ def test_a_good_file_system_is_fit_and_left_as_it_was(box: Box) -> None:
     found = box.run("doctor", ".", "--json").record()
     assert (found["is_fit"], found["folder"]) == (True, str(box.home))
     names = {check["name"]: check["state"] for check in found["checks"]}
-    assert names.keys() == {"type", "exclusive", "link", "rename", "lock", "space", "sync", "inotify"}
+    assert names.keys() == {
+        "type",
+        "exclusive",
+        "link",
+        "rename",
+        "lock",
+        "space",
+        "sync",
+        "inotify",
+    }
     assert {state for name, state in names.items() if name != "space"} == {"ok"}
 
 
-def test_a_file_system_with_little_room_is_warned_of_by_doctor_and_by_a_run(box: Box, small: Path) -> None:
+def test_a_file_system_with_little_room_is_warned_of_by_doctor_and_by_a_run(
+    box: Box, small: Path
+) -> None:
     found = {check.name: check for check in examine(small)}
     assert found["space"].state == "warning"
     done = box.run("run", DOUBLE, "--lines", box.lines(2), "--spool", small / "S")
@@ -49,7 +64,16 @@ def test_a_file_system_without_hard_links_is_not_fit(box: Box) -> None:
     """Where link(2) fails, as on some FUSE and CIFS mounts; strace makes it fail here."""
     if subprocess.run(["which", "strace"], capture_output=True, check=False).returncode:
         pytest.skip("strace is not installed")
-    strace = ("strace", "-f", "-o", "/dev/null", "-e", "trace=link,linkat", "-e", "inject=link,linkat:error=EPERM")
+    strace = (
+        "strace",
+        "-f",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=link,linkat",
+        "-e",
+        "inject=link,linkat:error=EPERM",
+    )
     done = box.run("doctor", ".", "--json", program=(*strace, GPUSPOOL), code=1)
     found = {check["name"]: check for check in done.record()["checks"]}
     assert found["link"]["state"] == "problem"

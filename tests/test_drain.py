@@ -1,4 +1,6 @@
-"""Stopping a run so that it can go on: signals, `drain`, the time limit, the grace; and nothing left running."""
+"""Stopping a run so that it can go on: signals, `drain`, the time limit, the grace; and nothing
+left running.
+"""
 
 import os
 import signal
@@ -24,11 +26,15 @@ PAYLOADS = ["wait", "wait", *["go"] * 8]
 
 
 def finish_drain(box: Box, command: list[str | Path]) -> None:
-    """After a drain with both ranks at the gate: those two tasks are done, nothing else is; the rest follows."""
+    """After a drain with both ranks at the gate: those two tasks are done, nothing else is; the
+    rest follows.
+    """
     assert sorted(line["task"] for line in journal_lines(box / "S")) == [0, 1]
     assert box.processes() == []
     stopped = [record(box / "S" / "stopped" / name) for name in names(box / "S" / "attempts")]
-    assert [(closing["state"], closing["reason"]) for closing in stopped] == [("stopped", "drained")] * 2
+    assert [(closing["state"], closing["reason"]) for closing in stopped] == [
+        ("stopped", "drained")
+    ] * 2
     assert box.status("S")["state"] == "stopped"
     assert record(box / "S" / "summary.json")["exit_code"] == 75
     box.run(*command)
@@ -38,9 +44,20 @@ def finish_drain(box: Box, command: list[str | Path]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_drains(box: Box, number: signal.Signals) -> None:
-    command: list[str | Path] = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(PAYLOADS), "--ranks", "2"]
+    command: list[str | Path] = [
+        "run",
+        f"{JOBS}/gates.py:gated",
+        "--tasks",
+        box.tasks(PAYLOADS),
+        "--ranks",
+        "2",
+    ]
     command += ["--arg", f"gate={box / 'gate'}", "--spool", "S"]
-    as_from_a_terminal = ("env", "--default-signal=HUP", GPUSPOOL)  # these tests may run under nohup
+    as_from_a_terminal = (
+        "env",
+        "--default-signal=HUP",
+        GPUSPOOL,
+    )  # these tests may run under nohup
     started = box.start(*command, program=as_from_a_terminal)
     wait_until(lambda: len(waiting(box)) == 2)
     started.signal(number)
@@ -107,13 +124,24 @@ def test_a_signal_to_an_orchestrator_that_adopted_drains_its_workers_too(box: Bo
 
 def test_the_time_limit_drains(box: Box) -> None:
     """The tasks end when they are told to; a Slurm script requeues on the exit code."""
-    command = ["run", f"{JOBS}/gates.py:gated_polite", "--lines", box.lines(4), "--ranks", "2", "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/gates.py:gated_polite",
+        "--lines",
+        box.lines(4),
+        "--ranks",
+        "2",
+        "--spool",
+        "S",
+    ]
     command += ["--arg", f"gate={box / 'gate'}"]
     done = box.run(*command, "--time-limit", "1s", code=75)
     assert "the time limit is reached" in done.err
     assert box.processes() == []
     before = journal_lines(box / "S")
-    assert all(line["result"] is True for line in before), "a long task may look whether it should end"
+    assert all(line["result"] is True for line in before), (
+        "a long task may look whether it should end"
+    )
     (box / "gate").touch()
     box.run(*command, "--time-limit", "1h")
     results = assert_sound(box, "S", 4)
@@ -129,7 +157,9 @@ def test_a_second_interrupt_kills(box: Box) -> None:
     done = started.wait(130)
     assert "interrupted with 0 of 10 tasks complete" in done.err
     assert box.processes() == []
-    assert {record(box / "S" / "stopped" / name)["reason"] for name in names(box / "S" / "attempts")} == {"killed"}
+    assert {
+        record(box / "S" / "stopped" / name)["reason"] for name in names(box / "S" / "attempts")
+    } == {"killed"}
     (box / "gate").touch()
     box.run(*command)
     assert_sound(box, "S", len(PAYLOADS))
@@ -146,14 +176,25 @@ def test_a_task_that_outlives_the_grace_is_killed_and_nobody_is_blamed(box: Box)
         assert "drained with 0 of 1 tasks complete" in started.wait(75).err
         assert box.processes() == []
         closing = record(box / "S" / "stopped" / f"rank-0000.a{attempt:02d}.json")
-        assert (closing["reason"], closing.get("suspects", 0), closing.get("lost", [])) == ("killed", 0, [])
+        assert (closing["reason"], closing.get("suspects", 0), closing.get("lost", [])) == (
+            "killed",
+            0,
+            [],
+        )
     (box / "gate").touch()
     box.run(*command)
     assert_sound(box, "S", 1)
 
 
 def test_a_run_under_nohup_survives_the_terminal(box: Box) -> None:
-    command = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(["wait", "go"]), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/gates.py:gated",
+        "--tasks",
+        box.tasks(["wait", "go"]),
+        "--spool",
+        "S",
+    ]
     command += ["--arg", f"gate={box / 'gate'}"]
     started = box.start(*command, program=("nohup", GPUSPOOL))
     wait_until(lambda: waiting(box))
@@ -180,7 +221,16 @@ def test_children_of_the_job_die_with_their_worker(box: Box) -> None:
 def test_children_die_with_a_worker_that_is_killed(box: Box) -> None:
     box.write("job.py", "import gates\ndef job(task, ctx):\n    gates.with_children(task, ctx)\n"
               "    gates.pass_gate(ctx.args['children'] + '.gate')\n")  # fmt: skip
-    command = ["run", "job.py:job", "--lines", box.lines(1), "--arg", f"children={box / 'children'}", "--spool", "S"]
+    command = [
+        "run",
+        "job.py:job",
+        "--lines",
+        box.lines(1),
+        "--arg",
+        f"children={box / 'children'}",
+        "--spool",
+        "S",
+    ]
     started = box.start(*command, "--grace", "0s", env={"PYTHONPATH": str(JOBS)})
     wait_until((box / "children").exists)
     wait_until(lambda: children(box))
@@ -192,7 +242,18 @@ def test_children_die_with_a_worker_that_is_killed(box: Box) -> None:
 
 def test_commands_die_with_a_worker_that_is_killed(box: Box) -> None:
     script = 'echo $$ > "$0"; exec sleep 1000'
-    command = ["run", "--lines", box.lines(1), "--spool", "S", "--", "sh", "-c", script, str(box / "children")]
+    command = [
+        "run",
+        "--lines",
+        box.lines(1),
+        "--spool",
+        "S",
+        "--",
+        "sh",
+        "-c",
+        script,
+        str(box / "children"),
+    ]
     started = box.start("run", "--grace", "0s", *command[1:])
     wait_until((box / "children").exists)
     pid = wait_until(lambda: children(box))[0]

@@ -1,4 +1,6 @@
-"""One call of user code: whatever it returns or raises, every task of it gets exactly one line, and the right one."""
+"""One call of user code: whatever it returns or raises, every task of it gets exactly one line, and
+the right one.
+"""
 
 import time
 import weakref
@@ -15,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spooling import A0, task
 
-from spool.records import JournalLine, TaskLine
-from worker.beat import Doing
-from worker.context import Context, Task
-from worker.execute import EACH, LOOK_S, Executor
-from worker.job import LoadedJob
-from worker.outputs import Outputs
+from gpuspool.spool.records import JournalLine, TaskLine
+from gpuspool.worker.beat import Doing
+from gpuspool.worker.context import Context, Task
+from gpuspool.worker.execute import EACH, LOOK_S, Executor
+from gpuspool.worker.job import LoadedJob
+from gpuspool.worker.outputs import Outputs
 
 
 class Settling(Executor):
@@ -41,17 +43,23 @@ class Settling(Executor):
         return self.settled
 
 
-def executor_of(out: Path, call: Callable[[Any, Context], Any], batch_size: int | None = None) -> Settling:
+def executor_of(
+    out: Path, call: Callable[[Any, Context], Any], batch_size: int | None = None
+) -> Settling:
     outputs = Outputs(out, A0)
     context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False)
     return Settling(LoadedJob(call=call, batch_size=batch_size), context, outputs, 7)
 
 
 def run(executor: Settling, count: int, **more: Any) -> list[JournalLine]:
-    """The lines of a batch of tasks 0, 1, … whose payloads are their indices, in order; one for each task."""
+    """The lines of a batch of tasks 0, 1, … whose payloads are their indices, in order; one for
+    each task.
+    """
     tasks = [task(index, **more) for index in range(count)]
     settled = executor.settle(tasks)
-    assert all(line.task == verdict.task and line.round == verdict.round for line, verdict in settled)
+    assert all(
+        line.task == verdict.task and line.round == verdict.round for line, verdict in settled
+    )
     assert sorted(verdict.task for _, verdict in settled) == list(range(count))
     return sorted((verdict for _, verdict in settled), key=lambda verdict: verdict.task)
 
@@ -69,7 +77,11 @@ def kinds(lines: list[JournalLine]) -> list[str | None]:
 
 
 def test_a_task_alone_gives_its_result(tmp_path: Path) -> None:
-    [line] = run(executor_of(tmp_path, lambda task, ctx: {"twice": 2 * task.payload + task.index}), 1, round=3)
+    [line] = run(
+        executor_of(tmp_path, lambda task, ctx: {"twice": 2 * task.payload + task.index}),
+        1,
+        round=3,
+    )
     assert (line.state, line.round, values([line])) == ("complete", 3, [{"twice": 0}])
     assert line.error is None
     assert line.start > 1.7e9
@@ -110,18 +122,27 @@ def test_a_batch_that_raises_fails_exactly_the_bad_tasks(
         return [one.index for one in tasks]
 
     lines = run(executor_of(tmp_path_factory.getbasetemp(), call, 17), count)
-    assert {line.task for line in lines if line.state == "failed"} == {index for index in bad if index < count}
+    assert {line.task for line in lines if line.state == "failed"} == {
+        index for index in bad if index < count
+    }
     for line in lines:
         if line.error is None:
             assert values([line]) == [line.task]
         else:
-            assert (line.error.kind, line.error.message) == ("exception", f"task {line.task} is bad")
+            assert (line.error.kind, line.error.message) == (
+                "exception",
+                f"task {line.task} is bad",
+            )
     if len(bad & set(range(count))) == 1:
         assert calls <= 2 * count.bit_length() + 1, "a bad task is found by halving"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(0), GeneratorExit(), RecursionError("deep")])
-def test_whatever_user_code_raises_fails_its_task_alone(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(0), GeneratorExit(), RecursionError("deep")]
+)
+def test_whatever_user_code_raises_fails_its_task_alone(
+    tmp_path: Path, error: BaseException
+) -> None:
     def call(tasks: list[Task], ctx: Context) -> list[int]:
         if any(one.index == 2 for one in tasks):
             raise error
@@ -164,7 +185,9 @@ def test_a_result_that_is_no_json_fails_that_task_alone_and_once(tmp_path: Path)
 
 
 @pytest.mark.parametrize("results", [[], [1] * 4, [1] * 5])
-def test_another_number_of_results_than_tasks_fails_them(tmp_path: Path, results: list[int]) -> None:
+def test_another_number_of_results_than_tasks_fails_them(
+    tmp_path: Path, results: list[int]
+) -> None:
     lines = run(executor_of(tmp_path, lambda tasks, ctx: results, 3), 3)
     assert states(lines) == "fff"
     assert kinds(lines) == ["result"] * 3
@@ -173,8 +196,13 @@ def test_another_number_of_results_than_tasks_fails_them(tmp_path: Path, results
 
 
 def test_a_batch_that_drops_one_result_is_found_out_by_halving(tmp_path: Path) -> None:
-    """A job that skips its bad tasks: the good ones still get their own results, never a neighbour's."""
-    lines = run(executor_of(tmp_path, lambda tasks, ctx: [one.index for one in tasks if one.index != 2], 4), 4)
+    """A job that skips its bad tasks: the good ones still get their own results, never a
+    neighbour's.
+    """
+    lines = run(
+        executor_of(tmp_path, lambda tasks, ctx: [one.index for one in tasks if one.index != 2], 4),
+        4,
+    )
     assert (states(lines), values(lines)) == ("ccfc", [0, 1, None, 3])
 
 
@@ -273,7 +301,10 @@ def test_outputs_of_what_completed_are_published_and_of_what_failed_are_not(tmp_
                 path.write_text(f"{len(tasks)} at once")
         if len(tasks) > 4:
             raise ValueError("too many at once")
-        return [float("inf") if one.index == 2 else ValueError("no") if one.index == 3 else None for one in tasks]
+        return [
+            float("inf") if one.index == 2 else ValueError("no") if one.index == 3 else None
+            for one in tasks
+        ]
 
     lines = run(executor_of(tmp_path, call, 8), 8)
     assert states(lines) == "cfffcccc"
@@ -377,10 +408,20 @@ def test_a_seed_depends_on_the_run_and_the_index_alone(tmp_path: Path) -> None:
 
 def test_a_task_shows_what_its_line_says(tmp_path: Path) -> None:
     def call(task: Task, ctx: Context) -> Any:
-        return [task.key, str(task.path), task.cost, task.payload["n"], ctx.rank, ctx.attempt, ctx.is_draining()]
+        return [
+            task.key,
+            str(task.path),
+            task.cost,
+            task.payload["n"],
+            ctx.rank,
+            ctx.attempt,
+            ctx.is_draining(),
+        ]
 
     executor = executor_of(tmp_path, call)
-    line = task(5, key="cat/1.jpg", payload=msgspec.Raw(b'{"path":"/data/cat/1.jpg","n":[1]}'), cost=2.5)
+    line = task(
+        5, key="cat/1.jpg", payload=msgspec.Raw(b'{"path":"/data/cat/1.jpg","n":[1]}'), cost=2.5
+    )
     [(_, verdict)] = executor.settle([line])
     assert values([verdict]) == [["cat/1.jpg", "/data/cat/1.jpg", 2.5, [1], 0, A0, False]]
 

@@ -16,14 +16,21 @@ import pytest
 import seed_workers
 from helpers import Box, Started, is_alive, names, record, wait_until
 
-from orchestrator import gpu_coordinator
-from orchestrator.devices import find_pool
-from orchestrator.gpu_coordinator import GPUProcessCoordinator
-from orchestrator.results import Results
-from orchestrator.status import open_view, status
-from spool.errors import UsageError
+from gpuspool.orchestrator import gpu_coordinator
+from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
+from gpuspool.orchestrator.plan.devices import find_pool
+from gpuspool.orchestrator.report.results import Results
+from gpuspool.orchestrator.report.status import status
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.view import open_view
 
-DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+DEVICES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "SLURM_JOB_GPUS",
+    "SLURM_STEP_GPUS",
+    "SLURM_GPUS_ON_NODE",
+)
 Make = Callable[[int], GPUProcessCoordinator]
 
 
@@ -41,7 +48,9 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(out: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Makes coordinators on one output_dir, with tokens that no device has; none of their workers is left behind."""
+    """Makes coordinators on one output_dir, with tokens that no device has; none of their workers
+    is left behind.
+    """
     for name in DEVICES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
@@ -58,7 +67,9 @@ def make(out: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
             worker.join()
 
 
-def run(coordinator: GPUProcessCoordinator, worker_fn: Callable[..., Any], *args: Any) -> list[dict[str, Any]]:
+def run(
+    coordinator: GPUProcessCoordinator, worker_fn: Callable[..., Any], *args: Any
+) -> list[dict[str, Any]]:
     """One generation, all of whose workers must complete; returns the reports."""
     coordinator.spawn_workers(worker_fn, args)
     done = coordinator.wait_for_completion(60)
@@ -73,12 +84,16 @@ def codes(coordinator: GPUProcessCoordinator) -> dict[int, int | None]:
 def start_parent(box: Box, out: Path, world_size: int, worker: str, args: str) -> Started:
     """Another process that spawns and waits."""
     source = (
-        "import sys, pathlib, seed_workers\nfrom orchestrator.gpu_coordinator import GPUProcessCoordinator\n"
+        "import sys, pathlib, seed_workers\nfrom gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator\n"
         f"coordinator = GPUProcessCoordinator({world_size}, sys.argv[1])\n"
         f"coordinator.spawn_workers(seed_workers.{worker}, ({args},))\ncoordinator.wait_for_completion()\n"
     )
     env = {"CUDA_VISIBLE_DEVICES": "0,1", "PYTHONPATH": str(Path(seed_workers.__file__).parent)}
-    as_from_a_terminal = ("env", "--default-signal=INT", sys.executable)  # a shell's background jobs ignore it
+    as_from_a_terminal = (
+        "env",
+        "--default-signal=INT",
+        sys.executable,
+    )  # a shell's background jobs ignore it
     return box.start(box.write("parent.py", source), out, program=as_from_a_terminal, env=env)
 
 
@@ -86,13 +101,19 @@ def tell_from_here(rank: int, world_size: int, results_queue: Any) -> None:
     results_queue.put({"rank": rank, "module": __name__, "file": __file__})
 
 
-def test_spawn_workers_creates_processes(make: Make, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "orchestrator.gpu_coordinator")
+def test_spawn_workers_creates_processes(
+    make: Make, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gpuspool.orchestrator.gpu_coordinator")
     coordinator, gate = make(3), out / "gate"
     assert (coordinator.world_size, coordinator.output_dir, coordinator.workers) == (3, out, {})
     coordinator.spawn_workers(seed_workers.wait_for, (gate,))
     workers = coordinator.workers
-    assert [worker.name for worker in workers.values()] == ["gpu_worker_0", "gpu_worker_1", "gpu_worker_2"]
+    assert [worker.name for worker in workers.values()] == [
+        "gpu_worker_0",
+        "gpu_worker_1",
+        "gpu_worker_2",
+    ]
     assert len({worker.pid for worker in workers.values()} - {os.getpid()}) == 3
     assert all(worker.is_alive() and worker.exitcode is None for worker in workers.values())
     workers[0].join(0)
@@ -121,7 +142,9 @@ def test_cuda_visible_devices_set(
     reports = run(make(2), seed_workers.tell)
     assert [report["visible"] for report in reports] == expected
     assert [report["check"] for report in reports] == [None, None]
-    assert {report["order"] for report in reports} == {"PCI_BUS_ID" if expected[0].isdigit() else None}
+    assert {report["order"] for report in reports} == {
+        "PCI_BUS_ID" if expected[0].isdigit() else None
+    }
 
 
 @pytest.mark.skipif(has_gpu(), reason="NVML finds a GPU here, and so its UUID is the token")
@@ -130,10 +153,16 @@ def test_cuda_visible_devices_set_to_the_rank_where_nothing_tells_of_a_device(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     reports = run(make(3), seed_workers.tell)
-    assert [(report["visible"], report["check"]) for report in reports] == [("0", "off"), ("1", "off"), ("2", "off")]
+    assert [(report["visible"], report["check"]) for report in reports] == [
+        ("0", "off"),
+        ("1", "off"),
+        ("2", "off"),
+    ]
 
 
-def test_more_ranks_than_devices_are_refused(make: Make, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_ranks_than_devices_are_refused(
+    make: Make, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     with pytest.raises(UsageError, match=r"world_size 3, but there are 2 device\(s\): 2,3"):
         make(3).spawn_workers(seed_workers.tell, ())
@@ -147,7 +176,13 @@ def test_wait_for_completion_all_success(make: Make, out: Path, box: Box) -> Non
     assert [(report["rank"], report["world_size"]) for report in reports] == [(0, 2), (1, 2)]
     assert coordinator.wait_for_completion(0) == {0: True, 1: True}
     spool = out / "spool-0000"
-    assert box.status(spool)["tasks"] == {"total": 2, "complete": 2, "failed": 0, "running": 0, "waiting": 0}
+    assert box.status(spool)["tasks"] == {
+        "total": 2,
+        "complete": 2,
+        "failed": 0,
+        "running": 0,
+        "waiting": 0,
+    }
     assert [(result["key"], result["state"]) for result in box.results(spool)] == [
         ("rank-0000", "complete"),
         ("rank-0001", "complete"),
@@ -157,18 +192,26 @@ def test_wait_for_completion_all_success(make: Make, out: Path, box: Box) -> Non
 
 
 def test_partial_failure(make: Make, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each way to end is one rank; the first returns only when all others have ended. Large reports outlive them."""
+    """Each way to end is one rank; the first returns only when all others have ended. Large reports
+    outlive them.
+    """
     ways = ["return", "raise", (3,), "SIGKILL", "abort", ("a reason",), (), (-1,)]
     expected = {0: None, 1: 1, 2: 3, 3: -9, 4: 7, 5: 1, 6: 0, 7: 255}
     coordinator, gate = make(8), out / "gate"
     coordinator.spawn_workers(seed_workers.end_in_its_way, (ways, gate))
     wait_until(lambda: codes(coordinator) == expected)
-    assert coordinator.wait_for_completion(0) == {rank: code == 0 for rank, code in expected.items()}
+    assert coordinator.wait_for_completion(0) == {
+        rank: code == 0 for rank, code in expected.items()
+    }
     gate.touch()
     assert coordinator.wait_for_completion(60) == {rank: rank in (0, 6) for rank in range(8)}
-    assert [report["text"] for report in coordinator.collect_results()] == [str(rank) * 200_000 for rank in range(8)]
+    assert [report["text"] for report in coordinator.collect_results()] == [
+        str(rank) * 200_000 for rank in range(8)
+    ]
     told = "\n".join(caplog.messages)
-    assert re.search(r"Worker 1 failed with exit code 1 \(log .*rank-0001.a00.log\): Traceback", told)
+    assert re.search(
+        r"Worker 1 failed with exit code 1 \(log .*rank-0001.a00.log\): Traceback", told
+    )
     assert "ValueError: rank 1 raised this" in told
     assert "Worker 3 failed with exit code -9" in told
     view = open_view(out / "spool-0000")
@@ -186,7 +229,10 @@ def test_timeout_is_one_deadline(make: Make, out: Path, caplog: pytest.LogCaptur
     assert coordinator.wait_for_completion(timeout=1.0) == dict.fromkeys(range(4), False)
     assert 1.0 <= time.monotonic() - began < 3.5, "one deadline, not one for each of four workers"
     assert all(worker.is_alive() for worker in coordinator.workers.values())
-    assert any(re.fullmatch(r"Worker 3 timed out after 1 s \(pid \d+\); it goes on", text) for text in caplog.messages)
+    assert any(
+        re.fullmatch(r"Worker 3 timed out after 1 s \(pid \d+\); it goes on", text)
+        for text in caplog.messages
+    )
     with pytest.raises(UsageError, match="workers 0, 1, 2, 3 still run"):
         coordinator.spawn_workers(seed_workers.tell, ())
     gate.touch()
@@ -197,7 +243,9 @@ def test_results_queue_receives_reports(make: Make) -> None:
     """1 MB from each worker and nobody reads: a pipe would be full long before."""
     coordinator = make(2)
     reports = run(coordinator, seed_workers.put_many, 500)
-    assert [(report["rank"], report["number"]) for report in reports] == [(r, n) for r in range(2) for n in range(500)]
+    assert [(report["rank"], report["number"]) for report in reports] == [
+        (r, n) for r in range(2) for n in range(500)
+    ]
     assert coordinator.collect_results() == []
     assert coordinator.results_queue.empty()
 
@@ -225,7 +273,9 @@ def test_reports_keep_their_types_and_what_has_none_raises_in_the_worker(
     assert "report['x'][0]: a builtin_function_or_method" in caplog.text
 
 
-def test_a_new_coordinator_collects_after_the_old_parent_was_killed(make: Make, out: Path, box: Box) -> None:
+def test_a_new_coordinator_collects_after_the_old_parent_was_killed(
+    make: Make, out: Path, box: Box
+) -> None:
     """The workers go on without their parent, and end by themselves."""
     parent = start_parent(box, out, 2, "wait_for", "pathlib.Path('gate').absolute()")
     coordinator = make(2)
@@ -241,7 +291,17 @@ def test_a_new_coordinator_collects_after_the_old_parent_was_killed(make: Make, 
 
 
 def test_worker_args_keep_their_types(make: Make) -> None:
-    args = (1, 1.0, True, None, "text", (1, (2, [3])), Path("/a/b"), {"k": [Path("c"), (None,)], "$path": 0}, {0: "z"})
+    args = (
+        1,
+        1.0,
+        True,
+        None,
+        "text",
+        (1, (2, [3])),
+        Path("/a/b"),
+        {"k": [Path("c"), (None,)], "$path": 0},
+        {0: "z"},
+    )
     (report,) = run(make(1), seed_workers.tell, *args)
     assert repr(report["args"]) == repr(args)
 
@@ -255,14 +315,19 @@ def test_worker_args_keep_their_types(make: Make) -> None:
         ({"a": 1}, "worker_args is a dict"),
     ],
 )
-def test_an_argument_that_cannot_be_passed_on_is_named(make: Make, out: Path, args: Any, named: str) -> None:
+def test_an_argument_that_cannot_be_passed_on_is_named(
+    make: Make, out: Path, args: Any, named: str
+) -> None:
     with pytest.raises(TypeError, match=named):
         make(1).spawn_workers(seed_workers.tell, args)
     assert not out.exists()
 
 
 def test_an_open_file_is_a_type_error(make: Make, tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w") as file, pytest.raises(TypeError, match=r"worker_args\[0\]: a TextIOWrapper"):
+    with (
+        (tmp_path / "file").open("w") as file,
+        pytest.raises(TypeError, match=r"worker_args\[0\]: a TextIOWrapper"),
+    ):
         make(1).spawn_workers(seed_workers.tell, (file,))
 
 
@@ -302,7 +367,9 @@ def test_workers_independent(make: Make) -> None:
     ids = [report["ids"] for report in run(coordinator, seed_workers.tell)]
     assert [pid for pid, _, _ in ids] == [worker.pid for worker in coordinator.workers.values()]
     assert {parent for _, parent, _ in ids} == {os.getpid()}
-    assert len({session for _, _, session in ids}) == 3, "each leads a session, and so a process group, of its own"
+    assert len({session for _, _, session in ids}) == 3, (
+        "each leads a session, and so a process group, of its own"
+    )
 
 
 def test_spawn_not_fork(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +377,11 @@ def test_spawn_not_fork(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     coordinator = make(1)
     assert coordinator.ctx.get_start_method() == "spawn"
     (report,) = run(coordinator, seed_workers.tell)
-    assert (report["changed"], report["modules"], report["main"]) == ("no", [], ("worker", "__main__.py"))
+    assert (report["changed"], report["modules"], report["main"]) == (
+        "no",
+        [],
+        ("worker", "__main__.py"),
+    )
 
 
 def test_a_function_in_a_test_file(make: Make) -> None:
@@ -320,7 +391,7 @@ def test_a_function_in_a_test_file(make: Make) -> None:
 
 FUNCTION = "def work(rank, world_size, results_queue):\n    results_queue.put([__name__, VALUE])\n"
 PARENT = """
-from orchestrator.gpu_coordinator import GPUProcessCoordinator
+from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
 def main():
     coordinator = GPUProcessCoordinator(1, "out")
     coordinator.spawn_workers(work, ())
@@ -332,10 +403,14 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("module", [[], ["-m"]])
 def test_a_function_in_main(box: Box, module: list[str]) -> None:
-    """`python script.py`, and `python -m package.script` with an import that only the package can give."""
+    """`python script.py`, and `python -m package.script` with an import that only the package can
+    give.
+    """
     box.write("package/beside.py", "VALUE = 'beside'\n")
     what, name = ("package.script", "package.script") if module else ("package/script.py", "script")
-    box.write("package/script.py", f"from {'.' * len(module)}beside import VALUE\n{FUNCTION}{PARENT}")
+    box.write(
+        "package/script.py", f"from {'.' * len(module)}beside import VALUE\n{FUNCTION}{PARENT}"
+    )
     done = box.run(*module, what, program=(sys.executable,), env={"CUDA_VISIBLE_DEVICES": "0"})
     assert done.out == f"{{0: True}} ['{name}', 'beside']\n"
 
@@ -345,7 +420,9 @@ def test_a_function_in_a_package_that_is_not_installed(box: Box) -> None:
     box.write("elsewhere/package/beside.py", "VALUE = 'beside'\n")
     box.write("elsewhere/package/deep/__init__.py", "")
     box.write("elsewhere/package/deep/work.py", f"from .. import VALUE\n{FUNCTION}")
-    source = f"import sys\nsys.path.append('elsewhere')\nfrom package.deep.work import work\n{PARENT}"
+    source = (
+        f"import sys\nsys.path.append('elsewhere')\nfrom package.deep.work import work\n{PARENT}"
+    )
     done = box.python(source, env={"CUDA_VISIBLE_DEVICES": "0"})
     assert done.out == "{0: True} ['package.deep.work', 'beside']\n"
 
@@ -354,7 +431,12 @@ def test_a_function_without_a_name_in_a_file_is_refused(make: Make, box: Box) ->
     def nested(rank: int, world_size: int, results_queue: Any) -> None:
         pass
 
-    for function in (lambda *_: None, nested, "text".upper, GPUProcessCoordinator(1, box.home).collect_results):
+    for function in (
+        lambda *_: None,
+        nested,
+        "text".upper,
+        GPUProcessCoordinator(1, box.home).collect_results,
+    ):
         with pytest.raises(TypeError, match="cannot be found by its name in another process"):
             make(1).spawn_workers(function, ())
     with pytest.raises(UsageError, match="worker_fn print lives in no file"):
@@ -363,7 +445,9 @@ def test_a_function_without_a_name_in_a_file_is_refused(make: Make, box: Box) ->
     assert "worker_fn work lives in no file" in done.err
 
 
-def test_what_cannot_be_imported_in_the_worker_fails_with_1(make: Make, box: Box, tmp_path: Path) -> None:
+def test_what_cannot_be_imported_in_the_worker_fails_with_1(
+    make: Make, box: Box, tmp_path: Path
+) -> None:
     only_once = f"import pathlib\npathlib.Path({str(tmp_path / 'once')!r}).touch(exist_ok=False)\n"
     box.write("script.py", f"{only_once}VALUE = 1\n{FUNCTION}{PARENT}")
     done = box.run("script.py", program=(sys.executable,), env={"CUDA_VISIBLE_DEVICES": "0"})
@@ -377,12 +461,16 @@ def test_two_generations_in_one_output_dir(make: Make, out: Path) -> None:
     assert len(run(first, seed_workers.tell, "a")) == 2
     assert [report["args"] for report in run(first, seed_workers.tell, "b")] == [("b",), ("b",)]
     assert names(out) == ["spool-0000", "spool-0001"]
-    assert [report["args"] for report in second.collect_results()] == [("b",), ("b",)], "those of the newest"
+    assert [report["args"] for report in second.collect_results()] == [("b",), ("b",)], (
+        "those of the newest"
+    )
     assert [report["args"] for report in run(second, seed_workers.tell, "c")] == [("c",)]
     assert names(out)[-1] == "spool-0002"
 
 
-def test_coordinators_that_start_at_the_same_time_get_a_generation_each(make: Make, out: Path) -> None:
+def test_coordinators_that_start_at_the_same_time_get_a_generation_each(
+    make: Make, out: Path
+) -> None:
     coordinators = [make(1) for _ in range(4)]
     spawn = [(one.spawn_workers, (seed_workers.tell, (i,))) for i, one in enumerate(coordinators)]
     threads = [threading.Thread(target=target, args=args) for target, args in spawn]
@@ -391,7 +479,9 @@ def test_coordinators_that_start_at_the_same_time_get_a_generation_each(make: Ma
     for thread in threads:
         thread.join()
     assert [one.wait_for_completion(60) for one in coordinators] == [{0: True}] * 4
-    assert [[report["args"] for report in one.collect_results()] for one in coordinators] == [[(i,)] for i in range(4)]
+    assert [[report["args"] for report in one.collect_results()] for one in coordinators] == [
+        [(i,)] for i in range(4)
+    ]
     assert len(names(out)) == 4
 
 

@@ -1,4 +1,6 @@
-"""examples/huge_fasta: ids and rows cannot come apart, whatever is killed, resumed, refused or oddly written."""
+"""examples/huge_fasta: ids and rows cannot come apart, whatever is killed, resumed, refused or
+oddly written.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ ODD: dict[str, tuple[bytes, list[tuple[bytes, bytes]]]] = {
     "CRLF": (b">a x\r\nAC\r\nGT\r\n>b\r\nTT\r\n", [(b"a", b"ACGT"), (b"b", b"TT")]),
     "blank lines": (b"\n\r\n>a\n\nAC\n\n\nGT\n\n>b\n\n\n", [(b"a", b"ACGT"), (b"b", b"")]),
     "duplicate ids": (b">a\nA\n>a\nC\n>a\nA\n", [(b"a", b"A"), (b"a", b"C"), (b"a", b"A")]),
-    "empty records": (b">a\n>b\n>c\nA\n>d\n", [(b"a", b""), (b"b", b""), (b"c", b"A"), (b"d", b"")]),
+    "empty records": (
+        b">a\n>b\n>c\nA\n>d\n",
+        [(b"a", b""), (b"b", b""), (b"c", b"A"), (b"d", b"")],
+    ),
     "no last line feed": (b">a\nAC\n>b\nGT", [(b"a", b"AC"), (b"b", b"GT")]),
     "a header alone at the end": (b">a\nAC\n>b", [(b"a", b"AC"), (b"b", b"")]),
     "lower case": (b">a\nacGT\n>A\nnnn\n", [(b"a", b"acGT"), (b"A", b"nnn")]),
@@ -65,8 +70,19 @@ def bgzip(text: bytes, size: int) -> bytes:
     for block in [*(text[at : at + size] for at in range(0, len(text), size)), b""]:
         packer = zlib.compressobj(wbits=-15)
         packed = packer.compress(block) + packer.flush()
-        head = fasta.BGZIP + bytes(5) + b"\xff" + fasta.BGZIP_EXTRA + (len(packed) + 25).to_bytes(2, "little")
-        out += head + packed + zlib.crc32(block).to_bytes(4, "little") + len(block).to_bytes(4, "little")
+        head = (
+            fasta.BGZIP
+            + bytes(5)
+            + b"\xff"
+            + fasta.BGZIP_EXTRA
+            + (len(packed) + 25).to_bytes(2, "little")
+        )
+        out += (
+            head
+            + packed
+            + zlib.crc32(block).to_bytes(4, "little")
+            + len(block).to_bytes(4, "little")
+        )
     return out
 
 
@@ -75,8 +91,13 @@ def make_records(count: int, seed: int = 1) -> list[tuple[bytes, bytes]]:
     chance = random.Random(seed)
     letters = b"ACGTNacgt"
     return [
-        (b"r%d" % (number // 2 * 2 if number % 7 == 0 else number), bytes(chance.choices(letters, k=length)))
-        for number, length in ((number, max(0, chance.randrange(-10, 301))) for number in range(count))
+        (
+            b"r%d" % (number // 2 * 2 if number % 7 == 0 else number),
+            bytes(chance.choices(letters, k=length)),
+        )
+        for number, length in (
+            (number, max(0, chance.randrange(-10, 301))) for number in range(count)
+        )
     ]
 
 
@@ -105,18 +126,26 @@ def test_odd_records_are_read_as_they_are(tmp_path: Path, case: str) -> None:
     text, expected = ODD[case]
     path = written(tmp_path / "odd.fasta", text)
     assert pairs(fasta.scan(path)) == expected
-    assert [pairs(fasta.read_range(**payload)) for payload in payloads(path, 0)] == grouped(expected)
+    assert [pairs(fasta.read_range(**payload)) for payload in payloads(path, 0)] == grouped(
+        expected
+    )
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 @pytest.mark.parametrize("case", ODD)
-def test_bgzip_reads_as_plain_text_does_wherever_blocks_end(tmp_path: Path, case: str, size: int) -> None:
+def test_bgzip_reads_as_plain_text_does_wherever_blocks_end(
+    tmp_path: Path, case: str, size: int
+) -> None:
     text, expected = ODD[case]
     path = written(tmp_path / "odd.fasta.gz", bgzip(text, size))
     assert pairs(fasta.scan(path)) == expected
-    assert [pairs(fasta.read_range(**payload)) for payload in payloads(path, 0)] == grouped(expected)
+    assert [pairs(fasta.read_range(**payload)) for payload in payloads(path, 0)] == grouped(
+        expected
+    )
     plain = payloads(written(tmp_path / "odd.fasta", text), 0)
-    assert [payload["crc"] for payload in payloads(path, 0)] == [payload["crc"] for payload in plain]
+    assert [payload["crc"] for payload in payloads(path, 0)] == [
+        payload["crc"] for payload in plain
+    ]
 
 
 def grouped(records: list[tuple[bytes, bytes]]) -> list[list[tuple[bytes, bytes]]]:
@@ -131,12 +160,16 @@ def grouped(records: list[tuple[bytes, bytes]]) -> list[list[tuple[bytes, bytes]
 
 
 @pytest.mark.parametrize("residues", [0, 100, 1000, 10**9])
-def test_ranges_are_consecutive_whole_and_of_the_size_asked_for(tmp_path: Path, residues: int) -> None:
+def test_ranges_are_consecutive_whole_and_of_the_size_asked_for(
+    tmp_path: Path, residues: int
+) -> None:
     records = make_records(120)
     path = written(tmp_path / "a.fasta", as_fasta(records))
     tasks = list(index.make_tasks(path, residues))
     assert [task["key"] for task in tasks] == [f"{number:08d}" for number in range(len(tasks))]
-    assert [pair for task in tasks for pair in pairs(fasta.read_range(**task["payload"]))] == records
+    assert [
+        pair for task in tasks for pair in pairs(fasta.read_range(**task["payload"]))
+    ] == records
     firsts = [task["payload"]["first"] for task in tasks]
     counts = [task["payload"]["records"] for task in tasks]
     assert firsts == [sum(counts[:number]) for number in range(len(tasks))]
@@ -144,7 +177,9 @@ def test_ranges_are_consecutive_whole_and_of_the_size_asked_for(tmp_path: Path, 
     for task in tasks:
         sizes = [record.residues for record in fasta.read_range(**task["payload"])]
         assert task["cost"] == sum(sizes)
-        assert task["cost"] <= residues or sum(size > 0 for size in sizes) == 1, "only a long record is over the size"
+        assert task["cost"] <= residues or sum(size > 0 for size in sizes) == 1, (
+            "only a long record is over the size"
+        )
 
 
 def test_a_long_record_is_alone_and_empty_records_make_no_endless_range(tmp_path: Path) -> None:
@@ -232,11 +267,16 @@ def refuses(payload: dict[str, Any]) -> bool:
 
 def test_the_command_line_of_the_index(box: Box) -> None:
     written(box / "a.fasta", as_fasta(make_records(10)))
-    done = box.run(EXAMPLE / "index.py", "a.fasta", "tasks.jsonl", "--residues", "300", program=PYTHON)
+    done = box.run(
+        EXAMPLE / "index.py", "a.fasta", "tasks.jsonl", "--residues", "300", program=PYTHON
+    )
     tasks = [json.loads(line) for line in (box / "tasks.jsonl").read_text().splitlines()]
     assert done.out == f"tasks.jsonl: {len(tasks)} tasks, 10 records\n"
     assert {task["payload"]["fasta"] for task in tasks} == {str(box / "a.fasta")}
-    assert "absent" in box.run(EXAMPLE / "index.py", "absent", "tasks.jsonl", program=PYTHON, code=2).err
+    assert (
+        "absent"
+        in box.run(EXAMPLE / "index.py", "absent", "tasks.jsonl", program=PYTHON, code=2).err
+    )
 
 
 # The rows
@@ -249,7 +289,9 @@ def alone(sequence: bytes, network: embed.Network) -> bytes:
 
 def test_a_row_is_the_same_in_whatever_company(tmp_path: Path) -> None:
     network = embed.Network("cpu")
-    sequences = [embed.encode(sequence) for _, sequence in make_records(100)] + [embed.encode(b"ACGT" * 500)]
+    sequences = [embed.encode(sequence) for _, sequence in make_records(100)] + [
+        embed.encode(b"ACGT" * 500)
+    ]
     expected = [network.rows([codes])[0].tobytes() for codes in sequences]
     chance = random.Random(2)
     for _ in range(5):
@@ -259,7 +301,9 @@ def test_a_row_is_the_same_in_whatever_company(tmp_path: Path) -> None:
 
 
 def test_case_does_not_count_and_no_residues_are_zeros() -> None:
-    rows = embed.Network("cpu").rows([embed.encode(s) for s in (b"acgtn*", b"ACGTN*", b"", b"ACGTN")])
+    rows = embed.Network("cpu").rows(
+        [embed.encode(s) for s in (b"acgtn*", b"ACGTN*", b"", b"ACGTN")]
+    )
     assert rows.dtype == np.float32
     assert rows.shape == (4, embed.WIDTH)
     assert np.array_equal(rows[0], rows[1])
@@ -302,7 +346,9 @@ def merged(box: Box, spool: str, out: str, *options: str, code: int = 0) -> Done
 
 
 def assert_aligned(box: Box, out: str, records: list[tuple[bytes, bytes]]) -> None:
-    """Each row of the merged file equals, bit for bit, that of its record alone; each id is that record's."""
+    """Each row of the merged file equals, bit for bit, that of its record alone; each id is that
+    record's.
+    """
     network = embed.Network("cpu")
     rows = np.load(box / f"{out}.npy")
     assert rows.dtype == np.float32
@@ -311,7 +357,9 @@ def assert_aligned(box: Box, out: str, records: list[tuple[bytes, bytes]]) -> No
     assert [row.tobytes() for row in rows] == [alone(sequence, network) for _, sequence in records]
 
 
-def test_killed_twice_and_resumed_with_other_world_sizes_ids_and_rows_stay_aligned(box: Box) -> None:
+def test_killed_twice_and_resumed_with_other_world_sizes_ids_and_rows_stay_aligned(
+    box: Box,
+) -> None:
     records, spool = make_records(400), box / "s"
     box.write("held.py", HELD)
     written(box / "a.fasta", as_fasta(records))
@@ -329,7 +377,9 @@ def test_killed_twice_and_resumed_with_other_world_sizes_ids_and_rows_stay_align
     assert count > 30
     box.run("resume", "s", *CPU, "1", env={"MAY_DO": "-1"})
     assert_sound(box, "s", count)
-    assert count_lines(spool) == count + 6, "a line for each task, whoever was killed, and one for each journal"
+    assert count_lines(spool) == count + 6, (
+        "a line for each task, whoever was killed, and one for each journal"
+    )
     done = merged(box, "s", "all.npy")
     assert done.out == "all.npy: float32 [400, 128]; ids: all.ids.txt\n"
     assert_aligned(box, "all", records)
@@ -344,10 +394,23 @@ def test_a_failed_range_is_named_and_refuses_the_merge_unless_it_may_be_missing(
     ranges = [json.loads(line) for line in (box / "tasks.jsonl").read_text().splitlines()]
     bad = next(task for task in reversed(ranges) if task["payload"]["first"] <= 17)
     first, stop = bad["payload"]["first"], bad["payload"]["first"] + bad["payload"]["records"]
-    box.run("run", "--spool", "s", "--tasks", "tasks.jsonl", *CPU, "1", EXAMPLE / "embed.py:Embed", code=3)
+    box.run(
+        "run",
+        "--spool",
+        "s",
+        "--tasks",
+        "tasks.jsonl",
+        *CPU,
+        "1",
+        EXAMPLE / "embed.py:Embed",
+        code=3,
+    )
     before = names(box.home)
     refusal = merged(box, "s", "all.npy", code=3)
-    assert f"{bad['key']} (records {first} to {stop - 1}): failed, ValueError: record 17 (b'odd')" in refusal.err
+    assert (
+        f"{bad['key']} (records {first} to {stop - 1}): failed, ValueError: record 17 (b'odd')"
+        in refusal.err
+    )
     assert names(box.home) == before
 
     told = merged(box, "s", "all.npy", "--allow-missing")
@@ -398,12 +461,17 @@ WRONG: dict[str, tuple[Callable[[Any, Any], dict[str, Any]], str]] = {
     "a row less": (lambda rows, ids: {"rows": rows[1:], "ids": ids}, "ids, not ["),
     "an id more": (lambda rows, ids: {"rows": rows, "ids": np.append(ids, ids)}, "ids, not ["),
     "no ids": (lambda rows, ids: {"rows": rows}, "no rows and ids that can be read"),
-    "pickled": (lambda rows, ids: {"rows": rows, "ids": np.array([None])}, "no rows and ids that can be read"),
+    "pickled": (
+        lambda rows, ids: {"rows": rows, "ids": np.array([None])},
+        "no rows and ids that can be read",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_an_output_that_does_not_fit_is_named_and_refuses_the_merge(spool: Path, tmp_path: Path, case: str) -> None:
+def test_an_output_that_does_not_fit_is_named_and_refuses_the_merge(
+    spool: Path, tmp_path: Path, case: str
+) -> None:
     change, says = WRONG[case]
     rewrite(spool, change)
     with pytest.raises(merge.Mismatch, match=r"00000001 \(records ") as refusal:
@@ -413,7 +481,9 @@ def test_an_output_that_does_not_fit_is_named_and_refuses_the_merge(spool: Path,
 
 
 @pytest.mark.parametrize("length", [None, 0, 10, 1000])
-def test_an_output_that_is_gone_or_cut_refuses_the_merge(spool: Path, tmp_path: Path, length: int | None) -> None:
+def test_an_output_that_is_gone_or_cut_refuses_the_merge(
+    spool: Path, tmp_path: Path, length: int | None
+) -> None:
     path = sorted((spool / "outputs").glob("*.npz"))[-1]
     data = path.read_bytes()
     path.unlink()
@@ -421,10 +491,14 @@ def test_an_output_that_is_gone_or_cut_refuses_the_merge(spool: Path, tmp_path: 
         path.write_bytes(data[:length])
     with pytest.raises(merge.Mismatch, match="rows and ids that can be read"):
         merge.merge(spool, tmp_path / "all.npy")
-    assert tree(tmp_path).keys() == {"s", *(f"s/{name}" for name in tree(spool))}, "no hidden file is left"
+    assert tree(tmp_path).keys() == {"s", *(f"s/{name}" for name in tree(spool))}, (
+        "no hidden file is left"
+    )
 
 
-def test_a_merged_array_is_never_replaced_and_ids_without_one_are(spool: Path, tmp_path: Path) -> None:
+def test_a_merged_array_is_never_replaced_and_ids_without_one_are(
+    spool: Path, tmp_path: Path
+) -> None:
     (tmp_path / "all.ids.txt").write_text("left by a merge that was killed between its two names\n")
     outputs = merge.merge(spool, tmp_path / "all.npy")
     assert outputs.records == 40
@@ -436,9 +510,16 @@ def test_a_merged_array_is_never_replaced_and_ids_without_one_are(spool: Path, t
     assert tree(tmp_path) == before
 
 
-def test_a_run_over_a_part_of_the_index_or_over_something_else_is_refused(finished: Box, box: Box) -> None:
+def test_a_run_over_a_part_of_the_index_or_over_something_else_is_refused(
+    finished: Box, box: Box
+) -> None:
     lines = (finished / "tasks.jsonl").read_text().splitlines(keepends=True)
-    cases = {"tail": lines[1:], "head": lines[:-1], "gap": lines[:1] + lines[2:], "other": ['{"payload": 1}\n']}
+    cases = {
+        "tail": lines[1:],
+        "head": lines[:-1],
+        "gap": lines[:1] + lines[2:],
+        "other": ['{"payload": 1}\n'],
+    }
     for name, part in cases.items():
         box.write(f"{name}.jsonl", "".join(part))
         box.write("quick.py", "def f(task, ctx): pass\n")

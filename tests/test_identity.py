@@ -11,13 +11,22 @@ import pytest
 from helpers import wait_until
 from spooling import A0, begin, dead_process, intend, make_spool, view_of
 
-from spool.codec import encode
-from spool.death import Coroner
-from spool.identity import ALIVE, DEAD, ELSEWHERE, LeaseWatch, identity_of, is_here, liveness, myself
-from spool.journal import start_journal
-from spool.layout import Layout
-from spool.publish import replace
-from spool.records import Identity, ParentBeat
+from gpuspool.spool.codec import encode
+from gpuspool.spool.death import Coroner
+from gpuspool.spool.identity import (
+    ALIVE,
+    DEAD,
+    ELSEWHERE,
+    LeaseWatch,
+    identity_of,
+    is_here,
+    liveness,
+    myself,
+)
+from gpuspool.spool.journal import start_journal
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import replace
+from gpuspool.spool.records import Identity, ParentBeat
 
 MOMENT_S = 1e-6
 
@@ -77,7 +86,9 @@ def test_of_another_boot_host_or_namespace_nothing_is_known(field: str) -> None:
 
 def test_a_command_name_that_looks_like_a_stat_line_changes_nothing() -> None:
     script = "open('/proc/self/comm', 'w').write('a) Z 1 (b'); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         assert liveness(who_is(process)) == ALIVE
@@ -107,7 +118,9 @@ def test_a_lease_begins_when_the_beat_is_first_seen_and_anew_when_it_moves() -> 
     assert verdicts(watch, 8, 10**6 + 120, 10**6 + 240) == {False}
     assert watch.is_expired("a", 8, now=10**6 + 241)
     assert not watch.is_expired("a", 9, now=10**6 + 600), "it came back"
-    assert not watch.is_expired("a", 8, now=10**6 + 900), "any change is a life sign, also a beat that goes back"
+    assert not watch.is_expired("a", 8, now=10**6 + 900), (
+        "any change is a life sign, also a beat that goes back"
+    )
 
 
 def test_a_parents_beat_vouches_for_its_child() -> None:
@@ -131,7 +144,9 @@ def test_no_beat_at_all_expires_too() -> None:
 
 
 def test_who_did_not_look_for_a_lease_has_not_seen_that_nothing_moved() -> None:
-    """A host that was suspended: those that it watches may have been so too, and are given time to beat."""
+    """A host that was suspended: those that it watches may have been so too, and are given time to
+    beat.
+    """
     watch = LeaseWatch(120.0)
     assert verdicts(watch, 7, 0, 60) == {False}
     assert not watch.is_expired("a", 7, now=10_000.0)
@@ -144,7 +159,7 @@ def test_who_did_not_look_for_a_lease_has_not_seen_that_nothing_moved() -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spool.death.BEATS", 0)
+    monkeypatch.setattr("gpuspool.spool.death.BEATS", 0)
 
 
 @pytest.fixture
@@ -176,7 +191,9 @@ def test_a_dead_attempt_of_a_dead_parent_is_an_orphan(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("is_parent_dead", [True, False])
-def test_an_attempt_that_never_began_is_as_dead_as_its_parent(layout: Layout, is_parent_dead: bool) -> None:
+def test_an_attempt_that_never_began_is_as_dead_as_its_parent(
+    layout: Layout, is_parent_dead: bool
+) -> None:
     intend(layout, A0, parent=dead_process() if is_parent_dead else myself())
     coroner = Coroner(view_of(layout))
     assert coroner.verdict(A0) == (DEAD if is_parent_dead else ALIVE)
@@ -195,7 +212,9 @@ def test_an_attempt_elsewhere_is_dead_once_no_beat_moved_for_a_lease(layout: Lay
         replace(path, encode(ParentBeat(beat=beat, at=1.0)))
         assert coroner.verdict(A0) == ELSEWHERE, "its parent's beat vouches for it"
     wait_until(lambda: coroner.verdict(A0) == DEAD)
-    assert Coroner(view_of(layout)).verdict(A0) == ELSEWHERE, "who has just come has seen nothing yet"
+    assert Coroner(view_of(layout)).verdict(A0) == ELSEWHERE, (
+        "who has just come has seen nothing yet"
+    )
 
 
 @pytest.mark.usefixtures("short")

@@ -1,4 +1,6 @@
-"""From what the user names to tasks: keys, costs, payloads, and each refusal before anything is written."""
+"""From what the user names to tasks: keys, costs, payloads, and each refusal before anything is
+written.
+"""
 
 import io
 import json
@@ -11,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.create import plan
-from orchestrator.inputs import collect, from_values
-from spool.codec import seal
-from spool.errors import UsageError
-from spool.records import TaskLine
+from gpuspool.orchestrator.plan.create import plan
+from gpuspool.orchestrator.plan.inputs import collect, from_values
+from gpuspool.spool.codec import seal
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.records import TaskLine
 
 
 def write(path: Path, text: str | bytes = "x") -> str:
@@ -31,17 +33,25 @@ def payloads(tasks: list[TaskLine]) -> list[Any]:
 def test_files_cost_their_size_and_keep_their_order(tmp_path: Path) -> None:
     paths = [write(tmp_path / "b", "12345"), write(tmp_path / "a", ""), write(tmp_path / "c", "1")]
     tasks = [*collect(paths)]
-    assert [(task.task, task.key, task.cost) for task in tasks] == [(0, "b", 5.0), (1, "a", 0.0), (2, "c", 1.0)]
+    assert [(task.task, task.key, task.cost) for task in tasks] == [
+        (0, "b", 5.0),
+        (1, "a", 0.0),
+        (2, "c", 1.0),
+    ]
     assert payloads(tasks) == [{"path": path} for path in paths]
 
 
 def test_keys_are_paths_below_the_common_parent(tmp_path: Path) -> None:
-    paths = [write(tmp_path / name) for name in ("data/cat/1.jpg", "data/dog/1.jpg", "data/dog/x/1.jpg")]
+    paths = [
+        write(tmp_path / name) for name in ("data/cat/1.jpg", "data/dog/1.jpg", "data/dog/x/1.jpg")
+    ]
     assert [task.key for task in collect(paths)] == ["cat/1.jpg", "dog/1.jpg", "dog/x/1.jpg"]
     assert [task.key for task in collect(paths[1:2])] == ["1.jpg"]
 
 
-def test_relative_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_stored_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "in" / "a")
     monkeypatch.chdir(tmp_path)
     assert payloads([*collect(["in/../in/a"])]) == [{"path": str(tmp_path / "in" / "a")}]
@@ -69,7 +79,13 @@ def test_files_from_a_list(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", []), ("a\n", ["a"]), ("a\nb", ["a", "b"]), ("a\n\nb\n", ["a", "", "b"]), ("a\r\nb\r\n", ["a", "b"])],
+    [
+        ("", []),
+        ("a\n", ["a"]),
+        ("a\nb", ["a", "b"]),
+        ("a\n\nb\n", ["a", "", "b"]),
+        ("a\r\nb\r\n", ["a", "b"]),
+    ],
 )
 def test_each_line_is_a_task(tmp_path: Path, text: str, expected: list[str]) -> None:
     tasks = [*collect(lines=write(tmp_path / "lines", text))]
@@ -103,7 +119,9 @@ def test_task_lines_are_values_or_say_more(tmp_path: Path) -> None:
         ("NaN", "line 2"),
         ('{"payload": 1, "cost": 1e308}', "cost 1e+308"),
         pytest.param("[" * 101 + "]" * 101, "nests deeper than 100", id="deep"),
-        pytest.param("[" * 5000 + "]" * 5000, "line 2: maximum recursion depth exceeded", id="bottomless"),
+        pytest.param(
+            "[" * 5000 + "]" * 5000, "line 2: maximum recursion depth exceeded", id="bottomless"
+        ),
     ],
 )
 def test_a_bad_task_line_is_refused_with_its_number(tmp_path: Path, line: str, says: str) -> None:
@@ -112,7 +130,21 @@ def test_a_bad_task_line_is_refused_with_its_number(tmp_path: Path, line: str, s
     assert says in str(refused.value)
 
 
-HOSTILE = ["../x", "a/../b", "/etc/x", "a//b", "a/", ".", "..", "a/./b", "a\0b", "a\nb", "a\x7f", ".gpuspool", "a\x85"]
+HOSTILE = [
+    "../x",
+    "a/../b",
+    "/etc/x",
+    "a//b",
+    "a/",
+    ".",
+    "..",
+    "a/./b",
+    "a\0b",
+    "a\nb",
+    "a\x7f",
+    ".gpuspool",
+    "a\x85",
+]
 
 
 @pytest.mark.parametrize("key", [*HOSTILE, ".gpuspool-rank-0000.a00-1", "x/.gpuspoolx"])
@@ -121,7 +153,9 @@ def test_a_hostile_key_is_refused(tmp_path: Path, key: str) -> None:
         collect(tasks=write(tmp_path / "t", "1\n" + json.dumps({"payload": 1, "key": key}) + "\n"))
 
 
-@pytest.mark.parametrize("key", ["a b", "ä/ö", ".hidden", "%2e", "-rf", "a..b", "x" * 300, "a=b,c~d[1]"])
+@pytest.mark.parametrize(
+    "key", ["a b", "ä/ö", ".hidden", "%2e", "-rf", "a..b", "x" * 300, "a=b,c~d[1]"]
+)
 def test_an_unusual_key_is_fine(tmp_path: Path, key: str) -> None:
     line = json.dumps({"payload": 1, "key": key})
     assert [task.key for task in collect(tasks=write(tmp_path / "t", line + "\n"))] == [key]
@@ -137,7 +171,9 @@ def test_two_tasks_with_one_key_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_refused_with_a_glob_to_use(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a")
-    with pytest.raises(UsageError, match=r"is a folder\. Name its files with a glob: '.*/in/\*\*/\*'"):
+    with pytest.raises(
+        UsageError, match=r"is a folder\. Name its files with a glob: '.*/in/\*\*/\*'"
+    ):
         collect([str(tmp_path / "in")])
 
 

@@ -1,4 +1,6 @@
-"""Inputs that are loaded ahead: each task gets its own, few are kept, and loads that go wrong harm nobody else."""
+"""Inputs that are loaded ahead: each task gets its own, few are kept, and loads that go wrong harm
+nobody else.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,17 @@ JOB = f"{JOBS}/loading.py"
 
 def run_loading(box: Box, job: str, payloads: list[Any], *options: str, code: int = 0) -> list[Any]:
     """Runs a job of loading.py; returns the results."""
-    box.run("run", f"{JOB}:{job}", "--tasks", box.tasks(payloads), "--spool", "S", *options, code=code)
+    box.run(
+        "run", f"{JOB}:{job}", "--tasks", box.tasks(payloads), "--spool", "S", *options, code=code
+    )
     assert box.problems("S") == []
     return box.results("S")
 
 
 def stats(box: Box) -> list[Any]:
-    return [record(box / "S" / "complete" / name)["stats"] for name in names(box / "S" / "complete")]
+    return [
+        record(box / "S" / "complete" / name)["stats"] for name in names(box / "S" / "complete")
+    ]
 
 
 def notes(box: Box) -> list[str]:
@@ -46,7 +52,11 @@ def test_a_load_that_raises_fails_its_task_alone(box: Box, job: str) -> None:
     failed = [result for result in results if result["state"] != "complete"]
     assert [result["index"] for result in failed] == [0, 5, 6, 19]
     error = failed[1]["error"]
-    assert (error["kind"], error["type"], error["message"]) == ("exception", "ValueError", "cannot read t5")
+    assert (error["kind"], error["type"], error["message"]) == (
+        "exception",
+        "ValueError",
+        "cannot read t5",
+    )
     assert error["where"].startswith("loading.py:")
     assert names(box / "S" / "failed-tasks") == ["t0.json", "t19.json", "t5.json", "t6.json"]
 
@@ -61,7 +71,9 @@ def test_a_batch_that_is_split_gets_its_inputs_anew(box: Box) -> None:
     payloads = ["worse" if index == 6 else index for index in range(12)]
     results = run_loading(box, "LoadsAndRaises", payloads, code=3)
     assert [result["state"] for result in results].count("failed") == 1
-    assert [r["result"] for r in results if r["state"] == "complete"] == [i for i in range(12) if i != 6]
+    assert [r["result"] for r in results if r["state"] == "complete"] == [
+        i for i in range(12) if i != 6
+    ]
     assert results[6]["error"]["message"] == "no"
 
 
@@ -86,12 +98,16 @@ def test_loading_ahead_is_bounded_and_a_drain_releases_what_was_loaded(box: Box)
 
 
 def test_inputs_are_loaded_while_others_run(box: Box) -> None:
-    """10 ms to load and 10 ms to run: side by side they take half of the time that they take one after the other."""
+    """10 ms to load and 10 ms to run: side by side they take half of the time that they take one
+    after the other.
+    """
     times = {}
     for job in ("Sleeps", "SleepsAlone"):
         tasks = box.tasks(list(range(150)))
         box.run("run", f"{JOB}:{job}", "--tasks", tasks, "--spool", job)
-        [stat] = [record(box / job / "complete" / name)["stats"] for name in names(box / job / "complete")]
+        [stat] = [
+            record(box / job / "complete" / name)["stats"] for name in names(box / job / "complete")
+        ]
         times[job] = stat["busy_s"] + stat["idle_s"]["inputs"] + stat["idle_s"]["publish"]
         assert (stat["idle_s"]["inputs"] > 1.0) == (job == "SleepsAlone")
     assert times["SleepsAlone"] / times["Sleeps"] > 1.5
@@ -99,16 +115,24 @@ def test_inputs_are_loaded_while_others_run(box: Box) -> None:
 
 @pytest.mark.parametrize("how", ["sleep", "in C"])
 @pytest.mark.parametrize("limit", ["--task-timeout", "--stall-timeout"])
-def test_a_load_that_hangs_is_found_and_nobody_else_is_blamed(box: Box, how: str, limit: str) -> None:
+def test_a_load_that_hangs_is_found_and_nobody_else_is_blamed(
+    box: Box, how: str, limit: str
+) -> None:
     results = run_loading(box, "Hangs", ["a", "b", "c", how, "d", "e"], limit, "1s", code=3)
-    assert [result["state"] for result in results] == [*["complete"] * 3, "failed", *["complete"] * 2]
+    assert [result["state"] for result in results] == [
+        *["complete"] * 3,
+        "failed",
+        *["complete"] * 2,
+    ]
     error = results[3]["error"]
     assert error["kind"] == "timeout"
     assert "in load" in error["traceback"]
 
 
 @pytest.mark.parametrize("options", [(), ("--task-timeout", "30s")])
-def test_a_load_that_crashes_is_found_and_nobody_else_is_blamed(box: Box, options: tuple[str, ...]) -> None:
+def test_a_load_that_crashes_is_found_and_nobody_else_is_blamed(
+    box: Box, options: tuple[str, ...]
+) -> None:
     payloads = ["segv" if index == 17 else index for index in range(30)]
     results = run_loading(box, "Hangs", payloads, *options, code=3)
     assert [result["index"] for result in results if result["state"] != "complete"] == [17]
@@ -120,14 +144,32 @@ def test_the_seconds_of_a_rank_add_up(box: Box) -> None:
     for stat in stats(box):
         assert set(stat["idle_s"]) == {"start", "load", "inputs", "publish", "work"}
         assert min(stat["idle_s"].values()) >= 0
-        assert sum(stat["idle_s"].values()) + stat["busy_s"] == pytest.approx(stat["seconds"], abs=0.01)
+        assert sum(stat["idle_s"].values()) + stat["busy_s"] == pytest.approx(
+            stat["seconds"], abs=0.01
+        )
         assert stat["idle_s"]["start"] > 0.01
         assert 2**20 < stat["peak_memory_bytes"] < 2**30
 
 
 def warm_command(box: Box, how: str, *options: str, tasks: int = 60) -> list[str | Path]:
-    arguments = ["--arg", f"notes={box / 'notes'}", "--arg", f"gate={box / 'gate'}", "--arg", f"how={how}"]
-    return ["run", f"{JOB}:Warms", "--lines", box.lines(tasks), "--spool", "S", *arguments, *options]
+    arguments = [
+        "--arg",
+        f"notes={box / 'notes'}",
+        "--arg",
+        f"gate={box / 'gate'}",
+        "--arg",
+        f"how={how}",
+    ]
+    return [
+        "run",
+        f"{JOB}:Warms",
+        "--lines",
+        box.lines(tasks),
+        "--spool",
+        "S",
+        *arguments,
+        *options,
+    ]
 
 
 @pytest.mark.parametrize("ranks", ["1", "4"])
@@ -154,7 +196,9 @@ def test_where_the_warm_up_fails_the_next_rank_tries(box: Box, how: str) -> None
     assert_sound(box, "S", 60)
     lines = notes(box)
     assert sum(line.startswith("warm rank-") for line in lines) == 2
-    assert lines.index("warmed") < min(place for place, line in enumerate(lines) if line.startswith("made"))
+    assert lines.index("warmed") < min(
+        place for place, line in enumerate(lines) if line.startswith("made")
+    )
     if how == "raises":
         [failed] = names(box / "S" / "failed")
         closing = record(box / "S" / "failed" / failed)
@@ -169,12 +213,22 @@ def test_a_warm_up_that_always_fails_keeps_nobody_for_ever(box: Box) -> None:
 
 
 def test_who_waits_for_a_warm_up_heeds_a_drain(box: Box) -> None:
-    started = box.start(*warm_command(box, "waits", "--ranks", "2", "--grace", "1s", "--stall-timeout", "60s"))
+    started = box.start(
+        *warm_command(box, "waits", "--ranks", "2", "--grace", "1s", "--stall-timeout", "60s")
+    )
     beats = box / "S" / "heartbeat"
-    wait_until(lambda: [n for n in names(beats) if n.startswith("rank") and record(beats / n)["state"] == "waiting"])
+    wait_until(
+        lambda: [
+            n
+            for n in names(beats)
+            if n.startswith("rank") and record(beats / n)["state"] == "waiting"
+        ]
+    )
     box.run("drain", "S")
     started.wait(75)
-    reasons = {record(box / "S" / "stopped" / name)["reason"] for name in names(box / "S" / "stopped")}
+    reasons = {
+        record(box / "S" / "stopped" / name)["reason"] for name in names(box / "S" / "stopped")
+    }
     assert reasons == {"drained", "killed"}
     assert not any(line.startswith("made") for line in notes(box))
 
@@ -195,7 +249,8 @@ def test_a_method_named_warmup_is_the_jobs_own(box: Box) -> None:
 @pytest.mark.parametrize("prefetch", ["-1", "True", "1.5", "10**19"])
 def test_a_prefetch_that_is_no_number_of_batches_is_refused(box: Box, prefetch: str) -> None:
     box.write(
-        "job.py", f"class Job:\n    prefetch = {prefetch}\n    def __call__(self, task, ctx):\n        return 1\n"
+        "job.py",
+        f"class Job:\n    prefetch = {prefetch}\n    def __call__(self, task, ctx):\n        return 1\n",
     )
     done = box.run("run", "job.py:Job", "--lines", box.lines(3), "--spool", "S", code=4)
     assert "it must be a whole number from 0 to 1e+06" in done.err

@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 from helpers import JOBS, Box, assert_sound, names, record
 
-from orchestrator.jobs import parse_job
-from spool.errors import UsageError
+from gpuspool.orchestrator.plan.jobs import parse_job
+from gpuspool.spool.errors import UsageError
 
 ODD = f"{JOBS}/odd.py"
 
 
-def run_odd(box: Box, name: str, payloads: list[Any], *options: str, code: int = 0) -> dict[str, Any]:
+def run_odd(
+    box: Box, name: str, payloads: list[Any], *options: str, code: int = 0
+) -> dict[str, Any]:
     """Run a job of odd.py over payloads; returns payload -> result record, of distinct payloads."""
-    box.run("run", f"{ODD}:{name}", "--tasks", box.tasks(payloads), "--spool", "S", *options, code=code)
+    box.run(
+        "run", f"{ODD}:{name}", "--tasks", box.tasks(payloads), "--spool", "S", *options, code=code
+    )
     results = box.results("S")
     assert len(results) == len(payloads)
     return {str(payload): result for payload, result in zip(payloads, results, strict=True)}
@@ -55,8 +59,12 @@ def test_outputs_of_every_kind(box: Box) -> None:
     assert "slash" in found["slash"]["error"]["message"]
     out = box / "S" / "outputs" / "deep"
     expected = ["bare", "folder.d", "several.a", "several.b.npy", "suffix.npy", "twice.t"]
-    assert sorted(path.name for path in out.iterdir()) == expected, "nothing is left of tasks that failed"
-    assert (out / "folder.d" / "sub" / "x").read_bytes() + (out / "folder.d" / "y").read_bytes() == b"xyy"
+    assert sorted(path.name for path in out.iterdir()) == expected, (
+        "nothing is left of tasks that failed"
+    )
+    assert (out / "folder.d" / "sub" / "x").read_bytes() + (
+        out / "folder.d" / "y"
+    ).read_bytes() == b"xyy"
     assert (out / "bare").read_bytes() == b"bare"
     assert '["deep/folder.d",3]' in (box / "S" / "journal" / "rank-0000.a00.jsonl").read_text()
     assert not (box / "x").exists()
@@ -85,7 +93,10 @@ def test_a_batch_that_raises_is_split_until_the_bad_task_is_alone(box: Box) -> N
     box.run("run", f"{ODD}:Picky", "--tasks", box.tasks(payloads), code=3)
     results = box.results("spool-Picky")
     bad = {result["index"]: result["error"] for result in results if result["state"] == "failed"}
-    assert {index: error["type"] for index, error in bad.items()} == {21: "ValueError", 37: "OSError"}
+    assert {index: error["type"] for index, error in bad.items()} == {
+        21: "ValueError",
+        37: "OSError",
+    }
     assert bad[21]["message"] == "one of 1"
     assert len(names(box / "spool-Picky" / "outputs")) == 62
     assert names(box / "spool-Picky" / "attempts") == ["rank-0000.a00.json"]
@@ -129,13 +140,17 @@ def test_commands_that_fail_tell_how(box: Box) -> None:
     assert results[1]["error"]["exit_code"] == 7
     assert results[1]["error"]["message"] == "sh: exit code 7"
     assert results[2]["error"]["message"] == "sh: killed by SIGKILL"
-    missing = box.run("run", "--lines", "-", "--spool", "T", "--", "no-such-program", code=3, stdin="0\n")
+    missing = box.run(
+        "run", "--lines", "-", "--spool", "T", "--", "no-such-program", code=3, stdin="0\n"
+    )
     assert "1 failed" in missing.err
     assert box.results("T")[0]["error"]["type"] == "FileNotFoundError"
 
 
 def test_a_command_that_writes_no_output_fails(box: Box) -> None:
-    box.run("run", "--lines", "-", "--spool", "S", "--", "test", "{output}.json", code=3, stdin="0\n")
+    box.run(
+        "run", "--lines", "-", "--spool", "S", "--", "test", "{output}.json", code=3, stdin="0\n"
+    )
     assert box.results("S")[0]["error"]["kind"] == "output"
 
 
@@ -152,7 +167,11 @@ def test_a_worker_told_to_stop_from_outside_leaves_its_work_to_the_next(box: Box
 def test_the_record_of_an_attempt_tells_what_it_took(box: Box) -> None:
     run_odd(box, "returns", ["list", "tuple", "set"], code=3)
     closing = record(box / "S" / "complete" / "rank-0000.a00.json")
-    assert (closing["attempt"], closing["state"], closing["reason"]) == ("rank-0000.a00", "complete", "finished")
+    assert (closing["attempt"], closing["state"], closing["reason"]) == (
+        "rank-0000.a00",
+        "complete",
+        "finished",
+    )
     stats = closing["stats"]
     assert (stats["done"], stats["failed"], stats["device"]) == (2, 1, "cpu")
     assert 0 <= stats["busy_s"] <= stats["seconds"]
@@ -164,7 +183,9 @@ def a_function(task: Any, ctx: Any) -> None:
     """A job of this module."""
 
 
-def test_objects_become_names_that_workers_can_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_become_names_that_workers_can_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     job, source = parse_job(a_function)
     assert (job.kind, job.module, job.name) == ("module", "test_jobs", "a_function")
@@ -175,7 +196,9 @@ def test_objects_become_names_that_workers_can_import(tmp_path: Path, monkeypatc
         parse_job(3)
 
 
-@pytest.mark.parametrize("spec", ["job.py", "job.py:", ":name", "job.py:not a name", "job.py:a..b", ""])
+@pytest.mark.parametrize(
+    "spec", ["job.py", "job.py:", ":name", "job.py:not a name", "job.py:a..b", ""]
+)
 def test_what_names_no_job_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="is not file"):
         parse_job(spec)
@@ -193,16 +216,24 @@ def test_the_hash_of_a_job_is_that_of_its_source(tmp_path: Path) -> None:
 
 def test_a_module_that_its_package_imports_is_executed_once(box: Box) -> None:
     """A registry in it would refuse the second time."""
-    box.write("pk/registry.py", "seen = []\ndef add(name):\n    assert name not in seen\n    seen.append(name)\n")
+    box.write(
+        "pk/registry.py",
+        "seen = []\ndef add(name):\n    assert name not in seen\n    seen.append(name)\n",
+    )
     box.write("pk/__init__.py", "from pk import m\n")
-    box.write("pk/m.py", "from pk import registry\nregistry.add('m')\ndef f(task, ctx):\n    return registry.seen\n")
+    box.write(
+        "pk/m.py",
+        "from pk import registry\nregistry.add('m')\ndef f(task, ctx):\n    return registry.seen\n",
+    )
     box.run("run", "pk.m:f", "--lines", box.lines(1), "--spool", "S")
     assert [result["result"] for result in assert_sound(box, "S", 1)] == [["m"]]
 
 
 @pytest.mark.parametrize("size", ["0.5", "0", "10**19", "'4'"])
 def test_a_batch_size_that_is_no_number_of_tasks_is_refused(box: Box, size: str) -> None:
-    box.write("job.py", f"class Job:\n    batch_size = {size}\n    def __call__(self, tasks, ctx): pass\n")
+    box.write(
+        "job.py", f"class Job:\n    batch_size = {size}\n    def __call__(self, tasks, ctx): pass\n"
+    )
     done = box.run("run", "job.py:Job", "--lines", box.lines(9), "--spool", "S", code=4)
     assert "it must be a whole number from 1 to 1e+06" in done.err
 

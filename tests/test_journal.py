@@ -1,4 +1,6 @@
-"""Journals: whole lines are read, all of them, and what is damaged costs itself alone and is told where."""
+"""Journals: whole lines are read, all of them, and what is damaged costs itself alone and is told
+where.
+"""
 
 import os
 import random
@@ -10,14 +12,25 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spooling import A0, begin, finish, flips, hidden_files, make_spool, python, race, read_journal, sealed_lines
+from spooling import (
+    A0,
+    begin,
+    finish,
+    flips,
+    hidden_files,
+    make_spool,
+    python,
+    race,
+    read_journal,
+    sealed_lines,
+)
 
-from spool.codec import decode
-from spool.identity import myself
-from spool.journal import JournalReader, JournalWriter, link_empty_journal, start_journal
-from spool.layout import Layout
-from spool.manifest import Damage
-from spool.records import JournalBrief, JournalHead, JournalLine
+from gpuspool.spool.codec import decode
+from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import JournalReader, JournalWriter, link_empty_journal, start_journal
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.manifest import Damage
+from gpuspool.spool.records import JournalBrief, JournalHead, JournalLine
 
 
 @pytest.fixture
@@ -29,7 +42,9 @@ def written(layout: Layout, tasks: int) -> bytes:
     """The bytes of a journal with so many lines, which is then removed."""
     writer = begin(layout, A0)
     for index in range(tasks):
-        writer.append(JournalLine(task=index, round=0, state="complete", start=1.7e9 + index, seconds=0.012))
+        writer.append(
+            JournalLine(task=index, round=0, state="complete", start=1.7e9 + index, seconds=0.012)
+        )
     data = layout.journal(A0).read_bytes()
     layout.journal(A0).unlink()
     return data
@@ -47,7 +62,9 @@ def start_and_tell(root: Path) -> bool:
 
 
 def write_beyond_a_limit(root: Path) -> list[str]:
-    """Append to a journal that has room for its head and 500 bytes; returns what was raised, in the end by `check`."""
+    """Append to a journal that has room for its head and 500 bytes; returns what was raised, in the
+    end by `check`.
+    """
     writer, raised = begin(Layout(root), A0), []
     limit = Layout(root).journal(A0).stat().st_size + 500
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -57,7 +74,9 @@ def write_beyond_a_limit(root: Path) -> list[str]:
             finish(writer, index)
         except OSError as error:
             raised.append(f"{index}: {error.errno}")
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
     try:
         writer.check()
     except OSError as error:
@@ -72,11 +91,9 @@ def test_what_was_appended_is_read_in_order_with_its_offset(layout: Layout) -> N
     lines, damage = read_journal(layout, A0)
     data = layout.journal(A0).read_bytes()
     assert damage == []
-    assert [(decode(line, JournalBrief).task, decode(line, JournalBrief).state) for _, line in lines] == [
-        (5, "complete"),
-        (3, "complete"),
-        (4, "failed"),
-    ]
+    assert [
+        (decode(line, JournalBrief).task, decode(line, JournalBrief).state) for _, line in lines
+    ] == [(5, "complete"), (3, "complete"), (4, "failed")]
     assert all(data[at : at + len(line) + 1] == line + b"\n" for at, line in lines)
 
 
@@ -284,7 +301,7 @@ def test_a_journal_is_read_a_chunk_at_a_time_whatever_its_lines(
     expected = read(layout, data)
     assert len(expected[0]) == 40
     for chunk in (1, 7, 100, 150, 4096):
-        monkeypatch.setattr("spool.journal.CHUNK_BYTES", chunk)
+        monkeypatch.setattr("gpuspool.spool.journal.CHUNK_BYTES", chunk)
         assert read(layout, data) == expected
         assert read(layout, data + b"torn") == expected
 

@@ -1,7 +1,9 @@
-"""kill -9 of anything at any moment, and the same command again: every result once, every output whole.
+"""kill -9 of anything at any moment, and the same command again: every result once, every output
+whole.
 
-The moments are random but told by progress, never by a clock: "when so many lines are journaled", "when the spool
-appears". A seed that fails fails again with the same victim at the same kind of moment.
+The moments are random but told by progress, never by a clock: "when so many lines are journaled",
+"when the spool appears". A seed that fails fails again with the same victim at the same kind of
+moment.
 """
 
 import random
@@ -12,11 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import JOBS, Box, Started, assert_sound, count_lines, journal_lines, kill, names, record, wait_until
+from helpers import (
+    JOBS,
+    Box,
+    Started,
+    assert_sound,
+    count_lines,
+    journal_lines,
+    kill,
+    names,
+    record,
+    wait_until,
+)
 
 TASKS = 48
 ROUNDS = 3  # in each test; with the seeds and victims below 36 in all
-EARLY_AND_LATE = ("building", "spool", "attempts", "heartbeat", "journal", "complete", "summary.json")
+EARLY_AND_LATE = (
+    "building",
+    "spool",
+    "attempts",
+    "heartbeat",
+    "journal",
+    "complete",
+    "summary.json",
+)
 
 
 def random_moment(box: Box, rng: random.Random) -> Callable[[], bool]:
@@ -27,7 +48,9 @@ def random_moment(box: Box, rng: random.Random) -> Callable[[], bool]:
         return lambda: count_lines(spool) >= lines
     what = rng.choice(EARLY_AND_LATE)
     if what == "building":
-        return lambda: any(path.name.startswith(".S.") or path.name == "S" for path in box.home.iterdir())
+        return lambda: any(
+            path.name.startswith(".S.") or path.name == "S" for path in box.home.iterdir()
+        )
     if what in ("spool", "summary.json"):
         return (spool if what == "spool" else spool / what).exists
     return lambda: bool(names(spool / what))
@@ -40,7 +63,9 @@ def strike(box: Box, started: Started, victim: str, rng: random.Random) -> None:
     elif victim == "parent":
         started.signal(signal.SIGKILL)
     else:
-        workers = wait_until(lambda: [pid for pid in box.processes() if pid != started.pid] or started.is_over())
+        workers = wait_until(
+            lambda: [pid for pid in box.processes() if pid != started.pid] or started.is_over()
+        )
         if isinstance(workers, list):
             kill(rng.choice(workers))
 
@@ -53,8 +78,9 @@ def executions(box: Box) -> list[tuple[int, str]]:
 
 
 def check_outputs(box: Box, results: list[Any]) -> None:
-    """Each output is there once, whole, and that of an execution of its task: the one that the result names,
-    unless the worker died between publishing and journaling, and then an earlier one."""
+    """Each output is there once, whole, and that of an execution of its task: the one that the
+    result names, unless the worker died between publishing and journaling, and then an earlier one.
+    """
     outputs = box / "S" / "outputs"
     assert sorted(path.name for path in outputs.iterdir() if path.name != ".gpuspool") == sorted(
         f"t{index}.txt" for index in range(TASKS)
@@ -72,9 +98,18 @@ def check_outputs(box: Box, results: list[Any]) -> None:
 
 
 def play_round(box: Box, victim: str, rng: random.Random) -> None:
-    """Start, kill at a random moment (now and then twice), and go on with the same command to the exact result."""
+    """Start, kill at a random moment (now and then twice), and go on with the same command to the
+    exact result.
+    """
     job = rng.choice(["output", "Batches"])
-    command: list[str | Path] = ["run", f"{JOBS}/tracked.py:{job}", "--lines", box.lines(TASKS), "--spool", "S"]
+    command: list[str | Path] = [
+        "run",
+        f"{JOBS}/tracked.py:{job}",
+        "--lines",
+        box.lines(TASKS),
+        "--spool",
+        "S",
+    ]
     command += ["--ranks", "2", "--arg", f"notes={box / 'notes'}"]
     for _ in range(rng.choice([1, 1, 2])):
         started = box.start(*command)
@@ -114,7 +149,16 @@ def test_killed_at_a_random_moment(tmp_path: Path, victim: str, seed: int) -> No
 
 def test_ten_thousand_tasks_all_killed_half_way(box: Box) -> None:
     count = 10_000
-    command = ["run", f"{JOBS}/plain.py:noted", "--lines", box.lines(count), "--ranks", "2", "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/plain.py:noted",
+        "--lines",
+        box.lines(count),
+        "--ranks",
+        "2",
+        "--spool",
+        "S",
+    ]
     command += ["--arg", f"notes={box / 'notes'}"]
     started = box.start(*command)
     wait_until(lambda: count_lines(box / "S") > count / 2)
@@ -134,7 +178,9 @@ def test_a_segmentation_fault_costs_its_task_alone(box: Box) -> None:
     """All 32 of the batch are suspect at first; run one by one, they name the culprit."""
     payloads = [f"p{i}" for i in range(32)]
     payloads[20] = "segv"
-    done = box.run("run", f"{JOBS}/gates.py:Segfault", "--tasks", box.tasks(payloads), "--spool", "S", code=3)
+    done = box.run(
+        "run", f"{JOBS}/gates.py:Segfault", "--tasks", box.tasks(payloads), "--spool", "S", code=3
+    )
     assert "31 of 32 tasks complete, 1 failed" in done.err
     results = box.results("S")
     assert [result["index"] for result in results if result["state"] != "complete"] == [20]
@@ -143,14 +189,23 @@ def test_a_segmentation_fault_costs_its_task_alone(box: Box) -> None:
     assert "died 2 times with this task in hand" in error["message"]
     assert "SIGSEGV" in error["message"]
     assert record(box / "S" / "failed-tasks" / "t20.json")["error"]["type"] == "WorkerLost"
-    assert {record(box / "S" / "failed" / name)["exit_code"] for name in names(box / "S" / "failed")} == {-11}
+    assert {
+        record(box / "S" / "failed" / name)["exit_code"] for name in names(box / "S" / "failed")
+    } == {-11}
     assert box.problems("S") == []
 
 
 def test_other_ranks_go_on_while_one_crashes_again_and_again(box: Box) -> None:
     payloads = ["go"] * 30
     payloads[3] = "always"
-    command = ["run", f"{JOBS}/gates.py:dies", "--tasks", box.tasks(payloads), "--arg", f"gate={box / 'gate'}"]
+    command = [
+        "run",
+        f"{JOBS}/gates.py:dies",
+        "--tasks",
+        box.tasks(payloads),
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
     done = box.run(*command, "--ranks", "2", "--spool", "S", code=3)
     assert "29 of 30 tasks complete, 1 failed" in done.err
     error = box.results("S")[3]["error"]
@@ -161,7 +216,14 @@ def test_other_ranks_go_on_while_one_crashes_again_and_again(box: Box) -> None:
 
 def test_a_worker_that_dies_is_restarted_and_nobody_is_blamed(box: Box) -> None:
     payloads = ["go", "go", "once", *["go"] * 10]
-    command = ["run", f"{JOBS}/gates.py:dies", "--tasks", box.tasks(payloads), "--arg", f"gate={box / 'gate'}"]
+    command = [
+        "run",
+        f"{JOBS}/gates.py:dies",
+        "--tasks",
+        box.tasks(payloads),
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
     done = box.run(*command, "--spool", "S")
     assert "rank-0000.a00 ended: killed by SIGKILL" in done.err
     assert_sound(box, "S", len(payloads))
@@ -172,9 +234,26 @@ def test_a_worker_that_dies_is_restarted_and_nobody_is_blamed(box: Box) -> None:
 
 def test_a_job_that_kills_every_worker_at_its_start_ends_the_run(box: Box) -> None:
     box.write("job.py", "import os\nos._exit(9)\ndef job(task, ctx): pass\n")
-    command = ["run", "job.py:job", "--lines", box.lines(3), "--spool", "S", "--ranks", "2", "--max-restarts", "0"]
+    command = [
+        "run",
+        "job.py:job",
+        "--lines",
+        box.lines(3),
+        "--spool",
+        "S",
+        "--ranks",
+        "2",
+        "--max-restarts",
+        "0",
+    ]
     done = box.run(*command, code=4)
     assert "every rank failed too often" in done.err
     assert "logs/rank-000" in done.err
-    assert box.status("S")["tasks"] == {"total": 3, "complete": 0, "failed": 0, "running": 0, "waiting": 3}
+    assert box.status("S")["tasks"] == {
+        "total": 3,
+        "complete": 0,
+        "failed": 0,
+        "running": 0,
+        "waiting": 3,
+    }
     assert box.problems("S") == []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spool.layout import (
+from gpuspool.spool.layout import (
     STATES,
     SUBDIRS,
     Layout,
@@ -35,7 +35,9 @@ NASTY = [
     "a b", "a+b", "-rf", "~", "ä", "a\u0308", "漢字", "\U0001f600", "\udc80", "a\\b", "a\tb", "con", "t1", "t1.json",
     "x" * 200, "x" * 201, "x" * 5000, "x" * 4999 + "y", "ä" * 100, "ä" * 101, "/" * 66, "/" * 67, "/" * 68, "%" * 300,
 ]  # fmt: skip
-keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300) | st.sampled_from(NASTY)
+keys = st.text(
+    st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300
+) | st.sampled_from(NASTY)
 
 
 def test_nasty_keys_get_different_names() -> None:
@@ -130,7 +132,15 @@ def test_names_are_as_the_format_says() -> None:
     assert layout.log("rank-0003.a00") == Path("/s/logs/rank-0003.a00.log")
 
 
-NO_ATTEMPTS = ["", "rank-0003", "rank-3.a00", "rank-0003.a0", "rank-0003.a00.json", "rank-0003.a00~", " rank-0003.a00"]
+NO_ATTEMPTS = [
+    "",
+    "rank-0003",
+    "rank-3.a00",
+    "rank-0003.a0",
+    "rank-0003.a00.json",
+    "rank-0003.a00~",
+    " rank-0003.a00",
+]
 
 
 @pytest.mark.parametrize("name", [*NO_ATTEMPTS, "rank-0003.a00\n"])
@@ -139,7 +149,9 @@ def test_what_is_no_attempt_does_not_parse(name: str) -> None:
     assert rank_of(name) == -1
 
 
-@pytest.mark.parametrize("name", ["rank-٠٠٠٣", "rank-0003.a٠٠", "sweep-٠١", "retry-０１", "rank-٠٠٠٣.a00.orphans"])
+@pytest.mark.parametrize(
+    "name", ["rank-٠٠٠٣", "rank-0003.a٠٠", "sweep-٠١", "retry-０１", "rank-٠٠٠٣.a00.orphans"]
+)
 def test_digits_of_other_scripts_are_foreign(name: str) -> None:
     assert not is_manifest(name)
     assert parse_attempt(name) is None
@@ -161,7 +173,9 @@ def test_no_two_things_of_a_spool_share_a_path() -> None:
     paths = [getattr(layout, name) for name in one_each]
     paths += [make(attempt) for make in of_attempts for attempt in (a, b)]
     paths += [layout.status(state, attempt) for state in STATES for attempt in (a, b)]
-    paths += [layout.claim(name, start) for name in ("rank-0000", orphans_name(a)) for start in (0, 1, 10)]
+    paths += [
+        layout.claim(name, start) for name in ("rank-0000", orphans_name(a)) for start in (0, 1, 10)
+    ]
     paths += [layout.failed_task("round-1"), layout.failed_round(1), layout.failed_round(2)]
     paths += [layout.drain(0), layout.drain(1), layout.finished(0), layout.finished(1)]
     assert len(set(paths)) == len(paths)

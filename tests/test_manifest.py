@@ -19,11 +19,17 @@ from spooling import (
     view_of,
 )
 
-from spool.closing import close_dead, sweep
-from spool.codec import seal
-from spool.layout import Layout
-from spool.manifest import Damage, Manifest, load_manifest, publish_manifest, publish_orphans
-from spool.records import Closing
+from gpuspool.spool.closing import close_dead, sweep
+from gpuspool.spool.codec import seal
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.manifest import (
+    Damage,
+    Manifest,
+    load_manifest,
+    publish_manifest,
+    publish_orphans,
+)
+from gpuspool.spool.records import Closing
 
 CLOSING = Closing(attempt=A0, state="stopped", reason="drained", by=A0, at=1.0)
 
@@ -37,7 +43,11 @@ def read(data: bytes, name: str = "rank-0000") -> tuple[list[int], list[Damage],
 
 def test_a_manifest_gives_back_its_tasks_in_order(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s")
-    tasks = [task(2), task(1, key="a/ä"), task(0, round=3, crashes=1, kills=2, careful=True, cost=0.5)]
+    tasks = [
+        task(2),
+        task(1, key="a/ä"),
+        task(0, round=3, crashes=1, kills=2, careful=True, cost=0.5),
+    ]
     assert publish_manifest(layout, "retry-01", tasks)
     manifest = load_manifest(layout, "retry-01", pytest.fail)
     assert manifest is not None
@@ -89,9 +99,11 @@ def test_a_manifest_cut_at_any_byte_keeps_its_whole_lines() -> None:
 
 
 @pytest.mark.parametrize(("block", "split"), [(1, 1), (7, 2), (100, 3), (150, 5), (10_000, 4096)])
-def test_a_place_is_found_wherever_the_blocks_part(monkeypatch: pytest.MonkeyPatch, block: int, split: int) -> None:
-    monkeypatch.setattr("spool.manifest.BLOCK_BYTES", block)
-    monkeypatch.setattr("spool.manifest.SPLIT_PLACES", split)
+def test_a_place_is_found_wherever_the_blocks_part(
+    monkeypatch: pytest.MonkeyPatch, block: int, split: int
+) -> None:
+    monkeypatch.setattr("gpuspool.spool.manifest.BLOCK_BYTES", block)
+    monkeypatch.setattr("gpuspool.spool.manifest.SPLIT_PLACES", split)
     tasks = [task(index, key="k" * (index * 37 % 101 + 1)) for index in range(20)]
     for name, head in (("rank-0000", b""), (f"{A0}.orphans", seal(CLOSING))):
         data = head + manifest_bytes(tasks)
@@ -108,11 +120,17 @@ def test_a_flipped_bit_costs_the_line_it_lies_in() -> None:
     lines = sealed_lines(data)
     for at, flipped in flips(data):
         found, damage, manifest = read(flipped)
-        touched = [index for index, (start, end) in enumerate(lines) if start <= at <= end or (at + 1 == start)]
+        touched = [
+            index
+            for index, (start, end) in enumerate(lines)
+            if start <= at <= end or (at + 1 == start)
+        ]
         assert set(range(4)) - set(found) <= set(touched)
         assert bool(damage) == (found != [0, 1, 2, 3])
         if data[at] != ord("\n") and flipped[at] != ord("\n"):
-            assert [manifest.task(index) for index in set(found)] == [task(index) for index in set(found)]
+            assert [manifest.task(index) for index in set(found)] == [
+                task(index) for index in set(found)
+            ]
             assert {one.offset for one in damage} <= {lines[index][0] for index in touched}
 
 
@@ -131,7 +149,9 @@ def test_a_damaged_line_is_reported_with_its_offset_and_moves_no_other() -> None
 def test_the_closing_at_the_head_of_orphans_is_no_place(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s")
     assert publish_orphans(layout, CLOSING, [task(7), task(8)])
-    assert not publish_orphans(layout, Closing(attempt=A0, state="failed", reason="lost", by="me"), [])
+    assert not publish_orphans(
+        layout, Closing(attempt=A0, state="failed", reason="lost", by="me"), []
+    )
     manifest = load_manifest(layout, f"{A0}.orphans", pytest.fail)
     assert manifest is not None
     assert manifest.closing == CLOSING
@@ -176,8 +196,12 @@ def test_a_zeroed_block_loses_no_task_that_can_still_be_read(tmp_path: Path, at:
     close_dead(view, A0, by="test")
     sweep(view)
     lines = sealed_lines(manifest_bytes(map(task, range(800))))
-    gone = {index for index, (start, end) in enumerate(lines) if start - 1 < at + 4096 and end >= at}
-    ready = [indices(manifest.tasks(view.chains[name].next)) for name, manifest in view.manifests.items()]
+    gone = {
+        index for index, (start, end) in enumerate(lines) if start - 1 < at + 4096 and end >= at
+    }
+    ready = [
+        indices(manifest.tasks(view.chains[name].next)) for name, manifest in view.manifests.items()
+    ]
     waiting = {index for part in ready for index in part}
     assert waiting | gone | set(range(100)) == set(range(800))
     assert {index for index, letter in enumerate(verdicts(view)) if letter == "f"} <= gone

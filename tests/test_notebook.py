@@ -1,4 +1,6 @@
-"""A real Jupyter kernel: jobs of cells are refused with the way on, those of files run, a killed kernel is no harm."""
+"""A real Jupyter kernel: jobs of cells are refused with the way on, those of files run, a killed
+kernel is no harm.
+"""
 
 from pathlib import Path
 
@@ -12,16 +14,23 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # jupyter's own libraries war
 
 def client_for(folder: Path, *cells: str) -> NotebookClient:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    return NotebookClient(notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    return NotebookClient(
+        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
 
 
 def text_of(notebook: nbformat.NotebookNode) -> str:
     outputs = [output for cell in notebook.cells for output in cell.outputs]
-    return "\n".join(output.get("text", "") + str(output.get("data", {}).get("text/plain", "")) for output in outputs)
+    return "\n".join(
+        output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+        for output in outputs
+    )
 
 
 def test_a_function_of_a_cell_is_refused_with_the_writefile_way(tmp_path: Path) -> None:
-    client = client_for(tmp_path, "def double(task, ctx): return task.payload * 2", "import gpuspool")
+    client = client_for(
+        tmp_path, "def double(task, ctx): return task.payload * 2", "import gpuspool"
+    )
     client.nb.cells.append(nbformat.v4.new_code_cell("gpuspool.run(double, items=[1, 2])"))
     with pytest.raises(CellExecutionError, match=r"%%writefile job.py.*'job.py:double'"):
         client.execute()
@@ -40,7 +49,9 @@ def test_a_job_written_by_a_cell_runs_and_the_report_shows_a_table(tmp_path: Pat
     assert "[2, 4]" in text
 
 
-def test_a_kernel_killed_while_workers_live_is_told_to_go_on_by_running_the_cell_again(tmp_path: Path) -> None:
+def test_a_kernel_killed_while_workers_live_is_told_to_go_on_by_running_the_cell_again(
+    tmp_path: Path,
+) -> None:
     job = (
         "from pathlib import Path\nimport time\n"
         "def wait(task, ctx):\n    Path('here').touch()\n    while not Path('gate').exists(): time.sleep(0.01)\n"

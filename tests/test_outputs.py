@@ -7,8 +7,8 @@ import pytest
 from helpers import tree
 from spooling import A0, A1, B0, hidden_files, race, together
 
-from worker.context import Task
-from worker.outputs import OutputError, Outputs
+from gpuspool.worker.context import Task
+from gpuspool.worker.outputs import OutputError, Outputs
 
 
 def a_task(index: int = 0, key: str = "") -> Task:
@@ -23,7 +23,9 @@ def out(tmp_path: Path) -> Path:
 
 
 def publish_in_step(out: Path, attempt: str, tasks: int) -> list[object]:
-    """Publish a file and a folder for each task, in step with another attempt; returns what was said of them."""
+    """Publish a file and a folder for each task, in step with another attempt; returns what was
+    said of them.
+    """
     outputs, said = Outputs(out, attempt), []
     for index in range(tasks):
         outputs.path(a_task(index), ".txt").write_text(f"{attempt}\n" * 50)
@@ -200,7 +202,9 @@ def test_a_suffix_that_no_journal_can_hold_is_refused(out: Path, suffix: str) ->
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_another_tasks_output_in_the_way_fails_the_task_and_stays(out: Path, is_folder: bool) -> None:
+def test_another_tasks_output_in_the_way_fails_the_task_and_stays(
+    out: Path, is_folder: bool
+) -> None:
     """The attempt goes on: every other attempt would meet the same."""
     outputs = Outputs(out, A0)
     if is_folder:

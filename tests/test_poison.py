@@ -1,4 +1,6 @@
-"""Tasks that take their worker along are found, told with all that is known, and cost no other; stopping early."""
+"""Tasks that take their worker along are found, told with all that is known, and cost no other;
+stopping early.
+"""
 
 import os
 import re
@@ -9,20 +11,27 @@ from pathlib import Path
 import pytest
 from helpers import JOBS, Box, assert_sound, names, record, start_gated, wait_until, waiting
 
-from orchestrator.failures import SHOWN, failures_text
-from orchestrator.loop import most_failed
-from orchestrator.results import Result
-from spool.blame import signal_of
-from spool.oom import OomWatch, find_counter
-from spool.records import Error
+from gpuspool.orchestrator.report.failures import SHOWN, failures_text
+from gpuspool.orchestrator.report.results import Result
+from gpuspool.orchestrator.supervise.loop import most_failed
+from gpuspool.spool.blame import signal_of
+from gpuspool.spool.oom import OomWatch, find_counter
+from gpuspool.spool.records import Error
 
 
 def test_a_task_that_crashes_its_worker_is_told_with_all_that_is_known(box: Box) -> None:
     payloads = ["go"] * 8
     payloads[3] = "segv"
-    box.run("run", f"{JOBS}/gates.py:Segfault", "--tasks", box.tasks(payloads), "--spool", "S", code=3)
+    box.run(
+        "run", f"{JOBS}/gates.py:Segfault", "--tasks", box.tasks(payloads), "--spool", "S", code=3
+    )
     error = box.results("S")[3]["error"]
-    assert (error["kind"], error["type"], error["signal"], error["exit_code"]) == ("lost", "WorkerLost", "SIGSEGV", -11)
+    assert (error["kind"], error["type"], error["signal"], error["exit_code"]) == (
+        "lost",
+        "WorkerLost",
+        "SIGSEGV",
+        -11,
+    )
     assert (error["rank"], error["device"], error["host"]) == (0, "cpu", os.uname().nodename)
     assert error["attempts"] == ["rank-0000.a01", "rank-0000.a02"], "in which it was alone"
     assert "Segmentation fault" in error["log_tail"]
@@ -30,7 +39,9 @@ def test_a_task_that_crashes_its_worker_is_told_with_all_that_is_known(box: Box)
 
 
 @pytest.mark.parametrize("job", ["out_of_descriptors", "breaks_its_device"])
-def test_a_task_that_makes_its_process_unusable_fails_and_the_next_process_goes_on(box: Box, job: str) -> None:
+def test_a_task_that_makes_its_process_unusable_fails_and_the_next_process_goes_on(
+    box: Box, job: str
+) -> None:
     """Without this every later task of that process would fail too."""
     payloads = ["a", "b", "bad", "d", "e", "f"]
     box.run("run", f"{JOBS}/harsh.py:{job}", "--tasks", box.tasks(payloads), "--spool", "S", code=3)
@@ -58,7 +69,17 @@ def f(task, ctx):
 """,
     )
     notes = box / "notes"
-    box.run("run", "job.py:f", "--lines", box.lines(200), "--spool", "S", "--arg", f"notes={notes}", code=3)
+    box.run(
+        "run",
+        "job.py:f",
+        "--lines",
+        box.lines(200),
+        "--spool",
+        "S",
+        "--arg",
+        f"notes={notes}",
+        code=3,
+    )
     counts = Counter(map(int, notes.read_text().split()))
     assert counts.pop(150) > 1
     assert counts == Counter(set(range(200)) - {150})
@@ -70,38 +91,54 @@ def test_too_many_failures_stop_a_run_early(box: Box) -> None:
     wait_until(lambda: "--max-failed 2" in started.err)
     (box / "gate").touch()  # the worker may have come to it by then, or not
     done = started.wait(4)
-    assert re.search("stopped early, since --max-failed is reached: [01] of 8 tasks complete, 2 failed", done.err)
+    assert re.search(
+        "stopped early, since --max-failed is reached: [01] of 8 tasks complete, 2 failed", done.err
+    )
     assert record(box / "S" / "summary.json")["how"] == "too many failed"
-    assert "2 failed" in box.run(*command, "--max-failed", "2", code=4).err, "they have failed for good"
+    assert "2 failed" in box.run(*command, "--max-failed", "2", code=4).err, (
+        "they have failed for good"
+    )
     box.run(*command, "--max-failed", "50%", code=3)
     assert [result["state"] for result in box.results("S")].count("complete") == 6
 
 
-@pytest.mark.parametrize(("text", "most"), [(None, None), ("3", 3), ("10%", 20), ("0.1%", 1), ("100%", 200)])
+@pytest.mark.parametrize(
+    ("text", "most"), [(None, None), ("3", 3), ("10%", 20), ("0.1%", 1), ("100%", 200)]
+)
 def test_a_share_of_failures_is_one_of_all_tasks(text: str | None, most: int | None) -> None:
     assert most_failed(text, 200) == most
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "5 %", "%", "1.5"])
 def test_a_limit_of_failures_that_makes_no_sense_is_refused(box: Box, text: str) -> None:
-    done = box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(1), f"--max-failed={text}", code=2)
+    done = box.run(
+        "run", f"{JOBS}/plain.py:double", "--lines", box.lines(1), f"--max-failed={text}", code=2
+    )
     assert "max_failed" in done.err
     assert not (box / "spool-double").exists()
 
 
-@pytest.mark.parametrize(("code", "name"), [(-9, "SIGKILL"), (139, "SIGSEGV"), (3, ""), (0, ""), (-99, "signal 99")])
+@pytest.mark.parametrize(
+    ("code", "name"), [(-9, "SIGKILL"), (139, "SIGSEGV"), (3, ""), (0, ""), (-99, "signal 99")]
+)
 def test_a_signal_is_told_however_it_came_as_an_exit_code(code: int, name: str) -> None:
     assert signal_of(code) == name
 
 
-def failure(key: str, kind: str = "exception", type_: str = "ValueError", where: str = "job.py:3") -> Result:
+def failure(
+    key: str, kind: str = "exception", type_: str = "ValueError", where: str = "job.py:3"
+) -> Result:
     error = Error(kind=kind, type=type_, message=f"{key} is bad", where=where)
     fields = {"index": 0, "key": key, "state": "failed", "seconds": None, "rank": 0, "outputs": []}
     return Result(**fields, result=None, error=error)  # type: ignore[arg-type]
 
 
 def test_failures_are_grouped_by_kind_type_and_line_the_largest_group_first() -> None:
-    results = [failure("a", where="job.py:9"), *(failure(f"b{i}") for i in range(SHOWN + 2)), failure("c", "timeout")]
+    results = [
+        failure("a", where="job.py:9"),
+        *(failure(f"b{i}") for i in range(SHOWN + 2)),
+        failure("c", "timeout"),
+    ]
     lines = failures_text(results).splitlines()
     assert lines[0] == f"{SHOWN + 2} tasks: exception, ValueError at job.py:3"
     assert lines[1] == "    b0  exception  ValueError: b0 is bad"
@@ -151,7 +188,14 @@ def test_a_kill_by_the_kernel_explains_one_death_and_not_for_ever(tmp_path: Path
 
 def test_nothing_of_a_kill_from_outside_is_taken_for_memory(box: Box) -> None:
     payloads = ["go", "once", "go"]
-    command = ["run", f"{JOBS}/gates.py:dies", "--tasks", box.tasks(payloads), "--arg", f"gate={box / 'gate'}"]
+    command = [
+        "run",
+        f"{JOBS}/gates.py:dies",
+        "--tasks",
+        box.tasks(payloads),
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
     box.run(*command, "--spool", "S")
     assert_sound(box, "S", 3)
     assert record(box / "S" / "failed" / names(box / "S" / "failed")[0])["reason"] == "crash"

@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 from spooling import hidden_files, python, race, together
 
-from spool.codec import encode
-from spool.publish import create_journal, link_or_lose, listdir, publish, read_bytes, read_record, replace, write_all
-from spool.records import Claim, ParentBeat
+from gpuspool.spool.codec import encode
+from gpuspool.spool.publish import (
+    create_journal,
+    link_or_lose,
+    listdir,
+    publish,
+    read_bytes,
+    read_record,
+    replace,
+    write_all,
+)
+from gpuspool.spool.records import Claim, ParentBeat
 
 ROUNDS = 100
 BIG = 256 * 1024
@@ -27,7 +36,9 @@ def publish_all(folder: Path, who: int) -> list[int]:
 
 
 def publish_too_much(folder: Path) -> list[str]:
-    """Publish, replace and begin a journal with more bytes than this process may write; returns what was raised."""
+    """Publish, replace and begin a journal with more bytes than this process may write; returns
+    what was raised.
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (BIG // 2, BIG // 2))
     raised = []
@@ -40,7 +51,9 @@ def publish_too_much(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_the_second_publisher_loses_and_the_first_content_stays(tmp_path: Path, durable: bool) -> None:
+def test_the_second_publisher_loses_and_the_first_content_stays(
+    tmp_path: Path, durable: bool
+) -> None:
     path = tmp_path / "name"
     assert publish(path, b"first", durable=durable)
     assert not publish(path, b"second, and longer", durable=durable)
@@ -60,7 +73,7 @@ def test_of_two_processes_that_publish_the_same_name_exactly_one_wins(tmp_path: 
 def test_a_publisher_killed_at_any_moment_leaves_only_whole_files(tmp_path: Path) -> None:
     script = """
 import itertools, pathlib, sys
-from spool.publish import publish
+from gpuspool.spool.publish import publish
 for number in itertools.count():
     publish(pathlib.Path(sys.argv[1], f"{number:06d}"), f"{number:07d}\\n".encode() * 32768, durable=False)
     print(number, flush=True)
@@ -84,7 +97,7 @@ for number in itertools.count():
 def test_a_reader_never_sees_a_replaced_file_half_written(tmp_path: Path) -> None:
     script = """
 import itertools, pathlib, sys
-from spool.publish import replace
+from gpuspool.spool.publish import replace
 for number in itertools.count():
     replace(pathlib.Path(sys.argv[1]), b"%07d\\n" % number * 8192)
     if number == 0:

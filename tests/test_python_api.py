@@ -45,12 +45,22 @@ print(json.dumps([report.ok, report.exit_code, report.counts]))
     )
     assert done.err == ""
     first, second = done.records()
-    assert first == [False, 3, {"total": 2, "complete": 1, "failed": 1}, "good", "failed", "ValueError", None]
+    assert first == [
+        False,
+        3,
+        {"total": 2, "complete": 1, "failed": 1},
+        "good",
+        "failed",
+        "ValueError",
+        None,
+    ]
     assert second == [True, 0, {"total": 2, "complete": 2, "failed": 0}]
 
 
 def test_functions_and_classes_of_the_script_being_run(box: Box) -> None:
-    """The workers import the script, so what starts the run stands below `if __name__ == "__main__"`."""
+    """The workers import the script, so what starts the run stands below `if __name__ ==
+    "__main__"`.
+    """
     done = box.python(
         """
 import gpuspool
@@ -100,7 +110,10 @@ print(json.dumps([report.ok, report.spool.name]))
 """
     )
     described, command = done.records()
-    assert [told["path"] for told in described] == [str(box / "in" / "a.txt"), str(box / "in" / "b.txt")]
+    assert [told["path"] for told in described] == [
+        str(box / "in" / "a.txt"),
+        str(box / "in" / "b.txt"),
+    ]
     assert described[0]["ctx"][4] == {"deep": [1, {"x": None}]}
     assert record(box / "S" / "run.json")["options"]["seed"] == 3
     assert command == [True, "spool-sh"]
@@ -195,8 +208,7 @@ def test_importing_it_is_cheap_and_lazy(box: Box) -> None:
     done = box.python(
         """
 import sys, gpuspool
-loaded = {name.partition(".")[0] for name in sys.modules}
-print(sorted(loaded & {"torch", "rich", "watchdog", "click", "orchestrator", "worker", "filelock"}))
+print(sorted(sys.modules.keys() & {"torch", "rich", "watchdog", "click", "filelock", "gpuspool.orchestrator", "gpuspool.worker.job"}))
 print(gpuspool.Context.__name__, gpuspool.Task.__name__, gpuspool.__version__)
 try:
     gpuspool.absent

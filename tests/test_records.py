@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spooling import A0, JOB, cuts, flips, some_run, task
 
-from spool.codec import (
+from gpuspool.spool.codec import (
     SEALED_AT_ONCE,
     Damaged,
     check_seal,
@@ -21,8 +21,8 @@ from spool.codec import (
     unseal,
     unseal_lines,
 )
-from spool.identity import myself
-from spool.records import (
+from gpuspool.spool.identity import myself
+from gpuspool.spool.records import (
     Claim,
     Closing,
     Error,
@@ -41,23 +41,63 @@ from spool.records import (
     TaskLine,
 )
 
-WHO = Identity(host="node-7", boot_id="b7c1", pid_ns="pid:[4026531836]", pid=4711, pid_start=123456789)
+WHO = Identity(
+    host="node-7", boot_id="b7c1", pid_ns="pid:[4026531836]", pid=4711, pid_start=123456789
+)
 FIELDS = msgspec.structs.asdict(WHO)
-FAILURE = Error(kind="exception", type="ValueError", message='a "b"\n\u2028 ä', traceback="Traceback …", tries=2)
+FAILURE = Error(
+    kind="exception", type="ValueError", message='a "b"\n\u2028 ä', traceback="Traceback …", tries=2
+)
 SEALED: list[Record] = [
-    task(17, key="cat/ä 1.jpg", payload=msgspec.Raw(b'{"path": "/data/1"}'), round=1, crashes=1, careful=True),
+    task(
+        17,
+        key="cat/ä 1.jpg",
+        payload=msgspec.Raw(b'{"path": "/data/1"}'),
+        round=1,
+        crashes=1,
+        careful=True,
+    ),
     JournalHead(**FIELDS, attempt=A0),
-    JournalLine(task=17, round=0, state="complete", start=1.5, seconds=0.012, result=msgspec.Raw(b'{"label": [1, 2]}')),
-    JournalLine(task=3, round=1, state="failed", error=FAILURE, outputs=[("t3.npy", 4096)], log=(10, 20)),
+    JournalLine(
+        task=17,
+        round=0,
+        state="complete",
+        start=1.5,
+        seconds=0.012,
+        result=msgspec.Raw(b'{"label": [1, 2]}'),
+    ),
+    JournalLine(
+        task=3, round=1, state="failed", error=FAILURE, outputs=[("t3.npy", 4096)], log=(10, 20)
+    ),
     JournalLine(task=0, round=0, state="started", start=1700000000.123),
-    Closing(attempt=A0, state="failed", reason="crash", by="r", lost=[Lost(task=3, key="t3", error=FAILURE)]),
     Closing(
-        attempt=A0, state="complete", reason="finished", by=A0, stats=Stats(done=3, ready=True, versions={"a": "1"})
+        attempt=A0,
+        state="failed",
+        reason="crash",
+        by="r",
+        lost=[Lost(task=3, key="t3", error=FAILURE)],
+    ),
+    Closing(
+        attempt=A0,
+        state="complete",
+        reason="finished",
+        by=A0,
+        stats=Stats(done=3, ready=True, versions={"a": "1"}),
     ),
 ]
 PLAIN: list[Record] = [
     Claim(attempt=A0, start=120, stop=136, at=1700000000.5),
-    Heartbeat(**FIELDS, attempt=A0, beat=42, parent="1", device="0", state="running", at=1.5, task=17, done=3),
+    Heartbeat(
+        **FIELDS,
+        attempt=A0,
+        beat=42,
+        parent="1",
+        device="0",
+        state="running",
+        at=1.5,
+        task=17,
+        done=3,
+    ),
     Intent(
         attempt=A0,
         epoch=2,
@@ -78,8 +118,14 @@ PLAIN: list[Record] = [
 sealed = pytest.mark.parametrize("record", SEALED, ids=lambda record: type(record).__name__)
 plain = pytest.mark.parametrize("record", PLAIN, ids=lambda record: type(record).__name__)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('crc:",}{\n\\', max_size=8), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text('crc:",}{\n\\', max_size=8), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -102,7 +148,9 @@ def test_the_seal_is_what_the_format_says(record: Record) -> None:
 def test_lines_sealed_together_are_those_sealed_one_by_one(count: int) -> None:
     tasks = [task(index, payload=msgspec.Raw(b'"%d"' % index**5)) for index in range(count)]
     assert seal_lines(tasks) == [seal(one) for one in tasks]
-    lines = unseal_lines(b"".join(seal_lines(tasks)), 0, TaskLine, lambda at, reason: pytest.fail(f"{at}: {reason}"))
+    lines = unseal_lines(
+        b"".join(seal_lines(tasks)), 0, TaskLine, lambda at, reason: pytest.fail(f"{at}: {reason}")
+    )
     assert [one for _, one in lines] == tasks
 
 
@@ -162,7 +210,17 @@ def test_a_payload_that_holds_a_seal_is_not_taken_for_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\n", b"null", b"{}", b"[1]", b"\0" * 64, b"\xff\xfe", b'{"attempt":7,"start":0,"stop":1,"at":1}']
+    "data",
+    [
+        b"",
+        b"\n",
+        b"null",
+        b"{}",
+        b"[1]",
+        b"\0" * 64,
+        b"\xff\xfe",
+        b'{"attempt":7,"start":0,"stop":1,"at":1}',
+    ],
 )
 def test_what_is_no_record_is_damaged(data: bytes) -> None:
     with pytest.raises(Damaged):

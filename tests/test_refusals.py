@@ -1,4 +1,6 @@
-"""Bad input: one paragraph that says what, where and what next, an exit code, no traceback; and nothing is lost."""
+"""Bad input: one paragraph that says what, where and what next, an exit code, no traceback; and
+nothing is lost.
+"""
 
 import os
 import stat
@@ -26,20 +28,43 @@ def assert_one_paragraph(done: Done) -> None:
     assert done.out == ""
     assert done.err.endswith("\n")
     usage, _, message = done.err.rpartition("\n\n")
-    assert usage == "" or usage.startswith("Usage: "), "only the usage of a command may stand before the paragraph"
+    assert usage == "" or usage.startswith("Usage: "), (
+        "only the usage of a command may stand before the paragraph"
+    )
     assert message.startswith(("gpuspool: ", "Error: "))
     assert "Traceback" not in done.err
 
 
 def test_a_job_that_is_not_there(box: Box) -> None:
     lines = box.lines(2)
-    refused(box, "run", "absent.py:f", "--lines", lines, says=f"job file {box / 'absent.py'}: No such file")
-    refused(box, "run", "no.such.module:f", "--lines", lines, says="module no.such.module cannot be found")
+    refused(
+        box,
+        "run",
+        "absent.py:f",
+        "--lines",
+        lines,
+        says=f"job file {box / 'absent.py'}: No such file",
+    )
+    refused(
+        box,
+        "run",
+        "no.such.module:f",
+        "--lines",
+        lines,
+        says="module no.such.module cannot be found",
+    )
     refused(box, "run", "json:dumps2", "--lines", lines, says="has no dumps2")
     refused(box, "run", "math:sqrt", "--lines", lines, says="cannot be found as Python source")
     refused(box, "run", "--lines", lines, says="JOB is missing")
     refused(box, "run", PLAIN, "--lines", lines, says="is not file.py:Name")
-    refused(box, "run", f"{PLAIN}:doubel", "--lines", lines, says="It has: Add, Batches, Outer, Path, describe, double")
+    refused(
+        box,
+        "run",
+        f"{PLAIN}:doubel",
+        "--lines",
+        lines,
+        says="It has: Add, Batches, Outer, Path, describe, double",
+    )
     refused(box, "run", "--lines", lines, "--", says="there is no command behind `--`")
 
 
@@ -47,9 +72,11 @@ def test_a_job_file_that_cannot_be_taken(box: Box) -> None:
     lines = box.lines(2)
     box.write("broken.py", "def f(task, ctx:\n")
     refused(box, "run", "broken.py:f", "--lines", lines, says="does not parse")
-    box.write("worker.py", "def f(task, ctx): pass\n")
-    refused(box, "run", "worker.py:f", "--lines", lines, says="cannot be named 'worker'")
-    refused(box, "run", "spool.state:f", "--lines", lines, says="cannot be named 'spool'")
+    box.write("gpuspool.py", "def f(task, ctx): pass\n")
+    refused(box, "run", "gpuspool.py:f", "--lines", lines, says="cannot be named 'gpuspool'")
+    refused(
+        box, "run", "gpuspool.spool.state:f", "--lines", lines, says="cannot be named 'gpuspool'"
+    )
     box.write("open.py", "def f(task, ctx): pass\n").chmod(0o666)
     refused(box, "run", "open.py:f", "--lines", lines, says="may be written by everybody")
     (box / "folder.py").mkdir()
@@ -59,12 +86,21 @@ def test_a_job_file_that_cannot_be_taken(box: Box) -> None:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("raise ZeroDivisionError('at import')\ndef job(task, ctx): pass\n", "ZeroDivisionError: at import"),
-        ("class job:\n    def __init__(self, ctx):\n        raise KeyError('in init')\n", "KeyError: 'in init'"),
+        (
+            "raise ZeroDivisionError('at import')\ndef job(task, ctx): pass\n",
+            "ZeroDivisionError: at import",
+        ),
+        (
+            "class job:\n    def __init__(self, ctx):\n        raise KeyError('in init')\n",
+            "KeyError: 'in init'",
+        ),
         ("import no_such_module\ndef job(task, ctx): pass\n", "No module named 'no_such_module'"),
         ("import sys\nsys.exit(7)\ndef job(task, ctx): pass\n", "SystemExit: 7"),
         ("job = 5\n", "job.py:job is not callable"),
-        ("class job:\n    batch_size = 0\n    def __call__(self, tasks, ctx): pass\n", "batch_size is 0"),
+        (
+            "class job:\n    batch_size = 0\n    def __call__(self, tasks, ctx): pass\n",
+            "batch_size is 0",
+        ),
     ],
 )
 def test_a_job_that_does_not_load_ends_the_run_at_once(box: Box, source: str, says: str) -> None:
@@ -98,10 +134,14 @@ def test_inputs_that_cannot_be_taken(box: Box) -> None:
     box.write("twice", '{"payload": 1, "key": "k"}\n{"payload": 2, "key": "k"}\n')
     refused(box, "run", DOUBLE, "nothing/*.fasta", says="nothing/*.fasta matches no file")
     refused(box, "run", DOUBLE, "in/a", "absent", says="absent matches no file")
-    refused(box, "run", DOUBLE, "in", says="input in is a folder. Name its files with a glob: 'in/**/*'")
+    refused(
+        box, "run", DOUBLE, "in", says="input in is a folder. Name its files with a glob: 'in/**/*'"
+    )
     refused(box, "run", DOUBLE, says="name the inputs in one way")
     refused(box, "run", DOUBLE, "in/a", "--lines", "bad", says="name the inputs in one way")
-    refused(box, "run", DOUBLE, "--files-from", "absent", says="absent cannot be read: No such file")
+    refused(
+        box, "run", DOUBLE, "--files-from", "absent", says="absent cannot be read: No such file"
+    )
     refused(box, "run", DOUBLE, "--files-from", "bad", says="input 1: No such file")
     refused(box, "run", DOUBLE, "--lines", "in", says="in cannot be read: Is a directory")
     refused(box, "run", DOUBLE, "--tasks", "bad", says="bad, line 3")
@@ -115,7 +155,9 @@ def test_a_hostile_key(box: Box, key: str) -> None:
     refused(box, "run", DOUBLE, "--tasks", "hostile", says="task 0: the key")
 
 
-@pytest.mark.parametrize("verb", ["status", "resume", "verify", "results", "failed", "drain", "wait", "logs", "retry"])
+@pytest.mark.parametrize(
+    "verb", ["status", "resume", "verify", "results", "failed", "drain", "wait", "logs", "retry"]
+)
 def test_a_verb_on_what_is_no_spool(box: Box, verb: str) -> None:
     box.write("folder/data", "precious")
     refused(box, verb, "folder", says=f"{box / 'folder'} is not a spool")
@@ -127,13 +169,21 @@ def test_a_verb_on_what_is_no_spool(box: Box, verb: str) -> None:
 def test_a_spool_of_another_format(box: Box) -> None:
     box.run("run", DOUBLE, "--lines", box.lines(2), "--spool", "S")
     (box / "S" / "FORMAT").write_text("gpuspool 2\n")
-    for command in (["status", "S"], ["resume", "S"], ["run", DOUBLE, "--lines", "lines", "--spool", "S"]):
+    for command in (
+        ["status", "S"],
+        ["resume", "S"],
+        ["run", DOUBLE, "--lines", "lines", "--spool", "S"],
+    ):
         done = refused(box, *command, says="its FORMAT says", code=5)
         assert "gpuspool 2" in done.err
     (box / "S" / "FORMAT").write_text("gpuspool 1\n")
     (box / "S" / "run.json").write_text("{}")
     (box / "S" / "job" / "run.json").write_text("{}")
-    for command in (["status", "S"], ["resume", "S"], ["run", DOUBLE, "--lines", "lines", "--spool", "S"]):
+    for command in (
+        ["status", "S"],
+        ["resume", "S"],
+        ["run", DOUBLE, "--lines", "lines", "--spool", "S"],
+    ):
         refused(box, *command, says="run.json is missing or cannot be read", code=5)
 
 
@@ -160,7 +210,9 @@ def test_a_spool_half_created_by_something_else(box: Box) -> None:
     box.lines(2)
     refused(box, "resume", "S", says="run.json is missing", code=5)
     refused(box, "status", "S", says="run.json is missing", code=5)
-    done = refused(box, "run", DOUBLE, "--lines", "lines", "--spool", "S", says=str(box / "S"), code=None)
+    done = refused(
+        box, "run", DOUBLE, "--lines", "lines", "--spool", "S", says=str(box / "S"), code=None
+    )
     assert done.code in (2, 5)
     box.run("run", DOUBLE, "--lines", "lines", "--spool", "S", "--fresh")
     assert (box / "S.old-1" / "FORMAT").exists()
@@ -286,7 +338,9 @@ def test_no_secret_of_the_environment_reaches_a_file(box: Box) -> None:
     env = {"SECRET_TOKEN": "hunter2hunter2", "HF_TOKEN": "hf_hunter2"}
     box.run("run", DOUBLE, "--lines", box.lines(4), "--spool", "S", env=env)
     assert not [
-        name for name, data in tree(box / "S").items() if data and (b"hunter2" in data or MARK.encode() in data)
+        name
+        for name, data in tree(box / "S").items()
+        if data and (b"hunter2" in data or MARK.encode() in data)
     ]
 
 

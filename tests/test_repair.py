@@ -1,4 +1,6 @@
-"""Damage to what the whole spool hangs on is mended, with the damaged file kept; nothing of it stops a resume."""
+"""Damage to what the whole spool hangs on is mended, with the damaged file kept; nothing of it
+stops a resume.
+"""
 
 import os
 import shutil
@@ -17,7 +19,11 @@ def damage(path: Path, how: str) -> None:
         case "zeroes":
             path.write_bytes(bytes(len(data)))
         case "flipped":
-            path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0xFF]) + data[len(data) // 2 + 1 :])
+            path.write_bytes(
+                data[: len(data) // 2]
+                + bytes([data[len(data) // 2] ^ 0xFF])
+                + data[len(data) // 2 + 1 :]
+            )
         case "empty":
             path.write_bytes(b"")
         case "gone":
@@ -33,13 +39,24 @@ def test_what_a_spool_hangs_on_is_restored(box: Box, name: str, how: str) -> Non
     broken = (box / "S" / name).read_bytes() if how != "gone" else b""
     box.run(*(["resume", "S"] if how in ("zeroes", "gone") else command))
     assert_sound(box, "S", PAYLOADS)
-    if name != "run.json" or how != "flipped":  # a flipped bit may leave valid JSON, other than it was
-        assert (box / "S" / name).read_bytes() == whole or record(box / "S" / name) == record(box / "S" / "run.json")
-    copies = [path for path in (box / "S" / "corrupt").iterdir() if path.name.endswith(Path(name).name)]
-    assert [copy.read_bytes() for copy in copies] in ([broken], [] if how == "flipped" else [broken])
+    if (
+        name != "run.json" or how != "flipped"
+    ):  # a flipped bit may leave valid JSON, other than it was
+        assert (box / "S" / name).read_bytes() == whole or record(box / "S" / name) == record(
+            box / "S" / "run.json"
+        )
+    copies = [
+        path for path in (box / "S" / "corrupt").iterdir() if path.name.endswith(Path(name).name)
+    ]
+    assert [copy.read_bytes() for copy in copies] in (
+        [broken],
+        [] if how == "flipped" else [broken],
+    )
 
 
-@pytest.mark.parametrize("name", ["claims", "heartbeat", "complete", "failed-tasks", "control", "logs", "corrupt"])
+@pytest.mark.parametrize(
+    "name", ["claims", "heartbeat", "complete", "failed-tasks", "control", "logs", "corrupt"]
+)
 def test_a_missing_folder_is_made_again(box: Box, name: str) -> None:
     half_done(box)
     shutil.rmtree(box / "S" / name)
@@ -51,7 +68,16 @@ def test_a_missing_folder_is_made_again(box: Box, name: str) -> None:
 def test_a_job_copy_that_nobody_has_any_more_is_refused_with_ways_on(box: Box) -> None:
     gates = box.job("gates.py")
     box.job("plain.py")
-    command = ["run", "gates.py:gated", "--tasks", box.tasks(["a", "b"]), "--arg", "gate=gate", "--spool", "S"]
+    command = [
+        "run",
+        "gates.py:gated",
+        "--tasks",
+        box.tasks(["a", "b"]),
+        "--arg",
+        "gate=gate",
+        "--spool",
+        "S",
+    ]
     box.run(*command)
     damage(box / "S" / "job" / "gates.py", "zeroes")
     gates.unlink()
@@ -65,7 +91,16 @@ def test_a_worker_runs_no_copy_of_a_job_that_is_damaged(box: Box) -> None:
     job = "import pathlib\ndef f(task, ctx):\n    path = next(pathlib.Path(ctx.args['copy']).glob('*.py'))\n"
     job += "    path.write_text(path.read_text() + '# changed')\n    import os; os._exit(3)\n"
     box.write("job.py", job)
-    command = ["run", "job.py:f", "--lines", box.lines(2), "--spool", "S", "--arg", f"copy={box / 'S' / 'job'}"]
+    command = [
+        "run",
+        "job.py:f",
+        "--lines",
+        box.lines(2),
+        "--spool",
+        "S",
+        "--arg",
+        f"copy={box / 'S' / 'job'}",
+    ]
     done = box.run(*command, "--max-restarts", "0", code=4)
     assert "is damaged or missing" in done.err
 
@@ -79,7 +114,9 @@ def test_a_spool_with_a_link_for_a_folder_is_refused(box: Box) -> None:
 
 def test_a_half_made_spool_is_told_and_not_used(box: Box) -> None:
     box.write(".S.999999999.0.00c0ffee/FORMAT", "gpuspool 1\n")
-    box.write(".S.1.0.00c0ffee/FORMAT", "gpuspool 1\n")  # pid 1 lives: somebody may be making it right now
+    box.write(
+        ".S.1.0.00c0ffee/FORMAT", "gpuspool 1\n"
+    )  # pid 1 lives: somebody may be making it right now
     done = box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(2), "--spool", "S")
     assert ".S.999999999.0.00c0ffee was left half made" in done.err
     assert ".S.1.0" not in done.err
@@ -87,6 +124,18 @@ def test_a_half_made_spool_is_told_and_not_used(box: Box) -> None:
 
 
 def test_no_secret_of_the_environment_reaches_a_file(box: Box) -> None:
-    box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(2), "--spool", "S", env={"MY_TOKEN": "hunter2-xyz"})
-    found = [path for path in (box / "S").rglob("*") if path.is_file() and b"hunter2-xyz" in path.read_bytes()]
+    box.run(
+        "run",
+        f"{JOBS}/plain.py:double",
+        "--lines",
+        box.lines(2),
+        "--spool",
+        "S",
+        env={"MY_TOKEN": "hunter2-xyz"},
+    )
+    found = [
+        path
+        for path in (box / "S").rglob("*")
+        if path.is_file() and b"hunter2-xyz" in path.read_bytes()
+    ]
     assert found == []

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from helpers import record
 
-from orchestrator.gpu_coordinator import GPUProcessCoordinator
-from spool.layout import Layout
-from worker.reports import ReportQueue
+from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
+from gpuspool.spool.layout import Layout
+from gpuspool.worker.reports import ReportQueue
 
 ATTEMPT = "rank-0000.a00"
 
@@ -32,12 +32,17 @@ def test_reports_cut_anywhere_or_with_a_flipped_bit_cost_that_report_alone(
     data = path.read_bytes()
     for cut in range(len(data)):
         path.write_bytes(data[:cut])
-        assert GPUProcessCoordinator(1, out).collect_results() == sent[: max(0, data[:cut].count(b"\n") - 1)]
+        assert (
+            GPUProcessCoordinator(1, out).collect_results()
+            == sent[: max(0, data[:cut].count(b"\n") - 1)]
+        )
     assert caplog.messages == []
     ends = [match.start() for match in re.finditer(b"\n", data)]
     for at in set(range(len(data))) - set(ends):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        spared = [report for number, report in enumerate(sent) if not ends[number] < at < ends[number + 1]]
+        spared = [
+            report for number, report in enumerate(sent) if not ends[number] < at < ends[number + 1]
+        ]
         assert GPUProcessCoordinator(1, out).collect_results() == spared
     assert "checksum" in caplog.text
 
@@ -62,7 +67,10 @@ def test_threads_put_whole_lines(out: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = [(report["thread"], report["number"]) for report in GPUProcessCoordinator(1, out).collect_results()]
+    found = [
+        (report["thread"], report["number"])
+        for report in GPUProcessCoordinator(1, out).collect_results()
+    ]
     assert sorted(found) == [(thread, number) for thread in range(4) for number in range(20)]
 
 

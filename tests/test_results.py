@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spool.codec import MAX_DEPTH, seal, unseal
-from spool.layout import TRACEBACK_BYTES
-from spool.records import NO_JSON, JournalBrief, JournalLine
-from worker.outputs import OutputError
-from worker.results import (
+from gpuspool.spool.codec import MAX_DEPTH, seal, unseal
+from gpuspool.spool.layout import TRACEBACK_BYTES
+from gpuspool.spool.records import NO_JSON, JournalBrief, JournalLine
+from gpuspool.worker.outputs import OutputError
+from gpuspool.worker.results import (
     MESSAGE_BYTES,
     RESULT_BYTES,
     CommandFailed,
@@ -64,7 +64,9 @@ plain = st.recursive(
 
 def test_no_result_is_left_out() -> None:
     assert to_json(None) == NO_JSON
-    assert b"result" not in seal(JournalLine(task=1, round=0, state="complete", result=to_json(None)))
+    assert b"result" not in seal(
+        JournalLine(task=1, round=0, state="complete", result=to_json(None))
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -103,7 +105,9 @@ def test_a_bare_number_of_any_library_is_a_number(result: Any) -> None:
     assert kept(result) == 0.25
 
 
-@pytest.mark.parametrize("value", [math.nan, -math.nan, np.float32("nan"), np.float64("nan"), torch.tensor(math.nan)])
+@pytest.mark.parametrize(
+    "value", [math.nan, -math.nan, np.float32("nan"), np.float64("nan"), torch.tensor(math.nan)]
+)
 def test_nan_becomes_null(value: Any) -> None:
     assert kept(value) is None
     assert kept({"a": [1.5, value], "b": "NaN", "c": np.array([value, 2.0])}) == {
@@ -113,7 +117,9 @@ def test_nan_becomes_null(value: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, np.float32("inf"), torch.tensor([1.0, -math.inf])])
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, np.float32("inf"), torch.tensor([1.0, -math.inf])]
+)
 def test_infinity_is_an_error_also_beside_nan(value: Any) -> None:
     for result in (value, {"a": [math.nan, value]}):
         with pytest.raises(ResultError, match="Infinity"):
@@ -122,7 +128,13 @@ def test_infinity_is_an_error_also_beside_nan(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("result", "name"),
-    [({1, 2}, "set"), (b"bytes", "bytes"), (object(), "object"), ([1j], "complex"), ({"a": Odd()}, "Odd")],
+    [
+        ({1, 2}, "set"),
+        (b"bytes", "bytes"),
+        (object(), "object"),
+        ([1j], "complex"),
+        ({"a": Odd()}, "Odd"),
+    ],
 )
 def test_what_json_cannot_hold_is_an_error_that_names_it(result: Any, name: str) -> None:
     with pytest.raises(ResultError, match=f"a {name} "):
@@ -182,7 +194,9 @@ def test_a_result_that_nests_too_deep_for_a_reader_is_an_error(pair: str) -> Non
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udc80b", "\udfff\ud800", "x\ud83d"])
 def test_a_lone_surrogate_leaves_a_line_that_can_be_read(text: str) -> None:
-    """Half a character, as of a file name that is not UTF-8: its task is complete, and so must its line be."""
+    """Half a character, as of a file name that is not UTF-8: its task is complete, and so must its
+    line be.
+    """
     found = kept({"name": text, "n": 3})
     assert found["n"] == 3
     assert isinstance(found["name"], str)

@@ -1,4 +1,6 @@
-"""Going on: with another world size, after a move, with a changed job; and what is refused, with what differs."""
+"""Going on: with another world size, after a move, with a changed job; and what is refused, with
+what differs.
+"""
 
 import json
 import os
@@ -33,10 +35,14 @@ def test_another_world_size_gives_the_same_results(box: Box, before: int, after:
     assert box.status("S")["state"] == "stopped"
     box.run(*command, "--ranks", str(after))
     results = assert_sound(box, "S", 40)
-    assert [result["result"] for result in results] == [f"go {i}" for i in range(20)] + ["wait"] * 20
+    assert [result["result"] for result in results] == [f"go {i}" for i in range(20)] + [
+        "wait"
+    ] * 20
     assert sorted(ran(box)) == list(range(40)), "no task that was done ran again"
     assert set(done_before) == set(range(20))
-    assert {int(name[5:9]) for name in names(box / "S" / "attempts")} == set(range(max(before, after)))
+    assert {int(name[5:9]) for name in names(box / "S" / "attempts")} == set(
+        range(max(before, after))
+    )
 
 
 def test_a_spool_that_was_moved_goes_on_where_it_is(box: Box) -> None:
@@ -63,13 +69,22 @@ def test_a_moved_spool_keeps_its_outputs_with_it(box: Box) -> None:
 def test_a_changed_job_is_refused_with_the_difference(box: Box) -> None:
     box.job("plain.py")
     gates = box.job("gates.py")
-    command = ["run", "gates.py:gated", "--tasks", box.tasks(["wait", "b", "c"]), "--arg", f"gate={box / 'gate'}"]
+    command = [
+        "run",
+        "gates.py:gated",
+        "--tasks",
+        box.tasks(["wait", "b", "c"]),
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
     started = box.start(*command)
     wait_until(lambda: waiting(box))
     box.kill_all()
     started.wait()
     (box / "gate").touch()
-    gates.write_text(gates.read_text().replace("return task.payload", "return task.payload.upper()"))
+    gates.write_text(
+        gates.read_text().replace("return task.payload", "return task.payload.upper()")
+    )
     for again in (command, ["resume"], ["retry"]):
         done = box.run(*again, code=2)
         assert "-    return task.payload\n+    return task.payload.upper()\n" in done.err
@@ -83,12 +98,21 @@ def test_keep_done_keeps_what_is_done_and_is_asked_for_once(box: Box) -> None:
     box.job("plain.py")
     gates = box.job("gates.py")
     payloads = ["a", "b", "c", "wait", "wait"]
-    command = ["run", "gates.py:gated", "--tasks", box.tasks(payloads), "--arg", f"gate={box / 'gate'}"]
+    command = [
+        "run",
+        "gates.py:gated",
+        "--tasks",
+        box.tasks(payloads),
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
     started = box.start(*command)
     wait_until(lambda: waiting(box) and len(journal_lines(box / "spool-gated")) == 3)
     box.kill_all()
     started.wait()
-    gates.write_text(gates.read_text().replace("return task.payload", "return task.payload.upper()"))
+    gates.write_text(
+        gates.read_text().replace("return task.payload", "return task.payload.upper()")
+    )
     started = box.start(*command, "--keep-done")
     wait_until(lambda: len(waiting(box)) == 2)
     box.kill_all()
@@ -96,7 +120,13 @@ def test_keep_done_keeps_what_is_done_and_is_asked_for_once(box: Box) -> None:
     (box / "gate").touch()
     again = box.run("resume")
     assert "changed" not in again.err
-    assert [result["result"] for result in assert_sound(box, "spool-gated", 5)] == ["a", "b", "c", "WAIT", "WAIT"]
+    assert [result["result"] for result in assert_sound(box, "spool-gated", 5)] == [
+        "a",
+        "b",
+        "c",
+        "WAIT",
+        "WAIT",
+    ]
     assert "changed" not in box.run(*command).err
     attempts = box / "spool-gated" / "attempts"
     hashes = [record(attempts / name)["job"]["sha256"] for name in names(attempts)]
@@ -112,13 +142,31 @@ def test_fresh_renames_the_old_spool(box: Box) -> None:
     plain.write_text(plain.read_text().replace("return 2 *", "return 3 *"))
     box.run(*command, "--fresh")
     box.run(*command, "--fresh")
-    for spool, factor in (("spool-double.old-1", 2), ("spool-double.old-2", 3), ("spool-double", 3)):
-        assert [result["result"] for result in assert_sound(box, spool, 3)] == [0, factor, 2 * factor]
+    for spool, factor in (
+        ("spool-double.old-1", 2),
+        ("spool-double.old-2", 3),
+        ("spool-double", 3),
+    ):
+        assert [result["result"] for result in assert_sound(box, spool, 3)] == [
+            0,
+            factor,
+            2 * factor,
+        ]
 
 
 def test_fresh_with_an_output_folder_of_its_own(box: Box) -> None:
     """The outputs of the old run are not the new one's to overwrite unless it is told so."""
-    command = ["run", f"{JOBS}/plain.py:write", "--lines", box.lines(2), "--out", "out", "--fresh", "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/plain.py:write",
+        "--lines",
+        box.lines(2),
+        "--out",
+        "out",
+        "--fresh",
+        "--spool",
+        "S",
+    ]
     box.run(*command)
     assert "out is not empty" in box.run(*command, code=2).err
     box.run(*command, "--overwrite")
@@ -202,15 +250,40 @@ def test_a_changed_command_is_refused(box: Box) -> None:
 
 def test_options_that_change_no_result_may_change(box: Box) -> None:
     command = half_done(box, ranks=2)
-    box.run(*command, "--ranks", "1", "--retries", "3", "--grace", "5s", "--poll", "0.1", "--max-restarts", "9")
+    box.run(
+        *command,
+        "--ranks",
+        "1",
+        "--retries",
+        "3",
+        "--grace",
+        "5s",
+        "--poll",
+        "0.1",
+        "--max-restarts",
+        "9",
+    )
     options = record(box / "S" / "attempts" / "rank-0000.a01.json")["options"]
-    assert (options["ranks"], options["retries"], options["poll_s"], options["max_restarts"]) == (1, 3, 0.1, 9)
+    assert (options["ranks"], options["retries"], options["poll_s"], options["max_restarts"]) == (
+        1,
+        3,
+        0.1,
+        9,
+    )
     assert_sound(box, "S", 40)
 
 
 def test_a_job_whose_file_is_gone_resumes_from_the_copy(box: Box) -> None:
     plain = box.job("plain.py")
-    box.run("run", "plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good"]), "--arg", "fixed=fixed", code=3)
+    box.run(
+        "run",
+        "plain.py:fails_until_fixed",
+        "--tasks",
+        box.tasks(["bad", "good"]),
+        "--arg",
+        "fixed=fixed",
+        code=3,
+    )
     plain.unlink()
     (box / "fixed").touch()
     box.run("retry")
@@ -234,7 +307,9 @@ def test_workers_go_on_when_their_orchestrator_is_killed(box: Box) -> None:
 
 
 def test_a_second_run_adopts_the_workers_of_a_dead_one(box: Box) -> None:
-    """No rank gets a twin while its attempt lives, and the new orchestrator sees the run to its end."""
+    """No rank gets a twin while its attempt lives, and the new orchestrator sees the run to its
+    end.
+    """
     started, command = start_gated(box, ["wait", "wait", *["go"] * 10], "--ranks", "2")
     wait_until(lambda: len(waiting(box)) == 2)
     started.signal(signal.SIGKILL)
@@ -266,7 +341,9 @@ def test_an_adopted_worker_that_dies_is_closed_and_its_rank_restarted(box: Box) 
     again.wait(0)
     assert_sound(box, "S", 6)
     assert names(box / "S" / "failed") == ["rank-0000.a00.json"]
-    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "lost", "nobody saw it die: no blame"
+    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "lost", (
+        "nobody saw it die: no blame"
+    )
 
 
 def test_a_second_orchestrator_is_told_who_holds_the_spool(box: Box) -> None:
@@ -307,21 +384,39 @@ def move_to_another_host(spool: Path, attempt: str) -> None:
     intent.write_bytes(seal_pretty(fields | {"parent": fields["parent"] | elsewhere}))
 
 
-@pytest.mark.parametrize("options", [[["--lease", "1s"], []], [["--lease", "3s"], ["--lease", "1s"]]])
-def test_a_silent_worker_of_another_host_is_closed_after_a_lease(box: Box, options: list[list[str]]) -> None:
-    """Nothing on this host proves it dead but that its beat stands still; the lease may be given late."""
+@pytest.mark.parametrize(
+    "options", [[["--lease", "1s"], []], [["--lease", "3s"], ["--lease", "1s"]]]
+)
+def test_a_silent_worker_of_another_host_is_closed_after_a_lease(
+    box: Box, options: list[list[str]]
+) -> None:
+    """Nothing on this host proves it dead but that its beat stands still; the lease may be given
+    late.
+    """
     command = half_done(box, *options[0])
     move_to_another_host(box / "S", "rank-0000.a00")
     done = box.run(*command, *options[1])
-    assert "rank-0000.a00 ran elsewhere; it counts as alive until its heartbeat has stood still for 1 s" in done.err
+    assert (
+        "rank-0000.a00 ran elsewhere; it counts as alive until its heartbeat has stood still for 1 s"
+        in done.err
+    )
     assert_sound(box, "S", 40)
     assert sorted(ran(box)) == list(range(40))
     assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "lost"
 
 
 def test_one_of_several_that_start_at_once_makes_the_spool(box: Box) -> None:
-    command = ["run", f"{JOBS}/plain.py:noted", "--lines", box.lines(50), "--arg", f"notes={box / 'notes'}"]
-    codes = [started.wait().code for started in [box.start(*command, "--spool", "S") for _ in range(4)]]
+    command = [
+        "run",
+        f"{JOBS}/plain.py:noted",
+        "--lines",
+        box.lines(50),
+        "--arg",
+        f"notes={box / 'notes'}",
+    ]
+    codes = [
+        started.wait().code for started in [box.start(*command, "--spool", "S") for _ in range(4)]
+    ]
     assert 0 in codes
     assert set(codes) <= {0, 6}, "the others are told, or find it done"
     assert_sound(box, "S", 50)
@@ -338,12 +433,22 @@ def test_another_function_of_the_same_file_is_another_run(box: Box) -> None:
 
 
 def test_a_time_limit_is_that_of_one_start(box: Box) -> None:
-    command = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(["wait", "go"]), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/gates.py:gated",
+        "--tasks",
+        box.tasks(["wait", "go"]),
+        "--spool",
+        "S",
+    ]
     command += ["--arg", f"gate={box / 'gate'}"]
     box.run(*command, "--time-limit", "0.1s", "--grace", "0.1s", code=75)
     started = box.start("resume", "S")
     wait_until(lambda: (box / "S" / "attempts" / "rank-0000.a01.json").exists())
-    limits = [record(path)["options"].get("time_limit_s") for path in sorted((box / "S" / "attempts").iterdir())]
+    limits = [
+        record(path)["options"].get("time_limit_s")
+        for path in sorted((box / "S" / "attempts").iterdir())
+    ]
     assert limits == [0.1, None]
     (box / "gate").touch()
     started.wait(0)

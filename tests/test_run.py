@@ -17,11 +17,16 @@ def test_a_function_over_lines(box: Box) -> None:
     assert [result["result"] for result in results] == [2 * i for i in range(25)]
     assert [result["key"] for result in results] == [f"t{i}" for i in range(25)]
     assert {result["rank"] for result in results} <= {0, 1}
-    assert all(result["error"] is None and result["seconds"] >= 0 and result["outputs"] == [] for result in results)
+    assert all(
+        result["error"] is None and result["seconds"] >= 0 and result["outputs"] == []
+        for result in results
+    )
     assert box.status("spool-double")["state"] == "complete"
     assert names(box / "spool-double" / "complete") == names(box / "spool-double" / "attempts")
     assert record(box / "spool-double" / "summary.json")["tasks"]["complete"] == 25
-    assert names(box / "spool-double" / "control") == ["finished.0000"], "the word that idle ranks waited for"
+    assert names(box / "spool-double" / "control") == ["finished.0000"], (
+        "the word that idle ranks waited for"
+    )
 
 
 def test_the_same_command_again_has_nothing_to_do(box: Box) -> None:
@@ -36,11 +41,22 @@ def test_the_same_command_again_has_nothing_to_do(box: Box) -> None:
 def test_a_class_is_made_once_in_each_worker(box: Box) -> None:
     made = box / "made"
     box.run(
-        "run", f"{PLAIN}:Add", "--lines", box.lines(40), "--ranks", "2", "--arg", "term=100", "--arg", f"made={made}"
+        "run",
+        f"{PLAIN}:Add",
+        "--lines",
+        box.lines(40),
+        "--ranks",
+        "2",
+        "--arg",
+        "term=100",
+        "--arg",
+        f"made={made}",
     )
     results = assert_sound(box, "spool-Add", 40)
     assert [result["result"] for result in results] == [100 + i for i in range(40)]
-    assert sorted(made.read_text().split()) == [name[:-5] for name in names(box / "spool-Add" / "attempts")]
+    assert sorted(made.read_text().split()) == [
+        name[:-5] for name in names(box / "spool-Add" / "attempts")
+    ]
 
 
 def test_a_batched_class_gets_whole_batches(box: Box) -> None:
@@ -58,7 +74,15 @@ def test_a_command_with_every_placeholder(box: Box) -> None:
     for name in ("a.txt", "sub dir/b.txt"):
         box.write(f"in/{name}", f"text of {name}")
     script = 'printf "%s|" "$@" > "$0"; cat "$1" >> "$0"'
-    words = ["{output}.json", "{input}", "{key}", "{index}", "{rank}", "{device}", "x-{index}-{key}"]
+    words = [
+        "{output}.json",
+        "{input}",
+        "{key}",
+        "{index}",
+        "{rank}",
+        "{device}",
+        "x-{index}-{key}",
+    ]
     box.run("run", "in/**/*.txt", "--spool", "S", "--", "sh", "-c", script, *words)
     results = assert_sound(box, "S", 2)
     assert [result["outputs"] for result in results] == [["a.txt.json"], ["sub dir/b.txt.json"]]
@@ -69,7 +93,15 @@ def test_a_command_with_every_placeholder(box: Box) -> None:
 
 
 def test_a_command_is_run_by_no_shell_and_names_the_spool(box: Box) -> None:
-    box.run("run", "--lines", "-", "--", "touch", f"{box / 'made'}-{{input}}", stdin="a b; $(false) {key}\n")
+    box.run(
+        "run",
+        "--lines",
+        "-",
+        "--",
+        "touch",
+        f"{box / 'made'}-{{input}}",
+        stdin="a b; $(false) {key}\n",
+    )
     assert names(box.home) == ["made-a b; $(false) {key}", "spool-touch"]
     assert_sound(box, "spool-touch", 1)
 
@@ -77,13 +109,18 @@ def test_a_command_is_run_by_no_shell_and_names_the_spool(box: Box) -> None:
 def test_a_job_in_a_module_of_a_package(box: Box) -> None:
     box.write("pack/__init__.py", "")
     box.write("pack/base.py", "FACTOR = 3\n")
-    box.write("pack/job.py", "from . import base\ndef triple(task, ctx):\n    return base.FACTOR * task.payload\n")
+    box.write(
+        "pack/job.py",
+        "from . import base\ndef triple(task, ctx):\n    return base.FACTOR * task.payload\n",
+    )
     box.run("run", "pack.job:triple", "--tasks", box.tasks([1, 2, 3]))
     assert [result["result"] for result in assert_sound(box, "spool-triple", 3)] == [3, 6, 9]
 
 
 def test_a_job_sees_its_own_folder_file_and_names(box: Box) -> None:
-    """Imports beside the job file work, `__file__` is the original, the folder is the one that `run` was typed in."""
+    """Imports beside the job file work, `__file__` is the original, the folder is the one that
+    `run` was typed in.
+    """
     box.write("jobs/sibling.py", "VALUE = 'beside'\n")
     box.write(
         "jobs/tells.py",
@@ -101,7 +138,9 @@ def test_what_context_and_task_tell(box: Box) -> None:
     args = ["--arg", "n=3", "--arg", "name=some text", "--arg", 'deep={"a": [1, null]}']
     box.run("run", f"{PLAIN}:describe", "in/*/1.txt", "--ranks", "2", *args)
     results = assert_sound(box, "spool-describe", 2)
-    for index, (result, key, size) in enumerate(zip(results, ["cat/1.txt", "dog/1.txt"], [5, 3], strict=True)):
+    for index, (result, key, size) in enumerate(
+        zip(results, ["cat/1.txt", "dog/1.txt"], [5, 3], strict=True)
+    ):
         told, path = result["result"], str(box / "in" / key)
         assert told["task"] == [index, key, {"path": path}, float(size)]
         assert told["path"] == path
@@ -120,7 +159,9 @@ def test_no_more_workers_than_tasks(box: Box, tasks: int, ranks: int) -> None:
 
 
 def test_no_tasks_at_all_is_complete(box: Box) -> None:
-    done = box.run("run", f"{PLAIN}:double", "--lines", box.write("empty", ""), "--json", "--ranks", "2")
+    done = box.run(
+        "run", f"{PLAIN}:double", "--lines", box.write("empty", ""), "--json", "--ranks", "2"
+    )
     assert done.record()["tasks"] == {"total": 0, "complete": 0, "failed": 0}
     assert assert_sound(box, "spool-double", 0) == []
     assert box.status("spool-double")["state"] == "complete"
@@ -179,7 +220,9 @@ def test_outputs_go_where_out_says(box: Box) -> None:
     box.run("run", f"{PLAIN}:write", "--lines", box.lines(3), "--out", "made/here")
     assert names(box / "made" / "here") == ["t0.txt", "t1.txt", "t2.txt"]
     assert (box / "made" / "here" / "t2.txt").read_text() == "t2\n"
-    assert [result["outputs"] for result in assert_sound(box, "spool-write", 3)] == [[f"t{i}.txt"] for i in range(3)]
+    assert [result["outputs"] for result in assert_sound(box, "spool-write", 3)] == [
+        [f"t{i}.txt"] for i in range(3)
+    ]
 
 
 def test_a_task_that_fails_its_first_tries_completes(box: Box) -> None:
@@ -200,7 +243,15 @@ def test_a_task_that_fails_its_first_tries_completes(box: Box) -> None:
 
 def test_files_from_stdin_and_lines_from_stdin(box: Box) -> None:
     paths = [str(box.write(f"f{i}", "x" * i)) for i in range(3)]
-    box.run("run", f"{PLAIN}:describe", "--files-from", "-", "--spool", "A", stdin="\n".join(paths) + "\n")
+    box.run(
+        "run",
+        f"{PLAIN}:describe",
+        "--files-from",
+        "-",
+        "--spool",
+        "A",
+        stdin="\n".join(paths) + "\n",
+    )
     assert [result["result"]["path"] for result in box.results("A")] == paths
     box.run("run", f"{PLAIN}:double", "--lines", "-", "--spool", "B", stdin="1\n2\n")
     assert [result["result"] for result in box.results("B")] == [2, 4]
@@ -217,8 +268,20 @@ def test_the_interpreter_that_runs_the_command_runs_the_workers(box: Box) -> Non
 
 def test_a_terminal_gets_a_bar(box: Box) -> None:
     """With the tasks done and in all, and what failed; nothing of it where stderr is no terminal."""
-    on_a_terminal = (sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)", GPUSPOOL)
-    command = ["run", f"{PLAIN}:double", "--tasks", box.tasks([*range(19), "no number"]), "--spool", "S"]
+    on_a_terminal = (
+        sys.executable,
+        "-c",
+        "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)",
+        GPUSPOOL,
+    )
+    command = [
+        "run",
+        f"{PLAIN}:double",
+        "--tasks",
+        box.tasks([*range(19), "no number"]),
+        "--spool",
+        "S",
+    ]
     done = box.run(*command, program=on_a_terminal, code=3, env={"TERM": "xterm", "COLUMNS": "120"})
     assert "19 of 20" in done.out or "20 of 20" in done.out
     assert "1 failed" in done.out

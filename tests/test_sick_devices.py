@@ -1,21 +1,34 @@
-"""Devices on which nothing comes off: they are given up and named, the others do the work, and no task is blamed."""
+"""Devices on which nothing comes off: they are given up and named, the others do the work, and no
+task is blamed.
+"""
 
 import pytest
 from helpers import JOBS, Box, assert_sound, names, record, wait_until
 
-from orchestrator.decide import Policy, RankPast, sick_devices
-from spool.records import Closing, Error, Lost
+from gpuspool.orchestrator.supervise.decide import Policy, RankPast, sick_devices
+from gpuspool.spool.records import Closing, Error, Lost
 
 OFF = {"CUDA_VISIBLE_DEVICES": None, "GPUSPOOL_DEVICE_CHECK": "off"}  # tokens here are made up
 
 
 def command_on(box: Box, job: str, tasks: int, *options: str) -> list[str]:
-    command = ["run", f"{JOBS}/harsh.py:{job}", "--tasks", box.tasks(list(range(tasks))), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:{job}",
+        "--tasks",
+        box.tasks(list(range(tasks))),
+        "--spool",
+        "S",
+    ]
     return [*command, "--arg", "bad=GPU-bad", "--arg", f"gate={box / 'gate'}", *options]
 
 
 def closings(box: Box, rank: int) -> list[dict[str, object]]:
-    return [record(box / "S" / "failed" / name) for name in names(box / "S" / "failed") if f"rank-000{rank}" in name]
+    return [
+        record(box / "S" / "failed" / name)
+        for name in names(box / "S" / "failed")
+        if f"rank-000{rank}" in name
+    ]
 
 
 def test_a_device_that_never_starts_is_given_up_and_named(box: Box) -> None:
@@ -39,10 +52,23 @@ def test_a_run_on_good_devices_names_none(box: Box) -> None:
 
 
 def test_ranks_that_die_fast_on_one_device_accuse_the_device_and_no_task(box: Box) -> None:
-    options = ["--devices", "GPU-a,GPU-bad", "--ranks-per-gpu", "2", "--max-restarts", "1", "--max-crashes", "1"]
+    options = [
+        "--devices",
+        "GPU-a,GPU-bad",
+        "--ranks-per-gpu",
+        "2",
+        "--max-restarts",
+        "1",
+        "--max-crashes",
+        "1",
+    ]
     started = box.start(*command_on(box, "dies_on_device", 40, *options), env=OFF)
     wait_until(lambda: len(closings(box, 1) + closings(box, 3)) >= 2)
-    wait_until(lambda: any(closing["reason"] == "device" for closing in closings(box, 1) + closings(box, 3)))
+    wait_until(
+        lambda: any(
+            closing["reason"] == "device" for closing in closings(box, 1) + closings(box, 3)
+        )
+    )
     (box / "gate").touch()
     done = started.wait(0)
     assert_sound(box, "S", 40)
@@ -51,10 +77,20 @@ def test_ranks_that_die_fast_on_one_device_accuse_the_device_and_no_task(box: Bo
     assert len(closings(box, 1) + closings(box, 3)) <= 3
 
 
-def end(reason: str = "crash", *, at: float = 0.0, suspects: int = 0, lost: bool = False) -> Closing:
+def end(
+    reason: str = "crash", *, at: float = 0.0, suspects: int = 0, lost: bool = False
+) -> Closing:
     tasks = [Lost(task=0, error=Error(kind="lost", type="", message=""))] * lost
     state = "stopped" if reason == "drained" else "failed"
-    return Closing(attempt="rank-0000.a00", state=state, reason=reason, by="", at=at, suspects=suspects, lost=tasks)
+    return Closing(
+        attempt="rank-0000.a00",
+        state=state,
+        reason=reason,
+        by="",
+        at=at,
+        suspects=suspects,
+        lost=tasks,
+    )
 
 
 def rank(number: int, device: str, *ends: Closing, finished: int = 0) -> RankPast:
@@ -80,5 +116,7 @@ GOOD = rank(9, "good", end("drained"), finished=5)
         ([rank(0, "a", *[end("lost")] * 9)], set()),
     ],
 )
-def test_a_device_is_sick_when_too_many_in_a_row_come_to_nothing(past: list[RankPast], sick: set[str]) -> None:
+def test_a_device_is_sick_when_too_many_in_a_row_come_to_nothing(
+    past: list[RankPast], sick: set[str]
+) -> None:
     assert sick_devices(past, Policy(max_restarts=2)) == sick

@@ -1,7 +1,16 @@
-"""The rule of claims in virtual time: how near the whole run comes to the arithmetic bound, whatever the machine."""
+"""The rule of claims in virtual time: how near the whole run comes to the arithmetic bound,
+whatever the machine.
+"""
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.append(
+    str(Path(__file__).resolve().parent.parent)
+)  # for benchmarks, a folder of the checkout
 
 from benchmarks.simulate import guided, lognormal, simulate, skewed
 
@@ -32,7 +41,9 @@ def test_a_slow_rank_is_robbed_in_time(are_known: bool) -> None:
 
 
 def test_a_rank_that_comes_late_finds_work_and_delays_nobody() -> None:
-    assert simulate(lognormal(20_000, 0.020, 1.2), [1.0] * 8, starts=[0.0] * 7 + [20.0]).ratio <= 1.02
+    assert (
+        simulate(lognormal(20_000, 0.020, 1.2), [1.0] * 8, starts=[0.0] * 7 + [20.0]).ratio <= 1.02
+    )
 
 
 def test_many_ranks_share_the_tail_and_claims_are_rare() -> None:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spooling import A0, B0, begin, finish, indices, make_spool, take, task, verdicts, view_of
 
-from spool.closing import close_dead, lost_tasks
-from spool.manifest import publish_manifest, publish_orphans
-from spool.records import Closing, Error, Lost
-from spool.state import Ledger, run_state
+from gpuspool.spool.closing import close_dead, lost_tasks
+from gpuspool.spool.manifest import publish_manifest, publish_orphans
+from gpuspool.spool.records import Closing, Error, Lost
+from gpuspool.spool.state import Ledger, run_state
 
 
 def fed(tasks: int, *lines: tuple[int, int, str]) -> Ledger:
@@ -104,10 +104,18 @@ def test_what_is_done_is_weighed_by_cost_where_costs_differ() -> None:
     assert fed(3, (2, 0, "complete")).cost_done == 1.0
 
 
-lines = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from(["complete", "failed", "started"])))
+lines = st.lists(
+    st.tuples(
+        st.integers(0, 4), st.integers(0, 3), st.sampled_from(["complete", "failed", "started"])
+    )
+)
 
 
-@given(lines, st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3))), st.randoms(use_true_random=False))
+@given(
+    lines,
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3))),
+    st.randoms(use_true_random=False),
+)
 def test_the_order_in_which_lines_are_read_does_not_matter(
     lines: list[tuple[int, int, str]], raised: list[tuple[int, int]], rng: random.Random
 ) -> None:
@@ -139,9 +147,13 @@ def test_the_order_in_which_lines_are_read_does_not_matter(
         ("", False, "complete"),
     ],
 )
-def test_a_run_is_what_its_tasks_are_and_else_running_or_stopped(states: str, is_live: bool, expected: str) -> None:
+def test_a_run_is_what_its_tasks_are_and_else_running_or_stopped(
+    states: str, is_live: bool, expected: str
+) -> None:
     names = {"c": "complete", "f": "failed"}
-    ledger = fed(len(states), *((i, 0, names[state]) for i, state in enumerate(states) if state != "-"))
+    ledger = fed(
+        len(states), *((i, 0, names[state]) for i, state in enumerate(states) if state != "-")
+    )
     assert run_state(ledger, is_live) == expected
 
 
@@ -157,13 +169,21 @@ def test_each_state_of_a_task_as_it_stands_on_disk(tmp_path: Path) -> None:
     finish(second, 4, state="failed")
     error = Error(kind="lost", type="WorkerLost", message="")
     assert publish_orphans(
-        layout, Closing(attempt=A0, state="failed", reason="crash", by="p", lost=[Lost(task=2, error=error)]), [task(3)]
+        layout,
+        Closing(
+            attempt=A0, state="failed", reason="crash", by="p", lost=[Lost(task=2, error=error)]
+        ),
+        [task(3)],
     )
     view = view_of(layout)
     assert verdicts(view) == "cff-fc----"
     assert view.unclaimed == 3, "the orphan 3 and the tasks 8 and 9"
-    assert indices(lost_tasks(view)) == [6, 7], "claimed by a closed attempt, and in no orphans manifest"
-    assert publish_manifest(layout, "retry-01", [task(1, round=1), task(2, round=1), task(5, round=1)])
+    assert indices(lost_tasks(view)) == [6, 7], (
+        "claimed by a closed attempt, and in no orphans manifest"
+    )
+    assert publish_manifest(
+        layout, "retry-01", [task(1, round=1), task(2, round=1), task(5, round=1)]
+    )
     assert verdicts(view.refresh()) == "c---fc----"
 
 

@@ -1,4 +1,6 @@
-"""What jobs leave behind: no process outlives its run, whatever session it fled to; nor its parent, if so asked."""
+"""What jobs leave behind: no process outlives its run, whatever session it fled to; nor its parent,
+if so asked.
+"""
 
 import os
 import signal
@@ -19,7 +21,7 @@ from helpers import (
     waiting,
 )
 
-from spool.identity import MARK, kill_marked, mark_of, run_mark
+from gpuspool.spool.identity import MARK, kill_marked, mark_of, run_mark
 
 
 def children(box: Box) -> list[int]:
@@ -28,7 +30,14 @@ def children(box: Box) -> list[int]:
 
 
 def test_a_child_in_a_session_of_its_own_does_not_outlive_the_run(box: Box) -> None:
-    command = ["run", f"{JOBS}/harsh.py:leaves_a_daemon", "--tasks", box.tasks(["a", "b"]), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:leaves_a_daemon",
+        "--tasks",
+        box.tasks(["a", "b"]),
+        "--spool",
+        "S",
+    ]
     box.run(*command, "--arg", f"children={box / 'children'}")
     assert len(children(box)) == 2
     assert not any(map(is_alive, children(box)))
@@ -36,7 +45,14 @@ def test_a_child_in_a_session_of_its_own_does_not_outlive_the_run(box: Box) -> N
 
 
 def test_what_a_worker_that_died_left_is_gone_before_the_next_begins(box: Box) -> None:
-    command = ["run", f"{JOBS}/harsh.py:leaves_a_daemon", "--tasks", box.tasks(["die"]), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:leaves_a_daemon",
+        "--tasks",
+        box.tasks(["die"]),
+        "--spool",
+        "S",
+    ]
     done = box.run(*command, "--arg", f"children={box / 'children'}", code=3)
     assert "killed by SIGKILL" in done.err
     assert len(children(box)) == 5
@@ -44,26 +60,57 @@ def test_what_a_worker_that_died_left_is_gone_before_the_next_begins(box: Box) -
 
 
 @pytest.mark.parametrize(("how", "left"), [("returns", 0), ("exits", 7), ("raises", 1)])
-def test_a_forked_child_that_comes_back_from_the_job_is_no_second_worker(box: Box, how: str, left: int) -> None:
-    """It would run the rest of the claim, account for it, and at its end kill the worker as a stray."""
-    command = ["run", f"{JOBS}/harsh.py:forks", "--tasks", box.tasks([how] * 3), "--spool", "S", "--ranks", "1"]
+def test_a_forked_child_that_comes_back_from_the_job_is_no_second_worker(
+    box: Box, how: str, left: int
+) -> None:
+    """It would run the rest of the claim, account for it, and at its end kill the worker as a
+    stray.
+    """
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:forks",
+        "--tasks",
+        box.tasks([how] * 3),
+        "--spool",
+        "S",
+        "--ranks",
+        "1",
+    ]
     box.run(*command)
     assert [result["result"] for result in assert_sound(box, "S", 3)] == [left] * 3
     assert len(journal_lines(box / "S")) == 3, "one for each task"
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
-    assert ("ValueError: in the child" in (box / "S" / "logs" / "rank-0000.a00.log").read_text()) == (how == "raises")
+    assert (
+        "ValueError: in the child" in (box / "S" / "logs" / "rank-0000.a00.log").read_text()
+    ) == (how == "raises")
 
 
 def test_a_forked_process_can_be_ended_by_a_signal(box: Box) -> None:
     """It inherits the worker's handler, which answers with a drain; a pool of such would never end."""
-    command = ["run", f"{JOBS}/harsh.py:ends_a_forked_process", "--lines", box.lines(30), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:ends_a_forked_process",
+        "--lines",
+        box.lines(30),
+        "--spool",
+        "S",
+    ]
     box.run(*command)
     assert {result["result"] for result in assert_sound(box, "S", 30)} == {-signal.SIGTERM}
 
 
 def test_a_job_may_keep_a_pool_of_processes_to_its_end(box: Box) -> None:
     """Who kills the pool's processes before the pool ends them has a worker that must be killed."""
-    command = ["run", f"{JOBS}/harsh.py:KeepsAPool", "--lines", box.lines(4), "--spool", "S", "--ranks", "2"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:KeepsAPool",
+        "--lines",
+        box.lines(4),
+        "--spool",
+        "S",
+        "--ranks",
+        "2",
+    ]
     box.run(*command, "--arg", f"exits={box / 'exits'}")
     assert_sound(box, "S", 4)
     assert len((box / "exits").read_text().split()) == 2
@@ -72,7 +119,16 @@ def test_a_job_may_keep_a_pool_of_processes_to_its_end(box: Box) -> None:
 
 def test_a_thread_that_waits_for_a_process_of_the_job_does_not_keep_a_worker(box: Box) -> None:
     """It ends by itself; who lingers is killed before its exit handlers."""
-    command = ["run", f"{JOBS}/harsh.py:LeavesWaiters", "--lines", box.lines(4), "--spool", "S", "--ranks", "2"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:LeavesWaiters",
+        "--lines",
+        box.lines(4),
+        "--spool",
+        "S",
+        "--ranks",
+        "2",
+    ]
     box.run(*command, "--arg", f"exits={box / 'exits'}")
     assert_sound(box, "S", 4)
     assert len((box / "exits").read_text().split()) == 2
@@ -126,7 +182,9 @@ def test_a_worker_whose_parent_is_gone_takes_its_children_along(box: Box) -> Non
         + "    while not Path(ctx.args['gate']).exists():\n        time.sleep(0.004)\n"
     )
     command = ["run", "job.py:waits", "--tasks", box.tasks(["a"]), "--spool", "S"]
-    started = box.start(*command, "--arg", f"children={box / 'children'}", "--arg", f"gate={box / 'gate'}")
+    started = box.start(
+        *command, "--arg", f"children={box / 'children'}", "--arg", f"gate={box / 'gate'}"
+    )
     wait_until(lambda: children(box))
     started.signal(signal.SIGKILL)
     started.wait(-signal.SIGKILL)
@@ -136,7 +194,14 @@ def test_a_worker_whose_parent_is_gone_takes_its_children_along(box: Box) -> Non
 
 
 def test_a_child_without_any_environment_does_not_outlive_the_run(box: Box) -> None:
-    command = ["run", f"{JOBS}/harsh.py:leaves_a_bare_child", "--tasks", box.tasks(["a", "b"]), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:leaves_a_bare_child",
+        "--tasks",
+        box.tasks(["a", "b"]),
+        "--spool",
+        "S",
+    ]
     box.run(*command, "--arg", f"children={box / 'children'}")
     assert len(children(box)) == 2
     assert not any(map(is_alive, children(box)))

@@ -1,24 +1,41 @@
-"""Where tasks come from: the own manifest first, then the others', until everything is claimed once."""
+"""Where tasks come from: the own manifest first, then the others', until everything is claimed
+once.
+"""
 
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
 import pytest
-from spooling import A0, A1, B0, C0, begin, finish, indices, make_spool, race, task, view_of, write_claim
+from spooling import (
+    A0,
+    A1,
+    B0,
+    C0,
+    begin,
+    finish,
+    indices,
+    make_spool,
+    race,
+    task,
+    view_of,
+    write_claim,
+)
 
-from spool.closing import close_dead
-from spool.layout import Layout, attempt_name
-from spool.manifest import Damage, publish_manifest
-from spool.records import Claim, TaskLine
-from worker.supply import Rate, Supply
+from gpuspool.spool.closing import close_dead
+from gpuspool.spool.layout import Layout, attempt_name
+from gpuspool.spool.manifest import Damage, publish_manifest
+from gpuspool.spool.records import Claim, TaskLine
+from gpuspool.worker.supply import Rate, Supply
 
 
 def supply_of(layout: Layout, rank: int, number: int = 0) -> Supply:
     return Supply(layout, rank, attempt_name(rank, number), pytest.fail)
 
 
-def take(supply: Supply, batch: int = 1, rate: float | None = None, is_ahead: bool = False) -> list[TaskLine] | None:
+def take(
+    supply: Supply, batch: int = 1, rate: float | None = None, is_ahead: bool = False
+) -> list[TaskLine] | None:
     """The tasks of one claim, None where there is nothing to claim."""
     tasks = supply.take(batch, rate, is_ahead)
     return None if tasks is None else list(tasks)
@@ -143,13 +160,17 @@ def test_fast_tasks_are_claimed_many_at_a_time_and_slow_ones_singly(tmp_path: Pa
 
 def test_costly_tasks_are_claimed_fewer_at_a_time(tmp_path: Path) -> None:
     costs = [100.0] * 10 + [1.0] * 790
-    layout = make_spool(tmp_path / "s", [task(index, cost=cost) for index, cost in enumerate(costs)])
+    layout = make_spool(
+        tmp_path / "s", [task(index, cost=cost) for index, cost in enumerate(costs)]
+    )
     supply = supply_of(layout, 0)
     assert [len(take(supply, 1, 0.02) or []) for _ in range(11)] == [1] * 10 + [25]
 
 
 def test_near_its_end_the_own_manifest_waits_for_those_that_have_more(tmp_path: Path) -> None:
-    """Or each rank would begin its last task, perhaps a long one, as late as the slowest gets to it."""
+    """Or each rank would begin its last task, perhaps a long one, as late as the slowest gets to
+    it.
+    """
     layout = make_spool(tmp_path / "s", 6, 9)
     claims = drain(supply_of(layout, 0))
     assert flat(claims[:2]) == [0, 1]

@@ -5,20 +5,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import JOBS, Box, assert_sound, identities, is_alive, kill, names, record, start_gated, wait_until, waiting
+from helpers import (
+    JOBS,
+    Box,
+    assert_sound,
+    identities,
+    is_alive,
+    kill,
+    names,
+    record,
+    start_gated,
+    wait_until,
+    waiting,
+)
 from spooling import A0, begin, make_spool, take, task, view_of
 
-from spool.closing import close_dead
-from spool.records import Closing, JournalLine, Options, TaskLine
-from spool.timeouts import describe_limit, limit_s, parent_limit_s, where_of
+from gpuspool.spool.closing import close_dead
+from gpuspool.spool.records import Closing, JournalLine, Options, TaskLine
+from gpuspool.spool.timeouts import describe_limit, limit_s, parent_limit_s, where_of
 
 
-def run_hanging(box: Box, payloads: list[str], *options: str, job: str = "hangs", code: int = 3) -> Any:
+def run_hanging(
+    box: Box, payloads: list[str], *options: str, job: str = "hangs", code: int = 3
+) -> Any:
     """Runs a job of harsh.py; returns the one result that failed."""
-    box.run("run", f"{JOBS}/harsh.py:{job}", "--tasks", box.tasks(payloads), "--spool", "S", *options, code=code)
+    box.run(
+        "run",
+        f"{JOBS}/harsh.py:{job}",
+        "--tasks",
+        box.tasks(payloads),
+        "--spool",
+        "S",
+        *options,
+        code=code,
+    )
     results = box.results("S")
     failed = [result for result in results if result["state"] != "complete"]
-    assert [result["key"] for result in failed] == [f"t{payloads.index('hang')}"] if "hang" in payloads else True
+    assert (
+        [result["key"] for result in failed] == [f"t{payloads.index('hang')}"]
+        if "hang" in payloads
+        else True
+    )
     assert len(failed) == 1
     assert box.problems("S") == []
     assert box.processes() == []
@@ -28,7 +55,9 @@ def run_hanging(box: Box, payloads: list[str], *options: str, job: str = "hangs"
 @pytest.mark.parametrize("how", ["sleep", "in C", "with a child"])
 def test_a_task_that_hangs_fails_with_every_threads_stack(box: Box, how: str) -> None:
     payloads = ["a", "b", how, "d", "e", "f"]
-    failed = run_hanging(box, payloads, "--ranks", "2", "--task-timeout", "1s", "--max-restarts", "0")
+    failed = run_hanging(
+        box, payloads, "--ranks", "2", "--task-timeout", "1s", "--max-restarts", "0"
+    )
     error = failed["error"]
     assert (failed["index"], error["kind"], error["type"]) == (2, "timeout", "TaskTimeout")
     assert "--task-timeout 1s" in error["message"]
@@ -70,12 +99,32 @@ def test_a_worker_that_hangs_while_it_loads_is_started_again(box: Box) -> None:
     assert_sound(box, "S", 2)
     closing = record(box / "S" / "failed" / "rank-0000.a00.json")
     assert (closing["reason"], closing.get("lost")) == ("timeout", None)
-    assert "HangsWhileItLoads" in closing["error"]["traceback"] or "__init__" in closing["error"]["traceback"]
+    assert (
+        "HangsWhileItLoads" in closing["error"]["traceback"]
+        or "__init__" in closing["error"]["traceback"]
+    )
 
 
 def test_waiting_for_a_retry_is_no_hang(box: Box) -> None:
-    command = ["run", f"{JOBS}/harsh.py:raises_once", "--tasks", box.tasks(["a", "b"]), "--arg", f"gate={box / 'gate'}"]
-    box.run(*command, "--spool", "S", "--retries", "1", "--task-timeout", "0.2s", "--stall-timeout", "0.2s")
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:raises_once",
+        "--tasks",
+        box.tasks(["a", "b"]),
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
+    box.run(
+        *command,
+        "--spool",
+        "S",
+        "--retries",
+        "1",
+        "--task-timeout",
+        "0.2s",
+        "--stall-timeout",
+        "0.2s",
+    )
     assert_sound(box, "S", 2)
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
 
@@ -110,7 +159,9 @@ def test_a_worker_that_stands_still_between_two_calls_fails_no_task(tmp_path: Pa
 
 
 def test_without_a_parent_a_hang_is_found_all_the_same(box: Box) -> None:
-    """The worker's own timer ends it; whoever goes on finds the stacks, and the task fails as it would have."""
+    """The worker's own timer ends it; whoever goes on finds the stacks, and the task fails as it
+    would have.
+    """
     payloads = ["go", "go", "wait"]
     started, command = start_gated(box, payloads, "--task-timeout", "2s")
     wait_until(lambda: waiting(box))
@@ -125,7 +176,9 @@ def test_without_a_parent_a_hang_is_found_all_the_same(box: Box) -> None:
 
 def test_a_worker_that_is_stopped_while_idle_keeps_nobody(box: Box) -> None:
     started, _ = start_gated(box, ["wait", "go"], "--ranks", "2", "--stall-timeout", "30s")
-    wait_until(lambda: waiting(box) and len(identities(box / "S")) == 2)  # whoever was faster took both tasks
+    wait_until(
+        lambda: waiting(box) and len(identities(box / "S")) == 2
+    )  # whoever was faster took both tasks
     busy = int((box / "gate.waiting").read_text().split()[1])
     (idle,) = set(identities(box / "S").values()) - {busy}
     wait_until(lambda: box.status("S")["tasks"]["complete"] == 1)
@@ -139,7 +192,11 @@ def test_a_worker_that_is_stopped_while_idle_keeps_nobody(box: Box) -> None:
 def test_the_limit_of_a_call_is_the_shorter_of_its_two() -> None:
     options = Options(task_timeout_s=10, stall_timeout_s=25)
     assert [limit_s(options, tasks) for tasks in (0, 1, 2, 3)] == [25, 10, 20, 25]
-    assert [describe_limit(options, tasks)[0] for tasks in (0, 1, 3)] == ["StallTimeout", "TaskTimeout", "StallTimeout"]
+    assert [describe_limit(options, tasks)[0] for tasks in (0, 1, 3)] == [
+        "StallTimeout",
+        "TaskTimeout",
+        "StallTimeout",
+    ]
     assert limit_s(Options(task_timeout_s=10), 0) is None
     assert limit_s(Options(), 5) is None
 

@@ -1,4 +1,6 @@
-"""The judge of the torture suite catches everything that it counts: each is planted in a spool made by hand."""
+"""The judge of the torture suite catches everything that it counts: each is planted in a spool made
+by hand.
+"""
 
 import json
 from collections.abc import Callable
@@ -16,7 +18,9 @@ A0, A1, B0 = "rank-0000.a00", "rank-0000.a01", "rank-0001.a00"
 
 
 class Forged:
-    """A finished spool of two ranks as the format says it is, written without any of the product's code."""
+    """A finished spool of two ranks as the format says it is, written without any of the product's
+    code.
+    """
 
     def __init__(self, home: Path) -> None:
         self.spool, self.executions = home / "S", home / "E"
@@ -27,7 +31,10 @@ class Forged:
         (self.out / ".gpuspool").write_text("0123456789abcdef\n")
         for rank, attempt in enumerate((A0, B0)):
             tasks = range(rank, TASKS, 2)
-            self.manifest(f"rank-000{rank}", *({"task": t, "key": f"t{t}", "payload": {"n": t}} for t in tasks))
+            self.manifest(
+                f"rank-000{rank}",
+                *({"task": t, "key": f"t{t}", "payload": {"n": t}} for t in tasks),
+            )
             self.journal(attempt, *map(self.line, tasks))
             for task in tasks:
                 self.output(task)
@@ -46,7 +53,14 @@ class Forged:
     def line(self, task: int, nonce: str | None = None, **more: Any) -> dict[str, Any]:
         result = {"value": value(task), "nonce": nonce or f"first-{task}"}
         size = len(body(f"t{task}") + f"nonce first-{task}\n".encode())
-        record = {"task": task, "round": 0, "state": "complete", "start": 100.0, "seconds": 0.5, "result": result}
+        record = {
+            "task": task,
+            "round": 0,
+            "state": "complete",
+            "start": 100.0,
+            "seconds": 0.5,
+            "result": result,
+        }
         return record | {"outputs": [[f"t{task}.txt", size]]} | more
 
     def output(self, task: int, name: str | None = None, nonce: str | None = None) -> Path:
@@ -56,12 +70,18 @@ class Forged:
 
     def began(self, task: int, attempt: str, at: float, nonce: str | None = None) -> None:
         with open(self.executions / f"{attempt}.17", "a") as file:
-            file.write(json.dumps({"task": task, "nonce": nonce or f"first-{task}", "at": at}) + "\n")
+            file.write(
+                json.dumps({"task": task, "nonce": nonce or f"first-{task}", "at": at}) + "\n"
+            )
 
     def drop_line(self, task: int) -> None:
         """As if the journal had never said anything about this task."""
         path = self.spool / "journal" / f"{A0 if task % 2 == 0 else B0}.jsonl"
-        kept = [line for line in path.read_bytes().splitlines(True) if f'"task":{task},'.encode() not in line]
+        kept = [
+            line
+            for line in path.read_bytes().splitlines(True)
+            if f'"task":{task},'.encode() not in line
+        ]
         path.write_bytes(b"".join(kept))
 
     def summary(self, complete: int, exit_code: int) -> None:
@@ -69,7 +89,10 @@ class Forged:
         (self.spool / "summary.json").write_text(json.dumps(record))
 
     def told(self) -> list[dict[str, Any]]:
-        return [{"index": t, "state": "complete", "result": self.line(t)["result"]} for t in range(TASKS)]
+        return [
+            {"index": t, "state": "complete", "result": self.line(t)["result"]}
+            for t in range(TASKS)
+        ]
 
     def check(self, **more: Any) -> Counts:
         return check(self.spool, TASKS, executions=self.executions, **more)
@@ -98,7 +121,12 @@ def test_nothing_is_found_where_nothing_is_wrong(forged: Forged) -> None:
     counts = forged.check(claimed_ok=True, looks=[look(forged.out)], told=lines(forged.told()))
     assert letters(counts) == ""
     assert counts.is_clean
-    assert (counts.complete, counts.failed, counts.executions, counts.again) == (TASKS, [], TASKS, 0)
+    assert (counts.complete, counts.failed, counts.executions, counts.again) == (
+        TASKS,
+        [],
+        TASKS,
+        0,
+    )
 
 
 def test_a_task_without_any_line_is_lost(forged: Forged) -> None:
@@ -126,7 +154,9 @@ def test_a_failure_on_record_is_not_lost(forged: Forged) -> None:
     forged.drop_line(2)
     forged.drop_line(3)
     forged.journal(A0, fail_line(2))
-    forged.manifest(f"{B0}.orphans", {"attempt": B0, "state": "failed", "lost": [{"task": 3, "error": {}}]})
+    forged.manifest(
+        f"{B0}.orphans", {"attempt": B0, "state": "failed", "lost": [{"task": 3, "error": {}}]}
+    )
     for task in (2, 3):
         (forged.out / f"t{task}.txt").unlink()
     forged.summary(complete=4, exit_code=3)
@@ -147,7 +177,9 @@ def test_a_failure_of_an_earlier_round_is_no_verdict(forged: Forged) -> None:
 
 def test_an_unreadable_task_is_lost_unless_the_test_destroyed_it(forged: Forged) -> None:
     forged.drop_line(5)
-    forged.manifest("rank-0001", {"task": 1, "key": "t1", "payload": 1}, {"task": 3, "key": "t3", "payload": 3})
+    forged.manifest(
+        "rank-0001", {"task": 1, "key": "t1", "payload": 1}, {"task": 3, "key": "t3", "payload": 3}
+    )
     forged.summary(complete=TASKS - 1, exit_code=3)
     assert letters(forged.check()) == "L"
     counts = forged.check(unreadable_ok=True)
@@ -245,9 +277,20 @@ def nobodys_output(forged: Forged) -> None:
 
 
 @pytest.mark.parametrize(
-    "plant", [wrong_bytes, torn_bytes, empty_output, output_of_another_task, wrong_value, wrong_size, nobodys_output]
+    "plant",
+    [
+        wrong_bytes,
+        torn_bytes,
+        empty_output,
+        output_of_another_task,
+        wrong_value,
+        wrong_size,
+        nobodys_output,
+    ],
 )
-def test_what_the_job_does_not_compute_is_wrong(forged: Forged, plant: Callable[[Forged], None]) -> None:
+def test_what_the_job_does_not_compute_is_wrong(
+    forged: Forged, plant: Callable[[Forged], None]
+) -> None:
     plant(forged)
     counts = forged.check()
     assert counts.C >= 1
@@ -298,7 +341,12 @@ def test_a_link_in_the_place_of_a_journal_is_not_read(forged: Forged) -> None:
 @pytest.mark.parametrize("job", ["work", "Batched"])
 def test_a_real_run_is_judged_clean(box: Box, job: str) -> None:
     (box / "E").mkdir()
-    command = ["run", f"{JOBS.parent}/torture/job.py:{job}", "--tasks", box.tasks(payloads(30, ms=0, fail=[7]))]
+    command = [
+        "run",
+        f"{JOBS.parent}/torture/job.py:{job}",
+        "--tasks",
+        box.tasks(payloads(30, ms=0, fail=[7])),
+    ]
     box.run(*command, "--ranks", "2", "--spool", "S", "--arg", f"executions={box / 'E'}", code=3)
     told = box.run("results", "S").out
     counts = check(box / "S", 30, executions=box / "E", told=told)
@@ -309,8 +357,13 @@ def test_a_real_run_is_judged_clean(box: Box, job: str) -> None:
 
 
 def test_a_row_tells_whether_it_is_clean() -> None:
-    rows = [Row("kill storm", 2, "2 runs, 11 kills", R=3, seconds=4.4), Row("damage", 60, "60 mutations", L=1)]
+    rows = [
+        Row("kill storm", 2, "2 runs, 11 kills", R=3, seconds=4.4),
+        Row("damage", 60, "60 mutations", L=1),
+    ]
     assert [row.is_clean for row in rows] == [True, False]
     assert not Row("soak", 1, "", failures=["python -m torture --row soak"]).is_clean
     assert rows[0].line() == "kill storm: 2 runs, 11 kills; L 0  D 0  C 0  X 0  R 3; 4.4 s"
-    assert table(rows).splitlines()[2] == "| kill storm | 2 runs, 11 kills | 0 | 0 | 0 | 0 | 3 | 4 |"
+    assert (
+        table(rows).splitlines()[2] == "| kill storm | 2 runs, 11 kills | 0 | 0 | 0 | 0 | 3 | 4 |"
+    )

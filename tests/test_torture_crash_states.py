@@ -1,4 +1,6 @@
-"""Crash states: the model of the disk, the recorder, and whether the harness sees what it is there to see."""
+"""Crash states: the model of the disk, the recorder, and whether the harness sees what it is there
+to see.
+"""
 
 import dataclasses
 import random
@@ -30,7 +32,9 @@ from torture.replay import ROOT, Moment, Names, Op, Record, Sync, Write
 from torture.two_epochs import SPOOL
 
 MISSING = missing_strace()
-needs_strace = pytest.mark.skipif(MISSING is not None, reason=f"calls cannot be recorded: {MISSING}")
+needs_strace = pytest.mark.skipif(
+    MISSING is not None, reason=f"calls cannot be recorded: {MISSING}"
+)
 SEEDS = range(60)
 F, G = 1, 2  # inodes of files
 
@@ -42,10 +46,16 @@ def lanes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lanes]:
     one.close()
 
 
-def trees(*ops: Op, cut: float = 100, turns: tuple[str, ...] = tuple(TURNS)) -> list[dict[str, bytes | None]]:
+def trees(
+    *ops: Op, cut: float = 100, turns: tuple[str, ...] = tuple(TURNS)
+) -> list[dict[str, bytes | None]]:
     """What may be on disk after these calls, in an empty folder at first."""
     moment = Moment(Record(Path("/home"), {ROOT: {}}, {}, list(ops)), cut)
-    return [TURNS[turn](moment, random.Random(f"{turn} {seed}")).tree() for turn in turns for seed in SEEDS]
+    return [
+        TURNS[turn](moment, random.Random(f"{turn} {seed}")).tree()
+        for turn in turns
+        for seed in SEEDS
+    ]
 
 
 def make(at: int, name: str, inode: int) -> Names:
@@ -53,19 +63,29 @@ def make(at: int, name: str, inode: int) -> Names:
 
 
 def test_what_was_synced_is_there_whatever_happens() -> None:
-    found = trees(make(0, "f", F), Write(1, 1, F, 0, b"abc"), Sync(2, 2, F), Sync(3, 3, ROOT), make(4, "g", G))
+    found = trees(
+        make(0, "f", F), Write(1, 1, F, 0, b"abc"), Sync(2, 2, F), Sync(3, 3, ROOT), make(4, "g", G)
+    )
     assert {tree["f"] for tree in found} == {b"abc"}
     assert {"g" in tree for tree in found} == {True, False}
 
 
 def test_data_that_was_not_synced_may_be_missing_torn_or_zeroed() -> None:
-    found = {tree["f"] for tree in trees(make(0, "f", F), Sync(1, 1, ROOT), Write(2, 2, F, 0, b"abc"))}
+    found = {
+        tree["f"] for tree in trees(make(0, "f", F), Sync(1, 1, ROOT), Write(2, 2, F, 0, b"abc"))
+    }
     assert {b"", b"a", b"ab", b"abc", b"\0\0\0", b"a\0c", b"ab\0"} <= found
     assert all(len(data) == 3 or b"abc".startswith(data) for data in found if data is not None)
 
 
 def test_what_was_appended_after_a_sync_leaves_the_rest_alone() -> None:
-    calls = [make(0, "f", F), Sync(1, 1, ROOT), Write(2, 2, F, 0, b"abc"), Sync(3, 3, F), Write(4, 4, F, 3, b"def")]
+    calls = [
+        make(0, "f", F),
+        Sync(1, 1, ROOT),
+        Write(2, 2, F, 0, b"abc"),
+        Sync(3, 3, F),
+        Write(4, 4, F, 3, b"def"),
+    ]
     found = {tree["f"] for tree in trees(*calls)}
     assert {b"abc", b"abcd", b"abcdef", b"abc\0\0\0"} <= found
     assert all(data is not None and data.startswith(b"abc") for data in found)
@@ -78,13 +98,21 @@ def test_of_two_names_that_were_not_synced_any_may_be_missing() -> None:
 
 def test_a_rename_is_one_step_and_a_synced_name_goes_with_nothing_less() -> None:
     rename = Names(5, 5, ROOT, (("new", None), ("f", G)))
-    calls = [make(0, "f", F), Write(1, 1, F, 0, b"old"), Sync(2, 2, F), make(3, "new", G), Sync(4, 4, ROOT)]
+    calls = [
+        make(0, "f", F),
+        Write(1, 1, F, 0, b"old"),
+        Sync(2, 2, F),
+        make(3, "new", G),
+        Sync(4, 4, ROOT),
+    ]
     found = trees(*calls, rename, turns=("killed", "bare", "mixed"))
     assert {frozenset(tree) for tree in found} == {frozenset({"f", "new"}), frozenset({"f"})}
     assert {tree["f"] for tree in found if "new" in tree} == {b"old"}
 
 
-@pytest.mark.parametrize("sync", [Sync(2, 3, F), Sync(5, 20, F)], ids=["begun before the write had ended", "not over"])
+@pytest.mark.parametrize(
+    "sync", [Sync(2, 3, F), Sync(5, 20, F)], ids=["begun before the write had ended", "not over"]
+)
 def test_a_sync_covers_only_what_it_must(sync: Sync) -> None:
     calls = [make(0, "f", F), Sync(0, 0, ROOT), Write(1, 4, F, 0, b"abc"), sync]
     assert b"" in {tree["f"] for tree in trees(*calls, cut=10) if "f" in tree}
@@ -139,7 +167,9 @@ def test_every_call_is_recorded_and_told_apart(box: Box) -> None:
     last = Moment(found, float("inf"))
     bare = TURNS["bare"](last, random.Random()).tree()
     assert bare == {"old": b"old\n", "cut": b"a longer text", "spared": None, "spared/x": b"x"}
-    named = last.state(last.names, {inode: before for inode, (before, _) in last.data.items()}).tree()
+    named = last.state(
+        last.names, {inode: before for inode, (before, _) in last.data.items()}
+    ).tree()
     assert named["d/file"] == b"first, second", "its data was synced, its folder's name was not"
 
 
@@ -194,7 +224,9 @@ def test_a_planted_bug_is_flagged(lanes: Lanes, bug: str) -> None:
 @needs_strace
 @pytest.mark.parametrize("bug", [bug for bug in BUGS if bug != OF_READERS])
 def test_a_planted_bug_breaks_promises(tmp_path: Path, bug: str) -> None:
-    planted = record_run(tmp_path, "whole", "work", program=(sys.executable, HERE / "planted.py", bug))
+    planted = record_run(
+        tmp_path, "whole", "work", program=(sys.executable, HERE / "planted.py", bug)
+    )
     assert len(broken_promises(planted)) >= TASKS
 
 
@@ -204,4 +236,6 @@ def test_without_a_bug_the_same_states_show_nothing(lanes: Lanes) -> None:
     assert broken_promises(found) == []
     for turn in sorted(set(TURN_OF.values())):
         states = states_of(found.record, directed_cases(found, turn, SEED), DIRECTED // 6)
-        assert [verdict.problems for verdict in lanes.recover(found, states) if verdict.problems] == []
+        assert [
+            verdict.problems for verdict in lanes.recover(found, states) if verdict.problems
+        ] == []

@@ -1,4 +1,6 @@
-"""A small share of the damage that `make torture` does, and that its judge would notice if it were not survived."""
+"""A small share of the damage that `make torture` does, and that its judge would notice if it were
+not survived.
+"""
 
 import os
 import random
@@ -25,7 +27,9 @@ def test_damage_is_named_and_survived(tmp_path: Path) -> None:
 
 
 def test_a_resume_that_does_nothing_is_noticed(server: Server, tmp_path: Path) -> None:
-    """Exit code 0 at once: what was not done is lost, success is claimed, and nothing is kept in corrupt/."""
+    """Exit code 0 at once: what was not done is lost, success is claimed, and nothing is kept in
+    corrupt/.
+    """
 
     class Idle(Player):
         def _forked(self, folder: Path):
@@ -58,7 +62,10 @@ def test_each_kind_of_damage_changes_something(tmp_path: Path, kind: Kind) -> No
     def make(home: Path) -> Path:
         spool = home / "S"
         (spool / "journal").mkdir(parents=True)
-        lines = [b'{"task":%d,"round":0,"state":"complete","crc":"0000000%d"}\n' % (n, n) for n in range(8)]
+        lines = [
+            b'{"task":%d,"round":0,"state":"complete","crc":"0000000%d"}\n' % (n, n)
+            for n in range(8)
+        ]
         (spool / "journal" / "rank-0000.a00.jsonl").write_bytes(b"".join(lines))
         return spool
 

@@ -23,7 +23,9 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         yield Scene("parent", tmp_path / "scene", server)
 
 
-def test_whatever_call_fails_the_run_goes_on_or_says_why_and_can_be_run_again(tmp_path: Path, scene: Scene) -> None:
+def test_whatever_call_fails_the_run_goes_on_or_says_why_and_can_be_run_again(
+    tmp_path: Path, scene: Scene
+) -> None:
     done = row("small", tmp_path)
     assert done.is_clean, "\n".join([*done.notes, *done.failures])
     assert done.cases >= 25
@@ -45,11 +47,23 @@ def test_a_call_may_be_done_and_reported_as_failed(scene: Scene) -> None:
 
 def test_a_write_may_be_cut_short(scene: Scene) -> None:
     record = scene.home / "cut"
-    text = f"under={scene.place}\nrecord={record}\n" + Fault("parent", "write", 1, "half", "ENOSPC", 2).text
-    scene.server.run(
-        "run", "job.py:work", "--tasks", "tasks.jsonl", "--spool", scene.spool, cwd=scene.home, plan={"parent": text}
+    text = (
+        f"under={scene.place}\nrecord={record}\n"
+        + Fault("parent", "write", 1, "half", "ENOSPC", 2).text
     )
-    assert [line.rpartition(" ! ")[2] for line in record.read_text().splitlines() if " ! " in line] == ["half", "fail"]
+    scene.server.run(
+        "run",
+        "job.py:work",
+        "--tasks",
+        "tasks.jsonl",
+        "--spool",
+        scene.spool,
+        cwd=scene.home,
+        plan={"parent": text},
+    )
+    assert [
+        line.rpartition(" ! ")[2] for line in record.read_text().splitlines() if " ! " in line
+    ] == ["half", "fail"]
 
 
 def test_a_failure_is_loud_only_with_an_errno_and_a_path(scene: Scene) -> None:

@@ -1,4 +1,6 @@
-"""A file system in trouble fails no task, however the job puts it; what is the task's own stays the task's own."""
+"""A file system in trouble fails no task, however the job puts it; what is the task's own stays the
+task's own.
+"""
 
 import errno
 from pathlib import Path
@@ -6,10 +8,10 @@ from pathlib import Path
 import pytest
 from helpers import JOBS, Box, assert_sound, journal_lines, names, record, tree, wait_until
 
-from orchestrator.status import open_view
-from spool.closing import close_dead
-from spool.layout import OUT_MARK
-from worker.trouble import Unusable, raise_trouble
+from gpuspool.spool.closing import close_dead
+from gpuspool.spool.layout import OUT_MARK
+from gpuspool.spool.view import open_view
+from gpuspool.worker.trouble import Unusable, raise_trouble
 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
@@ -18,18 +20,27 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_never_a_tasks_fault_even_behind_another_exception(tmp_path: Path, number: int) -> None:
+def test_a_full_disk_is_never_a_tasks_fault_even_behind_another_exception(
+    tmp_path: Path, number: int
+) -> None:
     full = OSError(number, "full", "/somewhere/x.npy")
-    for error in (full, raised(RuntimeError("cannot save"), full), raised(ValueError(), raised(KeyError(), full))):
+    for error in (
+        full,
+        raised(RuntimeError("cannot save"), full),
+        raised(ValueError(), raised(KeyError(), full)),
+    ):
         with pytest.raises(OSError, match="/somewhere/x") as caught:
             raise_trouble(error, [tmp_path])
         assert caught.value.errno == number
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("bad"), OSError(errno.EIO, "a bad input"), FileNotFoundError("x"), KeyError()]
+    "error",
+    [ValueError("bad"), OSError(errno.EIO, "a bad input"), FileNotFoundError("x"), KeyError()],
 )
-def test_where_the_output_folder_takes_data_the_task_is_to_blame(tmp_path: Path, error: Exception) -> None:
+def test_where_the_output_folder_takes_data_the_task_is_to_blame(
+    tmp_path: Path, error: Exception
+) -> None:
     raise_trouble(error, [tmp_path])
     raise_trouble(error, [])
     assert list(tmp_path.iterdir()) == []
@@ -42,11 +53,20 @@ def test_an_output_folder_that_takes_no_data_is_to_blame(tmp_path: Path) -> None
 
 def test_a_process_without_descriptors_is_unusable(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="file descriptors"):
-        raise_trouble(raised(RuntimeError("loader"), OSError(errno.EMFILE, "Too many open files")), [tmp_path])
+        raise_trouble(
+            raised(RuntimeError("loader"), OSError(errno.EMFILE, "Too many open files")), [tmp_path]
+        )
 
 
 def test_a_job_that_wraps_a_full_disk_stops_the_run_and_goes_on_later(box: Box) -> None:
-    command = ["run", f"{JOBS}/harsh.py:wraps_a_full_disk", "--tasks", box.tasks(["a", "b"]), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:wraps_a_full_disk",
+        "--tasks",
+        box.tasks(["a", "b"]),
+        "--spool",
+        "S",
+    ]
     command += ["--arg", f"gate={box / 'gate'}", "--max-restarts", "0"]
     done = box.run(*command, code=4)
     assert "No space left on device" in done.err
@@ -60,13 +80,24 @@ def test_a_job_that_wraps_a_full_disk_stops_the_run_and_goes_on_later(box: Box) 
 def test_a_job_that_closes_its_stdout_loses_nothing_but_its_words(box: Box) -> None:
     box.write("job.py", "import os\ndef f(task, ctx):\n    os.close(1)\n    return 1\n")
     command = ["run", "job.py:f", "--tasks", box.tasks(["a", "b"]), "--spool", "S", "--ranks", "1"]
-    assert "1 failed" in box.run(*command, code=3).err, "the second call raises, since there is nothing to close"
+    assert "1 failed" in box.run(*command, code=3).err, (
+        "the second call raises, since there is nothing to close"
+    )
     assert [result["state"] for result in box.results("S")] == ["complete", "failed"]
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
 
 
 def test_a_job_may_put_anything_in_the_place_of_stdout(box: Box) -> None:
-    command = ["run", f"{JOBS}/harsh.py:replaces_stdout", "--lines", box.lines(2), "--spool", "S", "--ranks", "1"]
+    command = [
+        "run",
+        f"{JOBS}/harsh.py:replaces_stdout",
+        "--lines",
+        box.lines(2),
+        "--spool",
+        "S",
+        "--ranks",
+        "1",
+    ]
     box.run(*command, "--retries", "1", code=3)
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
     assert [result["error"]["kind"] for result in box.results("S")] == ["exception"] * 2
@@ -91,7 +122,16 @@ def test_a_worker_that_was_closed_meanwhile_fails_no_task(box: Box) -> None:
         "    pass_gate(ctx.args['gate'])\n    if first:\n        raise ValueError\n"
     )
     box.write("job.py", gates + once)
-    command = ["run", "job.py:once", "--lines", box.lines(1), "--spool", "S", "--arg", f"gate={box / 'gate'}"]
+    command = [
+        "run",
+        "job.py:once",
+        "--lines",
+        box.lines(1),
+        "--spool",
+        "S",
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
     started = box.start(*command, "--ranks", "1", "--poll", "1d")
     wait_until(lambda: (box / "first").exists())
     close_dead(open_view(box / "S"), "rank-0000.a00", by="resume")
@@ -103,9 +143,20 @@ def test_a_worker_that_was_closed_meanwhile_fails_no_task(box: Box) -> None:
 
 def test_of_outputs_in_each_others_way_one_fails_and_the_run_comes_to_its_end(box: Box) -> None:
     tasks = [{"payload": "bare", "key": key} for key in ("a", "a/b", "c/d", "c")]
-    command = ["run", f"{JOBS}/odd.py:writes", "--tasks", box.tasks(tasks), "--spool", "S", "--ranks", "1"]
+    command = [
+        "run",
+        f"{JOBS}/odd.py:writes",
+        "--tasks",
+        box.tasks(tasks),
+        "--spool",
+        "S",
+        "--ranks",
+        "1",
+    ]
     assert "2 of 4 tasks complete, 2 failed" in box.run(*command, code=3).err
-    failed = {result["key"]: result["error"] for result in box.results("S") if result["state"] == "failed"}
+    failed = {
+        result["key"]: result["error"] for result in box.results("S") if result["state"] == "failed"
+    }
     assert {key: error["kind"] for key, error in failed.items()} == {"a/b": "output", "c": "output"}
     assert all("was there first" in error["message"] for error in failed.values())
     kept = {name: data for name, data in tree(box / "S" / "outputs").items() if name != OUT_MARK}
@@ -116,8 +167,19 @@ def test_of_outputs_in_each_others_way_one_fails_and_the_run_comes_to_its_end(bo
 def test_a_log_that_cannot_be_written_costs_no_task(box: Box) -> None:
     """/dev/full takes no byte: every print of job and worker fails."""
     box.write("job.py", "def f(task, ctx):\n    print('hello', flush=True)\n    return 1\n")
-    box.write("full.py", "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nfrom job import f\n")
-    command = ["run", "full.py:f", "--tasks", box.tasks(["a", "b", "c"]), "--spool", "S", "--max-restarts", "0"]
+    box.write(
+        "full.py", "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nfrom job import f\n"
+    )
+    command = [
+        "run",
+        "full.py:f",
+        "--tasks",
+        box.tasks(["a", "b", "c"]),
+        "--spool",
+        "S",
+        "--max-restarts",
+        "0",
+    ]
     done = box.run(*command, code=4)
     assert "No space left on device" in done.err
     assert names(box / "S" / "failed-tasks") == []

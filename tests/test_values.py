@@ -9,15 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spool.values import decode_value, encode_value
+from gpuspool.spool.values import decode_value, encode_value
 
-texts = st.text(st.characters(codec=None), max_size=8)  # lone surrogates too, as in names that are not UTF-8
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.just("$tuple") | st.just(Path("a/b"))
+texts = st.text(
+    st.characters(codec=None), max_size=8
+)  # lone surrogates too, as in names that are not UTF-8
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | texts
+    | st.just("$tuple")
+    | st.just(Path("a/b"))
+)
 keys = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2).map(tuple), max_leaves=3)
 values = st.recursive(
     scalars,
     lambda inner: (
-        st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.dictionaries(keys, inner, max_size=4)
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(keys, inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -29,12 +41,16 @@ def test_every_value_comes_back_through_json(value: Any) -> None:
     assert repr(decode_value(plain)) == repr(value)
 
 
-@pytest.mark.parametrize("value", [{"$tuple": [1]}, {"$path": "x"}, {"$dict": []}, {"$": 1}, {"$float": "nan", "b": 1}])
+@pytest.mark.parametrize(
+    "value", [{"$tuple": [1]}, {"$path": "x"}, {"$dict": []}, {"$": 1}, {"$float": "nan", "b": 1}]
+)
 def test_a_dict_that_looks_like_a_mark_is_a_dict(value: Any) -> None:
     assert decode_value(encode_value(value, "value")) == value
 
 
-@pytest.mark.parametrize("value", [b"x", 1j, {1}, object(), print, PurePosixPath("a"), Counter("a"), Exception("x")])
+@pytest.mark.parametrize(
+    "value", [b"x", 1j, {1}, object(), print, PurePosixPath("a"), Counter("a"), Exception("x")]
+)
 def test_anything_else_is_refused_by_its_place(value: Any) -> None:
     with pytest.raises(TypeError, match=rf"^args\[1\]\['k'\]: a {type(value).__name__} \("):
         encode_value([0, {"k": value}], "args")

@@ -1,4 +1,6 @@
-"""The verbs that look at a spool, in the middle of a run and afterwards; retry; and the same from ls and grep."""
+"""The verbs that look at a spool, in the middle of a run and afterwards; retry; and the same from
+ls and grep.
+"""
 
 import os
 from pathlib import Path
@@ -31,7 +33,9 @@ def middle_of_a_run(box: Box) -> tuple[Started, list[str | Path]]:
 
 
 def shell(box: Box, command: str) -> list[str]:
-    return box.run("-c", command, program=("bash",), env={"SPOOL": "S", "LC_ALL": "C"}).out.splitlines()
+    return box.run(
+        "-c", command, program=("bash",), env={"SPOOL": "S", "LC_ALL": "C"}
+    ).out.splitlines()
 
 
 def test_status_in_the_middle_of_a_run(box: Box) -> None:
@@ -45,8 +49,23 @@ def test_status_in_the_middle_of_a_run(box: Box) -> None:
     assert told["orchestrator"] == {"host": os.uname().nodename, "pid": started.pid}
     pids = identities(box / "S")
     for rank, row in enumerate(told["ranks"]):
-        assert {"rank", "attempt", "state", "device", "host", "pid", "task", "beat_age_s", "done", "failed"} <= set(row)
-        assert (row["rank"], row["attempt"], row["state"]) == (rank, f"rank-{rank:04d}.a00", "running")
+        assert {
+            "rank",
+            "attempt",
+            "state",
+            "device",
+            "host",
+            "pid",
+            "task",
+            "beat_age_s",
+            "done",
+            "failed",
+        } <= set(row)
+        assert (row["rank"], row["attempt"], row["state"]) == (
+            rank,
+            f"rank-{rank:04d}.a00",
+            "running",
+        )
         assert (row["device"], row["host"]) == ("cpu", os.uname().nodename)
         assert row["pid"] == pids[row["attempt"]]
         assert row["beat_age_s"] >= 0
@@ -69,7 +88,9 @@ def test_the_readmes_questions_in_the_middle_of_a_run(box: Box) -> None:
     started, _ = middle_of_a_run(box)
     attempts = ["rank-0000.a00.json", "rank-0001.a00.json"]
     counts = shell(box, """grep -c '"state":"complete"' $SPOOL/journal/*""")
-    assert [line.partition(":")[0] for line in counts] == [f"S/journal/{name}l" for name in attempts]
+    assert [line.partition(":")[0] for line in counts] == [
+        f"S/journal/{name}l" for name in attempts
+    ]
     assert sum(int(line.partition(":")[2]) for line in counts) == 9
     assert shell(box, "comm -23 <(ls $SPOOL/attempts) <(ls $SPOOL/complete)") == attempts
     assert shell(box, "ls $SPOOL/failed-tasks") == ["t2.json"]
@@ -85,14 +106,22 @@ def test_the_readmes_questions_in_the_middle_of_a_run(box: Box) -> None:
 
 def test_reading_a_live_run_changes_nothing_and_finds_nothing_wrong(box: Box) -> None:
     started, _ = middle_of_a_run(box)
-    before = names(box / "S" / "corrupt"), names(box / "S" / "manifests"), names(box / "S" / "claims")
+    before = (
+        names(box / "S" / "corrupt"),
+        names(box / "S" / "manifests"),
+        names(box / "S" / "claims"),
+    )
     assert box.run("verify", "S").out.splitlines()[-1] == "0 problems; 9 complete, 1 failed of 12"
     results = box.run("results", "S").records()
     assert [result["state"] for result in results].count("missing") == 2
     assert [result["index"] for result in results] == list(range(12))
     assert results[10]["result"] is None
     assert "t2  exception  ValueError: t2 is bad" in box.run("failed", "S").out
-    assert (names(box / "S" / "corrupt"), names(box / "S" / "manifests"), names(box / "S" / "claims")) == before
+    assert (
+        names(box / "S" / "corrupt"),
+        names(box / "S" / "manifests"),
+        names(box / "S" / "claims"),
+    ) == before
     (box / "gate").touch()
     started.wait(3)
 
@@ -121,19 +150,35 @@ def test_results_tell_each_task_in_input_order(box: Box) -> None:
     started.wait(3)
     results = box.run("results", "S").records()
     assert [result["index"] for result in results] == list(range(12))
-    assert [result["result"] for result in results] == [None if text == "bad" else text for text in PAYLOADS]
+    assert [result["result"] for result in results] == [
+        None if text == "bad" else text for text in PAYLOADS
+    ]
     for result in results:
-        assert set(result) == {"index", "key", "state", "result", "error", "seconds", "rank", "outputs"}
+        assert set(result) == {
+            "index",
+            "key",
+            "state",
+            "result",
+            "error",
+            "seconds",
+            "rank",
+            "outputs",
+        }
     assert results[2]["state"] == "failed"
     assert results[2]["error"]["type"] == "ValueError"
 
 
 def test_failed_lists_tasks_and_why(box: Box) -> None:
-    command = ["run", f"{JOBS}/plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good", "bad"])]
+    command = [
+        "run",
+        f"{JOBS}/plain.py:fails_until_fixed",
+        "--tasks",
+        box.tasks(["bad", "good", "bad"]),
+    ]
     box.run(*command, "--arg", "fixed=fixed", "--spool", "S", code=3)
-    line = (JOBS / "plain.py").read_text().partition('        raise ValueError(f"{task.key} is bad")')[0].count(
-        "\n"
-    ) + 1
+    line = (JOBS / "plain.py").read_text().partition(
+        '        raise ValueError(f"{task.key} is bad")'
+    )[0].count("\n") + 1
     assert box.run("failed", "S").out.splitlines() == [
         f"2 tasks: exception, ValueError at plain.py:{line}",
         "    t0  exception  ValueError: t0 is bad",
@@ -150,7 +195,12 @@ def test_failed_lists_tasks_and_why(box: Box) -> None:
 
 def test_retry_gives_failed_tasks_another_round(box: Box) -> None:
     """Fixed by something outside the job: the failures of the first round are kept aside."""
-    command = ["run", f"{JOBS}/plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good", "bad"])]
+    command = [
+        "run",
+        f"{JOBS}/plain.py:fails_until_fixed",
+        "--tasks",
+        box.tasks(["bad", "good", "bad"]),
+    ]
     command += ["--arg", f"fixed={box / 'fixed'}", "--spool", "S"]
     box.run(*command, code=3)
     assert names(box / "S" / "failed-tasks") == ["t0.json", "t2.json"]
@@ -165,14 +215,25 @@ def test_retry_gives_failed_tasks_another_round(box: Box) -> None:
     assert [result["result"] for result in assert_sound(box, "S", 3)] == ["bad", "good", "bad"]
     assert "0 failed tasks get another round" in box.run("retry", "S").err
     assert box.run("failed", "S").out == ""
-    assert [line["task"] for line in journal_lines(box / "S")].count(1) == 1, "what was complete ran once"
+    assert [line["task"] for line in journal_lines(box / "S")].count(1) == 1, (
+        "what was complete ran once"
+    )
 
 
 def test_retry_with_a_mended_job(box: Box) -> None:
     plain = box.job("plain.py")
-    command = ["run", "plain.py:fails_until_fixed", "--tasks", box.tasks(["bad", "good"]), "--arg", "fixed=fixed"]
+    command = [
+        "run",
+        "plain.py:fails_until_fixed",
+        "--tasks",
+        box.tasks(["bad", "good"]),
+        "--arg",
+        "fixed=fixed",
+    ]
     box.run(*command, code=3)
-    plain.write_text(plain.read_text().replace('task.payload == "bad" and', 'task.payload == "worse" and'))
+    plain.write_text(
+        plain.read_text().replace('task.payload == "bad" and', 'task.payload == "worse" and')
+    )
     assert "--keep-done" in box.run("retry", code=2).err
     assert names(box / "spool-fails_until_fixed" / "failed-tasks") == ["t0.json"]
     box.run("retry", "--keep-done")
@@ -181,7 +242,14 @@ def test_retry_with_a_mended_job(box: Box) -> None:
 
 
 def test_a_retry_that_is_killed_goes_on_as_a_retry(box: Box) -> None:
-    command = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(["bad", "go", "bad"]), "--spool", "S"]
+    command = [
+        "run",
+        f"{JOBS}/gates.py:gated",
+        "--tasks",
+        box.tasks(["bad", "go", "bad"]),
+        "--spool",
+        "S",
+    ]
     box.run(*command, "--arg", f"gate={box / 'gate'}", code=3)
     started = box.start("retry", "S")
     wait_until(lambda: "retry-01.jsonl" in names(box / "S" / "manifests"))
@@ -219,6 +287,8 @@ def test_a_reader_that_goes_away_is_no_error(box: Box) -> None:
     assert len(done.records()) == 1
 
 
-@pytest.mark.parametrize("verb", ["", "run", "resume", "status", "wait", "logs", "failed", "retry", "drain", "verify"])
+@pytest.mark.parametrize(
+    "verb", ["", "run", "resume", "status", "wait", "logs", "failed", "retry", "drain", "verify"]
+)
 def test_help_is_there_for_every_verb(box: Box, verb: str) -> None:
     assert box.run(*filter(None, [verb]), "--help").out.startswith("Usage: gpuspool")

@@ -1,4 +1,6 @@
-"""Reading a whole spool: what is foreign is ignored, what is damaged is told, what is new is read once."""
+"""Reading a whole spool: what is foreign is ignored, what is damaged is told, what is new is read
+once.
+"""
 
 import os
 from collections.abc import Callable
@@ -27,15 +29,15 @@ from spooling import (
     write_claim,
 )
 
-from spool.closing import close_dead
-from spool.codec import decode, encode, seal_pretty
-from spool.errors import GpuspoolError, SpoolError, UsageError
-from spool.identity import myself
-from spool.layout import SUBDIRS, Layout
-from spool.manifest import Damage, publish_manifest, publish_orphans
-from spool.publish import publish, replace
-from spool.records import Closing, Error, Heartbeat, Intent, JournalLine, Lost
-from spool.view import Started, View, drain_epoch, finished_epoch, load_run, refuse_unsafe
+from gpuspool.spool.closing import close_dead
+from gpuspool.spool.codec import decode, encode, seal_pretty
+from gpuspool.spool.errors import GpuspoolError, SpoolError, UsageError
+from gpuspool.spool.identity import myself
+from gpuspool.spool.layout import SUBDIRS, Layout
+from gpuspool.spool.manifest import Damage, publish_manifest, publish_orphans
+from gpuspool.spool.publish import publish, replace
+from gpuspool.spool.records import Closing, Error, Heartbeat, Intent, JournalLine, Lost
+from gpuspool.spool.view import Started, View, drain_epoch, finished_epoch, load_run, refuse_unsafe
 
 
 @pytest.fixture
@@ -44,8 +46,12 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def beat(layout: Layout, attempt: str, number: int) -> Heartbeat:
-    who = {name: getattr(myself(), name) for name in ("host", "boot_id", "pid_ns", "pid", "pid_start")}
-    record = Heartbeat(**who, attempt=attempt, beat=number, parent="1", device="", state="running", at=1.0)  # type: ignore[arg-type]
+    who = {
+        name: getattr(myself(), name) for name in ("host", "boot_id", "pid_ns", "pid", "pid_start")
+    }
+    record = Heartbeat(
+        **who, attempt=attempt, beat=number, parent="1", device="", state="running", at=1.0
+    )  # type: ignore[arg-type]
     replace(layout.heartbeat(attempt), encode(record))
     return record
 
@@ -81,7 +87,9 @@ def populate(layout: Layout) -> None:
 # What is no spool of ours.
 
 
-@pytest.mark.parametrize("text", ["gpuspool 2\n", "gpuspool 1", "", "gpuspool 1\r\n", "\0" * 11, "gpuspool 10\n"])
+@pytest.mark.parametrize(
+    "text", ["gpuspool 2\n", "gpuspool 1", "", "gpuspool 1\r\n", "\0" * 11, "gpuspool 10\n"]
+)
 def test_another_format_is_refused_before_anything_else_is_read(layout: Layout, text: str) -> None:
     layout.format.write_text(text, newline="")
     layout.run.unlink()
@@ -157,14 +165,31 @@ def test_every_error_of_ours_has_its_exit_code() -> None:
 # What is not ours, inside a spool.
 
 
-FOREIGN = ["notes.txt", "rank-0000", "rank-0000.a00.jsonl~", "rank-0000.a09.json.tmp", "core.1234", "٣.jsonl"]
-STALE = [".nfs00000000012", ".rank-0000.a00.jsonl.17.3.abcd", ".rank-0000.a07.json.1.2.ef", ".000000003.1.2.a"]
+FOREIGN = [
+    "notes.txt",
+    "rank-0000",
+    "rank-0000.a00.jsonl~",
+    "rank-0000.a09.json.tmp",
+    "core.1234",
+    "٣.jsonl",
+]
+STALE = [
+    ".nfs00000000012",
+    ".rank-0000.a00.jsonl.17.3.abcd",
+    ".rank-0000.a07.json.1.2.ef",
+    ".000000003.1.2.a",
+]
 
 
 def test_foreign_names_everywhere_change_nothing(layout: Layout) -> None:
     populate(layout)
     before = snapshot(view_of(layout))
-    folders = [layout.root, *map(layout.subdir, SUBDIRS), layout.claims("rank-0000"), layout.claims("rank-0001")]
+    folders = [
+        layout.root,
+        *map(layout.subdir, SUBDIRS),
+        layout.claims("rank-0000"),
+        layout.claims("rank-0001"),
+    ]
     for folder in folders:
         for name in (
             "notes.txt",
@@ -195,7 +220,9 @@ def test_hidden_files_that_look_like_ours_are_not_read(layout: Layout) -> None:
     before = snapshot(view_of(layout))
     for path in [p for p in layout.root.rglob("*") if p.is_file() and not p.name.startswith(".")]:
         (path.parent / f".{path.name}.4711.0.0123abcd").write_bytes(path.read_bytes())
-    (layout.manifests / ".sweep-01.jsonl.4711.0.0123abcd").write_bytes(layout.manifest("rank-0000").read_bytes())
+    (layout.manifests / ".sweep-01.jsonl.4711.0.0123abcd").write_bytes(
+        layout.manifest("rank-0000").read_bytes()
+    )
     assert len(hidden_files(layout.root)) > 10
     assert snapshot(view_of(layout)) == before
 
@@ -273,7 +300,10 @@ def test_each_damage_is_told_once_however_often_one_looks(layout: Layout) -> Non
     layout.intent(A1).write_bytes(b"")
     view = view_of(layout).refresh().refresh()
     assert verdicts(view) == "-c--------"
-    assert {(damage.path, damage.offset) for damage in view.damage} == {(str(path), at), (str(layout.intent(A1)), 0)}
+    assert {(damage.path, damage.offset) for damage in view.damage} == {
+        (str(path), at),
+        (str(layout.intent(A1)), 0),
+    }
     assert len(view.damage) == 2
 
 
@@ -283,7 +313,9 @@ def test_an_unreadable_claim_is_told_with_its_file(layout: Layout, start: int) -
         take(layout, A0, stop)
     write_claim(layout, "rank-0000", start, b"")
     view = view_of(layout).refresh()
-    assert [(damage.path, damage.offset) for damage in view.damage] == [(str(layout.claim("rank-0000", start)), 0)]
+    assert [(damage.path, damage.offset) for damage in view.damage] == [
+        (str(layout.claim("rank-0000", start)), 0)
+    ]
 
 
 def test_a_line_of_another_runs_task_is_told_and_counts_for_nothing(layout: Layout) -> None:
@@ -293,7 +325,9 @@ def test_a_line_of_another_runs_task_is_told_and_counts_for_nothing(layout: Layo
         offsets.append(layout.journal(A0).stat().st_size)
         finish(writer, index)
     lost = Lost(task=99, error=Error(kind="lost", type="WorkerLost", message=""))
-    assert publish_orphans(layout, Closing(attempt=B0, state="failed", reason="crash", by="p", lost=[lost]), [])
+    assert publish_orphans(
+        layout, Closing(attempt=B0, state="failed", reason="crash", by="p", lost=[lost]), []
+    )
     view = view_of(layout)
     assert verdicts(view) == "---c------"
     assert {(damage.path, damage.offset) for damage in view.damage} == {
@@ -326,7 +360,9 @@ def test_a_planned_manifest_that_is_gone_is_missed(layout: Layout) -> None:
 
 
 def test_a_second_reading_reads_only_what_is_new(layout: Layout) -> None:
-    """What was read before is not looked at again: were it, the bytes that are now wrong would be told."""
+    """What was read before is not looked at again: were it, the bytes that are now wrong would be
+    told.
+    """
     writer = begin(layout, A0)
     finish(writer, 0, 1)
     view = view_of(layout)
@@ -412,7 +448,9 @@ def test_who_an_attempt_is_stands_in_its_journal_else_in_its_heartbeat(layout: L
 
 
 def test_a_line_of_an_attempt_that_was_closed_alive_still_counts(layout: Layout) -> None:
-    """A worker that was silent for longer than its lease publishes the task in hand before it looks."""
+    """A worker that was silent for longer than its lease publishes the task in hand before it
+    looks.
+    """
     writer = begin(layout, A0)
     take(layout, A0, 2)
     view = view_of(layout)
@@ -446,7 +484,9 @@ def test_the_next_attempt_of_a_rank_counts_whatever_left_a_trace(layout: Layout)
     assert view_of(layout).next_number(0) == 0
     intend(layout, A0)
     assert view_of(layout).next_number(0) == 1
-    assert publish_orphans(layout, Closing(attempt="rank-0000.a07", state="failed", reason="lost", by="me"), [])
+    assert publish_orphans(
+        layout, Closing(attempt="rank-0000.a07", state="failed", reason="lost", by="me"), []
+    )
     view = view_of(layout)
     assert (view.next_number(0), view.next_number(1)) == (8, 0)
     assert view.attempts == [A0, "rank-0000.a07"]

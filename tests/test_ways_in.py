@@ -7,10 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import GPUSPOOL, JOBS, Box, assert_sound, kill, names, record, start_gated, tree, wait_until, waiting
+from helpers import (
+    GPUSPOOL,
+    JOBS,
+    Box,
+    assert_sound,
+    kill,
+    names,
+    record,
+    start_gated,
+    tree,
+    wait_until,
+    waiting,
+)
 from spooling import begin, intend, make_spool, take, view_of
 
-from orchestrator.verify import verify
+from gpuspool.orchestrator.report.verify import verify
 
 DOUBLE = f"{JOBS}/plain.py:double"
 EXTENDED = "from pkgutil import extend_path\n__path__ = extend_path(__path__, __name__)\n"
@@ -29,7 +41,15 @@ def test_nobody_who_listens_costs_a_run_nothing(box: Box, stderr: str) -> None:
 
 def test_a_terminal_that_goes_away_costs_a_run_nothing(box: Box) -> None:
     ours, theirs = pty.openpty()
-    command = [GPUSPOOL, "run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(["wait", "a"]), "--spool", "S"]
+    command = [
+        GPUSPOOL,
+        "run",
+        f"{JOBS}/gates.py:gated",
+        "--tasks",
+        box.tasks(["wait", "a"]),
+        "--spool",
+        "S",
+    ]
     command += ["--arg", f"gate={box / 'gate'}", "--ranks", "1"]
     text = " ".join(command)
     started = box.start("-c", f"exec {text} 2>{os.ttyname(theirs)}", program=("sh",))
@@ -47,12 +67,21 @@ def test_the_new_code_is_for_workers_too_that_outlived_their_parent(box: Box) ->
     box.job("plain.py")
     gates = box.job("gates.py")
     payloads = ["wait", "wait", *"abcdefgh"]
-    command = ["run", "gates.py:gated", "--tasks", box.tasks(payloads), "--arg", f"gate={box / 'gate'}"]
+    command = [
+        "run",
+        "gates.py:gated",
+        "--tasks",
+        box.tasks(payloads),
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
     started = box.start(*command, "--ranks", "2")
     wait_until(lambda: len(waiting(box)) == 2)
     started.signal(signal.SIGKILL)
     started.wait()
-    gates.write_text(gates.read_text().replace("return task.payload", "return task.payload.upper()"))
+    gates.write_text(
+        gates.read_text().replace("return task.payload", "return task.payload.upper()")
+    )
     again = box.start(*command, "--keep-done", "--ranks", "2")
     wait_until(lambda: "stops for the new code" in again.err)
     (box / "gate").touch()
@@ -90,7 +119,10 @@ print(subprocess.run([{GPUSPOOL!r}, "resume", "S", "-q"], capture_output=True).r
 
 def test_retry_may_follow_wait_at_once(box: Box) -> None:
     """Every task has a verdict before the orchestrator has seen its workers off."""
-    box.write("job.py", "import atexit, time\natexit.register(time.sleep, 0.5)\ndef f(task, ctx):\n    return 1 / 0\n")
+    box.write(
+        "job.py",
+        "import atexit, time\natexit.register(time.sleep, 0.5)\ndef f(task, ctx):\n    return 1 / 0\n",
+    )
     started = box.start("run", "job.py:f", "--lines", box.lines(1), "--spool", "S")
     wait_until(lambda: (box / "S" / "orchestrator.json").exists())
     box.run("wait", "S", code=3)
@@ -98,7 +130,9 @@ def test_retry_may_follow_wait_at_once(box: Box) -> None:
     started.wait(3)
 
 
-@pytest.mark.parametrize("call", ["gpuspool.run(f, items=[1], spool=f'S-{time.time()}')", "spawn()"])
+@pytest.mark.parametrize(
+    "call", ["gpuspool.run(f, items=[1], spool=f'S-{time.time()}')", "spawn()"]
+)
 def test_a_script_that_starts_a_run_wherever_it_is_imported_starts_one(box: Box, call: str) -> None:
     done = box.python(
         f"""
@@ -118,8 +152,14 @@ print({call})
 
 def test_a_job_object_is_imported_with_what_it_was_imported_with(box: Box) -> None:
     box.write("scripts/other.py", "ONE = 1\n")
-    box.write("scripts/helper.py", "import other\ndef f(task, ctx):\n    return task.payload + other.ONE\n")
-    box.write("scripts/go.py", "import gpuspool, helper\nprint(gpuspool.run(helper.f, items=[1], quiet=True).ok)\n")
+    box.write(
+        "scripts/helper.py",
+        "import other\ndef f(task, ctx):\n    return task.payload + other.ONE\n",
+    )
+    box.write(
+        "scripts/go.py",
+        "import gpuspool, helper\nprint(gpuspool.run(helper.f, items=[1], quiet=True).ok)\n",
+    )
     assert box.run("scripts/go.py", program=(sys.executable,)).out == "True\n"
 
 
@@ -139,7 +179,9 @@ if __name__ == "__main__":
 
 
 def test_no_code_of_a_package_runs_in_the_orchestrator(box: Box) -> None:
-    box.write("pk/__init__.py", "import os, sys\nif 'GPUSPOOL_ATTEMPT' not in os.environ: sys.exit(0)\n")
+    box.write(
+        "pk/__init__.py", "import os, sys\nif 'GPUSPOOL_ATTEMPT' not in os.environ: sys.exit(0)\n"
+    )
     box.write("pk/helper.py", "import pk.m\ndef name():\n    return pk.m.__name__\n")
     box.write("pk/m.py", "def f(task, ctx):\n    import pk.helper\n    return pk.helper.name()\n")
     box.run("run", "pk.m:f", "--lines", box.lines(2), "--spool", "S")
@@ -168,7 +210,10 @@ def test_a_job_is_found_in_packages_of_any_kind(box: Box, files: dict[str, str])
 def test_a_module_is_not_a_package(box: Box) -> None:
     for name in ("a.py", "b.py"):
         box.write(name, "def f(task, ctx):\n    return __name__\n")
-    assert "cannot be found" in box.run("run", "a.b:f", "--lines", box.lines(1), "--spool", "S", code=2).err
+    assert (
+        "cannot be found"
+        in box.run("run", "a.b:f", "--lines", box.lines(1), "--spool", "S", code=2).err
+    )
 
 
 def test_a_job_object_may_come_from_a_module_that_no_import_finds(box: Box) -> None:
@@ -188,7 +233,16 @@ print(gpuspool.run(away.f, items=[1], quiet=True).ok)
 def test_an_output_folder_that_holds_an_input_is_not_moved_aside(box: Box) -> None:
     box.write("data/a.txt", "a")
     before = tree(box / "data")
-    command = ["run", f"{JOBS}/plain.py:describe", "data/*.txt", "--out", "data", "--spool", "S", "--overwrite"]
+    command = [
+        "run",
+        f"{JOBS}/plain.py:describe",
+        "data/*.txt",
+        "--out",
+        "data",
+        "--spool",
+        "S",
+        "--overwrite",
+    ]
     assert "holds the input" in box.run(*command, code=2).err
     assert tree(box / "data") == before
     assert not (box / "S").exists()
@@ -246,13 +300,17 @@ def test_words_that_are_no_json_stay_words(box: Box) -> None:
 
 def test_a_reader_that_has_seen_enough_ends_results(box: Box) -> None:
     box.run("run", DOUBLE, "--lines", box.lines(20_000), "--spool", "S")
-    done = box.run("-c", f"{GPUSPOOL} results S | head -1; echo ${{PIPESTATUS[0]}}", program=("bash",))
+    done = box.run(
+        "-c", f"{GPUSPOOL} results S | head -1; echo ${{PIPESTATUS[0]}}", program=("bash",)
+    )
     assert done.out.splitlines()[1:] == ["141"]
     assert done.err == ""
 
 
 def test_no_stdin_is_refused(box: Box) -> None:
-    done = box.run("-c", f"{GPUSPOOL} run {DOUBLE} --lines - --spool S <&-", program=("sh",), code=2)
+    done = box.run(
+        "-c", f"{GPUSPOOL} run {DOUBLE} --lines - --spool S <&-", program=("sh",), code=2
+    )
     assert "there is no stdin" in done.err
 
 

@@ -1,4 +1,6 @@
-"""Outputs by the writers that people use: they choose the format by the suffix, add their own, or make folders."""
+"""Outputs by the writers that people use: they choose the format by the suffix, add their own, or
+make folders.
+"""
 
 import wave
 
@@ -38,11 +40,18 @@ def test_each_writer_finds_the_suffix_it_chooses_by_and_every_output_is_whole(bo
         assert result["outputs"] == [
             f"{key}{suffix}" for suffix in (".npy", "_all.npz", ".pt", ".wav", ".model", ".tar.gz")
         ]
-        assert result["result"] == {"sum": values.sum(), "mean": values.mean(), "values": values.tolist(), "nan": None}
+        assert result["result"] == {
+            "sum": values.sum(),
+            "mean": values.mean(),
+            "values": values.tolist(),
+            "nan": None,
+        }
         assert np.load(out / f"{key}.npy").tolist() == values.tolist()
         with np.load(out / f"{key}_all.npz") as archive:
             assert archive["values"].tolist() == values.tolist()
-        assert torch.load(out / f"{key}.pt", weights_only=True)["values"].tolist() == values.tolist()
+        assert (
+            torch.load(out / f"{key}.pt", weights_only=True)["values"].tolist() == values.tolist()
+        )
         with wave.open(str(out / f"{key}.wav")) as sound:
             assert sound.getnframes() == index + 1
         assert np.load(out / f"{key}.model" / "weights.npy").tolist() == values.tolist()

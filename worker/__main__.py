@@ -1,4 +1,6 @@
-"""`python -P -m worker --spool DIR --rank N --attempt K`: what the parent starts. Not for people."""
+"""`python -P -m gpuspool.worker --spool DIR --rank N --attempt K`: what the parent starts. Not for
+people.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +8,24 @@ import faulthandler
 import gc
 import sys
 
-from spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
-from spool.identity import myself
-from spool.journal import start_journal
-from spool.layout import Layout, attempt_name
-from spool.publish import read_sealed
-from spool.records import Intent
-from spool.view import load_run, refuse_unsafe
-from worker.attempt import Attempt
-from worker.say import say
+from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
+from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import start_journal
+from gpuspool.spool.layout import Layout, attempt_name
+from gpuspool.spool.publish import read_sealed
+from gpuspool.spool.records import Intent
+from gpuspool.spool.view import load_run, refuse_unsafe
+from gpuspool.worker.attempt import Attempt
+from gpuspool.worker.say import say
 
 
 def _intent(layout: Layout, name: str) -> Intent:
     """What the parent wrote for this attempt. Raises SpoolError where that cannot be read."""
     intent = read_sealed(layout.intent(name), Intent)
     if intent is None:
-        raise SpoolError(f"{layout.intent(name)} cannot be read; the parent starts the next attempt")
+        raise SpoolError(
+            f"{layout.intent(name)} cannot be read; the parent starts the next attempt"
+        )
     return intent
 
 
@@ -42,7 +46,8 @@ def main() -> int:
         if journal is None:
             say(f"gpuspool: {name} was started or closed before; this process ends")
             return 0
-        gc.freeze()  # what is ours stays until the end, which comes sooner when nobody looks through it
+        # what is ours stays until the end, which comes sooner when nobody looks through it
+        gc.freeze()
         return Attempt(layout, run, intent, rank, journal).run()
     except GpuspoolError as error:
         say(f"gpuspool: {error}")

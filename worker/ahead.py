@@ -1,8 +1,10 @@
-"""Inputs that are loaded ahead: the job's `load(task)` runs in threads while the main thread is in the job's call.
+"""Inputs that are loaded ahead: the job's `load(task)` runs in threads while the main thread is in
+the job's call.
 
-What is loaded ahead is what was asked for and not taken yet; who asks keeps that few. The main thread takes what it
-needs next, waits for it, and loads itself what no thread has begun: so nothing waits in a line, and without threads
-everything is loaded right before its call. The threads are daemons, so that one that hangs keeps no process.
+What is loaded ahead is what was asked for and not taken yet; who asks keeps that few. The main
+thread takes what it needs next, waits for it, and loads itself what no thread has begun: so nothing
+waits in a line, and without threads everything is loaded right before its call. The threads are
+daemons, so that one that hangs keeps no process.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from spool.records import TaskLine
-from worker.context import Task
-from worker.results import call_user_code
+from gpuspool.spool.records import TaskLine
+from gpuspool.worker.context import Task
+from gpuspool.worker.results import call_user_code
 
 MIN_THREADS = 2  # loads wait for disks more often than for a core
 UNBATCHED_THREADS = 4
@@ -42,9 +44,13 @@ class _Load:
 
 
 class Inputs:
-    """The inputs of one attempt's tasks; `load` is the job's. All but the loading happens in the main thread."""
+    """The inputs of one attempt's tasks; `load` is the job's. All but the loading happens in the
+    main thread.
+    """
 
-    def __init__(self, load: Callable[[Task], Any], task_of: Callable[[TaskLine], Task], threads: int) -> None:
+    def __init__(
+        self, load: Callable[[Task], Any], task_of: Callable[[TaskLine], Task], threads: int
+    ) -> None:
         self._load, self._task_of = load, task_of
         self._loads: dict[int, _Load] = {}
         self._queue: queue.SimpleQueue[_Load | None] = queue.SimpleQueue()
@@ -78,7 +84,9 @@ class Inputs:
         return load.task, load.error
 
     def close(self) -> None:
-        """Load nothing more. Loads that are under way are waited for a little: the interpreter ends better without."""
+        """Load nothing more. Loads that are under way are waited for a little: the interpreter ends
+        better without.
+        """
         self._load = lambda _: None
         for _ in self._threads:
             self._queue.put(None)
@@ -87,7 +95,9 @@ class Inputs:
 
 
 def threads_for(batch_size: int | None, prefetch: int) -> int:
-    """One for each task of a batch, no more than this process has cores, and none where nothing is loaded ahead."""
+    """One for each task of a batch, no more than this process has cores, and none where nothing is
+    loaded ahead.
+    """
     if not prefetch:
         return 0
     return max(MIN_THREADS, min(batch_size or UNBATCHED_THREADS, len(os.sched_getaffinity(0))))

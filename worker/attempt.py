@@ -1,11 +1,13 @@
 """One attempt of one rank, from its journal's first line to the link that closes it.
 
-Link the journal; load the job; claim, run, journal until nothing is claimable; then help the others to an end:
-close what is proved dead, sweep what was lost, wait with the model loaded until every task is complete or
-failed. Whatever the end, what was claimed and not finished goes into this attempt's orphans manifest.
+Link the journal; load the job; claim, run, journal until nothing is claimable; then help the others
+to an end: close what is proved dead, sweep what was lost, wait with the model loaded until every
+task is complete or failed. Whatever the end, what was claimed and not finished goes into this
+attempt's orphans manifest.
 
-A job of kind "call" (the seed API's) is one task that this rank alone may run: the attempt steals nothing, drains
-at no signal, waits for nobody, and ends with the exit code that multiprocessing would give.
+A job of kind "call" (the seed API's) is one task that this rank alone may run: the attempt steals
+nothing, drains at no signal, waits for nobody, and ends with the exit code that multiprocessing
+would give.
 """
 
 from __future__ import annotations
@@ -26,46 +28,76 @@ from typing import Any
 
 import msgspec
 
-import spool
-from spool.closing import FailedTask, close_dead, publish_closing, publish_failed_task, sweep
-from spool.death import Coroner
-from spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, EXIT_UNUSABLE, NotFinished
-from spool.identity import myself
-from spool.journal import JournalWriter
-from spool.layout import Layout
-from spool.manifest import Damage, planned_checksums
-from spool.publish import listdir, ring
-from spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
-from spool.timeouts import is_limited
-from spool.view import View, finished_epoch
-from worker import children
-from worker.backlog import Backlog
-from worker.beat import Beat
-from worker.context import Context
-from worker.devices import Device, DeviceError, check_devices, peak_memory_bytes, torch_version
-from worker.execute import Executor
-from worker.job import load_job
-from worker.outputs import Outputs
-from worker.resources import age_s, peak_resident_bytes
-from worker.results import call_user_code, to_error
-from worker.say import say
-from worker.supply import Supply
-from worker.timer import Timer
-from worker.trouble import Unusable
-from worker.warmup import Drained, wait_until, warm_up
+from gpuspool.spool import __version__
+from gpuspool.spool.closing import (
+    FailedTask,
+    close_dead,
+    publish_closing,
+    publish_failed_task,
+    sweep,
+)
+from gpuspool.spool.death import Coroner
+from gpuspool.spool.errors import (
+    EXIT_CANNOT_CLOSE,
+    EXIT_COMPLETE,
+    EXIT_DRAINED,
+    EXIT_UNUSABLE,
+    NotFinished,
+)
+from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import JournalWriter
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.manifest import Damage, planned_checksums
+from gpuspool.spool.publish import listdir, ring
+from gpuspool.spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
+from gpuspool.spool.timeouts import is_limited
+from gpuspool.spool.view import View, finished_epoch
+from gpuspool.worker import children
+from gpuspool.worker.backlog import Backlog
+from gpuspool.worker.beat import Beat
+from gpuspool.worker.context import Context
+from gpuspool.worker.devices import (
+    Device,
+    DeviceError,
+    check_devices,
+    peak_memory_bytes,
+    torch_version,
+)
+from gpuspool.worker.execute import Executor
+from gpuspool.worker.job import load_job
+from gpuspool.worker.outputs import Outputs
+from gpuspool.worker.resources import age_s, peak_resident_bytes
+from gpuspool.worker.results import call_user_code, to_error
+from gpuspool.worker.say import say
+from gpuspool.worker.supply import Supply
+from gpuspool.worker.timer import Timer
+from gpuspool.worker.trouble import Unusable
+from gpuspool.worker.warmup import Drained, wait_until, warm_up
 
-STATE_OF = {"finished": "complete", "drained": "stopped", "load": "failed", "device": "failed", "io": "failed"}
+STATE_OF = {
+    "finished": "complete",
+    "drained": "stopped",
+    "load": "failed",
+    "device": "failed",
+    "io": "failed",
+}
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-END_S = (
-    2.0  # for the exit handlers of what the job imported to end its processes; something may wait for these for ever
-)
-TINY_S = 0.001  # where calls were so short just now, lines may wait for others: the next call is hardly a long one
+# for the exit handlers of what the job imported to end its processes; something may wait for these
+# for ever
+END_S = 2.0
+# where calls were so short just now, lines may wait for others: the next call is hardly a long one
+TINY_S = 0.001
 IDLE_S = (0.002, 0.25)  # how long an idle attempt waits between two looks: first, and at most
-SILENCE_S = 1.0  # without a word, before an idle attempt reads the whole spool to help itself and others
+SILENCE_S = (
+    1.0  # without a word, before an idle attempt reads the whole spool to help itself and others
+)
 HELPERS = 8  # of all ranks together do so in that time while the parent lives, and ever fewer
 HELPING = 0.1  # the part of its time that an idle attempt may read the spool in
-SWEEP_S = (1.0, 60.0)  # wait before an idle attempt sweeps, which reads every manifest; doubled up to the second
+SWEEP_S = (
+    1.0,
+    60.0,
+)  # wait before an idle attempt sweeps, which reads every manifest; doubled up to the second
 RETRY_S = (1.0, 60.0)  # wait before a task's first retry, doubled each time up to the second
 
 
@@ -74,8 +106,16 @@ def report_damage(damage: Damage) -> None:
 
 
 class Attempt:
-    def __init__(self, layout: Layout, run: Run, intent: Intent, rank: int, journal: JournalWriter) -> None:
-        self.layout, self.run_record, self.intent, self.rank, self.journal = layout, run, intent, rank, journal
+    def __init__(
+        self, layout: Layout, run: Run, intent: Intent, rank: int, journal: JournalWriter
+    ) -> None:
+        self.layout, self.run_record, self.intent, self.rank, self.journal = (
+            layout,
+            run,
+            intent,
+            rank,
+            journal,
+        )
         self.name = name = intent.attempt
         self.is_draining = False
         self._began = time.monotonic() - age_s()
@@ -85,7 +125,9 @@ class Attempt:
         self._looked_at = time.monotonic()
         self._is_call = intent.job.kind == "call"
         self._call_code = 1  # until the call has returned
-        supply = Supply(layout, rank, name, report_damage, not self._is_call, planned_checksums(run))
+        supply = Supply(
+            layout, rank, name, report_damage, not self._is_call, planned_checksums(run)
+        )
         self._backlog = Backlog(supply, journal.flush, self._is_ours)
         self._device = Device()
         self._coroner: Coroner | None = None
@@ -108,14 +150,19 @@ class Attempt:
         children.keep_apart(DRAIN_SIGNALS, self.drain)
         who = (self.layout.root, self.run_record.id, self.name, self.intent.parent.pid)
         end_children = functools.partial(children.end_all, *who)
-        atexit.register(end_children)  # after what the job's own modules registered: a pool ends its processes
+        atexit.register(
+            end_children
+        )  # after what the job's own modules registered: a pool ends its processes
         self.beat.start()
         error: Error | None = None
         try:
             error = self._load()
             reason = self._work() if error is None else error.kind
         except OSError as trouble:
-            reason, error = "io", Error(kind="io", type=type(trouble).__name__, message=str(trouble))
+            reason, error = (
+                "io",
+                Error(kind="io", type=type(trouble).__name__, message=str(trouble)),
+            )
             say(f"gpuspool: this attempt ends: {trouble}")
         except Unusable as broken:
             with contextlib.suppress(OSError):
@@ -129,14 +176,22 @@ class Attempt:
         return code
 
     def _load(self) -> Error | None:
-        """Make the job, and with it the executor. What it raised, of kind "load" or "device", is not raised again."""
+        """Make the job, and with it the executor. What it raised, of kind "load" or "device", is
+        not raised again.
+        """
         self._timer.begin(0)
         self._start_s = time.monotonic() - self._began
         run = self.run_record
         device = "cuda:0" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
         outputs = Outputs(Path(run.out) if run.out else self.layout.outputs, self.name)
         context = Context(
-            self.rank, self.intent.world_size, self.name, device, run.args, outputs.path, lambda: self.is_draining
+            self.rank,
+            self.intent.world_size,
+            self.name,
+            device,
+            run.args,
+            outputs.path,
+            lambda: self.is_draining,
         )
         began = time.monotonic()
         job, raised = call_user_code(
@@ -203,7 +258,9 @@ class Attempt:
                 return reason
 
     def _was_closed_meanwhile(self) -> bool:
-        """After a silence longer than the lease (a suspended process, a stalled mount) somebody may have closed us."""
+        """After a silence longer than the lease (a suspended process, a stalled mount) somebody may
+        have closed us.
+        """
         now, before = time.monotonic(), self._looked_at
         self._looked_at = now
         if not self.beat.is_late and now - before < self.intent.options.lease_s:
@@ -212,11 +269,15 @@ class Attempt:
         return self._is_closed()
 
     def _is_closed(self) -> bool:
-        """By a listing, which network file systems keep fresher than a look-up that found nothing once."""
+        """By a listing, which network file systems keep fresher than a look-up that found nothing
+        once.
+        """
         return self.layout.orphans(self.name).name in listdir(self.layout.manifests)
 
     def _is_ours(self) -> bool:
-        """Asked after each claim. Who was closed looks again before anything else is begun, and ends."""
+        """Asked after each claim. Who was closed looks again before anything else is begun, and
+        ends.
+        """
         if not self._is_closed():
             return True
         self.beat.is_late = True
@@ -235,19 +296,28 @@ class Attempt:
         self.beat.doing.task = self.beat.doing.task_since = None
         backlog.put_back(self._in_hand)
         self._in_hand.clear()
-        self._may_wait = took < TINY_S * (ran if executor.is_each else 1) and not executor.is_announcing
+        self._may_wait = (
+            took < TINY_S * (ran if executor.is_each else 1) and not executor.is_announcing
+        )
         self._ran_s += took
         backlog.rate.add(took, sum(costs[:ran]))
 
     def _announce(self, lines: list[TaskLine]) -> None:
         """Right before a call: set its time limit, and journal which tasks it holds.
 
-        Tasks whose inputs are being loaded meanwhile are in hand too: they might take this process along.
+        Tasks whose inputs are being loaded meanwhile are in hand too: they might take this process
+        along.
         """
         self._timer.begin(len(lines))
         batch = [line.task for line in lines[1:]] + self.executor.loading(lines)
         self.journal.append(
-            JournalLine(task=lines[0].task, round=lines[0].round, state="started", start=time.time(), batch=batch)
+            JournalLine(
+                task=lines[0].task,
+                round=lines[0].round,
+                state="started",
+                start=time.time(),
+                batch=batch,
+            )
         )
 
     def _settle(self, line: TaskLine, verdict: JournalLine) -> None:
@@ -267,11 +337,17 @@ class Attempt:
         if tries <= self.intent.options.retries:
             wait = min(RETRY_S[0] * 2 ** (tries - 1), RETRY_S[1]) * random.uniform(0.75, 1.25)
             self._in_hand.remove(line)
-            self.executor.is_announcing = True  # what is in hand must be known now: this one is not, nor finished
+            self.executor.is_announcing = (
+                True  # what is in hand must be known now: this one is not, nor finished
+            )
             self._may_wait = False
-            self.journal.append(JournalLine(task=line.task, round=line.round, state="deferred", error=error))
+            self.journal.append(
+                JournalLine(task=line.task, round=line.round, state="deferred", error=error)
+            )
             self._backlog.defer(line, wait)
-            say(f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s")
+            say(
+                f"gpuspool: task {line.key} failed ({error.type}), try {tries}; again in {wait:.1f} s"
+            )
             return
         if self._is_closed():  # by who took it for dead, and may have removed what it wrote
             self.beat.is_late = True
@@ -281,12 +357,19 @@ class Attempt:
         self._call_code = error.exit_code or 1
         self.beat.doing.failed += 1
         failed = FailedTask(
-            key=line.key, task=line.task, round=line.round, attempt=self.name, at=time.time(), error=error
+            key=line.key,
+            task=line.task,
+            round=line.round,
+            attempt=self.name,
+            at=time.time(),
+            error=error,
         )
         publish_failed_task(self.layout, failed)
 
     def _idle(self) -> str | None:
-        """Nothing to claim: see the run to its end and return the reason; None when there may be work again."""
+        """Nothing to claim: see the run to its end and return the reason; None when there may be
+        work again.
+        """
         if self._is_call:
             return "finished"
         self._timer.end()
@@ -294,8 +377,13 @@ class Attempt:
         self.beat.doing.state = "idle"
         ring(self.layout.control)
         reason: str | None = "silence"
-        alone_s, patience_s = SILENCE_S, SILENCE_S * max(1.0, self.intent.world_size / HELPERS) * random.uniform(1, 2)
-        while reason == "silence" and (reason := self._await_word(patience_s, alone_s)) == "silence":
+        alone_s, patience_s = (
+            SILENCE_S,
+            SILENCE_S * max(1.0, self.intent.world_size / HELPERS) * random.uniform(1, 2),
+        )
+        while (
+            reason == "silence" and (reason := self._await_word(patience_s, alone_s)) == "silence"
+        ):
             began = time.monotonic()
             reason = self._help()
             alone_s = max(IDLE_S[1], (time.monotonic() - began) / HELPING)
@@ -305,7 +393,8 @@ class Attempt:
         return reason
 
     def _await_word(self, patience_s: float, alone_s: float) -> str | None:
-        """Wait for the parent to say that all is finished, for a drain, or (None) for another manifest.
+        """Wait for the parent to say that all is finished, for a drain, or (None) for another
+        manifest.
 
         So long as the parent lives, which does most of what there is to do; and so long without it.
         """
@@ -370,7 +459,11 @@ class Attempt:
         idle_s = {"start": self._start_s, "load": self._load_s, "inputs": inputs_s}
         idle_s["publish"] = self._ran_s - call_s - inputs_s
         idle_s["work"] = seconds - call_s - sum(idle_s.values())
-        versions = {"gpuspool": spool.__version__, "python": sys.version.split()[0], "torch": torch_version() or ""}
+        versions = {
+            "gpuspool": __version__,
+            "python": sys.version.split()[0],
+            "torch": torch_version() or "",
+        }
         return Stats(
             done=self.beat.doing.done,
             failed=self.beat.doing.failed,

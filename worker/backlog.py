@@ -1,7 +1,8 @@
-"""What this attempt holds and has not begun: claimed tasks, decoded some at a time, and those that are tried again.
+"""What this attempt holds and has not begun: claimed tasks, decoded some at a time, and those that
+are tried again.
 
-Whatever is in here when the attempt ends goes into its orphans manifest. Claims are made when nothing is left, or a
-little before that where inputs are loaded ahead.
+Whatever is in here when the attempt ends goes into its orphans manifest. Claims are made when
+nothing is left, or a little before that where inputs are loaded ahead.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
 
-from spool.records import TaskLine
-from worker.supply import Rate, Supply
+from gpuspool.spool.records import TaskLine
+from gpuspool.worker.supply import Rate, Supply
 
-DECODED = 256  # lines of a claim that are decoded at once: it may hold very many, and most may be released again
+# lines of a claim that are decoded at once: it may hold very many, and most may be released again
+DECODED = 256
 
 
 class Backlog:
-    """`before_claim` is called before each claim, and `is_ours` after: whether the attempt was not closed meanwhile."""
+    """`before_claim` is called before each claim, and `is_ours` after: whether the attempt was not
+    closed meanwhile.
+    """
 
-    def __init__(self, supply: Supply, before_claim: Callable[[], None], is_ours: Callable[[], bool]) -> None:
+    def __init__(
+        self, supply: Supply, before_claim: Callable[[], None], is_ours: Callable[[], bool]
+    ) -> None:
         self.rate = Rate()
         self.tries: dict[int, int] = {}
         self._supply, self._before_claim, self._is_ours = supply, before_claim, is_ours
@@ -46,7 +52,9 @@ class Backlog:
         return self._deferred[0][0] - time.monotonic() if self._deferred else None
 
     def fill(self, batch: int, window: int) -> bool:
-        """Whether there is something to run now: claimed before, a retry that is due, or claimed anew."""
+        """Whether there is something to run now: claimed before, a retry that is due, or claimed
+        anew.
+        """
         while not self._decode(batch + window):
             if self._deferred and self._deferred[0][0] <= time.monotonic():
                 self._pending.append(heapq.heappop(self._deferred)[2])
@@ -60,7 +68,9 @@ class Backlog:
         return bool(self._pending)
 
     def _claim(self, batch: int, is_ahead: bool) -> bool:
-        """Only once the last claim is decoded. False: there is nothing to claim, or nothing more is ours to run."""
+        """Only once the last claim is decoded. False: there is nothing to claim, or nothing more is
+        ours to run.
+        """
         self._before_claim()
         tasks = self._supply.take(batch, self.rate.learn(), is_ahead)
         if tasks is None:
@@ -91,13 +101,20 @@ class Backlog:
         return line.careful or line.task in self.tries
 
     def ahead(self, in_hand: list[TaskLine], batch: int, window: int) -> list[TaskLine]:
-        """The tasks whose inputs are wanted soon: those in hand, and so many behind them, claimed early if need be.
+        """The tasks whose inputs are wanted soon: those in hand, and so many behind them, claimed
+        early if need be.
 
-        Nothing is loaded beside a task that runs alone, so that what happens then is its own doing; and so that one
-        which is tried again gets its turn, nothing is claimed early while there are such.
+        Nothing is loaded beside a task that runs alone, so that what happens then is its own doing;
+        and so that one which is tried again gets its turn, nothing is claimed early while there are
+        such.
         """
         if self._is_alone(in_hand[0]):
             return []
-        while len(self._pending) < window and not self._deferred and self._claim(batch, is_ahead=True):
+        while (
+            len(self._pending) < window and not self._deferred and self._claim(batch, is_ahead=True)
+        ):
             self._decode(window)
-        return [*in_hand, *takewhile(lambda line: not self._is_alone(line), islice(self._pending, window))]
+        return [
+            *in_hand,
+            *takewhile(lambda line: not self._is_alone(line), islice(self._pending, window)),
+        ]

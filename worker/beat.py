@@ -1,9 +1,9 @@
-"""The one thread beside the work: once a second it makes the journal durable, every few seconds it beats and looks
-for a drain.
+"""The one thread beside the work: once a second it makes the journal durable, every few seconds it
+beats and looks for a drain.
 
-It shares nothing with the main thread but plain attributes that one of the two writes. What goes wrong with the
-journal is kept there and ends the attempt at the main thread's next step; a beat that cannot be written is only
-logged, once.
+It shares nothing with the main thread but plain attributes that one of the two writes. What goes
+wrong with the journal is kept there and ends the attempt at the main thread's next step; a beat
+that cannot be written is only logged, once.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import asdict
 
-from spool.codec import encode
-from spool.death import BEAT_S
-from spool.journal import JournalWriter
-from spool.layout import Layout
-from spool.publish import replace
-from spool.records import Heartbeat, Identity, Intent
-from spool.view import drain_epoch
-from worker.devices import Device
-from worker.say import say
+from gpuspool.spool.codec import encode
+from gpuspool.spool.death import BEAT_S
+from gpuspool.spool.journal import JournalWriter
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import replace
+from gpuspool.spool.records import Heartbeat, Identity, Intent
+from gpuspool.spool.view import drain_epoch
+from gpuspool.worker.devices import Device
+from gpuspool.worker.say import say
 
 SYNC_S = 1.0  # what a power cut may take back
 DRAIN_S = 5.0  # a drain must be seen well within the grace of 25 s
@@ -46,12 +46,23 @@ class Beat(threading.Thread):
     """Starts beating when started; `finish` writes the last beat."""
 
     def __init__(
-        self, layout: Layout, intent: Intent, who: Identity, journal: JournalWriter, drain: Callable[[], None]
+        self,
+        layout: Layout,
+        intent: Intent,
+        who: Identity,
+        journal: JournalWriter,
+        drain: Callable[[], None],
     ) -> None:
         super().__init__(name="gpuspool-beat", daemon=True)
         self.doing = Doing()
         self.is_late = False
-        self._layout, self._intent, self._who, self._journal, self._drain = layout, intent, who, journal, drain
+        self._layout, self._intent, self._who, self._journal, self._drain = (
+            layout,
+            intent,
+            who,
+            journal,
+            drain,
+        )
         self._lease_s = intent.options.lease_s
         self._lock = threading.Lock()
         self._wait = SYNC_S
@@ -66,7 +77,9 @@ class Beat(threading.Thread):
             self._tick(time.monotonic())
 
     def finish(self) -> None:
-        """End the thread, make the journal durable and beat once more. Raises the OSError of a failed fsync."""
+        """End the thread, make the journal durable and beat once more. Raises the OSError of a
+        failed fsync.
+        """
         self._end.set()
         self.join()
         self._journal.check()
@@ -82,21 +95,30 @@ class Beat(threading.Thread):
             self.is_late = True
         self.heed_parent()
         if now - self._last >= min(self._wait, BEAT_S, self._lease_s / 12):
-            self._wait *= 2  # soon after the start, so that `status` shows the first task; then seldom
+            self._wait *= (
+                2  # soon after the start, so that `status` shows the first task; then seldom
+            )
             self.beat()
         if now - self._last_drain >= min(DRAIN_S, self._lease_s / 12):
             self._last_drain = now
-            with contextlib.suppress(OSError):  # looked at again in a while; without this thread nothing is synced
+            with contextlib.suppress(
+                OSError
+            ):  # looked at again in a while; without this thread nothing is synced
                 if drain_epoch(self._layout) >= self._intent.epoch:
                     self._drain()
 
     def heed_parent(self) -> None:
         """With --on-parent-exit stop: drain once the parent is gone. Cheap, from either thread."""
-        if self._intent.options.on_parent_exit == "stop" and os.getppid() != self._intent.parent.pid:
+        if (
+            self._intent.options.on_parent_exit == "stop"
+            and os.getppid() != self._intent.parent.pid
+        ):
             self._drain()
 
     def beat(self) -> None:
-        """Replace the heartbeat file. From both threads, one after the other, so that the newest state stays."""
+        """Replace the heartbeat file. From both threads, one after the other, so that the newest
+        state stays.
+        """
         with self._lock:
             self._replace()
 

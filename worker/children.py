@@ -1,7 +1,7 @@
 """The processes that a job starts: none is a second worker, and none outlives this one.
 
-Forked ones inherit this process whole: its way back to the loop that claims and journals, and handlers that answer
-SIGTERM with a drain, so that a pool of processes could not be ended.
+Forked ones inherit this process whole: its way back to the loop that claims and journals, and
+handlers that answer SIGTERM with a drain, so that a pool of processes could not be ended.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spool.identity import kill_descendants, kill_marked, run_mark
-from worker.say import say
+from gpuspool.spool.identity import kill_descendants, kill_marked, run_mark
+from gpuspool.worker.say import say
 
-END_S = 2.0  # for the exit handlers of what the job imported to end its processes, of which others may wait
+# for the exit handlers of what the job imported to end its processes, of which others may wait
+END_S = 2.0
 
 is_fork = False  # whether this process was forked by a worker
 
 
 def keep_apart(signals: Sequence[int], drain: Callable[..., Any]) -> None:
-    """From now on, in processes that this one forks: `drain` handles no signal, and `is_fork` is true.
+    """From now on, in processes that this one forks: `drain` handles no signal, and `is_fork` is
+    true.
 
-    The signals wait while a process is being forked, since one that came in between would be lost on the child.
+    The signals wait while a process is being forked, since one that came in between would be lost
+    on the child.
     """
 
     usual = threading.local()
@@ -72,7 +75,9 @@ def end_all(root: Path, run_id: str, attempt: str, parent: int) -> None:
 
 
 def call_soon(function: Callable[[], None]) -> None:
-    """In END_S, should this process last so long: threads that the interpreter waits for may wait for a child."""
+    """In END_S, should this process last so long: threads that the interpreter waits for may wait
+    for a child.
+    """
     timer = threading.Timer(END_S, function)
     timer.daemon = True
     with contextlib.suppress(RuntimeError):  # no thread to be had

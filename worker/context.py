@@ -13,9 +13,9 @@ import msgspec
 class Task(msgspec.Struct, frozen=True, weakref=True):
     """One unit of work.
 
-    index: its place in the input order, 0..N-1. key: its name, unique in the run. payload: any JSON value; for
-    file inputs `{"path": …}`. cost: what it was said to cost, in any unit (bytes for file inputs). loaded: what the
-    job's `load` returned for it, where it has one.
+    index: its place in the input order, 0..N-1. key: its name, unique in the run. payload: any JSON
+    value; for file inputs `{"path": …}`. cost: what it was said to cost, in any unit (bytes for
+    file inputs). loaded: what the job's `load` returned for it, where it has one.
     """
 
     index: int
@@ -37,7 +37,9 @@ class Task(msgspec.Struct, frozen=True, weakref=True):
 
     @property
     def seed(self) -> int:
-        """A 63-bit seed that depends on the run's seed and the index alone, not on who runs the task or when."""
+        """A 63-bit seed that depends on the run's seed and the index alone, not on who runs the
+        task or when.
+        """
         digest = hashlib.sha256(f"{self.run_seed}:{self.index}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
@@ -45,8 +47,8 @@ class Task(msgspec.Struct, frozen=True, weakref=True):
 class Context(msgspec.Struct, frozen=True, weakref=True):
     """The worker that a job runs in.
 
-    rank: 0..world_size-1. attempt: `rank-0003.a01`. device: "cuda:0", or "cpu" for a CPU rank. args: what `--arg`
-    gave.
+    rank: 0..world_size-1. attempt: `rank-0003.a01`. device: "cuda:0", or "cpu" for a CPU rank.
+    args: what `--arg` gave.
     """
 
     rank: int
@@ -66,11 +68,14 @@ class Context(msgspec.Struct, frozen=True, weakref=True):
     def output(self, task: Task, suffix: str = "") -> Path:
         """A path to write one output of this task to; it ends in `suffix` and its folder exists.
 
-        When the task completes it becomes OUT/<key><suffix>. It may become a file or a folder. A path that was asked
-        for and not written fails the task. Raises ValueError for a suffix with a slash.
+        When the task completes it becomes OUT/<key><suffix>. It may become a file or a folder. A
+        path that was asked for and not written fails the task. Raises ValueError for a suffix with
+        a slash.
         """
         return self._output(task, suffix)
 
     def is_draining(self) -> bool:
-        """Whether this worker was told to stop soon: a long task may save its work and return early."""
+        """Whether this worker was told to stop soon: a long task may save its work and return
+        early.
+        """
         return self._is_draining()

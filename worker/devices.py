@@ -1,4 +1,6 @@
-"""The devices this worker sees. The only file that imports torch, and only where the job did so before."""
+"""The devices this worker sees. The only file that imports torch, and only where the job did so
+before.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,11 @@ def _torch() -> Any:
 
 
 def check_devices(tokens: str) -> Device:
-    """Name and UUID of the first device, once it is sure that torch sees as many as `tokens` names, and the right one.
+    """Name and UUID of the first device, once it is sure that torch sees as many as `tokens` names,
+    and the right one.
 
-    Without tokens (a CPU rank), without torch, or with GPUSPOOL_DEVICE_CHECK=off there is nothing to compare.
-    Raises DeviceError.
+    Without tokens (a CPU rank), without torch, or with GPUSPOOL_DEVICE_CHECK=off there is nothing
+    to compare. Raises DeviceError.
     """
     torch = _torch()
     if not tokens or torch is None or os.environ.get(CHECK_VARIABLE) == "off":
@@ -62,7 +65,9 @@ def is_device_oom(error: BaseException) -> bool:
 
 
 def is_device_broken(error: BaseException) -> bool:
-    """Whether this is torch's error of a device that takes no more work in this process (2.8 and newer tell)."""
+    """Whether this is torch's error of a device that takes no more work in this process (2.8 and
+    newer tell).
+    """
     kind = getattr(_torch(), "AcceleratorError", None)
     return kind is not None and isinstance(error, kind)
 

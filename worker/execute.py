@@ -1,9 +1,10 @@
 """Running tasks: one call of user code, and what becomes of each task in it.
 
-A batch that raises is split until the bad task is alone. An out-of-memory error of the device halves the batch size for
-the rest of the attempt and tries again; a task that does not fit alone fails as gpu_oom. Outputs are published
-before anything is said about a task. Where the job has a `load`, each call begins with waiting for its inputs; the
-limit of its time and the line that says what is in hand count from there.
+A batch that raises is split until the bad task is alone. An out-of-memory error of the device
+halves the batch size for the rest of the attempt and tries again; a task that does not fit alone
+fails as gpu_oom. Outputs are published before anything is said about a task. Where the job has a
+`load`, each call begins with waiting for its inputs; the limit of its time and the line that says
+what is in hand count from there.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ from typing import Any
 
 import msgspec
 
-from spool.records import NO_JSON, Error, JournalLine, TaskLine
-from worker.ahead import Inputs, threads_for
-from worker.beat import Doing
-from worker.context import Context, Task
-from worker.devices import is_device_oom, release_memory
-from worker.job import LoadedJob
-from worker.outputs import OutputError, Outputs
-from worker.results import ResultError, call_user_code, to_error, to_json
-from worker.say import say
-from worker.trouble import Unusable, raise_trouble
+from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
+from gpuspool.worker.ahead import Inputs, threads_for
+from gpuspool.worker.beat import Doing
+from gpuspool.worker.context import Context, Task
+from gpuspool.worker.devices import is_device_oom, release_memory
+from gpuspool.worker.job import LoadedJob
+from gpuspool.worker.outputs import OutputError, Outputs
+from gpuspool.worker.results import ResultError, call_user_code, to_error, to_json
+from gpuspool.worker.say import say
+from gpuspool.worker.trouble import Unusable, raise_trouble
 
 EACH = 256  # tasks that are called one after the other before this process looks around again,
 LOOK_S = 0.01  # or for so long
 _decode = msgspec.json.Decoder().decode
-LOG_FROM_S = 0.01  # shorter tasks that complete get no `log` range, and the log is looked at no more often than this
+# shorter tasks that complete get no `log` range, and the log is looked at no more often than this
+LOG_FROM_S = 0.01
 
 
 class Executor:
@@ -46,7 +48,9 @@ class Executor:
         announce: Callable[[list[TaskLine]], None],
         settle: Callable[[TaskLine, JournalLine], None],
     ) -> None:
-        """`announce` gets the tasks of a call before it, where that is asked for; `settle` each task and its line."""
+        """`announce` gets the tasks of a call before it, where that is asked for; `settle` each
+        task and its line.
+        """
         self.job = job
         self._doing, self._announce, self._settle = doing, announce, settle
         self.is_announcing = False  # whether before every call, or only of careful tasks
@@ -66,12 +70,15 @@ class Executor:
 
     @property
     def most(self) -> int:
-        """How many tasks `run` takes at once: a batch, or as many single ones as it may well come to."""
+        """How many tasks `run` takes at once: a batch, or as many single ones as it may well come
+        to.
+        """
         return self._each if self.is_each else self.batch_size
 
     def run(self, lines: list[TaskLine]) -> int:
-        """Run a batch, and settle each of its tasks as soon as something is known about it; of a job without batches
-        each task in a call of its own, until LOOK_S have passed. Returns how many were run.
+        """Run a batch, and settle each of its tasks as soon as something is known about it; of a
+        job without batches each task in a call of its own, until LOOK_S have passed. Returns how
+        many were run.
 
         Raises OSError and Unusable where no task is to blame; what was not settled is not finished.
         """
@@ -139,7 +146,9 @@ class Executor:
         return start, clock
 
     def _failure(self, raised: BaseException | None) -> Error:
-        """What a call raised, unless no task is to blame for it: then OSError or Unusable is raised."""
+        """What a call raised, unless no task is to blame for it: then OSError or Unusable is
+        raised.
+        """
         if self.outputs.trouble is not None:
             self.outputs.discard()
             raise self.outputs.trouble
@@ -174,7 +183,9 @@ class Executor:
         if self._inputs is not None:
             self._inputs.close()
 
-    def _take_inputs(self, inputs: Inputs, lines: list[TaskLine]) -> tuple[list[TaskLine], list[Task]]:
+    def _take_inputs(
+        self, inputs: Inputs, lines: list[TaskLine]
+    ) -> tuple[list[TaskLine], list[Task]]:
         """(lines to run, their tasks with inputs); those whose load raised are settled."""
         start, clock = time(), perf_counter()
         taken = [(line, *inputs.take(line)) for line in lines]
@@ -192,7 +203,9 @@ class Executor:
         return [line for line, _ in good], [task for _, task in good]
 
     def _refuse_trouble(self, raised: BaseException) -> None:
-        """Raise where no task is to blame; what was written so far goes, which on a full disk makes room to say so."""
+        """Raise where no task is to blame; what was written so far goes, which on a full disk makes
+        room to say so.
+        """
         try:
             raise_trouble(raised, self.outputs.folders())
         except (OSError, Unusable):
@@ -219,7 +232,9 @@ class Executor:
             self.batch_size = min(self.batch_size, half)
             self.oom_halvings += 1
             release_memory()
-            say(f"gpuspool: out of device memory with {len(lines)} tasks; from now on at most {half} at once")
+            say(
+                f"gpuspool: out of device memory with {len(lines)} tasks; from now on at most {half} at once"
+            )
         for part in (lines[:half], lines[half:]):
             self._run_batch(part)
 
@@ -232,7 +247,13 @@ class Executor:
         encoded, raised = call_user_code(to_json, result)
         return encoded if raised is None else to_error(raised)
 
-    def _finish(self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error], start: float, seconds: float) -> None:
+    def _finish(
+        self,
+        lines: list[TaskLine],
+        outcomes: list[msgspec.Raw | Error],
+        start: float,
+        seconds: float,
+    ) -> None:
         """Publish the outputs of what went well, drop the others, and settle the tasks."""
         published = self._publish(lines, outcomes) if self.outputs.asked else {}
         log: tuple[int, int] | None = None
@@ -240,7 +261,14 @@ class Executor:
             log = (self._log_end, self._look_at_log())
         for line, outcome in zip(lines, outcomes, strict=True):
             is_told = seconds >= LOG_FROM_S or isinstance(outcome, Error)
-            self._conclude(line, outcome, start, seconds, published.get(line.task, []), log if is_told else None)
+            self._conclude(
+                line,
+                outcome,
+                start,
+                seconds,
+                published.get(line.task, []),
+                log if is_told else None,
+            )
 
     def _conclude(
         self,
@@ -266,10 +294,16 @@ class Executor:
         )
         self._settle(line, verdict)
 
-    def _publish(self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error]) -> dict[int, list[tuple[str, int]]]:
-        """What each task wrote; a task that wrote nothing where it said that it would has failed, in `outcomes`."""
+    def _publish(
+        self, lines: list[TaskLine], outcomes: list[msgspec.Raw | Error]
+    ) -> dict[int, list[tuple[str, int]]]:
+        """What each task wrote; a task that wrote nothing where it said that it would has failed,
+        in `outcomes`.
+        """
         self.outputs.discard(
-            line.task for line, outcome in zip(lines, outcomes, strict=True) if isinstance(outcome, Error)
+            line.task
+            for line, outcome in zip(lines, outcomes, strict=True)
+            if isinstance(outcome, Error)
         )
         published: dict[int, list[tuple[str, int]]] = {}
         written = self.outputs.publish(line.task for line in lines)
@@ -285,5 +319,7 @@ class Executor:
 def _in_order(results: Any) -> list[Any]:
     """What a batch returned, as a list. Raises ResultError for what has no order, or is one value."""
     if isinstance(results, (dict, set, frozenset, str, bytes)):
-        raise ResultError(f"the job returned a {type(results).__name__} for a batch; return a list, one result a task")
+        raise ResultError(
+            f"the job returned a {type(results).__name__} for a batch; return a list, one result a task"
+        )
     return list(results)

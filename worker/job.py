@@ -1,7 +1,8 @@
 """Loading the job: the copy in the spool, executed under its original name.
 
-A class is made once with the context and called with tasks; a function is called with tasks; a command is started
-once per task; the seed API's function is called once. Everything here runs user code and may raise anything.
+A class is made once with the context and called with tasks; a function is called with tasks; a
+command is started once per task; the seed API's function is called once. Everything here runs user
+code and may raise anything.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ from typing import Any
 
 import msgspec
 
-from spool.blame import describe_exit
-from spool.layout import Layout
-from spool.oom import OomWatch
-from spool.publish import read_bytes
-from spool.records import Job
-from spool.values import decode_value
-from worker.context import Context, Task
-from worker.reports import ReportQueue
-from worker.results import CommandFailed, CommandOutOfMemory
+from gpuspool.spool.blame import describe_exit
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.oom import OomWatch
+from gpuspool.spool.publish import read_bytes
+from gpuspool.spool.records import Job
+from gpuspool.spool.values import decode_value
+from gpuspool.worker.context import Context, Task
+from gpuspool.worker.reports import ReportQueue
+from gpuspool.worker.results import CommandFailed, CommandOutOfMemory
 
 MANY = 1_000_000  # tasks or batches at once
-PREFETCH = 2  # batches: one that is ready when the one in hand is done, and one for loads that take longer than others
+# batches: one that is ready when the one in hand is done, and one for loads that take longer than
+# others
+PREFETCH = 2
 is_loading = False  # whether the job's module is being imported
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
 
@@ -43,7 +46,9 @@ class JobDamaged(Exception):
 
 
 class LoadedJob(msgspec.Struct, frozen=True):
-    """`call` takes one task, or a list where `batch_size` is set; `load` loads inputs `prefetch` batches ahead."""
+    """`call` takes one task, or a list where `batch_size` is set; `load` loads inputs `prefetch`
+    batches ahead.
+    """
 
     call: Callable[[Any, Context], Any]
     batch_size: int | None = None
@@ -59,9 +64,11 @@ def load_job(
     check_devices: Callable[[], None],
     warm_up: Callable[[Callable[[], Any]], None],
 ) -> LoadedJob:
-    """Import and make the job. `check_devices` is called between import and construction, and after it.
+    """Import and make the job. `check_devices` is called between import and construction, and after
+    it.
 
-    `warm_up` is called in between with the job's own `warmup`, where it has one that takes the context alone.
+    `warm_up` is called in between with the job's own `warmup`, where it has one that takes the
+    context alone.
     """
     if job.kind == "command":
         return LoadedJob(call=command_runner(job.command))
@@ -75,12 +82,16 @@ def load_job(
     for part in job.name.split("."):
         target = getattr(target, part)
     if not callable(target):
-        raise TypeError(f"{job.spec} is not callable ({target!r:.60}); a job is a class or a function")
+        raise TypeError(
+            f"{job.spec} is not callable ({target!r:.60}); a job is a class or a function"
+        )
     check_devices()
     if job.kind == "call":
         return LoadedJob(call=call_runner(target, layout))
     if isinstance(target, type):
-        warmup = next((vars(base)["warmup"] for base in target.__mro__ if "warmup" in vars(base)), None)
+        warmup = next(
+            (vars(base)["warmup"] for base in target.__mro__ if "warmup" in vars(base)), None
+        )
         if isinstance(warmup, (classmethod, staticmethod)):
             warm_up(functools.partial(target.warmup, context))  # type: ignore[attr-defined]
         target = target() if target.__init__ is object.__init__ else target(context)  # type: ignore[misc]
@@ -96,7 +107,9 @@ def load_job(
 
 
 def _import(layout: Layout, job: Job) -> ModuleType:
-    """The module, from the copy in the spool but under its own name and `__file__`, so that nothing looks moved."""
+    """The module, from the copy in the spool but under its own name and `__file__`, so that nothing
+    looks moved.
+    """
     name = job.module or Path(job.file).stem
     parent, _, leaf = job.module.rpartition(".")
     if parent:
@@ -110,9 +123,16 @@ def _import(layout: Layout, job: Job) -> ModuleType:
     copy = layout.job_copy(job.copy)
     source = read_bytes(copy) or b""
     if _sha(source) != job.sha256:
-        raise JobDamaged(f"{copy} is damaged or missing; `gpuspool resume` restores it while {job.file} is unchanged")
+        raise JobDamaged(
+            f"{copy} is damaged or missing; `gpuspool resume` restores it while {job.file} is unchanged"
+        )
     text = importlib.util.decode_source(source)
-    linecache.cache[job.file] = (len(text), None, text.splitlines(True), job.file)  # for who asks how it reads
+    linecache.cache[job.file] = (
+        len(text),
+        None,
+        text.splitlines(True),
+        job.file,
+    )  # for who asks how it reads
     exec(compile(source, job.file, "exec"), module.__dict__)
     if parent:
         setattr(sys.modules[parent], leaf, module)  # as an import does
@@ -130,7 +150,9 @@ def _whole(value: Any) -> int:
     return number
 
 
-def _number(target: Any, attribute: str, kind: Callable[[Any], Any], least: float, most: float) -> Any:
+def _number(
+    target: Any, attribute: str, kind: Callable[[Any], Any], least: float, most: float
+) -> Any:
     """An attribute that is a number in these bounds, or None. Raises ValueError."""
     value = getattr(target, attribute, None)
     if value is None:
@@ -141,12 +163,16 @@ def _number(target: Any, attribute: str, kind: Callable[[Any], Any], least: floa
         number = -1
     if isinstance(value, bool) or not least <= number <= most:
         what = "a whole number" if kind is _whole else "a number"
-        raise ValueError(f"{attribute} is {value!r}; it must be {what} from {least:g} to {most:g}, or None")
+        raise ValueError(
+            f"{attribute} is {value!r}; it must be {what} from {least:g} to {most:g}, or None"
+        )
     return number
 
 
 def call_runner(target: Callable[..., Any], layout: Layout) -> Callable[[Task, Context], None]:
-    """The one call of a rank of the seed API. What it returns is dropped; `sys.exit(n)` fails it with exit code n."""
+    """The one call of a rank of the seed API. What it returns is dropped; `sys.exit(n)` fails it
+    with exit code n.
+    """
 
     def run(_: Task, context: Context) -> None:
         queue = ReportQueue(layout, context.attempt)
@@ -162,7 +188,9 @@ def call_runner(target: Callable[..., Any], layout: Layout) -> Callable[[Task, C
 
 
 def command_runner(command: list[str]) -> Callable[[Task, Context], None]:
-    """A function that runs the command for a task: the placeholders are replaced, no shell is involved."""
+    """A function that runs the command for a task: the placeholders are replaced, no shell is
+    involved.
+    """
     import subprocess  # only here: a worker starts faster without
 
     watch = OomWatch()
@@ -180,16 +208,25 @@ def command_runner(command: list[str]) -> Callable[[Task, Context], None]:
 
 
 def fill(word: str, task: Task, context: Context) -> str:
-    """One argument with its placeholders replaced; what follows `{output}` in the word is the output's suffix."""
+    """One argument with its placeholders replaced; what follows `{output}` in the word is the
+    output's suffix.
+    """
     if "{output}" in word:
         before, _, suffix = word.partition("{output}")
-        return _fill_plain(before, task, context) + str(context.output(task, _fill_plain(suffix, task, context)))
+        return _fill_plain(before, task, context) + str(
+            context.output(task, _fill_plain(suffix, task, context))
+        )
     return _fill_plain(word, task, context)
 
 
 def _fill_plain(word: str, task: Task, context: Context) -> str:
     """All placeholders in one pass, so that what a payload holds is never taken for one."""
-    values = {"key": task.key, "rank": str(context.rank), "device": context.device, "index": str(task.index)}
+    values = {
+        "key": task.key,
+        "rank": str(context.rank),
+        "device": context.device,
+        "index": str(task.index),
+    }
     return _PLACEHOLDER.sub(lambda m: _input(task) if m[1] == "input" else values[m[1]], word)
 
 

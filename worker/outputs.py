@@ -1,8 +1,9 @@
 """Task outputs: written under hidden names, published whole, first come first kept.
 
-Order: the job writes; every file is fsynced; link(2) to the final name (a folder: rename(2)); the folders are fsynced,
-once for a whole batch; only then may the journal say "complete". Whoever finds the final name taken deletes its
-own: the task ran twice, its output exists once and is never replaced.
+Order: the job writes; every file is fsynced; link(2) to the final name (a folder: rename(2)); the
+folders are fsynced, once for a whole batch; only then may the journal say "complete". Whoever finds
+the final name taken deletes its own: the task ran twice, its output exists once and is never
+replaced.
 """
 
 from __future__ import annotations
@@ -14,11 +15,21 @@ from pathlib import Path
 
 import msgspec
 
-from spool.layout import hidden_output
-from spool.publish import fsync_dir, fsync_file, is_regular, link_or_not, remove_quietly, remove_tree_quietly, rename
-from worker.context import Task
+from gpuspool.spool.layout import hidden_output
+from gpuspool.spool.publish import (
+    fsync_dir,
+    fsync_file,
+    is_regular,
+    link_or_not,
+    remove_quietly,
+    remove_tree_quietly,
+    rename,
+)
+from gpuspool.worker.context import Task
 
-IN_THE_WAY = "was there first, as another task's output or around one; give all outputs the same suffix"
+IN_THE_WAY = (
+    "was there first, as another task's output or around one; give all outputs the same suffix"
+)
 NAME_BYTES = 255  # of one name on the file systems that people use
 
 
@@ -45,7 +56,9 @@ class Outputs:
     def path(self, task: Task, suffix: str) -> Path:
         """The hidden path for one output; the same for the same question."""
         if "/" in suffix or "\0" in suffix:
-            raise ValueError(f"ctx.output: suffix {suffix!r} holds a slash; let the output be a folder instead")
+            raise ValueError(
+                f"ctx.output: suffix {suffix!r} holds a slash; let the output be a folder instead"
+            )
         asked = self.asked.setdefault(task.index, {})
         if suffix not in asked:
             final = self.root / f"{task.key}{suffix}"
@@ -54,11 +67,15 @@ class Outputs:
             except UnicodeEncodeError:
                 raise ValueError(f"ctx.output: suffix {suffix!r} is not UTF-8") from None
             if size > NAME_BYTES:
-                raise ValueError(f"the output {final.name!r} would have a name of more than {NAME_BYTES} bytes")
+                raise ValueError(
+                    f"the output {final.name!r} would have a name of more than {NAME_BYTES} bytes"
+                )
             try:
                 self._make_folder(final.parent)
             except FileExistsError as error:
-                raise OutputError(f"{error.filename} {IN_THE_WAY}: it cannot hold {final.name!r}") from None
+                raise OutputError(
+                    f"{error.filename} {IN_THE_WAY}: it cannot hold {final.name!r}"
+                ) from None
             except OSError as error:
                 self.trouble = error
                 raise
@@ -80,7 +97,9 @@ class Outputs:
         return [asked.final.parent for several in self.asked.values() for asked in several.values()]
 
     def _sync_above(self, folder: Path) -> None:
-        """The names of folders below OUT, once each: who made one may have died before it was synced."""
+        """The names of folders below OUT, once each: who made one may have died before it was
+        synced.
+        """
         while folder != self.root and folder not in self._named:
             self._named.add(folder)
             folder = folder.parent
@@ -93,7 +112,9 @@ class Outputs:
                 self.left_behind += not _remove(asked.hidden)
 
     def publish(self, tasks: Iterable[int]) -> dict[int, list[tuple[str, int]] | OutputError]:
-        """Publish what these tasks wrote; for each the (name below OUT, bytes) or what is missing. Raises OSError."""
+        """Publish what these tasks wrote; for each the (name below OUT, bytes) or what is missing.
+        Raises OSError.
+        """
         published: dict[int, list[tuple[str, int]] | OutputError] = {}
         folders: set[Path] = set()
         for index in tasks:
@@ -116,7 +137,9 @@ class Outputs:
         if asked.hidden.is_dir():
             _sync_tree(asked.hidden)
             try:
-                if asked.final.is_dir():  # rename(2) alone would replace one that came first and is empty
+                if (
+                    asked.final.is_dir()
+                ):  # rename(2) alone would replace one that came first and is empty
                     raise FileExistsError
                 rename(asked.hidden, asked.final)
             except OSError:
@@ -128,7 +151,9 @@ class Outputs:
             fsync_file(asked.hidden)
             try:
                 if not link_or_not(asked.hidden, asked.final) and asked.final.is_dir():
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(asked.final))
+                    raise IsADirectoryError(
+                        errno.EISDIR, os.strerror(errno.EISDIR), str(asked.final)
+                    )
             finally:
                 self.left_behind += not remove_quietly(asked.hidden)
         return str(asked.final.relative_to(self.root)), _size(asked.final)
@@ -163,5 +188,9 @@ def _sync_tree(root: Path) -> None:
 
 def _size(path: Path) -> int:
     if path.is_dir():
-        return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+        return sum(
+            Path(folder, name).lstat().st_size
+            for folder, _, names in os.walk(path)
+            for name in names
+        )
     return path.stat().st_size

@@ -1,7 +1,9 @@
-"""The worker's end of the seed API's results queue: an append-only file of sealed lines, one per report.
+"""The worker's end of the seed API's results queue: an append-only file of sealed lines, one per
+report.
 
-`put` returns when the report is on disk: one write(2), then fdatasync(2). There is no pipe that could fill and no
-thread that could fall behind, so it cannot deadlock, and what was put outlives this process and its parent.
+`put` returns when the report is on disk: one write(2), then fdatasync(2). There is no pipe that
+could fill and no thread that could fall behind, so it cannot deadlock, and what was put outlives
+this process and its parent.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
-from spool.codec import seal
-from spool.identity import myself
-from spool.journal import JournalWriter
-from spool.layout import Layout
-from spool.publish import create_journal, fsync_dir
-from spool.records import JournalHead, Report
-from spool.values import encode_value, refuse
+from gpuspool.spool.codec import seal
+from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import JournalWriter
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import create_journal, fsync_dir
+from gpuspool.spool.records import JournalHead, Report
+from gpuspool.spool.values import encode_value, refuse
 
 _PLAIN: tuple[Any, ...] = (str, int, float, dict, list, tuple)
 
@@ -33,14 +35,18 @@ class ReportQueue:
         head = JournalHead(**asdict(myself()), attempt=attempt)
         fd = create_journal(layout.report(attempt), seal(head))
         if fd is None:
-            raise FileExistsError(f"{layout.report(attempt)} exists: {attempt} ran before; nothing is appended")
+            raise FileExistsError(
+                f"{layout.report(attempt)} exists: {attempt} ran before; nothing is appended"
+            )
         self._writer = JournalWriter(fd, layout.report(attempt))
         self._lock = threading.Lock()
 
     def put(self, report: Any) -> None:
-        """Add a report, a dict of what `worker_args` may hold; values with `.tolist()` are converted.
+        """Add a report, a dict of what `worker_args` may hold; values with `.tolist()` are
+        converted.
 
-        Raises TypeError that names an element which is neither, and OSError where the disk takes no more.
+        Raises TypeError that names an element which is neither, and OSError where the disk takes no
+        more.
         """
         plain = encode_value(report, "report", _as_plain)
         line = Report(at=time.time(), report=msgspec.Raw(msgspec.json.encode(plain)))
@@ -50,7 +56,9 @@ class ReportQueue:
 
 
 def _as_plain(value: Any, where: str) -> Any:
-    """Arrays and scalars of numpy and torch as lists and numbers; a subclass of a plain type as that type."""
+    """Arrays and scalars of numpy and torch as lists and numbers; a subclass of a plain type as
+    that type.
+    """
     if callable(getattr(value, "tolist", None)):
         return value.tolist()
     for kind in _PLAIN:

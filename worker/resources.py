@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from spool.identity import myself
+from gpuspool.spool.identity import myself
 
 
 def age_s() -> float:

@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from spool.blame import signal_of
-from spool.codec import refuse_depth
-from spool.layout import TRACEBACK_BYTES
-from spool.records import NO_JSON, Error
-from worker import children
-from worker.devices import is_device_oom
-from worker.outputs import OutputError
+from gpuspool.spool.blame import signal_of
+from gpuspool.spool.codec import refuse_depth
+from gpuspool.spool.layout import TRACEBACK_BYTES
+from gpuspool.spool.records import NO_JSON, Error
+from gpuspool.worker import children
+from gpuspool.worker.devices import is_device_oom
+from gpuspool.worker.outputs import OutputError
 
 RESULT_BYTES = 1024 * 1024
 MESSAGE_BYTES = 4096
@@ -54,7 +54,8 @@ def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseE
 def to_json(result: Any) -> msgspec.Raw:
     """A job's result as JSON. `.tolist()` is used where there is one; NaN becomes null.
 
-    Raises ResultError for infinity, for what JSON cannot hold, for more than 1 MiB or than MAX_DEPTH levels.
+    Raises ResultError for infinity, for what JSON cannot hold, for more than 1 MiB or than
+    MAX_DEPTH levels.
     """
     if result is None:
         return NO_JSON
@@ -87,7 +88,9 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} ({value!r:.60}) has no JSON form")
 
 
-_encoder = json.JSONEncoder(allow_nan=False, default=_plain, separators=(",", ":"), ensure_ascii=False)
+_encoder = json.JSONEncoder(
+    allow_nan=False, default=_plain, separators=(",", ":"), ensure_ascii=False
+)
 
 
 def _without_nan(result: Any) -> str:
@@ -115,7 +118,9 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
         type=_clean(type(error).__name__),
         message=_clean(message)[:MESSAGE_BYTES],
         where=_where(error),
-        traceback="" if isinstance(error, (CommandFailed, ResultError, OutputError)) else _traceback(error),
+        traceback=""
+        if isinstance(error, (CommandFailed, ResultError, OutputError))
+        else _traceback(error),
         tries=tries,
         exit_code=error.exit_code if isinstance(error, CommandFailed) else None,
         signal=signal_of(error.exit_code) if isinstance(error, CommandFailed) else "",
@@ -123,10 +128,18 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
 
 
 def _where(error: BaseException) -> str:
-    """The line that raised, `file:line`: the innermost of the user's own, else of a library's; "" where it is ours."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, "<"))]
+    """The line that raised, `file:line`: the innermost of the user's own, else of a library's; ""
+    where it is ours.
+    """
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith((_OURS, "<"))
+    ]
     own = [frame for frame in frames if not _is_library(frame.filename)]
-    return "".join(f"{_clean(Path(frame.filename).name)}:{frame.lineno}" for frame in (own or frames)[-1:])
+    return "".join(
+        f"{_clean(Path(frame.filename).name)}:{frame.lineno}" for frame in (own or frames)[-1:]
+    )
 
 
 def _is_library(path: str) -> bool:
@@ -138,7 +151,12 @@ def _kind(error: BaseException) -> str:
         return "gpu_oom"
     if isinstance(error, MemoryError):
         return "host_oom"
-    kinds = {ResultError: "result", OutputError: "output", CommandFailed: "exit", CommandOutOfMemory: "host_oom"}
+    kinds = {
+        ResultError: "result",
+        OutputError: "output",
+        CommandFailed: "exit",
+        CommandOutOfMemory: "host_oom",
+    }
     return kinds.get(type(error), "exception")
 
 
@@ -147,7 +165,9 @@ def _traceback(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
         frames = frames.tb_next
-    return _clean("".join(traceback.format_exception(type(error), error, frames)))[-TRACEBACK_BYTES:]
+    return _clean("".join(traceback.format_exception(type(error), error, frames)))[
+        -TRACEBACK_BYTES:
+    ]
 
 
 def _clean(text: str) -> str:

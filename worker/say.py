@@ -1,4 +1,6 @@
-"""What a worker itself says in its log. A log that takes no more words must not cost anybody a task."""
+"""What a worker itself says in its log. A log that takes no more words must not cost anybody a
+task.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Where the next tasks come from: the rank's own manifest first, then whichever manifest has the most left.
+"""Where the next tasks come from: the rank's own manifest first, then whichever manifest has the
+most left.
 
-Claims are sized by `claim_size`: small enough that the tail of a run is shared, large enough that claims are rare.
+Claims are sized by `claim_size`: small enough that the tail of a run is shared, large enough that
+claims are rare.
 """
 
 from __future__ import annotations
@@ -8,23 +10,28 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 
-from spool.claims import Chain, claim_size
-from spool.layout import Layout, is_manifest, rank_name
-from spool.manifest import Manifest, Report, load_manifest
-from spool.publish import listdir
-from spool.records import TaskLine
+from gpuspool.spool.claims import Chain, claim_size
+from gpuspool.spool.layout import Layout, is_manifest, rank_name
+from gpuspool.spool.manifest import Manifest, Report, load_manifest
+from gpuspool.spool.publish import listdir
+from gpuspool.spool.records import TaskLine
 
-TAIL_BATCHES = 4  # left of the own manifest, and others are helped that have more: a long task may be last in each
+# left of the own manifest, and others are helped that have more: a long task may be last in each
+TAIL_BATCHES = 4
 AHEAD_BATCHES = 2  # left for each who draws from a manifest, or nothing of it is claimed ahead
 
 
 def weight(task: TaskLine) -> float:
-    """What a task counts for in rates: its cost, and 1 for one that is said to cost nothing (an empty file)."""
+    """What a task counts for in rates: its cost, and 1 for one that is said to cost nothing (an
+    empty file).
+    """
     return task.cost or 1.0
 
 
 class Rate:
-    """Seconds for each unit of cost on this rank. It forgets by halves, so that claims fit what the rank does now."""
+    """Seconds for each unit of cost on this rank. It forgets by halves, so that claims fit what the
+    rank does now.
+    """
 
     def __init__(self) -> None:
         self._seconds = self._cost = 0.0
@@ -66,10 +73,14 @@ class Supply:
         self._chains: dict[str, Chain] = {}
         self._add(self._own)
 
-    def take(self, batch: int, seconds_per_cost: float | None, is_ahead: bool = False) -> Iterator[TaskLine] | None:
-        """The tasks of one new claim (perhaps none that can be read); None where nothing is unclaimed anywhere.
+    def take(
+        self, batch: int, seconds_per_cost: float | None, is_ahead: bool = False
+    ) -> Iterator[TaskLine] | None:
+        """The tasks of one new claim (perhaps none that can be read); None where nothing is
+        unclaimed anywhere.
 
-        `is_ahead`: there is work in hand still. Then only where so much is left that nobody will miss it.
+        `is_ahead`: there is work in hand still. Then only where so much is left that nobody will
+        miss it.
         """
         for name in self._candidates(batch):
             chain = self._look(name)
@@ -81,14 +92,16 @@ class Supply:
                 if seconds_per_cost is not None:
                     first, last = self._cost(name, chain.next), self._cost(name, chain.end - 1)
                     seconds = (seconds_per_cost * first, seconds_per_cost * last)
-                claim = chain.take(self.attempt, chain.next + claim_size(chain.left, batch, seconds, drawers))
+                claim = chain.take(
+                    self.attempt, chain.next + claim_size(chain.left, batch, seconds, drawers)
+                )
                 if claim is not None:
                     return self._manifests[name].tasks(claim.start, claim.stop)
         return None
 
     def _candidates(self, batch: int) -> Iterator[str]:
-        """Own first. Near its end the fullest of it and two others at random, so that all come to their ends together;
-        then, before giving up, every manifest there is.
+        """Own first. Near its end the fullest of it and two others at random, so that all come to
+        their ends together; then, before giving up, every manifest there is.
         """
         own = self._left(self._own)
         if own > TAIL_BATCHES * batch or (own and not self._steals):
@@ -98,7 +111,9 @@ class Supply:
         self._discover()
         left = [name for name in self._chains if self._left(name)]
         others = [name for name in left if name != self._own]
-        near = [name for name in left if name == self._own] + random.sample(others, min(2, len(others)))
+        near = [name for name in left if name == self._own] + random.sample(
+            others, min(2, len(others))
+        )
         yield from sorted(near, key=self._cost_left, reverse=True)
         yield from sorted(left, key=self._cost_left, reverse=True)
 
@@ -115,9 +130,13 @@ class Supply:
         return self._chains[name].advance() if self._is_close else self._chains[name].skip()
 
     def look_closely(self) -> None:
-        """Somebody found places that nobody claimed: from now on read every claim, from the first on."""
+        """Somebody found places that nobody claimed: from now on read every claim, from the first
+        on.
+        """
         self._is_close = True
-        self._chains = {name: Chain(self.layout, name, chain.end) for name, chain in self._chains.items()}
+        self._chains = {
+            name: Chain(self.layout, name, chain.end) for name, chain in self._chains.items()
+        }
 
     def _cost(self, name: str, place: int) -> float:
         """1 for what cannot be read."""

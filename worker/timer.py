@@ -1,7 +1,9 @@
-"""The timer that ends this process when a call takes too long, even where it is stuck in C with the interpreter's lock.
+"""The timer that ends this process when a call takes too long, even where it is stuck in C with the
+interpreter's lock.
 
-faulthandler's own thread needs no lock: it writes every thread's stack to a file and calls _exit. What the file holds
-is the proof that the parent reads; see spool/timeouts.py. Without a limit nothing is opened and nothing is armed.
+faulthandler's own thread needs no lock: it writes every thread's stack to a file and calls _exit.
+What the file holds is the proof that the parent reads; see spool/timeouts.py. Without a limit
+nothing is opened and nothing is armed.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ import faulthandler
 import os
 import time
 
-from spool.layout import Layout
-from spool.publish import FILE_MODE
-from spool.records import Options
-from spool.timeouts import SLACK, is_limited, limit_s
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import FILE_MODE
+from gpuspool.spool.records import Options
+from gpuspool.spool.timeouts import SLACK, is_limited, limit_s
 
 
 class Timer:

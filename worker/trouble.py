@@ -1,8 +1,9 @@
 """What an exception of user code says about the world rather than about the task.
 
-A full disk, a read-only or vanished file system would fail every task that follows; so would a device whose context is
-broken, or a process without descriptors. Then the attempt ends and the tasks stay. The judgement is by type and errno
-and by looking, never by text: numpy and torch report a full disk without any errno.
+A full disk, a read-only or vanished file system would fail every task that follows; so would a
+device whose context is broken, or a process without descriptors. Then the attempt ends and the
+tasks stay. The judgement is by type and errno and by looking, never by text: numpy and torch report
+a full disk without any errno.
 """
 
 from __future__ import annotations
@@ -12,29 +13,37 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from spool.publish import probe_folder
-from worker.devices import is_device_broken
-from worker.results import to_error
+from gpuspool.spool.publish import probe_folder
+from gpuspool.worker.devices import is_device_broken
+from gpuspool.worker.results import to_error
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no input is to blame for these
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 CAUSES = 10  # of an exception that are looked at: libraries wrap what the system said
-LOW_BYTES, LOW_INODES = 1024 * 1024, 64  # a neighbour may have made room since a write failed for want of it
+LOW_BYTES, LOW_INODES = (
+    1024 * 1024,
+    64,
+)  # a neighbour may have made room since a write failed for want of it
 
 
 class Unusable(Exception):
-    """This process cannot run tasks any more; it ends as a crash does, and the rules for crashes find the culprit."""
+    """This process cannot run tasks any more; it ends as a crash does, and the rules for crashes
+    find the culprit.
+    """
 
 
 def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:
-    """Returns where the task is to blame. Raises OSError for a file system in trouble, Unusable for this process.
+    """Returns where the task is to blame. Raises OSError for a file system in trouble, Unusable for
+    this process.
 
     `folders` are those that the tasks in hand were to write to.
     """
     places = set(folders)
     for error in _causes(raised):
         if is_device_broken(error):
-            raise Unusable(f"{to_error(raised).traceback}gpuspool: its device is unusable after this")
+            raise Unusable(
+                f"{to_error(raised).traceback}gpuspool: its device is unusable after this"
+            )
         if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
             raise Unusable(f"{to_error(raised).traceback}gpuspool: it has no file descriptors left")
         if isinstance(error, OSError) and error.errno in FULL:
@@ -57,14 +66,18 @@ def _causes(raised: BaseException) -> Iterator[BaseException]:
 
 
 def _look_at_log() -> None:
-    """A job that prints fails where its log cannot be written; one that closed its stdout did so itself."""
+    """A job that prints fails where its log cannot be written; one that closed its stdout did so
+    itself.
+    """
     try:
         path, stat = os.readlink("/proc/self/fd/1"), os.fstatvfs(1)
     except OSError:
         return
     _refuse_full(stat, path, 1, 0)
     try:
-        os.write(1, b"")  # tells of a file system that an error has made read-only, which statvfs does not
+        os.write(
+            1, b""
+        )  # tells of a file system that an error has made read-only, which statvfs does not
     except OSError as error:
         if error.errno != errno.EBADF:
             raise OSError(error.errno, error.strerror, path) from None

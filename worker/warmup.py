@@ -1,8 +1,9 @@
 """A job's `warmup`, in one process of each host, before any of that host makes its job.
 
-Who links `warmup/<epoch>.<host>.0` runs it and links `….done`; the others of that host wait for that, or for the proof
-that it died, and then the next one tries. No lock: the first link wins, and the proof is the process table. After some
-tries the rest go on without: a warm-up saves work, no task depends on it.
+Who links `warmup/<epoch>.<host>.0` runs it and links `….done`; the others of that host wait for
+that, or for the proof that it died, and then the next one tries. No lock: the first link wins, and
+the proof is the process table. After some tries the rest go on without: a warm-up saves work, no
+task depends on it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from spool.codec import encode
-from spool.identity import ALIVE, liveness, myself
-from spool.layout import Layout
-from spool.publish import publish, read_record
-from spool.records import JournalHead
+from gpuspool.spool.codec import encode
+from gpuspool.spool.identity import ALIVE, liveness, myself
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import publish, read_record
+from gpuspool.spool.records import JournalHead
 
 TRIES = 3  # a warm-up that raised in one process may work in another, hardly in a fourth
 POLL_S = (0.01, 0.25)  # between two looks at whether it is over: first, and at most
@@ -28,9 +29,14 @@ class Drained(Exception):
 
 
 def warm_up(
-    layout: Layout, epoch: int, attempt: str, warmup: Callable[[], Any], wait: Callable[[Callable[[], bool]], None]
+    layout: Layout,
+    epoch: int,
+    attempt: str,
+    warmup: Callable[[], Any],
+    wait: Callable[[Callable[[], bool]], None],
 ) -> None:
-    """Returns once the host is warm, or nobody will try again. Raises what `warmup` raises, if it is run here.
+    """Returns once the host is warm, or nobody will try again. Raises what `warmup` raises, if it
+    is run here.
 
     `wait` returns once what it is given says so; it may raise instead.
     """

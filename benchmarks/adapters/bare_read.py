@@ -1,6 +1,8 @@
-"""The least that a reader of gpuspool's journals must do: check the seal of each line, and decode task and state.
+"""The least that a reader of gpuspool's journals must do: check the seal of each line, and decode
+task and state.
 
-Prints how many lines say "complete". What a scan of a finished run takes is held against this process's time.
+Prints how many lines say "complete". What a scan of a finished run takes is held against this
+process's time.
 """
 
 import sys

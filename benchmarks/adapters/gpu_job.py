@@ -1,4 +1,5 @@
-"""A batched transformer with random weights: as a gpuspool job, and as the bare loop that it is held against.
+"""A batched transformer with random weights: as a gpuspool job, and as the bare loop that it is
+held against.
 
 Both call the same `Model`; each batch leaves a trace once its results are on the host.
 """
@@ -21,12 +22,20 @@ class Model:
     def __init__(self, device, size):
         self.device, self.size = device, SIZES[size]
         if device == "cpu":
-            torch.set_num_threads(1)  # so that ranks on one machine do not wait for each other's threads
+            torch.set_num_threads(
+                1
+            )  # so that ranks on one machine do not wait for each other's threads
         torch.manual_seed(0)
         layer = torch.nn.TransformerEncoderLayer(
-            self.size["width"], self.size["heads"], 4 * self.size["width"], batch_first=True, norm_first=True
+            self.size["width"],
+            self.size["heads"],
+            4 * self.size["width"],
+            batch_first=True,
+            norm_first=True,
         )
-        encoder = torch.nn.TransformerEncoder(layer, self.size["layers"], enable_nested_tensor=False)
+        encoder = torch.nn.TransformerEncoder(
+            layer, self.size["layers"], enable_nested_tensor=False
+        )
         self.dtype = torch.bfloat16 if device != "cpu" else torch.float32
         self.encoder = encoder.eval().to(device, self.dtype)
 
@@ -54,7 +63,9 @@ class Encoder:
 
 
 def bare(device, size, seconds):
-    """Batch after batch, as long as asked for (after the first, which warms the device up); returns how many tasks."""
+    """Batch after batch, as long as asked for (after the first, which warms the device up); returns
+    how many tasks.
+    """
     model, done = Model(device, size), 0
     batch, until = model.size["batch"], None
     while until is None or time.time() < until:

@@ -20,7 +20,9 @@ def spinning(task, _ctx):
 
 
 def leaving(_task, _ctx):
-    """Drain this worker: it closes itself after the task, and its parent has to start the rank's next attempt."""
+    """Drain this worker: it closes itself after the task, and its parent has to start the rank's
+    next attempt.
+    """
     os.kill(os.getpid(), signal.SIGTERM)
 
 

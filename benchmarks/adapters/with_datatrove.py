@@ -1,4 +1,5 @@
-"""datatrove's local executor: one of its tasks, with a marker file once it is complete, for each of ours.
+"""datatrove's local executor: one of its tasks, with a marker file once it is complete, for each of
+ours.
 
 Its tasks are shards of a pipeline; that is the unit which it runs again or skips.
 """
@@ -25,5 +26,7 @@ class Step(PipelineStep):
 
 if __name__ == "__main__":
     bench, n, workers, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    LocalPipelineExecutor([Step(bench, folder)], tasks=n, workers=workers, logging_dir=f"{folder}/datatrove").run()
+    LocalPipelineExecutor(
+        [Step(bench, folder)], tasks=n, workers=workers, logging_dir=f"{folder}/datatrove"
+    ).run()
     print(json.dumps({"done": n}))

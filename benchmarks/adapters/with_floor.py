@@ -1,8 +1,10 @@
-"""Our own floor: what a durable run costs at least. A manifest for each of the processes, and stdlib-json journals.
+"""Our own floor: what a durable run costs at least. A manifest for each of the processes, and
+stdlib-json journals.
 
-Each process is an interpreter of its own, since what it may see of the devices must be set before it starts. It writes
-one line for each finished task with one write(2) and calls fdatasync(2) once a second. Run again, the floor skips what
-the journals tell. No claims, no stealing, no heartbeats, no restarts, no checksums.
+Each process is an interpreter of its own, since what it may see of the devices must be set before
+it starts. It writes one line for each finished task with one write(2) and calls fdatasync(2) once a
+second. Run again, the floor skips what the journals tell. No claims, no stealing, no heartbeats, no
+restarts, no checksums.
 """
 
 import json
@@ -36,13 +38,17 @@ def write_manifest(path, tasks):
 
 def worker(bench, folder, rank, epoch):
     call = work.of(bench)
-    journal = os.open(f"{folder}/journal.{epoch}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    journal = os.open(
+        f"{folder}/journal.{epoch}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+    )
     synced = time.monotonic()
     with open(f"{folder}/manifest.{epoch}.{rank}") as file:
         for line in file:
             task = json.loads(line)
             result = call(task["payload"])
-            os.write(journal, (json.dumps({"task": task["task"], "result": result}) + "\n").encode())
+            os.write(
+                journal, (json.dumps({"task": task["task"], "result": result}) + "\n").encode()
+            )
             if time.monotonic() - synced > 1:
                 os.fdatasync(journal)
                 synced = time.monotonic()

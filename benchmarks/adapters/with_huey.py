@@ -1,7 +1,9 @@
-"""huey on SQLite: the tasks are queued, then its consumer runs them in processes until all have a result.
+"""huey on SQLite: the tasks are queued, then its consumer runs them in processes until all have a
+result.
 
-Run again, nothing is queued that was queued before: the consumer goes on with what the queue holds. A task that was
-taken out of the queue and not finished is gone; then the wait ends once the queue is empty and nothing has changed.
+Run again, nothing is queued that was queued before: the consumer goes on with what the queue holds.
+A task that was taken out of the queue and not finished is gone; then the wait ends once the queue
+is empty and nothing has changed.
 """
 
 import json

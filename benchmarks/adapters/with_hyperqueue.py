@@ -1,4 +1,6 @@
-"""HyperQueue by its Python wheel, whose local cluster keeps nothing: `true` for tiny tasks, else task.sh."""
+"""HyperQueue by its Python wheel, whose local cluster keeps nothing: `true` for tiny tasks, else
+task.sh.
+"""
 
 import json
 import os
@@ -19,6 +21,11 @@ if __name__ == "__main__":
     with LocalCluster(worker_config=WorkerConfig(cores=int(workers))) as cluster:
         client, job = cluster.client(), Job(max_fails=None)
         for line in tasks:
-            job.program(["true"] if tiny else [f"{HERE}/task.sh", line], env=environment, stdout=None, stderr=None)
+            job.program(
+                ["true"] if tiny else [f"{HERE}/task.sh", line],
+                env=environment,
+                stdout=None,
+                stderr=None,
+            )
         client.wait_for_jobs([client.submit(job)])
     print(json.dumps({"done": len(tasks)}))

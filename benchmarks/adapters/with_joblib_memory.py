@@ -1,4 +1,6 @@
-"""joblib with its Memory cache: one folder a task, looked up before each call when the program runs again."""
+"""joblib with its Memory cache: one folder a task, looked up before each call when the program runs
+again.
+"""
 
 import json
 import sys

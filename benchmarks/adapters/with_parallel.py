@@ -1,4 +1,6 @@
-"""GNU parallel: `true` for throughput, `python -c pass` for start-up, else task.sh. --joblog with --resume goes on."""
+"""GNU parallel: `true` for throughput, `python -c pass` for start-up, else task.sh. --joblog with
+--resume goes on.
+"""
 
 import json
 import sys

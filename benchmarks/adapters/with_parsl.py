@@ -1,4 +1,6 @@
-"""parsl: the high-throughput executor on this host, with a checkpoint after each task; run again, it loads them."""
+"""parsl: the high-throughput executor on this host, with a checkpoint after each task; run again,
+it loads them.
+"""
 
 import json
 import sys
@@ -16,7 +18,9 @@ if __name__ == "__main__":
         label="here", address="127.0.0.1", max_workers_per_node=int(workers), cores_per_worker=1e-6,
         provider=LocalProvider(init_blocks=1, max_blocks=1), encrypted=False,
     )  # fmt: skip
-    memoizer = BasicMemoizer(checkpoint_mode="task_exit", checkpoint_files=get_all_checkpoints(f"{folder}/runinfo"))
+    memoizer = BasicMemoizer(
+        checkpoint_mode="task_exit", checkpoint_files=get_all_checkpoints(f"{folder}/runinfo")
+    )
     config = Config(
         executors=[executor], run_dir=f"{folder}/runinfo", memoizer=memoizer, retries=2, strategy="none",
     )  # fmt: skip

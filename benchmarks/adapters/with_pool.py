@@ -1,4 +1,6 @@
-"""multiprocessing.Pool, in chunks of 64 where tasks are tiny and one by one where they are not. It keeps nothing."""
+"""multiprocessing.Pool, in chunks of 64 where tasks are tiny and one by one where they are not. It
+keeps nothing.
+"""
 
 import json
 import multiprocessing

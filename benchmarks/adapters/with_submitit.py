@@ -1,4 +1,6 @@
-"""submitit's local executor: a process for each task, at most so many at once; what it leaves are pickles."""
+"""submitit's local executor: a process for each task, at most so many at once; what it leaves are
+pickles.
+"""
 
 import json
 import sys

@@ -1,4 +1,6 @@
-"""The tasks of all benches, the same for every system that runs Python. Imported in each peer's own interpreter."""
+"""The tasks of all benches, the same for every system that runs Python. Imported in each peer's own
+interpreter.
+"""
 
 import os
 import time

@@ -91,7 +91,9 @@ class Stage:
     def __init__(self, models: Path, name: str, k: int, device: str) -> None:
         self.k = k
         self.net: dict[str, torch.Tensor] = torch.load(
-            models / "nnet-models" / f"{name}_nnet_kmer_{k}.pkl", map_location=device, weights_only=True
+            models / "nnet-models" / f"{name}_nnet_kmer_{k}.pkl",
+            map_location=device,
+            weights_only=True,
         )
         tfidf = np.load(models / "tfidf-models" / f"k{k}-{name}-stage" / "model.npy")
         self.tfidf = torch.from_numpy(tfidf).to(device)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""`make demo`: fetch the data, classify all contigs, show what the spool tells, compare with the authors' labels.
+"""`make demo`: fetch the data, classify all contigs, show what the spool tells, compare with the
+authors' labels.
 
-It does with subprocesses what a person would type, and prints each command before it runs. Run it again and it goes
-on where it was stopped, or shows the finished run once more.
+It does with subprocesses what a person would type, and prints each command before it runs. Run it
+again and it goes on where it was stopped, or shows the finished run once more.
 """
 
 import json
@@ -30,7 +31,9 @@ def spool_tells(gpuspool: str) -> None:
     print(f"\n{'attempt':16}{'state':10}{'tasks':>6}{'seconds':>9}{'busy':>7}  device")
     for row in summary["attempts"]:
         times = f"{row.get('seconds', 0):9.1f}{row.get('busy_s', 0):7.1f}"
-        print(f"{row['attempt']:16}{row['state']:10}{row['finished']:>6}{times}  {row.get('device', '')}")
+        print(
+            f"{row['attempt']:16}{row['state']:10}{row['finished']:>6}{times}  {row.get('device', '')}"
+        )
     show(["ls", SPOOL, f"{SPOOL}/complete"])
     show(["sh", "-c", f'grep -c \'"state":"complete"\' {SPOOL}/journal/*'])
     show([gpuspool, "verify", SPOOL])
@@ -38,7 +41,7 @@ def spool_tells(gpuspool: str) -> None:
 
 def has_gpu() -> bool:
     """Whether gpuspool would find devices; without any, two CPU ranks show how work is shared."""
-    from orchestrator.devices import find_pool
+    from gpuspool.orchestrator.plan.devices import find_pool
 
     return bool(find_pool(None, os.environ))
 
@@ -46,7 +49,9 @@ def has_gpu() -> bool:
 def main() -> int:
     """The whole demonstration; returns 0 when all contigs agree."""
     python, gpuspool = str(BIN / "python"), str(BIN / "gpuspool")
-    if show([python, str(HERE / "fetch_data.py")]) or show([python, str(HERE / "make_tasks.py"), str(TASKS)]):
+    if show([python, str(HERE / "fetch_data.py")]) or show(
+        [python, str(HERE / "make_tasks.py"), str(TASKS)]
+    ):
         return 1
     ranks = [] if has_gpu() else ["--ranks", "2"]
     job = str(HERE / "classify.py") + ":Contigs"

@@ -1,10 +1,12 @@
-"""Embed: a job for gpuspool that turns records of a FASTA file into rows of numbers, whose bits never vary.
+"""Embed: a job for gpuspool that turns records of a FASTA file into rows of numbers, whose bits
+never vary.
 
-The network is small and untrained (random weights of a fixed seed): what counts here is how it is run. A record is cut
-into windows of 128 residues. Windows go through the network in blocks of one fixed shape, filled up with padding, on
-one thread: so the same kernels do the same sums for a window whatever stands beside it in the block. A record's
-windows are then added up in their own order, in float64. So a record's row is the same, bit for bit, in whatever
-range, on whatever rank and however often it is computed, on the same kind of device with the same version of PyTorch.
+The network is small and untrained (random weights of a fixed seed): what counts here is how it is
+run. A record is cut into windows of 128 residues. Windows go through the network in blocks of one
+fixed shape, filled up with padding, on one thread: so the same kernels do the same sums for a
+window whatever stands beside it in the block. A record's windows are then added up in their own
+order, in float64. So a record's row is the same, bit for bit, in whatever range, on whatever rank
+and however often it is computed, on the same kind of device with the same version of PyTorch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,8 +21,8 @@ from torch.nn.functional import conv1d
 
 SEED = 20240229
 WINDOW = 128  # residues
-# Windows that the network sees at once, always. Small, so that even a record alone is quick on a CPU; a GPU and a
-# real network want some hundred.
+# Windows that the network sees at once, always. Small, so that even a record alone is quick on a
+# CPU; a GPU and a real network want some hundred.
 BLOCK = 8
 LETTER, KERNEL, WIDTH = 16, 7, 128
 PAD, SYMBOL, REFUSED = 0, 27, 255
@@ -30,9 +32,13 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def make_codes() -> Bytes:
-    """Return the code of each byte, [256]: letters 1 to 26 in either case, `*` `-` `.` 27, all others REFUSED."""
+    """Return the code of each byte, [256]: letters 1 to 26 in either case, `*` `-` `.` 27, all
+    others REFUSED.
+    """
     codes = np.full(256, REFUSED, np.uint8)
-    codes[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")] = codes[list(b"abcdefghijklmnopqrstuvwxyz")] = np.arange(1, 27)
+    codes[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")] = codes[list(b"abcdefghijklmnopqrstuvwxyz")] = (
+        np.arange(1, 27)
+    )
     codes[list(b"*-.")] = SYMBOL
     return codes
 
@@ -45,29 +51,38 @@ def encode(sequence: bytes) -> Bytes:
     codes = CODES[np.frombuffer(sequence, np.uint8)]
     if codes.size and codes.max() == REFUSED:
         place = int(codes.argmax())
-        raise ValueError(f"residue {place} is {sequence[place : place + 1]!r}; letters and * - . are allowed")
+        raise ValueError(
+            f"residue {place} is {sequence[place : place + 1]!r}; letters and * - . are allowed"
+        )
     return codes
 
 
 def cut(sequences: Iterable[Bytes]) -> Iterator[tuple[int, Bytes]]:
-    """Yield (place of the sequence, codes of a window) for all windows in order; the last of each may be short."""
+    """Yield (place of the sequence, codes of a window) for all windows in order; the last of each
+    may be short.
+    """
     for place, codes in enumerate(sequences):
         for start in range(0, len(codes), WINDOW):
             yield place, codes[start : start + WINDOW]
 
 
 class Network:
-    """A convolution over embedded residues, its ReLU summed over each window. device: "cpu" or "cuda:0"."""
+    """A convolution over embedded residues, its ReLU summed over each window. device: "cpu" or
+    "cuda:0".
+    """
 
     def __init__(self, device: str) -> None:
-        # A CPU rank gets its share of the cores, so the number of threads would follow the world size.
+        # A CPU rank gets its share of the cores, so the number of threads would follow the world
+        # size.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         generator = torch.Generator().manual_seed(SEED)
         self.device = device
         self.letters = torch.randn(SYMBOL + 1, LETTER, generator=generator).to(device)
         self.letters[PAD] = 0
-        self.kernels = (torch.randn(WIDTH, LETTER, KERNEL, generator=generator) / (LETTER * KERNEL) ** 0.5).to(device)
+        self.kernels = (
+            torch.randn(WIDTH, LETTER, KERNEL, generator=generator) / (LETTER * KERNEL) ** 0.5
+        ).to(device)
 
     @torch.inference_mode()
     def block(self, codes: Bytes) -> Floats:
@@ -78,7 +93,9 @@ class Network:
         return sums
 
     def rows(self, sequences: list[Bytes]) -> Floats:
-        """Return the rows of encoded sequences, [sequences, WIDTH]: means over residues, zeros where there are none."""
+        """Return the rows of encoded sequences, [sequences, WIDTH]: means over residues, zeros
+        where there are none.
+        """
         sums = np.zeros((len(sequences), WIDTH))
         windows = cut(sequences)
         while part := list(islice(windows, BLOCK)):
@@ -94,10 +111,11 @@ class Network:
 class Embed:
     """Embed the records of each task.
 
-    payload: as index.py writes it. Result: {"records": how many, "residues": how many}. Output: OUT/<key>.npz with
-    `rows`, float32 [records, 128], and `ids`, uint8 [bytes]: the ids as text, a line feed after each. Both are in the
-    file's order and published as one file, so there are never rows without their ids. Raises FastaError when the file
-    is not what was indexed, ValueError, which names the record, for a residue that is none.
+    payload: as index.py writes it. Result: {"records": how many, "residues": how many}. Output:
+    OUT/<key>.npz with `rows`, float32 [records, 128], and `ids`, uint8 [bytes]: the ids as text, a
+    line feed after each. Both are in the file's order and published as one file, so there are never
+    rows without their ids. Raises FastaError when the file is not what was indexed, ValueError,
+    which names the record, for a residue that is none.
     """
 
     def __init__(self, ctx: Any) -> None:
@@ -106,7 +124,9 @@ class Embed:
     def __call__(self, task: Any, ctx: Any) -> dict[str, int]:
         records = read_range(**task.payload)
         first = task.payload["first"]
-        rows = self.network.rows([encode_record(first + i, record) for i, record in enumerate(records)])
+        rows = self.network.rows(
+            [encode_record(first + i, record) for i, record in enumerate(records)]
+        )
         ids = b"".join(record.id + b"\n" for record in records)
         np.savez(ctx.output(task, ".npz"), rows=rows, ids=np.frombuffer(ids, np.uint8))
         return {"records": len(records), "residues": sum(record.residues for record in records)}

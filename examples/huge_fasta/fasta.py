@@ -1,13 +1,14 @@
 """FASTA by offset: plain text, or bgzip through its virtual offsets. Standard library only.
 
-One parser serves the index, the job and the merge, so what the index counted is what the job reads. It takes the file
-as bytes: an id is whatever stands between `>` and the first space or tab, in any encoding, empty and repeated ones
-too, since a record is its position and never its id. Blank lines, CRLF, a last line without its end and
-records without residues are fine; residues are all bytes of a record's lines but white space, in the case they have.
+One parser serves the index, the job and the merge, so what the index counted is what the job reads.
+It takes the file as bytes: an id is whatever stands between `>` and the first space or tab, in any
+encoding, empty and repeated ones too, since a record is its position and never its id. Blank lines,
+CRLF, a last line without its end and records without residues are fine; residues are all bytes of a
+record's lines but white space, in the case they have.
 
-Refused, with file and offset: text before the first header, NUL bytes, a carriage return inside a header (line ends of
-an old Mac), headers over 1 MiB, damaged or cut bgzip, and gzip that is not bgzip, in which no place can be
-reached but by unpacking everything before it.
+Refused, with file and offset: text before the first header, NUL bytes, a carriage return inside a
+header (line ends of an old Mac), headers over 1 MiB, damaged or cut bgzip, and gzip that is not
+bgzip, in which no place can be reached but by unpacking everything before it.
 """
 
 import io
@@ -18,11 +19,14 @@ from itertools import islice
 from typing import BinaryIO
 
 PIECE = 64 * 1024  # bytes of a line read at once: a chromosome on one line needs no more memory
-HEADER = 1024 * 1024  # bytes of a header at most; the longest real ones (merged proteins of nr) have some 100 KB
+HEADER = (
+    1024 * 1024
+)  # bytes of a header at most; the longest real ones (merged proteins of nr) have some 100 KB
 BLANKS = b" \t\r\n\v\f"
 GZIP = b"\x1f\x8b"
 BGZIP = b"\x1f\x8b\x08\x04"
-BGZIP_EXTRA = b"\x06\x00BC\x02\x00"  # the one extra field that bgzip writes; the block's size less 1 follows it
+# the one extra field that bgzip writes; the block's size less 1 follows it
+BGZIP_EXTRA = b"\x06\x00BC\x02\x00"
 BGZIP_HEAD, BGZIP_BLOCK = 18, 1 << 16  # bytes of a block's head; more than a block's text ever has
 
 
@@ -32,9 +36,11 @@ class FastaError(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """One record. offset: of its header; residues: how many; crc: crc32 of its lines; is_last: nothing follows.
+    """One record. offset: of its header; residues: how many; crc: crc32 of its lines; is_last:
+    nothing follows.
 
-    id and sequence are bytes as they stand in the file, empty where scan() was told not to keep them.
+    id and sequence are bytes as they stand in the file, empty where scan() was told not to keep
+    them.
     """
 
     offset: int
@@ -48,8 +54,9 @@ class Record:
 def scan(fasta: str, offset: int = 0, *, keep: bool = True) -> Iterator[Record]:
     """Yield the records of a FASTA file from a header's offset on.
 
-    offset: in bytes; in bgzip a virtual offset, (offset of the block) << 16 | (offset in its text). With `keep` false
-    ids and sequences are checked and not kept: no more than a header is ever in memory. Raises FastaError, OSError.
+    offset: in bytes; in bgzip a virtual offset, (offset of the block) << 16 | (offset in its text).
+    With `keep` false ids and sequences are checked and not kept: no more than a header is ever in
+    memory. Raises FastaError, OSError.
     """
     parts: list[bytes] = []
     at, head, residues, crc = -1, b"", 0, 0
@@ -69,14 +76,19 @@ def scan(fasta: str, offset: int = 0, *, keep: bool = True) -> Iterator[Record]:
 
 
 def chain(checksum: int, crc: int) -> int:
-    """The checksum of a range of records, from that of the records before and the next record's crc; 0 begins."""
+    """The checksum of a range of records, from that of the records before and the next record's
+    crc; 0 begins.
+    """
     return zlib.crc32(crc.to_bytes(4, "big"), checksum)
 
 
-def read_range(fasta: str, offset: int, first: int, records: int, crc: int, last: bool) -> list[Record]:
+def read_range(
+    fasta: str, offset: int, first: int, records: int, crc: int, last: bool
+) -> list[Record]:
     """Return the records of one task of index.py; the arguments are its payload.
 
-    Raises FastaError unless they are, byte for byte, those that were indexed; OSError when the file cannot be read.
+    Raises FastaError unless they are, byte for byte, those that were indexed; OSError when the file
+    cannot be read.
     """
     found = list(islice(scan(fasta, offset), records))
     checksum = 0
@@ -111,13 +123,17 @@ def _lines(fasta: str, offset: int) -> Iterator[tuple[int, bool, bytes]]:
         if begins:
             at = position
         elif at < 0 and piece.strip():
-            raise FastaError(f"{fasta}, offset {position}: {piece[:40]!r} where a header (>) should be.")
+            raise FastaError(
+                f"{fasta}, offset {position}: {piece[:40]!r} where a header (>) should be."
+            )
         if not begins and not header:
             yield position, False, piece
             continue
         header += piece
         if len(header) > HEADER:
-            raise FastaError(f"{fasta}, offset {at}: a header of more than {HEADER} bytes. Is this FASTA?")
+            raise FastaError(
+                f"{fasta}, offset {at}: a header of more than {HEADER} bytes. Is this FASTA?"
+            )
         if starts:
             yield at, True, header
             header = b""
@@ -166,18 +182,26 @@ def _block_size(head: bytes) -> int:
 
 
 def _blocks(fasta: str, file: BinaryIO, at: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset in the file, text) of each bgzip block; the last must be empty, else the file was cut."""
+    """Yield (offset in the file, text) of each bgzip block; the last must be empty, else the file
+    was cut.
+    """
     file.seek(at)
     text = b"cut"
     while head := file.read(BGZIP_HEAD):
         size = _block_size(head)
         if size == 0:
-            raise FastaError(f"{fasta}, byte {at}: no bgzip block begins here. Recompress all of it with bgzip.")
+            raise FastaError(
+                f"{fasta}, byte {at}: no bgzip block begins here. Recompress all of it with bgzip."
+            )
         try:
             text = zlib.decompress(head + file.read(size - BGZIP_HEAD), wbits=31)
         except zlib.error as error:
-            raise FastaError(f"{fasta}, byte {at}: damaged bgzip block ({error}). Make the file again.") from None
+            raise FastaError(
+                f"{fasta}, byte {at}: damaged bgzip block ({error}). Make the file again."
+            ) from None
         yield at, text
         at += size
     if text:
-        raise FastaError(f"{fasta} was cut: bgzip's empty last block is missing. Make the file again.")
+        raise FastaError(
+            f"{fasta} was cut: bgzip's empty last block is missing. Make the file again."
+        )

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write tasks.jsonl for one huge FASTA file: each task is a range of consecutive records, found by its offset.
+"""Write tasks.jsonl for one huge FASTA file: each task is a range of consecutive records, found by
+its offset.
 
-One pass, streaming: memory does not grow with the file, nor with its longest record. Plain text or bgzip; plain gzip is
-refused, with what to do (see fasta.py). Standard library only.
+One pass, streaming: memory does not grow with the file, nor with its longest record. Plain text or
+bgzip; plain gzip is refused, with what to do (see fasta.py). Standard library only.
 """
 
 import argparse
@@ -22,7 +23,9 @@ RECORDS = 10_000  # of a task at most, so that short or empty records make no hu
 
 
 def group(records: Iterable[Record], residues: int) -> Iterator[list[Record]]:
-    """Yield runs of consecutive records, of at most so many residues and RECORDS records; a longer record is alone."""
+    """Yield runs of consecutive records, of at most so many residues and RECORDS records; a longer
+    record is alone.
+    """
     run: list[Record] = []
     size = 0
     for record in records:
@@ -38,24 +41,36 @@ def group(records: Iterable[Record], residues: int) -> Iterator[list[Record]]:
 def make_tasks(fasta: str, residues: int = RESIDUES) -> Iterator[dict[str, Any]]:
     """Yield tasks of gpuspool for all records of a FASTA file, in order and without a gap.
 
-    payload: fasta (path), offset (of the first record, see fasta.scan), first (its number in the file, from 0), records
-    (how many), crc (their checksum, see fasta.chain), last (whether they end the file). cost: residues. Raises
-    FastaError, OSError.
+    payload: fasta (path), offset (of the first record, see fasta.scan), first (its number in the
+    file, from 0), records (how many), crc (their checksum, see fasta.chain), last (whether they end
+    the file). cost: residues. Raises FastaError, OSError.
     """
     first = 0
     for number, run in enumerate(group(scan(fasta, keep=False), residues)):
         crc = 0
         for record in run:
             crc = chain(crc, record.crc)
-        payload = {"fasta": fasta, "offset": run[0].offset, "first": first, "records": len(run), "crc": crc}
+        payload = {
+            "fasta": fasta,
+            "offset": run[0].offset,
+            "first": first,
+            "records": len(run),
+            "crc": crc,
+        }
         payload["last"] = run[-1].is_last
-        yield {"key": f"{number:08d}", "payload": payload, "cost": sum(record.residues for record in run)}
+        yield {
+            "key": f"{number:08d}",
+            "payload": payload,
+            "cost": sum(record.residues for record in run),
+        }
         first += len(run)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name by rename(2) when all of it is on disk, and otherwise never."""
+    """A file to write that appears under its name by rename(2) when all of it is on disk, and
+    otherwise never.
+    """
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(hidden, "xb") as file:
@@ -71,9 +86,11 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_index(fasta: Path, output: Path, residues: int = RESIDUES) -> tuple[int, int]:
-    """Write the tasks of a FASTA file as JSON lines; returns how many, and of how many records in all.
+    """Write the tasks of a FASTA file as JSON lines; returns how many, and of how many records in
+    all.
 
-    Raises FastaError, also when there is no record, and OSError; then nothing is at `output` that was not before.
+    Raises FastaError, also when there is no record, and OSError; then nothing is at `output` that
+    was not before.
     """
     count = records = 0
     with whole(output) as file:
@@ -87,10 +104,16 @@ def write_index(fasta: Path, output: Path, residues: int = RESIDUES) -> tuple[in
 
 def main() -> int:
     """Write the index; return the exit status: 2 when the file is refused."""
-    parser = argparse.ArgumentParser(description="Write gpuspool's tasks.jsonl for one huge FASTA file.")
+    parser = argparse.ArgumentParser(
+        description="Write gpuspool's tasks.jsonl for one huge FASTA file."
+    )
     parser.add_argument("fasta", type=Path, help="plain text or bgzip")
-    parser.add_argument("output", type=Path, help="file to write; it appears when all of it is written")
-    parser.add_argument("--residues", type=int, default=RESIDUES, metavar="N", help=f"of a task, about ({RESIDUES})")
+    parser.add_argument(
+        "output", type=Path, help="file to write; it appears when all of it is written"
+    )
+    parser.add_argument(
+        "--residues", type=int, default=RESIDUES, metavar="N", help=f"of a task, about ({RESIDUES})"
+    )
     args = parser.parse_args()
     try:
         count, records = write_index(args.fasta, args.output, args.residues)

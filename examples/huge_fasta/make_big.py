@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Write a FASTA file of many short records, cut from the real contigs of the other example.
 
-The lengths run over 50 to 400 residues, always in the same order; an id is its contig's with the place it was cut from:
-`plastid_NC_026299.1_0_15000:0-50`. The contigs are gone through as often as it takes, each time from another place.
+The lengths run over 50 to 400 residues, always in the same order; an id is its contig's with the
+place it was cut from: `plastid_NC_026299.1_0_15000:0-50`. The contigs are gone through as often as
+it takes, each time from another place.
 """
 
 import argparse
@@ -14,7 +15,14 @@ from pathlib import Path
 from fasta import FastaError, scan
 from index import whole
 
-CONTIGS = Path(__file__).resolve().parent.parent / "contigs" / "data" / "tiara-1.0.2" / "test" / "test_data"
+CONTIGS = (
+    Path(__file__).resolve().parent.parent
+    / "contigs"
+    / "data"
+    / "tiara-1.0.2"
+    / "test"
+    / "test_data"
+)
 SHORTEST, LENGTHS, STEP = 50, 351, 7919  # STEP is prime, so all LENGTHS come in turn
 LINE = 60  # residues
 
@@ -23,7 +31,9 @@ def cut() -> Iterator[tuple[str, bytes]]:
     """Yield (id, sequence) without end. Raises FastaError when the contigs are missing."""
     number, files = 0, sorted(CONTIGS.glob("*_fr.fasta"))
     if not files:
-        raise FastaError(f"{CONTIGS} has no contigs. Fetch them: python examples/contigs/fetch_data.py")
+        raise FastaError(
+            f"{CONTIGS} has no contigs. Fetch them: python examples/contigs/fetch_data.py"
+        )
     for turn in count():
         for fasta in files:
             for contig in scan(str(fasta)):

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Merge the outputs of a finished spool into OUT.npy and OUT.ids.txt: row i and line i are record i of the FASTA file.
+"""Merge the outputs of a finished spool into OUT.npy and OUT.ids.txt: row i and line i are record i
+of the FASTA file.
 
-Guarantees. The ranges are taken in the order of the tasks, and the plan is checked to begin at record 0, to leave no
-gap, and to end where the file ends. Each output must hold as many rows and ids as its range has records, rows all of
-one width and float32. What does not fit is named and nothing is written. Both files are written under hidden names
-and renamed, the ids first: an OUT.npy that exists is whole, and so are its ids. An OUT.npy is never replaced.
+Guarantees. The ranges are taken in the order of the tasks, and the plan is checked to begin at
+record 0, to leave no gap, and to end where the file ends. Each output must hold as many rows and
+ids as its range has records, rows all of one width and float32. What does not fit is named and
+nothing is written. Both files are written under hidden names and renamed, the ids first: an OUT.npy
+that exists is whole, and so are its ids. An OUT.npy is never replaced.
 
-Memory: one range at a time. It stands on gpuspool's Python API and NumPy, beside `gpuspool results`, so that gpuspool
-itself needs no NumPy.
+Memory: one range at a time. It stands on gpuspool's Python API and NumPy, beside `gpuspool
+results`, so that gpuspool itself needs no NumPy.
 """
 
 import argparse
@@ -24,10 +26,9 @@ import numpy.typing as npt
 from fasta import FastaError, read_range
 from index import whole
 
-from orchestrator.results import Result, Results
-from orchestrator.status import open_view
-from spool.errors import GpuspoolError
-from spool.view import View
+from gpuspool.orchestrator.report.results import Result, Results
+from gpuspool.spool.errors import GpuspoolError
+from gpuspool.spool.view import View, open_view
 
 SHOWN = 20  # missing ranges that a message lists one by one
 FIELDS = {"fasta", "offset", "first", "records", "crc", "last"}
@@ -71,14 +72,24 @@ class Range:
 
 
 def read_plan(view: View) -> list[dict[str, Any]]:
-    """Return the payloads of all tasks, in order. Raises Mismatch unless they are the whole of one FASTA file."""
-    found = {task.task: task.payload for manifest in view.manifests.values() for task in manifest.tasks()}
+    """Return the payloads of all tasks, in order. Raises Mismatch unless they are the whole of one
+    FASTA file.
+    """
+    found = {
+        task.task: task.payload for manifest in view.manifests.values() for task in manifest.tasks()
+    }
     plan: list[dict[str, Any]] = []
     following = 0
     for index in range(view.run.tasks):
         payload = json.loads(bytes(found[index])) if index in found else None
-        if not isinstance(payload, dict) or payload.keys() != FIELDS or payload["first"] != following:
-            raise Mismatch(f"task {index}: its payload {payload} is not the range from record {following} on.")
+        if (
+            not isinstance(payload, dict)
+            or payload.keys() != FIELDS
+            or payload["first"] != following
+        ):
+            raise Mismatch(
+                f"task {index}: its payload {payload} is not the range from record {following} on."
+            )
         if payload["last"] != (index == view.run.tasks - 1):
             raise Mismatch(
                 f"task {index}: its range {payload} ends the file, or the last one does not: tasks are missing."
@@ -98,7 +109,9 @@ class Outputs:
         self._results = Results(view)
         self.records = sum(payload["records"] for payload in self._plan)
         self.missing = [one for one in self if one.result.state != "complete"]
-        self.width = next((self._read(one)[0].shape[1] for one in self if one.result.state == "complete"), 0)
+        self.width = next(
+            (self._read(one)[0].shape[1] for one in self if one.result.state == "complete"), 0
+        )
 
     def __iter__(self) -> Iterator[Range]:
         for payload, result in zip(self._plan, self._results, strict=True):
@@ -116,7 +129,9 @@ class Outputs:
             ids = b"".join(record.id + b"\n" for record in read_range(**one.payload))
         named = ids.count(b"\n")
         if rows.shape != (one.records, self.width) or named != one.records:
-            raise Mismatch(f"{one}: rows {list(rows.shape)} and {named} ids, not [{one.records}, {self.width}].")
+            raise Mismatch(
+                f"{one}: rows {list(rows.shape)} and {named} ids, not [{one.records}, {self.width}]."
+            )
         return rows, ids
 
     def _read(self, one: Range) -> tuple[Floats, bytes]:
@@ -125,9 +140,13 @@ class Outputs:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
                 rows, ids = data["rows"], data["ids"]
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise Mismatch(f"{one}: {path} has no rows and ids that can be read ({error}).") from None
+            raise Mismatch(
+                f"{one}: {path} has no rows and ids that can be read ({error})."
+            ) from None
         if rows.dtype != np.float32 or ids.dtype != np.uint8 or rows.ndim != 2:
-            raise Mismatch(f"{one}: rows are {rows.dtype} of {rows.ndim} dimensions, expected float32 of 2.")
+            raise Mismatch(
+                f"{one}: rows are {rows.dtype} of {rows.ndim} dimensions, expected float32 of 2."
+            )
         return rows, ids.tobytes()
 
 
@@ -136,7 +155,9 @@ def name_missing(missing: list[Range]) -> str:
     lines = []
     for one in missing[:SHOWN]:
         error = one.result.error
-        lines.append(f"  {one}: {one.result.state}" + (f", {error.type}: {error.message}" if error else ""))
+        lines.append(
+            f"  {one}: {one.result.state}" + (f", {error.type}: {error.message}" if error else "")
+        )
     more = [f"  and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
     return "\n".join([f"{len(missing)} ranges are not complete:", *lines, *more])
 
@@ -157,11 +178,14 @@ def write(outputs: Outputs, rows_file: BinaryIO, ids_file: BinaryIO) -> None:
 def merge(spool: Path, out: Path, allow_missing: bool = False) -> Outputs:
     """Merge a spool's outputs into `out`, float32 [records, width], and its ids beside it.
 
-    allow_missing: rows of ranges that failed or are not finished are NaN; their ids are there all the same. Raises
-    MergeError, GpuspoolError, FastaError (the ids of a missing range cannot be read), OSError.
+    allow_missing: rows of ranges that failed or are not finished are NaN; their ids are there all
+    the same. Raises MergeError, GpuspoolError, FastaError (the ids of a missing range cannot be
+    read), OSError.
     """
     if out.suffix != ".npy" or out.exists():
-        raise MergeError(f"{out} exists, or does not end in .npy. Name another file; nothing is replaced.")
+        raise MergeError(
+            f"{out} exists, or does not end in .npy. Name another file; nothing is replaced."
+        )
     outputs = Outputs(spool)
     if outputs.missing and not (allow_missing and outputs.width):
         raise RangesMissing(
@@ -175,10 +199,14 @@ def merge(spool: Path, out: Path, allow_missing: bool = False) -> Outputs:
 
 def main() -> int:
     """Merge; return the exit status: 0, 2 refused, 3 ranges are missing, 5 an output does not fit."""
-    parser = argparse.ArgumentParser(description="Merge a finished spool of embed.py into one array and its ids.")
+    parser = argparse.ArgumentParser(
+        description="Merge a finished spool of embed.py into one array and its ids."
+    )
     parser.add_argument("spool", type=Path)
     parser.add_argument("out", type=Path, help="the array, OUT.npy; the ids go to OUT.ids.txt")
-    parser.add_argument("--allow-missing", action="store_true", help="rows of missing ranges are NaN")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="rows of missing ranges are NaN"
+    )
     args = parser.parse_args()
     try:
         outputs = merge(args.spool, args.out, args.allow_missing)
@@ -187,7 +215,9 @@ def main() -> int:
         return getattr(error, "exit_code", 2)
     if outputs.missing:
         print(f"merge.py: {name_missing(outputs.missing)}\nTheir rows are NaN.", file=sys.stderr)
-    print(f"{args.out}: float32 [{outputs.records}, {outputs.width}]; ids: {args.out.with_suffix('.ids.txt')}")
+    print(
+        f"{args.out}: float32 [{outputs.records}, {outputs.width}]; ids: {args.out.with_suffix('.ids.txt')}"
+    )
     return 0
 
 

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Kill a run over 200,000 records twice, go on each time with another world size, merge, and compare every row.
+"""Kill a run over 200,000 records twice, go on each time with another world size, merge, and
+compare every row.
 
-Two ranks begin; at a third of the tasks everything dies at once (SIGKILL to the parent and all workers). Three ranks
-go on; at two thirds everything dies again. One rank finishes. Then each of the merged rows and ids is compared, bit
-for bit, with the row of that record computed alone, by a reader that knows nothing of the index.
+Two ranks begin; at a third of the tasks everything dies at once (SIGKILL to the parent and all
+workers). Three ranks go on; at two thirds everything dies again. One rank finishes. Then each of
+the merged rows and ids is compared, bit for bit, with the row of that record computed alone, by a
+reader that knows nothing of the index.
 
 It runs on CPU ranks, as the rows to compare with do.
 """
@@ -58,7 +60,10 @@ def call(*command: str | Path) -> None:
 
 def done(spool: Path) -> int:
     """How many lines of finished tasks the journals hold."""
-    return sum(journal.read_bytes().count(b'"state":"complete"') for journal in spool.glob("journal/*.jsonl"))
+    return sum(
+        journal.read_bytes().count(b'"state":"complete"')
+        for journal in spool.glob("journal/*.jsonl")
+    )
 
 
 def marked(mark: str) -> list[int]:
@@ -75,7 +80,9 @@ def marked(mark: str) -> list[int]:
 
 
 def kill_all(mark: str) -> int:
-    """SIGKILL to everything that the walk started, until nothing of it lives; returns how many processes it was."""
+    """SIGKILL to everything that the walk started, until nothing of it lives; returns how many
+    processes it was.
+    """
     killed = set()
     while pids := marked(mark):
         for pid in pids:
@@ -117,7 +124,9 @@ def read_plainly(fasta: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def count_different(fasta: Path, out: Path, start: int, stop: int) -> tuple[int, int]:
-    """Of the records start..stop: how many ids, and how many rows, are not those of the record alone."""
+    """Of the records start..stop: how many ids, and how many rows, are not those of the record
+    alone.
+    """
     network = Network("cpu")
     rows: npt.NDArray[np.float32] = np.load(out, mmap_mode="r")
     ids = out.with_suffix(".ids.txt").read_text().split("\n")[:-1]
@@ -133,7 +142,8 @@ def compare(fasta: Path, out: Path, records: int) -> None:
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         parts = [
-            pool.submit(count_different, fasta, out, at, min(at + PART, records)) for at in range(0, records, PART)
+            pool.submit(count_different, fasta, out, at, min(at + PART, records))
+            for at in range(0, records, PART)
         ]
         counts = [part.result() for part in parts]
     shape = np.load(out, mmap_mode="r").shape
@@ -141,7 +151,10 @@ def compare(fasta: Path, out: Path, records: int) -> None:
     ids, rows = (sum(numbers) for numbers in zip(*counts, strict=True))
     print(f"merged rows {list(shape)}, ids {lines}, records {records}")
     print(f"{records - ids} of {records} ids are those of the record")
-    print(f"{records - rows} of {records} rows are, bit for bit, those of the record alone", flush=True)
+    print(
+        f"{records - rows} of {records} rows are, bit for bit, those of the record alone",
+        flush=True,
+    )
     if ids or rows or shape[0] != records or lines != records:
         raise WalkError("ids and rows are not aligned")
 
@@ -149,7 +162,9 @@ def compare(fasta: Path, out: Path, records: int) -> None:
 def walk(folder: Path, records: int) -> None:
     """The whole walk, in a new folder. Raises WalkError."""
     start = time.monotonic()
-    fasta, tasks, spool, out = (folder / name for name in ("big.fasta", "tasks.jsonl", "spool", "big.npy"))
+    fasta, tasks, spool, out = (
+        folder / name for name in ("big.fasta", "tasks.jsonl", "spool", "big.npy")
+    )
     if folder == DATA:
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():
@@ -181,8 +196,16 @@ def walk(folder: Path, records: int) -> None:
 
 def main() -> int:
     """Walk; return the exit status."""
-    parser = argparse.ArgumentParser(description="Kill, resume, merge and compare over many records.")
-    parser.add_argument("folder", type=Path, nargs="?", default=DATA, help="a new folder; the default one is made anew")
+    parser = argparse.ArgumentParser(
+        description="Kill, resume, merge and compare over many records."
+    )
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=DATA,
+        help="a new folder; the default one is made anew",
+    )
     parser.add_argument("--records", type=int, default=200_000, metavar="N")
     args = parser.parse_args()
     try:

@@ -182,7 +182,9 @@ def changes_its_file(task, ctx):
 
 
 class LeavesWaiters:
-    """A process, and a thread that the interpreter waits for at its end, which waits for that process."""
+    """A process, and a thread that the interpreter waits for at its end, which waits for that
+    process.
+    """
 
     def __init__(self, ctx):
         child = subprocess.Popen(["sleep", str(LONG_S)])

@@ -98,7 +98,9 @@ class Hangs:
 
 
 class Warms:
-    """Notes who warms up and who is made; the argument "how" says what becomes of the first warm-up."""
+    """Notes who warms up and who is made; the argument "how" says what becomes of the first
+    warm-up.
+    """
 
     @classmethod
     def warmup(cls, ctx):

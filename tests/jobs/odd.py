@@ -59,7 +59,9 @@ def writes(task, ctx):
     elif what == "slash":
         ctx.output(task, "/../../x")
     elif what == "suffix":
-        return ctx.output(task, ".npy").name.endswith(".npy") and ctx.output(task, ".npy").write_bytes(b"n")
+        return ctx.output(task, ".npy").name.endswith(".npy") and ctx.output(
+            task, ".npy"
+        ).write_bytes(b"n")
 
 
 class Own(Exception):
@@ -88,7 +90,9 @@ def raises(task, ctx):
 
 
 class Picky:
-    """A batch that raises where one of its tasks is bad; an exception in its results fails that task alone."""
+    """A batch that raises where one of its tasks is bad; an exception in its results fails that
+    task alone.
+    """
 
     batch_size = 16
 
@@ -122,7 +126,9 @@ class Budget:
 
 
 class NoMemory:
-    """Has room for five tasks at once, on a device that is made up; never for one with the payload "huge"."""
+    """Has room for five tasks at once, on a device that is made up; never for one with the payload
+    "huge".
+    """
 
     batch_size = 16
 

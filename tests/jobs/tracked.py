@@ -14,7 +14,9 @@ def body(key, nonce):
 
 
 def output(task, ctx):
-    """A few milliseconds of work, an output that belongs to this execution alone, and a result that names it."""
+    """A few milliseconds of work, an output that belongs to this execution alone, and a result that
+    names it.
+    """
     nonce = secrets.token_hex(8)
     until = time.perf_counter() + 0.003
     note(ctx.args["notes"], f"{task.index} {nonce}")

@@ -1,4 +1,5 @@
-"""`python -m torture`: every row of the suite, one line each as it ends, then the table that the docs carry.
+"""`python -m torture`: every row of the suite, one line each as it ends, then the table that the
+docs carry.
 
 Exit code 1 if anything was lost, doubled, wrong or claimed falsely, or a row says that it failed.
 """
@@ -20,16 +21,35 @@ from pathlib import Path
 
 from torture.rows import Row, machine, table
 
-NAMES = ("kill_storm", "kill_calls", "crash_states", "error_sweep", "damage", "full_disk", "zombies", "soak")
+NAMES = (
+    "kill_storm",
+    "kill_calls",
+    "crash_states",
+    "error_sweep",
+    "damage",
+    "full_disk",
+    "zombies",
+    "soak",
+)
 SHOWN = 20  # failures of one row that are printed; --json has all
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m torture", description="Prove that gpuspool survives anything.")
-    parser.add_argument("--row", action="append", choices=NAMES, help="only this row; may be given several times")
-    parser.add_argument("--amount", choices=("small", "full"), default="full", help="seconds, or half an hour")
-    parser.add_argument("--lanes", type=int, default=1, metavar="N", help="play so many rows side by side")
-    parser.add_argument("--home", type=Path, help="where spools are made; default a temporary folder")
+    parser = argparse.ArgumentParser(
+        prog="python -m torture", description="Prove that gpuspool survives anything."
+    )
+    parser.add_argument(
+        "--row", action="append", choices=NAMES, help="only this row; may be given several times"
+    )
+    parser.add_argument(
+        "--amount", choices=("small", "full"), default="full", help="seconds, or half an hour"
+    )
+    parser.add_argument(
+        "--lanes", type=int, default=1, metavar="N", help="play so many rows side by side"
+    )
+    parser.add_argument(
+        "--home", type=Path, help="where spools are made; default a temporary folder"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all that was found, as JSON")
     return parser.parse_args()
 
@@ -49,7 +69,19 @@ def play(name: str, amount: str, home: Path) -> Row:
 def play_apart(name: str, amount: str, home: Path) -> Row:
     """The same in a process of its own, so that rows can be played side by side."""
     found = home / f"{name}.json"
-    command = [sys.executable, "-m", "torture", "--row", name, "--amount", amount, "--home", home, "--json", found]
+    command = [
+        sys.executable,
+        "-m",
+        "torture",
+        "--row",
+        name,
+        "--amount",
+        amount,
+        "--home",
+        home,
+        "--json",
+        found,
+    ]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     return Row(**json.loads(found.read_text())["rows"][0])
 
@@ -79,9 +111,15 @@ def main() -> int:
         for row in played:
             rows.append(row)
             show(row)
-    print(f"\n{table(rows)}\n\n{where}, amount {asked.amount}, {time.monotonic() - began:.0f} s in all")
+    print(
+        f"\n{table(rows)}\n\n{where}, amount {asked.amount}, {time.monotonic() - began:.0f} s in all"
+    )
     if asked.json is not None:
-        record = {"where": where, "amount": asked.amount, "rows": [dataclasses.asdict(row) for row in rows]}
+        record = {
+            "where": where,
+            "amount": asked.amount,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
         asked.json.write_text(json.dumps(record, indent=2) + "\n")
     is_clean = all(row.is_clean for row in rows)
     if asked.home is None and is_clean:

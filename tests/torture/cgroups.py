@@ -1,7 +1,8 @@
-"""A memory cgroup of our own, v1 or v2, in which a run has little memory, as a scheduler gives each job.
+"""A memory cgroup of our own, v1 or v2, in which a run has little memory, as a scheduler gives each
+job.
 
-`memory_group` makes it below the group of this process, so that no limit on us is escaped, and removes it at the end.
-`why_not` says why this machine does not allow that.
+`memory_group` makes it below the group of this process, so that no limit on us is escaped, and
+removes it at the end. `why_not` says why this machine does not allow that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOUNTS = Path("/sys/fs/cgroup")
-LIMITS = {"memory.limit_in_bytes": 1, "memory.memsw.limit_in_bytes": 1, "memory.max": 1, "memory.swap.max": 0}
+LIMITS = {
+    "memory.limit_in_bytes": 1,
+    "memory.memsw.limit_in_bytes": 1,
+    "memory.max": 1,
+    "memory.swap.max": 0,
+}
 EMPTY_S = 10.0  # for killed processes to leave a group
 
 

@@ -1,16 +1,17 @@
 """The independent judge of a spool: what was lost, doubled, wrong, claimed falsely, or run again.
 
-It reads the files of the spool and of OUT, by docs/spool-format.md alone, and shares no code with spool/, worker/ or
-orchestrator/. It knows one job, torture/job.py, of whose tasks it knows every byte. It counts:
+It reads the files of the spool and of OUT, by docs/spool-format.md alone, and shares no code with
+spool/, worker/ or orchestrator/. It knows one job, torture/job.py, of whose tasks it knows every
+byte. It counts:
 
-L  a task without a verdict: neither a complete line whose output exists, nor a failure that stands on record
-D  an output that changed between two looks, a hidden or a second output of a task in OUT, a task told twice
-C  an output or a result that is not what the job computes for this task, or that no execution of it wrote
-X  success claimed (exit code 0, summary.json, `results`) that is not so
-R  an execution that began after a complete line of its task stood in a journal
+L  a task without a verdict: neither a complete line whose output exists, nor a failure that stands
+on record D  an output that changed between two looks, a hidden or a second output of a task in OUT,
+a task told twice C  an output or a result that is not what the job computes for this task, or that
+no execution of it wrote X  success claimed (exit code 0, summary.json, `results`) that is not so R
+an execution that began after a complete line of its task stood in a journal
 
-Every count has a note that names the task and the file. A checker that never fails is worth nothing, so
-test_torture_checker.py plants each of these.
+Every count has a note that names the task and the file. A checker that never fails is worth
+nothing, so test_torture_checker.py plants each of these.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from typing import Any
 from torture.job import body, value
 
 JOURNAL = re.compile(r"rank-(\d{4,})\.a(\d{2,})\.jsonl", re.ASCII)
-MANIFEST = re.compile(r"(rank-\d{4,}|(retry|sweep)-\d{2,}|rank-\d{4,}\.a\d{2,}(?P<orphans>\.orphans))\.jsonl", re.ASCII)
+MANIFEST = re.compile(
+    r"(rank-\d{4,}|(retry|sweep)-\d{2,}|rank-\d{4,}\.a\d{2,}(?P<orphans>\.orphans))\.jsonl",
+    re.ASCII,
+)
 
 
 @dataclass
@@ -61,7 +65,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Line:
-    """One valid complete line of a journal, and where it stands; the lowest (attempt, offset) is told."""
+    """One valid complete line of a journal, and where it stands; the lowest (attempt, offset) is
+    told.
+    """
 
     attempt: tuple[int, int]
     offset: int
@@ -122,9 +128,10 @@ def check(
 ) -> Counts:
     """Judge a spool in which nothing runs any more and that should have a verdict for every task.
 
-    claimed_ok: the last command ended with exit code 0. executions: where the job noted its executions. looks: what
-    `look` saw of OUT earlier. told: what `gpuspool results` printed. unreadable_ok: a task that no valid manifest
-    line describes is not lost, since the test itself destroyed its description.
+    claimed_ok: the last command ended with exit code 0. executions: where the job noted its
+    executions. looks: what `look` saw of OUT earlier. told: what `gpuspool results` printed.
+    unreadable_ok: a task that no valid manifest line describes is not lost, since the test itself
+    destroyed its description.
     """
     counts, facts = Counts(), read_facts(spool)
     out = out_of(spool)
@@ -145,7 +152,9 @@ def check(
 
 
 def checked_line(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of one sealed line without its newline; None where the checksum or the JSON is wrong."""
+    """The JSON object of one sealed line without its newline; None where the checksum or the JSON
+    is wrong.
+    """
     head, mark, tail = line.rpartition(b',"crc":"')
     if not mark or tail != b'%08x"}' % zlib.crc32(head):
         return None
@@ -157,7 +166,9 @@ def checked_line(line: bytes) -> dict[str, Any] | None:
 
 
 def sealed_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(offset, record) of the valid lines of a regular file; what has no newline at its end is no line."""
+    """(offset, record) of the valid lines of a regular file; what has no newline at its end is no
+    line.
+    """
     if not stat.S_ISREG(path.lstat().st_mode):
         return
     offset = 0
@@ -254,7 +265,12 @@ def read_executions(folder: Path) -> Executions:
 
 
 def _judge_task(
-    counts: Counts, facts: Facts, out: Path, task: int, began: Executions | None, unreadable_ok: bool
+    counts: Counts,
+    facts: Facts,
+    out: Path,
+    task: int,
+    began: Executions | None,
+    unreadable_ok: bool,
 ) -> None:
     lines = facts.complete.get(task)
     if lines:
@@ -268,8 +284,12 @@ def _judge_task(
         counts.found("L", f"task {task} has no verdict")
 
 
-def _judge_complete(counts: Counts, out: Path, task: int, line: Line, began: Executions | None) -> None:
-    """A task that a line calls complete: its output must be there, whole, and right; its result right too."""
+def _judge_complete(
+    counts: Counts, out: Path, task: int, line: Line, began: Executions | None
+) -> None:
+    """A task that a line calls complete: its output must be there, whole, and right; its result
+    right too.
+    """
     path = out / f"t{task}.txt"
     try:
         data = path.read_bytes()
@@ -281,7 +301,9 @@ def _judge_complete(counts: Counts, out: Path, task: int, line: Line, began: Exe
     if nonce is None or data != body(f"t{task}") + f"nonce {nonce}\n".encode():
         counts.found("C", f"output {path} is not what task {task} writes")
     elif line.record.get("outputs") != [[path.name, len(data)]]:
-        counts.found("C", f"the line of task {task} names {line.record.get('outputs')}, not its output")
+        counts.found(
+            "C", f"the line of task {task} names {line.record.get('outputs')}, not its output"
+        )
     result = line.record.get("result")
     if not isinstance(result, dict) or result.get("value") != value(task):
         counts.found("C", f"task {task} has the result {result!r}, not {value(task)}")
@@ -303,7 +325,9 @@ def _judge_out(counts: Counts, out: Path, tasks: int) -> None:
 
 
 def _judge_told(counts: Counts, facts: Facts, tasks: int, told: str) -> None:
-    """What `gpuspool results` prints must be each task once, and the line of the lowest (attempt, offset)."""
+    """What `gpuspool results` prints must be each task once, and the line of the lowest (attempt,
+    offset).
+    """
     records = [json.loads(line) for line in told.splitlines()]
     times = Counter(record["index"] for record in records)
     for task in range(tasks):
@@ -315,7 +339,9 @@ def _judge_told(counts: Counts, facts: Facts, tasks: int, told: str) -> None:
         task, lines = record["index"], facts.complete.get(record["index"])
         if (record["state"] == "complete") != bool(lines):
             letter = "L" if lines else "X"
-            counts.found(letter, f"`results` calls task {task} {record['state']}, its journals do not")
+            counts.found(
+                letter, f"`results` calls task {task} {record['state']}, its journals do not"
+            )
         elif lines and record["result"] != lines[0].record.get("result"):
             counts.found("C", f"`results` tells another line of task {task} than the first")
 
@@ -328,7 +354,10 @@ def _judge_claims(counts: Counts, spool: Path, tasks: int, claimed_ok: bool) -> 
     if summary is not None and not is_true:
         told = summary.get("tasks", {})
         if summary.get("exit_code") == 0 or told.get("complete") == tasks:
-            counts.found("X", f"summary.json claims {told.get('complete')} complete, exit code {summary['exit_code']}")
+            counts.found(
+                "X",
+                f"summary.json claims {told.get('complete')} complete, exit code {summary['exit_code']}",
+            )
 
 
 def _judge_executions(counts: Counts, facts: Facts, began: Executions) -> None:

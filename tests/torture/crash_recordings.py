@@ -1,4 +1,5 @@
-"""The runs whose crash states are tried: three that gpuspool itself did, and one for each planted bug.
+"""The runs whose crash states are tried: three that gpuspool itself did, and one for each planted
+bug.
 
 adopted    one task a call; killed half way, resumed at once: two workers are adopted, two closed
 alone      four tasks a call; killed half way, ended by the two workers that are left
@@ -62,9 +63,17 @@ class Recording:
 
     def lines(self) -> list[tuple[int, dict[str, Any]]]:
         """(cut at which it was written, record) of each journal line of a complete task."""
-        writes = [op for op in self.record.ops if isinstance(op, Write) and op.data.startswith(b'{"task":')]
+        writes = [
+            op
+            for op in self.record.ops
+            if isinstance(op, Write) and op.data.startswith(b'{"task":')
+        ]
         lines = [(op.begin, checked_line(op.data.rstrip(b"\n"))) for op in writes]
-        return [(cut, line) for cut, line in lines if line is not None and line.get("state") == "complete"]
+        return [
+            (cut, line)
+            for cut, line in lines
+            if line is not None and line.get("state") == "complete"
+        ]
 
 
 def _new_home(base: Path) -> Path:
@@ -82,9 +91,15 @@ def _several_times(attempt: Callable[[], Record]) -> Record:
 
 
 def record_run(
-    base: Path, how: str, job: str, pace_s: float = FAST_S, program: tuple[str | Path, ...] = (GPUSPOOL,)
+    base: Path,
+    how: str,
+    job: str,
+    pace_s: float = FAST_S,
+    program: tuple[str | Path, ...] = (GPUSPOOL,),
 ) -> Recording:
-    """Record a run of a job of paced.py that ends in one of the ways of two_epochs.py. Raises NotRecorded."""
+    """Record a run of a job of paced.py that ends in one of the ways of two_epochs.py. Raises
+    NotRecorded.
+    """
     spec = f"{HERE}/paced.py:{job}"
 
     def attempt() -> Record:
@@ -102,7 +117,9 @@ def record_run(
 
 
 def record_recovery(base: Path, first: Recording, seed: int) -> Recording:
-    """Record the recovery of a state of another recording in which much was lost. Raises NotRecorded."""
+    """Record the recovery of a state of another recording in which much was lost. Raises
+    NotRecorded.
+    """
     rng = random.Random(seed)
     cuts = [cut for cut, _ in first.lines()]
     state = mixed(Moment(first.record, cuts[2 * len(cuts) // 3]), rng, SHARE)

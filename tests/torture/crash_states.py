@@ -1,14 +1,17 @@
-"""Crash states, in the manner of ALICE: what a power cut at any moment may leave of a run, and what becomes of it.
+"""Crash states, in the manner of ALICE: what a power cut at any moment may leave of a run, and what
+becomes of it.
 
-Runs of 50 tasks on 4 ranks that steal, and die half way, are recorded call by call (`crash_recordings.py`). Of any
-prefix of a record, with any part lost of what was not synced by then (`replay.py`, `losses.py`), `gpuspool resume`, or
-`run` where there is no spool yet, must make a finished run: every task complete, outputs that were there untouched, and
-no task executed again whose line is there. All processes of the record are dead by then, as their identities say.
+Runs of 50 tasks on 4 ranks that steal, and die half way, are recorded call by call
+(`crash_recordings.py`). Of any prefix of a record, with any part lost of what was not synced by
+then (`replay.py`, `losses.py`), `gpuspool resume`, or `run` where there is no spool yet, must make
+a finished run: every task complete, outputs that were there untouched, and no task executed again
+whose line is there. All processes of the record are dead by then, as their identities say.
 
-The harness is put to the test itself: four bugs are planted (`planted.py`), and each must show in some state.
+The harness is put to the test itself: four bugs are planted (`planted.py`), and each must show in
+some state.
 
-`python -m torture.crash_states [--amount all] [--seed N]` plays this row alone; "all" is every cut, in every way that
-`losses.TURNS` knows.
+`python -m torture.crash_states [--amount all] [--seed N]` plays this row alone; "all" is every cut,
+in every way that `losses.TURNS` knows.
 """
 
 from __future__ import annotations
@@ -30,7 +33,15 @@ from queue import SimpleQueue
 from helpers import GPUSPOOL, Box
 
 from torture.checker import Counts, check, look, out_of
-from torture.crash_recordings import HERE, PACE_S, SPARED, TASKS, Recording, record_recovery, record_run
+from torture.crash_recordings import (
+    HERE,
+    PACE_S,
+    SPARED,
+    TASKS,
+    Recording,
+    record_recovery,
+    record_run,
+)
 from torture.forked import Server
 from torture.losses import TURNS
 from torture.planted import BUGS
@@ -44,14 +55,17 @@ PATIENCE_S = 60.0  # for one recovery, on a busy machine
 LANES = 4  # states that are recovered side by side: some wait a second for a sweep
 SEED = 20260101
 STATES = {"small": {"adopted": 40}, "full": {"adopted": 800, "alone": 400, "recovery": 400}}
-AGAIN = 3  # how often "all" takes each of the turns at each cut; states that are the same are tried once
+# how often "all" takes each of the turns at each cut; states that are the same are tried once
+AGAIN = 3
 KEPT = 20  # bad states whose folders are kept
 DIRECTED = 40  # states among which a planted bug must show
 TURN_OF = {
     "no_fsync": "all but one", "no_folder_fsync": "mixed", "journal_first": "killed", "torn_tail": "torn"
 }  # fmt: skip
 OF_READERS = "torn_tail"  # the bug that is not in what is recorded but in who recovers
-FAST = Path("/dev/shm")  # no disk: a sync costs nothing there, and the model knows what it would have done
+FAST = Path(
+    "/dev/shm"
+)  # no disk: a sync costs nothing there, and the model knows what it would have done
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,9 @@ def states_of(record: Record, cases: Iterable[Case], most: int = 0) -> Iterator[
             return
 
 
-Recovery = Callable[[list[str], Path], tuple[int, str]]  # (arguments of gpuspool, folder) -> (exit code, what it says)
+Recovery = Callable[
+    [list[str], Path], tuple[int, str]
+]  # (arguments of gpuspool, folder) -> (exit code, what it says)
 
 
 def by_server(server: Server) -> Recovery:
@@ -122,7 +138,9 @@ def by_server(server: Server) -> Recovery:
         ended = server.run(*args, cwd=home, patience_s=PATIENCE_S)
         if ended.hung:
             return ended.code, f"it hung for {PATIENCE_S} s"
-        return (ended.code or -1 if ended.left else ended.code), f"{len(ended.left)} processes left; {ended.err}"
+        return (
+            ended.code or -1 if ended.left else ended.code
+        ), f"{len(ended.left)} processes left; {ended.err}"
 
     return recovery
 
@@ -141,7 +159,9 @@ def by_program(*program: str | Path) -> Recovery:
     return recovery
 
 
-def recover(recording: Recording, case: Case, state: State, home: Path, recovery: Recovery) -> Verdict:
+def recover(
+    recording: Recording, case: Case, state: State, home: Path, recovery: Recovery
+) -> Verdict:
     """Make the state real, let gpuspool go on with it, and judge what comes out."""
     shutil.rmtree(home, ignore_errors=True)
     state.write(home, recording.record.home)
@@ -156,7 +176,9 @@ def recover(recording: Recording, case: Case, state: State, home: Path, recovery
 
 
 class Lanes:
-    """Folders in which states are recovered side by side, each with its server. Names below `base` have one length."""
+    """Folders in which states are recovered side by side, each with its server. Names below `base`
+    have one length.
+    """
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -164,10 +186,15 @@ class Lanes:
         self._pool = ThreadPoolExecutor(LANES)
         self._free: SimpleQueue[tuple[Path, Server | None]] = SimpleQueue()
         for number in range(LANES):
-            self._free.put((base / f"l{number:04}", None))  # its server is started once it is needed
+            self._free.put(
+                (base / f"l{number:04}", None)
+            )  # its server is started once it is needed
 
     def recover(
-        self, recording: Recording, states: Iterable[tuple[Case, State]], program: tuple[str | Path, ...] | None = None
+        self,
+        recording: Recording,
+        states: Iterable[tuple[Case, State]],
+        program: tuple[str | Path, ...] | None = None,
     ) -> Iterator[Verdict]:
         """The verdicts, in the order of the states; recovery is by gpuspool, or by another program."""
         waiting: deque[Future[Verdict]] = deque()
@@ -208,7 +235,9 @@ class Lanes:
                 server.close()
 
 
-def play(found: Row, lanes: Lanes, recording: Recording, states: Iterable[tuple[Case, State]]) -> None:
+def play(
+    found: Row, lanes: Lanes, recording: Recording, states: Iterable[tuple[Case, State]]
+) -> None:
     """Look up the promises of a recording, recover its states, and add what both give to the row."""
     tried = 0
     for verdict in lanes.recover(recording, states):
@@ -217,7 +246,9 @@ def play(found: Row, lanes: Lanes, recording: Recording, states: Iterable[tuple[
         found.L, found.D, found.C = found.L + counts.L, found.D + counts.D, found.C + counts.C
         found.X, found.R = found.X + counts.X, found.R + counts.R
         if verdict.problems:
-            text = f"{recording.name}, cut {case.cut}, {case.turn}: {len(verdict.problems)} problems, "
+            text = (
+                f"{recording.name}, cut {case.cut}, {case.turn}: {len(verdict.problems)} problems, "
+            )
             found.failures.append(f"{text}{verdict.problems[0]}; {lanes.keep(recording, case)}")
     broken = broken_promises(recording)
     if broken:
@@ -231,7 +262,9 @@ def play(found: Row, lanes: Lanes, recording: Recording, states: Iterable[tuple[
 
 
 def find_planted(lanes: Lanes, bug: str, seed: int) -> str | None:
-    """What a planted bug does in the first state that reveals it; None where none of the directed states does."""
+    """What a planted bug does in the first state that reveals it; None where none of the directed
+    states does.
+    """
     program = (sys.executable, HERE / "planted.py", bug)
     if bug == OF_READERS:
         recording, recovering = record_run(lanes.base, "whole", "work"), program
@@ -246,14 +279,18 @@ def find_planted(lanes: Lanes, bug: str, seed: int) -> str | None:
 
 
 def row(amount: str, home: Path, seed: int = SEED) -> Row:
-    """Amount "small": 40 states of one recording; "full": 1,600 of three, and the planted bugs; "all"."""
+    """Amount "small": 40 states of one recording; "full": 1,600 of three, and the planted bugs;
+    "all".
+    """
     found = Row("crash states", 0, "")
     reason = missing_strace()
     if reason is not None:
         found.counts = f"not played: {reason}"
         return found
     began = time.monotonic()
-    base = Path(tempfile.mkdtemp(prefix="crash-states-", dir=FAST if os.access(FAST, os.W_OK) else home))
+    base = Path(
+        tempfile.mkdtemp(prefix="crash-states-", dir=FAST if os.access(FAST, os.W_OK) else home)
+    )
     lanes = Lanes(base)
     try:
         _play_all(found, lanes, amount, seed)
@@ -287,12 +324,16 @@ def _play_all(found: Row, lanes: Lanes, amount: str, seed: int) -> None:
         return
     seen = {bug: find_planted(lanes, bug, seed) for bug in BUGS}
     found.notes += [text for text in seen.values() if text]
-    found.failures += [f"the planted bug {bug} was not flagged" for bug, text in seen.items() if text is None]
+    found.failures += [
+        f"the planted bug {bug} was not flagged" for bug, text in seen.items() if text is None
+    ]
     found.counts += f", {sum(map(bool, seen.values()))} of {len(BUGS)} planted bugs flagged"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m torture.crash_states", description="Crash states alone.")
+    parser = argparse.ArgumentParser(
+        prog="python -m torture.crash_states", description="Crash states alone."
+    )
     parser.add_argument("--amount", choices=("small", "full", "all"), default="full")
     parser.add_argument("--seed", type=int, default=SEED, help="of the states that are sampled")
     asked = parser.parse_args()

@@ -1,11 +1,14 @@
-"""Damage: one file of a spool torn, flipped, zeroed, emptied, replaced, copied or gone, and then every verb on it.
+"""Damage: one file of a spool torn, flipped, zeroed, emptied, replaced, copied or gone, and then
+every verb on it.
 
-Each case is a copy of a base spool (finished, killed half way, drained, with failed tasks, with every kind of manifest)
-with one mutation. `verify` must name it, `status`, `results` and `failed` must live with it, `resume` must end the run
-as if nothing had happened: each task complete or failed as it should be, and only where the mutation destroyed the one
-line that described a task may that task fail as unreadable. The damaged file must stand in corrupt/ as it was found.
+Each case is a copy of a base spool (finished, killed half way, drained, with failed tasks, with
+every kind of manifest) with one mutation. `verify` must name it, `status`, `results` and `failed`
+must live with it, `resume` must end the run as if nothing had happened: each task complete or
+failed as it should be, and only where the mutation destroyed the one line that described a task may
+that task fail as unreadable. The damaged file must stand in corrupt/ as it was found.
 
-Several servers of torture/forked.py play cases side by side; some cases are played by the real command line too.
+Several servers of torture/forked.py play cases side by side; some cases are played by the real
+command line too.
 """
 
 from __future__ import annotations
@@ -36,16 +39,24 @@ from torture.rows import Row
 
 JOB = Path(__file__).with_name("job.py")
 TASKS = 24
-LEASE = ("--lease", "1s")  # an attempt whose identity is destroyed may live elsewhere, for all that one can know
+LEASE = (
+    "--lease",
+    "1s",
+)  # an attempt whose identity is destroyed may live elsewhere, for all that one can know
 CASES = {"small": 60, "full": 1000}
-REAL_EVERY = {"small": 60, "full": 50}  # so many cases apart, one is played by the real command line
+REAL_EVERY = {
+    "small": 60,
+    "full": 50,
+}  # so many cases apart, one is played by the real command line
 BASES = ("finished", "killed", "drained", "failed", "manifests")
 READERS = ("verify", "status", "results", "failed")
 
 
 @dataclass(frozen=True)
 class Base:
-    """A spool that cases are copies of: `folder` holds S, and E with the executions. Of its tasks only `fails` fail."""
+    """A spool that cases are copies of: `folder` holds S, and E with the executions. Of its tasks
+    only `fails` fail.
+    """
 
     name: str
     folder: Path
@@ -77,8 +88,9 @@ class TooLate(AssertionError):
 
 
 class Builder:
-    """Makes the base spools with one server. They are made where the run was not: a worker's folder is then the spool,
-    so that the relative path of the executions leads each copy to its own."""
+    """Makes the base spools with one server. They are made where the run was not: a worker's folder
+    is then the spool, so that the relative path of the executions leads each copy to its own.
+    """
 
     def __init__(self, server: Server, home: Path) -> None:
         self._server, self._home = server, home
@@ -110,7 +122,10 @@ class Builder:
         return frozenset()
 
     def killed(self, name: str) -> frozenset[int]:
-        self._kill(self._start(name, payloads(TASKS, 5)), lambda: count_lines(self._spool(name)) >= TASKS // 2)
+        self._kill(
+            self._start(name, payloads(TASKS, 5)),
+            lambda: count_lines(self._spool(name)) >= TASKS // 2,
+        )
         return frozenset()
 
     def drained(self, name: str) -> frozenset[int]:
@@ -128,12 +143,16 @@ class Builder:
         return frozenset({3, 9})
 
     def manifests(self, name: str) -> frozenset[int]:
-        """Killed, a claim lost, resumed and swept, retried and killed again: orphans, a sweep and a retry."""
+        """Killed, a claim lost, resumed and swept, retried and killed again: orphans, a sweep and a
+        retry.
+        """
         spool = self._spool(name)
         tasks = payloads(TASKS, 4, fail={5, 11})
         tasks[5]["ms"] = tasks[11]["ms"] = 60
         self._kill(self._start(name, tasks), lambda: count_lines(spool) >= TASKS // 3)
-        (spool / "claims" / "rank-0000" / names(spool / "claims" / "rank-0000")[-1]).write_bytes(b"")
+        (spool / "claims" / "rank-0000" / names(spool / "claims" / "rank-0000")[-1]).write_bytes(
+            b""
+        )
         self._expect(3, self._server.run("resume", spool, *LEASE, cwd=self._home))
         retry = self._server.start("retry", spool, cwd=self._home)
         self._kill(retry, lambda: names(spool / "claims" / "retry-01"))
@@ -147,7 +166,16 @@ class Builder:
     def _start(self, name: str, tasks: list[Any]) -> int:
         folder = self._home / name / "run"
         (folder / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
-        command = ["run", f"{JOB}:Batched", "--tasks", "tasks.jsonl", "--ranks", "2", "--spool", "../S"]
+        command = [
+            "run",
+            f"{JOB}:Batched",
+            "--tasks",
+            "tasks.jsonl",
+            "--ranks",
+            "2",
+            "--spool",
+            "../S",
+        ]
         return self._server.start(*command, "--arg", "executions=../E", cwd=folder)
 
     def _kill(self, pid: int, condition: Callable[[], Any]) -> None:
@@ -197,7 +225,9 @@ class Player:
         def run(*args: str) -> Ended:
             began = time.monotonic()
             done = box.run(*args, code=None)
-            return Ended(done.code, done.out, done.err, time.monotonic() - began, left=box.processes())
+            return Ended(
+                done.code, done.out, done.err, time.monotonic() - began, left=box.processes()
+            )
 
         return run
 
@@ -223,7 +253,9 @@ class _Trial:
         if ended.left:
             self._fail(f"resume left the processes {ended.left}")
         after = self._read(run, ("verify", "results"), "after")
-        said += after["verify"].out  # of an attempt that may still write, a torn line is named when it is closed
+        said += after[
+            "verify"
+        ].out  # of an attempt that may still write, a torn line is named when it is closed
         self._check_named(said)
         counts = check(
             self._spool,
@@ -255,7 +287,9 @@ class _Trial:
 
     def _check_sane(self, verb: str, ended: Ended, codes: set[int]) -> None:
         """It ended by itself, without a traceback, with one of these exit codes."""
-        last = [line.replace(f"{self._folder}/", "") for line in ended.err.strip().splitlines()[-1:]] or [""]
+        last = [
+            line.replace(f"{self._folder}/", "") for line in ended.err.strip().splitlines()[-1:]
+        ] or [""]
         if ended.hung:
             self._fail(f"{verb} hung")
         elif "Traceback" in ended.err:
@@ -275,7 +309,12 @@ class _Trial:
         case = self.verdict.case
         if case.place in ("FORMAT", "run.json", "job"):
             return case.kind not in ("copied", "folder_foreign", "folder_stale")
-        if case.place not in DECISIVE or case.kind in ("copied", "folder_foreign", "folder_stale", "missing"):
+        if case.place not in DECISIVE or case.kind in (
+            "copied",
+            "folder_foreign",
+            "folder_stale",
+            "missing",
+        ):
             return False
         if self._damaged is None:
             return True
@@ -289,19 +328,27 @@ class _Trial:
         if wrongly:
             self._fail(f"tasks {sorted(wrongly)} failed")
         if (ended.code == 3) != bool(counts.failed or counts.unreadable):
-            self._fail(f"exit code {ended.code} with {counts.failed} failed and {counts.unreadable} unreadable")
+            self._fail(
+                f"exit code {ended.code} with {counts.failed} failed and {counts.unreadable} unreadable"
+            )
 
     def _check_kept(self, said: str) -> None:
         """What `verify` named as damaged is in corrupt/, byte for byte."""
         if self._damaged is None or not self._is_detectable() or not self._is_named(said):
             return
         folder = self._spool / "corrupt"
-        copies = [path.read_bytes() for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+        copies = (
+            [path.read_bytes() for path in folder.iterdir() if path.is_file()]
+            if folder.is_dir()
+            else []
+        )
         if self._damaged not in copies:
             self._fail("no copy in corrupt/")
 
     def _check_strangers(self) -> None:
-        """What is not ours stays as it is; what was never linked to its name is gone when nobody lives who wants it."""
+        """What is not ours stays as it is; what was never linked to its name is gone when nobody
+        lives who wants it.
+        """
         folder = self._mutation.path
         if self.verdict.case.kind == "folder_foreign":
             changed = [name for name in FOREIGN if not _is_foreign(folder / name)]
@@ -325,7 +372,9 @@ def _is_json(data: bytes) -> bool:
 
 
 def cases() -> Iterator[Case]:
-    """Every combination, in an order that mixes them well, again and again with other places in the files."""
+    """Every combination, in an order that mixes them well, again and again with other places in the
+    files.
+    """
     everything = [(base, place, kind) for base in BASES for place in PLACES for kind in KINDS]
     for number in range(4):
         mixed = list(everything)
@@ -386,7 +435,9 @@ def main(name: str) -> None:
     home = Path(tempfile.mkdtemp(prefix="damage-"))
     with Server() as server:
         bases = Builder(server, home / "bases").build()
-        print(home, Player(server, bases, home).play(Case(base, place, kind, int(number))), sep="\n")
+        print(
+            home, Player(server, bases, home).play(Case(base, place, kind, int(number))), sep="\n"
+        )
 
 
 if __name__ == "__main__":

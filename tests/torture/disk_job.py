@@ -1,8 +1,9 @@
 """Jobs that write in the ways that people do, each of which fails in its own way on a full disk.
 
-`open().write` raises an OSError with its errno, `numpy.save` one without, `torch.save` a RuntimeError, and a tidy
-library removes what it began before it raises an error of its own, so that there is some room again. A task waits until
-its gate, a file named by its index in `--arg gates=FOLDER`, is there: so a disk breaks half way for certain.
+`open().write` raises an OSError with its errno, `numpy.save` one without, `torch.save` a
+RuntimeError, and a tidy library removes what it began before it raises an error of its own, so that
+there is some room again. A task waits until its gate, a file named by its index in `--arg
+gates=FOLDER`, is there: so a disk breaks half way for certain.
 """
 
 import time
@@ -52,7 +53,9 @@ def save_torch(task, ctx):
     import torch
 
     pass_gate(task, ctx)
-    torch.save(torch.frombuffer(bytearray(chunk(task.index)), dtype=torch.int64), ctx.output(task, ".pt"))
+    torch.save(
+        torch.frombuffer(bytearray(chunk(task.index)), dtype=torch.int64), ctx.output(task, ".pt")
+    )
     return task.index
 
 

@@ -15,7 +15,9 @@ MS_BIND, PR_SET_CHILD_SUBREAPER = 0x1000, 36
 
 
 def be_host(spool: str, lock: str, *command: str) -> int:
-    """The first process of that host: run the command, reap whatever ends, return the command's exit code."""
+    """The first process of that host: run the command, reap whatever ends, return the command's
+    exit code.
+    """
     socket.sethostname("another-host")
     target = os.fsencode(Path(spool, "orchestrator.lock"))
     if ctypes.CDLL(None, use_errno=True).mount(os.fsencode(lock), target, None, MS_BIND, None):

@@ -1,7 +1,8 @@
-"""Row "error sweep": each errno on each n-th call of the parent, a worker, a thief, and the parent of a resume.
+"""Row "error sweep": each errno on each n-th call of the parent, a worker, a thief, and the parent
+of a resume.
 
-A call fails once, or it and all after it do until the process ends, or it is done and reported as failed, or a write
-is cut short. What must hold, whatever it is:
+A call fails once, or it and all after it do until the process ends, or it is done and reported as
+failed, or a write is cut short. What must hold, whatever it is:
 
 - the command ends within 30 s: with exit code 0, or loudly, an errno and a path on stderr or in a worker's log;
 - no traceback is shown, neither on stderr nor in a log;
@@ -32,13 +33,26 @@ from torture.forked import Ended
 from torture.rows import Row
 
 PATIENCE_S = 30.0
-AT_ONCE = 12  # a parent whose disk fails for good waits some 10 s before it gives up: most of these lanes sleep
+# a parent whose disk fails for good waits some 10 s before it gives up: most of these lanes sleep
+AT_ONCE = 12
 SMALL = 40  # cases of the small amount
 ERRNOS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "EMFILE", "EINTR", "ETIMEDOUT")
-# How many cases each call gets, by its class (0.5: every second call one); errnos and ways take turns over the calls.
-SHARE = {"create": 4.0, "open": 1.5, "write": 4.0, "sync": 3.0, "link": 5.0, "rename": 8.0, "mkdir": 4.0, "list": 1.0}
+# How many cases each call gets, by its class (0.5: every second call one); errnos and ways take
+# turns over the calls.
+SHARE = {
+    "create": 4.0,
+    "open": 1.5,
+    "write": 4.0,
+    "sync": 3.0,
+    "link": 5.0,
+    "rename": 8.0,
+    "mkdir": 4.0,
+    "list": 1.0,
+}
 SHARE |= {"unlink": 1.0, "stat": 0.5, "read": 0.5, "lock": 4.0, "watch": 2.0}
-IN_A_ROW = 3  # of EINTR, which the interpreter answers by calling again: without end it would be no error but a hang
+# of EINTR, which the interpreter answers by calling again: without end it would be no error but a
+# hang
+IN_A_ROW = 3
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -54,7 +68,9 @@ class Verdict:
 
 
 def ways(call: str) -> list[tuple[str, str, int]]:
-    """(action, errno, how many) that a call of a class may be spoiled by, in an order that mixes them."""
+    """(action, errno, how many) that a call of a class may be spoiled by, in an order that mixes
+    them.
+    """
     found = [("fail", error, 1) for error in ERRNOS]
     found += [("fail", error, IN_A_ROW if error == "EINTR" else 0) for error in ERRNOS]
     if call in ("link", "rename", "mkdir", "unlink"):
@@ -85,30 +101,46 @@ def play(scene: Scene, fault: Fault) -> Verdict:
         return Verdict(None, 0, Counts(), [], first.seconds)
     problems = ["ended badly without a fault"] if hit is None else []
     problems += [f"hung: {first.err[-500:]}"] if first.hung else []
-    problems += [f"ended silently, exit code {first.code}: {first.err}"] if not is_loud(scene, fault, first) else []
+    problems += (
+        [f"ended silently, exit code {first.code}: {first.err}"]
+        if not is_loud(scene, fault, first)
+        else []
+    )
     problems += [f"processes are left: {first.left}"] if first.left and not first.code else []
     again = scene.again(PATIENCE_S)
     traces = [record["error"].get("traceback", "") for record in failures(scene)]
     if again.code == 3 and traces and all(map(is_jobs_own, traces)):
         again = scene.retry()
-    problems += [f"again: exit code {again.code}{' (hung)' * again.hung}: {again.err[-1000:]}"] if again.code else []
+    problems += (
+        [f"again: exit code {again.code}{' (hung)' * again.hung}: {again.err[-1000:]}"]
+        if again.code
+        else []
+    )
     problems += [f"again: processes are left: {again.left}"] if again.left else []
     problems += tracebacks(scene, first, again)
     scene.server.kill_left()
     if not again.code:
         verified = scene.verify()
         problems += [f"verify: {verified.out}"] if verified.code else []
-    return Verdict(hit, first.code, scene.judge(claimed_ok=again.code == 0), problems, first.seconds)
+    return Verdict(
+        hit, first.code, scene.judge(claimed_ok=again.code == 0), problems, first.seconds
+    )
 
 
 def is_loud(scene: Scene, fault: Fault, ended: Ended) -> bool:
-    """Whether a command that failed said why: errno, by number, name or text, and a path of the spool."""
+    """Whether a command that failed said why: errno, by number, name or text, and a path of the
+    spool.
+    """
     if ended.code == 0 or ended.hung:
         return True
     number = getattr(errno, fault.error)
-    said = ended.err + scene.logs() + "".join(record["error"]["message"] for record in failures(scene))
+    said = (
+        ended.err + scene.logs() + "".join(record["error"]["message"] for record in failures(scene))
+    )
     is_named = any(word in said for word in (fault.error, os.strerror(number), f"rrno {number}"))
-    return is_named and (str(scene.place) in said or f"{scene.place.name}/{scene.spool.name}" in said)
+    return is_named and (
+        str(scene.place) in said or f"{scene.place.name}/{scene.spool.name}" in said
+    )
 
 
 def failures(scene: Scene) -> list[Any]:
@@ -117,7 +149,9 @@ def failures(scene: Scene) -> list[Any]:
 
 
 def is_jobs_own(trace: str) -> bool:
-    """Whether it was the job itself that could not write: the last frames of a traceback are its own, or below them."""
+    """Whether it was the job itself that could not write: the last frames of a traceback are its
+    own, or below them.
+    """
     _, _, below = trace.rpartition("job.py")
     return "Error: [Errno" in below and "outputs.py" not in below
 
@@ -137,7 +171,9 @@ def row(amount: str, home: Path) -> Row:
     began = time.monotonic()
     found = Row("error sweep", 0, "")
     try:
-        faults = sorted(chosen(amount, all_faults, SMALL, home), key=lambda fault: fault.many)  # the long ones first
+        faults = sorted(
+            chosen(amount, all_faults, SMALL, home), key=lambda fault: fault.many
+        )  # the long ones first
     except NoCompiler as reason:
         found.counts = f"not run: {reason}"
         return found
@@ -152,7 +188,10 @@ def row(amount: str, home: Path) -> Row:
         for letter in "LDCXR":
             setattr(found, letter, getattr(found, letter) + getattr(verdict.counts, letter))
         problems = [*verdict.problems, *([] if verdict.counts.is_clean else verdict.counts.notes)]
-        found.failures += [f'python -m torture.error_sweep "{fault}", at {verdict.hit}: {text}' for text in problems]
+        found.failures += [
+            f'python -m torture.error_sweep "{fault}", at {verdict.hit}: {text}'
+            for text in problems
+        ]
     went_on = ends.pop(0, 0)
     codes = ", ".join(f"{count} with exit code {code}" for code, count in sorted(ends.items()))
     found.counts = f"{found.cases} errors, {went_on} survived, {codes}"

@@ -1,8 +1,10 @@
-"""Spoiling one file-system call of one process of a run: the library of `faults.c`, and the small runs it is used on.
+"""Spoiling one file-system call of one process of a run: the library of `faults.c`, and the small
+runs it is used on.
 
-A `Fault` names a call by its role, its class and its number; a `Scene` is the run in which it happens, played again and
-again in one folder. Scenes are made so that a number means the same call each time, as far as processes that race
-allow it: `Scene.count` counts on runs without a fault, `Scene.hit` tells which call a fault has come to.
+A `Fault` names a call by its role, its class and its number; a `Scene` is the run in which it
+happens, played again and again in one folder. Scenes are made so that a number means the same call
+each time, as far as processes that race allow it: `Scene.count` counts on runs without a fault,
+`Scene.hit` tells which call a fault has come to.
 
 Of 6 tasks and 2 ranks each:
 even    each rank has 3 tasks; faults in the parent, or in rank 0, the worker
@@ -34,7 +36,8 @@ from torture.forked import Ended, Server
 from torture.job import payloads
 
 TASKS = 6
-MS = 2  # of each task: a thief that starts a little later than its victim still finds something to steal
+# of each task: a thief that starts a little later than its victim still finds something to steal
+MS = 2
 SCENE_OF = {"parent": "even", "worker": "even", "thief": "thief", "heir": "heir"}
 PROCESS_OF = {"parent": "parent", "worker": "r0.a0", "thief": "r0.a0", "heir": "parent"}
 ROLES = tuple(SCENE_OF)
@@ -58,7 +61,9 @@ def library() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder, "faults.so")
     source = Path(__file__).with_name("faults.c")
-    made = subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", path, source, "-ldl"], capture_output=True)
+    made = subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-o", path, source, "-ldl"], capture_output=True
+    )
     if made.returncode:
         raise NoCompiler(f"{compiler} cannot make faults.c: {made.stderr.decode(errors='replace')}")
     return path
@@ -66,7 +71,9 @@ def library() -> Path:
 
 @dataclass(frozen=True)
 class Fault:
-    """The n-th call of a class by a process of a role. many: how many in a row, 0: all from there on."""
+    """The n-th call of a class by a process of a role. many: how many in a row, 0: all from there
+    on.
+    """
 
     role: str
     call: str
@@ -76,7 +83,9 @@ class Fault:
     many: int = 1
 
     def __str__(self) -> str:
-        return " ".join(map(str, (self.role, self.call, self.n, self.action, self.error or "-", self.many)))
+        return " ".join(
+            map(str, (self.role, self.call, self.n, self.action, self.error or "-", self.many))
+        )
 
     @staticmethod
     def parse(text: str) -> Fault:
@@ -92,27 +101,45 @@ class Fault:
 
 
 class Scene:
-    """The run that the faults of one role happen in. One case after the other, in one folder, with one server."""
+    """The run that the faults of one role happen in. One case after the other, in one folder, with
+    one server.
+    """
 
     def __init__(self, role: str, home: Path, server: Server) -> None:
         self.role, self.server, self.home = role, server, home
         self.kind = SCENE_OF[role]
-        self.place = home / "place"  # holds the spool alone, so that all that happens below it is the run's
+        self.place = (
+            home / "place"
+        )  # holds the spool alone, so that all that happens below it is the run's
         self.spool = self.place / "S"
         self.executions = home / "executions"
         self._record, self._master = home / "calls", home / "master"
         home.mkdir(parents=True)
         costs = [100.0 if self.kind == "thief" else 1.0] + [1.0] * (TASKS - 1)
-        tasks = [{"payload": p, "cost": cost} for p, cost in zip(payloads(TASKS, MS), costs, strict=True)]
+        tasks = [
+            {"payload": p, "cost": cost} for p, cost in zip(payloads(TASKS, MS), costs, strict=True)
+        ]
         (home / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
         shutil.copy(JOB, home)  # so that whoever edits the file meanwhile changes no job under test
-        self._run = ("run", "job.py:work", "--tasks", "tasks.jsonl", "--ranks", "2", "--spool", str(self.spool), "-q")
+        self._run = (
+            "run",
+            "job.py:work",
+            "--tasks",
+            "tasks.jsonl",
+            "--ranks",
+            "2",
+            "--spool",
+            str(self.spool),
+            "-q",
+        )
         self._run += ("--arg", f"executions={self.executions}")
         if self.kind == "heir":
             self._make_master()
 
     def _make_master(self) -> None:
-        """Both workers die just after they published an output, the parent at the close of the first of them."""
+        """Both workers die just after they published an output, the parent at the close of the
+        first of them.
+        """
         self._clear()
         died = "class=link\nmany=1\naction=after\n"
         plan = {
@@ -142,8 +169,12 @@ class Scene:
         return self.server.run(*command, cwd=self.home, plan=plan, patience_s=patience_s, keep=True)
 
     def again(self, patience_s: float = 30.0) -> Ended:
-        """The same once more, without a fault: `resume` where there is a spool, else the same `run`."""
-        command = ("resume", str(self.spool), "-q") if (self.spool / "run.json").exists() else self._run
+        """The same once more, without a fault: `resume` where there is a spool, else the same
+        `run`.
+        """
+        command = (
+            ("resume", str(self.spool), "-q") if (self.spool / "run.json").exists() else self._run
+        )
         return self.server.run(*command, cwd=self.home, patience_s=patience_s, keep=True)
 
     def retry(self) -> Ended:
@@ -168,7 +199,9 @@ class Scene:
         return most
 
     def hit(self) -> str | None:
-        """The first call that a fault came to, "link 3 /…/x -> /…/y", with paths below the spool's folder."""
+        """The first call that a fault came to, "link 3 /…/x -> /…/y", with paths below the spool's
+        folder.
+        """
         spoiled = (line for line in self._lines() if " ! " in line)
         found = next(spoiled, None)
         return None if found is None else found.rpartition(" ! ")[0].replace(f"{self.place}/", "")
@@ -178,7 +211,9 @@ class Scene:
 
     def logs(self) -> str:
         """What the workers printed."""
-        return "".join(path.read_text(errors="replace") for path in sorted((self.spool / "logs").glob("*.log")))
+        return "".join(
+            path.read_text(errors="replace") for path in sorted((self.spool / "logs").glob("*.log"))
+        )
 
 
 def count_calls(home: Path, times: int) -> dict[str, Counter[str]]:
@@ -190,7 +225,9 @@ def count_calls(home: Path, times: int) -> dict[str, Counter[str]]:
 def chosen(
     amount: str, name: Callable[[dict[str, Counter[str]]], Iterable[Fault]], small: int, home: Path
 ) -> list[Fault]:
-    """All faults that `name` makes of the calls there are, or for the amount "small" about so many, spread evenly."""
+    """All faults that `name` makes of the calls there are, or for the amount "small" about so many,
+    spread evenly.
+    """
     faults = list(name(count_calls(home, 3 if amount == "full" else 1)))
     return faults if amount == "full" else faults[:: max(1, len(faults) // small)]
 
@@ -198,7 +235,9 @@ def chosen(
 def played(
     faults: Iterable[Fault], play: Callable[[Scene, Fault], T], home: Path, at_once: int
 ) -> Iterator[tuple[Fault, T]]:
-    """Every fault with what `play` made of it, so many at once; each lane has a server and scenes of its own."""
+    """Every fault with what `play` made of it, so many at once; each lane has a server and scenes
+    of its own.
+    """
     lanes: SimpleQueue[dict[str, Scene]] = SimpleQueue()
     servers = [Server(library()) for _ in range(at_once)]
     for number, server in enumerate(servers):
@@ -225,7 +264,9 @@ def play_one(text: str, play: Callable[[Scene, Fault], object]) -> None:
     with Server(library()) as server:
         scene = Scene(fault.role, home / "scene", server)
         first = scene.play(fault)
-        print(f"first: exit code {first.code}{' (hung)' if first.hung else ''}, {first.seconds:.2f} s\n{first.err}")
+        print(
+            f"first: exit code {first.code}{' (hung)' if first.hung else ''}, {first.seconds:.2f} s\n{first.err}"
+        )
         print(f"spoiled: {scene.hit()}\nlogs:\n{scene.logs()}")
         server.kill_left()
         print(f"the whole case: {play(scene, fault)}\nin {scene.home}")

@@ -1,16 +1,19 @@
-"""The command line in forked children of a warm process: a whole `gpuspool run` without the cost of an interpreter.
+"""The command line in forked children of a warm process: a whole `gpuspool run` without the cost of
+an interpreter.
 
-A `Server` is one process that has imported everything. For each command it forks a child, which sets up what a fresh
-process would have (session, folder, environment, descriptors, signals) and calls `orchestrator.cli.main`; there
-`subprocess.Popen` of `python -P -m worker` is replaced by a fork that calls `worker.__main__.main`. Nothing else is
+A `Server` is one process that has imported everything. For each command it forks a child, which
+sets up what a fresh process would have (session, folder, environment, descriptors, signals) and
+calls `gpuspool.orchestrator.cli.main.main`; there `subprocess.Popen` of `python -P -m
+gpuspool.worker` is replaced by a fork that calls `gpuspool.worker.__main__.main`. Nothing else is
 replaced: processes, pids, signals, locks and files are real, and each can be killed like any other.
 
-The server is a subreaper, so whatever a command left behind, whoever its parent was, is found below the server and
-reaped there: `left` lists it, `kill_left` ends it, and all of it dies with the server, which dies with its user.
-One server runs one case at a time; for two at a time make two.
+The server is a subreaper, so whatever a command left behind, whoever its parent was, is found below
+the server and reaped there: `left` lists it, `kill_left` ends it, and all of it dies with the
+server, which dies with its user. One server runs one case at a time; for two at a time make two.
 
-`run` is the short form, with one server for the whole process. A server may be started with an LD_PRELOAD library, the
-one of `faults.py`: a `plan` then tells its `faults_arm` what to do, by the role of each process: "parent", "r1.a0".
+`run` is the short form, with one server for the whole process. A server may be started with an
+LD_PRELOAD library, the one of `faults.py`: a `plan` then tells its `faults_arm` what to do, by the
+role of each process: "parent", "r1.a0".
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PATIENCE_S = 30.0  # how long one command may take before it counts as hung
-GONE_S = 10.0  # how long a killed process may take to be gone; only then is something wrong with the machine
+# how long a killed process may take to be gone; only then is something wrong with the machine
+GONE_S = 10.0
 FOREIGN = ("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "OMP_", "PYTEST_", "PYTHON", "LD_PRELOAD")
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -44,7 +48,9 @@ Plan = Mapping[str, str]  # role -> what `faults_arm` of the preloaded library i
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that ended. code: -N for signal N; left: the pids that were alive when it had; hung: patience over."""
+    """A command that ended. code: -N for signal N; left: the pids that were alive when it had;
+    hung: patience over.
+    """
 
     code: int
     out: str
@@ -59,7 +65,9 @@ class Server:
 
     def __init__(self, preload: Path | None = None) -> None:
         ours, theirs = socket.socketpair()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)
+        }
         environment |= {"NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
         if preload is not None:
             environment["LD_PRELOAD"] = str(preload)
@@ -77,18 +85,31 @@ class Server:
         ours.close()
 
     def start(
-        self, *args: str | Path, cwd: Path, env: Mapping[str, str | None] | None = None, plan: Plan | None = None
+        self,
+        *args: str | Path,
+        cwd: Path,
+        env: Mapping[str, str | None] | None = None,
+        plan: Plan | None = None,
     ) -> int:
-        """Start a command in the background; returns its pid, which `wait` takes. A variable that is None is unset."""
+        """Start a command in the background; returns its pid, which `wait` takes. A variable that
+        is None is unset.
+        """
         stem = Path(self._folder.name, str(next(self._numbers)))
         began = time.monotonic()
-        request = {"args": [*map(str, args)], "cwd": str(cwd), "env": dict(env or {}), "plan": dict(plan or {})}
+        request = {
+            "args": [*map(str, args)],
+            "cwd": str(cwd),
+            "env": dict(env or {}),
+            "plan": dict(plan or {}),
+        }
         pid = int(self._ask("start", **request, stem=str(stem)))
         self._started[pid] = stem, began
         return pid
 
     def wait(self, pid: int, patience_s: float = PATIENCE_S) -> Ended:
-        """The end of a started command; where its patience is over, all that lives below this server is killed."""
+        """The end of a started command; where its patience is over, all that lives below this
+        server is killed.
+        """
         answer = self._ask("wait", pid=pid, patience_s=patience_s)
         stem, began = self._started.pop(pid)
         said = {}
@@ -107,7 +128,9 @@ class Server:
         plan: Plan | None = None,
         keep: bool = False,
     ) -> Ended:
-        """Run a command to its end. What outlives it is killed then, unless `keep`: for a resume that adopts it."""
+        """Run a command to its end. What outlives it is killed then, unless `keep`: for a resume
+        that adopts it.
+        """
         ended = self.wait(self.start(*args, cwd=cwd, env=env, plan=plan), patience_s)
         if not keep:
             self.kill_left()
@@ -166,9 +189,13 @@ def run(
 def _serve(channel: socket.socket) -> None:
     """Answer requests until the user is gone."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # so that sigtimedwait may wait for it
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, [signal.SIGCHLD]
+    )  # so that sigtimedwait may wait for it
     _warm_up()
-    codes: dict[int, int | None] = {}  # of the commands that were started and not waited for: their exit codes
+    codes: dict[
+        int, int | None
+    ] = {}  # of the commands that were started and not waited for: their exit codes
     file = channel.makefile("rw")
     for line in file:
         request = json.loads(line)
@@ -190,7 +217,13 @@ def _serve(channel: socket.socket) -> None:
 
 def _warm_up() -> None:
     """Import what a parent and a worker import, the late imports too."""
-    for name in ("orchestrator.cli", "orchestrator.api", "worker.__main__", "watchdog.events", "watchdog.observers"):
+    for name in (
+        "gpuspool.orchestrator.cli.main",
+        "gpuspool.orchestrator.api",
+        "gpuspool.worker.__main__",
+        "watchdog.events",
+        "watchdog.observers",
+    ):
         importlib.import_module(name)
 
 
@@ -198,14 +231,18 @@ def _start(args: list[str], cwd: str, env: dict[str, str | None], plan: Plan, st
     """Fork the parent of a run."""
 
     def command() -> None:
-        from orchestrator import cli
+        from gpuspool.orchestrator.cli.main import main
 
         _fork_workers(plan)
-        cli.main(args)
+        main(args)
 
-    environment = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
+    environment = {
+        name: value for name, value in {**os.environ, **env}.items() if value is not None
+    }
     environment.pop("LD_PRELOAD", None)
-    outputs = [os.open(f"{stem}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("out", "err")]
+    outputs = [
+        os.open(f"{stem}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("out", "err")
+    ]
     pid = _fork(command, "parent", plan, ["gpuspool", *args], cwd, environment, outputs)
     for fd in outputs:
         os.close(fd)
@@ -235,22 +272,30 @@ def _fork(
         os._exit(70)
 
 
-def _become_fresh(argv: list[str], cwd: str, environment: Mapping[str, str], outputs: list[int]) -> None:
-    """Session, descriptors, signals, folder, environment, streams: as exec(2) and the interpreter would leave them."""
+def _become_fresh(
+    argv: list[str], cwd: str, environment: Mapping[str, str], outputs: list[int]
+) -> None:
+    """Session, descriptors, signals, folder, environment, streams: as exec(2) and the interpreter
+    would leave them.
+    """
     os.setsid()
     for fd in (0, 1, 2):
         os.dup2(outputs[fd - 1] if fd else os.open(os.devnull, os.O_RDONLY), fd)
     os.closerange(3, 4096)
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = argv
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(
+        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    )
     atexit._clear()
 
 
@@ -273,10 +318,12 @@ def _finish(function: Callable[[], Any]) -> NoReturn:
 
 
 class Forked:
-    """A worker that was forked: what `orchestrator.launch` uses of a Popen."""
+    """A worker that was forked: what `gpuspool.orchestrator.supervise.launch` uses of a Popen."""
 
-    def __init__(self, plan: Plan, argv: list[str], cwd: str, env: Mapping[str, str], stdout: Any) -> None:
-        from worker.__main__ import main
+    def __init__(
+        self, plan: Plan, argv: list[str], cwd: str, env: Mapping[str, str], stdout: Any
+    ) -> None:
+        from gpuspool.worker.__main__ import main
 
         self.args, self.returncode = argv, None
         role = f"r{argv[argv.index('--rank') + 1]}.a{argv[argv.index('--attempt') + 1]}"
@@ -318,14 +365,18 @@ class Forked:
 
 
 def _fork_workers(plan: Plan) -> None:
-    """In the parent of a run: from now on workers are forked, not executed. Everything else is started as always."""
+    """In the parent of a run: from now on workers are forked, not executed. Everything else is
+    started as always.
+    """
     real = subprocess.Popen
 
     def popen(argv: Any, **settings: Any) -> Any:
-        if not isinstance(argv, list) or argv[1:4] != ["-P", "-m", "worker"]:
+        if not isinstance(argv, list) or argv[1:4] != ["-P", "-m", "gpuspool.worker"]:
             return real(argv, **settings)
         known = {"stdin", "stdout", "stderr", "cwd", "env", "start_new_session"}
-        assert settings.keys() <= known, f"torture/forked.py cannot start workers with {settings.keys() - known}"
+        assert settings.keys() <= known, (
+            f"torture/forked.py cannot start workers with {settings.keys() - known}"
+        )
         return Forked(plan, argv, settings["cwd"], settings["env"], settings["stdout"])
 
     subprocess.Popen = popen  # type: ignore[misc,assignment]
@@ -345,7 +396,9 @@ def _wait(codes: dict[int, int | None], pid: int, patience_s: float) -> dict[str
 
 
 def _reap(codes: dict[int, int | None]) -> None:
-    """Collect every child that ended, and keep what is asked for. Pids come again, so no other may be kept."""
+    """Collect every child that ended, and keep what is asked for. Pids come again, so no other may
+    be kept.
+    """
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -361,7 +414,9 @@ def _living() -> list[int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
-                state, parent = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[:2]
+                state, parent = (
+                    Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[:2]
+                )
                 children.setdefault(int(parent), []).append((int(name), state))
     found: list[int] = []
     below = [os.getpid()]
@@ -374,7 +429,9 @@ def _living() -> list[int]:
 
 
 def _kill_left(codes: dict[int, int | None]) -> None:
-    """SIGKILL, parents and children alike, until nobody is left; a fork bomb of jobs would need more than this."""
+    """SIGKILL, parents and children alike, until nobody is left; a fork bomb of jobs would need
+    more than this.
+    """
     deadline = time.monotonic() + GONE_S
     while pids := _living():
         assert time.monotonic() < deadline, f"these processes cannot be killed: {pids}"

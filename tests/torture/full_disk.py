@@ -1,13 +1,15 @@
-"""Row "full disk, full inodes, read-only": a file system goes bad half way through a run, and is mended.
+"""Row "full disk, full inodes, read-only": a file system goes bad half way through a run, and is
+mended.
 
-A case is named by four words: the file system (tmpfs, ext4), what lies on it (spool: the spool with its outputs; out:
-only `--out`; logs: only what workers and jobs print), what goes wrong (own-bytes, own-inodes: the run itself uses up
-what there is; bytes, inodes: somebody else does; read-only), and how the job writes (write, numpy, torch, tidy,
-command). Gates hold back the second half of the tasks until it has gone wrong.
+A case is named by four words: the file system (tmpfs, ext4), what lies on it (spool: the spool with
+its outputs; out: only `--out`; logs: only what workers and jobs print), what goes wrong (own-bytes,
+own-inodes: the run itself uses up what there is; bytes, inodes: somebody else does; read-only), and
+how the job writes (write, numpy, torch, tidy, command). Gates hold back the second half of the
+tasks until it has gone wrong.
 
-Required: the run ends by itself within 30 s, no process of it left, exit code 1 or 4, the system's own words and
-the path on stderr, no task failed. Once the file system is mended, the same command ends with exit code 0 and every
-output is there and right.
+Required: the run ends by itself within 30 s, no process of it left, exit code 1 or 4, the system's
+own words and the path on stderr, no task failed. Once the file system is mended, the same command
+ends with exit code 0 and every output is there and right.
 
 `python -m torture.full_disk WORD WORD WORD WORD` plays one case and shows what the run said.
 """
@@ -37,8 +39,16 @@ NAME = "full disk, full inodes, read-only"
 TASKS, HALF = 24, 12
 PATIENCE_S = 30.0  # from the fault to the end of the run and of its last process
 SIZE, INODES = 20 << 20, 512
-ROOM = 5  # outputs for which there is room left, and half of one, where the run itself uses it up; fewer than are due
-OUTPUT_BYTES = {"write": 4096, "numpy": 68 << 10, "torch": 68 << 10, "tidy": 256 << 10, "command": 64 << 10}
+# outputs for which there is room left, and half of one, where the run itself uses it up; fewer than
+# are due
+ROOM = 5
+OUTPUT_BYTES = {
+    "write": 4096,
+    "numpy": 68 << 10,
+    "torch": 68 << 10,
+    "tidy": 256 << 10,
+    "command": 64 << 10,
+}
 SUFFIX = {"write": ".txt", "numpy": ".npy", "torch": ".pt", "tidy": ".bin", "command": ".bin"}
 FUNCTION = {"write": "write", "numpy": "save_numpy", "torch": "save_torch", "tidy": "save_tidily"}
 CONTENT = {"tidy": disk_job.large_chunk}
@@ -46,7 +56,12 @@ FAULTS = ("own-bytes", "bytes", "own-inodes", "inodes", "read-only")
 WORDS = ("No space left on device", "Read-only file system", "Input/output error")
 LOG_FAULTS = (("tmpfs", "bytes"), ("ext4", "bytes"), ("ext4", "read-only"))
 AT_ONCE = 6  # cases; most of their time is waiting for restarts
-SMALL = ("tmpfs out bytes write", "tmpfs out bytes numpy", "tmpfs spool inodes command", "ext4 spool read-only write")
+SMALL = (
+    "tmpfs out bytes write",
+    "tmpfs out bytes numpy",
+    "tmpfs spool inodes command",
+    "ext4 spool read-only write",
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,9 @@ class Case:
 
     @property
     def is_possible(self) -> bool:
-        """A tmpfs cannot be made read-only while a file is open; a log takes no new inode; only `write` prints."""
+        """A tmpfs cannot be made read-only while a file is open; a log takes no new inode; only
+        `write` prints.
+        """
         if self.place == "logs":
             return self.writer == "write" and (
                 self.fault == "bytes" or (self.kind, self.fault) == ("ext4", "read-only")
@@ -71,7 +88,9 @@ class Case:
     @property
     def is_cheap(self) -> bool:
         """torch takes a second for each worker: with it, one file system and two faults must do."""
-        return self.writer != "torch" or (self.kind == "ext4" and self.fault in ("bytes", "read-only"))
+        return self.writer != "torch" or (
+            self.kind == "ext4" and self.fault in ("bytes", "read-only")
+        )
 
 
 @dataclass
@@ -89,7 +108,9 @@ def cases(amount: str) -> Iterator[Case]:
     if amount == "small":
         yield from (Case(*text.split()) for text in SMALL)
         return
-    for words in itertools.product(("tmpfs", "ext4"), ("out", "spool", "logs"), FAULTS, OUTPUT_BYTES):
+    for words in itertools.product(
+        ("tmpfs", "ext4"), ("out", "spool", "logs"), FAULTS, OUTPUT_BYTES
+    ):
         case = Case(*words)
         if case.is_possible and case.is_cheap:
             yield case
@@ -137,11 +158,30 @@ class Play:
             for index in range(TASKS):
                 (folder / f"{index:02d}").write_bytes(disk_job.chunk(index))
             wait = 'until [ -e "$0" ]; do sleep 0.01; done; exec cp "$1" "$2"'
-            return [*options, "in/*", "--", "sh", "-c", wait, f"{self.gates}/{{index}}", "{input}", "{output}.bin"]
+            return [
+                *options,
+                "in/*",
+                "--",
+                "sh",
+                "-c",
+                wait,
+                f"{self.gates}/{{index}}",
+                "{input}",
+                "{output}.bin",
+            ]
         tasks = self.home / "tasks.jsonl"
-        tasks.write_text("".join(f'{{"payload": {{"n": {p["n"]}, "ms": 1}}}}\n' for p in payloads(TASKS)))
+        tasks.write_text(
+            "".join(f'{{"payload": {{"n": {p["n"]}, "ms": 1}}}}\n' for p in payloads(TASKS))
+        )
         job = Path(disk_job.__file__)
-        options += ["--tasks", str(tasks), "--arg", f"gates={self.gates}", "--arg", f"executions={self.executions}"]
+        options += [
+            "--tasks",
+            str(tasks),
+            "--arg",
+            f"gates={self.gates}",
+            "--arg",
+            f"executions={self.executions}",
+        ]
         return [*options, f"{job}:{FUNCTION[self.case.writer]}"]
 
     def _break_half_way(self, pid: int) -> None:
@@ -188,7 +228,9 @@ class Play:
             problem(f"{len(left)} processes lived on for {PATIENCE_S:.0f} s after the fault")
         where = self.spool / "logs" if self.case.place == "logs" else self.disk.path
         if not any(word in ended.err for word in WORDS) or str(where) not in ended.err:
-            problem(f"stderr does not name the errno and a path below {where}: {ended.err[-400:]!r}")
+            problem(
+                f"stderr does not name the errno and a path below {where}: {ended.err[-400:]!r}"
+            )
         failed = sorted(self._facts().failed_round)
         if failed:
             problem(f"tasks {failed} failed for good because of the disk")
@@ -202,10 +244,16 @@ class Play:
         ended = self.server.run(*command, cwd=self.home, patience_s=2 * PATIENCE_S)
         self.verdict.ended.append(ended)
         if ended.code != 0:
-            self.verdict.problems.append(f"mended, it ends with exit code {ended.code}: {ended.err[-600:]!r}")
+            self.verdict.problems.append(
+                f"mended, it ends with exit code {ended.code}: {ended.err[-600:]!r}"
+            )
         if self.case.writer == "write":
             self.verdict.counts = checker.check(
-                self.spool, TASKS, claimed_ok=ended.code == 0, executions=self.executions, looks=looks
+                self.spool,
+                TASKS,
+                claimed_ok=ended.code == 0,
+                executions=self.executions,
+                looks=looks,
             )
         else:
             self._judge_large(ended.code == 0, looks[0])
@@ -223,7 +271,10 @@ class Play:
             if facts.has_failed(index):
                 continue  # told already
             if not lines or not path.exists():
-                counts.found("L", f"task {index} has {len(lines or ())} complete lines, output {path.exists()}")
+                counts.found(
+                    "L",
+                    f"task {index} has {len(lines or ())} complete lines, output {path.exists()}",
+                )
             elif lines[0].record["outputs"] != [[path.name, path.stat().st_size]]:
                 counts.found("C", f"task {index}: its line names {lines[0].record['outputs']}")
             elif disk_job.read_back(path) != CONTENT.get(self.case.writer, disk_job.chunk)(index):
@@ -283,7 +334,12 @@ def main(words: list[str]) -> int:
         verdict = play_all([Case(*words)], Path(home), 1)[0]
     for ended in verdict.ended:
         print(f"exit code {ended.code} after {ended.seconds:.1f} s\n{ended.err}{ended.out}")
-    print(*verdict.problems, *verdict.counts.notes, f"{verdict.seconds:.1f} s from the fault to the end", sep="\n")
+    print(
+        *verdict.problems,
+        *verdict.counts.notes,
+        f"{verdict.seconds:.1f} s from the fault to the end",
+        sep="\n",
+    )
     return int(bool(verdict.problems or verdict.counts.notes))
 
 

@@ -1,10 +1,13 @@
-"""A file system on which a read never returns: our own server behind /dev/fuse, in as few messages as will do.
+"""A file system on which a read never returns: our own server behind /dev/fuse, in as few messages
+as will do.
 
-It holds one file, `hang`. Who reads it has handed a request to a server that never answers, and stands in
-uninterruptible sleep, as on a dead NFS server: not even SIGKILL ends it, until the connection is aborted.
+It holds one file, `hang`. Who reads it has handed a request to a server that never answers, and
+stands in uninterruptible sleep, as on a dead NFS server: not even SIGKILL ends it, until the
+connection is aborted.
 
-`hanging` mounts it, in the mount namespace of `mounts`, with the server in a process of its own. However that process
-ends, the kernel aborts the connection and every reader gets an error, so nothing stays stuck.
+`hanging` mounts it, in the mount namespace of `mounts`, with the server in a process of its own.
+However that process ends, the kernel aborts the connection and every reader gets an error, so
+nothing stays stuck.
 """
 
 from __future__ import annotations
@@ -20,7 +23,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 14, 15, 18, 26, 36, 42
+LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, INIT, INTERRUPT, BATCH_FORGET = (
+    1,
+    2,
+    3,
+    14,
+    15,
+    18,
+    26,
+    36,
+    42,
+)
 UNANSWERED = (READ, FORGET, BATCH_FORGET, INTERRUPT)
 MS_NOSUID, MS_NODEV, MNT_DETACH = 2, 4, 2
 BUFFER = 1 << 18  # more than the largest request
@@ -44,7 +57,9 @@ class Hanging:
         self._mount, self._server = mount, server
 
     def release(self) -> None:
-        """End the server: the kernel aborts the connection, and each reader goes on with an error, or dies."""
+        """End the server: the kernel aborts the connection, and each reader goes on with an error,
+        or dies.
+        """
         self._server.kill()
         self._server.wait()
         ctypes.CDLL(None).umount2(os.fsencode(self._mount), MNT_DETACH)
@@ -55,7 +70,9 @@ def hanging(mount: Path) -> Iterator[Hanging]:
     """Mount it at a new folder; released at the end."""
     mount.mkdir()
     server = subprocess.Popen(
-        [sys.executable, "-P", __file__, str(mount)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        [sys.executable, "-P", __file__, str(mount)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
     )
     assert server.stdout is not None
     system = Hanging(mount, server)
@@ -84,14 +101,29 @@ def _mount(mount: str) -> int:
 def _attributes(node: int) -> bytes:
     """struct fuse_attr: a folder, or a file that has something to read."""
     mode, size = (0o40755, 0) if node == ROOT else (0o100644, FILE_SIZE)
-    return struct.pack("<6Q10I", node, size, 1, 0, 0, 0, 0, 0, 0, mode, 1, os.getuid(), os.getgid(), 0, 4096, 0)
+    return struct.pack(
+        "<6Q10I", node, size, 1, 0, 0, 0, 0, 0, 0, mode, 1, os.getuid(), os.getgid(), 0, 4096, 0
+    )
 
 
 def _answer(code: int, node: int, body: bytes) -> bytes | int:
     """The payload of a reply, or an errno."""
     if code == INIT:
         major, minor, readahead = struct.unpack_from("<3I", body)
-        return struct.pack("<4I2H2I2H8I", major, min(minor, 31), readahead, 0, 16, 12, BUFFER // 2, 1, 0, 0, *[0] * 8)
+        return struct.pack(
+            "<4I2H2I2H8I",
+            major,
+            min(minor, 31),
+            readahead,
+            0,
+            16,
+            12,
+            BUFFER // 2,
+            1,
+            0,
+            0,
+            *[0] * 8,
+        )
     if code == LOOKUP:
         if body.rstrip(b"\0") != b"hang":
             return errno.ENOENT

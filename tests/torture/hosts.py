@@ -1,10 +1,13 @@
-"""Another host, played by namespaces: its processes have a name, pids and file locks that mean nothing here.
+"""Another host, played by namespaces: its processes have a name, pids and file locks that mean
+nothing here.
 
-`OtherHost` starts a command there. The spool is shared, as on a cluster's file system, but the orchestrator's lock is a
-file of that host alone (a bind mount), as on Lustre mounted with `localflock`: nothing keeps two orchestrators apart.
-`freeze` and `thaw` stop and wake the whole host, as a hypervisor does, or a laptop's lid.
+`OtherHost` starts a command there. The spool is shared, as on a cluster's file system, but the
+orchestrator's lock is a file of that host alone (a bind mount), as on Lustre mounted with
+`localflock`: nothing keeps two orchestrators apart. `freeze` and `thaw` stop and wake the whole
+host, as a hypervisor does, or a laptop's lid.
 
-`REAPER` is the other part of a process's surroundings that can be odd: a parent of orphans that never reaps them.
+`REAPER` is the other part of a process's surroundings that can be odd: a parent of orphans that
+never reaps them.
 """
 
 from __future__ import annotations
@@ -15,7 +18,16 @@ from pathlib import Path
 
 from helpers import GPUSPOOL, Box, Started, kill, wait_until
 
-NAMESPACES = ("unshare", "--uts", "--pid", "--mount", "--propagation", "private", "--fork", "--mount-proc")
+NAMESPACES = (
+    "unshare",
+    "--uts",
+    "--pid",
+    "--mount",
+    "--propagation",
+    "private",
+    "--fork",
+    "--mount-proc",
+)
 SCRIPT = (sys.executable, "-P", str(Path(__file__).with_name("elsewhere.py")))
 REAPER = (*SCRIPT, "reaper", GPUSPOOL)  # as `program` of a command: its orphans are never reaped
 
@@ -30,15 +42,19 @@ class OtherHost:
         """Run gpuspool there; its exit code is that of what is returned."""
         lock = self.box / "orchestrator.lock"
         lock.touch()
-        return self.box.start(*args, program=(*NAMESPACES, *SCRIPT, "host", str(spool), str(lock), GPUSPOOL))
+        return self.box.start(
+            *args, program=(*NAMESPACES, *SCRIPT, "host", str(spool), str(lock), GPUSPOOL)
+        )
 
     def workers(self) -> list[tuple[str, int]]:
         """(attempt, its pid as it is seen from here) of every worker over there."""
         found = []
         for pid in self.box.processes():
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            if "worker" in words[:4] and "--rank" in words:
-                rank, attempt = (int(words[words.index(name) + 1]) for name in ("--rank", "--attempt"))
+            if "gpuspool.worker" in words[:4] and "--rank" in words:
+                rank, attempt = (
+                    int(words[words.index(name) + 1]) for name in ("--rank", "--attempt")
+                )
                 found.append((f"rank-{rank:04d}.a{attempt:02d}", pid))
         return sorted(found)
 

@@ -1,8 +1,9 @@
-"""The job that is tortured: each execution leaves a trace, and each output tells who wrote it and whether it is whole.
+"""The job that is tortured: each execution leaves a trace, and each output tells who wrote it and
+whether it is whole.
 
-A payload is `{"n": index, "ms": milliseconds of work}`; with `"fail": true` the task raises, with `"exit": true` its
-process ends. `--arg executions=FOLDER`
-names an existing folder where every execution notes its beginning: one line and one write(2) each, one file a process.
+A payload is `{"n": index, "ms": milliseconds of work}`; with `"fail": true` the task raises, with
+`"exit": true` its process ends. `--arg executions=FOLDER` names an existing folder where every
+execution notes its beginning: one line and one write(2) each, one file a process.
 """
 
 import hashlib
@@ -35,7 +36,9 @@ def note_execution(folder, attempt, task, nonce):
     """Say that an execution begins, before it does anything."""
     line = json.dumps({"task": task, "nonce": nonce, "at": time.time()}) + "\n"
     fd = os.open(
-        Path(folder) / f"{attempt}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+        Path(folder) / f"{attempt}.{os.getpid()}",
+        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
+        0o644,
     )
     try:
         os.write(fd, line.encode())

@@ -1,13 +1,16 @@
-"""Row "kill at every file-system call": SIGKILL just before and just after each call that changes something.
+"""Row "kill at every file-system call": SIGKILL just before and just after each call that changes
+something.
 
-For the parent, a worker, a thief, and the parent of a resume that inherits dead workers: the run is killed at its n-th
-create, write, link, rename, unlink or mkdir below the spool's folder, for n = 1, 2, … until a run makes fewer calls
-than n. Then `resume` (the same `run` where there is no spool yet) must end with exit code 0 within 10 s of its start,
-with nothing lost, doubled or wrong, nothing for `verify` to complain about, and no process left.
+For the parent, a worker, a thief, and the parent of a resume that inherits dead workers: the run is
+killed at its n-th create, write, link, rename, unlink or mkdir below the spool's folder, for n = 1,
+2, … until a run makes fewer calls than n. Then `resume` (the same `run` where there is no spool
+yet) must end with exit code 0 within 10 s of its start, with nothing lost, doubled or wrong,
+nothing for `verify` to complain about, and no process left.
 
-This is what `strace -f -e inject=link:signal=KILL:when=N` does, by a library (faults.c) that counts only the calls on
-the spool's own paths, and that knows both sides of a call; it takes a tenth of a second a case. A handful of cases with
-the real strace, on processes that were really executed, shows that both ways see the same.
+This is what `strace -f -e inject=link:signal=KILL:when=N` does, by a library (faults.c) that counts
+only the calls on the spool's own paths, and that knows both sides of a call; it takes a tenth of a
+second a case. A handful of cases with the real strace, on processes that were really executed,
+shows that both ways see the same.
 
 `cd tests && python -m torture.kill_calls "worker link 3 after - 1"` plays one case and tells all.
 """
@@ -26,16 +29,28 @@ from pathlib import Path
 from helpers import GPUSPOOL, Box
 
 from torture.checker import Counts, check
-from torture.faults import JOB, MUTATING, ROLES, TASKS, Fault, NoCompiler, Scene, chosen, play_one, played
+from torture.faults import (
+    JOB,
+    MUTATING,
+    ROLES,
+    TASKS,
+    Fault,
+    NoCompiler,
+    Scene,
+    chosen,
+    play_one,
+    played,
+)
 from torture.job import payloads
 from torture.rows import Row
 
 RESUME_S = 10.0  # within which every resume must end
 AT_ONCE = 2
 SMALL = 30  # kills of the small amount
-MORE = 12  # numbers beyond those counted: processes race, and on a busy machine a thief may claim all tasks
-# (system call, n) for strace, which counts for each process by itself: fdatasync kills the workers, the others the
-# parent, at several stages of making a spool.
+# numbers beyond those counted: processes race, and on a busy machine a thief may claim all tasks
+MORE = 12
+# (system call, n) for strace, which counts for each process by itself: fdatasync kills the workers,
+# the others the parent, at several stages of making a spool.
 STRACED = {
     "small": [("fdatasync", 1)],
     "full": [("fdatasync", 1), ("link", 3), ("link", 8), ("rename", 1), ("fsync", 9), ("mkdir", 5)],
@@ -62,7 +77,9 @@ def play(scene: Scene, fault: Fault) -> Verdict:
     problems = [f"the run hung: {first.err[-500:]}"] if first.hung else []
     again = scene.again(patience_s=RESUME_S)
     problems += [f"{RESUME_S:.0f} s after its start the resume had not ended"] if again.hung else []
-    problems += [f"the resume ended with exit code {again.code}: {again.err[-1000:]}"] if again.code else []
+    problems += (
+        [f"the resume ended with exit code {again.code}: {again.err[-1000:]}"] if again.code else []
+    )
     problems += [f"a traceback: {e.err[-1000:]}" for e in (first, again) if "Traceback" in e.err]
     problems += [f"processes are left: {again.left}"] if again.left else []
     scene.server.kill_left()
@@ -85,13 +102,17 @@ def row(amount: str, home: Path) -> Row:
     began = time.monotonic()
     found = Row("kill at every file-system call", 0, "")
     try:
-        every = all_faults if amount == "full" else partial(all_faults, more=0)  # a sample is to hit
+        every = (
+            all_faults if amount == "full" else partial(all_faults, more=0)
+        )  # a sample is to hit
         faults = chosen(amount, every, SMALL, home)
     except NoCompiler as reason:
         found.counts = f"not run: {reason}"
         return found
     kills = dict.fromkeys(ROLES, 0)
-    last: dict[tuple[str, str], bool] = {}  # whether the highest number of a class was still reached
+    last: dict[
+        tuple[str, str], bool
+    ] = {}  # whether the highest number of a class was still reached
     slowest = 0.0
     for fault, verdict in played(faults, play, home, AT_ONCE):
         last[fault.role, fault.call] = verdict.hit is not None
@@ -99,10 +120,17 @@ def row(amount: str, home: Path) -> Row:
             continue
         kills[fault.role] += 1
         slowest = max(slowest, verdict.seconds)
-        _add(found, verdict.counts, verdict.problems, f'python -m torture.kill_calls "{fault}", at {verdict.hit}')
+        _add(
+            found,
+            verdict.counts,
+            verdict.problems,
+            f'python -m torture.kill_calls "{fault}", at {verdict.hit}',
+        )
     if amount == "full":
         found.failures += [
-            f"{role} makes more calls of the class {call}" for (role, call), more in last.items() if more
+            f"{role} makes more calls of the class {call}"
+            for (role, call), more in last.items()
+            if more
         ]
     straced = strace(amount, home, found)
     told = ", ".join(f"{role} {count}" for role, count in kills.items())
@@ -116,7 +144,9 @@ def _add(found: Row, counts: Counts, problems: list[str], how: str) -> None:
     found.cases += 1
     for letter in "LDCXR":
         setattr(found, letter, getattr(found, letter) + getattr(counts, letter))
-    found.failures += [f"{how}: {text}" for text in [*problems, *([] if counts.is_clean else counts.notes)]]
+    found.failures += [
+        f"{how}: {text}" for text in [*problems, *([] if counts.is_clean else counts.notes)]
+    ]
 
 
 def strace(amount: str, home: Path, found: Row) -> int:
@@ -134,15 +164,40 @@ def strace_one(call: str, n: int, home: Path) -> tuple[Counts, list[str]]:
     """Every process of a run dies at its n-th call; then resume."""
     home.mkdir(parents=True)
     box = Box(home)
-    command = ["run", f"{JOB}:work", "--tasks", box.tasks(payloads(TASKS)), "--ranks", "2", "--spool", "S"]
+    command = [
+        "run",
+        f"{JOB}:work",
+        "--tasks",
+        box.tasks(payloads(TASKS)),
+        "--ranks",
+        "2",
+        "--spool",
+        "S",
+    ]
     command += ["--arg", f"executions={home / 'executions'}", "--time-limit", f"{RESUME_S}s"]
     (home / "executions").mkdir()
-    inject = ("strace", "-f", "-qq", "-o", "trace", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={n}")
+    inject = (
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "trace",
+        "-e",
+        f"trace={call}",
+        "-e",
+        f"inject={call}:signal=KILL:when={n}",
+    )
     box.run(*command, program=(*inject, GPUSPOOL), code=None)
-    problems = [] if "+++ killed by SIGKILL +++" in (home / "trace").read_text() else ["strace killed nothing"]
+    problems = (
+        []
+        if "+++ killed by SIGKILL +++" in (home / "trace").read_text()
+        else ["strace killed nothing"]
+    )
     again = ["resume", "S"] if (home / "S" / "run.json").exists() else command
     done = box.run(*again, code=None)
-    problems += [f"the resume ended with exit code {done.code}: {done.err[-1000:]}"] if done.code else []
+    problems += (
+        [f"the resume ended with exit code {done.code}: {done.err[-1000:]}"] if done.code else []
+    )
     problems += [f"processes are left: {left}"] if (left := box.processes()) else []
     box.kill_all()
     return check(home / "S", TASKS, claimed_ok=True, executions=home / "executions"), problems

@@ -1,10 +1,12 @@
-"""Kill storm: SIGKILL of a random process of a run again and again, and the same run started again, until it is done.
+"""Kill storm: SIGKILL of a random process of a run again and again, and the same run started again,
+until it is done.
 
-Four workers and their parent, by the real command line, work on 500 tasks of 1-4 ms in batches of 4. A parent that dies
-leaves workers behind, which its successor adopts; a worker that dies is seen by its parent, if that lives. Afterwards
-nothing may be lost, doubled or wrong, no task may have been executed after its line stood in a journal, and each kill
-may have cost the batch in hand at most. Kills come by progress or by time, whichever is first, so that a run that is
-fast gets as many as one that is slow. A seed decides who is killed when; a busy machine shifts it a little.
+Four workers and their parent, by the real command line, work on 500 tasks of 1-4 ms in batches of
+4. A parent that dies leaves workers behind, which its successor adopts; a worker that dies is seen
+by its parent, if that lives. Afterwards nothing may be lost, doubled or wrong, no task may have
+been executed after its line stood in a journal, and each kill may have cost the batch in hand at
+most. Kills come by progress or by time, whichever is first, so that a run that is fast gets as many
+as one that is slow. A seed decides who is killed when; a busy machine shifts it a little.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from torture.rows import Row
 JOB = Path(__file__).with_name("job.py")
 TASKS, BATCH, RANKS = 500, 4, 4
 KILLS = 12  # planned for each run; one that ends early gets fewer
-SOON_S, LATE_S = (0.02, 0.5), (0.5, 2.0)  # before a kill at the most: while processes start; when they work
+SOON_S, LATE_S = (
+    (0.02, 0.5),
+    (0.5, 2.0),
+)  # before a kill at the most: while processes start; when they work
 RUNS = {"small": 2, "full": 200}
 KILLED = {"small": 10, "full": 2000}
 MOST_RUNS = 2  # times the number of runs, where kills are missing
@@ -62,11 +67,26 @@ class Storm:
         self._looks: list[Look] = []
         payloads = [{"n": n, "ms": self._rng.randint(1, 4)} for n in range(TASKS)]
         self._options = ["--max-crashes", "1000000", "--max-restarts", "1000000", "-q"]
-        self._run: list[str | Path] = ["run", f"{JOB}:Batched", "--tasks", self._box.tasks(payloads), "--spool", "S"]
-        self._run += ["--ranks", str(RANKS), "--arg", f"executions={self._executions}", *self._options]
+        self._run: list[str | Path] = [
+            "run",
+            f"{JOB}:Batched",
+            "--tasks",
+            self._box.tasks(payloads),
+            "--spool",
+            "S",
+        ]
+        self._run += [
+            "--ranks",
+            str(RANKS),
+            "--arg",
+            f"executions={self._executions}",
+            *self._options,
+        ]
 
     def play(self) -> Outcome:
-        """The whole run; leaves no process, whatever happens, and files only where something is wrong."""
+        """The whole run; leaves no process, whatever happens, and files only where something is
+        wrong.
+        """
         try:
             code = self._to_the_end()
             if code is not None:
@@ -82,10 +102,14 @@ class Storm:
 
     def _fail(self, text: str) -> None:
         seed = self.outcome.seed
-        self.outcome.failures.append(f"seed {seed}: {text}; again: python -m torture.kill_storm {seed}")
+        self.outcome.failures.append(
+            f"seed {seed}: {text}; again: python -m torture.kill_storm {seed}"
+        )
 
     def _to_the_end(self) -> int | None:
-        """Start, kill, start again; the exit code of the command that was left alive, None where one failed."""
+        """Start, kill, start again; the exit code of the command that was left alive, None where
+        one failed.
+        """
         started = self._start()
         while True:
             if self.outcome.kills < KILLS:
@@ -114,7 +138,9 @@ class Storm:
         until = time.monotonic() + self._rng.uniform(*self._rng.choice([SOON_S, LATE_S, LATE_S]))
         goal = count_lines(self._spool) + self._rng.uniform(0, 2 * TASKS / KILLS)
         wait_until(
-            lambda: started.is_over() or time.monotonic() > until or count_lines(self._spool) >= goal,
+            lambda: (
+                started.is_over() or time.monotonic() > until or count_lines(self._spool) >= goal
+            ),
             PATIENCE_S,
             poll=0.005,
         )
@@ -138,12 +164,19 @@ class Storm:
         wait_until(lambda: not self._box.processes(), PATIENCE_S)
         told = "".join(json.dumps(result) + "\n" for result in self._box.results("S"))
         counts = self.outcome.counts = check(
-            self._spool, TASKS, claimed_ok=code == 0, executions=self._executions, looks=self._looks, told=told
+            self._spool,
+            TASKS,
+            claimed_ok=code == 0,
+            executions=self._executions,
+            looks=self._looks,
+            told=told,
         )
         for text in [*counts.notes, *self._box.problems("S")]:
             self._fail(text)
         if counts.again > BATCH * self.outcome.worker_kills:
-            self._fail(f"{counts.again} executions in vain for {self.outcome.worker_kills} killed workers")
+            self._fail(
+                f"{counts.again} executions in vain for {self.outcome.worker_kills} killed workers"
+            )
         hidden = [str(path) for path in self._spool.rglob(".*") if path.name != ".gpuspool"]
         if hidden:
             self._fail(f"{hidden[0]} was left behind")

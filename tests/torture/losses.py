@@ -1,4 +1,5 @@
-"""How what is in doubt at a moment may turn out: each turn gives one legal state, the random ones another each time.
+"""How what is in doubt at a moment may turn out: each turn gives one legal state, the random ones
+another each time.
 
 A fate is what becomes of the data of one file, a turn what becomes of everything.
 """
@@ -75,7 +76,9 @@ def spoilt(fate: Fate) -> Turn:
     """Every name is there, and the same has happened to all data that was not synced."""
 
     def turn(moment: Moment, rng: random.Random) -> State:
-        return moment.state(moment.names, {inode: fate(*both, rng) for inode, both in moment.data.items()})
+        return moment.state(
+            moment.names, {inode: fate(*both, rng) for inode, both in moment.data.items()}
+        )
 
     return turn
 

@@ -1,10 +1,13 @@
-"""Small file systems of our own, which a row fills up, wears out of inodes, or breaks; and mends again.
+"""Small file systems of our own, which a row fills up, wears out of inodes, or breaks; and mends
+again.
 
-Everything is mounted in a mount namespace that only this process and its children see, so that nothing stays mounted
-however this process ends. `why_not` says why this machine does not allow that.
+Everything is mounted in a mount namespace that only this process and its children see, so that
+nothing stays mounted however this process ends. `why_not` says why this machine does not allow
+that.
 
-Two kinds: a tmpfs, whose mode a remount changes, and an ext4 on a loop device, which becomes read-only as
-real ones do: by an error inside the file system, with files open for writing. Its uncommitted names are lost then.
+Two kinds: a tmpfs, whose mode a remount changes, and an ext4 on a loop device, which becomes
+read-only as real ones do: by an error inside the file system, with files open for writing. Its
+uncommitted names are lost then.
 """
 
 from __future__ import annotations
@@ -25,18 +28,26 @@ from pathlib import Path
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 CHUNK = 1 << 16
-BUSY_S = 10.0  # how long a file may be found open; jobs close theirs, and killed processes end, within milliseconds
+# how long a file may be found open; jobs close theirs, and killed processes end, within
+# milliseconds
+BUSY_S = 10.0
 
 
 @functools.cache
 def why_not() -> str:
-    """Why no file system can be mounted here; "" where it can. The first call makes this process's own namespace."""
+    """Why no file system can be mounted here; "" where it can. The first call makes this process's
+    own namespace.
+    """
     if os.geteuid() != 0:
         return "mounting needs root"
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
         return f"no mount namespace of our own: {os.strerror(ctypes.get_errno())}"
-    missing = [name for name in ("mount", "umount", "mkfs.ext4", "e2fsck", "losetup") if shutil.which(name) is None]
+    missing = [
+        name
+        for name in ("mount", "umount", "mkfs.ext4", "e2fsck", "losetup")
+        if shutil.which(name) is None
+    ]
     if missing:
         return f"{missing[0]} is not installed"
     return "" if Path("/dev/loop-control").exists() else "there are no loop devices"
@@ -76,13 +87,17 @@ class Disk(ABC):
         self._also.append(path)
 
     def fill(self, leave: int = 0) -> None:
-        """Let a foreign file take all space but about `leave` bytes, again and again until nothing more comes free."""
+        """Let a foreign file take all space but about `leave` bytes, again and again until nothing
+        more comes free.
+        """
         with open(self.foreign, "ab", buffering=0) as file:
             while self._append(file, leave):
                 os.fsync(file)  # what ext4 had put by for blocks not yet chosen is given back
 
     def _append(self, file: io.FileIO, leave: int) -> int:
-        """How many bytes found room: large pieces, then small ones, since ext4 refuses a piece as a whole."""
+        """How many bytes found room: large pieces, then small ones, since ext4 refuses a piece as a
+        whole.
+        """
         now = os.statvfs(self.path)
         todo = now.f_bavail * now.f_frsize - leave if leave else sys.maxsize
         written = 0
@@ -150,8 +165,12 @@ class Ext4(Disk):
 
     def make_read_only(self) -> None:
         """As an error of the device does it."""
-        device = call("losetup", "--noheadings", "--output", "NAME", "--associated", self._image).strip()
-        with contextlib.suppress(OSError):  # the write itself tells that the file system is read-only now
+        device = call(
+            "losetup", "--noheadings", "--output", "NAME", "--associated", self._image
+        ).strip()
+        with contextlib.suppress(
+            OSError
+        ):  # the write itself tells that the file system is read-only now
             Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
 
     def mend(self) -> None:

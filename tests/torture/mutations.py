@@ -1,8 +1,10 @@
-"""What may happen to the files of a spool while nobody looks: one kind of damage each, done to one file or folder.
+"""What may happen to the files of a spool while nobody looks: one kind of damage each, done to one
+file or folder.
 
-A mutation is what a bad disk, a power cut, a careless restore, an editor or another program leaves. `KINDS` are applied
-to each of `PLACES`; both are chosen by name, and where in a file is chosen by a seeded random generator, so that each
-case can be repeated. Nothing here knows more of a spool than where its files lie.
+A mutation is what a bad disk, a power cut, a careless restore, an editor or another program leaves.
+`KINDS` are applied to each of `PLACES`; both are chosen by name, and where in a file is chosen by a
+seeded random generator, so that each case can be repeated. Nothing here knows more of a spool than
+where its files lie.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Folders whose every file may be hit, and single files. What is not named here is found under "root".
+# Folders whose every file may be hit, and single files. What is not named here is found under
+# "root".
 PLACES = (
     "FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal", "heartbeat", "complete", "failed",
     "stopped", "failed-tasks", "control", "logs", "events.jsonl", "summary.json", "orchestrator.json",
@@ -31,7 +34,9 @@ FOREIGN = (
 NOT_OURS = "not ours\n"
 BLOCK = 8192
 STALE = 1000
-ANOTHER_VERSION = re.compile(rb"gpuspool -?\d+\n")  # a FORMAT that says so must be refused: that is no damage
+ANOTHER_VERSION = re.compile(
+    rb"gpuspool -?\d+\n"
+)  # a FORMAT that says so must be refused: that is no damage
 HUGE = (b"9" * 40, b"-1", b"-" + b"9" * 25, b"1e400", b"18446744073709551616")
 
 
@@ -123,11 +128,15 @@ def oversize_line(rng: random.Random, path: Path) -> None:
 
 
 def huge_number(rng: random.Random, path: Path) -> None:
-    """Any number becomes one that fits into nothing; of a sealed file in a copy of a line at its end, sealed anew."""
+    """Any number becomes one that fits into nothing; of a sealed file in a copy of a line at its
+    end, sealed anew.
+    """
     data = path.read_bytes()
     lines = [line for line in data.splitlines(keepends=True) if b',"crc":"' in line]
     if lines:
-        path.write_bytes(data + _sealed(_with_huge_number(rng, rng.choice(lines).rpartition(b',"crc":"')[0])))
+        path.write_bytes(
+            data + _sealed(_with_huge_number(rng, rng.choice(lines).rpartition(b',"crc":"')[0]))
+        )
     else:
         path.write_bytes(_with_huge_number(rng, data))
 
@@ -172,7 +181,11 @@ def copied(rng: random.Random, path: Path) -> None:
     number = re.search(r"\d+", path.name)
     name = f"copy-of-{path.name}"
     if number is not None:
-        name = path.name[: number.start()] + str(rng.randrange(1, 10)).zfill(len(number[0])) + path.name[number.end() :]
+        name = (
+            path.name[: number.start()]
+            + str(rng.randrange(1, 10)).zfill(len(number[0]))
+            + path.name[number.end() :]
+        )
     if not (path.parent / name).exists():
         shutil.copyfile(path, path.parent / name)
 
@@ -198,7 +211,9 @@ def folder_foreign(rng: random.Random, path: Path) -> None:
 def folder_stale(rng: random.Random, path: Path) -> None:
     """A thousand files that were never linked to their names."""
     for number in range(STALE):
-        (path / f".rank-0000.a00.json.{number}.0.{rng.randrange(2**32):08x}").write_bytes(b"{" * (number % 3))
+        (path / f".rank-0000.a00.json.{number}.0.{rng.randrange(2**32):08x}").write_bytes(
+            b"{" * (number % 3)
+        )
 
 
 ON_FILES: tuple[Kind, ...] = (
@@ -207,11 +222,19 @@ ON_FILES: tuple[Kind, ...] = (
 )  # fmt: skip
 ON_FOLDERS: tuple[Kind, ...] = (folder_missing, folder_a_file, folder_foreign, folder_stale)
 KINDS = {kind.__name__: kind for kind in ON_FILES + ON_FOLDERS}
-WITHOUT_CONTENT = {"missing", "a_folder", "a_link", "copied", *(kind.__name__ for kind in ON_FOLDERS)}
+WITHOUT_CONTENT = {
+    "missing",
+    "a_folder",
+    "a_link",
+    "copied",
+    *(kind.__name__ for kind in ON_FOLDERS),
+}
 
 
 def mutate(rng: random.Random, spool: Path, place: str, kind: str) -> Mutation | None:
-    """Damage one file (or the folder) of a place. None where this base has nothing there that it could be done to."""
+    """Damage one file (or the folder) of a place. None where this base has nothing there that it
+    could be done to.
+    """
     if kind.startswith("folder_"):
         path = spool if place == "root" else spool / place
         can_be = path.is_dir() and (path != spool or kind in ("folder_foreign", "folder_stale"))

@@ -1,6 +1,8 @@
-"""The jobs of job.py, as slow as the environment says: slow while they are recorded, fast when a state is recovered.
+"""The jobs of job.py, as slow as the environment says: slow while they are recorded, fast when a
+state is recovered.
 
-TORTURE_PACE: seconds that each task takes, three times as many on rank 0, so that the others steal from it.
+TORTURE_PACE: seconds that each task takes, three times as many on rank 0, so that the others steal
+from it.
 """
 
 import os

@@ -1,7 +1,7 @@
 """gpuspool with a bug: `python planted.py BUG ARG…` is `gpuspool ARG…` in which one thing is wrong.
 
-The bugs are those that crash states must reveal; a harness that does not see them proves nothing. They are planted
-here, in the processes of the parent and of its workers, and nowhere else.
+The bugs are those that crash states must reveal; a harness that does not see them proves nothing.
+They are planted here, in the processes of the parent and of its workers, and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-WORKER = "worker"
+WORKER = "gpuspool.worker"
 
 
 def _sync_only(wanted: bool) -> None:
@@ -41,8 +41,8 @@ def no_folder_fsync() -> None:
 
 def journal_first() -> None:
     """A task's line is written, and then its outputs are published."""
-    from spool.journal import JournalWriter
-    from worker.outputs import Outputs
+    from gpuspool.spool.journal import JournalWriter
+    from gpuspool.worker.outputs import Outputs
 
     publish, append = Outputs.publish, JournalWriter.append
     waiting: dict[int, Outputs] = {}
@@ -67,10 +67,10 @@ def journal_first() -> None:
 
 def torn_tail() -> None:
     """Whoever reads a journal takes all of it for whole lines."""
-    from spool.codec import R, decode
-    from spool.journal import JournalReader
-    from spool.publish import read_bytes
-    from spool.records import JournalHead
+    from gpuspool.spool.codec import R, decode
+    from gpuspool.spool.journal import JournalReader
+    from gpuspool.spool.publish import read_bytes
+    from gpuspool.spool.records import JournalHead
 
     def read(self: JournalReader, kind: type[R]) -> Iterator[tuple[int, R]]:
         data = read_bytes(Path(self.path), self.offset) or b""
@@ -104,11 +104,11 @@ def main() -> Any:
     sys.path.pop(0)  # this folder: its modules are the tests', not a job's
     BUGS[bug]()
     if sys.argv[1] == WORKER:
-        from worker.__main__ import main as work
+        from gpuspool.worker.__main__ import main as work
 
         del sys.argv[1]
         return work()
-    from orchestrator.cli import main as orchestrate
+    from gpuspool.orchestrator.cli.main import main as orchestrate
 
     _plant_in_workers(bug)
     return orchestrate(sys.argv[1:])

@@ -1,8 +1,9 @@
-"""What must be certain at every moment of a record, whatever is lost; looked up in the model, without any recovery.
+"""What must be certain at every moment of a record, whatever is lost; looked up in the model,
+without any recovery.
 
-A line that calls a task complete may reach the disk as soon as it is written. So by then the task's output must be
-certain: its data, its name, and the names of all folders above it. When the command has ended with exit code 0, all
-lines must be certain.
+A line that calls a task complete may reach the disk as soon as it is written. So by then the task's
+output must be certain: its data, its name, and the names of all folders above it. When the command
+has ended with exit code 0, all lines must be certain.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ def broken_promises(recording: Recording) -> list[str]:
         for name, size in line.get("outputs", ()):
             data = tree.get(f"{OUT}/{name}")
             if data is None or len(data) != size or nonce_of(data) is None:
-                found.append(f"cut {cut}: the line of task {line['task']} is written before {name} is certain")
+                found.append(
+                    f"cut {cut}: the line of task {line['task']} is written before {name} is certain"
+                )
     missing = sorted(set(range(TASKS)) - complete_tasks(certain(recording, float("inf"))))
     if missing:
-        found.append(f"after exit code 0 the lines of {len(missing)} tasks are not certain, task {missing[0]} for one")
+        found.append(
+            f"after exit code 0 the lines of {len(missing)} tasks are not certain, task {missing[0]} for one"
+        )
     return found
 
 

@@ -1,11 +1,13 @@
-"""Recording what a run does to its files: strace's log of it, read as the calls of `replay.py` in one order.
+"""Recording what a run does to its files: strace's log of it, read as the calls of `replay.py` in
+one order.
 
-strace stops a process before and after each call, so for every call the log has a moment at which it had surely not
-begun and one at which it had surely ended. Calls are ordered by the first. That is a legal order: whoever could see
-what a call did, did so after it had begun. A sync covers only what had ended before it began.
+strace stops a process before and after each call, so for every call the log has a moment at which
+it had surely not begun and one at which it had surely ended. Calls are ordered by the first. That
+is a legal order: whoever could see what a call did, did so after it had begun. A sync covers only
+what had ended before it began.
 
-That nothing is missing is proved, not hoped: what the record makes of the folder at its end must be what is there,
-byte for byte.
+That nothing is missing is proved, not hoped: what the record makes of the folder at its end must be
+what is there, byte for byte.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class NotRecorded(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """One system call that succeeded. begin, end: places in the log. All strings in args are in hex."""
+    """One system call that succeeded. begin, end: places in the log. All strings in args are in
+    hex.
+    """
 
     begin: int
     end: int
@@ -62,11 +66,14 @@ def missing_strace() -> str | None:
     if shutil.which("strace") is None:
         return "strace is not installed"
     done = subprocess.run([*STRACE, "-o", "/dev/null", "true"], capture_output=True, text=True)
-    return None if done.returncode == 0 else f"strace does not work here: {done.stderr.strip()[:200]}"
+    return (
+        None if done.returncode == 0 else f"strace does not work here: {done.stderr.strip()[:200]}"
+    )
 
 
 def record(box: Box, program: Sequence[str | Path], *, spared: str, **variables: str) -> Record:
-    """Run a program in the box's folder and record all that it and its children do to what is below that folder.
+    """Run a program in the box's folder and record all that it and its children do to what is below
+    that folder.
 
     Below the folder `spared` nothing is ever lost: it is the test's own. Raises NotRecorded.
     """
@@ -89,9 +96,15 @@ def record(box: Box, program: Sequence[str | Path], *, spared: str, **variables:
 def prove(found: Record) -> None:
     """Raises NotRecorded where the record does not end in what is on disk."""
     expected, actual = Moment(found, float("inf")).seen().tree(), tree(found.home)
-    wrong = [path for path in expected.keys() | actual.keys() if expected.get(path, 0) != actual.get(path, 0)]
+    wrong = [
+        path
+        for path in expected.keys() | actual.keys()
+        if expected.get(path, 0) != actual.get(path, 0)
+    ]
     if wrong:
-        raise NotRecorded(f"the record does not rebuild {len(wrong)} of {len(actual)} paths, {min(wrong)} for one")
+        raise NotRecorded(
+            f"the record does not rebuild {len(wrong)} of {len(actual)} paths, {min(wrong)} for one"
+        )
 
 
 def read_calls(lines: Iterable[str]) -> list[Call]:
@@ -133,7 +146,9 @@ class Translator:
         self._home, self._spared = f"{home}/", spared
         self._folders: dict[int, dict[str, int]] = {ROOT: {}}
         self._sizes: dict[int, int] = {}
-        self._opened: dict[str, int] = {}  # by the path under which it was opened: what strace calls an fd for ever
+        self._opened: dict[
+            str, int
+        ] = {}  # by the path under which it was opened: what strace calls an fd for ever
         self.start_data: dict[int, bytes] = {}
         for path, data in tree(home).items():
             folder, name = self._place(self._home + path)
@@ -156,8 +171,15 @@ class Translator:
                 yield from self._translators()[call.name](call, *paths)
 
     def _translators(self) -> dict[str, Callable[..., Iterator[Op]]]:
-        groups = (OPENING, self._open), (MAKING, self._make), (REMOVING, self._remove), (LINKING, self._link)
-        return {name: method for names, method in (*groups, (RENAMING, self._rename)) for name in names}
+        groups = (
+            (OPENING, self._open),
+            (MAKING, self._make),
+            (REMOVING, self._remove),
+            (LINKING, self._link),
+        )
+        return {
+            name: method for names, method in (*groups, (RENAMING, self._rename)) for name in names
+        }
 
     def _is_ours(self, path: str) -> bool:
         return path.startswith(self._home)
@@ -185,7 +207,9 @@ class Translator:
         folder, name = self._place(path)
         return self._folders[folder][name]
 
-    def _change(self, call: Call, path: str, folder: int, *changes: tuple[str, int | None]) -> Iterator[Op]:
+    def _change(
+        self, call: Call, path: str, folder: int, *changes: tuple[str, int | None]
+    ) -> Iterator[Op]:
         names = self._folders[folder]
         for name, inode in changes:
             if inode is None:
@@ -226,7 +250,9 @@ class Translator:
         yield from self._change(call, new, folder, (name, self._find(old)))
 
     def _rename(self, call: Call, old: str, new: str) -> Iterator[Op]:
-        """Within a folder it is one change; from one to another each folder's is a change of its own."""
+        """Within a folder it is one change; from one to another each folder's is a change of its
+        own.
+        """
         (folder, name), (target, renamed) = self._place(old), self._place(new)
         inode = self._folders[folder][name]
         if folder == target:
@@ -247,7 +273,8 @@ class Translator:
             self._sizes[inode] = int(call.args[1])
             yield Size(call.begin, call.end, inode, self._sizes[inode], spared=spared)
         else:
-            # Every file here is written from its beginning on or appended to: a write goes to the end.
+            # Every file here is written from its beginning on or appended to: a write goes to the
+            # end.
             offset = int(call.args[3]) if call.name == "pwrite64" else self._sizes[inode]
             data = _data(" ".join(call.args[1:]))[: call.result]
             self._sizes[inode] = max(self._sizes[inode], offset + len(data))

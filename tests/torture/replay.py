@@ -1,14 +1,17 @@
-"""What a disk may hold after a power cut: the model of a file system that promises no more than POSIX does.
+"""What a disk may hold after a power cut: the model of a file system that promises no more than
+POSIX does.
 
-A record is a list of calls in one order. At a cut, a moment in it, whatever a finished fsync covers is certain:
+A record is a list of calls in one order. At a cut, a moment in it, whatever a finished fsync covers
+is certain:
 
 - fsync or fdatasync of a file covers what was written to it by calls that had returned before the sync began;
 - fsync of a folder covers the names that were made, moved or removed in it by calls that had returned before.
 
-Everything else is in doubt, each thing for itself and in any combination, as in ALICE (OSDI'14): a name may be as it
-was before, although a later one in the same folder is not; data may be missing, cut short at any byte, or zeroes of the
-right length; a name may be there without its file's data, and data without its name. A rename within a folder is one
-change. Syncing a file promises nothing about its name, nor a folder anything about the files in it.
+Everything else is in doubt, each thing for itself and in any combination, as in ALICE (OSDI'14): a
+name may be as it was before, although a later one in the same folder is not; data may be missing,
+cut short at any byte, or zeroes of the right length; a name may be there without its file's data,
+and data without its name. A rename within a folder is one change. Syncing a file promises nothing
+about its name, nor a folder anything about the files in it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = 0  # the inode of the folder that is recorded; other folders have numbers below it, files above
+ROOT = (
+    0  # the inode of the folder that is recorded; other folders have numbers below it, files above
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +40,9 @@ class Op:
 
 @dataclass(frozen=True, eq=False)
 class Names(Op):
-    """Names in the folder `inode` came to lead to a file or folder, or (None) to nothing, in one step."""
+    """Names in the folder `inode` came to lead to a file or folder, or (None) to nothing, in one
+    step.
+    """
 
     changes: tuple[tuple[str, int | None], ...]
 
@@ -62,7 +69,9 @@ class Sync(Op):
 
 @dataclass(frozen=True)
 class Record:
-    """What was on disk at the start, all of it certain, and every call since, in the order of their begins."""
+    """What was on disk at the start, all of it certain, and every call since, in the order of their
+    begins.
+    """
 
     home: Path
     names: Mapping[int, Mapping[str, int]]
@@ -71,12 +80,20 @@ class Record:
 
     def cuts(self) -> list[int]:
         """Every moment at which something more may, or must, be on disk."""
-        return sorted({int(op.end) if isinstance(op, Sync) else op.begin for op in self.ops if op.end < float("inf")})
+        return sorted(
+            {
+                int(op.end) if isinstance(op, Sync) else op.begin
+                for op in self.ops
+                if op.end < float("inf")
+            }
+        )
 
 
 @dataclass(frozen=True)
 class State:
-    """What a disk holds: path -> inode (None for folders), inode -> bytes. Two paths may lead to one inode."""
+    """What a disk holds: path -> inode (None for folders), inode -> bytes. Two paths may lead to
+    one inode.
+    """
 
     paths: Mapping[str, int | None]
     data: Mapping[int, bytes]
@@ -86,19 +103,26 @@ class State:
         first: dict[int, str] = {}
         known = hashlib.sha256()
         for path, inode in sorted(self.paths.items()):
-            body = b"/" if inode is None else first.setdefault(inode, path).encode() + b"\0" + self.data[inode]
+            body = (
+                b"/"
+                if inode is None
+                else first.setdefault(inode, path).encode() + b"\0" + self.data[inode]
+            )
             known.update(b"%d %d " % (len(path), len(body)) + path.encode() + body)
         return known.hexdigest()
 
     def tree(self) -> dict[str, bytes | None]:
         """As `helpers.tree` tells of a real folder."""
-        return {path: None if inode is None else self.data[inode] for path, inode in self.paths.items()}
+        return {
+            path: None if inode is None else self.data[inode] for path, inode in self.paths.items()
+        }
 
     def write(self, home: Path, was: Path) -> None:
-        """Make it a real folder. Where the data names the folder that was recorded, it names this one instead.
+        """Make it a real folder. Where the data names the folder that was recorded, it names this
+        one instead.
 
-        Both names must be of the same length, so that no size changes. No sealed line may hold one; run.json, which
-        does, is sealed anew where its seal was right.
+        Both names must be of the same length, so that no size changes. No sealed line may hold one;
+        run.json, which does, is sealed anew where its seal was right.
         """
         old, new = os.fsencode(was), os.fsencode(home)
         assert len(old) == len(new), (was, home)
@@ -138,25 +162,35 @@ class Moment:
         self._ops = [op for op in record.ops if op.begin <= cut and not isinstance(op, Sync)]
         self._certain = {op for op in self._ops if op.spared or op.end < synced.get(op.inode, -1)}
         self.names = [op for op in self._ops if isinstance(op, Names) and op not in self._certain]
-        in_doubt = {op.inode for op in self._ops if not isinstance(op, Names) and op not in self._certain}
+        in_doubt = {
+            op.inode for op in self._ops if not isinstance(op, Names) and op not in self._certain
+        }
         before = _contents(record.data, (op for op in self._ops if op in self._certain))
         self._after = _contents(record.data, self._ops)
-        self.data = {inode: (before.get(inode, b""), self._after[inode]) for inode in sorted(in_doubt)}
+        self.data = {
+            inode: (before.get(inode, b""), self._after[inode]) for inode in sorted(in_doubt)
+        }
 
     def seen(self) -> State:
         """What the processes saw: as if they had been killed, and the machine lived."""
         return self.state(self.names, {})
 
     def state(self, names: Collection[Names], data: Mapping[int, bytes]) -> State:
-        """The disk with these of the names in doubt, and these contents; other files hold all of theirs."""
+        """The disk with these of the names in doubt, and these contents; other files hold all of
+        theirs.
+        """
         kept = set(names)
-        folders: dict[int, dict[str, int]] = {inode: dict(found) for inode, found in self.record.names.items()}
+        folders: dict[int, dict[str, int]] = {
+            inode: dict(found) for inode, found in self.record.names.items()
+        }
         for op in self._ops:
             if isinstance(op, Names) and (op in self._certain or op in kept):
                 _change(folders.setdefault(op.inode, {}), op)
         paths = dict(_walk(folders, ROOT, ""))
         contents = {
-            inode: data.get(inode, self._after.get(inode, b"")) for inode in paths.values() if inode is not None
+            inode: data.get(inode, self._after.get(inode, b""))
+            for inode in paths.values()
+            if inode is not None
         }
         return State(paths, contents)
 
@@ -184,7 +218,9 @@ def _contents(start: Mapping[int, bytes], ops: Iterable[Op]) -> dict[int, bytes]
     return {inode: bytes(body) for inode, body in found.items()}
 
 
-def _walk(folders: Mapping[int, Mapping[str, int]], inode: int, prefix: str) -> Iterator[tuple[str, int | None]]:
+def _walk(
+    folders: Mapping[int, Mapping[str, int]], inode: int, prefix: str
+) -> Iterator[tuple[str, int | None]]:
     for name, child in folders.get(inode, {}).items():
         path = f"{prefix}{name}"
         yield path, child if child > ROOT else None

@@ -1,7 +1,8 @@
 """What a row of the torture suite is, and how rows are printed.
 
-Each row module has `row(amount, home) -> Row`: amount "small" takes seconds and is part of the tests, "full" is what
-the docs tell of. The letters are the checker's: L lost, D double, C wrong, X success claimed falsely, R run again.
+Each row module has `row(amount, home) -> Row`: amount "small" takes seconds and is part of the
+tests, "full" is what the docs tell of. The letters are the checker's: L lost, D double, C wrong, X
+success claimed falsely, R run again.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Row "soak": one orchestrator and thousands of tasks, of which some do what tasks do on a long night.
+"""Row "soak": one orchestrator and thousands of tasks, of which some do what tasks do on a long
+night.
 
-They eat memory until the kernel kills their worker (in a memory cgroup, as a scheduler gives each job), leak
-descriptors until there are none, crash, hang in Python and in C, raise, and leave children behind, in sessions of their
-own too. Some do it once and are fine the next time; some are poison.
+They eat memory until the kernel kills their worker (in a memory cgroup, as a scheduler gives each
+job), leak descriptors until there are none, crash, hang in Python and in C, raise, and leave
+children behind, in sessions of their own too. Some do it once and are fine the next time; some are
+poison.
 
-Required: exit code 3; the tasks that failed are exactly the poison ones, each of the kind that it deserves; between a
-warm-up (at least until it watches its folders) and the end the parent's descriptors and memory (RSS) grow by at most
-5 %; nothing is left in the cgroup, whatever its session; no task whose line stood was run again; and the checker finds
-nothing.
+Required: exit code 3; the tasks that failed are exactly the poison ones, each of the kind that it
+deserves; between a warm-up (at least until it watches its folders) and the end the parent's
+descriptors and memory (RSS) grow by at most 5 %; nothing is left in the cgroup, whatever its
+session; no task whose line stood was run again; and the checker finds nothing.
 
 `python -m torture.soak [small|full]` plays it.
 """
@@ -36,11 +38,16 @@ NAME = "soak"
 JOB = Path(__file__).with_name("soak_job.py")
 TASKS = {"small": 400, "full": 10_000}
 RANKS = 4
-MEMORY = 512 << 20  # of the whole run: some 40 MB for the parent and each worker, the rest is for who eats it
+MEMORY = (
+    512 << 20
+)  # of the whole run: some 40 MB for the parent and each worker, the rest is for who eats it
 TASK_TIMEOUT_S = 3.0
 PATIENCE_S = {"small": 60.0, "full": 600.0}
 GROWTH = 1.05
-WARM, LATE = (0.15, 0.4), (0.75, 1.0)  # shares of the tasks done, between which samples are taken to compare
+WARM, LATE = (
+    (0.15, 0.4),
+    (0.75, 1.0),
+)  # shares of the tasks done, between which samples are taken to compare
 SAMPLE_S = {"small": 0.02, "full": 0.2}
 GONE_S = 2.0  # for a process that was killed to be gone
 # deed: how many of 10,000 tasks; at least one of each
@@ -74,11 +81,15 @@ class Outcome:
     counts: checker.Counts = field(default_factory=checker.Counts)
 
     def growth(self, what: str) -> tuple[float, float]:
-        """The medians after the warm-up and at the end; of a quick run perhaps of one sample, the nearest."""
+        """The medians after the warm-up and at the end; of a quick run perhaps of one sample, the
+        nearest.
+        """
         medians = []
         for low, high in (WARM, LATE):
             inside = [sample for sample in self.samples if low <= sample.done <= high]
-            near = inside or [min(self.samples, key=lambda sample: abs(2 * sample.done - low - high))]
+            near = inside or [
+                min(self.samples, key=lambda sample: abs(2 * sample.done - low - high))
+            ]
             medians.append(statistics.median(getattr(sample, what) for sample in near))
         return medians[0], medians[1]
 
@@ -115,7 +126,8 @@ def play(amount: str, home: Path, group: Group) -> Outcome:
 
 
 def _watch(parent: Started, spool: Path, tasks: int, outcome: Outcome, amount: str) -> None:
-    """Take samples until the end, or until the patience is over; the first once the parent watches its folders.
+    """Take samples until the end, or until the patience is over; the first once the parent watches
+    its folders.
 
     It starts to only after a while, and a quick run has done half of its tasks by then.
     """
@@ -144,11 +156,15 @@ def _sample(pid: int, done: float) -> Sample:
     return Sample(done, len(list(Path(f"/proc/{pid}/fd").iterdir())), kilobytes["Rss"], private)
 
 
-def _judge(parent: Started, box: Box, planned: list[dict[str, Any]], outcome: Outcome, group: Group) -> None:
+def _judge(
+    parent: Started, box: Box, planned: list[dict[str, Any]], outcome: Outcome, group: Group
+) -> None:
     """What must hold once the parent has ended."""
     fail = outcome.failures.append
     if not parent.is_over():
-        fail(f"had not ended after {PATIENCE_S} s; {_verdicts(box / 'S')} verdicts: {parent.err[-500:]!r}")
+        fail(
+            f"had not ended after {PATIENCE_S} s; {_verdicts(box / 'S')} verdicts: {parent.err[-500:]!r}"
+        )
         return
     code = parent.wait().code
     if code != 3:
@@ -166,7 +182,9 @@ def _judge(parent: Started, box: Box, planned: list[dict[str, Any]], outcome: Ou
     outcome.counts = checker.check(box / "S", len(planned), executions=box / "executions")
     outcome.deaths = sum(record["by"] != record["attempt"] for record in _closings(box / "S"))
     if not outcome.samples:
-        fail("the parent never watched its folders: on a network file system it polls, so this row needs a local one")
+        fail(
+            "the parent never watched its folders: on a network file system it polls, so this row needs a local one"
+        )
         return
     for what in ("descriptors", "rss"):
         before, after = outcome.growth(what)
@@ -187,12 +205,16 @@ def row(amount: str, home: Path) -> Row:
     began = time.monotonic()
     with memory_group(MEMORY) as group:
         outcome = play(amount, home, group)
-    row = Row(NAME, TASKS[amount], f"{TASKS[amount]} tasks, {outcome.deaths} workers died or were killed")
+    row = Row(
+        NAME, TASKS[amount], f"{TASKS[amount]} tasks, {outcome.deaths} workers died or were killed"
+    )
     for letter in "LDCXR":
         setattr(row, letter, getattr(outcome.counts, letter))
     for what in ("descriptors", "rss", "uss") if outcome.samples else ():
         before, after = outcome.growth(what)
-        row.notes.append(f"{what} of the parent: {before:.0f} after the warm-up, {after:.0f} at the end")
+        row.notes.append(
+            f"{what} of the parent: {before:.0f} after the warm-up, {after:.0f} at the end"
+        )
     texts = [*outcome.failures, *outcome.counts.notes]
     row.failures = [f"python -m torture.soak {amount}: {text}" for text in texts]
     row.seconds = time.monotonic() - began

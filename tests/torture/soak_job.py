@@ -1,7 +1,8 @@
-"""The job of the row "soak": as `job.work`, but what a payload's "do" names goes wrong, once or each time.
+"""The job of the row "soak": as `job.work`, but what a payload's "do" names goes wrong, once or
+each time.
 
-Names that end in "-once" leave a mark in `--arg marks=FOLDER` first, and do nothing out of the ordinary when it is
-there. What is leaked stays leaked as long as the worker lives.
+Names that end in "-once" leave a mark in `--arg marks=FOLDER` first, and do nothing out of the
+ordinary when it is there. What is leaked stays leaked as long as the worker lives.
 """
 
 import ctypes
@@ -60,7 +61,9 @@ DEEDS = {
     "hang-in-c": lambda: ctypes.PyDLL(None).sleep(1000),  # keeps the interpreter's lock
     "child": start_child,
     "session": lambda: start_child(start_new_session=True),
-    "daemon": lambda: subprocess.run(["sh", "-c", "setsid sleep 1000 &"], check=True, stdin=subprocess.DEVNULL),
+    "daemon": lambda: subprocess.run(
+        ["sh", "-c", "setsid sleep 1000 &"], check=True, stdin=subprocess.DEVNULL
+    ),
 }
 
 

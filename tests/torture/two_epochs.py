@@ -1,11 +1,13 @@
 """What is recorded: a run that dies half way, and how it comes to its end.
 
-`python two_epochs.py HOW HALF JOB PROGRAM…` in a folder that holds tasks.jsonl: PROGRAM is started with `run`; at HALF
-finished tasks the parent and two of the four workers are killed. HOW "adopted": `resume` is started at once, finds two
-workers alive, and closes the other two. HOW "alone": the two workers close the dead and finish all the tasks, and then
-`resume` finds nothing to do. HOW "whole": nobody is killed.
+`python two_epochs.py HOW HALF JOB PROGRAM…` in a folder that holds tasks.jsonl: PROGRAM is started
+with `run`; at HALF finished tasks the parent and two of the four workers are killed. HOW "adopted":
+`resume` is started at once, finds two workers alive, and closes the other two. HOW "alone": the two
+workers close the dead and finish all the tasks, and then `resume` finds nothing to do. HOW "whole":
+nobody is killed.
 
-It only reads, so that all that is recorded is gpuspool's. Its exit code is that of the last command.
+It only reads, so that all that is recorded is gpuspool's. Its exit code is that of the last
+command.
 """
 
 from __future__ import annotations

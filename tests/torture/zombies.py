@@ -1,14 +1,17 @@
-"""Row "zombies": workers that are neither alive nor gone, and others that take over what they had in hand.
+"""Row "zombies": workers that are neither alive nor gone, and others that take over what they had
+in hand.
 
-Five plays. `stalls`: workers are stopped (SIGSTOP) for longer than `--stall-timeout`, and their parent ends them.
-`stuck`: workers sleep inside a read that no signal ends, on a file system of our own; they are killed and stay.
-`unreaped`: workers were killed and nobody reaps them. `frozen`: a whole other host stands still for longer than the
-lease, an orchestrator here takes over, and the host wakes in the middle of it or afterwards. `vouched`: one worker over
-there stands still, but its parent beats, so nobody may take over.
+Five plays. `stalls`: workers are stopped (SIGSTOP) for longer than `--stall-timeout`, and their
+parent ends them. `stuck`: workers sleep inside a read that no signal ends, on a file system of our
+own; they are killed and stay. `unreaped`: workers were killed and nobody reaps them. `frozen`: a
+whole other host stands still for longer than the lease, an orchestrator here takes over, and the
+host wakes in the middle of it or afterwards. `vouched`: one worker over there stands still, but its
+parent beats, so nobody may take over.
 
-Counted are takeovers: attempts that somebody else closed. A false one closed a worker that nobody had harmed; a missed
-one is a harmed worker that nobody closed. Both must be 0, a parent that is asked to stop must be out within 30 s, and
-the checker must find every spool in order. A worker that wakes finishes the one task in hand, so R is at most that.
+Counted are takeovers: attempts that somebody else closed. A false one closed a worker that nobody
+had harmed; a missed one is a harmed worker that nobody closed. Both must be 0, a parent that is
+asked to stop must be out within 30 s, and the checker must find every spool in order. A worker that
+wakes finishes the one task in hand, so R is at most that.
 
 `python -m torture.zombies PLAY SEED` plays one.
 """
@@ -103,20 +106,28 @@ class Play:
     def wait_for_lines(self, count: int, parent: Started) -> None:
         """Until the journals hold so many lines; the parent must not have ended before."""
         wait_until(lambda: count_lines(self.spool) >= count or parent.is_over())
-        assert not parent.is_over(), f"the run had ended before {count} lines: {parent.err[-500:]!r}"
+        assert not parent.is_over(), (
+            f"the run had ended before {count} lines: {parent.err[-500:]!r}"
+        )
 
     def closings(self) -> dict[str, dict[str, Any]]:
         """attempt -> the first line of its orphans manifest."""
         found = {}
         for path in (self.spool / "manifests").glob("*.orphans.jsonl"):
-            found.update({line["attempt"]: line for at, line in checker.sealed_lines(path) if at == 0})
+            found.update(
+                {line["attempt"]: line for at, line in checker.sealed_lines(path) if at == 0}
+            )
         return found
 
     def healthy(self) -> dict[str, int]:
         """attempt -> pid of all that began, are not closed, and were not harmed."""
         closed = self.closings()
         found = identities(self.spool)
-        return {name: pid for name, pid in found.items() if name not in closed and name not in self.harmed}
+        return {
+            name: pid
+            for name, pid in found.items()
+            if name not in closed and name not in self.harmed
+        }
 
     def wait_for_takeovers(self) -> None:
         """Until every harmed attempt was closed by somebody else."""
@@ -131,7 +142,9 @@ class Play:
         if time.monotonic() - began > STOP_S:
             self.tally.problems.append(f"{why}: out only after {time.monotonic() - began:.0f} s")
         if code not in codes:
-            self.tally.problems.append(f"{why}: exit code {code}, expected {codes}: {parent.err[-500:]!r}")
+            self.tally.problems.append(
+                f"{why}: exit code {code}, expected {codes}: {parent.err[-500:]!r}"
+            )
 
     def finish(self) -> None:
         """Take what failed once more, and judge the whole."""
@@ -140,7 +153,9 @@ class Play:
         if code != 0:
             self.tally.problems.append(f"in the end: exit code {code}")
         closings = self.closings()
-        taken = {attempt for attempt, closing in closings.items() if self._is_takeover(attempt, closing)}
+        taken = {
+            attempt for attempt, closing in closings.items() if self._is_takeover(attempt, closing)
+        }
         self.tally.takeovers = len(taken & self.harmed)
         self.tally.false += sorted(taken - self.harmed)
         self.tally.missed = sorted(self.harmed - closings.keys())
@@ -149,25 +164,35 @@ class Play:
         )
 
     def _is_takeover(self, attempt: str, closing: dict[str, Any]) -> bool:
-        """Not where it was asked to stop while it still started: it just dies, and its parent says so."""
+        """Not where it was asked to stop while it still started: it just dies, and its parent says
+        so.
+        """
         is_begun = attempt in self.harmed or _has_begun_a_task(self.spool, attempt)
         return closing["by"] != attempt and (is_begun or closing["state"] != "stopped")
 
     def expect_failures_of_the_harmed(self) -> None:
-        """A task may fail for the time it took; for nothing else, and only in the hands of a harmed worker."""
+        """A task may fail for the time it took; for nothing else, and only in the hands of a harmed
+        worker.
+        """
         for result in self.box.results("S"):
             error = result.get("error")
-            if error is not None and (error["kind"] != "timeout" or not set(error["attempts"]) <= self.harmed):
+            if error is not None and (
+                error["kind"] != "timeout" or not set(error["attempts"]) <= self.harmed
+            ):
                 self.tally.problems.append(f"task {result['index']} failed: {error}")
 
 
 def stalls(play: Play) -> None:
-    """Seven workers of eight ranks stop, each at a moment of its own; then, by the seed, their parent is asked to."""
+    """Seven workers of eight ranks stop, each at a moment of its own; then, by the seed, their
+    parent is asked to.
+    """
     command = play.command(600, 20, "--ranks", "8", "--stall-timeout", "3s", "--grace", "5s")
     parent = play.box.start(*command)
     while len(play.harmed) < 7:
         play.wait_for_lines(count_lines(play.spool) + play.rng.randint(1, 10), parent)
-        healthy = {name: pid for name, pid in play.healthy().items() if _has_begun_a_task(play.spool, name)}
+        healthy = {
+            name: pid for name, pid in play.healthy().items() if _has_begun_a_task(play.spool, name)
+        }
         if len(healthy) > 1:
             attempt = play.rng.choice(sorted(healthy))
             freeze([healthy[attempt]])
@@ -187,15 +212,24 @@ def _has_begun_a_task(spool: Path, attempt: str) -> bool:
 
 
 def stuck(play: Play) -> None:
-    """Two of four workers read what never comes. Four ways on, by the seed: see the branches of `_go_on`."""
+    """Two of four workers read what never comes. Four ways on, by the seed: see the branches of
+    `_go_on`.
+    """
     with fuse.hanging(play.box / "fuse") as system:
-        options = [[], ["--task-timeout", "1s"], ["--stall-timeout", "1s"], ["--task-timeout", "2s"]][play.seed % 4]
+        options = [
+            [],
+            ["--task-timeout", "1s"],
+            ["--stall-timeout", "1s"],
+            ["--task-timeout", "2s"],
+        ][play.seed % 4]
         options += [] if play.seed == DEFAULT_GRACE else ["--grace", "5s"]
         options += ["--ranks", "4", "--arg", "stuck=[5,25]", "--arg", f"hang={system.file}"]
         command = play.command(60, 5, *options)
         parent = play.box.start(*command)
         play.wait_for_lines(20, parent)
-        play.harmed = wait_until(lambda: found if len(found := set(_stuck_attempts(play))) == 2 else set())
+        play.harmed = wait_until(
+            lambda: found if len(found := set(_stuck_attempts(play))) == 2 else set()
+        )
         _go_on(play, parent, command, system)
     play.finish()
 
@@ -210,7 +244,9 @@ def _stuck_attempts(play: Play) -> Iterator[str]:
 
 def _go_on(play: Play, parent: Started, command: list[str | Path], system: Hanging) -> None:
     way = play.seed % 4
-    if way == 0:  # nothing limits the time; the parent is asked to stop, and its workers cannot be killed
+    if (
+        way == 0
+    ):  # nothing limits the time; the parent is asked to stop, and its workers cannot be killed
         parent.signal(signal.SIGTERM)
         play.is_out(parent, {75}, "drained with workers that cannot die")
         play.is_out(play.box.start(*command), {0}, "resumed beside them")
@@ -244,7 +280,9 @@ def unreaped(play: Play) -> None:
 
 
 def start_host(play: Play) -> tuple[OtherHost, Started, Started]:
-    """Six workers and their orchestrator on another host, others and theirs on this one: (host, there, here)."""
+    """Six workers and their orchestrator on another host, others and theirs on this one: (host,
+    there, here).
+    """
     command = play.command(400, 40, "--lease", f"{LEASE_S}s", "--time-limit", "0s")
     play.box.run(*command, code=75)
     home = play.box.home.with_name(f"{play.box.home.name}-host")
@@ -275,7 +313,9 @@ def frozen(play: Play) -> None:
 
 
 def vouched(play: Play) -> None:
-    """One worker there stands still for longer than the lease, but its parent lives: nobody may take over."""
+    """One worker there stands still for longer than the lease, but its parent lives: nobody may
+    take over.
+    """
     host, there, here = start_host(play)
     attempt, pid = next(item for item in host.workers() if item[0] in play.healthy())
     freeze([pid])
@@ -323,7 +363,11 @@ def row(amount: str, home: Path) -> Row:
         for counts in zip(*((t.takeovers, len(t.false), len(t.missed)) for t in tallies), strict=True)
     )  # fmt: skip
     slowest = max(tally.stopped_s for tally in tallies)
-    row = Row(NAME, len(names), f"{takeovers} takeovers, {false} false, {missed} missed, out within {slowest:.1f} s")
+    row = Row(
+        NAME,
+        len(names),
+        f"{takeovers} takeovers, {false} false, {missed} missed, out within {slowest:.1f} s",
+    )
     for name, tally in zip(names, tallies, strict=True):
         for letter in "LDCXR":
             setattr(row, letter, getattr(row, letter) + getattr(tally.counts, letter))
@@ -340,7 +384,11 @@ def main(words: list[str]) -> int:
         return 0
     with tempfile.TemporaryDirectory() as home:
         tally = play(" ".join(words), Path(home))
-    print(f"{tally.takeovers} takeovers, out within {tally.stopped_s:.1f} s", *tally.failures, sep="\n")
+    print(
+        f"{tally.takeovers} takeovers, out within {tally.stopped_s:.1f} s",
+        *tally.failures,
+        sep="\n",
+    )
     return int(bool(tally.failures))
 
 

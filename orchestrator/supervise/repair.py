@@ -1,7 +1,9 @@
-"""What is mended before a damaged spool goes on: its second copies, its job, its folders. Nothing is deleted.
+"""What is mended before a damaged spool goes on: its second copies, its job, its folders. Nothing
+is deleted.
 
-Called by the one orchestrator, under its lock, before it reads anything else. Whatever is replaced is copied to
-corrupt/ first. Records that cannot be mended cost what they held: their tasks are looked up elsewhere or run again.
+Called by the one orchestrator, under its lock, before it reads anything else. Whatever is replaced
+is copied to corrupt/ first. Records that cannot be mended cost what they held: their tasks are
+looked up elsewhere or run again.
 """
 
 from __future__ import annotations
@@ -10,11 +12,19 @@ import hashlib
 import os
 from pathlib import Path
 
-from spool.codec import seal_pretty
-from spool.errors import SpoolError
-from spool.layout import FORMAT_TEXT, SUBDIRS, Layout
-from spool.publish import FOLDER_MODE, fsync_dir, is_regular, publish, read_bytes, read_sealed, replace
-from spool.records import Job, Run
+from gpuspool.spool.codec import seal_pretty
+from gpuspool.spool.errors import SpoolError
+from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout
+from gpuspool.spool.publish import (
+    FOLDER_MODE,
+    fsync_dir,
+    is_regular,
+    publish,
+    read_bytes,
+    read_sealed,
+    replace,
+)
+from gpuspool.spool.records import Job, Run
 
 
 def keep_copy(layout: Layout, path: str) -> None:
@@ -26,7 +36,9 @@ def keep_copy(layout: Layout, path: str) -> None:
 
 
 def repair(layout: Layout, run: Run) -> None:
-    """Make missing folders, and FORMAT and both copies of run.json where they are damaged. Raises OSError."""
+    """Make missing folders, and FORMAT and both copies of run.json where they are damaged. Raises
+    OSError.
+    """
     for folder in map(layout.subdir, SUBDIRS):
         if not folder.is_dir():
             _move_aside(folder)
@@ -42,7 +54,9 @@ def repair(layout: Layout, run: Run) -> None:
 
 
 def repair_job(layout: Layout, job: Job, source: bytes | None) -> None:
-    """Make the copy of the job what its hash says, from `source` or the job's own file. Raises SpoolError."""
+    """Make the copy of the job what its hash says, from `source` or the job's own file. Raises
+    SpoolError.
+    """
     if job.kind == "command":
         return
     copy = layout.job_copy(job.copy)
@@ -75,7 +89,9 @@ def make_way(path: Path) -> None:
 
 
 def _move_aside(path: Path) -> None:
-    """What stands where it cannot be, a file for a folder or the reverse, keeps existing under another name."""
+    """What stands where it cannot be, a file for a folder or the reverse, keeps existing under
+    another name.
+    """
     if not os.path.lexists(path):
         return
     number = 1

@@ -1,8 +1,10 @@
-"""What wakes the orchestrator: a published file, the end of a process, a signal, or time. It decides nothing.
+"""What wakes the orchestrator: a published file, the end of a process, a signal, or time. It
+decides nothing.
 
-One pipe carries the first and third, a pidfd for each process the second, so the loop sleeps in one poll(2). The only
-file that imports watchdog. On network file systems inotify sees nothing of other hosts: there the bell is a poll.
-A run of a few tasks is over before watchdog would have started, so at first the folders' times are looked at instead.
+One pipe carries the first and third, a pidfd for each process the second, so the loop sleeps in one
+poll(2). The only file that imports watchdog. On network file systems inotify sees nothing of other
+hosts: there the bell is a poll. A run of a few tasks is over before watchdog would have started, so
+at first the folders' times are looked at instead.
 """
 
 from __future__ import annotations
@@ -17,34 +19,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-NETWORK_TYPES = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "9p", "afs", "panfs", "wekafs")
+from gpuspool.spool.file_system import file_system_type, is_network
+
 QUIET_S = 1.0  # with inotify: progress, deadlines and what no event told
 NETWORK_S = 2.0  # without: a listing of a few folders each time
 EARLY_S = 0.25  # in this time watchdog is not started,
-EARLY_LOOK_S = 0.003  # and so often the times of the folders are looked at; what those miss is seen when it is
+EARLY_LOOK_S = (
+    0.003  # and so often the times of the folders are looked at; what those miss is seen when it is
+)
 LONGEST_S = 86400.0  # poll(2) counts milliseconds in an int
-BLIND_S = 0.2  # where the kernel has no pidfd (before 5.3): how late the end of a process may be seen
-
-
-def file_system_type(path: Path) -> str:
-    """The type of the mounted file system that holds `path`, from /proc/self/mountinfo; "" if it cannot be told."""
-    best, kind = "", ""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            left, _, right = line.partition(" - ")
-            mount = left.split()[4].encode().decode("unicode_escape")
-            if (str(path) + "/").startswith(mount.rstrip("/") + "/") and len(mount) >= len(best):
-                best, kind = mount, right.split()[0]
-    return kind
-
-
-def is_network(kind: str) -> bool:
-    """Whether other hosts may write to a file system of this type."""
-    return kind in NETWORK_TYPES or kind.startswith("fuse.")
+BLIND_S = (
+    0.2  # where the kernel has no pidfd (before 5.3): how late the end of a process may be seen
+)
 
 
 class Bell:
-    """Wakes who waits, until closed; of published files it hears once it watches. `poll_s` above 0: it polls."""
+    """Wakes who waits, until closed; of published files it hears once it watches. `poll_s` above 0:
+    it polls.
+    """
 
     def __init__(self, root: Path, poll_s: float) -> None:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -61,7 +53,9 @@ class Bell:
             self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
     def watch_soon(self, folders: Iterable[Path]) -> None:
-        """Ring for every file that is published in these folders from now on; inotify is asked only in a while."""
+        """Ring for every file that is published in these folders from now on; inotify is asked only
+        in a while.
+        """
         if not self._is_poll:
             self._folders, self._watch_at = list(folders), time.monotonic() + EARLY_S
             self._has_changed()
@@ -74,16 +68,25 @@ class Bell:
         return known != self._times
 
     def watch(self, folders: Iterable[Path]) -> None:
-        """Ring for every file that is published in these folders from now on, where inotify can tell."""
+        """Ring for every file that is published in these folders from now on, where inotify can
+        tell.
+        """
         if self._is_poll:
             return
         import logging
 
-        from watchdog.events import FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+        from watchdog.events import (
+            FileCreatedEvent,
+            FileMovedEvent,
+            FileSystemEvent,
+            FileSystemEventHandler,
+        )
         from watchdog.observers import Observer
 
         bell = self
-        logging.getLogger("watchdog").addHandler(logging.NullHandler())  # it warns of events while it is closed
+        logging.getLogger("watchdog").addHandler(
+            logging.NullHandler()
+        )  # it warns of events while it is closed
 
         class Handler(FileSystemEventHandler):
             def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002
@@ -92,7 +95,9 @@ class Bell:
         try:
             observer = Observer()
             for folder in folders:
-                observer.schedule(Handler(), str(folder), event_filter=[FileCreatedEvent, FileMovedEvent])
+                observer.schedule(
+                    Handler(), str(folder), event_filter=[FileCreatedEvent, FileMovedEvent]
+                )
             observer.start()
         except (OSError, RuntimeError):  # no inotify instance, watch or thread left: a poll will do
             return
@@ -108,7 +113,9 @@ class Bell:
             os.write(self._writer, b"!")
 
     def wait(self, timeout_s: float, pids: Iterable[int]) -> None:
-        """Sleep until something happens, one of these processes ends, or the time is over; or less than that."""
+        """Sleep until something happens, one of these processes ends, or the time is over; or less
+        than that.
+        """
         timeout_s = min(timeout_s, LONGEST_S)
         pids, until = set(pids), time.monotonic() + timeout_s
         while self._folders:
@@ -116,7 +123,11 @@ class Bell:
             if now >= self._watch_at:
                 folders, self._folders = self._folders, []
                 return self.watch(folders)
-            if now >= until or self._sleep(min(EARLY_LOOK_S, until - now), pids) or self._has_changed():
+            if (
+                now >= until
+                or self._sleep(min(EARLY_LOOK_S, until - now), pids)
+                or self._has_changed()
+            ):
                 return None
         self._sleep(timeout_s, pids)
         return None

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from spool.errors import UsageError
-from spool.layout import Layout
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.layout import Layout
 
 
 def find(spool_dir: str | None) -> Path:
@@ -19,7 +19,9 @@ def find(spool_dir: str | None) -> Path:
     found = [path for path in there if re.search(r"\.old-\d+$", path.name) is None]
     if len(found) != 1:
         names = ", ".join(map(str, found)) or "none"
-        raise UsageError(f"SPOOL is not given and there is not just one ./spool-* ({names}). Name one.")
+        raise UsageError(
+            f"SPOOL is not given and there is not just one ./spool-* ({names}). Name one."
+        )
     return found[0]
 
 

@@ -1,8 +1,8 @@
 """Making a spool, and recognising that a spool is this very run.
 
-A spool is built under a hidden name beside its own and renamed into place: the rename is its commit, so a spool that
-exists is whole. The fingerprint says what was asked; the same again resumes, anything else is refused with the
-difference shown.
+A spool is built under a hidden name beside its own and renamed into place: the rename is its
+commit, so a spool that exists is whole. The fingerprint says what was asked; the same again
+resumes, anything else is refused with the difference shown.
 """
 
 from __future__ import annotations
@@ -21,12 +21,20 @@ from typing import Any
 
 import msgspec
 
-import spool
-from orchestrator.inputs import Inputs
-from spool.codec import seal_pretty
-from spool.errors import UsageError
-from spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, hidden_name, parse_hidden, rank_name
-from spool.publish import (
+from gpuspool.orchestrator.plan.inputs import Inputs
+from gpuspool.spool import __version__
+from gpuspool.spool.codec import seal_pretty
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.layout import (
+    FORMAT_TEXT,
+    OUT_MARK,
+    SUBDIRS,
+    Layout,
+    hidden_name,
+    parse_hidden,
+    rank_name,
+)
+from gpuspool.spool.publish import (
     FOLDER_MODE,
     SyncError,
     fsync_dir,
@@ -38,8 +46,8 @@ from spool.publish import (
     rename,
     write_file,
 )
-from spool.records import Fingerprint, Job, Options, Run, TaskLine
-from spool.view import View
+from gpuspool.spool.records import Fingerprint, Job, Options, Run, TaskLine
+from gpuspool.spool.view import View
 
 JOINED = 4096  # lines that are hashed at once
 DIFF_LINES = 40  # of a changed job's source that an error shows
@@ -85,7 +93,8 @@ def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
 
 
 def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | None:
-    """Build the spool and rename it into place; returns its manifests. None: somebody else did so just now.
+    """Build the spool and rename it into place; returns its manifests. None: somebody else did so
+    just now.
 
     Raises UsageError.
     """
@@ -100,7 +109,7 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
         submit_dir=os.getcwd(),
         out=request.out,
         created_at=time.time(),
-        versions={"gpuspool": spool.__version__, "python": sys.version.split()[0]},
+        versions={"gpuspool": __version__, "python": sys.version.split()[0]},
         argv=[word.encode(errors="backslashreplace").decode() for word in request.argv],
         manifests=ranks,
     )
@@ -113,7 +122,9 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
         return manifests
     except UnicodeEncodeError as error:
         remove_tree_quietly(building.root)
-        raise UsageError(f"{error.object!r:.200} is not UTF-8, so no record can hold it. Rename it.") from None
+        raise UsageError(
+            f"{error.object!r:.200} is not UTF-8, so no record can hold it. Rename it."
+        ) from None
     except SyncError:
         remove_tree_quietly(building.root)
         raise  # nobody can say whether the spool would outlive a power cut
@@ -128,7 +139,9 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
 
 
 def _build(layout: Layout, run: Run, request: Request, ranks: int) -> dict[str, bytes]:
-    """Write all, then sync all: nobody looks before the rename, and the first sync takes most of the rest along."""
+    """Write all, then sync all: nobody looks before the rename, and the first sync takes most of
+    the rest along.
+    """
     layout.root.mkdir(FOLDER_MODE)
     for name in SUBDIRS:
         layout.subdir(name).mkdir(FOLDER_MODE)
@@ -152,7 +165,9 @@ def _build(layout: Layout, run: Run, request: Request, ranks: int) -> dict[str, 
         fsync_file(path)
     for folder in {path.parent for path in made} - {layout.root}:
         fsync_dir(folder)
-    publish(layout.run, record)  # last; and a link, so that a file system without them is found out here
+    publish(
+        layout.run, record
+    )  # last; and a link, so that a file system without them is found out here
     return manifests
 
 
@@ -161,12 +176,16 @@ def half_made(layout: Layout) -> list[Path]:
     if not layout.root.parent.is_dir():
         return []
     found = ((path, parse_hidden(path.name)) for path in layout.root.parent.iterdir())
-    ours = [(path, made[1]) for path, made in found if made is not None and made[0] == layout.root.name]
+    ours = [
+        (path, made[1]) for path, made in found if made is not None and made[0] == layout.root.name
+    ]
     return [path for path, pid in ours if not Path(f"/proc/{pid}").exists()]
 
 
 def check_out(out: Path, overwrite: bool, inputs: Inputs) -> None:
-    """Refuse an OUT that is no folder, one that holds anything, with `overwrite` an input. Raises UsageError."""
+    """Refuse an OUT that is no folder, one that holds anything, with `overwrite` an input. Raises
+    UsageError.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not a folder.")
     if not out.is_dir() or not any(out.iterdir()):
@@ -177,7 +196,9 @@ def check_out(out: Path, overwrite: bool, inputs: Inputs) -> None:
         )
     for path in _paths(inputs):
         if os.path.lexists(path) and Path(os.path.realpath(path)).is_relative_to(out.resolve()):
-            raise UsageError(f"--out {out} holds the input {path}, so it is not moved aside. Name another folder.")
+            raise UsageError(
+                f"--out {out} holds the input {path}, so it is not moved aside. Name another folder."
+            )
 
 
 def _paths(inputs: Inputs) -> Iterator[str]:
@@ -196,13 +217,17 @@ def clear_out(out: Path) -> None:
 
 
 def mark_out(run: Run) -> None:
-    """Make an OUT beside the spool bear this run's mark. Raises UsageError where it bears another's."""
+    """Make an OUT beside the spool bear this run's mark. Raises UsageError where it bears
+    another's.
+    """
     if run.out is None:
         return
     mark, text = Path(run.out, OUT_MARK), f"{run.id}\n".encode()
     make_folder(mark.parent)
     if not publish(mark, text) and read_bytes(mark) != text:
-        raise UsageError(f"--out {run.out} belongs to another run. Name another folder with another --spool.")
+        raise UsageError(
+            f"--out {run.out} belongs to another run. Name another folder with another --spool."
+        )
 
 
 def _aside(path: Path) -> Path:
@@ -221,7 +246,9 @@ def set_aside(layout: Layout) -> Path:
 
 
 def job_difference(view: View, job: Job, source: bytes) -> list[str]:
-    """The lines of a diff from the job that the spool last ran to this one; empty where they are the same."""
+    """The lines of a diff from the job that the spool last ran to this one; empty where they are
+    the same.
+    """
     old = view.latest_job()
     if old.sha256 == job.sha256:
         return []
@@ -229,10 +256,20 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
         return [f"- {old.spec}", f"+ {job.spec}"]
     import difflib  # not where nothing changed
 
-    before = (read_bytes(view.layout.job_copy(old.copy)) or b"").decode(errors="replace").splitlines()
+    before = (
+        (read_bytes(view.layout.job_copy(old.copy)) or b"").decode(errors="replace").splitlines()
+    )
     after = source.decode(errors="replace").splitlines()
-    lines = list(difflib.unified_diff(before, after, f"{old.copy} (as it ran)", f"{job.copy} (now)", lineterm="", n=1))
-    return [*lines[:DIFF_LINES], f"… {len(lines) - DIFF_LINES} more lines"] if len(lines) > DIFF_LINES else lines
+    lines = list(
+        difflib.unified_diff(
+            before, after, f"{old.copy} (as it ran)", f"{job.copy} (now)", lineterm="", n=1
+        )
+    )
+    return (
+        [*lines[:DIFF_LINES], f"… {len(lines) - DIFF_LINES} more lines"]
+        if len(lines) > DIFF_LINES
+        else lines
+    )
 
 
 def other_differences(view: View, request: Request) -> list[str]:
@@ -250,7 +287,9 @@ def other_differences(view: View, request: Request) -> list[str]:
     if was.seed != now.seed:
         found.append(f"--seed: {was.seed} before, {now.seed} now")
     if was.out != now.out:
-        found.append(f"--out: {was.out or 'SPOOL/outputs'} before, {now.out or 'SPOOL/outputs'} now")
+        found.append(
+            f"--out: {was.out or 'SPOOL/outputs'} before, {now.out or 'SPOOL/outputs'} now"
+        )
     if was.tasks_sha256 != now.tasks_sha256:
         found += _task_differences(view, request.inputs)
     return found
@@ -259,14 +298,19 @@ def other_differences(view: View, request: Request) -> list[str]:
 def _task_differences(view: View, now: Inputs) -> list[str]:
     """The counts, and the first task that differs."""
     was = {task.task: task for task in _planned(view)}
-    found = [f"tasks: {view.run.tasks} before, {len(now)} now"] if view.run.tasks != len(now) else []
+    found = (
+        [f"tasks: {view.run.tasks} before, {len(now)} now"] if view.run.tasks != len(now) else []
+    )
     for task in now:
         old = was.get(task.task)
         if old is not None and old != task:
             fields = [f for f in ("key", "payload", "cost") if getattr(old, f) != getattr(task, f)]
             before = ", ".join(f"{f} {_show(getattr(old, f))}" for f in fields)
             after = ", ".join(f"{f} {_show(getattr(task, f))}" for f in fields)
-            return [*found, f"task {task.task} ({task.key}): {before} before, {after} now (the first that differs)"]
+            return [
+                *found,
+                f"task {task.task} ({task.key}): {before} before, {after} now (the first that differs)",
+            ]
     return found or ["the task list"]
 
 

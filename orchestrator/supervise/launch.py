@@ -1,8 +1,8 @@
 """Starting and ending the processes of ranks on this host.
 
-A worker is a session and process group of its own: a Ctrl-C at the terminal reaches only the parent, and killing it
-takes the job's children (data loaders, commands) along. Its device variables stand in its environment before its
-interpreter starts; its output goes to the attempt's log.
+A worker is a session and process group of its own: a Ctrl-C at the terminal reaches only the
+parent, and killing it takes the job's children (data loaders, commands) along. Its device variables
+stand in its environment before its interpreter starts; its output goes to the attempt's log.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.devices import environment_for, near_cpus
-from spool.codec import seal_pretty
-from spool.identity import MARK, mark_of, myself, run_mark
-from spool.layout import attempt_name
-from spool.publish import FILE_MODE, publish
-from spool.records import Intent, Job, Options
-from spool.view import View
+from gpuspool.orchestrator.plan.devices import environment_for, near_cpus
+from gpuspool.spool.codec import seal_pretty
+from gpuspool.spool.identity import MARK, mark_of, myself, run_mark
+from gpuspool.spool.layout import attempt_name
+from gpuspool.spool.publish import FILE_MODE, publish
+from gpuspool.spool.records import Intent, Job, Options
+from gpuspool.spool.view import View
 
 OOM_SCORE = 300  # as if a worker had 3/10 of the memory more than it has
-RECORDED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID")
+RECORDED = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "HIP_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "SLURM_JOB_ID",
+)
 
 
 class Child:
@@ -36,9 +42,13 @@ class Child:
         self._process = process
 
     def exit_code(self) -> int | None:
-        """None while it runs; else -N for signal N. Its group is killed before its pid is given back."""
+        """None while it runs; else -N for signal N. Its group is killed before its pid is given
+        back.
+        """
         if self._process.returncode is None:
-            with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored the kernel has reaped it
+            with contextlib.suppress(
+                ChildProcessError
+            ):  # where SIGCHLD is ignored the kernel has reaped it
                 if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     return None
                 kill_group(self.pid)
@@ -50,7 +60,9 @@ def open_log(path: str, flags: int) -> int:
 
 
 def _offer_to_oom_killer(pid: int) -> None:
-    """Where memory runs out, a worker shall die rather than the orchestrator, which restarts it and is small."""
+    """Where memory runs out, a worker shall die rather than the orchestrator, which restarts it and
+    is small.
+    """
     path = Path(f"/proc/{pid}/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):
         path.write_text(str(min(int(path.read_text()) + OOM_SCORE, 1000)))
@@ -63,15 +75,38 @@ def kill_group(pid: int) -> None:
 
 
 def launch(
-    view: View, rank: int, epoch: int, tokens: str, job: Job, options: Options, world_size: int, **variables: str
+    view: View,
+    rank: int,
+    epoch: int,
+    tokens: str,
+    job: Job,
+    options: Options,
+    world_size: int,
+    **variables: str,
 ) -> Child:
-    """Publish the intent, then start the process, with `variables` added to its environment. Raises OSError."""
+    """Publish the intent, then start the process, with `variables` added to its environment. Raises
+    OSError.
+    """
     number = view.next_number(rank)
     attempt = attempt_name(rank, number)
-    argv = [sys.executable, "-P", "-m", "worker", "--spool", str(view.layout.root), "--rank", str(rank)]
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "gpuspool.worker",
+        "--spool",
+        str(view.layout.root),
+        "--rank",
+        str(rank),
+    ]
     argv += ["--attempt", str(number)]
     mark = {MARK: mark_of(run_mark(view.layout.root, view.run.id), attempt)}
-    environment = {**os.environ, **environment_for(tokens, world_size, os.environ), **mark, **variables}
+    environment = {
+        **os.environ,
+        **environment_for(tokens, world_size, os.environ),
+        **mark,
+        **variables,
+    }
     intent = Intent(
         attempt=attempt,
         epoch=epoch,

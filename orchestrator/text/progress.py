@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: a bar on a terminal, a plain line every 30 s elsewhere. On stderr.
+"""What a person sees while a run goes on: a bar on a terminal, a plain line every 30 s elsewhere.
+On stderr.
 
 Rate and time left are weighted by cost, so that a few huge inputs at the front do not fool anybody.
 """
@@ -6,10 +7,11 @@ Rate and time left are weighted by cost, so that a few huge inputs at the front 
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import time
 from typing import Any, Protocol
+
+from gpuspool.orchestrator.text.printable import printable
 
 LINE_S = 30.0
 UNHEARD = (OSError, ValueError, SystemExit)
@@ -20,11 +22,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: control characters other than newline and tab are escaped."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", text)
 
 
 class Progress(Protocol):
@@ -73,7 +70,9 @@ class Lines:
         seconds = now - self._began
         left = f", {duration((self._cost - cost_done) / cost * seconds)} left" if cost > 0 else ""
         rate = f"{done / seconds:.1f} tasks/s"
-        self.say(f"{complete} complete, {failed} failed of {self._total} ({rate}{left}) {note}".rstrip())
+        self.say(
+            f"{complete} complete, {failed} failed of {self._total} ({rate}{left}) {note}".rstrip()
+        )
 
     def say(self, text: str) -> None:
         print(f"gpuspool: {printable(text)}", file=sys.stderr, flush=True)
@@ -95,7 +94,9 @@ class Bar:
         self._bar: Any = r.Progress(
             r.TextColumn("{task.fields[done]} of {task.fields[total_tasks]}"),
             r.BarColumn(),
-            r.TextColumn("{task.percentage:3.0f} %  {task.fields[failed]} failed  {task.fields[rate]}"),
+            r.TextColumn(
+                "{task.percentage:3.0f} %  {task.fields[failed]} failed  {task.fields[rate]}"
+            ),
             r.TimeRemainingColumn(elapsed_when_finished=True),
             r.TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
@@ -113,7 +114,9 @@ class Bar:
         began, before = self._first
         rate = f"{(complete + failed - before) / (now - began):.1f}/s" if now > began + 1 else ""
         done = complete + failed
-        self._bar.update(self._task, completed=cost_done, done=done, failed=failed, rate=rate, note=note)
+        self._bar.update(
+            self._task, completed=cost_done, done=done, failed=failed, rate=rate, note=note
+        )
 
     def say(self, text: str) -> None:
         self._bar.console.print(f"gpuspool: {printable(text)}", markup=False, highlight=False)
@@ -123,7 +126,8 @@ class Bar:
 
 
 class Deaf:
-    """Goes on where nobody listens any more: a terminal that closed, a pipe without a reader, a full disk.
+    """Goes on where nobody listens any more: a terminal that closed, a pipe without a reader, a
+    full disk.
 
     rich answers a broken pipe with SystemExit.
     """

@@ -1,7 +1,9 @@
-"""Whether a folder's file system keeps what the protocol relies on, found out by trying: `gpuspool doctor DIR`.
+"""Whether a folder's file system keeps what the protocol relies on, found out by trying: `gpuspool
+doctor DIR`.
 
-A *problem* breaks the protocol: no spool should live there. A *warning* costs speed or comfort. All is tried in a
-hidden folder that is removed again. A run looks too, at what costs next to nothing, and passes the warnings on.
+A *problem* breaks the protocol: no spool should live there. A *warning* costs speed or comfort. All
+is tried in a hidden folder that is removed again. A run looks too, at what costs next to nothing,
+and passes the warnings on.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from typing import Literal
 
 import msgspec
 
-from orchestrator.bell import Bell, file_system_type, is_network
-from spool.layout import PROBE_NAME, hidden_name
-from spool.publish import fsync_dir, fsync_file, remove_tree_quietly
+from gpuspool.orchestrator.supervise.bell import Bell
+from gpuspool.spool.file_system import file_system_type, is_network
+from gpuspool.spool.layout import PROBE_NAME, hidden_name
+from gpuspool.spool.publish import fsync_dir, fsync_file, remove_tree_quietly
 
-LOW_BYTES = 256 * 1024 * 1024  # an epoch's journals, logs and small outputs fit into this; large outputs do not anyway
+LOW_BYTES = (
+    256 * 1024 * 1024
+)  # an epoch's journals, logs and small outputs fit into this; large outputs do not anyway
 LOW_INODES = 1000
 BELL_S = 2.0  # for an event to come; more is no bell
 
@@ -51,7 +56,11 @@ def examine(folder: Path, is_thorough: bool = True) -> list[Check]:
 
 def warnings_of(folder: Path) -> list[str]:
     """What a run that begins says about its spool's file system."""
-    return [f"{folder}: {c.name}: {c.detail}" for c in examine(folder, is_thorough=False) if c.state != "ok"]
+    return [
+        f"{folder}: {c.name}: {c.detail}"
+        for c in examine(folder, is_thorough=False)
+        if c.state != "ok"
+    ]
 
 
 def _try(one: Callable[[Path], Check], inside: Path) -> Check:
@@ -72,7 +81,11 @@ def _exclusive(inside: Path) -> Check:
     path.touch(exist_ok=False)
     with contextlib.suppress(FileExistsError):
         path.touch(exist_ok=False)
-        return Check("exclusive", "problem", "O_EXCL makes a file that exists: two workers would own one thing")
+        return Check(
+            "exclusive",
+            "problem",
+            "O_EXCL makes a file that exists: two workers would own one thing",
+        )
     return Check("exclusive", "ok", "O_EXCL refuses what exists")
 
 
@@ -82,7 +95,9 @@ def _link(inside: Path) -> Check:
     os.link(old, new)
     with contextlib.suppress(FileExistsError):
         os.link(old, new)
-        return Check("link", "problem", "link(2) replaces what exists: two workers would claim one task")
+        return Check(
+            "link", "problem", "link(2) replaces what exists: two workers would claim one task"
+        )
     return Check("link", "ok", "link(2) refuses what exists")
 
 
@@ -92,7 +107,11 @@ def _rename(inside: Path) -> Check:
     new.write_text("old")
     os.rename(old, new)
     is_right = new.read_text() == "new" and not old.exists()
-    return Check("rename", "ok" if is_right else "problem", "rename(2) replaces" if is_right else "rename(2) does not")
+    return Check(
+        "rename",
+        "ok" if is_right else "problem",
+        "rename(2) replaces" if is_right else "rename(2) does not",
+    )
 
 
 def _lock(inside: Path) -> Check:
@@ -100,10 +119,16 @@ def _lock(inside: Path) -> Check:
         try:
             fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return Check("lock", "warning", f"no flock(2) ({error.strerror}): never start one spool twice at once")
+            return Check(
+                "lock",
+                "warning",
+                f"no flock(2) ({error.strerror}): never start one spool twice at once",
+            )
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Check("lock", "warning", "flock(2) is granted twice: never start one spool twice at once")
+            return Check(
+                "lock", "warning", "flock(2) is granted twice: never start one spool twice at once"
+            )
     return Check("lock", "ok", "flock(2) holds")
 
 
@@ -121,7 +146,11 @@ def _sync(inside: Path) -> Check:
     began = time.perf_counter()
     fsync_file(path)
     fsync_dir(inside)
-    return Check("sync", "ok", f"fsync(2) of a file and its folder took {1000 * (time.perf_counter() - began):.1f} ms")
+    return Check(
+        "sync",
+        "ok",
+        f"fsync(2) of a file and its folder took {1000 * (time.perf_counter() - began):.1f} ms",
+    )
 
 
 def _inotify(inside: Path) -> Check:
@@ -129,13 +158,23 @@ def _inotify(inside: Path) -> Check:
         bell.watch([inside])
         if not bell.has_observer:
             kind = file_system_type(inside)
-            why = f"not used on {kind}" if is_network(kind) else "no watch to be had (fs.inotify.max_user_watches)"
-            return Check("inotify", "ok" if is_network(kind) else "warning", f"{why}: the orchestrator polls")
+            why = (
+                f"not used on {kind}"
+                if is_network(kind)
+                else "no watch to be had (fs.inotify.max_user_watches)"
+            )
+            return Check(
+                "inotify", "ok" if is_network(kind) else "warning", f"{why}: the orchestrator polls"
+            )
         script = "import sys; open(sys.argv[1], 'x')"
         subprocess.run([sys.executable, "-S", "-c", script, inside / "bell"], check=True)
         began = time.perf_counter()
         bell.wait(BELL_S, [])
         seconds = time.perf_counter() - began
     if seconds >= BELL_S:
-        return Check("inotify", "warning", f"another process's file was not told within {BELL_S:g} s; use --poll")
+        return Check(
+            "inotify",
+            "warning",
+            f"another process's file was not told within {BELL_S:g} s; use --poll",
+        )
     return Check("inotify", "ok", "it tells of another process's files")

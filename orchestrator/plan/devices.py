@@ -1,7 +1,8 @@
-"""Which devices there are, and which of them each rank may see. Tokens are opaque strings, never numbers.
+"""Which devices there are, and which of them each rank may see. Tokens are opaque strings, never
+numbers.
 
-The pool: --devices, else the inherited CUDA_VISIBLE_DEVICES (HIP_VISIBLE_DEVICES), else what NVML lists (MIG
-instances where enabled), else the CPU. The only file that imports NVML.
+The pool: --devices, else the inherited CUDA_VISIBLE_DEVICES (HIP_VISIBLE_DEVICES), else what NVML
+lists (MIG instances where enabled), else the CPU. The only file that imports NVML.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spool.errors import UsageError
+from gpuspool.spool.errors import UsageError
 
 CPU = ""  # what a CPU rank may see
 HIDDEN = ("-1", "NoDevFiles", "void", "none")  # values of the variable that mean no device
@@ -33,7 +34,9 @@ def assign(
         return [CPU] * (ranks or 1)
     groups = [",".join(pool[i : i + gpus_per_rank]) for i in range(0, len(pool), gpus_per_rank)]
     if len(pool) % gpus_per_rank:
-        raise UsageError(f"--gpus-per-rank {gpus_per_rank} does not divide the {len(pool)} devices {','.join(pool)}.")
+        raise UsageError(
+            f"--gpus-per-rank {gpus_per_rank} does not divide the {len(pool)} devices {','.join(pool)}."
+        )
     most = len(groups) * ranks_per_gpu
     if ranks is not None and ranks > most:
         raise UsageError(
@@ -84,7 +87,9 @@ def _found(environment: Mapping[str, str]) -> list[str]:
             "Look at nvidia-smi on this node, or say --devices cpu."
         )
     if not tokens and any(Path("/dev").glob("nvidia[0-9]*")):
-        raise UsageError("/dev/nvidia* exists, but NVML shows no GPU. Look at nvidia-smi, or say --devices cpu.")
+        raise UsageError(
+            "/dev/nvidia* exists, but NVML shows no GPU. Look at nvidia-smi, or say --devices cpu."
+        )
     return tokens
 
 
@@ -116,25 +121,35 @@ def _mig_tokens(nvml: Any, handle: Any) -> list[str]:
         if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             return []
         for slot in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            tokens.append(str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot))))
+            tokens.append(
+                str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)))
+            )
     except nvml.NVMLError:
         pass  # no MIG on this GPU, or no more instances
     return tokens
 
 
 def near_cpus(tokens: str) -> set[int]:
-    """The cores next to a rank's first GPU that this process may use; empty where NVML does not tell."""
+    """The cores next to a rank's first GPU that this process may use; empty where NVML does not
+    tell.
+    """
     nvml = None if tokens == CPU else _nvml()
     if nvml is None:
         return set()
     first = tokens.split(",")[0]
     try:
         by_index = first.isdigit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(int(first)) if by_index else nvml.nvmlDeviceGetHandleByUUID(first)
+        handle = (
+            nvml.nvmlDeviceGetHandleByIndex(int(first))
+            if by_index
+            else nvml.nvmlDeviceGetHandleByUUID(first)
+        )
         words = nvml.nvmlDeviceGetCpuAffinity(handle, ((os.cpu_count() or 1) + 63) // 64)
     except nvml.NVMLError:
         return set()
-    near = {64 * place + bit for place, word in enumerate(words) for bit in range(64) if word >> bit & 1}
+    near = {
+        64 * place + bit for place, word in enumerate(words) for bit in range(64) if word >> bit & 1
+    }
     return near & os.sched_getaffinity(0)
 
 

@@ -1,6 +1,8 @@
-"""`gpuspool verify`: everything in a spool that is not as the format says, named with file and offset.
+"""`gpuspool verify`: everything in a spool that is not as the format says, named with file and
+offset.
 
-A problem is damage or a contradiction; a note is what a crash leaves and the protocol has dealt with.
+A problem is damage or a contradiction; a note is what a crash leaves and the protocol has dealt
+with.
 """
 
 from __future__ import annotations
@@ -9,12 +11,12 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from orchestrator.results import Results
-from spool.closing import lost_tasks
-from spool.layout import STATES, SUBDIRS
-from spool.publish import listdir, read_bytes, read_record, read_sealed
-from spool.records import Closing, Run
-from spool.view import View
+from gpuspool.orchestrator.report.results import Results
+from gpuspool.spool.closing import lost_tasks
+from gpuspool.spool.layout import STATES, SUBDIRS
+from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
+from gpuspool.spool.records import Closing, Run
+from gpuspool.spool.view import View
 
 
 @dataclass
@@ -26,9 +28,13 @@ class Findings:
 def verify(view: View) -> Findings:
     """Read everything once. Writes nothing."""
     found = Findings()
-    found.problems += [f"{name}: this planned manifest is missing" for name in view.missing_manifests()]
     found.problems += [
-        f"{path}: this folder is missing" for path in map(view.layout.subdir, SUBDIRS) if not path.is_dir()
+        f"{name}: this planned manifest is missing" for name in view.missing_manifests()
+    ]
+    found.problems += [
+        f"{path}: this folder is missing"
+        for path in map(view.layout.subdir, SUBDIRS)
+        if not path.is_dir()
     ]
     _check_job(view, found)
     _check_tasks(view, found)
@@ -50,7 +56,9 @@ def _check_job(view: View, found: Findings) -> None:
     for copy, sha in hashes.items():
         path = view.layout.job_copy(copy)
         if hashlib.sha256(read_bytes(path) or b"").hexdigest() != sha:
-            found.problems.append(f"{path}: not the job that the run began with; resume restores it if it can")
+            found.problems.append(
+                f"{path}: not the job that the run began with; resume restores it if it can"
+            )
     if read_sealed(view.layout.run_copy, Run) is None:
         found.problems.append(f"{view.layout.run_copy}: not a run record; resume restores it")
 
@@ -62,10 +70,14 @@ def _check_tasks(view: View, found: Findings) -> None:
             if 0 <= task.task < view.run.tasks:
                 described[task.task] = 1
             else:
-                found.problems.append(f"{manifest.path}: task {task.task} is none of this run's {view.run.tasks}")
+                found.problems.append(
+                    f"{manifest.path}: task {task.task} is none of this run's {view.run.tasks}"
+                )
     absent = described.count(0)
     if absent:
-        found.problems.append(f"{absent} tasks stand in no readable manifest line, the first is {described.find(0)}")
+        found.problems.append(
+            f"{absent} tasks stand in no readable manifest line, the first is {described.find(0)}"
+        )
     lost = lost_tasks(view)
     if lost:
         found.notes.append(f"{len(lost)} tasks are claimed by nobody who lives; resume sweeps them")
@@ -76,12 +88,15 @@ def _check_claims(view: View, found: Findings) -> None:
         for claim in chain.claims:
             if claim.attempt not in view.journals:
                 path = view.layout.claim(name, claim.start)
-                found.problems.append(f"{path}: no attempt {claim.attempt!r} began; resume sweeps its tasks")
+                found.problems.append(
+                    f"{path}: no attempt {claim.attempt!r} began; resume sweeps its tasks"
+                )
         listed = {start for start in listdir(view.layout.claims(name)) if start.isdigit()}
         chain.advance()  # to what a live run has claimed since
         chained = {view.layout.claim(name, claim.start).name for claim in chain.claims}
         found.problems += [
-            f"{view.layout.claims(name)}/{start}: outside the chain" for start in sorted(listed - chained)
+            f"{view.layout.claims(name)}/{start}: outside the chain"
+            for start in sorted(listed - chained)
         ]
 
 
@@ -91,8 +106,12 @@ def _check_status(view: View, found: Findings) -> None:
             closing = view.closed.get(filename.removesuffix(".json"))
             path = view.layout.subdir(state) / filename
             if read_record(path, Closing) is None:
-                found.problems.append(f"{path}: not a status record; its orphans manifest says what it should")
-            elif closing is None and not view.layout.orphans(path.stem).exists():  # else closed just now
+                found.problems.append(
+                    f"{path}: not a status record; its orphans manifest says what it should"
+                )
+            elif (
+                closing is None and not view.layout.orphans(path.stem).exists()
+            ):  # else closed just now
                 found.problems.append(f"{path}: no orphans manifest closes this attempt")
             elif closing is not None and closing.state != state and closing.by != "unreadable":
                 found.problems.append(f"{path}: its orphans manifest says {closing.state}")
@@ -109,7 +128,9 @@ def _check_outputs(view: View, found: Findings) -> None:
                 )
         missing = [name for name in result.outputs if not (out / name).exists()]
         if missing:
-            found.problems.append(f"task {result.index} ({result.key}): its output {out / missing[0]} is missing")
+            found.problems.append(
+                f"task {result.index} ({result.key}): its output {out / missing[0]} is missing"
+            )
     for name, index in owner.items():
         for parent in map(str, PurePosixPath(name).parents):
             if parent in owner and owner[parent] != index:

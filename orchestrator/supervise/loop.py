@@ -1,8 +1,8 @@
 """The orchestrator: wake, read, decide, act, until the run has ended one way or another.
 
-It starts and restarts ranks, adopts workers that outlived an earlier orchestrator, closes the dead, sweeps, and
-tells. It keeps nothing that is not on disk except which children are its own: killed at any moment, the next
-orchestrator goes on from the spool.
+It starts and restarts ranks, adopts workers that outlived an earlier orchestrator, closes the dead,
+sweeps, and tells. It keeps nothing that is not on disk except which children are its own: killed at
+any moment, the next orchestrator goes on from the spool.
 """
 
 from __future__ import annotations
@@ -19,27 +19,33 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator import decide as d
-from orchestrator.bell import Bell
-from orchestrator.finish import Outcome, finish
-from orchestrator.lock import announce
-from orchestrator.progress import Progress
-from orchestrator.repair import keep_copy
-from orchestrator.workers import Workers
-from spool.closing import mend_claims, sweep
-from spool.codec import encode
-from spool.death import BEAT_S
-from spool.identity import ALIVE, DEAD, myself
-from spool.layout import STATES, rank_of
-from spool.publish import FILE_MODE, SyncError, probe_folder, publish, replace, write_all
-from spool.records import Closing, Job, Options, ParentBeat
-from spool.timeouts import is_limited
-from spool.view import View, drain_epoch
+from gpuspool.orchestrator.supervise import decide as d
+from gpuspool.orchestrator.supervise.bell import Bell
+from gpuspool.orchestrator.supervise.finish import Outcome, finish
+from gpuspool.orchestrator.supervise.lock import announce
+from gpuspool.orchestrator.supervise.repair import keep_copy
+from gpuspool.orchestrator.supervise.workers import Workers
+from gpuspool.orchestrator.text.progress import Progress
+from gpuspool.spool.closing import mend_claims, sweep
+from gpuspool.spool.codec import encode
+from gpuspool.spool.death import BEAT_S
+from gpuspool.spool.identity import ALIVE, DEAD, myself
+from gpuspool.spool.layout import STATES, rank_of
+from gpuspool.spool.publish import FILE_MODE, SyncError, probe_folder, publish, replace, write_all
+from gpuspool.spool.records import Closing, Job, Options, ParentBeat
+from gpuspool.spool.timeouts import is_limited
+from gpuspool.spool.view import View, drain_epoch
 
 DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-LOOK_FILES, FILES_PER_S = 10, 4.0  # opened by a look, besides two for each rank; and how many in a second on average
+LOOK_FILES, FILES_PER_S = (
+    10,
+    4.0,
+)  # opened by a look, besides two for each rank; and how many in a second on average
 BACKOFF_LOOK_S = 0.2  # while a rank waits for its restart
-NEWS_LOOK_S, NEWS = 0.1, 1000  # after a look that brought so many verdicts for each file it opened; doubled from there
+NEWS_LOOK_S, NEWS = (
+    0.1,
+    1000,
+)  # after a look that brought so many verdicts for each file it opened; doubled from there
 TROUBLE_S = 0.2  # between two tries
 PATIENCE_S = 8.0  # with a file system in trouble, before the run stops
 ABANDON_S = 15.0  # for workers to end themselves then: with the patience, less than half a minute
@@ -47,7 +53,9 @@ ABANDON_S = 15.0  # for workers to end themselves then: with the patience, less 
 
 @contextlib.contextmanager
 def signals_to(received: list[int]) -> Iterator[None]:
-    """Note the signals that end a run; the handlers are restored afterwards, and not installed off the main thread."""
+    """Note the signals that end a run; the handlers are restored afterwards, and not installed off
+    the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -71,20 +79,32 @@ def most_failed(text: str | None, tasks: int) -> int | None:
 
 
 class Orchestrator:
-    """Sees one run through one epoch. `run` returns the outcome; errors of the file system are raised."""
+    """Sees one run through one epoch. `run` returns the outcome; errors of the file system are
+    raised.
+    """
 
     def __init__(
-        self, view: View, slots: list[str], job: Job, options: Options, progress: Progress, received: list[int]
+        self,
+        view: View,
+        slots: list[str],
+        job: Job,
+        options: Options,
+        progress: Progress,
+        received: list[int],
     ) -> None:
         self.view, self.slots, self.job, self.options = view, slots, job, options
         self.progress = progress
         self.epoch = view.next_epoch()
         self._received = received
         self.workers = Workers(view, self.epoch, options)
-        self._policy = d.Policy(options.max_restarts, most_failed(options.max_failed, view.run.tasks))
+        self._policy = d.Policy(
+            options.max_restarts, most_failed(options.max_failed, view.run.tasks)
+        )
         self._ended_at: dict[str, float] = {}
         self._began = time.monotonic()
-        self._deadline = None if options.time_limit_s is None else self._began + options.time_limit_s
+        self._deadline = (
+            None if options.time_limit_s is None else self._began + options.time_limit_s
+        )
         self._kill_at: float | None = None
         self._how = "drained"
         self._finished_at: float | None = None
@@ -119,16 +139,22 @@ class Orchestrator:
         return outcome
 
     def _nap_s(self, bell: Bell) -> float:
-        """How long to wait for the bell. Where it tells all that matters, the more files a look opens the longer."""
+        """How long to wait for the bell. Where it tells all that matters, the more files a look
+        opens the longer.
+        """
         if any(d.failures_in_a_row(past) for past in self._past()):
             return BACKOFF_LOOK_S
-        is_timed = self._deadline is not None or self._kill_at is not None or is_limited(self.options)
+        is_timed = (
+            self._deadline is not None or self._kill_at is not None or is_limited(self.options)
+        )
         if is_timed or not bell.has_observer:
             return bell.quiet_s
         files = LOOK_FILES + 2 * len(self.view.open_attempts)
         most_s = max(bell.quiet_s, min(files / FILES_PER_S, self.progress.every_s, self._beat_s))
         known, self._known = self._known, self.view.ledger.n_complete
-        self._nap = NEWS_LOOK_S if self._known - known > NEWS * files else min(2 * self._nap, most_s)
+        self._nap = (
+            NEWS_LOOK_S if self._known - known > NEWS * files else min(2 * self._nap, most_s)
+        )
         return self._nap
 
     @property
@@ -136,7 +162,9 @@ class Orchestrator:
         return min(BEAT_S, self.options.lease_s / 12)
 
     def _try_step(self) -> d.End | None:
-        """One step; trouble with the file system is waited out for a while. Raises OSError after that."""
+        """One step; trouble with the file system is waited out for a while. Raises OSError after
+        that.
+        """
         try:
             end = self._step()
         except SyncError:
@@ -154,7 +182,9 @@ class Orchestrator:
         return end
 
     def _abandon(self, trouble: OSError, bell: Bell) -> None:
-        """The spool cannot be used any more: end the workers, whom nobody could account for; leave the rest."""
+        """The spool cannot be used any more: end the workers, whom nobody could account for; leave
+        the rest.
+        """
         self._tell("abandoned", f"{trouble}; workers are stopped, at most {ABANDON_S:.0f} s")
         self.workers.tell_to_stop()
         self.workers.see_off(bell, ABANDON_S)
@@ -192,13 +222,19 @@ class Orchestrator:
             case d.Kill(attempt):
                 self.workers.kill(attempt)
             case d.Stop():
-                self._drain(f"{self.view.ledger.n_failed} tasks failed, --max-failed {self.options.max_failed}")
+                self._drain(
+                    f"{self.view.ledger.n_failed} tasks failed, --max-failed {self.options.max_failed}"
+                )
                 self._how = "too many failed"
             case d.Sweep():
                 self._was_swept = True
                 count = sweep(self.view)
                 if count:
-                    self._tell("swept", f"{count} tasks whose claims were lost are given out again", tasks=count)
+                    self._tell(
+                        "swept",
+                        f"{count} tasks whose claims were lost are given out again",
+                        tasks=count,
+                    )
 
     def _snapshot(self) -> d.Snapshot:
         ledger = self.view.ledger
@@ -206,7 +242,9 @@ class Orchestrator:
         if left == 0 and self._finished_at is None:
             self._finished_at = time.monotonic()
             if self.view.open_attempts:
-                publish(self.view.layout.finished(self.epoch), b"", durable=False)  # for those that wait
+                publish(
+                    self.view.layout.finished(self.epoch), b"", durable=False
+                )  # for those that wait
         claimers = {claim.attempt for chain in self.view.chains.values() for claim in chain.claims}
         attempts = [
             d.OpenAttempt(name, rank_of(name), self.workers.life(name), name not in claimers)
@@ -230,7 +268,12 @@ class Orchestrator:
         for name in self.view.attempts:
             intent, closing = self.view.intents.get(name), self.view.closed.get(name)
             rank = rank_of(name)
-            if intent is not None and closing is not None and intent.epoch == self.epoch and rank in past:
+            if (
+                intent is not None
+                and closing is not None
+                and intent.epoch == self.epoch
+                and rank in past
+            ):
                 past[rank].append(closing)
                 self._ended_at.setdefault(name, time.monotonic())
         done = [0] * len(self.slots)
@@ -251,25 +294,40 @@ class Orchestrator:
         ]
 
     def _sick(self) -> dict[str, list[int]]:
-        """The devices on which the last that ended came to nothing, given up or not, with their ranks."""
+        """The devices on which the last that ended came to nothing, given up or not, with their
+        ranks.
+        """
         sick = d.sick_devices(self._past(), d.Policy(max_restarts=0))
-        return {device: [rank for rank, token in enumerate(self.slots) if token == device] for device in sorted(sick)}
+        return {
+            device: [rank for rank, token in enumerate(self.slots) if token == device]
+            for device in sorted(sick)
+        }
 
     def _launch(self, rank: int) -> None:
         self._look_at_disks()
         child = self.workers.launch(rank, self.slots, self.job)
         self._was_swept = False
-        self._record("attempt_started", attempt=child.attempt, pid=child.pid, device=self.slots[rank] or "cpu")
+        self._record(
+            "attempt_started",
+            attempt=child.attempt,
+            pid=child.pid,
+            device=self.slots[rank] or "cpu",
+        )
 
     def _look_at_disks(self) -> None:
-        """Once an attempt ended for a file system in trouble, nobody is started until it takes data again.
+        """Once an attempt ended for a file system in trouble, nobody is started until it takes data
+        again.
 
         Raises OSError while it does not.
         """
         if not self._had_trouble:
             return
         layout = self.view.layout
-        for folder in (Path(self.view.run.out or layout.outputs), layout.root, layout.subdir("logs")):
+        for folder in (
+            Path(self.view.run.out or layout.outputs),
+            layout.root,
+            layout.subdir("logs"),
+        ):
             probe_folder(folder)
         self._had_trouble = False
 
@@ -278,7 +336,9 @@ class Orchestrator:
         if closing is None:
             return
         self._had_trouble |= closing.reason == "io"
-        self._was_mended &= closing.by != "resume"  # it may have died with the power, which gives claims back
+        self._was_mended &= (
+            closing.by != "resume"
+        )  # it may have died with the power, which gives claims back
         text = f"{attempt} ended: {self.workers.describe_end(closing)}; what it had not finished is given out again"
         text += "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
         self._tell("attempt_closed", text, attempt=attempt)
@@ -294,7 +354,9 @@ class Orchestrator:
     def _adopt(self) -> None:
         living = [attempt for attempt in self.workers.adopted if self.workers.life(attempt) != DEAD]
         intents = [self.view.intents.get(attempt) for attempt in living]
-        is_changed = any(intent is not None and intent.job.sha256 != self.job.sha256 for intent in intents)
+        is_changed = any(
+            intent is not None and intent.job.sha256 != self.job.sha256 for intent in intents
+        )
         if is_changed:  # --keep-done: what is not in hand is for the new code, on whatever host
             publish(self.view.layout.drain(self.epoch - 1), b"")
             self.workers.tell_to_stop()
@@ -302,7 +364,11 @@ class Orchestrator:
         for attempt in self.workers.adopted:
             life = self.workers.life(attempt)
             if life == ALIVE:
-                self._tell("adopted", f"{attempt} outlived an earlier orchestrator and {how}", attempt=attempt)
+                self._tell(
+                    "adopted",
+                    f"{attempt} outlived an earlier orchestrator and {how}",
+                    attempt=attempt,
+                )
             elif life != DEAD:
                 self._tell(
                     "waiting",
@@ -332,7 +398,9 @@ class Orchestrator:
         self.workers.tell_to_stop()
         self._kill_at = time.monotonic() + self.options.grace_s
         self._tell(
-            "draining", f"{why}: workers finish the tasks in hand, at most {self.options.grace_s:.0f} s", why=why
+            "draining",
+            f"{why}: workers finish the tasks in hand, at most {self.options.grace_s:.0f} s",
+            why=why,
         )
 
     def _keep_beating(self) -> None:
@@ -348,7 +416,9 @@ class Orchestrator:
         for damage in self.view.damage[self._damage_seen :]:
             keep_copy(self.view.layout, damage.path)
             self._damage_seen += 1
-            self._tell("damage", f"damaged: {damage}; what it held is looked up elsewhere or run again")
+            self._tell(
+                "damage", f"damaged: {damage}; what it held is looked up elsewhere or run again"
+            )
 
     def _load_costs(self) -> None:
         """Only where costs differ: then progress is weighted by them."""
@@ -369,7 +439,10 @@ class Orchestrator:
 
     def _record(self, event: str, **fields: object) -> None:
         """events.jsonl is for people: advisory, never read to decide."""
-        line = msgspec.json.encode({"at": time.time(), "event": event, "epoch": self.epoch, **fields}) + b"\n"
+        line = (
+            msgspec.json.encode({"at": time.time(), "event": event, "epoch": self.epoch, **fields})
+            + b"\n"
+        )
         with contextlib.suppress(OSError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(self.view.layout.events, flags, FILE_MODE)

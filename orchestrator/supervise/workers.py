@@ -1,8 +1,10 @@
-"""The workers of a run as their parent sees them: which are its own, which live, which take too long, how each ended.
+"""The workers of a run as their parent sees them: which are its own, which live, which take too
+long, how each ended.
 
-What it says of a dead attempt it says by closing it, once, with what it saw: a crash that it witnessed, a time-out, an
-order of its own, or nothing at all. A process that was sent SIGKILL and is not gone after a while (it hangs in the
-kernel) runs no user code any more, so it counts as dead: nobody waits for it.
+What it says of a dead attempt it says by closing it, once, with what it saw: a crash that it
+witnessed, a time-out, an order of its own, or nothing at all. A process that was sent SIGKILL and
+is not gone after a while (it hangs in the kernel) runs no user code any more, so it counts as dead:
+nobody waits for it.
 """
 
 from __future__ import annotations
@@ -12,28 +14,33 @@ import os
 import signal
 import time
 
-from orchestrator.bell import Bell
-from orchestrator.decide import FAREWELL_S
-from orchestrator.launch import Child, kill_group, launch, open_log
-from spool.blame import Witness, describe_exit
-from spool.closing import close_dead
-from spool.death import Coroner
-from spool.errors import EXIT_CANNOT_CLOSE
-from spool.identity import ALIVE, DEAD, is_here, kill_marked, liveness, myself, run_mark
-from spool.layout import rank_of
-from spool.oom import OomWatch
-from spool.records import Closing, Job, Options
-from spool.timeouts import is_limited, limit_s, parent_limit_s
-from spool.view import View
+from gpuspool.orchestrator.supervise.bell import Bell
+from gpuspool.orchestrator.supervise.decide import FAREWELL_S
+from gpuspool.orchestrator.supervise.launch import Child, kill_group, launch, open_log
+from gpuspool.spool.blame import Witness, describe_exit
+from gpuspool.spool.closing import close_dead
+from gpuspool.spool.death import Coroner
+from gpuspool.spool.errors import EXIT_CANNOT_CLOSE
+from gpuspool.spool.identity import ALIVE, DEAD, is_here, kill_marked, liveness, myself, run_mark
+from gpuspool.spool.layout import rank_of
+from gpuspool.spool.oom import OomWatch
+from gpuspool.spool.records import Closing, Job, Options
+from gpuspool.spool.timeouts import is_limited, limit_s, parent_limit_s
+from gpuspool.spool.view import View
 
-UNREAPED_S = 3.0  # from SIGKILL until a process that is not gone counts as dead: it hangs in the kernel
+UNREAPED_S = (
+    3.0  # from SIGKILL until a process that is not gone counts as dead: it hangs in the kernel
+)
 FAST_S = 60.0  # an attempt that dies earlier and finished nothing may owe it to its device
 OTHERS_S = 3.0  # for a worker that closed itself under an earlier parent to be gone
-SILENCE_S = 30.0  # three beats: how long a worker with nothing in hand may be silent on top of its stall time-out
+# three beats: how long a worker with nothing in hand may be silent on top of its stall time-out
+SILENCE_S = 30.0
 
 
 class Workers:
-    """All attempts of one run, for one epoch. Raises OSError where the spool cannot be read or written."""
+    """All attempts of one run, for one epoch. Raises OSError where the spool cannot be read or
+    written.
+    """
 
     def __init__(self, view: View, epoch: int, options: Options) -> None:
         self.view, self.epoch, self.options = view, epoch, options
@@ -49,7 +56,9 @@ class Workers:
         self._fast_deaths: list[tuple[str, int]] = []  # (device, rank)
 
     def launch(self, rank: int, slots: list[str], job: Job) -> Child:
-        """Start a rank's next attempt. On failure an intent may be left behind, which counts as dead."""
+        """Start a rank's next attempt. On failure an intent may be left behind, which counts as
+        dead.
+        """
         child = launch(self.view, rank, self.epoch, slots[rank], job, self.options, len(slots))
         self._children[child.attempt] = child
         self._began_at[child.attempt] = time.monotonic()
@@ -84,11 +93,17 @@ class Workers:
         """Of all workers that are proved alive on this host."""
         alive = [attempt for attempt in self.adopted if self.life(attempt) == ALIVE]
         adopted = [who.pid for attempt in alive if (who := self.view.identity(attempt)) is not None]
-        return [child.pid for child in self._children.values() if child.exit_code() is None] + adopted
+        return [
+            child.pid for child in self._children.values() if child.exit_code() is None
+        ] + adopted
 
     def tell_to_stop(self) -> None:
-        """SIGTERM to every worker of this host, its own first; what becomes of it from now on blames nobody."""
-        self._told.update(self._children, (name for name in self.view.open_attempts if self.life(name) != DEAD))
+        """SIGTERM to every worker of this host, its own first; what becomes of it from now on
+        blames nobody.
+        """
+        self._told.update(
+            self._children, (name for name in self.view.open_attempts if self.life(name) != DEAD)
+        )
         for child in self._children.values():
             _signal(child.pid)
         for pid in self.pids():
@@ -112,7 +127,8 @@ class Workers:
     def kill_overdue(self) -> list[str]:
         """Kill who is in a call beyond its limit, or silent; returns whom.
 
-        The worker's own timer goes off first and leaves its stacks, unless the whole process stands still.
+        The worker's own timer goes off first and leaves its stacks, unless the whole process stands
+        still.
         """
         now = time.monotonic()
         self._oom.look(now)
@@ -174,8 +190,13 @@ class Workers:
         return closing
 
     def _append_to_log(self, attempt: str, text: str) -> None:
-        """Where every thread stood when the worker's timer ended it; for people, so an error is nobody's trouble."""
-        with contextlib.suppress(OSError), open(self.view.layout.log(attempt), "a", opener=open_log) as log:
+        """Where every thread stood when the worker's timer ended it; for people, so an error is
+        nobody's trouble.
+        """
+        with (
+            contextlib.suppress(OSError),
+            open(self.view.layout.log(attempt), "a", opener=open_log) as log,
+        ):
             log.write(text)
 
     def describe_end(self, closing: Closing) -> str:
@@ -184,22 +205,34 @@ class Workers:
         child = self._children.get(attempt)
         code = None if child is None else child.exit_code()
         if closing.reason == "timeout":
-            return "it took too long" + ("" if closing.error and closing.error.traceback else " and was killed")
+            return "it took too long" + (
+                "" if closing.error and closing.error.traceback else " and was killed"
+            )
         if code is not None:
             return describe_exit(code)
         if self._is_stillborn(attempt):
             return "it could not be started"
-        return "it hangs in the kernel" if child is not None else "its orchestrator and then it itself died"
+        return (
+            "it hangs in the kernel"
+            if child is not None
+            else "its orchestrator and then it itself died"
+        )
 
     def _is_devices_fault(self, attempt: str) -> bool:
-        """Whether two ranks died fast on its device while another device works: then no task is to blame."""
+        """Whether two ranks died fast on its device while another device works: then no task is to
+        blame.
+        """
         device = self._device(attempt)
         lived = time.monotonic() - self._began_at.get(attempt, 0.0)
         if device == "cpu" or self.view.finished_by.get(attempt) or lived > FAST_S:
             return False
         self._fast_deaths.append((device, rank_of(attempt)))
         ranks = {rank for where, rank in self._fast_deaths if where == device}
-        others = [a for a in self.view.open_attempts if self._device(a) != device and self.life(a) == ALIVE]
+        others = [
+            a
+            for a in self.view.open_attempts
+            if self._device(a) != device and self.life(a) == ALIVE
+        ]
         return len(ranks) > 1 and bool(others)
 
     def _device(self, attempt: str) -> str:
@@ -207,7 +240,9 @@ class Workers:
         return "cpu" if intent is None else intent.device
 
     def reap(self, ended_at: dict[str, float]) -> list[Closing]:
-        """Forget children that closed themselves and are gone, end those that linger; returns the ends of the first."""
+        """Forget children that closed themselves and are gone, end those that linger; returns the
+        ends of the first.
+        """
         gone = []
         for attempt, child in list(self._children.items()):
             closing = self.view.closed.get(attempt)
@@ -222,28 +257,44 @@ class Workers:
         return gone
 
     def see_off(self, bell: Bell, patience_s: float = FAREWELL_S) -> None:
-        """Wait for every worker of this host to exit, kill who lingers, and whatever they left; no process remains."""
+        """Wait for every worker of this host to exit, kill who lingers, and whatever they left; no
+        process remains.
+        """
         began = time.monotonic()
         while lingering := self._lingering():
-            bell.wait(min(max(began + patience_s - time.monotonic(), 0.05), 1.0), lingering.values())
+            bell.wait(
+                min(max(began + patience_s - time.monotonic(), 0.05), 1.0), lingering.values()
+            )
             waited_s = time.monotonic() - began
             for attempt in lingering:
-                if waited_s > (patience_s if attempt in self._children else min(patience_s, OTHERS_S)):
+                if waited_s > (
+                    patience_s if attempt in self._children else min(patience_s, OTHERS_S)
+                ):
                     self._kill(attempt)
         kill_marked(self._mark, self.view.closed)
 
     def _lingering(self) -> dict[str, int]:
         """attempt -> pid of own children that run, and of others that have closed and not yet gone."""
-        own = {attempt: child.pid for attempt, child in self._children.items() if child.exit_code() is None}
+        own = {
+            attempt: child.pid
+            for attempt, child in self._children.items()
+            if child.exit_code() is None
+        }
         heads = {
-            attempt: journal.head for attempt, journal in self.view.journals.items() if attempt in self.view.closed
+            attempt: journal.head
+            for attempt, journal in self.view.journals.items()
+            if attempt in self.view.closed
         }
         others = {
             attempt: head.pid
             for attempt, head in heads.items()
             if head is not None and attempt not in self._children and liveness(head) == ALIVE
         }
-        return {attempt: pid for attempt, pid in (own | others).items() if not self._is_beyond_help(attempt)}
+        return {
+            attempt: pid
+            for attempt, pid in (own | others).items()
+            if not self._is_beyond_help(attempt)
+        }
 
 
 def _signal(pid: int) -> None:

@@ -1,4 +1,5 @@
-"""What to do next, as a pure function of what is known. It reads nothing, starts nothing and knows no clock.
+"""What to do next, as a pure function of what is known. It reads nothing, starts nothing and knows
+no clock.
 
 first, whatever else       every attempt that is proved dead is closed, for it changes what is claimable
 all tasks have a verdict   wait for the attempts to end themselves, kill who lingers, end "finished"
@@ -16,10 +17,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from spool.identity import ALIVE, DEAD
-from spool.records import Closing
+from gpuspool.spool.identity import ALIVE, DEAD
+from gpuspool.spool.records import Closing
 
-FAREWELL_S = 15.0  # for a worker to notice the end and run its exit handlers, once every task has a verdict
+FAREWELL_S = (
+    15.0  # for a worker to notice the end and run its exit handlers, once every task has a verdict
+)
 BACKOFF_S = (1.0, 30.0)  # before a rank's restart: first, and at most; doubled each time in a row
 
 
@@ -31,10 +34,11 @@ class OpenAttempt(msgspec.Struct, frozen=True):
 
 
 class RankPast(msgspec.Struct, frozen=True):
-    """A rank's attempts of this epoch that ended, oldest first, and when the last did, on the loop's clock.
+    """A rank's attempts of this epoch that ended, oldest first, and when the last did, on the
+    loop's clock.
 
-    `device`: its token; "" for a CPU rank, which shares its device with all others. `done`: what all its attempts of
-    this epoch have finished, the open one too.
+    `device`: its token; "" for a CPU rank, which shares its device with all others. `done`: what
+    all its attempts of this epoch have finished, the open one too.
     """
 
     rank: int
@@ -98,7 +102,9 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
         late = snapshot.finished_at is not None and now > snapshot.finished_at + FAREWELL_S
         return _await_end(snapshot, "finished", late)
     if snapshot.is_draining:
-        return _await_end(snapshot, "drained", snapshot.kill_at is not None and now > snapshot.kill_at)
+        return _await_end(
+            snapshot, "drained", snapshot.kill_at is not None and now > snapshot.kill_at
+        )
     if policy.max_failed is not None and snapshot.failed >= policy.max_failed:
         return [Stop()]
     if not snapshot.open and _loads_nowhere(snapshot.past):
@@ -113,21 +119,31 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
 def _await_end(snapshot: Snapshot, how: str, is_late: bool) -> list[Action]:
     here = [attempt for attempt in snapshot.open if attempt.life == ALIVE]
     if not here:
-        return [End(how)]  # what may live elsewhere ends itself, or is closed by its parent or the next resume
+        return [
+            End(how)
+        ]  # what may live elsewhere ends itself, or is closed by its parent or the next resume
     return [Kill(attempt.name) for attempt in here] if is_late else []
 
 
 def _loads_nowhere(past: Sequence[RankPast]) -> bool:
-    """Every rank that was started failed to load its job at its first attempt, and none got further since."""
+    """Every rank that was started failed to load its job at its first attempt, and none got further
+    since.
+    """
     tried = [rank.closings for rank in past if rank.closings]
-    return bool(tried) and all(closing.reason == "load" for closings in tried for closing in closings)
+    return bool(tried) and all(
+        closing.reason == "load" for closings in tried for closing in closings
+    )
 
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     busy = {attempt.rank for attempt in snapshot.open}
     sick = sick_devices(snapshot.past, policy)
     free = [rank for rank in snapshot.past if rank.rank not in busy]
-    able = [rank for rank in free if rank.device not in sick and failures_in_a_row(rank) <= policy.max_restarts]
+    able = [
+        rank
+        for rank in free
+        if rank.device not in sick and failures_in_a_row(rank) <= policy.max_restarts
+    ]
     if not able and not snapshot.open:
         return [End("gave up")]
     starting = sum(attempt.is_starting for attempt in snapshot.open)
@@ -136,16 +152,20 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
 
 
 def sick_devices(past: Sequence[RankPast], policy: Policy) -> set[str]:
-    """The devices on which more than max_restarts attempts in a row, of whatever ranks, came to nothing.
+    """The devices on which more than max_restarts attempts in a row, of whatever ranks, came to
+    nothing.
 
-    That a crash made a task suspect excuses the device only as long as no other device gets anything done.
+    That a crash made a task suspect excuses the device only as long as no other device gets
+    anything done.
     """
     sick = set()
     for device in {rank.device for rank in past if rank.device}:
         here = [rank for rank in past if rank.device == device]
         works_elsewhere = any(rank.done for rank in past if rank.device != device)
         ends = [end for rank in here for end in zip(rank.closings, rank.finished, strict=True)]
-        ends = [end for end in ends if end[0].state == "failed" or end[1]]  # who found no work says nothing
+        ends = [
+            end for end in ends if end[0].state == "failed" or end[1]
+        ]  # who found no work says nothing
         ends.sort(key=lambda end: end[0].at)
         if _fruitless(ends, is_excused=not works_elsewhere) > policy.max_restarts:
             sick.add(device)
@@ -153,15 +173,24 @@ def sick_devices(past: Sequence[RankPast], policy: Policy) -> set[str]:
 
 
 def failures_in_a_row(past: RankPast) -> int:
-    """How many of the rank's last attempts finished no task, made no task suspect, and nobody else had ended."""
+    """How many of the rank's last attempts finished no task, made no task suspect, and nobody else
+    had ended.
+    """
     return _fruitless(list(zip(past.closings, past.finished, strict=True)), is_excused=True)
 
 
 def _fruitless(ends: list[tuple[Closing, int]], is_excused: bool) -> int:
-    """How many of the last (closing, finished tasks) failed for nothing; suspects may excuse, a task lost always."""
+    """How many of the last (closing, finished tasks) failed for nothing; suspects may excuse, a
+    task lost always.
+    """
     count = 0
     for closing, finished in reversed(ends):
-        if finished or closing.lost or closing.state != "failed" or (is_excused and closing.suspects):
+        if (
+            finished
+            or closing.lost
+            or closing.state != "failed"
+            or (is_excused and closing.suspects)
+        ):
             break
         count += closing.reason != "lost"
     return count

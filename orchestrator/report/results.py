@@ -1,4 +1,6 @@
-"""What became of each task, in input order, read from the journals by one pass and then one seek a task."""
+"""What became of each task, in input order, read from the journals by one pass and then one seek a
+task.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from spool.closing import lost_tasks
-from spool.codec import R, unseal
-from spool.errors import UsageError
-from spool.journal import JournalReader
-from spool.layout import parse_attempt, rank_of
-from spool.publish import read_bytes
-from spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost
-from spool.view import View
+from gpuspool.spool.closing import lost_tasks
+from gpuspool.spool.codec import R, unseal
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.journal import JournalReader
+from gpuspool.spool.layout import parse_attempt, rank_of
+from gpuspool.spool.publish import read_bytes
+from gpuspool.spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost
+from gpuspool.spool.view import View
 
 NULL = msgspec.Raw(b"null")
 _encoder = msgspec.json.Encoder()
@@ -54,18 +56,27 @@ class Results:
         self._where_journal = array.array("i", [-1]) * view.run.tasks
         self._where_offset = array.array("q", [0]) * view.run.tasks
         losses = [(name, lost) for name, closing in view.closed.items() for lost in closing.lost]
-        self._lost = {lost.task: (name, lost) for name, lost in sorted(losses, key=lambda loss: loss[1].round)}
+        self._lost = {
+            lost.task: (name, lost) for name, lost in sorted(losses, key=lambda loss: loss[1].round)
+        }
         self._index()
 
     def _index(self) -> None:
-        """Of complete lines the first by (attempt, offset), else the failed line of the newest round."""
+        """Of complete lines the first by (attempt, offset), else the failed line of the newest
+        round.
+        """
         ledger = self._view.ledger
         for number, attempt in enumerate(self._attempts):
             for offset, line in journal_records(self._view, attempt, JournalBrief):
-                if line.state not in ("complete", "failed") or not 0 <= line.task < self._view.run.tasks:
+                if (
+                    line.state not in ("complete", "failed")
+                    or not 0 <= line.task < self._view.run.tasks
+                ):
                     continue
                 is_first = line.state == "complete" and self._where_journal[line.task] < 0
-                is_verdict = not ledger.complete[line.task] and line.round == ledger.failed_round.get(line.task)
+                is_verdict = not ledger.complete[
+                    line.task
+                ] and line.round == ledger.failed_round.get(line.task)
                 if is_first or is_verdict:
                     self._where_journal[line.task], self._where_offset[line.task] = number, offset
 
@@ -80,7 +91,11 @@ class Results:
                 file.close()
 
     def _keys(self) -> dict[int, str]:
-        return {task.task: task.key for manifest in self._view.manifests.values() for task in manifest.tasks()}
+        return {
+            task.task: task.key
+            for manifest in self._view.manifests.values()
+            for task in manifest.tasks()
+        }
 
     def _result(self, index: int, key: str | None, files: dict[int, BinaryIO]) -> Result:
         verdict = self._view.ledger.verdict(index)
@@ -120,10 +135,19 @@ def journal_records(view: View, attempt: str, kind: type[R]) -> Iterator[tuple[i
 
 
 def task_log(view: View, key: str) -> str:
-    """What was printed while the task with this key ran, attempt by attempt. Raises UsageError for an unknown key."""
-    wanted = {task.task for manifest in view.manifests.values() for task in manifest.tasks() if task.key == key}
+    """What was printed while the task with this key ran, attempt by attempt. Raises UsageError for
+    an unknown key.
+    """
+    wanted = {
+        task.task
+        for manifest in view.manifests.values()
+        for task in manifest.tasks()
+        if task.key == key
+    }
     if not wanted:
-        raise UsageError(f"{view.layout.root} has no task with the key {key!r}. `gpuspool results` lists the keys.")
+        raise UsageError(
+            f"{view.layout.root} has no task with the key {key!r}. `gpuspool results` lists the keys."
+        )
     text = ""
     for attempt in view.journals:
         for _, line in journal_records(view, attempt, JournalLine):

@@ -15,21 +15,24 @@ from typing import Any
 
 import msgspec
 
-from spool.codec import SHALLOW_BYTES, refuse_depth, seal_bodies, seal_lines, unseal
-from spool.errors import UsageError
-from spool.layout import OUT_MARK
-from spool.records import TaskLine
+from gpuspool.spool.codec import SHALLOW_BYTES, refuse_depth, seal_bodies, seal_lines, unseal
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.layout import OUT_MARK
+from gpuspool.spool.records import TaskLine
 
 COST_LIMIT = 1e200  # the costs of all tasks are added up
 
 
 class Inputs:
-    """The tasks in input order, as the sealed lines that stand for them everywhere, and what they cost.
+    """The tasks in input order, as the sealed lines that stand for them everywhere, and what they
+    cost.
 
     `newest_mtime`: among file inputs.
     """
 
-    def __init__(self, lines: list[bytes], costs: Sequence[float], newest_mtime: float = 0.0) -> None:
+    def __init__(
+        self, lines: list[bytes], costs: Sequence[float], newest_mtime: float = 0.0
+    ) -> None:
         self.lines, self.costs, self.newest_mtime = lines, costs, newest_mtime
 
     def __len__(self) -> int:
@@ -59,10 +62,18 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def collect(
-    paths: Iterable[str] = (), files_from: str | None = None, lines: str | None = None, tasks: str | None = None
+    paths: Iterable[str] = (),
+    files_from: str | None = None,
+    lines: str | None = None,
+    tasks: str | None = None,
 ) -> Inputs:
     """The one source of tasks that was named. "-" is standard input. Raises UsageError."""
-    named = [bool(paths := list(paths)), files_from is not None, lines is not None, tasks is not None]
+    named = [
+        bool(paths := list(paths)),
+        files_from is not None,
+        lines is not None,
+        tasks is not None,
+    ]
     if sum(named) != 1:
         raise UsageError(
             "name the inputs in one way: paths or globs, --files-from, --lines or --tasks "
@@ -72,11 +83,15 @@ def collect(
         return from_values(_read_lines(lines))
     if tasks is not None:
         return sealed(_checked(_from_jsonl(tasks)))
-    return _from_files(_expand(paths) if files_from is None else [p for p in _read_lines(files_from) if p])
+    return _from_files(
+        _expand(paths) if files_from is None else [p for p in _read_lines(files_from) if p]
+    )
 
 
 def from_values(values: Iterable[Any]) -> Inputs:
-    """One task of cost 1 for each JSON value; NaN and infinity become null. Raises UsageError for what is none."""
+    """One task of cost 1 for each JSON value; NaN and infinity become null. Raises UsageError for
+    what is none.
+    """
     lines = seal_bodies(
         b'{"task":%d,"key":"t%d","payload":%b,"cost":1.0' % (index, index, payload)
         for index, payload in enumerate(_payloads(values))
@@ -93,7 +108,9 @@ def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
                 refuse_depth(payload)
             yield payload
         except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values.") from None
+            raise UsageError(
+                f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values."
+            ) from None
 
 
 def _read_lines(source: str) -> list[str]:
@@ -105,16 +122,23 @@ def _read_lines(source: str) -> list[str]:
         found = text.split("\n") if data else []
         return [line.rstrip("\r") for line in found] if "\r" in text else found
     except OSError as error:
-        raise UsageError(f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin.") from None
+        raise UsageError(
+            f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin."
+        ) from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{source}, byte {error.start}: not UTF-8. Convert it, e.g. with iconv.") from None
+        raise UsageError(
+            f"{source}, byte {error.start}: not UTF-8. Convert it, e.g. with iconv."
+        ) from None
 
 
 def _from_jsonl(source: str) -> Iterable[TaskLine]:
     lines = _read_lines(source)[::-1]
     index, count = 0, len(lines)
     while lines:
-        line, number = lines.pop(), count - len(lines)  # let go one by one: a million of them are large
+        line, number = (
+            lines.pop(),
+            count - len(lines),
+        )  # let go one by one: a million of them are large
         if not line.strip():
             continue
         try:
@@ -125,7 +149,9 @@ def _from_jsonl(source: str) -> Iterable[TaskLine]:
             is_spec = isinstance(value, dict) and "payload" in value
             spec = msgspec.json.decode(payload, type=TaskSpec) if is_spec else TaskSpec(payload)
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            raise UsageError(f"{source}, line {number}: {error}. Each line is a JSON value; nothing was run.") from None
+            raise UsageError(
+                f"{source}, line {number}: {error}. Each line is a JSON value; nothing was run."
+            ) from None
         cost = 1.0 if spec.cost is None else spec.cost
         if not 0 <= cost < COST_LIMIT:
             raise UsageError(
@@ -136,7 +162,9 @@ def _from_jsonl(source: str) -> Iterable[TaskLine]:
 
 
 def _expand(patterns: Iterable[str]) -> list[str]:
-    """Paths as they are; what is no path and looks like a glob, expanded to the files it matches, sorted."""
+    """Paths as they are; what is no path and looks like a glob, expanded to the files it matches,
+    sorted.
+    """
     files: list[str] = []
     for pattern in patterns:
         if os.path.lexists(pattern):
@@ -145,7 +173,9 @@ def _expand(patterns: Iterable[str]) -> list[str]:
         found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
         found = [path for path in found if not os.path.isdir(path)]
         if not found:
-            raise UsageError(f"{pattern} matches no file. Check the path; quote a glob so that gpuspool expands it.")
+            raise UsageError(
+                f"{pattern} matches no file. Check the path; quote a glob so that gpuspool expands it."
+            )
         files += found
     return files
 
@@ -162,9 +192,13 @@ def _from_files(paths: list[str]) -> Inputs:
         except OSError as error:
             raise UsageError(f"input {given}: {error.strerror}. Nothing was run.") from None
         except UnicodeEncodeError:
-            raise UsageError(f"input {given!r}: its name is not UTF-8. Rename it, e.g. with convmv.") from None
+            raise UsageError(
+                f"input {given!r}: its name is not UTF-8. Rename it, e.g. with convmv."
+            ) from None
         if os.path.isdir(path):
-            raise UsageError(f"input {given} is a folder. Name its files with a glob: '{given.rstrip('/')}/**/*'.")
+            raise UsageError(
+                f"input {given} is a folder. Name its files with a glob: '{given.rstrip('/')}/**/*'."
+            )
         newest = max(newest, stat.st_mtime)
         key = os.path.relpath(path, top)
         tasks.append(TaskLine(task=index, key=key, payload=payload, cost=float(stat.st_size)))
@@ -177,9 +211,13 @@ def _checked(tasks: Iterable[TaskLine]) -> Iterator[TaskLine]:
     for task in tasks:
         reason = _refusal(task.key)
         if reason:
-            raise UsageError(f"task {task.task}: the key {task.key!r:.120} {reason}. Nothing was run.")
+            raise UsageError(
+                f"task {task.task}: the key {task.key!r:.120} {reason}. Nothing was run."
+            )
         if task.key in seen:
-            raise UsageError(f"tasks {seen[task.key]} and {task.task} have the same key {task.key!r}. Nothing was run.")
+            raise UsageError(
+                f"tasks {seen[task.key]} and {task.task} have the same key {task.key!r}. Nothing was run."
+            )
         seen[task.key] = task.task
         yield task
 

@@ -1,6 +1,8 @@
-"""One orchestrator for a spool: a file lock that is never unlinked. The only file that imports filelock.
+"""One orchestrator for a spool: a file lock that is never unlinked. The only file that imports
+filelock.
 
-The lock saves work, it is not what keeps a spool right: where the file system has no locks, a warning is all.
+The lock saves work, it is not what keeps a spool right: where the file system has no locks, a
+warning is all.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from filelock import FileLock, Timeout
 from msgspec.structs import asdict
 from msgspec.structs import replace as replaced
 
-from spool.codec import pretty
-from spool.errors import OrchestratorLive
-from spool.identity import ALIVE, liveness, myself
-from spool.layout import Layout
-from spool.publish import naming, patiently, read_record, replace
-from spool.records import Holder
+from gpuspool.spool.codec import pretty
+from gpuspool.spool.errors import OrchestratorLive
+from gpuspool.spool.holder import read_holder
+from gpuspool.spool.identity import myself
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import naming, patiently, replace
+from gpuspool.spool.records import Holder
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
@@ -27,7 +30,9 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 @contextlib.contextmanager
 def hold(layout: Layout) -> Iterator[str | None]:
     """Hold the spool's lock; yields a warning where locks do not work. Raises OrchestratorLive."""
-    lock = FileLock(layout.lock, fallback_to_soft=False, preserve_lock_file=True, thread_local=False)
+    lock = FileLock(
+        layout.lock, fallback_to_soft=False, preserve_lock_file=True, thread_local=False
+    )
     warning = None
     try:
         with naming(layout.lock):
@@ -57,16 +62,6 @@ def renounce(layout: Layout) -> None:
     holder = read_holder(layout)
     if holder is not None and (holder.host, holder.pid) == (myself().host, myself().pid):
         replace(layout.holder, pretty(replaced(holder, until=time.time())))
-
-
-def read_holder(layout: Layout) -> Holder | None:
-    return read_record(layout.holder, Holder)
-
-
-def is_holder_alive(layout: Layout) -> bool:
-    """Whether the orchestrator that announced itself last is proved alive on this host."""
-    holder = read_holder(layout)
-    return holder is not None and holder.until is None and liveness(holder) == ALIVE
 
 
 def describe_holder(layout: Layout) -> str:

@@ -1,6 +1,8 @@
-"""The command line. Each verb is thin: it parses, calls, prints, and ends with the exit code that the docs promise.
+"""The command line. Each verb is thin: it parses, calls, prints, and ends with the exit code that
+the docs promise.
 
-Data goes to stdout, messages to stderr. Importing this file imports neither torch, rich nor watchdog.
+Data goes to stdout, messages to stderr. Importing this file imports neither torch, rich nor
+watchdog.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from typing import Any, NoReturn
 
 import click
 
-import spool
-from orchestrator.progress import printable
-from orchestrator.words import find, pair
-from spool.errors import GpuspoolError, UsageError
-from spool.publish import publish
+from gpuspool.orchestrator.text.printable import printable
+from gpuspool.orchestrator.text.words import find, pair
+from gpuspool.spool import __version__
+from gpuspool.spool.errors import GpuspoolError, UsageError
+from gpuspool.spool.publish import publish
 
 LONGEST_S = 3650 * 86400.0
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -69,24 +71,57 @@ def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
 debug = click.option(
-    "--debug", is_flag=True, expose_value=False, envvar="GPUSPOOL_DEBUG", help="Show tracebacks of errors."
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    envvar="GPUSPOOL_DEBUG",
+    help="Show tracebacks of errors.",
 )
 spool_argument = click.argument("spool_dir", metavar="[SPOOL]", required=False)
 running = options(
     option("--ranks", type=int, help="Number of workers. Default: one per device; on the CPU one."),
-    option("--devices", help="Devices: 0,1 or GPU-… or MIG-… tokens, or cpu. Default: all that are visible."),
+    option(
+        "--devices",
+        help="Devices: 0,1 or GPU-… or MIG-… tokens, or cpu. Default: all that are visible.",
+    ),
     option("--ranks-per-gpu", type=int, help="Put this many ranks on each device."),
     option("--gpus-per-rank", type=int, help="Give each rank this many devices."),
     option("--retries", type=int, help="Try a task that raised this many times more. Default 0."),
-    option("--max-restarts", type=int, help="Failed starts in a row before a rank is given up. Default 3."),
-    option("--max-crashes", type=int, help="Crashes with one task in hand before it fails. Default 2."),
-    option("--max-failed", metavar="N|P%", help="Stop early once so many tasks failed; exit code 4."),
-    option("--task-timeout", "task_timeout_s", type=duration, help="A task that takes longer fails as timeout."),
     option(
-        "--stall-timeout", "stall_timeout_s", type=duration, help="End a worker that makes no progress for so long."
+        "--max-restarts",
+        type=int,
+        help="Failed starts in a row before a rank is given up. Default 3.",
     ),
-    option("--time-limit", "time_limit_s", type=duration, help="Drain after this long, e.g. 55m; exit code 75."),
-    option("--grace", "grace_s", type=duration, help="How long a drain waits for tasks in hand. Default 25s."),
+    option(
+        "--max-crashes", type=int, help="Crashes with one task in hand before it fails. Default 2."
+    ),
+    option(
+        "--max-failed", metavar="N|P%", help="Stop early once so many tasks failed; exit code 4."
+    ),
+    option(
+        "--task-timeout",
+        "task_timeout_s",
+        type=duration,
+        help="A task that takes longer fails as timeout.",
+    ),
+    option(
+        "--stall-timeout",
+        "stall_timeout_s",
+        type=duration,
+        help="End a worker that makes no progress for so long.",
+    ),
+    option(
+        "--time-limit",
+        "time_limit_s",
+        type=duration,
+        help="Drain after this long, e.g. 55m; exit code 75.",
+    ),
+    option(
+        "--grace",
+        "grace_s",
+        type=duration,
+        help="How long a drain waits for tasks in hand. Default 25s.",
+    ),
     option(
         "--on-parent-exit",
         type=click.Choice(["finish", "stop"]),
@@ -94,19 +129,28 @@ running = options(
     ),
     option("--poll", "poll_s", type=duration, help="Look this often instead of using inotify."),
     option(
-        "--lease", "lease_s", type=duration, help="Silence that proves a worker on another host dead. Default 120s."
+        "--lease",
+        "lease_s",
+        type=duration,
+        help="Silence that proves a worker on another host dead. Default 120s.",
     ),
     option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-    option("--keep-done", is_flag=True, help="The job changed: finished tasks stay, the rest use the new code."),
+    option(
+        "--keep-done",
+        is_flag=True,
+        help="The job changed: finished tasks stay, the rest use the new code.",
+    ),
     as_json,
     debug,
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(spool.__version__, prog_name="gpuspool")
+@click.version_option(__version__, prog_name="gpuspool")
 def cli() -> None:
-    """Run one Python class over many inputs on every GPU. All state is plain files in one spool directory."""
+    """Run one Python class over many inputs on every GPU. All state is plain files in one spool
+    directory.
+    """
 
 
 @cli.command(cls=Verb)
@@ -116,8 +160,14 @@ def cli() -> None:
 @option("--overwrite", is_flag=True, help="Move what is in --out aside instead of refusing.")
 @option("--files-from", metavar="FILE|-", help="Input paths, one a line.")
 @option("--lines", metavar="FILE|-", help="One task for each line; the payload is the line.")
-@option("--tasks", metavar="FILE|-", help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}.')
-@option("--arg", "args", multiple=True, metavar="KEY=VALUE", help="ctx.args[KEY]; JSON if it parses.")
+@option(
+    "--tasks",
+    metavar="FILE|-",
+    help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}.',
+)
+@option(
+    "--arg", "args", multiple=True, metavar="KEY=VALUE", help="ctx.args[KEY]; JSON if it parses."
+)
 @option("--seed", type=int, help="Changes every task.seed. Default 0.")
 @option("--fresh", is_flag=True, help="Start anew; an existing spool is renamed, never deleted.")
 @option("--dry-run", is_flag=True, help="Show what would be done.")
@@ -132,20 +182,28 @@ def run(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Run JOB (file.py:Name or module:Name) over the INPUTs, or a command: gpuspool run INPUT... -- COMMAND ARG...
+    """Run JOB (file.py:Name or module:Name) over the INPUTs, or a command: gpuspool run INPUT... --
+    COMMAND ARG...
 
     The same command again goes on where it stopped.
     """
-    from orchestrator import api
+    from gpuspool.orchestrator import api
 
     command = ctx.meta.get("command")
     if command == []:
         raise UsageError("there is no command behind `--`.")
     job, inputs = (None, job_and_inputs) if command else (job_and_inputs[:1], job_and_inputs[1:])
     if not command and not job:
-        raise UsageError("JOB is missing. Example: gpuspool run classify.py:Contigs 'contigs/*.fasta'")
+        raise UsageError(
+            "JOB is missing. Example: gpuspool run classify.py:Contigs 'contigs/*.fasta'"
+        )
     report = api.run(
-        job[0] if job else None, inputs, command=command, spool=spool_dir, args=dict(map(pair, args)), **given
+        job[0] if job else None,
+        inputs,
+        command=command,
+        spool=spool_dir,
+        args=dict(map(pair, args)),
+        **given,
     )
     _end(report, as_json)
 
@@ -155,7 +213,7 @@ def run(
 @running
 def resume(spool_dir: str | None, as_json: bool, **given: Any) -> None:
     """Go on with a run that was stopped, killed or drained."""
-    from orchestrator import api
+    from gpuspool.orchestrator import api
 
     _end(api.resume(find(spool_dir), **given), as_json)
 
@@ -165,7 +223,7 @@ def resume(spool_dir: str | None, as_json: bool, **given: Any) -> None:
 @running
 def retry(spool_dir: str | None, as_json: bool, **given: Any) -> None:
     """Give every failed task another round, and run."""
-    from orchestrator import api
+    from gpuspool.orchestrator import api
 
     _end(api.resume(find(spool_dir), retry=True, **given), as_json)
 
@@ -177,9 +235,10 @@ def retry(spool_dir: str | None, as_json: bool, **given: Any) -> None:
 @debug
 def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
     """How a run stands."""
-    from orchestrator.status import open_view, status_text
-    from orchestrator.status import status as read
-    from spool.death import Coroner
+    from gpuspool.orchestrator.report.status import status as read
+    from gpuspool.orchestrator.report.status import status_text
+    from gpuspool.spool.death import Coroner
+    from gpuspool.spool.view import open_view
 
     view = open_view(find(spool_dir))
     coroner = Coroner(view)
@@ -193,18 +252,23 @@ def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
 
 @cli.command()
 @spool_argument
-@option("--timeout", "timeout_s", type=duration, help="Give up waiting after this long; exit code 4.")
+@option(
+    "--timeout", "timeout_s", type=duration, help="Give up waiting after this long; exit code 4."
+)
 @debug
 def wait(spool_dir: str | None, timeout_s: float | None) -> None:
     """Wait until the run has ended: every task has a verdict, or nothing of it lives any more."""
-    from orchestrator.lock import is_holder_alive
-    from orchestrator.status import open_view, status_text
-    from orchestrator.status import status as read
-    from spool.death import Coroner
+    from gpuspool.orchestrator.report.status import status as read
+    from gpuspool.orchestrator.report.status import status_text
+    from gpuspool.spool.death import Coroner
+    from gpuspool.spool.holder import is_holder_alive
+    from gpuspool.spool.view import open_view
 
     view, began = open_view(find(spool_dir)), time.monotonic()
     coroner = Coroner(view)
-    while (now := read(view.refresh(), coroner))["state"] == "running" or is_holder_alive(view.layout):
+    while (now := read(view.refresh(), coroner))["state"] == "running" or is_holder_alive(
+        view.layout
+    ):
         if timeout_s is not None and time.monotonic() - began > timeout_s:
             break
         time.sleep(0.2)
@@ -219,9 +283,9 @@ def wait(spool_dir: str | None, timeout_s: float | None) -> None:
 @debug
 def logs(spool_dir: str | None, rank: int | None, key: str | None) -> None:
     """What the workers printed."""
-    from orchestrator.results import task_log
-    from orchestrator.status import open_view
-    from spool.layout import rank_of
+    from gpuspool.orchestrator.report.results import task_log
+    from gpuspool.spool.layout import rank_of
+    from gpuspool.spool.view import open_view
 
     view = open_view(find(spool_dir))
     if key is not None:
@@ -231,7 +295,9 @@ def logs(spool_dir: str | None, rank: int | None, key: str | None) -> None:
         if rank is None or rank_of(attempt) == rank:
             click.echo(f"==> {attempt} <==")
             path = view.layout.log(attempt)
-            click.echo(printable(path.read_text(errors="replace")) if path.exists() else "", nl=False)
+            click.echo(
+                printable(path.read_text(errors="replace")) if path.exists() else "", nl=False
+            )
 
 
 @cli.command()
@@ -240,9 +306,9 @@ def logs(spool_dir: str | None, rank: int | None, key: str | None) -> None:
 @debug
 def failed(spool_dir: str | None, as_json: bool) -> None:
     """Which tasks failed, and why: by kind and by the line that raised."""
-    from orchestrator.failures import failed_results, failures_text
-    from orchestrator.results import encode_result
-    from orchestrator.status import open_view
+    from gpuspool.orchestrator.report.failures import failed_results, failures_text
+    from gpuspool.orchestrator.report.results import encode_result
+    from gpuspool.spool.view import open_view
 
     found = failed_results(open_view(find(spool_dir)))
     if as_json:
@@ -257,14 +323,18 @@ def failed(spool_dir: str | None, as_json: bool) -> None:
 @debug
 def drain(spool_dir: str | None) -> None:
     """Ask a live run, on whatever host, to finish the tasks in hand and stop; it can be resumed."""
-    from orchestrator.lock import read_holder
-    from orchestrator.status import open_view
+    from gpuspool.spool.holder import read_holder
+    from gpuspool.spool.view import open_view
 
     view = open_view(find(spool_dir))
     holder = read_holder(view.layout)
     epoch = max(view.next_epoch() - 1, 0 if holder is None else holder.epoch)
-    publish(view.layout.drain(epoch), f"{os.uname().nodename} {os.getpid()} {time.time()}\n".encode())
-    click.echo(f"draining {view.layout.root}; `gpuspool wait` returns when it has stopped", err=True)
+    publish(
+        view.layout.drain(epoch), f"{os.uname().nodename} {os.getpid()} {time.time()}\n".encode()
+    )
+    click.echo(
+        f"draining {view.layout.root}; `gpuspool wait` returns when it has stopped", err=True
+    )
 
 
 @cli.command()
@@ -273,8 +343,8 @@ def drain(spool_dir: str | None) -> None:
 @debug
 def verify(spool_dir: str | None, as_json: bool) -> None:
     """Check every file of a spool against the format; exit code 5 if anything is wrong."""
-    from orchestrator.status import open_view
-    from orchestrator.verify import verify as check
+    from gpuspool.orchestrator.report.verify import verify as check
+    from gpuspool.spool.view import open_view
 
     view = open_view(find(spool_dir))
     found = check(view)
@@ -297,15 +367,21 @@ def verify(spool_dir: str | None, as_json: bool) -> None:
 @debug
 def doctor(folder: str, as_json: bool) -> None:
     """Try whether a folder's file system is fit for a spool; exit code 1 if it is not."""
-    from orchestrator.doctor import examine
+    from gpuspool.orchestrator.supervise.doctor import examine
 
     if not Path(folder).is_dir():
-        raise UsageError(f"{folder} is no folder. Name one on the file system that spools shall live on.")
+        raise UsageError(
+            f"{folder} is no folder. Name one on the file system that spools shall live on."
+        )
     checks = examine(Path(folder))
     is_fit = all(check.state != "problem" for check in checks)
     if as_json:
-        rows = [{"name": check.name, "state": check.state, "detail": check.detail} for check in checks]
-        click.echo(json.dumps({"folder": os.path.abspath(folder), "is_fit": is_fit, "checks": rows}))
+        rows = [
+            {"name": check.name, "state": check.state, "detail": check.detail} for check in checks
+        ]
+        click.echo(
+            json.dumps({"folder": os.path.abspath(folder), "is_fit": is_fit, "checks": rows})
+        )
     else:
         for check in checks:
             click.echo(f"{check.name:10} {check.state:8} {printable(check.detail)}")
@@ -318,8 +394,8 @@ def doctor(folder: str, as_json: bool) -> None:
 @debug
 def results(spool_dir: str | None) -> None:
     """One JSON line for each task, in input order."""
-    from orchestrator.results import Results, encode_result
-    from orchestrator.status import open_view
+    from gpuspool.orchestrator.report.results import Results, encode_result
+    from gpuspool.spool.view import open_view
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
     write = sys.stdout.buffer.write
@@ -344,7 +420,9 @@ def _say(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """The entry point; without arguments those of the process, which then ends without taking its modules apart."""
+    """The entry point; without arguments those of the process, which then ends without taking its
+    modules apart.
+    """
     try:
         _main(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as end:
@@ -361,7 +439,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _main(arguments: list[str]) -> NoReturn:
     """Errors of ours become one paragraph and their exit code, unless --debug."""
-    is_debug = "--debug" in arguments or os.environ.get("GPUSPOOL_DEBUG", "0").lower() not in ("", "0", "false", "no")
+    is_debug = "--debug" in arguments or os.environ.get("GPUSPOOL_DEBUG", "0").lower() not in (
+        "",
+        "0",
+        "false",
+        "no",
+    )
     try:
         cli.main(args=arguments, prog_name="gpuspool", standalone_mode=False)
     except GpuspoolError as error:

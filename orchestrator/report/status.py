@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from orchestrator.lock import is_holder_alive, read_holder
-from orchestrator.progress import printable
-from spool.closing import lost_tasks
-from spool.death import Coroner
-from spool.identity import ALIVE, DEAD
-from spool.layout import Layout, rank_of
-from spool.manifest import Damage
-from spool.state import run_state
-from spool.view import View, load_run
-
-
-def open_view(spool: str | Path, written: Mapping[str, bytes] | None = None) -> View:
-    """A refreshed view of a spool, whose manifests may be `written` just now. Raises UsageError or SpoolError."""
-    layout = Layout(spool)
-    damage: list[Damage] = []
-    view = View(layout, load_run(layout, damage.append), written)
-    view.damage += damage
-    return view.refresh()
+from gpuspool.orchestrator.text.printable import printable
+from gpuspool.spool.closing import lost_tasks
+from gpuspool.spool.death import Coroner
+from gpuspool.spool.holder import is_holder_alive, read_holder
+from gpuspool.spool.identity import ALIVE, DEAD
+from gpuspool.spool.layout import rank_of
+from gpuspool.spool.state import run_state
+from gpuspool.spool.view import View
 
 
 def status(view: View, coroner: Coroner | None = None) -> dict[str, Any]:
-    """What `gpuspool status --json` prints. Who looks again and again keeps one coroner, so that leases can run out."""
+    """What `gpuspool status --json` prints. Who looks again and again keeps one coroner, so that
+    leases can run out.
+    """
     coroner = coroner or Coroner(view)
     open_attempts = view.open_attempts
     lives = {attempt: coroner.verdict(attempt) for attempt in open_attempts}

@@ -1,4 +1,6 @@
-"""The end of an epoch: missing copies are made, leftovers removed, summary.json written, and one honest line said."""
+"""The end of an epoch: missing copies are made, leftovers removed, summary.json written, and one
+honest line said.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,34 @@ from typing import Any
 
 import msgspec
 
-from spool.blame import describe_exit
-from spool.closing import FailedTask, publish_copies
-from spool.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_INTERRUPTED, EXIT_SOME_FAILED, NotFinished
-from spool.layout import OUT_MARK, PROBE_NAME, STATES, SUBDIRS, parse_hidden, parse_hidden_output, rank_of
-from spool.publish import listdir, read_record, remove_quietly, remove_tree_quietly, rename, replace
-from spool.records import Closing
-from spool.view import View
+from gpuspool.spool.blame import describe_exit
+from gpuspool.spool.closing import FailedTask, publish_copies
+from gpuspool.spool.errors import (
+    EXIT_COMPLETE,
+    EXIT_DRAINED,
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    NotFinished,
+)
+from gpuspool.spool.layout import (
+    OUT_MARK,
+    PROBE_NAME,
+    STATES,
+    SUBDIRS,
+    parse_hidden,
+    parse_hidden_output,
+    rank_of,
+)
+from gpuspool.spool.publish import (
+    listdir,
+    read_record,
+    remove_quietly,
+    remove_tree_quietly,
+    rename,
+    replace,
+)
+from gpuspool.spool.records import Closing
+from gpuspool.spool.view import View
 
 EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
 
@@ -30,8 +53,12 @@ class Outcome(msgspec.Struct, frozen=True):
     message: str
 
 
-def finish(view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, list[int]]) -> Outcome:
-    """All that is left to do when nothing of the run is alive here any more. `sick`: devices, with their ranks."""
+def finish(
+    view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, list[int]]
+) -> Outcome:
+    """All that is left to do when nothing of the run is alive here any more. `sick`: devices, with
+    their ranks.
+    """
     told = {(state, name) for state in STATES for name in listdir(view.layout.subdir(state))}
     for closing in view.closed.values():
         if (closing.state, view.layout.status(closing.state, closing.attempt).name) not in told:
@@ -45,10 +72,16 @@ def finish(view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, 
     else:
         code = EXIT_OF.get(how, NotFinished.exit_code)
     outcome = Outcome(
-        how, code, _message(view, how, epoch, seconds) + "".join(_sick(view, *item) for item in sick.items())
+        how,
+        code,
+        _message(view, how, epoch, seconds) + "".join(_sick(view, *item) for item in sick.items()),
     )
     summary = _summary(view, outcome, epoch, seconds) | {"sick_devices": sick}
-    replace(view.layout.summary, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n", durable=True)
+    replace(
+        view.layout.summary,
+        msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n",
+        durable=True,
+    )
     return outcome
 
 
@@ -84,7 +117,9 @@ def _message(view: View, how: str, epoch: int, seconds: float) -> str:
         counts += f"; {ledger.duplicates} ran twice and were counted once"
     go_on = f"Go on with the same command or `gpuspool resume {root}`."
     if how == "finished":
-        return f"{counts}, in {seconds:.1f} s. Outputs: {_short(view.run.out or view.layout.outputs)}"
+        return (
+            f"{counts}, in {seconds:.1f} s. Outputs: {_short(view.run.out or view.layout.outputs)}"
+        )
     if how == "too many failed":
         retry = f"`gpuspool retry {root}`"
         return f"stopped early, since --max-failed is reached: {counts}. {retry}, or go on with a higher --max-failed."
@@ -92,14 +127,22 @@ def _message(view: View, how: str, epoch: int, seconds: float) -> str:
         return f"{how} with {counts}. {go_on}"
     if how == "load":
         return f"no rank could load the job {view.run.job.spec}; nothing is lost.\n{_first_error(view, epoch)}\n{go_on}"
-    why = "every rank failed too often" if how == "gave up" else "no rank has anything to do: try `gpuspool verify`"
+    why = (
+        "every rank failed too often"
+        if how == "gave up"
+        else "no rank has anything to do: try `gpuspool verify`"
+    )
     return f"not finished: {why}; {counts}.\n{_first_error(view, epoch)}\n{go_on}"
 
 
 def _first_error(view: View, epoch: int) -> str:
     """What the last attempt of the lowest rank that failed in this epoch said."""
-    intents = [intent for intent in view.intents.values() if intent is not None and intent.epoch == epoch]
-    for attempt in sorted(sorted((intent.attempt for intent in intents), reverse=True), key=rank_of):
+    intents = [
+        intent for intent in view.intents.values() if intent is not None and intent.epoch == epoch
+    ]
+    for attempt in sorted(
+        sorted((intent.attempt for intent in intents), reverse=True), key=rank_of
+    ):
         closing = view.closed.get(attempt)
         if closing is not None and closing.error is not None:
             device = closing.stats.device if closing.stats else "?"
@@ -146,9 +189,13 @@ def _attempt(view: View, name: str) -> dict[str, Any]:
 
 
 def remove_leftovers(view: View) -> None:
-    """Hidden files of processes that died between writing and linking. Only while no attempt is open."""
+    """Hidden files of processes that died between writing and linking. Only while no attempt is
+    open.
+    """
     folders = [view.layout.root, *(view.layout.subdir(name) for name in SUBDIRS)]
-    folders += [Path(entry.path) for entry in os.scandir(view.layout.subdir("claims")) if entry.is_dir()]
+    folders += [
+        Path(entry.path) for entry in os.scandir(view.layout.subdir("claims")) if entry.is_dir()
+    ]
     for folder in folders:
         for entry in os.scandir(folder):
             hidden = parse_hidden(entry.name)
@@ -178,7 +225,9 @@ def _remove_hidden_outputs(out: Path, attempts: set[str]) -> None:
 
 
 def file_away_old_failures(view: View) -> None:
-    """Move what failed-tasks/ tells of earlier rounds, or of tasks that are complete now, to their rounds' folders."""
+    """Move what failed-tasks/ tells of earlier rounds, or of tasks that are complete now, to their
+    rounds' folders.
+    """
     for filename in listdir(view.layout.failed_tasks):
         path = view.layout.failed_tasks / filename
         record = read_record(path, FailedTask) if path.is_file() else None

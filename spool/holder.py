@@ -1,0 +1,18 @@
+"""Who holds a spool: the orchestrator that announced itself last in `orchestrator.json`."""
+
+from __future__ import annotations
+
+from gpuspool.spool.identity import ALIVE, liveness
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import read_record
+from gpuspool.spool.records import Holder
+
+
+def read_holder(layout: Layout) -> Holder | None:
+    return read_record(layout.holder, Holder)
+
+
+def is_holder_alive(layout: Layout) -> bool:
+    """Whether the orchestrator that announced itself last is proved alive on this host."""
+    holder = read_holder(layout)
+    return holder is not None and holder.until is None and liveness(holder) == ALIVE
