@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from gpuspool.orchestrator.plan.create import plan
-from gpuspool.spool.claims import NEAR, RECENT, Chain
+from gpuspool.spool.claims import NEAR, RECENT, ChainEnd
 from gpuspool.spool.layout import attempt_name, rank_name
 from gpuspool.spool.records import Claim, TaskLine
 from gpuspool.worker.supply import Rate, Supply
@@ -72,26 +72,26 @@ class Planned:
         return iter((self, start, stop))  # type: ignore[arg-type]
 
 
-class Followed(Chain):
+class Followed(ChainEnd):
     """The claims on a manifest as far as one rank has read them."""
 
     def __init__(self, planned: Planned, calls: Calls) -> None:
         self.planned, self.end, self.read, self.calls = planned, len(planned.costs), 0, calls
 
     @property
-    def claims(self) -> list[Claim]:  # type: ignore[override]
-        """All of them: asked for right after `skip` only."""
+    def _recent(self) -> list[Claim]:  # type: ignore[override]
+        """All of them: asked for right after `look` only."""
         return self.planned.claims
 
     @property
     def next(self) -> int:
         return self.planned.claims[self.read - 1].stop if self.read else 0
 
-    def skip(self) -> Followed:
+    def look(self) -> Followed:
         unread = len(self.planned.claims) - self.read
         self.calls.names += unread if unread < NEAR else NEAR + 1 + min(unread - NEAR, RECENT)
         self.read = len(self.planned.claims)
-        self.calls.names += self.left > 0
+        self.calls.names += self.unclaimed > 0
         return self
 
     def take(self, attempt: str, stop: int) -> Claim:
@@ -107,15 +107,12 @@ class VirtualSupply(Supply):
     """The worker's, but for where manifests and claims come from."""
 
     def __init__(self, rank: int, planned: dict[str, Planned], calls: Calls) -> None:
-        self.attempt, self._own, self._steals, self._is_close = (
-            attempt_name(rank, 0),
-            rank_name(rank),
-            True,
-            False,
-        )
+        self.attempt = attempt_name(rank, 0)
+        self._own = rank_name(rank)
+        self._steals = True
         self._manifests = self._planned = planned  # type: ignore[assignment]
         self._calls = calls
-        self._chains: dict[str, Chain] = {self._own: Followed(planned[self._own], calls)}
+        self._chains: dict[str, ChainEnd] = {self._own: Followed(planned[self._own], calls)}
 
     def _discover(self) -> None:
         self._calls.names += 1

@@ -30,13 +30,13 @@ from gpuspool.orchestrator.supervise.loop import Orchestrator, signals_to
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.text.progress import make_progress, warn
 from gpuspool.spool.codec import refuse_depth
-from gpuspool.spool.death import Coroner
 from gpuspool.spool.errors import OrchestratorLive, UsageError
-from gpuspool.spool.identity import DEAD
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job, Options, TaskLine
+from gpuspool.spool.states import Life
 from gpuspool.spool.view import View, load_run, open_view, refuse_unsafe
 
 
@@ -124,7 +124,7 @@ def run(
         for path in c.half_made(layout):
             warn(f"{path} was left half made; it is not used, delete it")
         written = c.create(layout, request, len(slots))
-    view = open_view(layout.root, written)
+    view = open_view(layout.root, written=written)
     refuse_unsafe(layout)
     if written is None:
         _check_same(view, request, keep_done)
@@ -220,8 +220,10 @@ def _set_aside(layout: Layout) -> None:
         alive: list[str] = []
         if _is_made(layout):
             view = open_view(layout.root)
-            coroner = Coroner(view)
-            alive = [attempt for attempt in view.open_attempts if coroner.verdict(attempt) != DEAD]
+            detector = FailureDetector(view)
+            alive = [
+                attempt for attempt in view.open_attempts if detector.life(attempt) is not Life.DEAD
+            ]
         if alive:
             raise OrchestratorLive(
                 f"{layout.root}: {', '.join(alive)} may still be running. "

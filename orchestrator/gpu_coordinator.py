@@ -31,9 +31,10 @@ from gpuspool.orchestrator.plan.inputs import Inputs, sealed
 from gpuspool.orchestrator.plan.jobs import parse_call
 from gpuspool.orchestrator.supervise.bell import BLIND_S
 from gpuspool.orchestrator.supervise.launch import Child, launch
-from gpuspool.spool.blame import Witness, describe_exit
-from gpuspool.spool.closing import close_dead
-from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, UsageError
+from gpuspool.spool.closing import close_attempts
+from gpuspool.spool.death import Evidence, classify
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.layout import (
     Layout,
@@ -44,7 +45,8 @@ from gpuspool.spool.layout import (
 )
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import listdir
-from gpuspool.spool.records import JournalLine, Options, Report, TaskLine
+from gpuspool.spool.records import JournalLine, Options, QueuedReport, TaskLine
+from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.values import decode_value, encode_value
 from gpuspool.spool.view import View, open_view
 
@@ -171,7 +173,7 @@ class ResultsQueue:
         path = layout.report(attempt)
         if path not in self._readers:
             self._readers[path] = JournalReader(layout, attempt, _warn, path)
-        for _, record in self._readers[path].read(Report):
+        for _, record in self._readers[path].read(QueuedReport):
             self._found.append(decode_value(msgspec.json.decode(record.report)))
 
 
@@ -341,19 +343,20 @@ def _settle(view: View, worker: Worker, code: int) -> None:
 def _close(view: View, worker: Worker, code: int) -> None:
     if worker.attempt in view.closed:
         return
-    if worker.was_told:
-        close_dead(view, worker.attempt, by="parent", state="stopped", reason="killed")
-    elif code == EXIT_CANNOT_CLOSE:
-        close_dead(view, worker.attempt, by="parent", reason="io")
-    else:
-        witness = Witness(code, max_crashes=1, max_kills=1)
-        close_dead(view, worker.attempt, by="parent", reason="crash", witness=witness)
+    evidence = Evidence(
+        stacks=read_stacks(view.layout, worker.attempt),
+        was_told=worker.was_told,
+        exit_code=code,
+        max_crashes=1,
+        max_kills=1,
+    )
+    close_attempts(view, {worker.attempt: classify(evidence)}, by="parent")
 
 
 def _why(view: View, attempt: str) -> str:
     """What the worker's function raised, or how else it ended."""
     closing = view.closed.get(attempt)
-    errors = [] if closing is None else [closing.error, *(lost.error for lost in closing.lost)]
+    errors = [] if closing is None else [closing.error, *(lost.error for lost in closing.failures)]
     reader = JournalReader(view.layout, attempt, view.report)
     errors += [line.error for _, line in reader.read(JournalLine)]
     return next((error.traceback or error.message for error in errors if error is not None), "")

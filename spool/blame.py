@@ -1,157 +1,203 @@
-"""Who is blamed when a worker dies: what its death does to the tasks that it had claimed and not
-finished.
+"""Who is to blame when a worker dies: what its death does to the tasks it had claimed and not finished.
 
-Pure but for the reading of the scene. A crash counts only with a witness, and only against a task
-that was certainly in hand, alone; what may have been in hand runs alone from then on, so that the
-next crash names the culprit. A time-out names it at once. Nobody else is ever blamed.
+A crash counts only with a witness, and only against a task that was certainly in hand, alone. Tasks
+that were perhaps in hand run alone from then on (`careful`), so the next crash names the culprit. A
+time-out names it at once. Nobody else is ever blamed.
+
+`judge` is pure. `scene_of` reads what a failure's record tells people: device, host, end of the log.
 """
 
 from __future__ import annotations
 
-import contextlib
-import signal
-
 import msgspec
 
-from gpuspool.spool.errors import EXIT_UNUSABLE
+from gpuspool.spool.death import Crashed, Death, TimedOut, Witness
+from gpuspool.spool.exits import describe_exit, signal_of
 from gpuspool.spool.layout import Layout, rank_of
 from gpuspool.spool.publish import read_bytes
-from gpuspool.spool.records import Error, Lost, Options, TaskLine
+from gpuspool.spool.records import Error, Options, TaskFailure, TaskLine
+from gpuspool.spool.states import ErrorKind
 from gpuspool.spool.timeouts import describe_limit, where_of
 from gpuspool.spool.view import Started, View
 
-MAX_KILLS = (
-    5  # SIGKILLs come from outside far more often than from a task: more patience than with crashes
-)
-TAIL_BYTES = 4096  # of a log's end that a failure record holds
+# How much of a log's end stands in the record of a failure: enough for the last words of a crash,
+# and small where a thousand tasks fail.
+TAIL_BYTES = 4096
 TAIL_LINES = 40
 
 
-class Witness(msgspec.Struct, frozen=True):
-    """What an attempt's own live parent saw: the exit code (-N for signal N) of a worker nobody
-    told to stop.
-
-    `is_oom`: the kernel's counters explain the SIGKILL, which is then a crash like any other.
-    """
-
-    exit_code: int
-    max_crashes: int
-    max_kills: int = MAX_KILLS
-    is_oom: bool = False
-
-    @property
-    def is_kill(self) -> bool:
-        """Whether it may well have come from outside."""
-        return self.exit_code == -signal.SIGKILL and not self.is_oom
-
-    @property
-    def most(self) -> int:
-        """How often this may happen to one task."""
-        return max(self.max_crashes, self.max_kills) if self.is_kill else self.max_crashes
-
-
 class Scene(msgspec.Struct, frozen=True):
-    """Where an attempt died, for the record of a task that is lost by it."""
+    """Where an attempt died, for the record of a task that fails by it."""
 
     attempt: str
     device: str
     host: str
     log_tail: str
 
-
-def signal_of(code: int) -> str:
-    """The name of the signal behind an exit code, -N or a shell's 128+N; "" where there is none."""
-    number = -code if code < 0 else code - 128
-    with contextlib.suppress(ValueError):
-        return signal.Signals(number).name
-    return f"signal {number}" if code < 0 else ""
+    def __str__(self) -> str:
+        return (
+            f"rank {rank_of(self.attempt)}, device {self.device}, host {self.host}, "
+            f"attempt {self.attempt}, log logs/{self.attempt}.log"
+        )
 
 
-def describe_exit(code: int) -> str:
-    """ "killed by SIGSEGV", "exit code 3", "exit code 139 (SIGSEGV)"."""
-    name = signal_of(code)
-    if code == EXIT_UNUSABLE:
-        return f"exit code {code} (its device or process had become unusable, see the log)"
-    if code < 0:
-        return f"killed by {name}"
-    return f"exit code {code} ({name})" if name else f"exit code {code}"
+class Judgement(msgspec.Struct, frozen=True):
+    """What a death does to the tasks that the attempt left.
 
-
-def blame(
-    orphans: list[TaskLine], started: Started | None, witness: Witness, scene: Scene
-) -> tuple[list[TaskLine], list[Lost], int]:
-    """What a witnessed crash does to the tasks it left: (orphans, lost for good, how many records
-    got worse).
-
-    Those that may have been in hand run carefully from now on. Only a task that was certainly in
-    hand, alone, is counted against; at the limit it is lost. Nobody else is ever blamed.
+    orphans: those that run again. failures: those that fail for good. suspects: how many tasks'
+    records got worse; while there are any, the rank itself is not to blame.
     """
-    in_hand, certain = _in_hand(orphans, started)
+
+    orphans: list[TaskLine]
+    failures: list[TaskFailure] = msgspec.field(default_factory=list)
+    suspects: int = 0
+
+
+class _InHand(msgspec.Struct, frozen=True):
+    """The tasks that the attempt may have been running. certain: the one that it ran for sure."""
+
+    tasks: set[tuple[int, int]]
+    certain: TaskLine | None
+
+    def holds(self, task: TaskLine) -> bool:
+        return (task.task, task.round) in self.tasks
+
+
+def judge(
+    death: Death, orphans: list[TaskLine], started: Started | None, options: Options, scene: Scene
+) -> Judgement:
+    """What a death does to the tasks that the attempt had claimed and not finished.
+
+    started: the last call that the attempt told of and did not finish. options: the attempt's own.
+    """
+    match death:
+        case Crashed(witness):
+            return _judge_crash(orphans, _in_hand(orphans, started), witness, scene)
+        case TimedOut(stacks) if started is not None:
+            in_hand = _in_hand(orphans, started)
+            return _judge_time_out(orphans, in_hand, started, options, stacks, scene)
+        case _:
+            # With a limit of time every call has its `started` line, so a worker that timed out
+            # without one had nothing in hand. All other deaths blame nobody.
+            return Judgement(orphans)
+
+
+def _in_hand(orphans: list[TaskLine], started: Started | None) -> _InHand:
+    """Which orphans the attempt may have been running.
+
+    Those that its last `started` line names; where it names none, any of them may have been.
+    """
+    named: list[TaskLine] = []
+    if started is not None:
+        for task in orphans:
+            if task.task in started.tasks and task.round == started.round:
+                named.append(task)
+    suspects = named or orphans
+    certain = None
+    was_alone = started is not None and len(named) == len(started.tasks) == 1
+    if was_alone or len(orphans) == 1:
+        certain = suspects[0]
+    return _InHand({(task.task, task.round) for task in suspects}, certain)
+
+
+def _judge_crash(
+    orphans: list[TaskLine], in_hand: _InHand, witness: Witness, scene: Scene
+) -> Judgement:
+    """Count the crash against the task that was in hand for sure; at the limit it fails.
+
+    What may have been in hand runs carefully from now on.
+    """
     kept: list[TaskLine] = []
-    lost: list[Lost] = []
+    failures: list[TaskFailure] = []
     suspects = 0
     for task in orphans:
-        if (task.task, task.round) not in in_hand:
+        if not in_hand.holds(task):
             kept.append(task)
-            continue
-        is_certain = task is certain
-        suspects += is_certain or not task.careful
-        counted = _count(task, witness, scene) if is_certain else task
-        if is_certain and (counted.kills if witness.is_kill else counted.crashes) >= witness.most:
-            lost.append(_lost(counted, witness, scene))
+        elif task is in_hand.certain:
+            suspects += 1
+            counted = _count(task, witness, scene)
+            times = counted.kills if witness.is_kill else counted.crashes
+            if times >= witness.most:
+                failures.append(_worker_lost(counted, witness, scene))
+            else:
+                kept.append(msgspec.structs.replace(counted, careful=True))
         else:
-            kept.append(msgspec.structs.replace(counted, careful=True))
-    return kept, lost, suspects
-
-
-def _in_hand(
-    orphans: list[TaskLine], started: Started | None
-) -> tuple[set[tuple[int, int]], TaskLine | None]:
-    """(the (task, round) of all that may have been in hand, the one that certainly was).
-
-    Where no `started` line names an orphan, every orphan may have been.
-    """
-    named = (
-        []
-        if started is None
-        else [t for t in orphans if t.task in started.tasks and t.round == started.round]
-    )
-    in_hand = named or orphans
-    is_certain = len(orphans) == 1 or (
-        started is not None and len(named) == len(started.tasks) == 1
-    )
-    return {(t.task, t.round) for t in in_hand}, in_hand[0] if is_certain else None
+            suspects += not task.careful
+            kept.append(msgspec.structs.replace(task, careful=True))
+    return Judgement(kept, failures, suspects)
 
 
 def _count(task: TaskLine, witness: Witness, scene: Scene) -> TaskLine:
-    return msgspec.structs.replace(
-        task,
-        crashes=task.crashes + (not witness.is_kill),
-        kills=task.kills + witness.is_kill,
-        crashed_in=(*task.crashed_in, scene.attempt),
-    )
+    """The task with one more crash, or one more kill, to its name."""
+    crashed_in = (*task.crashed_in, scene.attempt)
+    if witness.is_kill:
+        return msgspec.structs.replace(task, kills=task.kills + 1, crashed_in=crashed_in)
+    return msgspec.structs.replace(task, crashes=task.crashes + 1, crashed_in=crashed_in)
 
 
-def _lost(task: TaskLine, witness: Witness, scene: Scene) -> Lost:
+def _worker_lost(task: TaskLine, witness: Witness, scene: Scene) -> TaskFailure:
     times = task.crashes + task.kills
     often = "once" if times == 1 else f"{times} times"
-    how = (
-        "the kernel ran out of memory and killed the worker"
-        if witness.is_oom
-        else "the worker died"
-    )
+    kind, type_, how = ErrorKind.LOST, "WorkerLost", "the worker died"
+    if witness.is_oom:
+        kind, type_ = ErrorKind.HOST_OOM, "HostOutOfMemory"
+        how = "the kernel ran out of memory and killed the worker"
+    last = describe_exit(witness.exit_code)
     error = Error(
-        kind="host_oom" if witness.is_oom else "lost",
-        type="HostOutOfMemory" if witness.is_oom else "WorkerLost",
-        message=f"{how} {often} with this task in hand; last: {describe_exit(witness.exit_code)} on {place_of(scene)}",
+        kind=kind,
+        type=type_,
+        message=f"{how} {often} with this task in hand; last: {last} on {scene}",
         tries=times,
         exit_code=witness.exit_code,
         signal=signal_of(witness.exit_code),
     )
-    return _lose(task, error, scene, task.crashed_in)
+    return _fail(task, error, scene, task.crashed_in)
 
 
-def _lose(task: TaskLine, error: Error, scene: Scene, attempts: tuple[str, ...]) -> Lost:
+def _judge_time_out(
+    orphans: list[TaskLine],
+    in_hand: _InHand,
+    started: Started,
+    options: Options,
+    stacks: str,
+    scene: Scene,
+) -> Judgement:
+    """The task that was in hand for sure fails at once.
+
+    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash, so
+    no crash is counted.
+    """
+    kept: list[TaskLine] = []
+    failures: list[TaskFailure] = []
+    suspects = 0
+    for task in orphans:
+        if task is in_hand.certain:
+            suspects += 1
+            failures.append(_too_long(task, started, options, stacks, scene))
+        elif in_hand.holds(task):
+            suspects += not task.careful
+            kept.append(msgspec.structs.replace(task, careful=True))
+        else:
+            kept.append(task)
+    return Judgement(kept, failures, suspects)
+
+
+def _too_long(
+    task: TaskLine, started: Started, options: Options, stacks: str, scene: Scene
+) -> TaskFailure:
+    type_, what = describe_limit(options, len(started.tasks))
+    error = Error(
+        kind=ErrorKind.TIMEOUT,
+        type=type_,
+        message=f"{what}; {scene}",
+        where=where_of(stacks),
+        traceback=stacks,
+    )
+    return _fail(task, error, scene, (*task.crashed_in, scene.attempt))
+
+
+def _fail(task: TaskLine, error: Error, scene: Scene, attempts: tuple[str, ...]) -> TaskFailure:
+    """The record of a task that fails for good, with the scene of the last death."""
     error = msgspec.structs.replace(
         error,
         rank=rank_of(scene.attempt),
@@ -160,59 +206,27 @@ def _lose(task: TaskLine, error: Error, scene: Scene, attempts: tuple[str, ...])
         attempts=list(attempts),
         log_tail=scene.log_tail,
     )
-    return Lost(task=task.task, round=task.round, key=task.key, error=error)
-
-
-def place_of(scene: Scene) -> str:
-    return (
-        f"rank {rank_of(scene.attempt)}, device {scene.device}, host {scene.host}, attempt {scene.attempt}, "
-        f"log logs/{scene.attempt}.log"
-    )
-
-
-def time_out(
-    orphans: list[TaskLine], started: Started | None, options: Options, stacks: str, scene: Scene
-) -> tuple[list[TaskLine], list[Lost], int]:
-    """The same for a worker that took too long: the task that was certainly in hand fails at once.
-
-    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash.
-    With a limit every call has its `started` line, so without one nothing was in hand.
-    """
-    if started is None:
-        return orphans, [], 0
-    in_hand, certain = _in_hand(orphans, started)
-    kept = [
-        msgspec.structs.replace(t, careful=True) if (t.task, t.round) in in_hand else t
-        for t in orphans
-        if t is not certain
-    ]
-    suspects = sum(
-        (t.task, t.round) in in_hand and not t.careful for t in orphans if t is not certain
-    )
-    if certain is None:
-        return kept, [], suspects
-    kind, what = describe_limit(options, len(started.tasks))
-    message = f"{what}; {place_of(scene)}"
-    error = Error(
-        kind="timeout", type=kind, message=message, where=where_of(stacks), traceback=stacks
-    )
-    return kept, [_lose(certain, error, scene, (*certain.crashed_in, scene.attempt))], suspects + 1
+    return TaskFailure(task=task.task, round=task.round, key=task.key, error=error)
 
 
 def scene_of(view: View, attempt: str) -> Scene:
-    intent, who = view.intents.get(attempt), view.identity(attempt)
-    host = who.host if who is not None else intent.parent.host if intent is not None else "?"
-    return Scene(
-        attempt, "?" if intent is None else intent.device, host, read_tail(view.layout, attempt)
-    )
+    """Where an attempt died, by its intent, its journal and its log; "?" for what nobody wrote."""
+    intent = view.intents.get(attempt)
+    who = view.identity(attempt)
+    device, host = "?", "?"
+    if intent is not None:
+        device, host = intent.device, intent.parent.host
+    if who is not None:
+        host = who.host
+    return Scene(attempt, device, host, read_tail(view.layout, attempt))
 
 
 def read_tail(layout: Layout, attempt: str) -> str:
-    """The last lines of an attempt's log."""
+    """The last lines of an attempt's log, "" where it has none."""
     path = layout.log(attempt)
     try:
         size = path.stat().st_size
     except OSError:
         return ""
-    text = (read_bytes(path, max(0, size - TAIL_BYTES)) or b"").decode(errors="replace")
-    return "\n".join(text.splitlines()[-TAIL_LINES:])
+    data = read_bytes(path, max(0, size - TAIL_BYTES)) or b""
+    return "\n".join(data.decode(errors="replace").splitlines()[-TAIL_LINES:])

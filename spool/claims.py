@@ -1,65 +1,107 @@
 """Claims: who took which places of a manifest, as a chain of files.
 
-The claim at place 0 says where it stops; the claim of that name says where the next stops; the
-first name that does not exist is where the next claim starts. One link(2) makes a claim, so of two
-processes that want the same start one wins and the other reads on. Claims are not fsynced: one that
-a power cut empties reaches to the next listed start, is held by nobody, and the sweep finds its
-tasks.
+The claim at place 0 says where it stops; the claim with that name says where the next one stops;
+the first name that does not exist is where the next claim starts. One link(2) makes a claim, so of
+two processes that want the same start one wins and the other reads on.
+
+Claims are not fsynced. A claim that a power cut emptied reaches to the next start that is listed and
+belongs to nobody, so the sweep finds its tasks.
+
+Two readers follow a chain. `ClaimChain` reads every claim: a view needs to know who holds what.
+`ChainEnd` looks only for the end: a worker needs to know where it may claim next, and a thousand
+workers that each read every claim would read a million files.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
 
 from gpuspool.spool.codec import Damaged, decode, encode
 from gpuspool.spool.layout import Layout, parse_attempt
-from gpuspool.spool.manifest import Damage, Report
+from gpuspool.spool.manifest import Damage, OnDamage
 from gpuspool.spool.publish import listdir, publish, read_bytes
 from gpuspool.spool.records import Claim
 
-LEFT_FRACTION = (
-    4  # one claim takes at most a quarter of a share of what is left: thieves always find something
-)
-TARGET_S = (
-    0.5,
-    10.0,
-)  # and so much estimated work, the second in long runs: a thief or a restart waits no longer
-# a run is long where this part of what a manifest has left is more than the first of the two
+# One claim takes at most this fraction of a claimer's share of what is left, so that other ranks
+# still find work to steal.
+LEFT_FRACTION = 4
+# One claim holds at most so many seconds of estimated work: the first in short runs, the second in
+# long ones. Neither a rank that wants to steal nor a restart waits longer.
+TARGET_S = (0.5, 10.0)
+# A run counts as long for a claim where this part of what its manifest has left takes longer than
+# the first of TARGET_S.
 LONG_FRACTION = 64
-RECENT = 16  # claims that are looked at to count who draws from a manifest
-NEAR = 4  # claims that are read one after the other before all are listed
-NOBODY = ""  # the attempt of a claim that cannot be read
+# So many of the last claims are looked at to count who draws from a manifest.
+RECENT = 16
+# So many claims are read one after the other before the folder is listed instead.
+NEAR = 4
+# The attempt of a claim that cannot be read. No attempt has this name.
+NOBODY = ""
 
 
 def parse_start(name: str) -> int | None:
-    return int(name) if name.isascii() and name.isdigit() else None
+    """The place at which the claim with this file name starts; None where the name is not ours."""
+    if name.isascii() and name.isdigit():
+        return int(name)
+    return None
 
 
 def read_claim(layout: Layout, manifest: str, start: int, end: int) -> Claim | None:
     """The claim at `start` of a manifest with `end` places, None where there is none.
 
-    An unreadable one is given to NOBODY and reaches to the next listed start, else to the end.
+    A claim that cannot be read is given to NOBODY and reaches to the next start that is listed, or
+    to the end of the manifest.
     """
     data = read_bytes(layout.claim(manifest, start))
     if data is None:
         return None
     try:
         claim = decode(data, Claim)
-        if claim.start == start < claim.stop <= end and parse_attempt(claim.attempt) is not None:
-            return claim
     except Damaged:
         pass
-    starts = (parse_start(name) for name in listdir(layout.claims(manifest)))
-    later = [s for s in starts if s is not None and start < s < end]
+    else:
+        is_of_this_place = claim.start == start < claim.stop <= end
+        if is_of_this_place and parse_attempt(claim.attempt) is not None:
+            return claim
+    later = (found for found in _starts(layout, manifest) if start < found < end)
     return Claim(attempt=NOBODY, start=start, stop=min(later, default=end), at=0.0)
 
 
-class Chain:
-    """The claims of one manifest as far as this process has read them; it only ever grows.
+def _starts(layout: Layout, manifest: str) -> Iterator[int]:
+    """The starts of all claims that are listed, in no order."""
+    for name in listdir(layout.claims(manifest)):
+        start = parse_start(name)
+        if start is not None:
+            yield start
 
-    With `advance` alone it holds all of them, with `skip` only those that tell where the next claim
-    starts, and a few.
+
+def _read_beyond(layout: Layout, manifest: str, start: int, end: int, most: int) -> list[Claim]:
+    """The last claims, at most `most`, that start at `start` or behind it, in order."""
+    starts = sorted(found for found in _starts(layout, manifest) if start <= found < end)
+    claims = (read_claim(layout, manifest, found, end) for found in starts[-most:])
+    return [claim for claim in claims if claim is not None]
+
+
+def _publish_claim(
+    layout: Layout, manifest: str, attempt: str, start: int, stop: int
+) -> Claim | None:
+    """Claim the places from `start` to `stop` by link(2). None: somebody claimed `start` before."""
+    claim = Claim(attempt=attempt, start=start, stop=stop, at=time.time())
+    path = layout.claim(manifest, start)
+    if not path.parent.is_dir():
+        path.parent.mkdir(exist_ok=True)
+    if publish(path, encode(claim), durable=False):
+        return claim
+    return None
+
+
+class ClaimChain:
+    """Every claim of one manifest, as far as this process has read them.
+
+    It only grows, but for one thing: how far an unreadable last claim reaches is looked at anew at
+    each `advance`, since a later claim may have been made behind it.
     """
 
     def __init__(self, layout: Layout, manifest: str, end: int) -> None:
@@ -71,113 +113,153 @@ class Chain:
     @property
     def next(self) -> int:
         """Where the next claim starts, as far as was read."""
-        return self.claims[-1].stop if self.claims else 0
+        if not self.claims:
+            return 0
+        return self.claims[-1].stop
 
     @property
-    def left(self) -> int:
-        """How many places are unclaimed, as far as was read."""
+    def unclaimed(self) -> int:
+        """How many places nobody has claimed, as far as was read."""
         return self.end - self.next
 
-    def drawers(self, attempt: str) -> int:
-        """How many draw from this manifest now: `attempt`, and who claimed since it did so last, as
-        far as was read.
-        """
-        recent = itertools.islice(reversed(self.claims), RECENT)
-        return len(
-            {
-                attempt,
-                *(c.attempt for c in itertools.takewhile(lambda c: c.attempt != attempt, recent)),
-            }
-        )
-
-    def advance(self, report: Report | None = None) -> Chain:
-        """Read on to the end of the chain, and report what cannot be read.
-
-        How far an unreadable last claim reaches is looked at anew.
-        """
+    def advance(self, on_damage: OnDamage | None = None) -> ClaimChain:
+        """Read on to the end of the chain; tell `on_damage` of each claim that cannot be read."""
         if self.claims and self.claims[-1].attempt == NOBODY:
-            again = read_claim(self.layout, self.manifest, self.claims.pop().start, self.end)
-            self.claims += [again] if again is not None else []
+            last = self.claims.pop()
+            again = read_claim(self.layout, self.manifest, last.start, self.end)
+            if again is not None:
+                self.claims.append(again)
         while self.next < self.end:
             claim = read_claim(self.layout, self.manifest, self.next, self.end)
             if claim is None:
                 break
             self.claims.append(claim)
-            if claim.attempt == NOBODY and report is not None:
-                report(
-                    Damage(
-                        str(self.layout.claim(self.manifest, claim.start)),
-                        0,
-                        "not a claim of this place",
-                    )
-                )
+            if claim.attempt == NOBODY and on_damage is not None:
+                path = self.layout.claim(self.manifest, claim.start)
+                on_damage(Damage(str(path), 0, "not a claim of this place"))
         return self
 
-    def skip(self) -> Chain:
-        """Read on to the end, but over most of what others claimed meanwhile: a thousand ranks
-        cannot all read all.
-
-        Where a claim in the middle is lost it is passed over too; the sweep, or `advance` in
-        another chain, finds it.
-        """
-        for _ in range(NEAR):
-            claim = (
-                read_claim(self.layout, self.manifest, self.next, self.end)
-                if self.next < self.end
-                else None
-            )
-            if claim is None:
-                return self
-            self.claims.append(claim)
-        for claim in self._beyond(RECENT):
-            if claim.start >= self.next:  # else it lies in one that covers what was lost
-                self.claims.append(claim)
-        return self.advance()
-
     def last_stray(self) -> int:
-        """The last place that is held by a claim which the chain does not reach, -1 where there is
-        none.
-        """
-        return max((claim.stop for claim in self._beyond(self.end)), default=0) - 1
-
-    def _beyond(self, most: int) -> list[Claim]:
-        """The last claims, at most so many, that start at `next` or behind it, by a listing, in
-        order.
-        """
-        names = map(parse_start, listdir(self.layout.claims(self.manifest)))
-        starts = sorted(
-            start for start in names if start is not None and self.next <= start < self.end
-        )
-        claims = (
-            read_claim(self.layout, self.manifest, start, self.end) for start in starts[-most:]
-        )
-        return [claim for claim in claims if claim is not None]
+        """The last place held by a claim that the chain does not reach; -1 where there is none."""
+        strays = _read_beyond(self.layout, self.manifest, self.next, self.end, self.end)
+        return max((claim.stop for claim in strays), default=0) - 1
 
     def take(self, attempt: str, stop: int) -> Claim | None:
-        """Claim the places from `next` to `stop` by link(2). None: somebody was faster; advance and
-        look again.
-        """
+        """Claim the places from `next` to `stop`. None: somebody was faster; the chain read on."""
         assert self.next < stop <= self.end, (self.manifest, self.next, stop, self.end)
-        claim = Claim(attempt=attempt, start=self.next, stop=stop, at=time.time())
-        path = self.layout.claim(self.manifest, claim.start)
-        if not path.parent.is_dir():
-            path.parent.mkdir(exist_ok=True)
-        if not publish(path, encode(claim), durable=False):
+        claim = _publish_claim(self.layout, self.manifest, attempt, self.next, stop)
+        if claim is None:
             self.advance()
-            return None
-        self.claims.append(claim)
+        else:
+            self.claims.append(claim)
         return claim
 
 
-def claim_size(left: int, batch: int, seconds: tuple[float, float] | None, drawers: int = 1) -> int:
-    """How many tasks the next claim takes: guided, in whole batches, at least one batch.
+class ChainEnd:
+    """Where the next claim of one manifest starts, and who claimed last.
 
-    A fixed fraction of what is left for each of those who draw from the manifest, and a target of
-    time; one batch while the rate is unknown. `seconds` are those of the first and the last task
-    that is left: the longest and the shortest, since every manifest is longest first.
+    It passes over most of what others claim. Where a claim in the middle is lost it passes over that
+    too, and over the places that the lost claim held: the sweep finds their tasks. A worker that
+    was told of unclaimed places which it does not see starts over with `look_closely`.
+    """
+
+    def __init__(self, layout: Layout, manifest: str, end: int) -> None:
+        self.layout = layout
+        self.manifest = manifest
+        self.end = end
+        self.next = 0
+        self._is_close = False
+        self._recent: list[Claim] = []
+
+    @property
+    def unclaimed(self) -> int:
+        """How many places nobody has claimed, as far as was read."""
+        return self.end - self.next
+
+    def claimers(self, attempt: str) -> int:
+        """How many attempts draw from this manifest, as far as was read.
+
+        Those are `attempt` itself and all that have claimed since it last did.
+        """
+        since = itertools.takewhile(lambda claim: claim.attempt != attempt, reversed(self._recent))
+        others = {claim.attempt for claim in itertools.islice(since, RECENT)}
+        return len(others | {attempt})
+
+    def look(self) -> ChainEnd:
+        """Read on to the end of the chain, over at most NEAR + RECENT + NEAR claims or so.
+
+        The first few are read one after the other, which is all there is where claims are rare. If
+        there are more, the folder is listed and the last RECENT of them are read. What was claimed
+        since the listing is read one by one again.
+        """
+        if self._recent and self._recent[-1].attempt == NOBODY:
+            self.next = self._recent.pop().start
+        if not self._is_close:
+            for _ in range(NEAR):
+                if not self._step():
+                    return self
+            for claim in _read_beyond(self.layout, self.manifest, self.next, self.end, RECENT):
+                # Else it lies inside a claim that was made to cover a lost one.
+                if claim.start >= self.next:
+                    self._note(claim)
+        while self._step():
+            pass
+        return self
+
+    def look_closely(self) -> None:
+        """From now on read every claim, from the first on: there are places nobody has claimed."""
+        self._is_close = True
+        self.next = 0
+        self._recent = []
+
+    def take(self, attempt: str, stop: int) -> Claim | None:
+        """Claim the places from `next` to `stop`. None: somebody was faster; look again."""
+        assert self.next < stop <= self.end, (self.manifest, self.next, stop, self.end)
+        claim = _publish_claim(self.layout, self.manifest, attempt, self.next, stop)
+        if claim is None:
+            while self._step():
+                pass
+        else:
+            self._note(claim)
+        return claim
+
+    def _step(self) -> bool:
+        """Read the claim at `next`. False: there is none."""
+        if self.next >= self.end:
+            return False
+        claim = read_claim(self.layout, self.manifest, self.next, self.end)
+        if claim is None:
+            return False
+        self._note(claim)
+        return True
+
+    def _note(self, claim: Claim) -> None:
+        self.next = claim.stop
+        self._recent.append(claim)
+        # Twice as many as are needed, so that the list is cut seldom.
+        if len(self._recent) > 2 * RECENT:
+            del self._recent[:-RECENT]
+
+
+def claim_size(
+    left: int, batch: int, seconds: tuple[float, float] | None, claimers: int = 1
+) -> int:
+    """How many tasks the next claim takes: whole batches, and at least one of them.
+
+    left: unclaimed places of the manifest. batch: tasks of one call. seconds: what the first and the
+    last of the tasks that are left are estimated to take; manifests are longest first, so these are
+    the longest and the shortest. None while nothing is known: then one batch. claimers: how many
+    attempts draw from this manifest.
+
+    This is guided self-scheduling: a fixed fraction of each claimer's share of what is left, but no
+    more than a target of time. So claims are large at first and small at the end of a run.
     """
     if seconds is None:
         return min(batch, left)
-    target = min(max(TARGET_S[0], left * seconds[1] / (LONG_FRACTION * drawers)), TARGET_S[1])
-    size = int(min(left / (LEFT_FRACTION * drawers), target / max(seconds[0], 1e-9)))
+    longest, shortest = seconds
+    share_s = left * shortest / (LONG_FRACTION * claimers)
+    target_s = min(max(TARGET_S[0], share_s), TARGET_S[1])
+    by_share = left / (LEFT_FRACTION * claimers)
+    by_time = target_s / max(longest, 1e-9)
+    size = int(min(by_share, by_time))
     return min(max(size // batch, 1) * batch, left)

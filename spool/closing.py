@@ -1,24 +1,28 @@
-"""Closing attempts and sweeping: how nothing is lost when anything dies.
+"""Closing attempts: how nothing is lost when anything dies.
 
-The order of a close: keep the attempt from beginning if it has not; make its journal durable; read
-everything; then one link(2) of `manifests/<attempt>.orphans.jsonl`, the commit instant. Who loses
-the link adopts what is there. The status record and the failed-tasks view are copies that anybody
-may make again.
+A closing is one record: the first line of `manifests/<attempt>.orphans.jsonl`. The link(2) that gives
+that manifest its name is the commit instant: before it the attempt is open, after it the tasks in the
+manifest are anybody's to claim. Who loses the link adopts what is there. The status record and the
+failed-tasks folder are copies that anybody may make again.
+
+A worker that ends in peace closes itself with `publish_closing`. Attempts that are proved dead are
+closed by `close_attempts`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 
-from gpuspool.spool.blame import Witness, blame, place_of, scene_of, time_out
+from gpuspool.spool.blame import judge, scene_of
 from gpuspool.spool.codec import pretty
+from gpuspool.spool.death import Death, TimedOut, ending_of, exit_code_of
 from gpuspool.spool.journal import link_empty_journal
-from gpuspool.spool.layout import Layout, parse_attempt
-from gpuspool.spool.manifest import publish_manifest, publish_orphans
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.manifest import publish_orphans
 from gpuspool.spool.publish import fsync_file, publish
-from gpuspool.spool.records import Closing, Error, Lost, Record, TaskLine
-from gpuspool.spool.timeouts import read_stacks
+from gpuspool.spool.records import Closing, Error, Record, TaskLine
+from gpuspool.spool.states import ErrorKind
 from gpuspool.spool.view import View
 
 
@@ -34,8 +38,9 @@ class FailedTask(Record, frozen=True, kw_only=True):
 
 
 def publish_closing(layout: Layout, closing: Closing, orphans: list[TaskLine]) -> bool:
-    """Close an attempt and make the copies. False: it was closed by somebody else, whose word
-    stands.
+    """Close an attempt by the link(2) of its orphans manifest, and make the copies.
+
+    False: it was closed by somebody else, whose word stands.
     """
     if not publish_orphans(layout, closing, orphans):
         return False
@@ -44,183 +49,95 @@ def publish_closing(layout: Layout, closing: Closing, orphans: list[TaskLine]) -
 
 
 def publish_copies(layout: Layout, closing: Closing) -> None:
-    """The failed tasks and, last, the status record that follow from a closing; harmless to repeat."""
-    for lost in closing.lost:
+    """Make the copies that follow from a closing; harmless to repeat.
+
+    The status record comes last, so that where it stands the failed tasks stand too.
+    """
+    for failure in closing.failures:
         failed = FailedTask(
-            key=lost.key,
-            task=lost.task,
-            round=lost.round,
+            key=failure.key,
+            task=failure.task,
+            round=failure.round,
             attempt=closing.attempt,
             at=closing.at,
-            error=lost.error,
+            error=failure.error,
         )
         publish_failed_task(layout, failed)
     publish(layout.status(closing.state, closing.attempt), pretty(closing))
 
 
 def publish_failed_task(layout: Layout, record: FailedTask) -> None:
+    """Publish, by link(2), the copy of a failure that people look at."""
     publish(layout.failed_task(record.key), pretty(record), durable=False)
 
 
-def orphans_of(view: View, attempt: str) -> list[TaskLine]:
-    """What an attempt claimed and did not finish, each task once."""
-    tasks = (t for t in view.claimed_by(attempt) if not view.ledger.is_done(t.task, t.round))
-    return list({(t.task, t.round): t for t in tasks}.values())
+def close_attempts(view: View, deaths: Mapping[str, Death], by: str) -> dict[str, Closing]:
+    """Close attempts that are proved dead; returns what closed each, which may be another's word.
 
+    by: who closes. All of them are closed in one pass, whatever their number:
 
-def close_dead(
-    view: View,
-    attempt: str,
-    *,
-    by: str,
-    state: str = "failed",
-    reason: str = "lost",
-    witness: Witness | None = None,
-    exit_code: int | None = None,
-    is_overdue: bool = False,
-) -> Closing | None:
-    """Close an attempt that is proved dead; returns what closed it, which may be somebody else's
-    word.
+    1. Make each journal durable, so that what it says stays said. An attempt that never began gets
+       an empty journal, which keeps it from beginning: its first act is to link its own.
+    2. Read everything, once. A dead process adds nothing to its claims and its journal, so what is
+       read now is final for each of them.
+    3. Link each orphans manifest: the commit instant of that closing. Killed between two of them,
+       the rest are open still, and whoever comes next closes them.
+    4. Read the closings back: where somebody else was faster, theirs is the one that counts.
 
-    `is_overdue`: its parent killed it for taking too long. None: it had not begun when it was
-    judged, and has since; judge again. Raises OSError where its journal cannot be made durable:
-    then nobody may say what it finished.
+    An attempt that had not begun when it was judged and has since is left out of what is returned:
+    judge it again. Raises OSError where a journal cannot be made durable: then nobody may say what
+    that attempt finished.
     """
+    ready = [attempt for attempt in deaths if _seal_off(view, attempt)]
+    view.refresh()
+    for attempt in ready:
+        if attempt not in view.closed:
+            _close(view, attempt, deaths[attempt], by)
+    view.refresh()
+    return {attempt: view.closed[attempt] for attempt in ready if attempt in view.closed}
+
+
+def _seal_off(view: View, attempt: str) -> bool:
+    """Make an attempt's journal durable, or keep it from beginning. False: it began just now."""
     if attempt in view.journals:
         fsync_file(view.layout.journal(attempt))
-    elif not link_empty_journal(view.layout, attempt):
-        view.refresh()
-        return None
-    view.refresh()
-    if attempt in view.closed:
-        return view.closed[attempt]
-    orphans, started, scene = (
-        orphans_of(view, attempt),
-        view.started.get(attempt),
-        scene_of(view, attempt),
+        return True
+    return link_empty_journal(view.layout, attempt)
+
+
+def _close(view: View, attempt: str, death: Death, by: str) -> None:
+    """Publish the closing of a dead attempt, on a view that was refreshed after it died."""
+    scene = scene_of(view, attempt)
+    judgement = judge(
+        death, orphans_of(view, attempt), view.started.get(attempt), view.options_of(attempt), scene
     )
-    stacks = read_stacks(view.layout, attempt)
-    lost: list[Lost] = []
-    suspects = 0
-    error: Error | None = None
-    if stacks or is_overdue:
-        state, reason, options = "failed", "timeout", view.options_of(attempt)
+    error = None
+    if isinstance(death, TimedOut):
         error = Error(
-            kind="timeout",
+            kind=ErrorKind.TIMEOUT,
             type="Timeout",
-            message=f"it took too long; {place_of(scene)}",
-            traceback=stacks,
+            message=f"it took too long; {scene}",
+            traceback=death.stacks,
         )
-        orphans, lost, suspects = time_out(orphans, started, options, stacks, scene)
-    elif witness is not None:
-        orphans, lost, suspects = blame(orphans, started, witness, scene)
+    state, reason = ending_of(death)
     closing = Closing(
         attempt=attempt,
         state=state,
         reason=reason,
         by=by,
         at=time.time(),
-        exit_code=exit_code if witness is None else witness.exit_code,
-        suspects=suspects,
-        lost=lost,
+        exit_code=exit_code_of(death),
+        suspects=judgement.suspects,
+        failures=judgement.failures,
         error=error,
     )
-    publish_closing(view.layout, closing, orphans)
-    return view.refresh().closed.get(attempt)
+    publish_closing(view.layout, closing, judgement.orphans)
 
 
-def lost_tasks(view: View, idle: str = "") -> list[TaskLine]:
-    """The tasks that must be swept, on a view that was just refreshed; also finds the unreadable
-    ones.
-
-    A task is swept when it has no verdict, is unclaimed nowhere, and no open attempt (other than
-    the idle one that asks) holds a claim on its newest round.
-    """
-    view.ledger.unreadable = set()
-    missing = dict.fromkeys(view.ledger.missing())
-    best: dict[int, TaskLine] = {}
-    held: set[int] = set()
-    for name, manifest in view.manifests.items():
-        for start, stop, is_held in _parts(view, name, idle):
-            for task in manifest.tasks(start, stop):
-                if task.task not in missing:
-                    continue
-                if is_held and task.round >= view.ledger.round_of(task.task):
-                    held.add(task.task)
-                known = best.get(task.task)
-                if known is None or _weight(task) > _weight(known):
-                    best[task.task] = task
-    view.ledger.unreadable = missing.keys() - best.keys()
-    return [best[task] for task in missing if task in best and task not in held]
-
-
-def _parts(view: View, manifest: str, idle: str) -> Iterator[tuple[int, int, bool]]:
-    """(start, stop, whether it is unclaimed or claimed by an attempt that may still run it) of a
-    manifest's parts.
-
-    Who claims has a journal, and journals are read after claims: a name without one is nobody, a
-    damaged claim's say.
-    """
-    chain = view.chains[manifest]
-    for claim in chain.claims:
-        is_somebody = claim.attempt in view.journals or _has_journal(view, claim.attempt)
-        is_held = claim.attempt not in view.closed and claim.attempt != idle and is_somebody
-        yield claim.start, claim.stop, is_held
-    yield chain.next, chain.end, True
-
-
-def _has_journal(view: View, attempt: str) -> bool:
-    """By its name: what a network file system lists may be older."""
-    return parse_attempt(attempt) is not None and view.layout.journal(attempt).exists()
-
-
-def _weight(task: TaskLine) -> tuple[int, int, int, bool]:
-    return (task.round, task.crashes, task.kills, task.careful)
-
-
-def mend_claims(view: View) -> int:
-    """Claim anew what a power cut gave back: claims are not synced. Returns how many claims were
-    made.
-
-    A place beyond the last claim was claimed before if its task is done, held by an open attempt,
-    or unclaimed in another manifest too; or if a claim that the chain no longer reaches holds it,
-    since who skips claims takes such for part of the chain. The chain is extended over it in the
-    name of a closed attempt; a sweep then finds what lies between. At the start of an epoch, when
-    the dead are closed and before anybody is started.
-    """
-    nobody = next(iter(view.closed), None)
-    if nobody is None:
-        return 0
-    known = {
-        (task.task, task.round)
-        for attempt in view.open_attempts
-        for task in view.claimed_by(attempt)
-    }
-    mended = 0
-    for name, chain in view.chains.items():
-        last = chain.last_stray()
-        for place in range(chain.next, chain.end):
-            task = view.manifests[name].task(place)
-            if task is not None:
-                if (task.task, task.round) in known or view.ledger.is_done(task.task, task.round):
-                    last = max(last, place)
-                known.add((task.task, task.round))
-        for stop in (
-            last,
-            last + 1,
-        ):  # in two claims: no other starts behind the second, so who skips finds its end
-            if chain.next < stop:
-                mended += chain.take(nobody, stop) is not None
-    return mended
-
-
-def sweep(view: View, idle: str = "") -> int:
-    """Publish what fell between all chairs as the next sweep manifest; returns how many tasks.
-    Refreshes the view.
-    """
-    tasks = lost_tasks(view.refresh(), idle)
-    if not tasks:
-        return 0
-    publish_manifest(view.layout, view.next_numbered("sweep"), tasks)
-    view.refresh()
-    return len(tasks)
+def orphans_of(view: View, attempt: str) -> list[TaskLine]:
+    """What an attempt claimed and did not finish, each task once for each round."""
+    orphans: dict[tuple[int, int], TaskLine] = {}
+    for task in view.claimed_by(attempt):
+        if not view.ledger.is_finished_in(task.task, task.round):
+            orphans[task.task, task.round] = task
+    return list(orphans.values())

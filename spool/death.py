@@ -1,81 +1,161 @@
-"""Whether an attempt, and the parent that started it, are proved dead.
+"""How an attempt died, as a value.
 
-The proof on the same host is the process table; from elsewhere it is a lease: the attempt's beat
-and its parent's beat both unmoved for the whole of it on our own clock. A parent's beat vouches for
-its children, since a worker may be inside a long C call that holds the interpreter.
+Whoever closes a dead attempt gathers what it knows as `Evidence`; `classify` makes a `Death` of it, and
+nobody else judges. The first row that applies is the death; what follows from it for the tasks is
+decided in `blame`.
+
+evidence                                           death           state    reason
+its own timer left stacks, or its parent killed
+    it for taking too long                         TimedOut        failed   timeout
+its parent told it to stop, or killed it           Told            stopped  killed
+its parent published the intent and could not
+    start the process                              NeverStarted    failed   io
+nobody saw its exit code                           Lost            failed   lost
+it exited since it could not write its own end     CannotClose     failed   io
+its device fails every rank, others work           DeviceFault     failed   device
+any other exit code                                Crashed         failed   crash
 """
 
 from __future__ import annotations
 
-import time
+import signal
+from typing import assert_never
 
-from gpuspool.spool.identity import ALIVE, DEAD, ELSEWHERE, LeaseWatch, liveness
-from gpuspool.spool.publish import read_record
-from gpuspool.spool.records import Intent, ParentBeat
-from gpuspool.spool.view import View
+import msgspec
 
-BEAT_S = 10.0  # twelve beats fit into the default lease of 120 s,
-BEATS = 3  # and the shortest lease that anybody may judge them by is three
+from gpuspool.spool.errors import EXIT_CANNOT_CLOSE
+from gpuspool.spool.states import AttemptState, Reason
+
+# A SIGKILL comes from outside far more often than from a task, so it is met with more patience than
+# a crash.
+MAX_KILLS = 5
 
 
-class Coroner:
-    """Judges the attempts of one spool; keep one for as long as you watch, since leases take time
-    to run out.
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What a closer knows of an attempt that is proved dead.
+
+    stacks: where every thread stood when the worker's own timer ended it; "" if it did not.
+    exit_code: as its own parent saw it, -N for signal N; None where nobody saw it. is_oom: the
+    kernel's counters explain the SIGKILL. max_crashes, max_kills: how often a task may be in hand when
+    its worker crashes or is killed.
     """
 
-    def __init__(self, view: View, lease_s: float | None = None) -> None:
-        self.view = view
-        self._watch = LeaseWatch(view.run.options.lease_s if lease_s is None else lease_s)
-
-    def verdict(self, attempt: str) -> str:
-        """ALIVE, DEAD, or ELSEWHERE while there is no proof."""
-        who = self.view.identity(attempt)
-        if who is None:
-            return self.parent_verdict(attempt)
-        near = liveness(who)
-        if near in (ALIVE, DEAD):
-            return near
-        beat = self.view.heartbeat(attempt)
-        beats = (None if beat is None else beat.beat, self._parent_beat(attempt))
-        return self._by_lease(attempt, attempt, beats)
-
-    def parent_verdict(self, attempt: str) -> str:
-        """Of the parent that started the attempt. Without a readable intent nobody vouches: a lease
-        decides.
-        """
-        intent = self.view.intents.get(attempt)
-        if intent is not None:
-            near = liveness(intent.parent)
-            if near in (ALIVE, DEAD):
-                return near
-        return self._by_lease(attempt, f"parent of {attempt}", self._parent_beat(attempt))
-
-    def is_orphan(self, attempt: str) -> bool:
-        """Proved dead, and so is the parent, who else would be the one to close it."""
-        both = (
-            self.verdict(attempt),
-            self.parent_verdict(attempt),
-        )  # both, so that their leases run side by side
-        return both == (DEAD, DEAD)
-
-    def lease_s(self, attempt: str) -> float:
-        """How long its beat may stand still: never less than BEATS of its own beats, whatever is
-        asked for now.
-        """
-        return max(
-            self._watch.lease_s, BEATS * min(BEAT_S, self.view.options_of(attempt).lease_s / 12)
-        )
-
-    def _by_lease(self, attempt: str, name: str, beats: object) -> str:
-        is_expired = self._watch.is_expired(name, beats, time.monotonic(), self.lease_s(attempt))
-        return DEAD if is_expired else ELSEWHERE
-
-    def _parent_beat(self, attempt: str) -> int | None:
-        intent = self.view.intents.get(attempt)
-        return None if intent is None else read_parent_beat(self.view, intent)
+    stacks: str = ""
+    is_overdue: bool = False
+    was_told: bool = False
+    never_started: bool = False
+    exit_code: int | None = None
+    is_device_fault: bool = False
+    is_oom: bool = False
+    max_crashes: int = 1
+    max_kills: int = MAX_KILLS
 
 
-def read_parent_beat(view: View, intent: Intent) -> int | None:
-    path = view.layout.parent_heartbeat(intent.epoch, intent.parent.host, intent.parent.pid)
-    beat = read_record(path, ParentBeat)
-    return None if beat is None else beat.beat
+class Witness(msgspec.Struct, frozen=True):
+    """What an attempt's own parent saw: how a worker ended that nobody had told to stop.
+
+    exit_code: -N for signal N. is_oom: the kernel's counters explain the SIGKILL, which is then a
+    crash like any other.
+    """
+
+    exit_code: int
+    max_crashes: int
+    max_kills: int = MAX_KILLS
+    is_oom: bool = False
+
+    @property
+    def is_kill(self) -> bool:
+        """Whether it may well have come from outside."""
+        return self.exit_code == -signal.SIGKILL and not self.is_oom
+
+    @property
+    def most(self) -> int:
+        """How often this may happen to one task."""
+        if self.is_kill:
+            return max(self.max_crashes, self.max_kills)
+        return self.max_crashes
+
+
+class TimedOut(msgspec.Struct, frozen=True):
+    """It took too long. stacks: where every thread stood, "" where that is not known."""
+
+    stacks: str = ""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Its parent told it to stop, so nobody is to blame."""
+
+
+class NeverStarted(msgspec.Struct, frozen=True):
+    """Its parent published the intent and could not start the process."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """Nobody saw how it ended: its parent died too, or it ran on another host."""
+
+
+class CannotClose(msgspec.Struct, frozen=True):
+    """It ended itself and could not write so: a file system is in trouble."""
+
+
+class DeviceFault(msgspec.Struct, frozen=True):
+    """Its device ends every rank at once while others work."""
+
+    exit_code: int
+
+
+class Crashed(msgspec.Struct, frozen=True):
+    """It died, and its parent saw how."""
+
+    witness: Witness
+
+
+Death = TimedOut | Told | NeverStarted | Lost | CannotClose | DeviceFault | Crashed
+
+
+def classify(evidence: Evidence) -> Death:
+    """How an attempt died, by the table above."""
+    if evidence.stacks or evidence.is_overdue:
+        return TimedOut(evidence.stacks)
+    if evidence.was_told:
+        return Told()
+    if evidence.never_started:
+        return NeverStarted()
+    code = evidence.exit_code
+    if code is None:
+        return Lost()
+    if code == EXIT_CANNOT_CLOSE:
+        return CannotClose()
+    if evidence.is_device_fault:
+        return DeviceFault(code)
+    return Crashed(Witness(code, evidence.max_crashes, evidence.max_kills, evidence.is_oom))
+
+
+def ending_of(death: Death) -> tuple[AttemptState, Reason]:
+    """The state and the reason that the closing of a dead attempt tells."""
+    match death:
+        case TimedOut():
+            return AttemptState.FAILED, Reason.TIMEOUT
+        case Told():
+            return AttemptState.STOPPED, Reason.KILLED
+        case NeverStarted() | CannotClose():
+            return AttemptState.FAILED, Reason.IO
+        case Lost():
+            return AttemptState.FAILED, Reason.LOST
+        case DeviceFault():
+            return AttemptState.FAILED, Reason.DEVICE
+        case Crashed():
+            return AttemptState.FAILED, Reason.CRASH
+        case _:
+            assert_never(death)
+
+
+def exit_code_of(death: Death) -> int | None:
+    """The exit code that the closing of a dead attempt tells, where it was seen and matters."""
+    match death:
+        case DeviceFault(exit_code):
+            return exit_code
+        case Crashed(witness):
+            return witness.exit_code
+        case _:
+            return None

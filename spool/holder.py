@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from gpuspool.spool.identity import ALIVE, liveness
+from gpuspool.spool.identity import liveness
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import read_record
 from gpuspool.spool.records import Holder
+from gpuspool.spool.states import Life
 
 
 def read_holder(layout: Layout) -> Holder | None:
@@ -15,4 +16,4 @@ def read_holder(layout: Layout) -> Holder | None:
 def is_holder_alive(layout: Layout) -> bool:
     """Whether the orchestrator that announced itself last is proved alive on this host."""
     holder = read_holder(layout)
-    return holder is not None and holder.until is None and liveness(holder) == ALIVE
+    return holder is not None and holder.until is None and liveness(holder) is Life.ALIVE

@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 
 from gpuspool.spool.codec import R, seal, seal_lines, unseal_lines
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.manifest import Damage, Report
+from gpuspool.spool.manifest import Damage, OnDamage
 from gpuspool.spool.publish import SyncError, create_journal, read_bytes, write_all
 from gpuspool.spool.records import Identity, JournalHead, Record
 
@@ -106,7 +106,7 @@ class JournalReader:
     """
 
     def __init__(
-        self, layout: Layout, attempt: str, report: Report, path: Path | None = None
+        self, layout: Layout, attempt: str, report: OnDamage, path: Path | None = None
     ) -> None:
         self.attempt = attempt
         self.path = str(path or layout.journal(attempt))

@@ -15,8 +15,10 @@ import zlib
 from pathlib import Path
 from urllib.parse import quote
 
+from gpuspool.spool.states import AttemptState
+
 FORMAT_TEXT = "gpuspool 1\n"
-STATES = ("complete", "failed", "stopped")
+STATES = tuple(AttemptState)
 SUBDIRS = (
     "job", "manifests", "claims", "attempts", "heartbeat", "journal", *STATES, "failed-tasks", "control", "logs",
     "corrupt",

@@ -36,7 +36,7 @@ class Damage(msgspec.Struct, frozen=True):
         return f"{self.path}, byte {self.offset}: {self.reason}"
 
 
-Report = Callable[[Damage], None]
+OnDamage = Callable[[Damage], None]
 
 
 class Manifest:
@@ -47,7 +47,7 @@ class Manifest:
     """
 
     def __init__(
-        self, name: str, path: str, data: bytes, report: Report, planned: int | None = None
+        self, name: str, path: str, data: bytes, report: OnDamage, planned: int | None = None
     ) -> None:
         self.name = name
         self.path = path
@@ -113,7 +113,7 @@ def planned_checksums(run: Run) -> dict[str, int]:
 
 
 def load_manifest(
-    layout: Layout, name: str, report: Report, planned: int | None = None
+    layout: Layout, name: str, report: OnDamage, planned: int | None = None
 ) -> Manifest | None:
     """None where there is no such manifest (any more)."""
     path = layout.manifest(name)

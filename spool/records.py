@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, LineState, Phase, Reason
+
 NO_JSON = msgspec.Raw(b"")  # an absent JSON value; left out when the record is written
 
 
@@ -47,7 +49,7 @@ class Error(Record, frozen=True, kw_only=True):
     the end of the last one's log.
     """
 
-    kind: str
+    kind: ErrorKind
     type: str
     message: str
     where: str = ""
@@ -62,7 +64,7 @@ class Error(Record, frozen=True, kw_only=True):
     log_tail: str = ""
 
 
-class Lost(Record, frozen=True, kw_only=True):
+class TaskFailure(Record, frozen=True, kw_only=True):
     """A task that closing an attempt failed for good."""
 
     task: int
@@ -103,7 +105,7 @@ class JournalLine(Record, frozen=True, kw_only=True):
 
     task: int
     round: int
-    state: str
+    state: LineState
     start: float = 0.0
     seconds: float = 0.0
     result: msgspec.Raw = NO_JSON
@@ -113,7 +115,7 @@ class JournalLine(Record, frozen=True, kw_only=True):
     batch: list[int] = msgspec.field(default_factory=list)
 
 
-class Report(Record, frozen=True, kw_only=True):
+class QueuedReport(Record, frozen=True, kw_only=True):
     """One line of reports/: what a worker of the seed API put into its queue, as spool.values
     encodes it.
     """
@@ -127,7 +129,7 @@ class JournalBrief(Record, frozen=True, kw_only=True):
 
     task: int
     round: int
-    state: str
+    state: LineState
     batch: tuple[int, ...] = ()
 
 
@@ -163,13 +165,13 @@ class Closing(Record, frozen=True, kw_only=True):
     """
 
     attempt: str
-    state: str
-    reason: str
+    state: AttemptState
+    reason: Reason
     by: str
     at: float = 0.0
     exit_code: int | None = None
     suspects: int = 0
-    lost: list[Lost] = msgspec.field(default_factory=list)
+    failures: list[TaskFailure] = msgspec.field(default_factory=list, name="lost")
     error: Error | None = None
     stats: Stats | None = None
 
@@ -179,7 +181,7 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     beat: int
     parent: str
     device: str
-    state: str
+    state: Phase
     at: float
     device_name: str = ""
     device_uuid: str = ""
@@ -213,7 +215,7 @@ class Job(Record, frozen=True, kw_only=True):
     the run's args says.
     """
 
-    kind: str
+    kind: JobKind
     spec: str
     name: str = ""
     file: str = ""

@@ -1,24 +1,31 @@
 """One process's reading of a whole spool, kept up to date incrementally.
 
 `refresh` reads in this order: manifests (and so which attempts are closed), intents, claims,
-journals. Each of these only grows, so what is read later is never older than what was read before;
-the sweep relies on it: a task that looks finished by nobody and held by nobody in this order really
-is. A damaged or foreign file costs what it held and no more; every damage is kept in `damage`,
-once.
+journals. Each of these only grows, so what is read later is never older than what was read before.
+The sweep relies on it: a task that looks finished by nobody and held by nobody in this order really
+is.
+
+A view is the one source of derived facts: which attempts there are and which are open, who claimed
+what, how much is unclaimed, every verdict. `refresh` computes them and nothing else changes them, so
+whatever asks, in whatever order, gets the same answers until the next refresh.
+
+A damaged or foreign file costs what it held and no more. Every damage is kept in `damage`, once.
 """
 
 from __future__ import annotations
 
+import bisect
 import re
 import stat as stat_
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
-from gpuspool.spool.claims import Chain
+from gpuspool.spool.claims import NOBODY, ClaimChain
 from gpuspool.spool.errors import SpoolError, UsageError
-from gpuspool.spool.identity import DEAD, liveness
+from gpuspool.spool.identity import liveness
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
@@ -33,7 +40,8 @@ from gpuspool.spool.layout import (
     parse_orphans,
     rank_name,
 )
-from gpuspool.spool.manifest import Damage, Manifest, Report, load_manifest, planned_checksums
+from gpuspool.spool.ledger import Ledger
+from gpuspool.spool.manifest import Damage, Manifest, OnDamage, load_manifest, planned_checksums
 from gpuspool.spool.publish import is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
     Closing,
@@ -46,54 +54,65 @@ from gpuspool.spool.records import (
     Run,
     TaskLine,
 )
-from gpuspool.spool.state import Ledger
+from gpuspool.spool.states import AttemptState, Life, LineState, Reason
+
+# For so long after somebody else closed an attempt its journal is read on. A worker that stood still
+# and was taken for dead may finish the task in hand before it notices. What it writes later than
+# this is read by whoever comes new to the spool; until then its tasks are with others anyway.
+LATE_LINES_S = 30.0
+
+# Who closed an attempt whose closing cannot be read.
+UNREADABLE = "unreadable"
 
 _ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
 
+# What is called with each journal line that a view reads: the attempt, the offset, the line.
+OnLine = Callable[[str, int, JournalBrief], None]
 
-def load_run(layout: Layout, report: Report | None = None) -> Run:
-    """run.json of a spool of our format, else its second copy; what is damaged is reported.
+
+def load_run(layout: Layout, on_damage: OnDamage | None = None) -> Run:
+    """run.json of a spool of our format, else its second copy; tells `on_damage` what is damaged.
 
     Raises UsageError where there is no spool, SpoolError where it is of another format or neither
-    copy is readable.
+    copy can be read.
     """
     text = read_bytes(layout.format)
     run = read_sealed(layout.run, Run)
     found = run or read_sealed(layout.run_copy, Run)
     if found is None and text is None:
-        what = "is not a spool: it has no FORMAT file" if layout.root.is_dir() else "does not exist"
+        what = "does not exist"
+        if layout.root.is_dir():
+            what = "is not a spool: it has no FORMAT file"
         raise UsageError(
             f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it."
         )
     if text != FORMAT_TEXT.encode():
         if found is None or (text is not None and _ANOTHER_FORMAT.fullmatch(text)):
             raise SpoolError(
-                f"{layout.root}: its FORMAT says {(text or b'')[:40]!r}, this version reads {FORMAT_TEXT!r}. "
-                "Use the gpuspool version that wrote it."
+                f"{layout.root}: its FORMAT says {(text or b'')[:40]!r}, this version reads "
+                f"{FORMAT_TEXT!r}. Use the gpuspool version that wrote it."
             )
-        _report(report, layout.format, "not the name of a format")
+        _report(on_damage, layout.format, "not the name of a format")
     if found is None:
         raise SpoolError(
             f"{layout.run} is missing or cannot be read, and so is its copy {layout.run_copy}. "
             "Restore one, or rename the folder and start again."
         )
     if run is None:
-        _report(
-            report, layout.run, f"not a run record; its copy {layout.run_copy} says what it should"
-        )
+        reason = f"not a run record; its copy {layout.run_copy} says what it should"
+        _report(on_damage, layout.run, reason)
     return found
 
 
-def _report(report: Report | None, path: Path, reason: str) -> None:
-    if report is not None:
-        report(Damage(str(path), 0, reason))
+def _report(on_damage: OnDamage | None, path: Path, reason: str) -> None:
+    if on_damage is not None:
+        on_damage(Damage(str(path), 0, reason))
 
 
 def refuse_unsafe(layout: Layout) -> None:
-    """Raises UsageError for a spool in which somebody else may make its owner run code, or write
-    somewhere else.
+    """Refuse a spool in which somebody else may make its owner run code, or write elsewhere.
 
-    That is one that everybody may write, and one whose own folders are links.
+    That is one that everybody may write, and one whose own folders are links. Raises UsageError.
     """
     job = layout.subdir("job")
     for path in (layout.root, layout.run, job, *map(job.joinpath, listdir(job))):
@@ -105,7 +124,8 @@ def refuse_unsafe(layout: Layout) -> None:
     for folder in map(layout.subdir, SUBDIRS):
         if folder.is_symlink():
             raise UsageError(
-                f"{folder} is a symbolic link; inside a spool none is followed. Move what it names into its place."
+                f"{folder} is a symbolic link; inside a spool none is followed. "
+                "Move the folder that it names into its place."
             )
 
 
@@ -120,13 +140,18 @@ def finished_epoch(layout: Layout) -> int:
 
 
 def _control_epoch(layout: Layout, word: str) -> int:
-    found = filter(None, map(parse_control, listdir(layout.control)))
-    return max((epoch for kind, epoch in found if kind == word), default=-1)
+    newest = -1
+    for name in listdir(layout.control):
+        parsed = parse_control(name)
+        if parsed is not None and parsed[0] == word:
+            newest = max(newest, parsed[1])
+    return newest
 
 
 class Started(msgspec.Struct, frozen=True):
-    """The call that an attempt is in by its last `started` line: its tasks, and how many have no
-    line since.
+    """The call that an attempt is in by its last `started` line.
+
+    tasks: all that it holds. left: how many of them have no line since.
     """
 
     tasks: tuple[int, ...]
@@ -134,56 +159,100 @@ class Started(msgspec.Struct, frozen=True):
     left: int
 
 
-def _is_gone(journal: JournalReader) -> bool:
-    """Whether its writer is proved dead, so that it adds no line. Who was closed by somebody else
-    may live.
-    """
-    return journal.head is not None and liveness(journal.head) == DEAD
+class Claimed(msgspec.Struct, frozen=True):
+    """The places start..stop of a manifest, which one attempt claimed."""
+
+    manifest: str
+    start: int
+    stop: int
+
+
+def _order(attempt: str) -> tuple[int, int]:
+    """Attempts are told in the order of their ranks and numbers."""
+    return parse_attempt(attempt) or (0, 0)
 
 
 class View:
-    """`written`: the planned manifests of a spool that this process made just now; they are not
-    read again.
+    """What stands in a spool, as of the last `refresh`. Everything is to be read, not to be changed.
+
+    attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
+    ended. started: the call that an attempt is in. finished_by, failed_by: how many tasks an attempt
+    finished, and how many of these failed.
     """
 
     def __init__(
-        self, layout: Layout, run: Run, written: Mapping[str, bytes] | None = None
+        self,
+        layout: Layout,
+        run: Run,
+        *,
+        reads_claims: bool = True,
+        written: Mapping[str, bytes] | None = None,
+        on_line: OnLine | None = None,
     ) -> None:
+        """Nothing is read before the first `refresh`.
+
+        reads_claims: whether claims are read; who only wants verdicts saves an open for each of
+        them. written: the planned manifests of a spool that this process made just now, which are
+        not read again. on_line: called with each new line of a journal.
+        """
         self.layout = layout
         self.run = run
         self.ledger = Ledger(run.tasks)
         self.manifests: dict[str, Manifest] = {}
-        self.chains: dict[str, Chain] = {}
         self.closed: dict[str, Closing] = {}
         self.intents: dict[str, Intent | None] = {}
         self.journals: dict[str, JournalReader] = {}
+        self.attempts: list[str] = []
+        self.open_attempts: list[str] = []
         self.started: dict[str, Started] = {}
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
+        self._reads_claims = reads_claims
+        self._on_line = on_line
+        self._chains: dict[str, ClaimChain] = {}
+        self._claims_by: dict[str, list[Claimed]] = {}
+        # manifest -> how many of its claims are in `_claims_by`
+        self._n_indexed: dict[str, int] = {}
+        self._unclaimed = 0
+        self._known_attempts: set[str] = set()
+        self._next_numbers: dict[int, int] = {}
+        self._is_open_stale = False
+        # The journals that are still read, and since when those of closed attempts are late.
+        self._followed: dict[str, JournalReader] = {}
+        self._closed_at: dict[str, float] = {}
         self._reported: set[Damage] = set()
-        self._settled: set[str] = set()
         self._planned = planned_checksums(run)
+        # The manifests whose bytes are the planned ones. So long as these are all that were planned,
+        # every task has a readable line, and `_described` need not be filled.
+        self._trusted: list[Manifest] = []
+        # One byte for each task: whether a manifest that was read line by line describes it.
+        self._described = bytearray(run.tasks)
         for name, data in (written or {}).items():
-            self._add_manifest(
-                Manifest(
-                    name, str(layout.manifest(name)), data, self.report, self._planned.get(name)
-                )
-            )
+            path = str(layout.manifest(name))
+            manifest = Manifest(name, path, data, self.report, self._planned.get(name))
+            self._add_manifest(manifest)
 
     def report(self, damage: Damage) -> None:
+        """Keep a damage, once."""
         if damage not in self._reported:
             self._reported.add(damage)
             self.damage.append(damage)
 
     def refresh(self) -> View:
-        """Read what is new, in the order that the sweep relies on."""
+        """Read what is new, in the order that the sweep relies on, and derive all facts."""
         self._read_manifests()
         self._read_intents()
-        for chain in self.chains.values():
-            chain.advance(self.report)
+        if self._reads_claims:
+            self._read_claims()
         self._read_journals()
+        if self._is_open_stale:
+            self.open_attempts = [name for name in self.attempts if name not in self.closed]
+            self._is_open_stale = False
+        self._find_unreadable()
         return self
+
+    # Manifests, and with them closings.
 
     def _read_manifests(self) -> None:
         for filename in listdir(self.layout.manifests):
@@ -196,7 +265,7 @@ class View:
 
     def _add_manifest(self, manifest: Manifest) -> None:
         self.manifests[manifest.name] = manifest
-        self.chains[manifest.name] = Chain(self.layout, manifest.name, len(manifest))
+        self._chains[manifest.name] = ClaimChain(self.layout, manifest.name, len(manifest))
         attempt = parse_orphans(manifest.name)
         if attempt is not None:
             self._add_closing(attempt, manifest.closing)
@@ -207,30 +276,60 @@ class View:
                 self.ledger.raise_round(task.task, task.round)
 
     def _check_manifest(self, manifest: Manifest) -> None:
-        """Whether its bytes are those that were planned; else, and where nobody planned them, each
-        line is checked.
+        """Read each line of a manifest whose bytes are not those that were planned.
+
+        So its damage is told now, and not when somebody happens to ask for a task.
         """
         if manifest.is_as_planned:
+            self._trusted.append(manifest)
             return
-        known = len(self.damage)
-        for _ in manifest.tasks():
-            pass
-        if manifest.name in self._planned and len(self.damage) == known:
-            self.report(
-                Damage(
-                    manifest.path, 0, "not the manifest that was planned, though each line is whole"
-                )
-            )
+        n_damage = len(self.damage)
+        self._describe(manifest)
+        if manifest.name in self._planned and len(self.damage) == n_damage:
+            reason = "not the manifest that was planned, though each line is whole"
+            self.report(Damage(manifest.path, 0, reason))
+
+    def _describe(self, manifest: Manifest) -> None:
+        """Note the tasks that the readable lines of a manifest describe."""
+        for task in manifest.tasks():
+            if 0 <= task.task < self.run.tasks:
+                self._described[task.task] = 1
+
+    def _find_unreadable(self) -> None:
+        """Tell the ledger which tasks no readable line describes any more.
+
+        That takes a planned manifest that is damaged or gone, so the usual spool costs one comparison.
+        In the other kind every manifest is read line by line, once, since any of them may still
+        describe a task whose first line is destroyed.
+        """
+        if len(self._trusted) == self.run.manifests:
+            return
+        for manifest in self._trusted:
+            self._describe(manifest)
+        self._trusted.clear()
+        unreadable = set()
+        task = self._described.find(0)
+        while task >= 0:
+            if not self.ledger.complete[task]:
+                unreadable.add(task)
+            task = self._described.find(0, task + 1)
+        self.ledger.unreadable = frozenset(unreadable)
 
     def _add_closing(self, attempt: str, closing: Closing | None) -> None:
         if closing is None:
-            closing = Closing(attempt=attempt, state="failed", reason="lost", by="unreadable")
+            closing = Closing(
+                attempt=attempt, state=AttemptState.FAILED, reason=Reason.LOST, by=UNREADABLE
+            )
         self.closed[attempt] = closing
-        for lost in closing.lost:
+        self._add_attempt(attempt)
+        self._is_open_stale = True
+        for failure in closing.failures:
             try:
-                self.ledger.feed(lost.task, lost.round, "failed")
+                self.ledger.feed(failure.task, failure.round, LineState.FAILED)
             except IndexError:
-                self._refuse(self.manifests[orphans_name(attempt)].path, 0, lost.task)
+                self._refuse(self.manifests[orphans_name(attempt)].path, 0, failure.task)
+
+    # Intents.
 
     def _read_intents(self) -> None:
         for filename in listdir(self.layout.attempts):
@@ -240,106 +339,173 @@ class View:
             path = self.layout.intent(attempt)
             intent = read_sealed(path, Intent)
             if intent is None and read_bytes(path) is None:
-                continue  # listed, but not to be had yet (NFS)
+                continue  # A network file system lists it, and cannot give it yet.
             self.intents[attempt] = intent
+            self._add_attempt(attempt)
             if intent is None:
                 self.report(Damage(str(path), 0, "not the intent of an attempt"))
+
+    def _add_attempt(self, attempt: str) -> None:
+        """Note an attempt that left a trace."""
+        if attempt in self._known_attempts:
+            return
+        self._known_attempts.add(attempt)
+        bisect.insort(self.attempts, attempt, key=_order)
+        rank, number = _order(attempt)
+        self._next_numbers[rank] = max(self._next_numbers.get(rank, 0), number + 1)
+        self._is_open_stale = True
+
+    # Claims.
+
+    def _read_claims(self) -> None:
+        unclaimed = 0
+        for name, chain in self._chains.items():
+            chain.advance(self.report)
+            unclaimed += chain.unclaimed
+            self._index_claims(name, chain)
+        self._unclaimed = unclaimed
+
+    def _index_claims(self, name: str, chain: ClaimChain) -> None:
+        """Note whose the new claims of a manifest are.
+
+        A last claim that belongs to NOBODY waits: the chain looks at it anew, and it may be replaced.
+        """
+        first = self._n_indexed.get(name, 0)
+        for claim in chain.claims[first:]:
+            if claim.attempt == NOBODY and claim is chain.claims[-1]:
+                break
+            first += 1
+            places = Claimed(name, claim.start, claim.stop)
+            self._claims_by.setdefault(claim.attempt, []).append(places)
+        self._n_indexed[name] = first
+
+    # Journals.
 
     def _read_journals(self) -> None:
         for filename in listdir(self.layout.journals):
             attempt = filename.removesuffix(".jsonl")
-            if attempt not in self.journals and attempt != filename and parse_attempt(attempt):
-                self.journals[attempt] = JournalReader(self.layout, attempt, self.report)
-                if not is_regular(self.layout.journal(attempt)):
-                    self.report(Damage(self.journals[attempt].path, 0, "not a file"))
-        for attempt, journal in self.journals.items():
-            if attempt in self._settled:
+            if attempt in self.journals or attempt == filename or not parse_attempt(attempt):
                 continue
+            journal = JournalReader(self.layout, attempt, self.report)
+            self.journals[attempt] = self._followed[attempt] = journal
+            self._add_attempt(attempt)
+            if not is_regular(self.layout.journal(attempt)):
+                self.report(Damage(journal.path, 0, "not a file"))
+        for attempt, journal in list(self._followed.items()):
             closing = self.closed.get(attempt)
-            is_over = closing is not None and (closing.by == attempt or _is_gone(journal))
+            is_settled = closing is not None and self._is_settled(attempt, journal, closing)
             self._follow(journal)
             if closing is not None:
                 journal.report_torn_tail()
-            if is_over:
-                self._settled.add(attempt)
+            if is_settled:
+                del self._followed[attempt]
+
+    def _is_settled(self, attempt: str, journal: JournalReader, closing: Closing) -> bool:
+        """Whether the journal of a closed attempt will not grow, so that it is read once more.
+
+        It is asked before that reading. Who closed itself writes nothing afterwards, and neither does
+        who is proved dead. Others are given LATE_LINES_S.
+        """
+        if closing.by == attempt:
+            return True
+        if journal.head is not None and liveness(journal.head) is Life.DEAD:
+            return True
+        now = time.monotonic()
+        return now - self._closed_at.setdefault(attempt, now) > LATE_LINES_S
 
     def _follow(self, journal: JournalReader) -> None:
-        """The loop that each finished task passes once in whoever looks at a run."""
-        attempt, started, feed = journal.attempt, self.started, self.ledger.feed
-        finished, failed = self.finished_by.get(attempt, 0), self.failed_by.get(attempt, 0)
+        """Read the new lines of a journal.
+
+        Whoever looks at a run passes through this loop once for each finished task.
+        """
+        attempt = journal.attempt
+        started = self.started
+        feed = self.ledger.feed
+        on_line = self._on_line
+        n_finished = self.finished_by.get(attempt, 0)
+        n_failed = self.failed_by.get(attempt, 0)
         try:
             for at, line in journal.read(JournalBrief):
+                if on_line is not None:
+                    on_line(attempt, at, line)
                 state = line.state
-                if state == "started":
+                if state is LineState.STARTED:
                     tasks = (line.task, *line.batch)
                     started[attempt] = Started(tasks, line.round, len(tasks))
                     continue
                 if attempt in started:
                     self._settle_started(attempt, line.task)
-                if state == "deferred":
+                if state is LineState.DEFERRED:
                     continue
-                finished += 1
-                if state == "failed":
-                    failed += 1
+                n_finished += 1
+                if state is LineState.FAILED:
+                    n_failed += 1
                 try:
                     feed(line.task, line.round, state)
                 except IndexError:
                     self._refuse(journal.path, at, line.task)
         finally:
-            self.finished_by.update({attempt: finished} if finished else {})
-            self.failed_by.update({attempt: failed} if failed else {})
+            # Also where reading raised in the middle: the lines before that are read and fed.
+            if n_finished:
+                self.finished_by[attempt] = n_finished
+            if n_failed:
+                self.failed_by[attempt] = n_failed
 
     def _settle_started(self, attempt: str, task: int) -> None:
+        """A task of the call that an attempt is in has a line now."""
         call = self.started.get(attempt)
-        if call is not None and task in call.tasks:
-            left = msgspec.structs.replace(call, left=call.left - 1)
-            if left.left:
-                self.started[attempt] = left
-            else:
-                del self.started[attempt]
+        if call is None or task not in call.tasks:
+            return
+        if call.left == 1:
+            del self.started[attempt]
+        else:
+            self.started[attempt] = msgspec.structs.replace(call, left=call.left - 1)
 
     def _refuse(self, path: str, at: int, task: int) -> None:
         self.report(Damage(path, at, f"task {task} is none of this run's {self.run.tasks}"))
 
-    @property
-    def attempts(self) -> list[str]:
-        """Every attempt that left a trace, in order of rank and number."""
-        names = self.intents.keys() | self.journals.keys() | self.closed.keys()
-        return sorted(names, key=lambda name: parse_attempt(name) or (0, 0))
+    # Questions.
 
     @property
-    def open_attempts(self) -> list[str]:
-        return [name for name in self.attempts if name not in self.closed]
+    def chains(self) -> dict[str, ClaimChain]:
+        """The claims of each manifest."""
+        assert self._reads_claims, "this view reads no claims"
+        return self._chains
+
+    @property
+    def claims_by(self) -> dict[str, list[Claimed]]:
+        """What each attempt claimed, whether or not it finished any of it."""
+        assert self._reads_claims, "this view reads no claims"
+        return self._claims_by
 
     @property
     def unclaimed(self) -> int:
-        """How many manifest places nobody has claimed."""
-        return sum(chain.left for chain in self.chains.values())
+        """How many places of manifests nobody has claimed."""
+        assert self._reads_claims, "this view reads no claims"
+        return self._unclaimed
 
     def claimed_by(self, attempt: str) -> Iterator[TaskLine]:
         """The readable task lines that an attempt claimed, finished or not."""
-        for name, chain in self.chains.items():
-            for claim in chain.claims:
-                if claim.attempt == attempt:
-                    yield from self.manifests[name].tasks(claim.start, claim.stop)
+        for places in self.claims_by.get(attempt, []):
+            yield from self.manifests[places.manifest].tasks(places.start, places.stop)
 
     def identity(self, attempt: str) -> Identity | None:
-        """The process that an attempt is, by its journal, else its heartbeat; None if it never
-        began.
-        """
+        """The process that an attempt is, by its journal, else its heartbeat; None if it never began."""
         journal = self.journals.get(attempt)
         if journal is not None and journal.head is not None:
             return journal.head
         return self.heartbeat(attempt)
 
     def heartbeat(self, attempt: str) -> Heartbeat | None:
-        """An attempt's last heartbeat; None where it has none that can be read."""
+        """An attempt's last heartbeat, as it stands now; None where none can be read."""
         return read_record(self.layout.heartbeat(attempt), Heartbeat)
 
     def options_of(self, attempt: str) -> Options:
         """What an attempt was told, which may differ from what the run was."""
         intent = self.intents.get(attempt)
-        return self.run.options if intent is None else intent.options
+        if intent is None:
+            return self.run.options
+        return intent.options
 
     def next_epoch(self) -> int:
         """One more than any epoch that an attempt, a drain or the word that all is finished names."""
@@ -348,36 +514,45 @@ class View:
 
     def next_number(self, rank: int) -> int:
         """The number of a rank's next attempt."""
-        numbers = [
-            number for r, number in filter(None, map(parse_attempt, self.attempts)) if r == rank
-        ]
-        return max(numbers, default=-1) + 1
+        return self._next_numbers.get(rank, 0)
 
     def next_numbered(self, kind: str) -> str:
-        """The name of the next retry or sweep manifest."""
-        numbers = [
-            number for k, number in filter(None, map(parse_numbered, self.manifests)) if k == kind
-        ]
-        return numbered_name(kind, max(numbers, default=0) + 1)
+        """The name of the next manifest of a kind: "retry" or "sweep"."""
+        newest = 0
+        for name in self.manifests:
+            parsed = parse_numbered(name)
+            if parsed is not None and parsed[0] == kind:
+                newest = max(newest, parsed[1])
+        return numbered_name(kind, newest + 1)
 
     def missing_manifests(self) -> list[str]:
         """The planned manifests that are gone."""
-        return [
-            name for name in map(rank_name, range(self.run.manifests)) if name not in self.manifests
-        ]
+        planned = map(rank_name, range(self.run.manifests))
+        return [name for name in planned if name not in self.manifests]
 
     def latest_job(self) -> Job:
         """The job of the newest epoch: --keep-done may have changed it since run.json was written."""
         intents = [intent for intent in self.intents.values() if intent is not None]
-        return max(intents, key=lambda intent: intent.epoch).job if intents else self.run.job
+        if not intents:
+            return self.run.job
+        return max(intents, key=lambda intent: intent.epoch).job
 
 
-def open_view(spool: str | Path, written: Mapping[str, bytes] | None = None) -> View:
-    """A refreshed view of a spool, whose manifests may be `written` just now. Raises UsageError or
-    SpoolError.
+def open_view(
+    spool: str | Path,
+    *,
+    reads_claims: bool = True,
+    written: Mapping[str, bytes] | None = None,
+    on_line: OnLine | None = None,
+) -> View:
+    """A refreshed view of a spool; the options are those of `View`.
+
+    Raises UsageError where there is no spool, SpoolError where it cannot be read.
     """
     layout = Layout(spool)
     damage: list[Damage] = []
-    view = View(layout, load_run(layout, damage.append), written)
-    view.damage += damage
+    run = load_run(layout, damage.append)
+    view = View(layout, run, reads_claims=reads_claims, written=written, on_line=on_line)
+    for one in damage:
+        view.report(one)
     return view.refresh()

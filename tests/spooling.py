@@ -17,8 +17,10 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.spool.claims import Chain
+from gpuspool.spool.claims import ClaimChain
+from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.codec import encode, seal, seal_pretty
+from gpuspool.spool.death import Crashed, Death, Lost, Witness
 from gpuspool.spool.identity import identity_of, myself
 from gpuspool.spool.journal import JournalReader, JournalWriter, start_journal
 from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name
@@ -26,6 +28,7 @@ from gpuspool.spool.manifest import Damage, publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import (
     Claim,
+    Closing,
     Fingerprint,
     Identity,
     Intent,
@@ -128,7 +131,7 @@ def begin(layout: Layout, attempt: str) -> JournalWriter:
 def take(layout: Layout, attempt: str, stop: int, manifest: str = rank_name(0)) -> Claim:
     """Claim the places of a manifest from where its claims end to `stop`."""
     end = layout.manifest(manifest).read_bytes().count(b"\n") - manifest.endswith(".orphans")
-    claim = Chain(layout, manifest, end).advance().take(attempt, stop)
+    claim = ClaimChain(layout, manifest, end).advance().take(attempt, stop)
     assert claim is not None
     return claim
 
@@ -138,6 +141,19 @@ def finish(writer: JournalWriter, *tasks: int, round_: int = 0, state: str = "co
         writer.append(
             JournalLine(task=index, round=round_, state=state, start=1700000000.0, seconds=0.25)
         )
+
+
+def close_dead(
+    view: View,
+    attempt: str,
+    by: str = "test",
+    death: Death | None = None,
+    witness: Witness | None = None,
+) -> Closing | None:
+    """Close one attempt: lost unless its death, or a witness of it, is given."""
+    if death is None:
+        death = Lost() if witness is None else Crashed(witness)
+    return close_attempts(view, {attempt: death}, by).get(attempt)
 
 
 def indices(lines: Iterable[TaskLine]) -> list[int]:

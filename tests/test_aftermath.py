@@ -11,9 +11,10 @@ from helpers import GPUSPOOL, JOBS, Box, journal_lines, names, ran, wait_until, 
 from spooling import A0, begin, dead_process, intend, make_spool, view_of
 
 from gpuspool.orchestrator.supervise.workers import Workers
-from gpuspool.spool.identity import ALIVE, ELSEWHERE, identity_of, liveness, myself
+from gpuspool.spool.identity import identity_of, liveness, myself
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Options
+from gpuspool.spool.states import Life
 from gpuspool.worker.beat import Beat
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
@@ -79,10 +80,10 @@ def test_an_attempt_that_another_orchestrator_is_starting_is_not_stillborn(tmp_p
     layout = make_spool(tmp_path / "s", 4)
     other = identity_of(os.getppid())
     intend(layout, A0, epoch=3, parent=other)
-    assert Workers(view_of(layout), 3, Options()).life(A0) == ALIVE
+    assert Workers(view_of(layout), 3, Options()).life(A0) is Life.ALIVE
     mine = make_spool(tmp_path / "t", 4)
     intend(mine, A0, epoch=3)
-    assert Workers(view_of(mine), 3, Options()).life(A0) != ALIVE
+    assert Workers(view_of(mine), 3, Options()).life(A0) is not Life.ALIVE
 
 
 @needs_root
@@ -98,5 +99,7 @@ def test_a_process_that_proc_hides_is_not_taken_for_dead() -> None:
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
         hidden = not Path(f"/proc/{me.pid}").exists()
-        os._exit(0 if (hidden, liveness(me), liveness(gone)) == (True, ELSEWHERE, "dead") else 1)
+        os._exit(
+            0 if (hidden, liveness(me), liveness(gone)) == (True, Life.ELSEWHERE, "dead") else 1
+        )
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -17,7 +17,8 @@ from gpuspool.spool.claims import (
     NOBODY,
     RECENT,
     TARGET_S,
-    Chain,
+    ChainEnd,
+    ClaimChain,
     claim_size,
     parse_start,
     read_claim,
@@ -29,19 +30,19 @@ from gpuspool.spool.records import Claim
 M = "rank-0000"
 
 
-def chain_of(layout: Layout, end: int) -> Chain:
-    return Chain(layout, M, end).advance()
+def chain_of(layout: Layout, end: int) -> ClaimChain:
+    return ClaimChain(layout, M, end).advance()
 
 
-def spans(chain: Chain) -> list[tuple[str, int, int]]:
+def spans(chain: ClaimChain) -> list[tuple[str, int, int]]:
     return [(claim.attempt, claim.start, claim.stop) for claim in chain.claims]
 
 
 def hammer(root: Path, rank: int, end: int) -> list[tuple[str, int, int]]:
     """Claim pieces of any size until nothing is left; returns what was got."""
-    chain, attempt, got = Chain(Layout(root), M, end), attempt_name(rank, 0), []
+    chain, attempt, got = ClaimChain(Layout(root), M, end), attempt_name(rank, 0), []
     sizes = random.Random(rank)
-    while chain.advance().left:
+    while chain.advance().unclaimed:
         claim = chain.take(attempt, min(chain.next + sizes.randint(1, 5), end))
         if claim is not None:
             got.append((claim.attempt, claim.start, claim.stop))
@@ -67,12 +68,12 @@ def test_eight_processes_that_hammer_one_manifest_get_each_task_once(tmp_path: P
 
 def test_a_claim_starts_where_the_last_one_stops(layout: Layout) -> None:
     chain = chain_of(layout, 20)
-    assert (chain.next, chain.left) == (0, 20)
+    assert (chain.next, chain.unclaimed) == (0, 20)
     for stop in (4, 5, 20):
         claim = chain.take(A0, stop)
         assert claim is not None
         assert (claim.attempt, claim.stop) == (A0, stop)
-    assert (chain.next, chain.left) == (20, 0)
+    assert (chain.next, chain.unclaimed) == (20, 0)
     assert spans(chain_of(layout, 20)) == [(A0, 0, 4), (A0, 4, 5), (A0, 5, 20)]
 
 
@@ -144,10 +145,10 @@ def test_an_unreadable_last_claim_reaches_to_the_end_until_a_later_one_is_listed
     write_claim(layout, M, 4, b"")
     chain = chain_of(layout, 20)
     assert spans(chain) == [(A0, 0, 4), (NOBODY, 4, 20)]
-    assert chain.left == 0
+    assert chain.unclaimed == 0
     write_claim(layout, M, 9, Claim(attempt=B0, start=9, stop=11, at=1.0))
     assert spans(chain.advance()) == [(A0, 0, 4), (NOBODY, 4, 9), (B0, 9, 11)]
-    assert chain.left == 9
+    assert chain.unclaimed == 9
 
 
 def test_a_claim_that_vanished_opens_its_places_again(layout: Layout) -> None:
@@ -155,7 +156,7 @@ def test_a_claim_that_vanished_opens_its_places_again(layout: Layout) -> None:
         write_claim(layout, M, start, Claim(attempt=A0, start=start, stop=stop, at=1.0))
     layout.claim(M, 4).unlink()
     chain = chain_of(layout, 20)
-    assert (chain.next, chain.left) == (4, 16)
+    assert (chain.next, chain.unclaimed) == (4, 16)
     assert chain.take(B0, 8) is not None
     assert spans(chain.advance()) == [(A0, 0, 4), (B0, 4, 8), (A0, 8, 20)]
 
@@ -189,24 +190,24 @@ def test_one_batch_is_claimed_while_the_rate_is_unknown(left: int, batch: int) -
     batch=st.integers(1, 5000),
     longest=positive | st.just(0.0),
     part=st.floats(0, 1),
-    drawers=st.integers(1, 1024),
+    claimers=st.integers(1, 1024),
 )
 def test_a_claim_is_whole_batches_of_at_most_a_fraction_and_a_target_of_time(
-    left: int, batch: int, longest: float, part: float, drawers: int
+    left: int, batch: int, longest: float, part: float, claimers: int
 ) -> None:
     shortest = longest * part
-    size = claim_size(left, batch, (longest, shortest), drawers)
+    size = claim_size(left, batch, (longest, shortest), claimers)
     assert 1 <= size <= left
     assert size % batch == 0 or size == left
     assert size >= min(batch, left)
     if size > batch:
-        assert size * drawers <= left / LEFT_FRACTION
-        target = max(TARGET_S[0], left * shortest / (LONG_FRACTION * drawers))
+        assert size * claimers <= left / LEFT_FRACTION
+        target = max(TARGET_S[0], left * shortest / (LONG_FRACTION * claimers))
         assert size * longest <= min(target, TARGET_S[1]) * 1.000001
 
 
-def size_of(left: int, batch: int, seconds: float, drawers: int = 1) -> int:
-    return claim_size(left, batch, (seconds, seconds), drawers)
+def size_of(left: int, batch: int, seconds: float, claimers: int = 1) -> int:
+    return claim_size(left, batch, (seconds, seconds), claimers)
 
 
 def test_fast_tasks_are_claimed_by_the_fraction_and_slow_ones_singly() -> None:
@@ -220,7 +221,12 @@ def test_fast_tasks_are_claimed_by_the_fraction_and_slow_ones_singly() -> None:
 
 
 def test_the_more_draw_from_a_manifest_the_less_each_takes() -> None:
-    assert [size_of(8000, 1, 1e-6, drawers) for drawers in (1, 2, 10, 4000)] == [2000, 1000, 200, 1]
+    assert [size_of(8000, 1, 1e-6, claimers) for claimers in (1, 2, 10, 4000)] == [
+        2000,
+        1000,
+        200,
+        1,
+    ]
 
 
 def test_in_a_long_run_claims_are_longer() -> None:
@@ -234,14 +240,14 @@ def test_who_skips_comes_to_the_same_end_as_who_reads_every_claim(
     tmp_path_factory: pytest.TempPathFactory, stops: set[int], read: int
 ) -> None:
     layout = make_spool(tmp_path_factory.mktemp("s") / "s", 200)
-    skipping, ordered = Chain(layout, M, 200), sorted(stops)
+    skipping, ordered = ChainEnd(layout, M, 200), sorted(stops)
     for number, stop in enumerate(ordered):
         assert chain_of(layout, 200).take(attempt_name(number % 9, 0), stop) is not None
         if number == read:
-            assert skipping.skip().next == stop
-    assert skipping.skip().next == chain_of(layout, 200).next
-    assert len(skipping.claims) <= 2 * (NEAR + RECENT)
-    assert skipping.drawers("rank-0099.a00") <= 10
+            assert skipping.look().next == stop
+    assert skipping.look().next == chain_of(layout, 200).next
+    assert len(skipping._recent) <= 2 * RECENT
+    assert skipping.claimers("rank-0099.a00") <= 10
 
 
 def test_who_skips_passes_over_a_lost_claim(layout: Layout) -> None:
@@ -249,7 +255,7 @@ def test_who_skips_passes_over_a_lost_claim(layout: Layout) -> None:
     for stop in range(1, 13):
         assert chain.take(A0, stop) is not None
     layout.claim(M, 6).unlink()
-    assert Chain(layout, M, 20).skip().next == 12
+    assert ChainEnd(layout, M, 20).look().next == 12
     assert chain_of(layout, 20).next == 6
 
 
@@ -259,15 +265,15 @@ def test_who_skips_does_not_fall_back_to_a_claim_that_another_covers(layout: Lay
     """
     for start, stop in ((0, 1), (1, 2), (2, 3), (3, 4), (4, 9), (6, 7)):
         write_claim(layout, M, start, Claim(attempt=A0, start=start, stop=stop, at=0.0))
-    assert Chain(layout, M, 10).skip().next == 9
+    assert ChainEnd(layout, M, 10).look().next == 9
     write_claim(layout, M, 9, b'{"attempt":"rank')
-    skipping = Chain(layout, M, 10)
-    assert [skipping.skip().next for _ in range(3)] == [10, 10, 10]
+    skipping = ChainEnd(layout, M, 10)
+    assert [skipping.look().next for _ in range(3)] == [10, 10, 10]
 
 
 def test_who_draws_from_a_manifest_is_told_by_its_claims(layout: Layout) -> None:
-    chain = chain_of(layout, 20)
-    assert chain.drawers(A0) == 1
+    chain = ChainEnd(layout, M, 20)
+    assert chain.claimers(A0) == 1
     for stop, attempt in enumerate([A0, B0, B0, A0, C0, B0, C0], 1):
         assert chain.take(attempt, stop) is not None
-    assert [chain.drawers(attempt) for attempt in (A0, B0, C0, A1)] == [3, 2, 1, 4]
+    assert [chain.claimers(attempt) for attempt in (A0, B0, C0, A1)] == [3, 2, 1, 4]

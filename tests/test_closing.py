@@ -14,6 +14,7 @@ from spooling import (
     B0,
     C0,
     begin,
+    close_dead,
     finish,
     hidden_files,
     indices,
@@ -29,24 +30,19 @@ from spooling import (
     write_claim,
 )
 
-from gpuspool.spool.blame import MAX_KILLS, Witness, describe_exit
-from gpuspool.spool.claims import Chain
-from gpuspool.spool.closing import (
-    close_dead,
-    lost_tasks,
-    mend_claims,
-    orphans_of,
-    publish_closing,
-    publish_copies,
-    sweep,
-)
+from gpuspool.spool.claims import ChainEnd, ClaimChain
+from gpuspool.spool.closing import orphans_of, publish_closing, publish_copies
 from gpuspool.spool.codec import decode
+from gpuspool.spool.death import MAX_KILLS, Told, Witness
+from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.manifest import load_manifest, publish_manifest
+from gpuspool.spool.mending import mend_claims
 from gpuspool.spool.publish import listdir
 from gpuspool.spool.records import Claim, Closing, JournalLine, TaskLine
+from gpuspool.spool.sweep import stranded_tasks, sweep
 from gpuspool.spool.view import View
 
 M = "rank-0000"
@@ -129,7 +125,7 @@ def test_orphans_are_exactly_what_was_claimed_and_not_finished(
     closing = close(view_of(layout), A0)
     assert set(indices(orphans(layout, A0))) == held[A0] - done
     assert len(orphans(layout, A0)) == len(held[A0] - done)
-    assert (closing.state, closing.reason, closing.lost) == ("failed", "lost", [])
+    assert (closing.state, closing.reason, closing.failures) == ("failed", "lost", [])
     assert not layout.orphans(B0).exists()
 
 
@@ -169,7 +165,7 @@ def test_orphans_can_be_claimed_and_orphaned_again(layout: Layout) -> None:
         assert indices(orphans(layout, attempt)) == list(range(number + 1, 12))
     view = view_of(layout)
     assert (view.unclaimed, verdicts(view)) == (9, "ccc---------")
-    assert lost_tasks(view) == []
+    assert stranded_tasks(view) == []
 
 
 def test_an_attempt_that_claimed_nothing_is_closed_too(layout: Layout) -> None:
@@ -194,7 +190,7 @@ def test_a_torn_last_line_is_an_orphan(layout: Layout) -> None:
 def test_the_status_record_is_a_copy_that_anybody_may_make_again(layout: Layout) -> None:
     begin(layout, A0)
     view = view_of(layout)
-    closing = close(view, A0, state="stopped", reason="killed")
+    closing = close(view, A0, death=Told())
     path = layout.status("stopped", A0)
     assert decode(path.read_bytes(), Closing) == closing
     before = path.read_bytes()
@@ -209,7 +205,7 @@ def test_who_closes_second_adopts_the_first_word(layout: Layout) -> None:
     begin(layout, A0)
     take(layout, A0, 3)
     first, second = view_of(layout), view_of(layout)
-    word = close(first, A0, by="first", state="stopped", reason="killed")
+    word = close(first, A0, by="first", death=Told())
     data = layout.orphans(A0).read_bytes()
     assert close(second, A0, by="second", witness=SEGV) == word
     assert not publish_closing(
@@ -234,7 +230,7 @@ def test_of_processes_that_close_the_same_attempts_one_closes_each(tmp_path: Pat
     view = view_of(layout)
     assert view.open_attempts == []
     assert view.unclaimed == 30
-    assert lost_tasks(view) == []
+    assert stranded_tasks(view) == []
 
 
 def test_an_attempt_closed_before_it_began_finds_its_journal_taken(layout: Layout) -> None:
@@ -273,7 +269,7 @@ def test_an_attempt_kept_from_beginning_by_a_closer_that_died_can_be_closed(layo
 def test_a_crash_with_one_task_in_hand_counts_against_it(tmp_path: Path) -> None:
     closing, left, view = crash(tmp_path, [task(0, careful=True)], SEGV, started=0)
     assert left == [task(0, crashes=1, careful=True, crashed_in=(A0,))]
-    assert (closing.lost, closing.suspects, closing.exit_code) == ([], 1, -11)
+    assert (closing.failures, closing.suspects, closing.exit_code) == ([], 1, -11)
     assert verdicts(view) == "-"
 
 
@@ -281,11 +277,12 @@ def test_a_task_alone_in_hand_at_the_limit_of_crashes_is_lost(tmp_path: Path) ->
     closing, left, view = crash(tmp_path, [task(0, crashes=1, careful=True)], SEGV, started=0)
     assert left == []
     assert [
-        (lost.task, lost.error.kind, lost.error.type, lost.error.exit_code) for lost in closing.lost
+        (lost.task, lost.error.kind, lost.error.type, lost.error.exit_code)
+        for lost in closing.failures
     ] == [(0, "lost", "WorkerLost", -11)]
-    assert "died 2 times" in closing.lost[0].error.message
-    assert "SIGSEGV" in closing.lost[0].error.message
-    assert A0 in closing.lost[0].error.message
+    assert "died 2 times" in closing.failures[0].error.message
+    assert "SIGSEGV" in closing.failures[0].error.message
+    assert A0 in closing.failures[0].error.message
     assert verdicts(view) == "f"
     assert json.loads(view.layout.failed_task("t0").read_bytes())["error"]["type"] == "WorkerLost"
 
@@ -295,7 +292,7 @@ def test_a_crash_with_a_batch_in_hand_makes_all_careful_and_counts_against_none(
 ) -> None:
     closing, left, view = crash(tmp_path, [task(0), task(1, crashes=1), task(2)], SEGV)
     assert left == [task(0, careful=True), task(1, crashes=1, careful=True), task(2, careful=True)]
-    assert (closing.lost, closing.suspects) == ([], 3)
+    assert (closing.failures, closing.suspects) == ([], 3)
     assert verdicts(view) == "---"
 
 
@@ -303,7 +300,7 @@ def test_a_crash_counts_against_the_started_task_alone(tmp_path: Path) -> None:
     tasks = [task(index, crashes=1, careful=True) for index in range(4)]
     closing, left, view = crash(tmp_path, tasks, SEGV, started=2)
     assert left == [tasks[0], tasks[1], tasks[3]]
-    assert [lost.task for lost in closing.lost] == [2]
+    assert [lost.task for lost in closing.failures] == [2]
     assert closing.suspects == 1
     assert verdicts(view) == "--f-"
 
@@ -315,7 +312,7 @@ def test_a_crash_between_careful_tasks_has_no_suspect(tmp_path: Path) -> None:
     writer.append(JournalLine(task=0, round=0, state="started"))
     finish(writer, 0)
     closing = close(view_of(layout), A0, witness=SEGV)
-    assert (closing.suspects, closing.lost) == (0, [])
+    assert (closing.suspects, closing.failures) == (0, [])
     assert orphans(layout, A0) == [task(1, careful=True), task(2, careful=True)]
 
 
@@ -326,7 +323,7 @@ def test_a_first_crash_fails_nobody_whatever_was_left(tmp_path: Path) -> None:
     writer.append(JournalLine(task=0, round=0, state="started"))
     finish(writer, 0)
     closing = close(view_of(layout), A0, witness=SEGV)
-    assert (closing.lost, closing.suspects) == ([], 1)
+    assert (closing.failures, closing.suspects) == ([], 1)
     assert [(line.task, line.careful) for line in orphans(layout, A0)] == [(1, True)]
 
 
@@ -336,10 +333,10 @@ def test_sigkills_count_apart_and_with_more_patience(tmp_path: Path) -> None:
             tmp_path / f"{kills}", [task(0, crashes=1, kills=kills)], KILL, started=0
         )
         assert left == [task(0, crashes=1, kills=kills + 1, careful=True, crashed_in=(A0,))]
-        assert (closing.lost, closing.suspects) == ([], 1)
+        assert (closing.failures, closing.suspects) == ([], 1)
     closing, left, _ = crash(tmp_path / "last", [task(0, kills=MAX_KILLS - 1)], KILL, started=0)
     assert left == []
-    assert "SIGKILL" in closing.lost[0].error.message
+    assert "SIGKILL" in closing.failures[0].error.message
     closing, left, _ = crash(tmp_path / "segv", [task(0, kills=MAX_KILLS - 1)], SEGV, started=0)
     assert left == [task(0, crashes=1, kills=MAX_KILLS - 1, careful=True, crashed_in=(A0,))]
 
@@ -348,7 +345,7 @@ def test_without_a_witness_nobody_is_blamed(tmp_path: Path) -> None:
     tasks = [task(0, crashes=1, kills=4, careful=True)]
     closing, left, _ = crash(tmp_path, tasks, None, started=0)
     assert left == tasks
-    assert (closing.lost, closing.suspects, closing.exit_code) == ([], 0, None)
+    assert (closing.failures, closing.suspects, closing.exit_code) == ([], 0, None)
 
 
 def test_a_limit_that_was_lowered_fails_no_task_that_was_not_in_hand(tmp_path: Path) -> None:
@@ -358,7 +355,7 @@ def test_a_limit_that_was_lowered_fails_no_task_that_was_not_in_hand(tmp_path: P
         task(2, careful=True),
     ]
     closing, left, _ = crash(tmp_path, tasks, Witness(-11, max_crashes=1), started=2)
-    assert [lost.task for lost in closing.lost] == [2]
+    assert [lost.task for lost in closing.failures] == [2]
     assert left == tasks[:2]
 
 
@@ -372,7 +369,7 @@ def test_a_bad_task_among_many_is_named_by_crashes_and_costs_no_other(tmp_path: 
     while not view.refresh().ledger.is_finished:
         attempt = attempt_name(0, number)
         writer = begin(layout, attempt)
-        name = next(name for name, chain in view.chains.items() if chain.left)
+        name = next(name for name, chain in view.chains.items() if chain.unclaimed)
         take(layout, attempt, len(view.manifests[name]), name)
         for line in view.refresh().manifests[name].tasks():
             if line.careful:
@@ -523,8 +520,8 @@ def test_claims_that_a_power_cut_took_are_mended_so_that_nothing_done_is_claimed
     for start in [starts[place % len(starts)] for place in lost] + starts[-3:] * are_last_lost:
         layout.claim(M, start).unlink(missing_ok=True)
     mend_claims(view_of(layout))
-    end = Chain(layout, M, 90).advance().next
-    assert Chain(layout, M, 90).skip().next == end
+    end = ClaimChain(layout, M, 90).advance().next
+    assert ChainEnd(layout, M, 90).look().next == end
     assert all(index < end for index in done if index < max(stops))
     assert mend_claims(view_of(layout)) == 0
 
@@ -603,9 +600,8 @@ def test_a_task_that_no_readable_line_describes_fails(layout: Layout) -> None:
     take(layout, A0, 12)
     finish(writer, *(index for index in range(12) if index != 3))
     view = view_of(layout)
-    assert not view.ledger.is_finished
-    assert sweep(view) == 0
     assert verdicts(view) == "cccfcccccccc"
+    assert sweep(view) == 0
     assert (view.ledger.n_failed, view.ledger.is_finished) == (1, True)
     assert [damage.path for damage in view.damage] == [str(layout.manifest(M))]
 
@@ -616,7 +612,7 @@ def test_an_unreadable_task_stays_failed_however_often_one_looks(layout: Layout)
     take(layout, A0, 12)
     view = view_of(layout)
     for _ in range(3):
-        assert lost_tasks(view.refresh()) == []
+        assert stranded_tasks(view.refresh()) == []
         assert verdicts(view) == "---f--------"
         assert [damage.path for damage in view.damage] == [str(layout.manifest(M))], "told once"
 
@@ -627,7 +623,7 @@ def test_a_task_is_not_unreadable_while_another_line_describes_it(layout: Layout
     close(view_of(layout), A0)
     damage_line(layout, 3)
     view = view_of(layout)
-    assert lost_tasks(view) == []
+    assert stranded_tasks(view) == []
     assert verdicts(view) == "-" * 12
     assert indices(orphans_of(view, A0)) == [index for index in range(12) if index != 3]
 
@@ -635,7 +631,7 @@ def test_a_task_is_not_unreadable_while_another_line_describes_it(layout: Layout
 def test_the_word_of_a_damaged_closing_is_lost_and_no_task_is(layout: Layout) -> None:
     begin(layout, A0)
     take(layout, A0, 12)
-    close(view_of(layout), A0, state="stopped", reason="killed")
+    close(view_of(layout), A0, death=Told())
     path = layout.orphans(A0)
     path.write_bytes(b"\0" * 40 + path.read_bytes()[40:])
     view = view_of(layout)

@@ -23,8 +23,8 @@ from gpuspool.orchestrator.supervise.decide import (
     decide,
     failures_in_a_row,
 )
-from gpuspool.spool.identity import ALIVE, DEAD, ELSEWHERE
 from gpuspool.spool.records import Closing
+from gpuspool.spool.states import Life
 
 NOW = 1000.0
 
@@ -39,7 +39,7 @@ def decided(now: float = NOW, max_restarts: int = 3, **known: Any) -> list[Actio
     return decide(Snapshot(**{**defaults, **known}), Policy(max_restarts), now)
 
 
-def attempt(rank: int, life: str = ALIVE, is_starting: bool = False) -> OpenAttempt:
+def attempt(rank: int, life: str = Life.ALIVE, is_starting: bool = False) -> OpenAttempt:
     return OpenAttempt(f"rank-{rank:04d}.a00", rank, life, is_starting)
 
 
@@ -60,7 +60,7 @@ def past(
     "known", [{}, {"tasks_left": 0}, {"is_draining": True, "kill_at": 0.0}, {"unclaimed": 0}]
 )
 def test_the_dead_are_closed_before_anything_else(known: dict[str, Any]) -> None:
-    lives = [attempt(0, DEAD), attempt(1), attempt(2, DEAD), attempt(3, ELSEWHERE)]
+    lives = [attempt(0, Life.DEAD), attempt(1), attempt(2, Life.DEAD), attempt(3, Life.ELSEWHERE)]
     assert decided(open=lives, **known) == [Close("rank-0000.a00"), Close("rank-0002.a00")]
 
 
@@ -93,7 +93,7 @@ def test_a_drain_kills_past_the_grace() -> None:
 
 
 def test_a_drain_does_not_wait_for_what_may_live_on_another_host() -> None:
-    assert decided(is_draining=True, kill_at=NOW + 5, open=[attempt(0, ELSEWHERE)]) == [
+    assert decided(is_draining=True, kill_at=NOW + 5, open=[attempt(0, Life.ELSEWHERE)]) == [
         End("drained")
     ]
 
@@ -103,8 +103,10 @@ def test_a_drain_does_not_wait_for_what_may_live_on_another_host() -> None:
 )
 def test_an_end_waits_only_for_what_is_proved_alive_here(known: dict[str, Any]) -> None:
     """What may live on another host ends itself, or is closed by its own parent or the next resume."""
-    assert decided(open=[attempt(0), attempt(1, ELSEWHERE)], **known) == [Kill("rank-0000.a00")]
-    assert isinstance(decided(open=[attempt(1, ELSEWHERE)], **known)[0], End)
+    assert decided(open=[attempt(0), attempt(1, Life.ELSEWHERE)], **known) == [
+        Kill("rank-0000.a00")
+    ]
+    assert isinstance(decided(open=[attempt(1, Life.ELSEWHERE)], **known)[0], End)
 
 
 def test_a_job_that_loads_nowhere_ends_the_run() -> None:
@@ -140,7 +142,7 @@ def test_no_more_are_launched_than_there_is_work_for() -> None:
 
 def test_nothing_to_claim_waits_while_anybody_lives() -> None:
     assert decided(unclaimed=0, open=[attempt(0)]) == []
-    assert decided(unclaimed=0, open=[attempt(0, ELSEWHERE)]) == []
+    assert decided(unclaimed=0, open=[attempt(0, Life.ELSEWHERE)]) == []
 
 
 def test_nothing_to_claim_and_nobody_alive_is_swept_once() -> None:

@@ -12,21 +12,13 @@ from helpers import wait_until
 from spooling import A0, begin, dead_process, intend, make_spool, view_of
 
 from gpuspool.spool.codec import encode
-from gpuspool.spool.death import Coroner
-from gpuspool.spool.identity import (
-    ALIVE,
-    DEAD,
-    ELSEWHERE,
-    LeaseWatch,
-    identity_of,
-    is_here,
-    liveness,
-    myself,
-)
+from gpuspool.spool.identity import identity_of, is_here, liveness, myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.liveness import FailureDetector, LeaseWatch
 from gpuspool.spool.publish import replace
 from gpuspool.spool.records import Identity, ParentBeat
+from gpuspool.spool.states import Life
 
 MOMENT_S = 1e-6
 
@@ -47,18 +39,18 @@ def who_is(process: subprocess.Popen[bytes]) -> Identity:
 def test_this_process_is_alive_and_here() -> None:
     assert myself().pid == os.getpid()
     assert is_here(myself())
-    assert liveness(myself()) == ALIVE
+    assert liveness(myself()) is Life.ALIVE
 
 
 def test_a_running_child_is_alive(child: subprocess.Popen[bytes]) -> None:
-    assert liveness(who_is(child)) == ALIVE
+    assert liveness(who_is(child)) is Life.ALIVE
 
 
 def test_a_process_that_was_killed_and_reaped_is_dead(child: subprocess.Popen[bytes]) -> None:
     who = who_is(child)
     child.kill()
     child.wait()
-    assert liveness(who) == DEAD
+    assert liveness(who) is Life.DEAD
     assert identity_of(child.pid) is None
 
 
@@ -67,13 +59,13 @@ def test_a_zombie_is_dead(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert identity_of(child.pid) == who, "it still has a place in the process table"
-    assert liveness(who) == DEAD
+    assert liveness(who) is Life.DEAD
 
 
 def test_another_process_with_the_same_pid_is_not_meant(child: subprocess.Popen[bytes]) -> None:
     who = who_is(child)
-    assert liveness(msgspec.structs.replace(who, pid_start=who.pid_start - 1)) == DEAD
-    assert liveness(msgspec.structs.replace(who, pid_start=who.pid_start + 1)) == DEAD
+    assert liveness(msgspec.structs.replace(who, pid_start=who.pid_start - 1)) is Life.DEAD
+    assert liveness(msgspec.structs.replace(who, pid_start=who.pid_start + 1)) is Life.DEAD
 
 
 @pytest.mark.parametrize("field", ["boot_id", "host", "pid_ns"])
@@ -81,7 +73,7 @@ def test_of_another_boot_host_or_namespace_nothing_is_known(field: str) -> None:
     for who in (myself(), dead_process()):
         elsewhere = msgspec.structs.replace(who, **{field: "another"})
         assert not is_here(elsewhere)
-        assert liveness(elsewhere) == ELSEWHERE
+        assert liveness(elsewhere) is Life.ELSEWHERE
 
 
 def test_a_command_name_that_looks_like_a_stat_line_changes_nothing() -> None:
@@ -91,14 +83,14 @@ def test_a_command_name_that_looks_like_a_stat_line_changes_nothing() -> None:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert liveness(who_is(process)) == ALIVE
+        assert liveness(who_is(process)) is Life.ALIVE
         process.kill()
 
 
 @pytest.mark.parametrize("pid", [2**22 + 1, 2**40, 2**80])
 def test_what_is_no_number_of_a_process_is_dead(pid: int) -> None:
     """As damage makes them of those in orchestrator.json."""
-    assert liveness(msgspec.structs.replace(myself(), pid=pid)) == DEAD
+    assert liveness(msgspec.structs.replace(myself(), pid=pid)) is Life.DEAD
 
 
 def verdicts(watch: LeaseWatch, beats: object, start: int, stop: int, name: str = "a") -> set[bool]:
@@ -159,7 +151,7 @@ def test_who_did_not_look_for_a_lease_has_not_seen_that_nothing_moved() -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpuspool.spool.death.BEATS", 0)
+    monkeypatch.setattr("gpuspool.spool.liveness.BEATS", 0)
 
 
 @pytest.fixture
@@ -170,24 +162,24 @@ def layout(tmp_path: Path) -> Layout:
 def test_an_attempt_that_lives_is_no_orphan(layout: Layout) -> None:
     intend(layout, A0, parent=dead_process())
     begin(layout, A0)
-    coroner = Coroner(view_of(layout))
-    assert (coroner.verdict(A0), coroner.parent_verdict(A0)) == (ALIVE, DEAD)
-    assert not coroner.is_orphan(A0)
+    detector = FailureDetector(view_of(layout))
+    assert (detector.life(A0), detector.parent_life(A0)) == (Life.ALIVE, Life.DEAD)
+    assert not detector.is_orphan(A0)
 
 
 def test_a_dead_attempt_is_left_to_its_live_parent(layout: Layout) -> None:
     """Nobody else knows how it ended."""
     intend(layout, A0)
     assert start_journal(layout, A0, dead_process()) is not None
-    coroner = Coroner(view_of(layout))
-    assert (coroner.verdict(A0), coroner.parent_verdict(A0)) == (DEAD, ALIVE)
-    assert not coroner.is_orphan(A0)
+    detector = FailureDetector(view_of(layout))
+    assert (detector.life(A0), detector.parent_life(A0)) == (Life.DEAD, Life.ALIVE)
+    assert not detector.is_orphan(A0)
 
 
 def test_a_dead_attempt_of_a_dead_parent_is_an_orphan(layout: Layout) -> None:
     intend(layout, A0, parent=dead_process())
     assert start_journal(layout, A0, dead_process()) is not None
-    assert Coroner(view_of(layout)).is_orphan(A0)
+    assert FailureDetector(view_of(layout)).is_orphan(A0)
 
 
 @pytest.mark.parametrize("is_parent_dead", [True, False])
@@ -195,9 +187,9 @@ def test_an_attempt_that_never_began_is_as_dead_as_its_parent(
     layout: Layout, is_parent_dead: bool
 ) -> None:
     intend(layout, A0, parent=dead_process() if is_parent_dead else myself())
-    coroner = Coroner(view_of(layout))
-    assert coroner.verdict(A0) == (DEAD if is_parent_dead else ALIVE)
-    assert coroner.is_orphan(A0) == is_parent_dead
+    detector = FailureDetector(view_of(layout))
+    assert detector.life(A0) == (Life.DEAD if is_parent_dead else Life.ALIVE)
+    assert detector.is_orphan(A0) == is_parent_dead
 
 
 @pytest.mark.usefixtures("short")
@@ -206,13 +198,13 @@ def test_an_attempt_elsewhere_is_dead_once_no_beat_moved_for_a_lease(layout: Lay
     elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
     intent = intend(layout, A0, parent=elsewhere)
     assert start_journal(layout, A0, elsewhere) is not None
-    coroner = Coroner(view_of(layout), MOMENT_S)
+    detector = FailureDetector(view_of(layout), MOMENT_S)
     for beat in range(3):
         path = layout.parent_heartbeat(intent.epoch, elsewhere.host, elsewhere.pid)
         replace(path, encode(ParentBeat(beat=beat, at=1.0)))
-        assert coroner.verdict(A0) == ELSEWHERE, "its parent's beat vouches for it"
-    wait_until(lambda: coroner.verdict(A0) == DEAD)
-    assert Coroner(view_of(layout)).verdict(A0) == ELSEWHERE, (
+        assert detector.life(A0) is Life.ELSEWHERE, "its parent's beat vouches for it"
+    wait_until(lambda: detector.life(A0) is Life.DEAD)
+    assert FailureDetector(view_of(layout)).life(A0) is Life.ELSEWHERE, (
         "who has just come has seen nothing yet"
     )
 
@@ -223,8 +215,8 @@ def test_an_orphan_elsewhere_is_found_after_one_lease(layout: Layout) -> None:
     elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
     intend(layout, A0, parent=elsewhere)
     assert start_journal(layout, A0, elsewhere) is not None
-    coroner, looks = Coroner(view_of(layout), MOMENT_S), 1
-    while not coroner.is_orphan(A0):
+    detector, looks = FailureDetector(view_of(layout), MOMENT_S), 1
+    while not detector.is_orphan(A0):
         looks += 1
     assert 1 < looks < 10
 
@@ -234,6 +226,6 @@ def test_a_lease_that_is_asked_for_is_never_shorter_than_three_beats(layout: Lay
     elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
     intend(layout, A0, parent=elsewhere)
     assert start_journal(layout, A0, elsewhere) is not None
-    coroner = Coroner(view_of(layout), MOMENT_S)
-    assert {coroner.verdict(A0) for _ in range(100)} == {ELSEWHERE}
-    assert coroner.lease_s(A0) == 30.0
+    detector = FailureDetector(view_of(layout), MOMENT_S)
+    assert {detector.life(A0) for _ in range(100)} == {Life.ELSEWHERE}
+    assert detector.lease_s(A0) == 30.0

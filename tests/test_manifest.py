@@ -6,6 +6,7 @@ import pytest
 from spooling import (
     A0,
     begin,
+    close_dead,
     cuts,
     finish,
     flips,
@@ -19,7 +20,6 @@ from spooling import (
     view_of,
 )
 
-from gpuspool.spool.closing import close_dead, sweep
 from gpuspool.spool.codec import seal
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import (
@@ -30,6 +30,7 @@ from gpuspool.spool.manifest import (
     publish_orphans,
 )
 from gpuspool.spool.records import Closing
+from gpuspool.spool.sweep import sweep
 
 CLOSING = Closing(attempt=A0, state="stopped", reason="drained", by=A0, at=1.0)
 

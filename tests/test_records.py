@@ -33,11 +33,11 @@ from gpuspool.spool.records import (
     JournalBrief,
     JournalHead,
     JournalLine,
-    Lost,
     Options,
     ParentBeat,
     Record,
     Stats,
+    TaskFailure,
     TaskLine,
 )
 
@@ -75,7 +75,7 @@ SEALED: list[Record] = [
         state="failed",
         reason="crash",
         by="r",
-        lost=[Lost(task=3, key="t3", error=FAILURE)],
+        failures=[TaskFailure(task=3, key="t3", error=FAILURE)],
     ),
     Closing(
         attempt=A0,

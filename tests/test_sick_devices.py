@@ -6,7 +6,7 @@ import pytest
 from helpers import JOBS, Box, assert_sound, names, record, wait_until
 
 from gpuspool.orchestrator.supervise.decide import Policy, RankPast, sick_devices
-from gpuspool.spool.records import Closing, Error, Lost
+from gpuspool.spool.records import Closing, Error, TaskFailure
 
 OFF = {"CUDA_VISIBLE_DEVICES": None, "GPUSPOOL_DEVICE_CHECK": "off"}  # tokens here are made up
 
@@ -80,7 +80,7 @@ def test_ranks_that_die_fast_on_one_device_accuse_the_device_and_no_task(box: Bo
 def end(
     reason: str = "crash", *, at: float = 0.0, suspects: int = 0, lost: bool = False
 ) -> Closing:
-    tasks = [Lost(task=0, error=Error(kind="lost", type="", message=""))] * lost
+    tasks = [TaskFailure(task=0, error=Error(kind="lost", type="", message=""))] * lost
     state = "stopped" if reason == "drained" else "failed"
     return Closing(
         attempt="rank-0000.a00",
@@ -89,7 +89,7 @@ def end(
         by="",
         at=at,
         suspects=suspects,
-        lost=tasks,
+        failures=tasks,
     )
 
 

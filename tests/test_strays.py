@@ -21,7 +21,7 @@ from helpers import (
     waiting,
 )
 
-from gpuspool.spool.identity import MARK, kill_marked, mark_of, run_mark
+from gpuspool.spool.processes import MARK, kill_marked, mark_of, run_mark
 
 
 def children(box: Box) -> list[int]:

@@ -13,6 +13,7 @@ from spooling import (
     B0,
     C0,
     begin,
+    close_dead,
     finish,
     indices,
     make_spool,
@@ -22,7 +23,6 @@ from spooling import (
     write_claim,
 )
 
-from gpuspool.spool.closing import close_dead
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.manifest import Damage, publish_manifest
 from gpuspool.spool.records import Claim, TaskLine

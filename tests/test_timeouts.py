@@ -18,11 +18,11 @@ from helpers import (
     wait_until,
     waiting,
 )
-from spooling import A0, begin, make_spool, take, task, view_of
+from spooling import A0, begin, close_dead, make_spool, take, task, view_of
 
-from gpuspool.spool.closing import close_dead
+from gpuspool.spool.death import TimedOut
 from gpuspool.spool.records import Closing, JournalLine, Options, TaskLine
-from gpuspool.spool.timeouts import describe_limit, limit_s, parent_limit_s, where_of
+from gpuspool.spool.timeouts import describe_limit, limit_s, parent_limit_s, read_stacks, where_of
 
 
 def run_hanging(
@@ -137,7 +137,7 @@ def late(root: Path, left: list[TaskLine], *started: int) -> tuple[Closing, list
     if started:
         writer.append(JournalLine(task=started[0], round=0, state="started", batch=started[1:]))
     view = view_of(layout)
-    closing = close_dead(view, A0, by="parent", is_overdue=True)
+    closing = close_dead(view, A0, by="parent", death=TimedOut(read_stacks(layout, A0)))
     assert closing is not None
     return closing, list(view.manifests[f"{A0}.orphans"].tasks())
 
@@ -145,16 +145,16 @@ def late(root: Path, left: list[TaskLine], *started: int) -> tuple[Closing, list
 def test_only_a_task_that_a_call_held_alone_fails_by_a_time_out(tmp_path: Path) -> None:
     tasks = [task(0), task(1), task(2)]
     closing, left = late(tmp_path / "alone", tasks, 1)
-    assert [lost.task for lost in closing.lost] == [1]
+    assert [lost.task for lost in closing.failures] == [1]
     assert left == [tasks[0], tasks[2]]
     closing, left = late(tmp_path / "batch", tasks, 0, 1)
-    assert (closing.lost, closing.suspects) == ([], 2)
+    assert (closing.failures, closing.suspects) == ([], 2)
     assert [(line.task, line.careful) for line in left] == [(0, True), (1, True), (2, False)]
 
 
 def test_a_worker_that_stands_still_between_two_calls_fails_no_task(tmp_path: Path) -> None:
     closing, left = late(tmp_path, [task(0)])
-    assert (closing.reason, closing.lost, closing.suspects) == ("timeout", [], 0)
+    assert (closing.reason, closing.failures, closing.suspects) == ("timeout", [], 0)
     assert left == [task(0)]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from helpers import JOBS, Box, assert_sound, journal_lines, names, record, tree, wait_until
+from spooling import close_dead
 
-from gpuspool.spool.closing import close_dead
 from gpuspool.spool.layout import OUT_MARK
 from gpuspool.spool.view import open_view
 from gpuspool.worker.trouble import Unusable, raise_trouble

@@ -14,6 +14,7 @@ from spooling import (
     A1,
     B0,
     begin,
+    close_dead,
     cuts,
     finish,
     flips,
@@ -29,14 +30,13 @@ from spooling import (
     write_claim,
 )
 
-from gpuspool.spool.closing import close_dead
 from gpuspool.spool.codec import decode, encode, seal_pretty
 from gpuspool.spool.errors import GpuspoolError, SpoolError, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import SUBDIRS, Layout
 from gpuspool.spool.manifest import Damage, publish_manifest, publish_orphans
 from gpuspool.spool.publish import publish, replace
-from gpuspool.spool.records import Closing, Error, Heartbeat, Intent, JournalLine, Lost
+from gpuspool.spool.records import Closing, Error, Heartbeat, Intent, JournalLine, TaskFailure
 from gpuspool.spool.view import Started, View, drain_epoch, finished_epoch, load_run, refuse_unsafe
 
 
@@ -324,9 +324,9 @@ def test_a_line_of_another_runs_task_is_told_and_counts_for_nothing(layout: Layo
     for index in (10, -1, 3, 10**12):
         offsets.append(layout.journal(A0).stat().st_size)
         finish(writer, index)
-    lost = Lost(task=99, error=Error(kind="lost", type="WorkerLost", message=""))
+    lost = TaskFailure(task=99, error=Error(kind="lost", type="WorkerLost", message=""))
     assert publish_orphans(
-        layout, Closing(attempt=B0, state="failed", reason="crash", by="p", lost=[lost]), []
+        layout, Closing(attempt=B0, state="failed", reason="crash", by="p", failures=[lost]), []
     )
     view = view_of(layout)
     assert verdicts(view) == "---c------"

@@ -29,14 +29,8 @@ from typing import Any
 import msgspec
 
 from gpuspool.spool import __version__
-from gpuspool.spool.closing import (
-    FailedTask,
-    close_dead,
-    publish_closing,
-    publish_failed_task,
-    sweep,
-)
-from gpuspool.spool.death import Coroner
+from gpuspool.spool.closing import FailedTask, close_attempts, publish_closing, publish_failed_task
+from gpuspool.spool.death import Death, Evidence, classify
 from gpuspool.spool.errors import (
     EXIT_CANNOT_CLOSE,
     EXIT_COMPLETE,
@@ -47,10 +41,13 @@ from gpuspool.spool.errors import (
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.manifest import Damage, planned_checksums
 from gpuspool.spool.publish import listdir, ring
 from gpuspool.spool.records import Closing, Error, Intent, JournalLine, Run, Stats, TaskLine
-from gpuspool.spool.timeouts import is_limited
+from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Phase, Reason
+from gpuspool.spool.sweep import sweep
+from gpuspool.spool.timeouts import is_limited, read_stacks
 from gpuspool.spool.view import View, finished_epoch
 from gpuspool.worker import children
 from gpuspool.worker.backlog import Backlog
@@ -75,11 +72,11 @@ from gpuspool.worker.trouble import Unusable
 from gpuspool.worker.warmup import Drained, wait_until, warm_up
 
 STATE_OF = {
-    "finished": "complete",
-    "drained": "stopped",
-    "load": "failed",
-    "device": "failed",
-    "io": "failed",
+    "finished": AttemptState.COMPLETE,
+    "drained": AttemptState.STOPPED,
+    "load": AttemptState.FAILED,
+    "device": AttemptState.FAILED,
+    "io": AttemptState.FAILED,
 }
 EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -130,7 +127,7 @@ class Attempt:
         )
         self._backlog = Backlog(supply, journal.flush, self._is_ours)
         self._device = Device()
-        self._coroner: Coroner | None = None
+        self._coroner: FailureDetector | None = None
         self._sweep_s, self._sweep_at = SWEEP_S[0], 0.0
         self._executor: Executor | None = None
         self._timer = Timer(layout, name, intent.options)
@@ -161,7 +158,7 @@ class Attempt:
         except OSError as trouble:
             reason, error = (
                 "io",
-                Error(kind="io", type=type(trouble).__name__, message=str(trouble)),
+                Error(kind=ErrorKind.IO, type=type(trouble).__name__, message=str(trouble)),
             )
             say(f"gpuspool: this attempt ends: {trouble}")
         except Unusable as broken:
@@ -204,11 +201,11 @@ class Attempt:
             raise raised  # the spool, not the job
         if raised is not None:
             error = to_error(raised)
-            kind = "device" if isinstance(raised, DeviceError) else "load"
+            kind = ErrorKind.DEVICE if isinstance(raised, DeviceError) else ErrorKind.LOAD
             say(error.traceback or error.message)
             return msgspec.structs.replace(error, kind=kind)
         self.beat.doing.device = self._device
-        self._tell_state("running")
+        self._tell_state(Phase.RUNNING)
         seed, doing = self.intent.options.seed, self.beat.doing
         self._executor = Executor(job, context, outputs, seed, doing, self._announce, self._settle)
         self._executor.is_announcing = is_limited(self.intent.options)
@@ -220,12 +217,12 @@ class Attempt:
     def _wait_for_warmth(self, is_over: Callable[[], bool]) -> None:
         """No limit of time holds while another process warms this host up."""
         self._timer.end()
-        self._tell_state("waiting")
+        self._tell_state(Phase.WAITING)
         wait_until(is_over, lambda: self.is_draining)
-        self._tell_state("loading")
+        self._tell_state(Phase.LOADING)
         self._timer.begin(0)
 
-    def _tell_state(self, state: str) -> None:
+    def _tell_state(self, state: Phase) -> None:
         self.beat.doing.state = state
         self.beat.beat()
 
@@ -314,7 +311,7 @@ class Attempt:
             JournalLine(
                 task=lines[0].task,
                 round=lines[0].round,
-                state="started",
+                state=LineState.STARTED,
                 start=time.time(),
                 batch=batch,
             )
@@ -342,7 +339,7 @@ class Attempt:
             )
             self._may_wait = False
             self.journal.append(
-                JournalLine(task=line.task, round=line.round, state="deferred", error=error)
+                JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED, error=error)
             )
             self._backlog.defer(line, wait)
             say(
@@ -374,7 +371,7 @@ class Attempt:
             return "finished"
         self._timer.end()
         self.journal.flush()
-        self.beat.doing.state = "idle"
+        self.beat.doing.state = Phase.IDLE
         ring(self.layout.control)
         reason: str | None = "silence"
         alone_s, patience_s = (
@@ -389,7 +386,7 @@ class Attempt:
             alone_s = max(IDLE_S[1], (time.monotonic() - began) / HELPING)
             patience_s = max(alone_s, min(2 * patience_s, SWEEP_S[1]))
         if reason is None:
-            self.beat.doing.state = "running"
+            self.beat.doing.state = Phase.RUNNING
         return reason
 
     def _await_word(self, patience_s: float, alone_s: float) -> str | None:
@@ -414,7 +411,9 @@ class Attempt:
     def _help(self) -> str | None:
         """Nobody says anything: read the whole spool, close what is proved dead, sweep."""
         if self._coroner is None:
-            self._coroner = Coroner(View(self.layout, self.run_record), self.intent.options.lease_s)
+            self._coroner = FailureDetector(
+                View(self.layout, self.run_record), self.intent.options.lease_s
+            )
         view = self._coroner.view.refresh()
         if view.ledger.is_finished:
             return "finished"
@@ -423,9 +422,13 @@ class Attempt:
         if view.unclaimed:
             self._backlog.look_closely()
             return None
+        deaths: dict[str, Death] = {}
         for attempt in view.open_attempts:
             if attempt != self.name and self._coroner.is_orphan(attempt):
-                close_dead(view, attempt, by=self.name)
+                stacks = read_stacks(view.layout, attempt)
+                deaths[attempt] = classify(Evidence(stacks=stacks))
+        if deaths:
+            close_attempts(view, deaths, by=self.name)
         if time.monotonic() >= self._sweep_at:
             sweep(view, idle=self.name)
             self._sweep_s = min(self._sweep_s * 2, SWEEP_S[1])
@@ -441,7 +444,7 @@ class Attempt:
             closing = Closing(
                 attempt=self.name,
                 state=state,
-                reason=reason,
+                reason=Reason(reason),
                 by=self.name,
                 at=time.time(),
                 error=error,

@@ -18,11 +18,12 @@ import msgspec
 from msgspec.structs import asdict
 
 from gpuspool.spool.codec import encode
-from gpuspool.spool.death import BEAT_S
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.liveness import BEAT_S
 from gpuspool.spool.publish import replace
 from gpuspool.spool.records import Heartbeat, Identity, Intent
+from gpuspool.spool.states import Phase
 from gpuspool.spool.view import drain_epoch
 from gpuspool.worker.devices import Device
 from gpuspool.worker.say import say
@@ -34,7 +35,7 @@ DRAIN_S = 5.0  # a drain must be seen well within the grace of 25 s
 class Doing(msgspec.Struct):
     """What the main thread is at; it writes, the beat reads."""
 
-    state: str = "loading"
+    state: Phase = Phase.LOADING
     task: int | None = None
     task_since: float | None = None
     done: int = 0

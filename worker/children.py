@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gpuspool.spool.identity import kill_descendants, kill_marked, run_mark
+from gpuspool.spool.processes import kill_descendants, kill_marked, run_mark
 from gpuspool.worker.say import say
 
 # for the exit handlers of what the job imported to end its processes, of which others may wait

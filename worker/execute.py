@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
+from gpuspool.spool.states import LineState
 from gpuspool.worker.ahead import Inputs, threads_for
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.context import Context, Task
@@ -284,7 +285,7 @@ class Executor:
         verdict = JournalLine(
             task=line.task,
             round=line.round,
-            state="complete" if error is None else "failed",
+            state=LineState.COMPLETE if error is None else LineState.FAILED,
             start=start,
             seconds=int(seconds * 1e6) / 1e6,  # a fifth of what round() costs
             result=result,

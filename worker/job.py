@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.spool.blame import describe_exit
+from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.oom import OomWatch
 from gpuspool.spool.publish import read_bytes

@@ -20,7 +20,7 @@ from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import create_journal, fsync_dir
-from gpuspool.spool.records import JournalHead, Report
+from gpuspool.spool.records import JournalHead, QueuedReport
 from gpuspool.spool.values import encode_value, refuse
 
 _PLAIN: tuple[Any, ...] = (str, int, float, dict, list, tuple)
@@ -49,7 +49,7 @@ class ReportQueue:
         more.
         """
         plain = encode_value(report, "report", _as_plain)
-        line = Report(at=time.time(), report=msgspec.Raw(msgspec.json.encode(plain)))
+        line = QueuedReport(at=time.time(), report=msgspec.Raw(msgspec.json.encode(plain)))
         with self._lock:
             self._writer.append(line)
             self._writer.sync_if_dirty()

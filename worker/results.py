@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.spool.blame import signal_of
 from gpuspool.spool.codec import refuse_depth
+from gpuspool.spool.exits import signal_of
 from gpuspool.spool.layout import TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, Error
+from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
 from gpuspool.worker.devices import is_device_oom
 from gpuspool.worker.outputs import OutputError
@@ -146,18 +147,18 @@ def _is_library(path: str) -> bool:
     return path.startswith(_STANDARD) or any(folder in path for folder in _INSTALLED)
 
 
-def _kind(error: BaseException) -> str:
+def _kind(error: BaseException) -> ErrorKind:
     if is_device_oom(error):
-        return "gpu_oom"
+        return ErrorKind.GPU_OOM
     if isinstance(error, MemoryError):
-        return "host_oom"
+        return ErrorKind.HOST_OOM
     kinds = {
-        ResultError: "result",
-        OutputError: "output",
-        CommandFailed: "exit",
-        CommandOutOfMemory: "host_oom",
+        ResultError: ErrorKind.RESULT,
+        OutputError: ErrorKind.OUTPUT,
+        CommandFailed: ErrorKind.EXIT,
+        CommandOutOfMemory: ErrorKind.HOST_OOM,
     }
-    return kinds.get(type(error), "exception")
+    return kinds.get(type(error), ErrorKind.EXCEPTION)
 
 
 def _traceback(error: BaseException) -> str:

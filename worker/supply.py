@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 
-from gpuspool.spool.claims import Chain, claim_size
+from gpuspool.spool.claims import ChainEnd, claim_size
 from gpuspool.spool.layout import Layout, is_manifest, rank_name
-from gpuspool.spool.manifest import Manifest, Report, load_manifest
+from gpuspool.spool.manifest import Manifest, OnDamage, load_manifest
 from gpuspool.spool.publish import listdir
 from gpuspool.spool.records import TaskLine
 
@@ -57,7 +57,7 @@ class Supply:
         layout: Layout,
         rank: int,
         attempt: str,
-        report: Report,
+        report: OnDamage,
         steals: bool = True,
         planned: Mapping[str, int] | None = None,
     ) -> None:
@@ -67,10 +67,9 @@ class Supply:
         self.attempt = attempt
         self._report = report
         self._steals = steals
-        self._is_close = False
         self._own = rank_name(rank)
         self._manifests: dict[str, Manifest] = {}
-        self._chains: dict[str, Chain] = {}
+        self._chains: dict[str, ChainEnd] = {}
         self._add(self._own)
 
     def take(
@@ -84,16 +83,16 @@ class Supply:
         """
         for name in self._candidates(batch):
             chain = self._look(name)
-            while chain.left:
-                drawers = chain.drawers(self.attempt)
-                if is_ahead and chain.left <= AHEAD_BATCHES * batch * drawers:
+            while chain.unclaimed:
+                claimers = chain.claimers(self.attempt)
+                if is_ahead and chain.unclaimed <= AHEAD_BATCHES * batch * claimers:
                     return None
                 seconds: tuple[float, float] | None = None
                 if seconds_per_cost is not None:
                     first, last = self._cost(name, chain.next), self._cost(name, chain.end - 1)
                     seconds = (seconds_per_cost * first, seconds_per_cost * last)
                 claim = chain.take(
-                    self.attempt, chain.next + claim_size(chain.left, batch, seconds, drawers)
+                    self.attempt, chain.next + claim_size(chain.unclaimed, batch, seconds, claimers)
                 )
                 if claim is not None:
                     return self._manifests[name].tasks(claim.start, claim.stop)
@@ -119,24 +118,22 @@ class Supply:
 
     def _left(self, name: str) -> int:
         """As far as was read; nothing where there is no such manifest yet."""
-        return self._chains[name].left if name in self._chains else 0
+        return self._chains[name].unclaimed if name in self._chains else 0
 
     def _cost_left(self, name: str) -> float:
         """By its next task, the longest of those that are left: rather too much than too little."""
         chain = self._look(name)
-        return chain.left * self._cost(name, chain.next) if chain.left else 0.0
+        return chain.unclaimed * self._cost(name, chain.next) if chain.unclaimed else 0.0
 
-    def _look(self, name: str) -> Chain:
-        return self._chains[name].advance() if self._is_close else self._chains[name].skip()
+    def _look(self, name: str) -> ChainEnd:
+        return self._chains[name].look()
 
     def look_closely(self) -> None:
         """Somebody found places that nobody claimed: from now on read every claim, from the first
         on.
         """
-        self._is_close = True
-        self._chains = {
-            name: Chain(self.layout, name, chain.end) for name, chain in self._chains.items()
-        }
+        for chain in self._chains.values():
+            chain.look_closely()
 
     def _cost(self, name: str, place: int) -> float:
         """1 for what cannot be read."""
@@ -153,4 +150,4 @@ class Supply:
         manifest = load_manifest(self.layout, name, self._report, self._planned.get(name))
         if manifest is not None:
             self._manifests[name] = manifest
-            self._chains[name] = Chain(self.layout, name, len(manifest))
+            self._chains[name] = ChainEnd(self.layout, name, len(manifest))

@@ -15,10 +15,11 @@ from typing import Any
 from msgspec.structs import asdict
 
 from gpuspool.spool.codec import encode
-from gpuspool.spool.identity import ALIVE, liveness, myself
+from gpuspool.spool.identity import liveness, myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import publish, read_record
 from gpuspool.spool.records import JournalHead
+from gpuspool.spool.states import Life
 
 TRIES = 3  # a warm-up that raised in one process may work in another, hardly in a fourth
 POLL_S = (0.01, 0.25)  # between two looks at whether it is over: first, and at most
@@ -54,7 +55,7 @@ def warm_up(
             return
         other = read_record(path, JournalHead)
         if other is not None:
-            wait(lambda other=other: done.exists() or liveness(other) != ALIVE)  # type: ignore[misc]
+            wait(lambda other=other: done.exists() or liveness(other) is not Life.ALIVE)  # type: ignore[misc]
 
 
 def wait_until(is_over: Callable[[], bool], is_draining: Callable[[], bool]) -> None:

@@ -237,13 +237,13 @@ def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
     """How a run stands."""
     from gpuspool.orchestrator.report.status import status as read
     from gpuspool.orchestrator.report.status import status_text
-    from gpuspool.spool.death import Coroner
+    from gpuspool.spool.liveness import FailureDetector
     from gpuspool.spool.view import open_view
 
     view = open_view(find(spool_dir))
-    coroner = Coroner(view)
+    detector = FailureDetector(view)
     while True:
-        now = read(view.refresh(), coroner)
+        now = read(view.refresh(), detector)
         click.echo(json.dumps(now) if as_json else status_text(now))
         if not watch or now["state"] != "running":
             return
@@ -260,13 +260,13 @@ def wait(spool_dir: str | None, timeout_s: float | None) -> None:
     """Wait until the run has ended: every task has a verdict, or nothing of it lives any more."""
     from gpuspool.orchestrator.report.status import status as read
     from gpuspool.orchestrator.report.status import status_text
-    from gpuspool.spool.death import Coroner
     from gpuspool.spool.holder import is_holder_alive
+    from gpuspool.spool.liveness import FailureDetector
     from gpuspool.spool.view import open_view
 
     view, began = open_view(find(spool_dir)), time.monotonic()
-    coroner = Coroner(view)
-    while (now := read(view.refresh(), coroner))["state"] == "running" or is_holder_alive(
+    detector = FailureDetector(view)
+    while (now := read(view.refresh(), detector))["state"] == "running" or is_holder_alive(
         view.layout
     ):
         if timeout_s is not None and time.monotonic() - began > timeout_s:

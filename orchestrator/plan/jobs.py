@@ -18,6 +18,7 @@ import msgspec
 
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import Job
+from gpuspool.spool.states import JobKind
 
 OUR_NAME = "gpuspool"
 
@@ -30,7 +31,7 @@ def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
         name = os.path.basename(command[0])
         sha = hashlib.sha256(json.dumps(command).encode()).hexdigest()
         return Job(
-            kind="command", spec=" ".join(command), name=name, sha256=sha, command=command
+            kind=JobKind.COMMAND, spec=" ".join(command), name=name, sha256=sha, command=command
         ), b""
     _refuse_while_loading()
     where, colon, name = (job if isinstance(job, str) else _spec_of(job)).rpartition(":")
@@ -77,7 +78,7 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
     _refuse_our_name(dotted.partition(".")[0] or Path(file).stem, file)
     where = f"{dotted or file}:{name}"
     job = Job(
-        kind="call",
+        kind=JobKind.CALL,
         spec=where,
         name=name,
         file=os.path.abspath(file),
@@ -107,7 +108,11 @@ def _file_job(where: str, name: str) -> tuple[Job, bytes]:
     path = Path(os.path.abspath(where))
     _refuse_our_name(path.stem, path)
     job = Job(
-        kind="file", spec=f"{where}:{name}", name=name, file=str(path), sys_path=[str(path.parent)]
+        kind=JobKind.FILE,
+        spec=f"{where}:{name}",
+        name=name,
+        file=str(path),
+        sys_path=[str(path.parent)],
     )
     return with_source(job, path)
 
@@ -119,7 +124,12 @@ def _module_job(module: str, name: str, file: str | None, paths: list[str]) -> t
             f"for an installed module check that it is one of {sys.executable}."
         )
     job = Job(
-        kind="module", spec=f"{module}:{name}", name=name, file=file, module=module, sys_path=paths
+        kind=JobKind.MODULE,
+        spec=f"{module}:{name}",
+        name=name,
+        file=file,
+        module=module,
+        sys_path=paths,
     )
     return with_source(job, Path(file))
 

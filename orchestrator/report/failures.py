@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.spool.records import Error
+from gpuspool.spool.states import ErrorKind
 from gpuspool.spool.view import View
 
 SHOWN = 20  # tasks of one group; `--json` lists all
@@ -43,5 +44,5 @@ def _group(kind: str, type_: str, where: str, members: list[Result]) -> str:
 
 
 def _line(result: Result) -> str:
-    error = result.error or Error(kind="", type="", message="")
+    error = result.error or Error(kind=ErrorKind.EXCEPTION, type="", message="")
     return f"{result.key or result.index}  {error.kind}  {error.type}: {error.message}"

@@ -10,13 +10,13 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from gpuspool.spool.closing import lost_tasks
 from gpuspool.spool.codec import R, unseal
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.layout import parse_attempt, rank_of
 from gpuspool.spool.publish import read_bytes
-from gpuspool.spool.records import NO_JSON, Error, JournalBrief, JournalLine, Lost
+from gpuspool.spool.records import NO_JSON, Error, JournalBrief, JournalLine, TaskFailure
+from gpuspool.spool.states import ErrorKind
 from gpuspool.spool.view import View
 
 NULL = msgspec.Raw(b"null")
@@ -50,12 +50,12 @@ class Results:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        if not view.unclaimed and not view.open_attempts:
-            lost_tasks(view)
         self._attempts = sorted(view.journals, key=lambda name: parse_attempt(name) or (0, 0))
         self._where_journal = array.array("i", [-1]) * view.run.tasks
         self._where_offset = array.array("q", [0]) * view.run.tasks
-        losses = [(name, lost) for name, closing in view.closed.items() for lost in closing.lost]
+        losses = [
+            (name, lost) for name, closing in view.closed.items() for lost in closing.failures
+        ]
         self._lost = {
             lost.task: (name, lost) for name, lost in sorted(losses, key=lambda loss: loss[1].round)
         }
@@ -122,11 +122,11 @@ class Results:
     def _without_line(self, index: int, verdict: str | None) -> tuple[str | None, Error | None]:
         if verdict is None:
             return None, None
-        lost: tuple[str, Lost] | None = self._lost.get(index)
+        lost: tuple[str, TaskFailure] | None = self._lost.get(index)
         if lost is not None:
             return lost[0], lost[1].error
         message = "no readable manifest line describes this task any more; see corrupt/"
-        return None, Error(kind="unreadable", type="TaskUnreadable", message=message)
+        return None, Error(kind=ErrorKind.UNREADABLE, type="TaskUnreadable", message=message)
 
 
 def journal_records(view: View, attempt: str, kind: type[R]) -> Iterator[tuple[int, R]]:

@@ -6,25 +6,22 @@ import time
 from typing import Any
 
 from gpuspool.orchestrator.text.printable import printable
-from gpuspool.spool.closing import lost_tasks
-from gpuspool.spool.death import Coroner
 from gpuspool.spool.holder import is_holder_alive, read_holder
-from gpuspool.spool.identity import ALIVE, DEAD
 from gpuspool.spool.layout import rank_of
-from gpuspool.spool.state import run_state
+from gpuspool.spool.ledger import run_state
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
 
-def status(view: View, coroner: Coroner | None = None) -> dict[str, Any]:
-    """What `gpuspool status --json` prints. Who looks again and again keeps one coroner, so that
+def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any]:
+    """What `gpuspool status --json` prints. Who looks again and again keeps one detector, so that
     leases can run out.
     """
-    coroner = coroner or Coroner(view)
+    detector = detector or FailureDetector(view)
     open_attempts = view.open_attempts
-    lives = {attempt: coroner.verdict(attempt) for attempt in open_attempts}
-    is_live = is_holder_alive(view.layout) or any(life != DEAD for life in lives.values())
-    if not view.unclaimed and not is_live and not view.ledger.is_finished:
-        lost_tasks(view)  # finds the unreadable, which have failed
+    lives = {attempt: detector.life(attempt) for attempt in open_attempts}
+    is_live = is_holder_alive(view.layout) or any(life is not Life.DEAD for life in lives.values())
     ledger = view.ledger
     ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in _newest(view)]
     complete, failed = ledger.n_complete, ledger.n_failed
@@ -60,12 +57,12 @@ def _rank(view: View, attempt: str, life: str | None) -> dict[str, Any]:
     beat, who, intent = view.heartbeat(attempt), view.identity(attempt), view.intents.get(attempt)
     closing = view.closed.get(attempt)
     if closing is not None:
-        state = closing.state
-    elif life == DEAD:
+        state: str = closing.state
+    elif life is Life.DEAD:
         state = "lost"
     else:
         state = beat.state if beat is not None else "starting"
-    is_running = life is not None and life != DEAD and beat is not None
+    is_running = life is not None and life is not Life.DEAD and beat is not None
     return {
         "rank": rank_of(attempt),
         "attempt": attempt,
@@ -77,7 +74,7 @@ def _rank(view: View, attempt: str, life: str | None) -> dict[str, Any]:
         "beat_age_s": round(time.time() - beat.at, 1) if is_running and beat is not None else None,
         "done": view.finished_by.get(attempt, 0) - view.failed_by.get(attempt, 0),
         "failed": view.failed_by.get(attempt, 0),
-        "is_proved_alive": life == ALIVE,
+        "is_proved_alive": life is Life.ALIVE,
     }
 
 

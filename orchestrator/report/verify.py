@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from gpuspool.orchestrator.report.results import Results
-from gpuspool.spool.closing import lost_tasks
 from gpuspool.spool.layout import STATES, SUBDIRS
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import Closing, Run
+from gpuspool.spool.sweep import stranded_tasks
 from gpuspool.spool.view import View
 
 
@@ -78,7 +78,7 @@ def _check_tasks(view: View, found: Findings) -> None:
         found.problems.append(
             f"{absent} tasks stand in no readable manifest line, the first is {described.find(0)}"
         )
-    lost = lost_tasks(view)
+    lost = stranded_tasks(view)
     if lost:
         found.notes.append(f"{len(lost)} tasks are claimed by nobody who lives; resume sweeps them")
 

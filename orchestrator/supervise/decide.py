@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gpuspool.spool.identity import ALIVE, DEAD
 from gpuspool.spool.records import Closing
+from gpuspool.spool.states import Life
 
 FAREWELL_S = (
     15.0  # for a worker to notice the end and run its exit handlers, once every task has a verdict
@@ -95,7 +95,9 @@ Action = Close | Launch | Kill | Sweep | Stop | End
 
 def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     """The next actions, to be done in order; an empty list means wait."""
-    dead: list[Action] = [Close(attempt.name) for attempt in snapshot.open if attempt.life == DEAD]
+    dead: list[Action] = [
+        Close(attempt.name) for attempt in snapshot.open if attempt.life is Life.DEAD
+    ]
     if dead:
         return dead
     if snapshot.tasks_left == 0:
@@ -117,7 +119,7 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
 
 
 def _await_end(snapshot: Snapshot, how: str, is_late: bool) -> list[Action]:
-    here = [attempt for attempt in snapshot.open if attempt.life == ALIVE]
+    here = [attempt for attempt in snapshot.open if attempt.life is Life.ALIVE]
     if not here:
         return [
             End(how)
@@ -187,7 +189,7 @@ def _fruitless(ends: list[tuple[Closing, int]], is_excused: bool) -> int:
     for closing, finished in reversed(ends):
         if (
             finished
-            or closing.lost
+            or closing.failures
             or closing.state != "failed"
             or (is_excused and closing.suspects)
         ):

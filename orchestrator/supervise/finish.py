@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.spool.blame import describe_exit
 from gpuspool.spool.closing import FailedTask, publish_copies
 from gpuspool.spool.errors import (
     EXIT_COMPLETE,
@@ -22,6 +21,7 @@ from gpuspool.spool.errors import (
     EXIT_SOME_FAILED,
     NotFinished,
 )
+from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import (
     OUT_MARK,
     PROBE_NAME,

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from gpuspool.orchestrator.plan.devices import environment_for, near_cpus
 from gpuspool.spool.codec import seal_pretty
-from gpuspool.spool.identity import MARK, mark_of, myself, run_mark
+from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import attempt_name
+from gpuspool.spool.processes import MARK, mark_of, run_mark
 from gpuspool.spool.publish import FILE_MODE, publish
 from gpuspool.spool.records import Intent, Job, Options
 from gpuspool.spool.view import View

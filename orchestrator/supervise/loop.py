@@ -26,13 +26,15 @@ from gpuspool.orchestrator.supervise.lock import announce
 from gpuspool.orchestrator.supervise.repair import keep_copy
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.orchestrator.text.progress import Progress
-from gpuspool.spool.closing import mend_claims, sweep
 from gpuspool.spool.codec import encode
-from gpuspool.spool.death import BEAT_S
-from gpuspool.spool.identity import ALIVE, DEAD, myself
+from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import STATES, rank_of
+from gpuspool.spool.liveness import BEAT_S
+from gpuspool.spool.mending import mend_claims
 from gpuspool.spool.publish import FILE_MODE, SyncError, probe_folder, publish, replace, write_all
 from gpuspool.spool.records import Closing, Job, Options, ParentBeat
+from gpuspool.spool.states import Life
+from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import is_limited
 from gpuspool.spool.view import View, drain_epoch
 
@@ -238,14 +240,17 @@ class Orchestrator:
 
     def _snapshot(self) -> d.Snapshot:
         ledger = self.view.ledger
-        left = ledger.tasks - ledger.n_complete - ledger.n_failed
+        left = ledger.tasks - ledger.n_finished
+        if self.view.open_attempts:
+            # An open attempt may have read the lines of an unreadable task before they were damaged.
+            left += len(ledger.unreadable)
         if left == 0 and self._finished_at is None:
             self._finished_at = time.monotonic()
             if self.view.open_attempts:
                 publish(
                     self.view.layout.finished(self.epoch), b"", durable=False
                 )  # for those that wait
-        claimers = {claim.attempt for chain in self.view.chains.values() for claim in chain.claims}
+        claimers = self.view.claims_by
         attempts = [
             d.OpenAttempt(name, rank_of(name), self.workers.life(name), name not in claimers)
             for name in self.view.open_attempts
@@ -340,7 +345,9 @@ class Orchestrator:
             closing.by != "resume"
         )  # it may have died with the power, which gives claims back
         text = f"{attempt} ended: {self.workers.describe_end(closing)}; what it had not finished is given out again"
-        text += "".join(f"; task {lost.key} fails: {lost.error.message}" for lost in closing.lost)
+        text += "".join(
+            f"; task {lost.key} fails: {lost.error.message}" for lost in closing.failures
+        )
         self._tell("attempt_closed", text, attempt=attempt)
 
     def _reap_closed(self) -> None:
@@ -352,7 +359,11 @@ class Orchestrator:
                 self._tell("attempt_failed", text, attempt=closing.attempt)
 
     def _adopt(self) -> None:
-        living = [attempt for attempt in self.workers.adopted if self.workers.life(attempt) != DEAD]
+        living = [
+            attempt
+            for attempt in self.workers.adopted
+            if self.workers.life(attempt) is not Life.DEAD
+        ]
         intents = [self.view.intents.get(attempt) for attempt in living]
         is_changed = any(
             intent is not None and intent.job.sha256 != self.job.sha256 for intent in intents
@@ -363,17 +374,17 @@ class Orchestrator:
         how = "stops for the new code once its tasks in hand are done" if is_changed else "goes on"
         for attempt in self.workers.adopted:
             life = self.workers.life(attempt)
-            if life == ALIVE:
+            if life is Life.ALIVE:
                 self._tell(
                     "adopted",
                     f"{attempt} outlived an earlier orchestrator and {how}",
                     attempt=attempt,
                 )
-            elif life != DEAD:
+            elif life is not Life.DEAD:
                 self._tell(
                     "waiting",
                     f"{attempt} ran elsewhere; it counts as alive until its heartbeat has stood still for "
-                    f"{self.workers.coroner.lease_s(attempt):.0f} s",
+                    f"{self.workers.detector.lease_s(attempt):.0f} s",
                     attempt=attempt,
                 )
 
@@ -435,7 +446,9 @@ class Orchestrator:
     def _show(self) -> None:
         ledger = self.view.ledger
         alive = len(self.view.open_attempts)
-        self.progress.update(ledger.n_complete, ledger.n_failed, ledger.cost_done, f"{alive} ranks")
+        self.progress.update(
+            ledger.n_complete, ledger.n_failed, ledger.cost_complete, f"{alive} ranks"
+        )
 
     def _record(self, event: str, **fields: object) -> None:
         """events.jsonl is for people: advisory, never read to decide."""

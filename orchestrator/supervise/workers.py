@@ -17,15 +17,18 @@ import time
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.orchestrator.supervise.decide import FAREWELL_S
 from gpuspool.orchestrator.supervise.launch import Child, kill_group, launch, open_log
-from gpuspool.spool.blame import Witness, describe_exit
-from gpuspool.spool.closing import close_dead
-from gpuspool.spool.death import Coroner
+from gpuspool.spool.closing import close_attempts
+from gpuspool.spool.death import Evidence, Lost, classify
 from gpuspool.spool.errors import EXIT_CANNOT_CLOSE
-from gpuspool.spool.identity import ALIVE, DEAD, is_here, kill_marked, liveness, myself, run_mark
+from gpuspool.spool.exits import describe_exit
+from gpuspool.spool.identity import is_here, liveness, myself
 from gpuspool.spool.layout import rank_of
+from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.oom import OomWatch
+from gpuspool.spool.processes import kill_marked, run_mark
 from gpuspool.spool.records import Closing, Job, Options
-from gpuspool.spool.timeouts import is_limited, limit_s, parent_limit_s
+from gpuspool.spool.states import Life
+from gpuspool.spool.timeouts import is_limited, limit_s, parent_limit_s, read_stacks
 from gpuspool.spool.view import View
 
 UNREAPED_S = (
@@ -45,7 +48,7 @@ class Workers:
     def __init__(self, view: View, epoch: int, options: Options) -> None:
         self.view, self.epoch, self.options = view, epoch, options
         self._mark = run_mark(view.layout.root, view.run.id)
-        self.coroner = Coroner(view, options.lease_s)
+        self.detector = FailureDetector(view, options.lease_s)
         self._oom = OomWatch()
         self._children: dict[str, Child] = {}
         self._began_at: dict[str, float] = {}
@@ -65,15 +68,15 @@ class Workers:
         return child
 
     def life(self, attempt: str) -> str:
-        """ALIVE, DEAD or ELSEWHERE."""
+        """Life.ALIVE, DEAD or ELSEWHERE."""
         child = self._children.get(attempt)
         if child is not None:
-            found = ALIVE if child.exit_code() is None else DEAD
+            found = Life.ALIVE if child.exit_code() is None else Life.DEAD
         elif self._is_stillborn(attempt):
-            return DEAD
+            return Life.DEAD
         else:
-            found = self.coroner.verdict(attempt)
-        return DEAD if found == ALIVE and self._is_beyond_help(attempt) else found
+            found = self.detector.life(attempt)
+        return Life.DEAD if found is Life.ALIVE and self._is_beyond_help(attempt) else found
 
     def _is_stillborn(self, attempt: str) -> bool:
         """This very orchestrator wrote its intent and then could not start it."""
@@ -91,7 +94,7 @@ class Workers:
 
     def pids(self) -> list[int]:
         """Of all workers that are proved alive on this host."""
-        alive = [attempt for attempt in self.adopted if self.life(attempt) == ALIVE]
+        alive = [attempt for attempt in self.adopted if self.life(attempt) is Life.ALIVE]
         adopted = [who.pid for attempt in alive if (who := self.view.identity(attempt)) is not None]
         return [
             child.pid for child in self._children.values() if child.exit_code() is None
@@ -102,7 +105,8 @@ class Workers:
         blames nobody.
         """
         self._told.update(
-            self._children, (name for name in self.view.open_attempts if self.life(name) != DEAD)
+            self._children,
+            (name for name in self.view.open_attempts if self.life(name) is not Life.DEAD),
         )
         for child in self._children.values():
             _signal(child.pid)
@@ -118,7 +122,7 @@ class Workers:
         child, who = self._children.get(attempt), self.view.identity(attempt)
         if child is not None:
             kill_group(child.pid)
-        elif who is not None and is_here(who) and self.life(attempt) == ALIVE:
+        elif who is not None and is_here(who) and self.life(attempt) is Life.ALIVE:
             kill_group(who.pid)
         else:
             return
@@ -140,7 +144,11 @@ class Workers:
 
     def _is_late(self, attempt: str, now: float) -> bool:
         options = self.view.options_of(attempt)
-        if not is_limited(options) or attempt in self._killed_at or self.life(attempt) != ALIVE:
+        if (
+            not is_limited(options)
+            or attempt in self._killed_at
+            or self.life(attempt) is not Life.ALIVE
+        ):
             return False
         call, beat = self.view.started.get(attempt), self.view.heartbeat(attempt)
         journal = self.view.journals.get(attempt)
@@ -167,27 +175,32 @@ class Workers:
         child = self._children.get(attempt)
         code = None if child is None else child.exit_code()
         kill_marked(self._mark, (attempt,))
-        if attempt in self._overdue:
-            closing = close_dead(self.view, attempt, by="parent", is_overdue=True)
-        elif attempt in self._told:
-            closing = close_dead(self.view, attempt, by="parent", state="stopped", reason="killed")
-        elif code is None and self._is_stillborn(attempt):
-            closing = close_dead(self.view, attempt, by="parent", reason="io")
-        elif code is None:
-            closing = close_dead(self.view, attempt, by="resume")
-        elif code == EXIT_CANNOT_CLOSE:
-            closing = close_dead(self.view, attempt, by="parent", reason="io")
-        elif self._is_devices_fault(attempt):
-            closing = close_dead(self.view, attempt, by="parent", reason="device", exit_code=code)
-        else:
-            is_oom = self._oom.explains(code, time.monotonic())
-            witness = Witness(code, self.options.max_crashes, is_oom=is_oom)
-            closing = close_dead(self.view, attempt, by="parent", reason="crash", witness=witness)
+        death = classify(self._evidence(attempt, code))
+        by = "resume" if isinstance(death, Lost) else "parent"
+        closing = close_attempts(self.view, {attempt: death}, by).get(attempt)
         if closing is None or closing.by == attempt:
             return None
         if closing.error is not None and closing.error.traceback:
             self._append_to_log(attempt, closing.error.traceback)
         return closing
+
+    def _evidence(self, attempt: str, code: int | None) -> Evidence:
+        was_told = attempt in self._told
+        never_started = code is None and self._is_stillborn(attempt)
+        is_plain = code is not None and code != EXIT_CANNOT_CLOSE and not was_told
+        is_plain = is_plain and attempt not in self._overdue
+        is_device_fault = is_plain and self._is_devices_fault(attempt)
+        is_oom = is_plain and not is_device_fault and self._oom.explains(code, time.monotonic())  # type: ignore[arg-type]
+        return Evidence(
+            stacks=read_stacks(self.view.layout, attempt),
+            is_overdue=attempt in self._overdue,
+            was_told=was_told,
+            never_started=never_started,
+            exit_code=code,
+            is_device_fault=is_device_fault,
+            is_oom=is_oom,
+            max_crashes=self.options.max_crashes,
+        )
 
     def _append_to_log(self, attempt: str, text: str) -> None:
         """Where every thread stood when the worker's timer ended it; for people, so an error is
@@ -231,7 +244,7 @@ class Workers:
         others = [
             a
             for a in self.view.open_attempts
-            if self._device(a) != device and self.life(a) == ALIVE
+            if self._device(a) != device and self.life(a) is Life.ALIVE
         ]
         return len(ranks) > 1 and bool(others)
 
@@ -288,7 +301,7 @@ class Workers:
         others = {
             attempt: head.pid
             for attempt, head in heads.items()
-            if head is not None and attempt not in self._children and liveness(head) == ALIVE
+            if head is not None and attempt not in self._children and liveness(head) is Life.ALIVE
         }
         return {
             attempt: pid

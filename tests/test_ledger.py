@@ -6,25 +6,39 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spooling import A0, B0, begin, finish, indices, make_spool, take, task, verdicts, view_of
+from spooling import (
+    A0,
+    B0,
+    begin,
+    close_dead,
+    finish,
+    indices,
+    make_spool,
+    take,
+    task,
+    verdicts,
+    view_of,
+)
 
-from gpuspool.spool.closing import close_dead, lost_tasks
+from gpuspool.spool.death import Told
+from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.manifest import publish_manifest, publish_orphans
-from gpuspool.spool.records import Closing, Error, Lost
-from gpuspool.spool.state import Ledger, run_state
+from gpuspool.spool.records import Closing, Error, TaskFailure
+from gpuspool.spool.states import LineState
+from gpuspool.spool.sweep import stranded_tasks
 
 
 def fed(tasks: int, *lines: tuple[int, int, str]) -> Ledger:
     ledger = Ledger(tasks)
     for line in lines:
-        ledger.feed(*line)
+        ledger.feed(line[0], line[1], LineState(line[2]))
     return ledger
 
 
 def test_a_task_without_a_word_has_no_verdict() -> None:
     ledger = fed(3, (1, 0, "started"))
     assert [ledger.verdict(index) for index in range(3)] == [None, None, None]
-    assert list(ledger.missing()) == [0, 1, 2]
+    assert list(ledger.unfinished()) == [0, 1, 2]
     assert not ledger.is_finished
 
 
@@ -43,11 +57,11 @@ def test_a_failure_counts_in_the_newest_round_alone() -> None:
     assert ledger.verdict(0) == "failed"
     ledger.raise_round(0, 1)
     assert ledger.verdict(0) is None
-    assert list(ledger.missing()) == [0]
+    assert list(ledger.unfinished()) == [0]
     assert sorted(ledger.failed()) == [1]
-    ledger.feed(0, 0, "failed")
+    ledger.feed(0, 0, LineState.FAILED)
     assert ledger.verdict(0) is None, "a line of the old round that comes late"
-    ledger.feed(0, 1, "failed")
+    ledger.feed(0, 1, LineState.FAILED)
     assert ledger.verdict(0) == "failed"
     assert ledger.is_finished
 
@@ -62,9 +76,9 @@ def test_a_round_is_never_lowered() -> None:
 
 def test_a_line_needs_nobody_once_its_round_failed_or_its_task_is_complete() -> None:
     ledger = fed(3, (0, 1, "failed"), (1, 0, "complete"))
-    assert [ledger.is_done(0, round_) for round_ in (0, 1, 2)] == [True, True, False]
-    assert ledger.is_done(1, 7)
-    assert not ledger.is_done(2, 0)
+    assert [ledger.is_finished_in(0, round_) for round_ in (0, 1, 2)] == [True, True, False]
+    assert ledger.is_finished_in(1, 7)
+    assert not ledger.is_finished_in(2, 0)
 
 
 def test_a_task_that_completes_twice_counts_once_and_is_told() -> None:
@@ -83,7 +97,7 @@ def test_a_task_that_nobody_can_describe_has_failed_unless_it_is_complete() -> N
     ledger.unreadable = {0, 1}
     assert [ledger.verdict(index) for index in range(3)] == ["failed", "complete", None]
     assert sorted(ledger.failed()) == [0]
-    assert list(ledger.missing()) == [2]
+    assert list(ledger.unfinished()) == [2]
 
 
 @pytest.mark.parametrize("index", [-1, 3, 10**9])
@@ -92,21 +106,23 @@ def test_a_task_of_another_run_is_refused(index: int) -> None:
     for state in ("complete", "failed", "started"):
         with pytest.raises(IndexError):
             ledger.feed(index, 0, state)
-    assert list(ledger.missing()) == [0, 1, 2]
+    assert list(ledger.unfinished()) == [0, 1, 2]
 
 
 def test_what_is_done_is_weighed_by_cost_where_costs_differ() -> None:
     ledger = Ledger(3)
-    ledger.costs = [1.0, 10.0, 100.0]
+    ledger.weigh([1.0, 10.0, 100.0])
     for line in [(1, 0, "complete"), (1, 0, "complete"), (2, 0, "failed"), (0, 0, "complete")]:
-        ledger.feed(*line)
-    assert ledger.cost_done == 11.0
-    assert fed(3, (2, 0, "complete")).cost_done == 1.0
+        ledger.feed(line[0], line[1], LineState(line[2]))
+    assert ledger.cost_complete == 11.0
+    assert fed(3, (2, 0, "complete")).cost_complete == 1.0
 
 
 lines = st.lists(
     st.tuples(
-        st.integers(0, 4), st.integers(0, 3), st.sampled_from(["complete", "failed", "started"])
+        st.integers(0, 4),
+        st.integers(0, 3),
+        st.sampled_from([LineState.COMPLETE, LineState.FAILED, LineState.STARTED]),
     )
 )
 
@@ -123,9 +139,13 @@ def test_the_order_in_which_lines_are_read_does_not_matter(
         ledger = Ledger(5)
         for event in events:
             ledger.feed(*event) if len(event) == 3 else ledger.raise_round(*event)  # type: ignore[arg-type,call-arg,func-returns-value]
-        assert ledger.n_complete + ledger.n_failed + len(list(ledger.missing())) == 5
-        assert ledger.is_finished == (list(ledger.missing()) == [])
-        return [ledger.verdict(index) for index in range(5)], ledger.duplicates, ledger.cost_done
+        assert ledger.n_complete + ledger.n_failed + len(list(ledger.unfinished())) == 5
+        assert ledger.is_finished == (list(ledger.unfinished()) == [])
+        return (
+            [ledger.verdict(index) for index in range(5)],
+            ledger.duplicates,
+            ledger.cost_complete,
+        )
 
     events: list[tuple[int, ...]] = [*lines, *raised]
     shuffled = list(events)
@@ -171,14 +191,18 @@ def test_each_state_of_a_task_as_it_stands_on_disk(tmp_path: Path) -> None:
     assert publish_orphans(
         layout,
         Closing(
-            attempt=A0, state="failed", reason="crash", by="p", lost=[Lost(task=2, error=error)]
+            attempt=A0,
+            state="failed",
+            reason="crash",
+            by="p",
+            failures=[TaskFailure(task=2, error=error)],
         ),
         [task(3)],
     )
     view = view_of(layout)
     assert verdicts(view) == "cff-fc----"
     assert view.unclaimed == 3, "the orphan 3 and the tasks 8 and 9"
-    assert indices(lost_tasks(view)) == [6, 7], (
+    assert indices(stranded_tasks(view)) == [6, 7], (
         "claimed by a closed attempt, and in no orphans manifest"
     )
     assert publish_manifest(
@@ -192,7 +216,7 @@ def test_each_state_of_an_attempt_as_it_stands_on_disk(tmp_path: Path) -> None:
     begin(layout, A0)
     view = view_of(layout)
     assert (view.open_attempts, view.closed) == ([A0], {})
-    closing = close_dead(view, A0, by="test", state="stopped", reason="killed")
+    closing = close_dead(view, A0, by="test", death=Told())
     assert closing is not None
     assert (view.open_attempts, view.closed) == ([], {A0: closing})
     assert closing.state == "stopped"

@@ -1,0 +1,30 @@
+"""Exit codes of processes in words."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+from gpuspool.spool.errors import EXIT_UNUSABLE
+
+
+def signal_of(code: int) -> str:
+    """The name of the signal behind an exit code: -N, or a shell's 128+N. "" where there is none."""
+    number = -code if code < 0 else code - 128
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    if code < 0:
+        return f"signal {number}"
+    return ""
+
+
+def describe_exit(code: int) -> str:
+    """ "killed by SIGSEGV", "exit code 3", "exit code 139 (SIGSEGV)"."""
+    if code == EXIT_UNUSABLE:
+        return f"exit code {code} (its device or process had become unusable, see the log)"
+    name = signal_of(code)
+    if code < 0:
+        return f"killed by {name}"
+    if name:
+        return f"exit code {code} ({name})"
+    return f"exit code {code}"

@@ -1,0 +1,159 @@
+"""Verdicts and states, derived from what was read; never stored.
+
+a task is      when
+complete       a journal says so, in any round
+failed         else: its newest round says so, in a journal or in a closing; or no readable
+               manifest line describes it any more
+claimed        else: an attempt that is not closed holds a claim on its line
+unclaimed      else: its line lies beyond the last claim of a manifest
+stranded       else: its claim was lost or damaged; the sweep publishes it again
+
+an attempt is  when
+starting       it has an intent and no journal
+open           it has a journal and no orphans manifest
+complete, failed, stopped     its orphans manifest says so
+
+a run is       when
+complete       every task is complete
+failed         every task is complete or failed
+running        else: a live orchestrator holds it, or an attempt of it is alive
+stopped        else; `resume` goes on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gpuspool.spool.states import LineState, RunState, Verdict
+
+
+class Ledger:
+    """The verdicts of all tasks of a run, as the lines of its journals are fed to it in any order.
+
+    `complete` has one byte for each task. Failures, rounds of retries and unreadable tasks are few,
+    and each stands in a dict or set. Every count is kept while lines are fed, so asking costs nothing.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.complete = bytearray(tasks)
+        self.n_complete = 0
+        # How many complete lines say again what another said: their tasks ran twice.
+        self.duplicates = 0
+        # The newest round in which a task failed, and the newest that a retry gave it.
+        self.failed_round: dict[int, int] = {}
+        self.newest_round: dict[int, int] = {}
+        # The tasks whose verdict is "failed", kept in step with the three above and `_unreadable`.
+        self._failed: set[int] = set()
+        self._unreadable: frozenset[int] = frozenset()
+        self._costs: Sequence[float] | None = None
+        self._cost_complete = 0.0
+
+    def feed(self, task: int, round_: int, state: LineState) -> None:
+        """Take what one line says; raises IndexError for a task that the run does not have."""
+        if not 0 <= task < self.tasks:
+            raise IndexError(task)
+        if state is LineState.COMPLETE:
+            if self.complete[task]:
+                self.duplicates += 1
+                return
+            self.complete[task] = 1
+            self.n_complete += 1
+            self._failed.discard(task)
+            if self._costs is not None:
+                self._cost_complete += self._costs[task]
+        elif state is LineState.FAILED:
+            self.failed_round[task] = max(round_, self.failed_round.get(task, -1))
+            self._judge(task)
+
+    def raise_round(self, task: int, round_: int) -> None:
+        """A retry manifest gives this task another round."""
+        self.newest_round[task] = max(round_, self.newest_round.get(task, 0))
+        self._judge(task)
+
+    @property
+    def unreadable(self) -> frozenset[int]:
+        """The tasks that no readable manifest line describes and that are not complete."""
+        return self._unreadable
+
+    @unreadable.setter
+    def unreadable(self, tasks: frozenset[int]) -> None:
+        changed = self._unreadable ^ tasks
+        self._unreadable = tasks
+        for task in changed:
+            self._judge(task)
+
+    def _judge(self, task: int) -> None:
+        """Keep `_failed` true for one task, after anything about it has changed."""
+        if self.verdict(task) is Verdict.FAILED:
+            self._failed.add(task)
+        else:
+            self._failed.discard(task)
+
+    def weigh(self, costs: Sequence[float]) -> None:
+        """From now on progress is told by what tasks cost; else each task counts 1."""
+        self._costs = costs
+        pairs = zip(costs, self.complete, strict=True)
+        self._cost_complete = sum(cost for cost, is_complete in pairs if is_complete)
+
+    @property
+    def cost_complete(self) -> float:
+        """What the complete tasks cost together, in the unit of `weigh`."""
+        if self._costs is None:
+            return float(self.n_complete)
+        return self._cost_complete
+
+    def round_of(self, task: int) -> int:
+        """The newest round of a task: 0, or what a retry gave it."""
+        return self.newest_round.get(task, 0)
+
+    def is_finished_in(self, task: int, round_: int) -> bool:
+        """Whether nobody needs to run this task's line of this round."""
+        return bool(self.complete[task]) or self.failed_round.get(task, -1) >= round_
+
+    def verdict(self, task: int) -> Verdict | None:
+        """What became of a task; None while it is not finished."""
+        if self.complete[task]:
+            return Verdict.COMPLETE
+        if task in self._unreadable:
+            return Verdict.FAILED
+        if self.failed_round.get(task, -1) >= self.round_of(task):
+            return Verdict.FAILED
+        return None
+
+    def failed(self) -> Iterator[int]:
+        """The tasks that have failed for good, in no order."""
+        return iter(self._failed)
+
+    @property
+    def n_failed(self) -> int:
+        return len(self._failed)
+
+    @property
+    def n_finished(self) -> int:
+        """How many tasks have a verdict."""
+        return self.n_complete + self.n_failed
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every task is complete or failed."""
+        return self.n_finished == self.tasks
+
+    def unfinished(self) -> Iterator[int]:
+        """The tasks without a verdict, in order."""
+        task = self.complete.find(0)
+        while task >= 0:
+            if task not in self._failed:
+                yield task
+            task = self.complete.find(0, task + 1)
+
+
+def run_state(ledger: Ledger, is_live: bool) -> RunState:
+    """How a run stands. `is_live`: an orchestrator or an attempt of it lives, as far as is known."""
+    if ledger.is_finished:
+        if ledger.n_complete == ledger.tasks:
+            return RunState.COMPLETE
+        return RunState.FAILED
+    if is_live:
+        return RunState.RUNNING
+    return RunState.STOPPED

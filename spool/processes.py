@@ -1,0 +1,77 @@
+"""Finding and killing what an attempt started, whatever became of its process group.
+
+A worker and all that it starts bear a mark in their environment: `<run id>.<inode of the
+spool>/<attempt>`. The inode is there since a copy of a spool has attempts with the same names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+# The environment variable that holds the mark.
+MARK = "GPUSPOOL_ATTEMPT"
+
+
+def run_mark(root: Path, run_id: str) -> str:
+    """The part of the mark that all attempts of the run in this very spool folder share."""
+    return f"{run_id}.{os.stat(root).st_ino}"
+
+
+def mark_of(run: str, attempt: str) -> str:
+    """The mark of one attempt; `run` is what `run_mark` gave."""
+    return f"{run}/{attempt}"
+
+
+def kill_marked(marked_run: str, attempts: Container[str], spare: Container[int] = ()) -> int:
+    """SIGKILL what these attempts of a run started, but for the spared pids; returns how many.
+
+    It finds what a job started in a session of its own, which no process group reaches.
+    """
+    count = 0
+    for pid, mark in _marked():
+        run, _, attempt = mark.partition("/")
+        if run == marked_run and attempt in attempts and pid not in spare:
+            count += 1
+            _kill(pid)
+    return count
+
+
+def kill_descendants(pid: int) -> int:
+    """SIGKILL the children of a process, and theirs, whatever their environment; returns how many."""
+    parents: dict[int, int] = {}
+    for child in _pids():
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{child}/stat").read_bytes()
+            parents[child] = int(stat.rpartition(b")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    for child in found - {pid}:
+        _kill(child)
+    return len(found) - 1
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _kill(pid: int) -> None:
+    """SIGKILL; a process that has gone already is fine, and so is one of another user."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _marked() -> Iterator[tuple[int, str]]:
+    """(pid, mark) of every process that bears one and that this user may look into."""
+    begin = f"{MARK}=".encode()
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+                continue
+            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if entry.startswith(begin):
+                    yield pid, entry[len(begin) :].decode(errors="replace")

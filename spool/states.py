@@ -1,0 +1,130 @@
+"""The names of all states, as they stand in the files of a spool.
+
+Each is a `StrEnum`: in JSON it is its text, in the program it is a value that a `match` can be
+proved to handle completely. A text that is none of these makes its record unreadable, since a
+reader that guessed would decide on something that it does not understand.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Life(StrEnum):
+    """What is known of a process. `ELSEWHERE`: nothing is proved, as of a process on another host."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    ELSEWHERE = "elsewhere"
+
+
+class LineState(StrEnum):
+    """What a line of a journal says of its task.
+
+    STARTED: a call with it begins. DEFERRED: a try failed, and `--retries` gives it another.
+    COMPLETE and FAILED are verdicts.
+    """
+
+    STARTED = "started"
+    DEFERRED = "deferred"
+    COMPLETE = "complete"
+    FAILED = "failed"
+
+
+class Verdict(StrEnum):
+    """What became of a finished task."""
+
+    COMPLETE = "complete"
+    FAILED = "failed"
+
+
+class AttemptState(StrEnum):
+    """How an attempt ended; also the name of the folder that holds its status record.
+
+    COMPLETE: it left nothing to do. STOPPED: it was told to end. FAILED: anything else.
+    """
+
+    COMPLETE = "complete"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Reason(StrEnum):
+    """Why an attempt ended.
+
+    FINISHED, DRAINED: it ended itself, in peace. LOAD, DEVICE, IO: it ended itself since it could
+    not load its job, did not see its device, or could not use a file system; DEVICE and IO are
+    said of it by its parent too. KILLED: its parent ended it. TIMEOUT: it took too long. CRASH: its
+    parent saw it die. LOST: it died and nobody saw how.
+    """
+
+    FINISHED = "finished"
+    DRAINED = "drained"
+    KILLED = "killed"
+    LOAD = "load"
+    DEVICE = "device"
+    IO = "io"
+    TIMEOUT = "timeout"
+    CRASH = "crash"
+    LOST = "lost"
+
+
+class Phase(StrEnum):
+    """What a worker is at, in its heartbeat. WAITING: for another process to warm its host up."""
+
+    LOADING = "loading"
+    WAITING = "waiting"
+    RUNNING = "running"
+    IDLE = "idle"
+
+
+class RunState(StrEnum):
+    """How a run stands. STOPPED: it is not finished and nothing of it lives; `resume` goes on."""
+
+    COMPLETE = "complete"
+    FAILED = "failed"
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+class JobKind(StrEnum):
+    """What a job is: a name in a FILE or a MODULE, a COMMAND, or the seed API's CALL."""
+
+    FILE = "file"
+    MODULE = "module"
+    COMMAND = "command"
+    CALL = "call"
+
+
+class Ending(StrEnum):
+    """How one start of the orchestrator ended."""
+
+    FINISHED = "finished"
+    DRAINED = "drained"
+    INTERRUPTED = "interrupted"
+    TOO_MANY_FAILED = "too many failed"
+    LOAD = "load"
+    GAVE_UP = "gave up"
+    STUCK = "stuck"
+
+
+class ErrorKind(StrEnum):
+    """What kind of failure an error is. It comes from the type of what happened, never its text.
+
+    Of tasks: EXCEPTION (the job raised), RESULT (it returned what cannot be kept), OUTPUT, EXIT (a
+    command's status), GPU_OOM, HOST_OOM, TIMEOUT, LOST (its worker died with it in hand) and
+    UNREADABLE. Of attempts: LOAD, DEVICE, IO, TIMEOUT.
+    """
+
+    EXCEPTION = "exception"
+    RESULT = "result"
+    OUTPUT = "output"
+    EXIT = "exit"
+    GPU_OOM = "gpu_oom"
+    HOST_OOM = "host_oom"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    UNREADABLE = "unreadable"
+    LOAD = "load"
+    DEVICE = "device"
+    IO = "io"

@@ -1,0 +1,87 @@
+"""Sweeping: publishing tasks again that are finished by nobody, held by nobody and offered nowhere.
+
+Such a task is stranded. It takes a claim that was lost or damaged, or one that its closer could not
+see yet; closing alone gives back all that a dead attempt is known to have held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpuspool.spool.layout import parse_attempt
+from gpuspool.spool.manifest import publish_manifest
+from gpuspool.spool.records import TaskLine
+from gpuspool.spool.view import View
+
+
+def sweep(view: View, idle: str = "") -> int:
+    """Publish the stranded tasks as the next sweep manifest, by link(2); returns how many.
+
+    idle: the attempt that asks, which says by asking that it holds nothing. The view is refreshed
+    before and after. Of two sweeps at once one wins the name, and the other finds nothing left.
+    """
+    tasks = stranded_tasks(view.refresh(), idle)
+    if not tasks:
+        return 0
+    publish_manifest(view.layout, view.next_numbered("sweep"), tasks)
+    view.refresh()
+    return len(tasks)
+
+
+def stranded_tasks(view: View, idle: str = "") -> list[TaskLine]:
+    """The tasks that must be swept, in order, on a view that was just refreshed.
+
+    A task is stranded when it has no verdict, no unclaimed place of a manifest offers its newest
+    round, and no open attempt other than `idle` holds a claim on that. Of several lines that describe
+    it, the one with the newest round and the longest history of crashes is kept: what was learnt
+    about a task must not be forgotten.
+
+    The whole of the view's order of reading is for this: manifests, then claims, then journals, each
+    of which only grows. What looks stranded in that order really is.
+    """
+    best: dict[int, TaskLine | None] = dict.fromkeys(view.ledger.unfinished())
+    if not best:
+        return []
+    held: set[int] = set()
+    for name, manifest in view.manifests.items():
+        for start, stop, is_held in _parts(view, name, idle):
+            for task in manifest.tasks(start, stop):
+                if task.task not in best:
+                    continue
+                if is_held and task.round >= view.ledger.round_of(task.task):
+                    held.add(task.task)
+                known = best[task.task]
+                if known is None or _history(task) > _history(known):
+                    best[task.task] = task
+    # A task that no line describes is unreadable, and so has failed; the view sees to that.
+    return [task for task in best.values() if task is not None and task.task not in held]
+
+
+def _parts(view: View, manifest: str, idle: str) -> Iterator[tuple[int, int, bool]]:
+    """(start, stop, whether somebody has these places) for each claim of a manifest and its rest.
+
+    Places that nobody has claimed count as held: whoever claims them next runs their tasks.
+    """
+    chain = view.chains[manifest]
+    for claim in chain.claims:
+        yield claim.start, claim.stop, _may_run(view, claim.attempt, idle)
+    yield chain.next, chain.end, True
+
+
+def _may_run(view: View, attempt: str, idle: str) -> bool:
+    """Whether an attempt that holds a claim may still run its tasks.
+
+    Who claims has a journal, and journals are read after claims. So a name without one is nobody's:
+    it stands in a damaged claim. That a journal is missing is looked up by its name as well, since
+    what a network file system lists may be older.
+    """
+    if attempt in view.closed or attempt == idle:
+        return False
+    if attempt in view.journals:
+        return True
+    return parse_attempt(attempt) is not None and view.layout.journal(attempt).exists()
+
+
+def _history(task: TaskLine) -> tuple[int, int, int, bool]:
+    """How much is known of a task by this line; the greater, the more."""
+    return (task.round, task.crashes, task.kills, task.careful)
