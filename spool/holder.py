@@ -10,6 +10,7 @@ from gpuspool.spool.states import Life
 
 
 def read_holder(layout: Layout) -> Holder | None:
+    """The last announcement; None where there is none, or it cannot be read."""
     return read_record(layout.holder, Holder)
 
 

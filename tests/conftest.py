@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 from helpers import Box
+from hypothesis import settings
+
+# How long one example takes says more of the machine than of the code.
+settings.register_profile("gpuspool", deadline=None)
+settings.load_profile("gpuspool")
 
 
 @pytest.fixture
