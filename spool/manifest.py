@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from gpuspool.spool.codec import Damaged, decode_lines, seal, unseal, unseal_lines
+from gpuspool.spool.codec import Damaged, R, decode_lines, seal, unseal, unseal_lines
 from gpuspool.spool.layout import Layout, orphans_name, parse_orphans, rank_name
 from gpuspool.spool.publish import is_regular, publish, read_bytes
 from gpuspool.spool.records import Closing, Run, TaskLine
@@ -96,15 +96,21 @@ class Manifest:
 
     def tasks(self, start: int = 0, stop: int | None = None) -> Iterator[TaskLine]:
         """The readable tasks of the places start..stop."""
-        stop = min(self._length if stop is None else stop, self._length)
+        return self.records(TaskLine, start, stop)
+
+    def records(self, kind: type[R], start: int = 0, stop: int | None = None) -> Iterator[R]:
+        """The readable lines of the places start..stop, as records that need not hold every field."""
+        if stop is None:
+            stop = self._length
+        stop = min(stop, self._length)
         for first in range(start, stop, SPLIT_PLACES):
             at = self._offset(first)
             data = self._data[at : self._offset(min(first + SPLIT_PLACES, stop))]
             if self.is_as_planned:
-                yield from decode_lines(data, TaskLine)
+                yield from decode_lines(data, kind)
                 continue
-            for _, task in unseal_lines(data, at, TaskLine, self._refuse):
-                yield task
+            for _, record in unseal_lines(data, at, kind, self._refuse):
+                yield record
 
 
 def planned_checksums(run: Run) -> dict[str, int]:

@@ -13,7 +13,6 @@ from spooling import A0, A1, B0, C0, cuts, hidden_files, make_spool, race, write
 from gpuspool.spool.claims import (
     LEFT_FRACTION,
     LONG_FRACTION,
-    NEAR,
     NOBODY,
     RECENT,
     TARGET_S,
