@@ -25,7 +25,8 @@ VENVS = HERE / ".venvs"
 @dataclass(frozen=True)
 class Peer:
     """One system. `keeps`: what a SIGKILL of all its processes leaves; `benches`: those that mean
-    something for it.
+    something for it; `interpreter`: the Python that has it, where that is neither the runner's nor
+    one of a venv of its own.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Peer:
     program: str = ""
     quick: bool = False
     variant: str = ""
+    interpreter: str = ""
 
     @property
     def slug(self) -> str:
@@ -47,7 +49,9 @@ class Peer:
     @property
     def python(self) -> str:
         """The interpreter of its own venv; the runner's where it needs none."""
-        return str(VENVS / self.slug / "bin" / "python") if self.requirements else sys.executable
+        if self.requirements:
+            return str(VENVS / self.slug / "bin" / "python")
+        return self.interpreter or sys.executable
 
     def why_not(self) -> str:
         """Why it cannot be measured here; "" if it can."""

@@ -18,7 +18,7 @@ from helpers import PATIENCE_S, wait_until
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # benchmarks is a folder of the checkout, and no installed package
 
-from benchmarks import peers, report, targets, timed, traces  # noqa: E402
+from benchmarks import paired, peers, report, targets, timed, traces  # noqa: E402
 from benchmarks.__main__ import BENCHES, SLOW, arguments, main, run_all  # noqa: E402
 from benchmarks.points import Point, growing  # noqa: E402
 from benchmarks.sizes import QUICK  # noqa: E402
@@ -345,3 +345,12 @@ def test_the_gpu_bench_says_so_where_there_is_no_gpu() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "no GPU" in done.stdout
+
+
+def test_two_versions_are_held_against_each_other_pair_by_pair(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert paired.main([sys.executable, "--bench", "startup", "--runs", "2"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].startswith("| bench | figure | this | the other")
+    assert any(row.startswith("| startup, 2 tasks | whole command |") for row in rows)
