@@ -18,7 +18,14 @@ from msgspec.structs import asdict
 from gpuspool.spool.codec import R, seal, seal_lines, unseal_lines
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import Damage, OnDamage
-from gpuspool.spool.publish import SyncError, create_journal, read_bytes, write_all
+from gpuspool.spool.publish import (
+    SyncError,
+    create_journal,
+    open_plain,
+    patiently,
+    pread,
+    write_all,
+)
 from gpuspool.spool.records import Identity, JournalHead, Record
 
 CHUNK_BYTES = 1024 * 1024  # that a reader takes at once, whatever a journal has grown to
@@ -129,16 +136,27 @@ class JournalReader:
             yield from unseal_lines(data, at, kind, self._refuse)
 
     def _new(self) -> Iterator[bytes]:
-        """The whole lines behind `offset`, some at a time."""
-        size = CHUNK_BYTES
-        while True:
-            data = read_bytes(Path(self.path), self.offset, size) or b""
-            end = data.rfind(b"\n") + 1
-            if end:
-                yield data[:end]
-            if len(data) < size:
-                return
-            size = CHUNK_BYTES if end else size * 2
+        """The whole lines behind `offset`, some at a time, with one open for all of them."""
+        path = Path(self.path)
+        fd = patiently(lambda: open_plain(path))
+        if fd is None:
+            return
+        try:
+            size = CHUNK_BYTES
+            while True:
+                data = self._read_chunk(fd, path, size)
+                end = data.rfind(b"\n") + 1
+                if end:
+                    yield data[:end]
+                if len(data) < size:
+                    return
+                # A line that is longer than a chunk is read again with twice as many bytes.
+                size = CHUNK_BYTES if end else size * 2
+        finally:
+            os.close(fd)
+
+    def _read_chunk(self, fd: int, path: Path, size: int) -> bytes:
+        return patiently(lambda: pread(fd, path, self.offset, size))
 
     def _refuse(self, at: int, reason: str) -> None:
         self._report(Damage(self.path, at, reason))

@@ -340,16 +340,30 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
 
 
 def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
+    fd = open_plain(path)
+    if fd is None:
+        return None
     try:
-        fd = os.open(
-            path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        )  # a fifo must not hang anybody
+        return pread(fd, path, offset, size)
+    finally:
+        os.close(fd)
+
+
+def open_plain(path: Path) -> int | None:
+    """A descriptor for reading. None: there is no such file. Never follows a link, never hangs."""
+    try:
+        # Without O_NONBLOCK a fifo would hang whoever opens it.
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return b""
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         raise
+
+
+def pread(fd: int, path: Path, offset: int, size: int) -> bytes:
+    """At most `size` bytes from `offset` on, or all of them where it is negative; b"" of a folder."""
     try:
         with naming(path):
             there = os.fstat(fd).st_size - offset
@@ -357,12 +371,11 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
             parts = []
             while left > 0 and (part := os.pread(fd, left, offset)):
                 parts.append(part)
-                offset, left = offset + len(part), left - len(part)
+                offset += len(part)
+                left -= len(part)
             return b"".join(parts)
     except IsADirectoryError:
         return b""
-    finally:
-        os.close(fd)
 
 
 def read_record(path: Path, kind: type[R]) -> R | None:

@@ -18,7 +18,7 @@ import bisect
 import re
 import stat as stat_
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -65,9 +65,6 @@ LATE_LINES_S = 30.0
 UNREADABLE = "unreadable"
 
 _ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
-
-# What is called with each journal line that a view reads: the attempt, the offset, the line.
-OnLine = Callable[[str, int, JournalBrief], None]
 
 
 def load_run(layout: Layout, on_damage: OnDamage | None = None) -> Run:
@@ -187,13 +184,12 @@ class View:
         *,
         reads_claims: bool = True,
         written: Mapping[str, bytes] | None = None,
-        on_line: OnLine | None = None,
     ) -> None:
         """Nothing is read before the first `refresh`.
 
         reads_claims: whether claims are read; who only wants verdicts saves an open for each of
         them. written: the planned manifests of a spool that this process made just now, which are
-        not read again. on_line: called with each new line of a journal.
+        not read again.
         """
         self.layout = layout
         self.run = run
@@ -209,7 +205,6 @@ class View:
         self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
         self._reads_claims = reads_claims
-        self._on_line = on_line
         self._chains: dict[str, ClaimChain] = {}
         self._claims_by: dict[str, list[Claimed]] = {}
         # manifest -> how many of its claims are in `_claims_by`
@@ -421,13 +416,10 @@ class View:
         attempt = journal.attempt
         started = self.started
         feed = self.ledger.feed
-        on_line = self._on_line
         n_finished = self.finished_by.get(attempt, 0)
         n_failed = self.failed_by.get(attempt, 0)
         try:
             for at, line in journal.read(JournalBrief):
-                if on_line is not None:
-                    on_line(attempt, at, line)
                 state = line.state
                 if state is LineState.STARTED:
                     tasks = (line.task, *line.batch)
@@ -539,11 +531,7 @@ class View:
 
 
 def open_view(
-    spool: str | Path,
-    *,
-    reads_claims: bool = True,
-    written: Mapping[str, bytes] | None = None,
-    on_line: OnLine | None = None,
+    spool: str | Path, *, reads_claims: bool = True, written: Mapping[str, bytes] | None = None
 ) -> View:
     """A refreshed view of a spool; the options are those of `View`.
 
@@ -552,7 +540,7 @@ def open_view(
     layout = Layout(spool)
     damage: list[Damage] = []
     run = load_run(layout, damage.append)
-    view = View(layout, run, reads_claims=reads_claims, written=written, on_line=on_line)
+    view = View(layout, run, reads_claims=reads_claims, written=written)
     for one in damage:
         view.report(one)
     return view.refresh()
