@@ -1,10 +1,11 @@
-# `make demo` and `make test` do all their set-up themselves. PYTHON chooses the interpreter of the new .venv.
+# `make demo` and `make test` do all their set-up themselves. PYTHON chooses the interpreter of the
+# new .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test torture bench lint loc clean
+.PHONY: demo test torture bench lint clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
@@ -13,26 +14,28 @@ test: $(STAMP) lint
 	@sh scripts/test_packages.sh
 	$(BIN)/pytest -n 2 --dist worksteal
 
-# Some twenty minutes on two cores; docs/reliability.md says what it does. Some rows need root and say so where they have none.
+# Takes some twenty minutes on two cores; docs/reliability.md says what it does. Some rows need
+# root, and say so where they do not have it.
 torture: $(STAMP)
 	@sh scripts/test_packages.sh
 	cd tests && $(CURDIR)/$(BIN)/python -m torture --lanes 2
 
-# Peers go into venvs of their own below benchmarks/; all of it takes hours, so name what you want: see its README.
+# Peers go into venvs of their own below benchmarks/. All benches together take hours:
+# benchmarks/README.md shows how to name the ones you want.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/install_peers.py
-	$(BIN)/python -m benchmarks --doc docs/performance.md --plot docs/throughput.svg --json benchmarks/figures.json
+	$(BIN)/python -m benchmarks --doc docs/performance.md --plot docs/throughput.svg \
+		--json benchmarks/figures.json
 
+# The mirror shows how the code reads, and never fails: see decision 15.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python scripts/loc.py
+	$(BIN)/python scripts/mirror.py
 
-loc:
-	@$(PYTHON) scripts/loc.py
-
-# constraints.txt holds the tested versions; pyproject.toml asks for low ones, so that a site's own torch will do.
+# constraints.txt holds the versions that were tested. pyproject.toml asks for low ones, so that the
+# torch that a site already has will do.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
