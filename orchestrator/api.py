@@ -21,12 +21,14 @@ from gpuspool.orchestrator.plan import create as c
 from gpuspool.orchestrator.plan.devices import assign
 from gpuspool.orchestrator.plan.inputs import collect, from_values
 from gpuspool.orchestrator.plan.jobs import parse_job, with_source
+from gpuspool.orchestrator.plan.slots import Slot, make_slots
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.report.status import status as _status
 from gpuspool.orchestrator.supervise.doctor import warnings_of
+from gpuspool.orchestrator.supervise.drain import signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
 from gpuspool.orchestrator.supervise.lock import hold, renounce
-from gpuspool.orchestrator.supervise.loop import Orchestrator, signals_to
+from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.text.progress import make_progress, warn
 from gpuspool.spool.codec import refuse_depth
@@ -195,18 +197,20 @@ def _options(base: Options, given: Mapping[str, Any]) -> Options:
         raise UsageError(f"an option cannot be taken: {error}") from None
 
 
-def _slots(options: Options) -> list[str]:
-    return assign(options.devices, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
+def _slots(options: Options) -> list[Slot]:
+    return make_slots(
+        assign(options.devices, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
+    )
 
 
-def _describe(layout: Layout, request: c.Request, slots: list[str], is_new: bool) -> Report:
+def _describe(layout: Layout, request: c.Request, slots: list[Slot], is_new: bool) -> Report:
     """--dry-run: what would be done; nothing is written."""
     costs = request.inputs.costs
     verb = "make" if is_new else "go on, if nothing but the job differs, with"
     text = f"would {verb} {layout.root} for {len(costs)} tasks on {len(slots)} ranks"
     for rank, planned in enumerate(c.plan(costs, len(slots))):
         cost = sum(costs[index] for index in planned)
-        text += f"\nrank {rank} on {slots[rank] or 'cpu'}: {len(planned)} tasks of cost {cost:g}"
+        text += f"\nrank {rank} on {slots[rank].device_name}: {len(planned)} tasks of cost {cost:g}"
     return Report(layout.root, 0, {"total": len(costs), "complete": 0, "failed": 0}, text)
 
 

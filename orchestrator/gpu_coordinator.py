@@ -1,10 +1,15 @@
 """The seed API: one independent process for each GPU, on the same spool as everything else.
 
-Guarantees: each worker is a fresh interpreter that sees its own device alone; a worker that fails
-lets the others finish; a report is on disk when `put` returns, and is collected once, also from a
-worker that died and also by a new coordinator after the old one was killed. Nothing is restarted,
-and nobody takes another rank's call. Used by programs that had a coordinator of multiprocessing
-queues; docs/seed-api.md tells how to move over.
+Used by programs that had a coordinator of multiprocessing queues; docs/seed-api.md tells how to move
+over. What it guarantees:
+
+- Each worker is a fresh interpreter that sees its own device alone.
+- A worker that fails lets the others finish. Nothing is restarted, and nobody takes another rank's
+  call.
+- A report is on disk when `put` returns, and is collected once: also from a worker that died, and
+  also by a new coordinator after the old one was killed.
+- Looking changes nothing. `exitcode` and `is_alive` tell how a worker stands; its attempt is closed,
+  and its end logged, where the program waits for it, collects, or ends it: `settle`.
 """
 
 from __future__ import annotations
@@ -29,8 +34,10 @@ from gpuspool.orchestrator.plan.create import Request, create
 from gpuspool.orchestrator.plan.devices import CPU, find_pool
 from gpuspool.orchestrator.plan.inputs import Inputs, sealed
 from gpuspool.orchestrator.plan.jobs import parse_call
+from gpuspool.orchestrator.plan.slots import make_slots
 from gpuspool.orchestrator.supervise.bell import BLIND_S
-from gpuspool.orchestrator.supervise.launch import Child, launch
+from gpuspool.orchestrator.supervise.launch import Child, Orders, launch
+from gpuspool.orchestrator.supervise.workers import BY_PARENT
 from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.death import Evidence, classify
 from gpuspool.spool.errors import UsageError
@@ -45,16 +52,23 @@ from gpuspool.spool.layout import (
 )
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import listdir
-from gpuspool.spool.records import JournalLine, Options, QueuedReport, TaskLine
+from gpuspool.spool.records import Error, JournalLine, Options, QueuedReport, TaskLine
 from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.values import decode_value, encode_value
 from gpuspool.spool.view import View, open_view
 
-GRACE_S = 5.0  # from SIGTERM to SIGKILL in terminate_all: enough to write a last report
-KILL_S = (
-    10.0  # for the kernel to end what was killed; a process that hangs in a driver may take longer
-)
-WAIT_S = 60.0  # the longest single sleep: poll(2) takes no unbounded number
+# In `terminate_all`, from SIGTERM to SIGKILL: enough for a worker to write a last report.
+GRACE_S = 5.0
+
+# How long `terminate_all` waits for the kernel to end what it killed. A process that hangs in a
+# driver may take longer, and then the log says so.
+KILL_S = 10.0
+
+# The longest single sleep while waiting: poll(2) takes no unbounded number.
+WAIT_S = 60.0
+
+# The variables that name devices. Where neither is set and no driver tells of a device, the tokens
+# are made up, and no worker can check what it sees.
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 UNCHECKED = {"GPUSPOOL_DEVICE_CHECK": "off"}
 
@@ -62,31 +76,32 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """One rank's process, with the attributes of a multiprocessing.Process that people use.
+    """One rank's process, with the attributes of a multiprocessing.Process that people use."""
 
-    exitcode: None while it runs; 0, 1 after an exception, n after sys.exit(n), -n after signal n.
-    """
-
-    def __init__(self, rank: int, child: Child, ended: Callable[[Worker, int], None]) -> None:
-        self.rank, self.pid, self.attempt = rank, child.pid, child.attempt
+    def __init__(self, rank: int, child: Child, view: View) -> None:
+        self.rank = rank
+        self.pid = child.pid
+        self.attempt = child.attempt
         self.name = f"gpu_worker_{rank}"
-        self.was_told = False
-        self._child, self._ended = child, ended
-        self._exitcode: int | None = None
+        self._child = child
+        self._view = view
+        self._was_told = False
+        self._is_settled = False
 
     @property
     def exitcode(self) -> int | None:
-        if self._exitcode is None:
-            self._exitcode = self._child.exit_code()
-            if self._exitcode is not None:
-                self._ended(self, self._exitcode)
-        return self._exitcode
+        """None while it runs; 0, 1 after an exception, n after sys.exit(n), -n after signal n.
+
+        Reading it changes nothing, neither in the spool nor among the processes.
+        """
+        return self._child.peek_exit_code()
 
     def is_alive(self) -> bool:
+        """Whether it runs. Asking changes nothing."""
         return self.exitcode is None
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for its end, at most `timeout` seconds."""
+        """Wait for its end, at most `timeout` seconds, and settle it."""
         wait_for([self], timeout)
 
     def terminate(self) -> None:
@@ -99,20 +114,87 @@ class Worker:
 
     def _signal(self, number: int) -> None:
         if self.is_alive():
-            self.was_told = True
+            self._was_told = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
+    def settle(self) -> bool:
+        """Draw the consequences of its end: reap it, close its attempt, log what became of it.
+
+        Whatever else of its process group runs is killed. False while it runs itself; once it was
+        settled, calling again does nothing.
+        """
+        if self._is_settled:
+            return True
+        code = self._child.exit_code()
+        if code is None:
+            return False
+        self._is_settled = True
+        try:
+            _close(self._view.refresh(), self.attempt, code, self._was_told)
+            why = _why(self._view, self.attempt)
+        except OSError as error:
+            why = f"and its end cannot be written: {error}"
+        self._log_end(code, why)
+        return True
+
+    def _log_end(self, code: int, why: str) -> None:
+        if code == 0:
+            logger.info("Worker %d completed", self.rank)
+        elif self._was_told:
+            logger.warning("Worker %d terminated (%s)", self.rank, describe_exit(code))
+        else:
+            text = "Worker %d failed with exit code %d (log %s): %s"
+            logger.error(text, self.rank, code, self._view.layout.log(self.attempt), why)
+
+
+def _close(view: View, attempt: str, code: int, was_told: bool) -> None:
+    """Close the attempt of a worker that ended, unless it did so itself. Raises OSError."""
+    if attempt in view.closed:
+        return
+    # A call is never run again, so its first crash, or its first kill, is what fails it.
+    evidence = Evidence(
+        stacks=read_stacks(view.layout, attempt),
+        was_told=was_told,
+        exit_code=code,
+        max_crashes=1,
+        max_kills=1,
+    )
+    close_attempts(view, {attempt: classify(evidence)}, BY_PARENT)
+
+
+def _why(view: View, attempt: str) -> str:
+    """What the worker's function raised, or how else it ended; "" where nothing is known."""
+    for error in _errors(view, attempt):
+        return error.traceback or error.message
+    return ""
+
+
+def _errors(view: View, attempt: str) -> list[Error]:
+    """What is recorded of an attempt's failure: by its closing, then by its own journal."""
+    errors: list[Error | None] = []
+    closing = view.closed.get(attempt)
+    if closing is not None:
+        errors.append(closing.error)
+        errors += [failure.error for failure in closing.failures]
+    reader = JournalReader(view.layout, attempt, view.report)
+    errors += [line.error for _, line in reader.read(JournalLine)]
+    return [error for error in errors if error is not None]
+
 
 def wait_for(workers: Iterable[Worker], timeout: float | None) -> list[Worker]:
-    """Wait until all have ended or the time is over; returns those that still run."""
+    """Wait until all have ended or `timeout` seconds are over; returns those that still run.
+
+    Each is settled as soon as it has ended.
+    """
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
-    while alive := [worker for worker in workers if worker.is_alive()]:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        _sleep_until_one_ends([worker.pid for worker in alive], min(left, WAIT_S))
-    return alive
+    alive = list(workers)
+    while True:
+        alive = [worker for worker in alive if not worker.settle()]
+        left_s = deadline - time.monotonic()
+        if not alive or left_s <= 0:
+            return alive
+        _sleep_until_one_ends([worker.pid for worker in alive], min(left_s, WAIT_S))
 
 
 def _sleep_until_one_ends(pids: list[int], timeout_s: float) -> None:
@@ -122,6 +204,7 @@ def _sleep_until_one_ends(pids: list[int], timeout_s: float) -> None:
             try:
                 fd = os.pidfd_open(pid)
             except (OSError, AttributeError):
+                # Without a pidfd for it, its end is seen only when looked for.
                 timeout_s = min(timeout_s, BLIND_S)
                 continue
             stack.callback(os.close, fd)
@@ -130,8 +213,9 @@ def _sleep_until_one_ends(pids: list[int], timeout_s: float) -> None:
 
 
 class ResultsQueue:
-    """The parent's end of the reports: of all generations that were added, else of the newest there
-    is; each once.
+    """The parent's end of the reports, each of which it gives once.
+
+    It reads those of all generations that were added, or where none was, of the newest there is.
     """
 
     def __init__(self, root: Path) -> None:
@@ -141,6 +225,7 @@ class ResultsQueue:
         self._found: deque[Any] = deque()
 
     def add(self, generation: Layout) -> None:
+        """Read the reports of this generation too."""
         self._generations.append(generation)
 
     def empty(self) -> bool:
@@ -182,11 +267,13 @@ def _warn(damage: Damage) -> None:
 
 
 def generations(root: Path) -> list[Layout]:
-    """The spools of earlier calls of spawn_workers, oldest first."""
-    numbers = sorted(
-        number for number in map(parse_generation, listdir(root)) if number is not None
-    )
-    return [Layout(root / generation_name(number)) for number in numbers]
+    """The spools of earlier calls of spawn_workers below `root`, oldest first."""
+    numbers = []
+    for name in listdir(root):
+        number = parse_generation(name)
+        if number is not None:
+            numbers.append(number)
+    return [Layout(root / generation_name(number)) for number in sorted(numbers)]
 
 
 def device_tokens(world_size: int) -> tuple[list[str], dict[str, str]]:
@@ -212,7 +299,7 @@ class GPUProcessCoordinator:
     """Starts `world_size` workers, one for each GPU, waits for them and collects what they report.
 
     workers: {rank: Worker} of the last spawn_workers. results_queue: the parent's end of the
-    reports.
+    reports. Raises UsageError for a world_size below 1.
     """
 
     def __init__(self, world_size: int, output_dir: str | os.PathLike[str]) -> None:
@@ -232,61 +319,62 @@ class GPUProcessCoordinator:
         Raises TypeError for a function or an argument that cannot be passed on, UsageError and
         OSError where the workers cannot be started; then none runs.
         """
-        alive = [str(rank) for rank, worker in self.workers.items() if worker.is_alive()]
-        if alive:
-            raise UsageError(
-                f"workers {', '.join(alive)} still run. Wait for them, or end them with terminate_all()."
-            )
-        if not isinstance(worker_args, (tuple, list)):
-            raise TypeError(
-                f"worker_args is a {type(worker_args).__name__}; it must be a tuple of arguments"
-            )
-        args = [
-            encode_value(value, f"worker_args[{place}]") for place, value in enumerate(worker_args)
-        ]
+        self._refuse_while_any_runs()
+        args = _encode_args(worker_args)
         job, source = parse_call(worker_fn)
         tokens, variables = device_tokens(self.world_size)
+        options = Options()
         request = Request(
-            job, source, {"worker_args": args}, self._calls(), Options(), None, sys.argv
+            job, source, {"worker_args": args}, self._calls(), options, None, sys.argv
         )
+        # Where another coordinator took a generation's number just now, the next one is tried.
         while create(layout := self._next_generation(), request, self.world_size) is None:
-            continue  # another coordinator took that number just now
+            continue
         view = open_view(layout.root)
         self.results_queue.add(layout)
         self.workers = {}
+        orders = Orders(epoch=0, job=job, options=options, world_size=self.world_size)
         try:
-            for rank, token in enumerate(tokens):
-                child = launch(
-                    view, rank, 0, token, job, request.options, self.world_size, **variables
-                )
-                self.workers[rank] = Worker(
-                    rank, child, lambda worker, code: _settle(view, worker, code)
-                )
-                logger.info("Spawned worker %d (CUDA_VISIBLE_DEVICES=%s)", rank, token)
+            for slot in make_slots(tokens):
+                child = launch(view, slot, orders, **variables)
+                self.workers[slot.rank] = Worker(slot.rank, child, view)
+                text = "Spawned worker %d (CUDA_VISIBLE_DEVICES=%s)"
+                logger.info(text, slot.rank, slot.device)
         except OSError:
             self.terminate_all()
             raise
 
+    def _refuse_while_any_runs(self) -> None:
+        """Settle the last generation's workers. Raises UsageError while one of them runs."""
+        alive = [str(rank) for rank, worker in self.workers.items() if not worker.settle()]
+        if alive:
+            raise UsageError(
+                f"workers {', '.join(alive)} still run. Wait for them, or end them with "
+                "terminate_all()."
+            )
+
     def _calls(self) -> Inputs:
-        """One careful task for each rank: its journal says that it began, so a death in it is known
-        to be its own.
+        """One careful task for each rank: its journal says that the call began, so a death in it is
+        known to be its own.
         """
         call = TaskLine(task=0, key="", payload=msgspec.Raw(b"null"), cost=1.0, careful=True)
-        ranks = range(self.world_size)
         return sealed(
-            msgspec.structs.replace(call, task=rank, key=rank_name(rank)) for rank in ranks
+            msgspec.structs.replace(call, task=rank, key=rank_name(rank))
+            for rank in range(self.world_size)
         )
 
     def _next_generation(self) -> Layout:
         earlier = generations(self._root)
-        number = (parse_generation(earlier[-1].root.name) or 0) + 1 if earlier else 0
+        number = 0
+        if earlier:
+            number = (parse_generation(earlier[-1].root.name) or 0) + 1
         return Layout(self._root / generation_name(number))
 
     def wait_for_completion(self, timeout: float | None = None) -> dict[int, bool]:
         """For each rank whether it completed; one deadline for all, `timeout` seconds from now.
 
-        Who still runs then is False and goes on running. Ctrl-C ends the workers, as it would in
-        one process group.
+        Whoever still runs then is False and goes on running. Ctrl-C ends the workers, as it would
+        in one process group.
         """
         try:
             alive = wait_for(self.workers.values(), timeout)
@@ -294,23 +382,28 @@ class GPUProcessCoordinator:
             self.terminate_all()
             raise
         for worker in alive:
-            logger.warning(
-                "Worker %d timed out after %g s (pid %d); it goes on",
-                worker.rank,
-                timeout,
-                worker.pid,
-            )
-        return {rank: worker.exitcode == 0 for rank, worker in self.workers.items()}
+            text = "Worker %d timed out after %g s (pid %d); it goes on"
+            logger.warning(text, worker.rank, timeout, worker.pid)
+        running = {worker.rank for worker in alive}
+        return {
+            rank: rank not in running and worker.exitcode == 0
+            for rank, worker in self.workers.items()
+        }
 
     def collect_results(self) -> list[dict[str, Any]]:
-        """The reports that this object has not given yet, in the order of rank and put."""
+        """The reports that this object has not given yet, in the order of rank and put.
+
+        Workers that have ended are settled.
+        """
+        for worker in self.workers.values():
+            worker.settle()
         return self.results_queue.drain()
 
     def terminate_all(self) -> None:
-        """End every worker and its children: SIGTERM, then SIGKILL for who is still there after
+        """End every worker and its children: SIGTERM, then SIGKILL for whoever is still there after
         GRACE_S.
         """
-        alive = [worker for worker in self.workers.values() if worker.is_alive()]
+        alive = [worker for worker in self.workers.values() if not worker.settle()]
         for worker in alive:
             logger.warning("Terminating worker %d (pid %d)", worker.rank, worker.pid)
             worker.terminate()
@@ -319,44 +412,13 @@ class GPUProcessCoordinator:
             logger.warning("Terminating worker %d (pid %d) with SIGKILL", worker.rank, worker.pid)
             worker.kill()
         for worker in wait_for(alive, KILL_S):
-            logger.error(
-                "Worker %d (pid %d) does not end; look at the driver", worker.rank, worker.pid
-            )
+            text = "Worker %d (pid %d) does not end; look at the driver"
+            logger.error(text, worker.rank, worker.pid)
 
 
-def _settle(view: View, worker: Worker, code: int) -> None:
-    """Close the attempt of a worker that ended, unless it did so itself, and say what became of it."""
-    try:
-        _close(view.refresh(), worker, code)
-        why = _why(view, worker.attempt)
-    except OSError as error:
-        why = f"and its end cannot be written: {error}"
-    if code == 0:
-        logger.info("Worker %d completed", worker.rank)
-    elif worker.was_told:
-        logger.warning("Worker %d terminated (%s)", worker.rank, describe_exit(code))
-    else:
-        log = view.layout.log(worker.attempt)
-        logger.error("Worker %d failed with exit code %d (log %s): %s", worker.rank, code, log, why)
-
-
-def _close(view: View, worker: Worker, code: int) -> None:
-    if worker.attempt in view.closed:
-        return
-    evidence = Evidence(
-        stacks=read_stacks(view.layout, worker.attempt),
-        was_told=worker.was_told,
-        exit_code=code,
-        max_crashes=1,
-        max_kills=1,
-    )
-    close_attempts(view, {worker.attempt: classify(evidence)}, by="parent")
-
-
-def _why(view: View, attempt: str) -> str:
-    """What the worker's function raised, or how else it ended."""
-    closing = view.closed.get(attempt)
-    errors = [] if closing is None else [closing.error, *(lost.error for lost in closing.failures)]
-    reader = JournalReader(view.layout, attempt, view.report)
-    errors += [line.error for _, line in reader.read(JournalLine)]
-    return next((error.traceback or error.message for error in errors if error is not None), "")
+def _encode_args(worker_args: Sequence[Any]) -> list[Any]:
+    """The arguments as JSON that keeps their types. Raises TypeError, naming what has none."""
+    if not isinstance(worker_args, (tuple, list)):
+        kind = type(worker_args).__name__
+        raise TypeError(f"worker_args is a {kind}; it must be a tuple of arguments")
+    return [encode_value(value, f"worker_args[{place}]") for place, value in enumerate(worker_args)]

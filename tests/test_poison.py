@@ -13,7 +13,7 @@ from helpers import JOBS, Box, assert_sound, names, record, start_gated, wait_un
 
 from gpuspool.orchestrator.report.failures import SHOWN, failures_text
 from gpuspool.orchestrator.report.results import Result
-from gpuspool.orchestrator.supervise.loop import most_failed
+from gpuspool.orchestrator.supervise.drain import most_failed
 from gpuspool.spool.exits import signal_of
 from gpuspool.spool.oom import OomWatch, find_counter
 from gpuspool.spool.records import Error

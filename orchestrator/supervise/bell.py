@@ -1,10 +1,14 @@
-"""What wakes the orchestrator: a published file, the end of a process, a signal, or time. It
-decides nothing.
+"""What wakes the loop: a published file, the end of a process, a signal, or time. It decides
+nothing.
 
-One pipe carries the first and third, a pidfd for each process the second, so the loop sleeps in one
-poll(2). The only file that imports watchdog. On network file systems inotify sees nothing of other
-hosts: there the bell is a poll. A run of a few tasks is over before watchdog would have started, so
-at first the folders' times are looked at instead.
+One pipe carries published files and signals, a pidfd for each process tells of its end, so the loop
+sleeps in one poll(2). A ring may be missed and may come for nothing: whoever is woken looks around,
+and looks now and then unwoken.
+
+Published files are heard by inotify, through watchdog; this is the only file that imports it. On
+network file systems inotify sees nothing of other hosts, so there the bell is a poll: every wait
+ends after `quiet_s`. A run of a few tasks is over before watchdog would have started, so at first
+the times of the folders are looked at instead.
 """
 
 from __future__ import annotations
@@ -21,55 +25,78 @@ from typing import Any
 
 from gpuspool.spool.file_system import file_system_type, is_network
 
-QUIET_S = 1.0  # with inotify: progress, deadlines and what no event told
-NETWORK_S = 2.0  # without: a listing of a few folders each time
-EARLY_S = 0.25  # in this time watchdog is not started,
-EARLY_LOOK_S = (
-    0.003  # and so often the times of the folders are looked at; what those miss is seen when it is
-)
-LONGEST_S = 86400.0  # poll(2) counts milliseconds in an int
-BLIND_S = (
-    0.2  # where the kernel has no pidfd (before 5.3): how late the end of a process may be seen
-)
+# How long a wait without an event lasts where inotify works: progress, deadlines and what no event
+# tells of can wait for a second.
+QUIET_S = 1.0
+
+# The same span on a network, where each look costs the server a listing of some folders.
+NETWORK_S = 2.0
+
+# Watchdog is not started before this: importing it and starting its threads takes a tenth of a
+# second of CPU, which a short run should not pay for.
+EARLY_S = 0.25
+
+# Until then the times of the folders are looked at this often. Two files that are published within
+# one tick of the kernel's clock may ring once; what the first ring showed late is seen then.
+EARLY_LOOK_S = 0.003
+
+# The longest wait that is passed on: poll(2) counts milliseconds in an int.
+LONGEST_S = 86400.0
+
+# Where the kernel has no pidfd (before 5.3), the end of a process is seen this late at most.
+BLIND_S = 0.2
+
+# How much is read from the pipe at once. Each ring is one byte; all that wait are one ring.
+PIPE_BYTES = 4096
 
 
 class Bell:
-    """Wakes who waits, until closed; of published files it hears once it watches. `poll_s` above 0:
-    it polls.
+    """Wakes who waits, until it is closed.
+
+    `root` is the spool, by whose file system it is chosen how to hear. With `poll_s` above 0 the
+    bell polls, and a wait lasts that long at most. `quiet_s` is how long whoever waits should wait
+    at most where no observer tells of published files.
     """
 
     def __init__(self, root: Path, poll_s: float) -> None:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._pidfds: dict[int, int | None] = {}
         self._observer: Any = None
+        # The folders whose times are looked at until an observer watches them; then none.
         self._folders: list[Path] = []
         self._times: list[int] = []
         self._watch_at = 0.0
         is_far = is_network(file_system_type(root))
         self.quiet_s = poll_s or (NETWORK_S if is_far else QUIET_S)
-        self._is_poll = bool(poll_s) or is_far
+        self._is_poll = poll_s > 0 or is_far
         self._old_wakeup = -1
-        if threading.current_thread() is threading.main_thread():
+        if _is_main_thread():
             self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
     def watch_soon(self, folders: Iterable[Path]) -> None:
-        """Ring for every file that is published in these folders from now on; inotify is asked only
-        in a while.
+        """Ring for every file that is published in these folders from now on.
+
+        For EARLY_S by looking at the folders' times while somebody waits, then by inotify.
         """
         if not self._is_poll:
-            self._folders, self._watch_at = list(folders), time.monotonic() + EARLY_S
+            self._folders = list(folders)
+            self._watch_at = time.monotonic() + EARLY_S
             self._has_changed()
 
     def _has_changed(self) -> bool:
-        known, self._times = self._times, []
+        """Whether a folder has changed since the last call."""
+        known = self._times
+        self._times = []
         for folder in self._folders:
             with contextlib.suppress(OSError):
                 self._times.append(os.stat(folder).st_mtime_ns)
         return known != self._times
 
     def watch(self, folders: Iterable[Path]) -> None:
-        """Ring for every file that is published in these folders from now on, where inotify can
-        tell.
+        """Ring for every file that is published in these folders from now on, by inotify.
+
+        Where no inotify instance, watch or thread is left the bell stays a poll, and `has_observer`
+        stays False.
         """
         if self._is_poll:
             return
@@ -84,56 +111,62 @@ class Bell:
         from watchdog.observers import Observer
 
         bell = self
-        logging.getLogger("watchdog").addHandler(
-            logging.NullHandler()
-        )  # it warns of events while it is closed
+        # Watchdog logs a warning for events that come while it is closed.
+        logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
         class Handler(FileSystemEventHandler):
             def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002
                 bell.ring()
 
+        wanted = [FileCreatedEvent, FileMovedEvent]
         try:
             observer = Observer()
             for folder in folders:
-                observer.schedule(
-                    Handler(), str(folder), event_filter=[FileCreatedEvent, FileMovedEvent]
-                )
+                observer.schedule(Handler(), str(folder), event_filter=wanted)
             observer.start()
-        except (OSError, RuntimeError):  # no inotify instance, watch or thread left: a poll will do
+        except (OSError, RuntimeError):
             return
         self._observer = observer
 
     @property
     def has_observer(self) -> bool:
+        """Whether inotify tells of published files."""
         return self._observer is not None
 
     def ring(self) -> None:
-        """Wake the waiter; from any thread."""
+        """Wake who waits; from any thread."""
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._writer, b"!")
 
     def wait(self, timeout_s: float, pids: Iterable[int]) -> None:
-        """Sleep until something happens, one of these processes ends, or the time is over; or less
-        than that.
+        """Sleep until something happens, one of these processes ends, or the time is over.
+
+        It may return sooner than that: always once when watching by inotify begins, so that
+        whoever waits looks for what came in between.
         """
         timeout_s = min(timeout_s, LONGEST_S)
-        pids, until = set(pids), time.monotonic() + timeout_s
-        while self._folders:
+        if self._folders:
+            self._wait_early(timeout_s, set(pids))
+        else:
+            self._sleep(timeout_s, set(pids))
+
+    def _wait_early(self, timeout_s: float, pids: set[int]) -> None:
+        """Wait as `wait` does, without an observer; make one once it is time for that."""
+        until = time.monotonic() + timeout_s
+        while True:
             now = time.monotonic()
             if now >= self._watch_at:
-                folders, self._folders = self._folders, []
-                return self.watch(folders)
-            if (
-                now >= until
-                or self._sleep(min(EARLY_LOOK_S, until - now), pids)
-                or self._has_changed()
-            ):
-                return None
-        self._sleep(timeout_s, pids)
-        return None
+                folders = self._folders
+                self._folders = []
+                self.watch(folders)
+                return
+            if now >= until or self._sleep(min(EARLY_LOOK_S, until - now), pids):
+                return
+            if self._has_changed():
+                return
 
     def _sleep(self, timeout_s: float, pids: set[int]) -> bool:
-        """Whether anything but time woke it."""
+        """Sleep in poll(2); whether anything but time ended it. Rings that wait are used up."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         for pid in self._pidfds.keys() - pids:
@@ -144,13 +177,14 @@ class Bell:
                 timeout_s = min(timeout_s, BLIND_S)
             else:
                 poll.register(fd, select.POLLIN)
-        woken = bool(poll.poll(max(timeout_s, 0) * 1000))
+        is_woken = bool(poll.poll(max(timeout_s, 0) * 1000))
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._reader, 4096):
+            while os.read(self._reader, PIPE_BYTES):
                 pass
-        return woken
+        return is_woken
 
     def _pidfd(self, pid: int) -> int | None:
+        """The descriptor that tells of the end of a process; None where there can be none."""
         if pid not in self._pidfds:
             self._pidfds[pid] = None
             with contextlib.suppress(OSError, AttributeError):
@@ -163,7 +197,8 @@ class Bell:
             os.close(fd)
 
     def close(self) -> None:
-        if threading.current_thread() is threading.main_thread():
+        """Stop hearing, and give back what was there for signals before."""
+        if _is_main_thread():
             signal.set_wakeup_fd(self._old_wakeup)
         if self._observer is not None:
             self._observer.stop()
@@ -172,3 +207,8 @@ class Bell:
             self._drop(pid)
         os.close(self._reader)
         os.close(self._writer)
+
+
+def _is_main_thread() -> bool:
+    """Whether this thread may set handlers and wake-ups for signals."""
+    return threading.current_thread() is threading.main_thread()

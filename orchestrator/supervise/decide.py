@@ -1,14 +1,28 @@
 """What to do next, as a pure function of what is known. It reads nothing, starts nothing and knows
 no clock.
 
-first, whatever else       every attempt that is proved dead is closed, for it changes what is claimable
-all tasks have a verdict   wait for the attempts to end themselves, kill who lingers, end "finished"
-draining                   wait for the attempts in hand, kill past the grace, end "drained"
-no rank's job loads        end "load"
-too many tasks failed      drain, end "too many failed"
-something is claimable     launch ranks without an open attempt, as many as there is work for; none on a sick device
-nothing is, nobody lives   sweep; if that finds nothing either, end "stuck"
-every rank has given up    end "gave up"
+The first row that holds decides; the rows below it wait for the next look.
+
+when                                      then
+an attempt is proved dead                 close all that are, in one action: it changes what is
+                                          claimable
+mending claims is due                     mend them: what a power cut gave back would run twice
+every task has a verdict                  say so to attempts that wait; wait for them to end
+                                          themselves, kill who lingers; end "finished"
+a drain was asked for                     wait for the tasks in hand, kill past the grace; end
+                                          "drained", or what the drain says
+as many tasks failed as --max-failed      stop, which begins a drain
+no rank's job loads, nobody is open       end "load"
+something is claimable                    launch in slots without an open attempt, as many as there
+                                          is work for, but not where a rank or a device was given
+                                          up; if that is everywhere and nobody is open, end
+                                          "gave up"
+somebody is open                          wait
+no sweep since the last launch            sweep
+else                                      end "stuck"
+
+The loop calls `decide` after each look; `supervise.snapshot` makes its argument. What wakes the loop
+for a restart, `next_restart_at`, stands here too, since it must agree with the launches.
 """
 
 from __future__ import annotations
@@ -17,186 +31,288 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.spool.records import Closing
-from gpuspool.spool.states import Life
+from gpuspool.spool.states import AttemptState, Ending, Life, Reason
 
-FAREWELL_S = (
-    15.0  # for a worker to notice the end and run its exit handlers, once every task has a verdict
-)
-BACKOFF_S = (1.0, 30.0)  # before a rank's restart: first, and at most; doubled each time in a row
+# Once every task has a verdict, a worker has this long to notice it and to run its exit handlers.
+# Handlers that upload a log or close a driver take seconds; who takes longer hangs.
+FAREWELL_S = 15.0
+
+# A rank's first restart after a failure waits this long, and each further one in a row twice as
+# long as the one before. What fails at once must not be started a thousand times an hour.
+BACKOFF_FIRST_S = 1.0
+
+# No restart waits longer than this: a device that comes back should be used soon.
+BACKOFF_MOST_S = 30.0
 
 
 class OpenAttempt(msgspec.Struct, frozen=True):
+    """An attempt that is not closed. `is_starting`: it has claimed nothing yet."""
+
     name: str
     rank: int
-    life: str
+    life: Life
     is_starting: bool
 
 
-class RankPast(msgspec.Struct, frozen=True):
-    """A rank's attempts of this epoch that ended, oldest first, and when the last did, on the
-    loop's clock.
+class AttemptEnd(msgspec.Struct, frozen=True):
+    """How one attempt ended, and how many tasks it finished."""
 
-    `device`: its token; "" for a CPU rank, which shares its device with all others. `done`: what
-    all its attempts of this epoch have finished, the open one too.
+    closing: Closing
+    finished: int
+
+
+class RankPast(msgspec.Struct, frozen=True):
+    """What became of a slot's attempts in this epoch.
+
+    `closings` are those of the attempts that ended, oldest first; `finished` says for each how many
+    tasks it finished. `ended_at` is when the last was seen to have ended, on the monotonic clock.
+    `done` counts the tasks that all its attempts finished, those of the open one too.
     """
 
-    rank: int
+    slot: Slot
     closings: tuple[Closing, ...] = ()
     finished: tuple[int, ...] = ()
     ended_at: float = 0.0
-    device: str = ""
     done: int = 0
+
+    @property
+    def rank(self) -> int:
+        return self.slot.rank
+
+    @property
+    def device(self) -> str:
+        return self.slot.device
+
+    @property
+    def ends(self) -> list[AttemptEnd]:
+        """How each attempt ended, oldest first."""
+        pairs = zip(self.closings, self.finished, strict=True)
+        return [AttemptEnd(closing, finished) for closing, finished in pairs]
 
 
 class Snapshot(msgspec.Struct, frozen=True):
+    """All that `decide` knows. Times are on the monotonic clock.
+
+    `finished_at` is when the attempts were told that every task has a verdict, None before that.
+    """
+
     tasks_left: int
     unclaimed: int
     open: Sequence[OpenAttempt]
     past: Sequence[RankPast]
-    is_draining: bool = False
+    failed: int = 0
+    drain: Drain | None = None
+    is_mending_due: bool = False
     was_swept: bool = False
     finished_at: float | None = None
-    kill_at: float | None = None
-    failed: int = 0
 
 
 class Policy(msgspec.Struct, frozen=True):
+    """What the user asked for: --max-restarts, and --max-failed as a number of tasks."""
+
     max_restarts: int
     max_failed: int | None = None
 
 
 class Close(msgspec.Struct, frozen=True):
-    attempt: str
+    """Close these attempts, which are proved dead. One pass over the spool serves all of them."""
+
+    attempts: tuple[str, ...]
+
+
+class Mend(msgspec.Struct, frozen=True):
+    """Claim again what a power cut may have given back."""
+
+
+class SayFinished(msgspec.Struct, frozen=True):
+    """Tell the attempts that wait for work that every task has a verdict."""
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Begin a drain: too many tasks have failed."""
 
 
 class Launch(msgspec.Struct, frozen=True):
-    rank: int
+    """Start the next attempt of a slot's rank."""
+
+    slot: Slot
 
 
 class Kill(msgspec.Struct, frozen=True):
+    """Kill an attempt of this host; nobody is blamed."""
+
     attempt: str
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    pass
-
-
-class Stop(msgspec.Struct, frozen=True):
-    """Drain: too many tasks have failed."""
+    """Publish the tasks that no open attempt holds and no manifest offers."""
 
 
 class End(msgspec.Struct, frozen=True):
-    how: str
+    """The epoch is over."""
+
+    ending: Ending
 
 
-Action = Close | Launch | Kill | Sweep | Stop | End
+# What is done and changes nothing about the epoch; and, with the last, all that may be decided.
+Act = Close | Mend | SayFinished | Stop | Launch | Kill | Sweep
+Action = Act | End
+
+# After these the loop looks again at once: they change what is claimable, or who is draining. A
+# launch or a kill shows only later, and the bell tells.
+CHANGING = (Close, Mend, Sweep, Stop)
 
 
 def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
-    """The next actions, to be done in order; an empty list means wait."""
-    dead: list[Action] = [
-        Close(attempt.name) for attempt in snapshot.open if attempt.life is Life.DEAD
-    ]
+    """The next actions, to be done in this order; none means wait."""
+    dead = tuple(attempt.name for attempt in snapshot.open if attempt.life is Life.DEAD)
     if dead:
-        return dead
+        return [Close(dead)]
+    if snapshot.is_mending_due:
+        return [Mend()]
     if snapshot.tasks_left == 0:
-        late = snapshot.finished_at is not None and now > snapshot.finished_at + FAREWELL_S
-        return _await_end(snapshot, "finished", late)
-    if snapshot.is_draining:
-        return _await_end(
-            snapshot, "drained", snapshot.kill_at is not None and now > snapshot.kill_at
-        )
+        return _finish(snapshot, now)
+    if snapshot.drain is not None:
+        return _await_end(snapshot, snapshot.drain.ending, snapshot.drain.kill_at, now)
     if policy.max_failed is not None and snapshot.failed >= policy.max_failed:
         return [Stop()]
     if not snapshot.open and _loads_nowhere(snapshot.past):
-        return [End("load")]
+        return [End(Ending.LOAD)]
     if snapshot.unclaimed:
         return _launches(snapshot, policy, now)
     if snapshot.open:
         return []
-    return [End("stuck")] if snapshot.was_swept else [Sweep()]
+    if not snapshot.was_swept:
+        return [Sweep()]
+    return [End(Ending.STUCK)]
 
 
-def _await_end(snapshot: Snapshot, how: str, is_late: bool) -> list[Action]:
-    here = [attempt for attempt in snapshot.open if attempt.life is Life.ALIVE]
+def _finish(snapshot: Snapshot, now: float) -> list[Action]:
+    """Every task has a verdict: see the open attempts off."""
+    if snapshot.finished_at is not None:
+        return _await_end(snapshot, Ending.FINISHED, snapshot.finished_at + FAREWELL_S, now)
+    said: list[Action] = []
+    if snapshot.open:
+        said.append(SayFinished())
+    return said + _await_end(snapshot, Ending.FINISHED, now + FAREWELL_S, now)
+
+
+def _await_end(snapshot: Snapshot, ending: Ending, kill_at: float, now: float) -> list[Action]:
+    """Wait for the attempts that live here, kill them from `kill_at` on, and end once none does.
+
+    Nobody waits for what may live elsewhere: it ends itself, or is closed by its own parent or by
+    the next resume.
+    """
+    here = [attempt.name for attempt in snapshot.open if attempt.life is Life.ALIVE]
     if not here:
-        return [
-            End(how)
-        ]  # what may live elsewhere ends itself, or is closed by its parent or the next resume
-    return [Kill(attempt.name) for attempt in here] if is_late else []
+        return [End(ending)]
+    if now < kill_at:
+        return []
+    return [Kill(name) for name in here]
 
 
 def _loads_nowhere(past: Sequence[RankPast]) -> bool:
-    """Every rank that was started failed to load its job at its first attempt, and none got further
-    since.
-    """
-    tried = [rank.closings for rank in past if rank.closings]
-    return bool(tried) and all(
-        closing.reason == "load" for closings in tried for closing in closings
-    )
+    """Whether every attempt that ended had failed to load its job, and at least one did."""
+    reasons = [closing.reason for rank in past for closing in rank.closings]
+    return bool(reasons) and all(reason is Reason.LOAD for reason in reasons)
 
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
-    busy = {attempt.rank for attempt in snapshot.open}
-    sick = sick_devices(snapshot.past, policy)
-    free = [rank for rank in snapshot.past if rank.rank not in busy]
-    able = [
-        rank
-        for rank in free
-        if rank.device not in sick and failures_in_a_row(rank) <= policy.max_restarts
-    ]
+    able = _able(snapshot, policy)
     if not able and not snapshot.open:
-        return [End("gave up")]
+        return [End(Ending.GAVE_UP)]
+    # An attempt that has claimed nothing yet will claim something, so it counts as work that is
+    # taken: else the last few tasks would have every rank started for them.
     starting = sum(attempt.is_starting for attempt in snapshot.open)
-    ready = [rank for rank in able if now >= rank.ended_at + backoff_s(failures_in_a_row(rank))]
-    return [Launch(rank.rank) for rank in ready[: max(0, snapshot.unclaimed - starting)]]
+    wanted = max(0, snapshot.unclaimed - starting)
+    ready = [rank for rank in able if restart_at(rank) <= now]
+    return [Launch(rank.slot) for rank in ready[:wanted]]
 
 
-def sick_devices(past: Sequence[RankPast], policy: Policy) -> set[str]:
-    """The devices on which more than max_restarts attempts in a row, of whatever ranks, came to
-    nothing.
+def _able(snapshot: Snapshot, policy: Policy) -> list[RankPast]:
+    """The slots without an open attempt whose rank and device were not given up."""
+    busy = {attempt.rank for attempt in snapshot.open}
+    sick = sick_devices(snapshot.past, policy.max_restarts)
+    return [
+        rank
+        for rank in snapshot.past
+        if rank.rank not in busy
+        and rank.device not in sick
+        and failures_in_a_row(rank) <= policy.max_restarts
+    ]
 
-    That a crash made a task suspect excuses the device only as long as no other device gets
-    anything done.
+
+def next_restart_at(snapshot: Snapshot, policy: Policy, now: float) -> float | None:
+    """When the next slot that waits for its backoff may be launched; None where none waits.
+
+    A rank that was given up waits for nothing. Neither does one whose moment has come: if it was not
+    launched, there was no work for it, and that changes by an event and not by time.
     """
-    sick = set()
-    for device in {rank.device for rank in past if rank.device}:
-        here = [rank for rank in past if rank.device == device]
-        works_elsewhere = any(rank.done for rank in past if rank.device != device)
-        ends = [end for rank in here for end in zip(rank.closings, rank.finished, strict=True)]
-        ends = [
-            end for end in ends if end[0].state == "failed" or end[1]
-        ]  # who found no work says nothing
-        ends.sort(key=lambda end: end[0].at)
-        if _fruitless(ends, is_excused=not works_elsewhere) > policy.max_restarts:
-            sick.add(device)
-    return sick
+    if snapshot.drain is not None or snapshot.tasks_left == 0 or not snapshot.unclaimed:
+        return None
+    moments = map(restart_at, _able(snapshot, policy))
+    return min((moment for moment in moments if moment > now), default=None)
 
 
-def failures_in_a_row(past: RankPast) -> int:
-    """How many of the rank's last attempts finished no task, made no task suspect, and nobody else
-    had ended.
-    """
-    return _fruitless(list(zip(past.closings, past.finished, strict=True)), is_excused=True)
-
-
-def _fruitless(ends: list[tuple[Closing, int]], is_excused: bool) -> int:
-    """How many of the last (closing, finished tasks) failed for nothing; suspects may excuse, a
-    task lost always.
-    """
-    count = 0
-    for closing, finished in reversed(ends):
-        if (
-            finished
-            or closing.failures
-            or closing.state != "failed"
-            or (is_excused and closing.suspects)
-        ):
-            break
-        count += closing.reason != "lost"
-    return count
+def restart_at(past: RankPast) -> float:
+    """From when on the slot's next attempt may be launched."""
+    return past.ended_at + backoff_s(failures_in_a_row(past))
 
 
 def backoff_s(failures: int) -> float:
-    return min(BACKOFF_S[0] * 2.0 ** (failures - 1), BACKOFF_S[1]) if failures else 0.0
+    """How long a restart waits after so many failures in a row."""
+    if not failures:
+        return 0.0
+    return min(BACKOFF_FIRST_S * 2.0 ** (failures - 1), BACKOFF_MOST_S)
+
+
+def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:
+    """The devices on which more than `max_restarts` attempts in a row failed for nothing.
+
+    The attempts of all ranks of a device form one row, in the order in which they ended. CPU ranks
+    share theirs with everybody and are never counted so. A crash that made a task suspect speaks
+    for the device as long as no other device gets anything done; once one does, the device counts
+    as the cause.
+    """
+    devices = {rank.device for rank in past if rank.device}
+    return {device for device in devices if _is_sick(device, past, max_restarts)}
+
+
+def _is_sick(device: str, past: Sequence[RankPast], max_restarts: int) -> bool:
+    works_elsewhere = any(rank.done for rank in past if rank.device != device)
+    ends = [end for rank in past if rank.device == device for end in rank.ends]
+    # An attempt that ended in peace and found no work says nothing about its device.
+    telling = [end for end in ends if end.closing.state is AttemptState.FAILED or end.finished]
+    telling.sort(key=lambda end: end.closing.at)
+    return _fruitless(telling, is_excused=not works_elsewhere) > max_restarts
+
+
+def failures_in_a_row(past: RankPast) -> int:
+    """How many of the rank's last attempts failed for nothing.
+
+    The row is broken by an attempt that finished a task, made a task suspect, failed a task, or
+    was told to end. An attempt whose death nobody saw is passed over.
+    """
+    return _fruitless(past.ends, is_excused=True)
+
+
+def _fruitless(ends: Sequence[AttemptEnd], is_excused: bool) -> int:
+    """How many of the last attempts failed for nothing; with `is_excused`, suspects explain a crash."""
+    count = 0
+    for end in reversed(ends):
+        if not _failed_for_nothing(end, is_excused):
+            break
+        if end.closing.reason is not Reason.LOST:
+            count += 1
+    return count
+
+
+def _failed_for_nothing(end: AttemptEnd, is_excused: bool) -> bool:
+    """Whether an attempt failed, and nothing but itself explains it. A failed task always does."""
+    closing = end.closing
+    if closing.state is not AttemptState.FAILED or end.finished or closing.failures:
+        return False
+    return not (is_excused and closing.suspects)

@@ -1,9 +1,8 @@
-"""Whether a folder's file system keeps what the protocol relies on, found out by trying: `gpuspool
-doctor DIR`.
+"""Whether a folder's file system keeps what the protocol relies on, found out by trying.
 
-A *problem* breaks the protocol: no spool should live there. A *warning* costs speed or comfort. All
-is tried in a hidden folder that is removed again. A run looks too, at what costs next to nothing,
-and passes the warnings on.
+`gpuspool doctor DIR` tries everything; each run tries what costs next to nothing, and passes the
+warnings on. A *problem* breaks the protocol: no spool should live there. A *warning* costs speed or
+comfort. All is tried in a hidden folder that is removed again.
 """
 
 from __future__ import annotations
@@ -25,11 +24,15 @@ from gpuspool.spool.file_system import file_system_type, is_network
 from gpuspool.spool.layout import PROBE_NAME, hidden_name
 from gpuspool.spool.publish import fsync_dir, fsync_file, remove_tree_quietly
 
-LOW_BYTES = (
-    256 * 1024 * 1024
-)  # an epoch's journals, logs and small outputs fit into this; large outputs do not anyway
+# Less free space than this is warned of. It holds an epoch's journals, logs and small outputs;
+# large outputs need more anyway, and how much nobody can tell.
+LOW_BYTES = 256 * 1024 * 1024
+
+# Fewer free inodes than this are warned of: a run makes some files for each rank and each attempt.
 LOW_INODES = 1000
-BELL_S = 2.0  # for an event to come; more is no bell
+
+# An event that takes longer than this to come wakes the orchestrator later than its own looks do.
+BELL_S = 2.0
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -41,7 +44,10 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def examine(folder: Path, is_thorough: bool = True) -> list[Check]:
-    """Try everything in a folder. Raises OSError only where nothing can be made in it at all."""
+    """Try everything in a folder, or with `is_thorough` off what is quick.
+
+    Raises OSError only where nothing can be made in the folder at all.
+    """
     folder = Path(os.path.abspath(folder))
     inside = folder / hidden_name(PROBE_NAME)
     inside.mkdir()
@@ -55,25 +61,29 @@ def examine(folder: Path, is_thorough: bool = True) -> list[Check]:
 
 
 def warnings_of(folder: Path) -> list[str]:
-    """What a run that begins says about its spool's file system."""
-    return [
-        f"{folder}: {c.name}: {c.detail}"
-        for c in examine(folder, is_thorough=False)
-        if c.state != "ok"
-    ]
+    """What a run that begins says about its spool's file system. Raises OSError as `examine`."""
+    checks = examine(folder, is_thorough=False)
+    return [f"{folder}: {check.name}: {check.detail}" for check in checks if check.state != "ok"]
 
 
 def _try(one: Callable[[Path], Check], inside: Path) -> Check:
+    """The result of one try; an error is a problem."""
     try:
         return one(inside)
     except OSError as error:
-        return Check(one.__name__.strip("_"), "problem", f"{error.strerror} (errno {error.errno})")
+        detail = f"{error.strerror} (errno {error.errno})"
+        return Check(one.__name__.strip("_"), "problem", detail)
 
 
 def _type(folder: Path) -> Check:
     kind = file_system_type(folder)
-    poll = "; a network: the orchestrator looks every 2 s, workers of other hosts are judged by their lease"
-    return Check("type", "ok", (kind or "unknown") + (poll if is_network(kind) else ""))
+    detail = kind or "unknown"
+    if is_network(kind):
+        detail += (
+            "; a network: the orchestrator looks every 2 s, workers of other hosts are judged by "
+            "their lease"
+        )
+    return Check("type", "ok", detail)
 
 
 def _exclusive(inside: Path) -> Check:
@@ -81,63 +91,60 @@ def _exclusive(inside: Path) -> Check:
     path.touch(exist_ok=False)
     with contextlib.suppress(FileExistsError):
         path.touch(exist_ok=False)
-        return Check(
-            "exclusive",
-            "problem",
-            "O_EXCL makes a file that exists: two workers would own one thing",
-        )
+        detail = "O_EXCL makes a file that exists: two workers would own one thing"
+        return Check("exclusive", "problem", detail)
     return Check("exclusive", "ok", "O_EXCL refuses what exists")
 
 
 def _link(inside: Path) -> Check:
-    old, new = inside / "link", inside / "link2"
+    old = inside / "link"
+    new = inside / "link2"
     old.touch()
     os.link(old, new)
     with contextlib.suppress(FileExistsError):
         os.link(old, new)
-        return Check(
-            "link", "problem", "link(2) replaces what exists: two workers would claim one task"
-        )
+        detail = "link(2) replaces what exists: two workers would claim one task"
+        return Check("link", "problem", detail)
     return Check("link", "ok", "link(2) refuses what exists")
 
 
 def _rename(inside: Path) -> Check:
-    old, new = inside / "old", inside / "new"
+    old = inside / "old"
+    new = inside / "new"
     old.write_text("new")
     new.write_text("old")
     os.rename(old, new)
-    is_right = new.read_text() == "new" and not old.exists()
-    return Check(
-        "rename",
-        "ok" if is_right else "problem",
-        "rename(2) replaces" if is_right else "rename(2) does not",
-    )
+    if new.read_text() == "new" and not old.exists():
+        return Check("rename", "ok", "rename(2) replaces")
+    return Check("rename", "problem", "rename(2) does not replace")
 
 
 def _lock(inside: Path) -> Check:
-    with open(inside / "lock", "w") as one, open(inside / "lock", "w") as two:
+    advice = "never start one spool twice at once"
+    path = inside / "lock"
+    with open(path, "w") as one, open(path, "w") as two:
         try:
             fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return Check(
-                "lock",
-                "warning",
-                f"no flock(2) ({error.strerror}): never start one spool twice at once",
-            )
+            return Check("lock", "warning", f"no flock(2) ({error.strerror}): {advice}")
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Check(
-                "lock", "warning", "flock(2) is granted twice: never start one spool twice at once"
-            )
+            return Check("lock", "warning", f"flock(2) is granted twice: {advice}")
     return Check("lock", "ok", "flock(2) holds")
 
 
 def _space(inside: Path) -> Check:
     stat = os.statvfs(inside)
-    free, inodes = stat.f_bavail * stat.f_frsize, stat.f_favail
-    text = f"{free / 2**30:.1f} GiB free" + (f", {inodes} inodes free" if stat.f_files else "")
-    is_low = free < LOW_BYTES or (stat.f_files and inodes < LOW_INODES)
-    return Check("space", "warning" if is_low else "ok", text)
+    free = stat.f_bavail * stat.f_frsize
+    inodes = stat.f_favail
+    # Some file systems make inodes as they need them, and say that they have none.
+    counts_inodes = stat.f_files > 0
+    text = f"{free / 2**30:.1f} GiB free"
+    if counts_inodes:
+        text += f", {inodes} inodes free"
+    if free < LOW_BYTES or (counts_inodes and inodes < LOW_INODES):
+        return Check("space", "warning", text)
+    return Check("space", "ok", text)
 
 
 def _sync(inside: Path) -> Check:
@@ -146,35 +153,30 @@ def _sync(inside: Path) -> Check:
     began = time.perf_counter()
     fsync_file(path)
     fsync_dir(inside)
-    return Check(
-        "sync",
-        "ok",
-        f"fsync(2) of a file and its folder took {1000 * (time.perf_counter() - began):.1f} ms",
-    )
+    took_ms = 1000 * (time.perf_counter() - began)
+    return Check("sync", "ok", f"fsync(2) of a file and its folder took {took_ms:.1f} ms")
 
 
 def _inotify(inside: Path) -> Check:
     with contextlib.closing(Bell(inside, 0.0)) as bell:
         bell.watch([inside])
         if not bell.has_observer:
-            kind = file_system_type(inside)
-            why = (
-                f"not used on {kind}"
-                if is_network(kind)
-                else "no watch to be had (fs.inotify.max_user_watches)"
-            )
-            return Check(
-                "inotify", "ok" if is_network(kind) else "warning", f"{why}: the orchestrator polls"
-            )
+            return _without_inotify(inside)
+        # The file of another process: whether inotify tells of one's own says less.
         script = "import sys; open(sys.argv[1], 'x')"
         subprocess.run([sys.executable, "-S", "-c", script, inside / "bell"], check=True)
         began = time.perf_counter()
         bell.wait(BELL_S, [])
         seconds = time.perf_counter() - began
     if seconds >= BELL_S:
-        return Check(
-            "inotify",
-            "warning",
-            f"another process's file was not told within {BELL_S:g} s; use --poll",
-        )
+        detail = f"another process's file was not told within {BELL_S:g} s; use --poll"
+        return Check("inotify", "warning", detail)
     return Check("inotify", "ok", "it tells of another process's files")
+
+
+def _without_inotify(inside: Path) -> Check:
+    kind = file_system_type(inside)
+    if is_network(kind):
+        return Check("inotify", "ok", f"not used on {kind}: the orchestrator polls")
+    why = "no watch to be had (fs.inotify.max_user_watches)"
+    return Check("inotify", "warning", f"{why}: the orchestrator polls")

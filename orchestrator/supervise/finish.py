@@ -1,18 +1,20 @@
-"""The end of an epoch: missing copies are made, leftovers removed, summary.json written, and one
-honest line said.
+"""The end of an epoch: copies that are missing are made, leftovers removed, summary.json written,
+and one honest message made for people.
+
+Called once by the loop, when nothing of the run is alive on this host any more. Nothing depends on
+it: killed in the middle, the next epoch's end does it all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
+from gpuspool.orchestrator.supervise.leftovers import remove_leftovers
 from gpuspool.spool.closing import FailedTask, publish_copies
 from gpuspool.spool.errors import (
     EXIT_COMPLETE,
@@ -22,135 +24,193 @@ from gpuspool.spool.errors import (
     NotFinished,
 )
 from gpuspool.spool.exits import describe_exit
-from gpuspool.spool.layout import (
-    OUT_MARK,
-    PROBE_NAME,
-    STATES,
-    SUBDIRS,
-    parse_hidden,
-    parse_hidden_output,
-    rank_of,
-)
-from gpuspool.spool.publish import (
-    listdir,
-    read_record,
-    remove_quietly,
-    remove_tree_quietly,
-    rename,
-    replace,
-)
+from gpuspool.spool.layout import STATES, rank_of
+from gpuspool.spool.publish import listdir, read_record, rename, replace
 from gpuspool.spool.records import Closing
+from gpuspool.spool.states import AttemptState, Ending
 from gpuspool.spool.view import View
-
-EXIT_OF = {"drained": EXIT_DRAINED, "interrupted": EXIT_INTERRUPTED}
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How an epoch ended: finished, drained, interrupted, too many failed, load, gave up, stuck."""
+    """How an epoch ended, the exit code that says so, and what people are told."""
 
-    how: str
+    how: Ending
     exit_code: int
     message: str
 
 
 def finish(
-    view: View, how: str, epoch: int, seconds: float, sick: Mapping[str, list[int]]
+    view: View, ending: Ending, epoch: int, seconds: float, sick: Mapping[str, list[int]]
 ) -> Outcome:
-    """All that is left to do when nothing of the run is alive here any more. `sick`: devices, with
-    their ranks.
+    """Do all that is left to do, and tell how the epoch ended after so many seconds.
+
+    `sick` are the devices whose last attempt failed for nothing, with their ranks. summary.json is
+    replaced by rename(2). Raises OSError.
     """
-    told = {(state, name) for state in STATES for name in listdir(view.layout.subdir(state))}
-    for closing in view.closed.values():
-        if (closing.state, view.layout.status(closing.state, closing.attempt).name) not in told:
-            publish_copies(view.layout, closing)
+    _make_missing_copies(view)
     file_away_old_failures(view)
     if not view.open_attempts:
         remove_leftovers(view)
-    ledger = view.ledger
-    if how == "finished":
-        code = EXIT_SOME_FAILED if ledger.n_failed else EXIT_COMPLETE
-    else:
-        code = EXIT_OF.get(how, NotFinished.exit_code)
-    outcome = Outcome(
-        how,
-        code,
-        _message(view, how, epoch, seconds) + "".join(_sick(view, *item) for item in sick.items()),
-    )
-    summary = _summary(view, outcome, epoch, seconds) | {"sick_devices": sick}
-    replace(
-        view.layout.summary,
-        msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n",
-        durable=True,
-    )
+    message = _message(view, ending, epoch, seconds)
+    for device, ranks in sick.items():
+        message += "\n" + _about_device(view, device, ranks)
+    outcome = Outcome(ending, _exit_code(view, ending), message)
+    summary = _summary(view, outcome, epoch, seconds)
+    summary["sick_devices"] = sick
+    data = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+    replace(view.layout.summary, data, durable=True)
     return outcome
 
 
-def _sick(view: View, device: str, ranks: list[int]) -> str:
-    """One line about a device on which nothing came off, with the last that was heard of it."""
-    ends = [view.closed[a] for a in view.attempts if a in view.closed and rank_of(a) in ranks]
-    last = max((end for end in ends if end.state == "failed"), key=lambda end: end.at)
-    why = last.reason if last.exit_code is None else describe_exit(last.exit_code)
-    if last.error is not None:
-        why = f"{last.error.type}: {last.error.message}"
-    names = ", ".join(f"rank {rank}" for rank in ranks)
-    return (
-        f"\nLook at device {device} ({names}, host {os.uname().nodename}): what ran on it came to nothing, others did "
-        f"its tasks. The last was {last.attempt}, log {view.layout.log(last.attempt)}: {why}"
-    )
+def _exit_code(view: View, ending: Ending) -> int:
+    match ending:
+        case Ending.FINISHED:
+            return EXIT_SOME_FAILED if view.ledger.n_failed else EXIT_COMPLETE
+        case Ending.DRAINED:
+            return EXIT_DRAINED
+        case Ending.INTERRUPTED:
+            return EXIT_INTERRUPTED
+        case Ending.TOO_MANY_FAILED | Ending.LOAD | Ending.GAVE_UP | Ending.STUCK:
+            return NotFinished.exit_code
+        case _:
+            assert_never(ending)
+
+
+def _make_missing_copies(view: View) -> None:
+    """Publish the status records, and what goes with them, of closings that have none.
+
+    Whoever closed an attempt may have died before it made them.
+    """
+    layout = view.layout
+    told = {(state, name) for state in STATES for name in listdir(layout.subdir(state))}
+    for closing in view.closed.values():
+        name = layout.status(closing.state, closing.attempt).name
+        if (closing.state, name) not in told:
+            publish_copies(layout, closing)
+
+
+def file_away_old_failures(view: View) -> None:
+    """Move files of failed-tasks/ that are no longer true to the folders of their rounds.
+
+    Those are the ones of earlier rounds, and of tasks that are complete now. By rename(2). Raises
+    OSError.
+    """
+    for filename in listdir(view.layout.failed_tasks):
+        path = view.layout.failed_tasks / filename
+        record = read_record(path, FailedTask) if path.is_file() else None
+        if record is not None and _is_overtaken(view, record):
+            folder = view.layout.failed_round(record.round)
+            folder.mkdir(exist_ok=True)
+            rename(path, folder / filename)
+
+
+def _is_overtaken(view: View, record: FailedTask) -> bool:
+    ledger = view.ledger
+    if not 0 <= record.task < ledger.tasks:
+        return False
+    return bool(ledger.complete[record.task]) or record.round < ledger.round_of(record.task)
 
 
 def _short(path: str | os.PathLike[str]) -> str:
-    """As seen from the current folder, while there is one."""
+    """A path as seen from the current folder, while there is one."""
     try:
         return os.path.relpath(path)
     except OSError:
         return os.fspath(path)
 
 
-def _message(view: View, how: str, epoch: int, seconds: float) -> str:
-    ledger, root = view.ledger, _short(view.layout.root)
-    failed = ledger.n_failed
+def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
+    """What happened, with the counts, and what to do next."""
+    root = _short(view.layout.root)
+    counts = _counts(view, root)
+    go_on = f"Go on with the same command or `gpuspool resume {root}`."
+    match ending:
+        case Ending.FINISHED:
+            out = _short(view.run.out or view.layout.outputs)
+            return f"{counts}, in {seconds:.1f} s. Outputs: {out}"
+        case Ending.TOO_MANY_FAILED:
+            return (
+                f"stopped early, since --max-failed is reached: {counts}. "
+                f"`gpuspool retry {root}`, or go on with a higher --max-failed."
+            )
+        case Ending.DRAINED | Ending.INTERRUPTED:
+            return f"{ending} with {counts}. {go_on}"
+        case Ending.LOAD:
+            what = f"no rank could load the job {view.run.job.spec}; nothing is lost."
+        case Ending.GAVE_UP:
+            what = f"not finished: every rank failed too often; {counts}."
+        case Ending.STUCK:
+            why = "no rank has anything to do: try `gpuspool verify`"
+            what = f"not finished: {why}; {counts}."
+        case _:
+            assert_never(ending)
+    return f"{what}\n{_first_error(view, epoch)}\n{go_on}"
+
+
+def _counts(view: View, root: str) -> str:
+    ledger = view.ledger
     counts = f"{ledger.n_complete} of {ledger.tasks} tasks complete"
-    if failed:
-        counts += f", {failed} failed (`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs them again)"
+    if ledger.n_failed:
+        counts += (
+            f", {ledger.n_failed} failed (`gpuspool failed {root}` tells why, "
+            f"`gpuspool retry {root}` runs them again)"
+        )
     if ledger.duplicates:
         counts += f"; {ledger.duplicates} ran twice and were counted once"
-    go_on = f"Go on with the same command or `gpuspool resume {root}`."
-    if how == "finished":
-        return (
-            f"{counts}, in {seconds:.1f} s. Outputs: {_short(view.run.out or view.layout.outputs)}"
-        )
-    if how == "too many failed":
-        retry = f"`gpuspool retry {root}`"
-        return f"stopped early, since --max-failed is reached: {counts}. {retry}, or go on with a higher --max-failed."
-    if how in ("drained", "interrupted"):
-        return f"{how} with {counts}. {go_on}"
-    if how == "load":
-        return f"no rank could load the job {view.run.job.spec}; nothing is lost.\n{_first_error(view, epoch)}\n{go_on}"
-    why = (
-        "every rank failed too often"
-        if how == "gave up"
-        else "no rank has anything to do: try `gpuspool verify`"
-    )
-    return f"not finished: {why}; {counts}.\n{_first_error(view, epoch)}\n{go_on}"
+    return counts
 
 
 def _first_error(view: View, epoch: int) -> str:
-    """What the last attempt of the lowest rank that failed in this epoch said."""
-    intents = [
-        intent for intent in view.intents.values() if intent is not None and intent.epoch == epoch
+    """What the last attempt of the lowest rank that failed in this epoch said; "" if none did."""
+    attempts = [
+        intent.attempt
+        for intent in view.intents.values()
+        if intent is not None and intent.epoch == epoch
     ]
-    for attempt in sorted(
-        sorted((intent.attempt for intent in intents), reverse=True), key=rank_of
-    ):
+    # The newest first, and then by rank: sorting keeps the order of equals.
+    attempts.sort(reverse=True)
+    attempts.sort(key=rank_of)
+    for attempt in attempts:
         closing = view.closed.get(attempt)
-        if closing is not None and closing.error is not None:
-            device = closing.stats.device if closing.stats else "?"
-            text = closing.error.traceback or f"{closing.error.type}: {closing.error.message}"
-            return f"{attempt} on device {device}, log {view.layout.log(attempt)}:\n{text.rstrip()}"
-        if closing is not None and closing.state == "failed":
-            return f"{attempt} ended ({closing.reason}), see {view.layout.log(attempt)}"
+        if closing is not None and (closing.error is not None or _is_failed(closing)):
+            return _last_words(view, closing)
     return ""
+
+
+def _is_failed(closing: Closing) -> bool:
+    return closing.state is AttemptState.FAILED
+
+
+def _last_words(view: View, closing: Closing) -> str:
+    """The error of an attempt that failed, and where its log is."""
+    log = view.layout.log(closing.attempt)
+    if closing.error is None:
+        return f"{closing.attempt} ended ({closing.reason}), see {log}"
+    device = closing.stats.device if closing.stats else "?"
+    text = closing.error.traceback or f"{closing.error.type}: {closing.error.message}"
+    return f"{closing.attempt} on device {device}, log {log}:\n{text.rstrip()}"
+
+
+def _about_device(view: View, device: str, ranks: list[int]) -> str:
+    """One line about a device on which the last attempts failed, and what the very last said."""
+    closings = [view.closed[name] for name in view.attempts if name in view.closed]
+    failed = [one for one in closings if _is_failed(one) and rank_of(one.attempt) in ranks]
+    last = max(failed, key=lambda closing: closing.at)
+    names = ", ".join(f"rank {rank}" for rank in ranks)
+    return (
+        f"Look at device {device} ({names}, host {os.uname().nodename}): the last attempts on it "
+        f"failed, while others did its tasks. The last was {last.attempt}, log "
+        f"{view.layout.log(last.attempt)}: {_why(last)}"
+    )
+
+
+def _why(closing: Closing) -> str:
+    """Why an attempt failed, in a few words."""
+    if closing.error is not None:
+        return f"{closing.error.type}: {closing.error.message}"
+    if closing.exit_code is not None:
+        return describe_exit(closing.exit_code)
+    return closing.reason
 
 
 def _summary(view: View, outcome: Outcome, epoch: int, seconds: float) -> dict[str, Any]:
@@ -183,57 +243,9 @@ def _attempt(view: View, name: str) -> dict[str, Any]:
     }
     stats = closing.stats if closing else None
     if stats is not None:
-        row |= {"seconds": stats.seconds, "busy_s": stats.busy_s, "device": stats.device}
-        row |= {"device_name": stats.device_name, "peak_memory_bytes": stats.peak_memory_bytes}
+        row["seconds"] = stats.seconds
+        row["busy_s"] = stats.busy_s
+        row["device"] = stats.device
+        row["device_name"] = stats.device_name
+        row["peak_memory_bytes"] = stats.peak_memory_bytes
     return row
-
-
-def remove_leftovers(view: View) -> None:
-    """Hidden files of processes that died between writing and linking. Only while no attempt is
-    open.
-    """
-    folders = [view.layout.root, *(view.layout.subdir(name) for name in SUBDIRS)]
-    folders += [
-        Path(entry.path) for entry in os.scandir(view.layout.subdir("claims")) if entry.is_dir()
-    ]
-    for folder in folders:
-        for entry in os.scandir(folder):
-            hidden = parse_hidden(entry.name)
-            if hidden is not None and entry.is_file(follow_symlinks=False):
-                remove_quietly(Path(entry.path))
-            elif hidden is not None and hidden[0] == PROBE_NAME:
-                remove_tree_quietly(Path(entry.path))
-    dirty = {name for name, closing in view.closed.items() if _is_dirty(closing)}
-    if dirty:
-        _remove_hidden_outputs(Path(view.run.out or view.layout.outputs), dirty)
-
-
-def _is_dirty(closing: Closing) -> bool:
-    """Whether hidden outputs of this attempt may be left."""
-    is_clean = closing.by == closing.attempt and closing.state != "failed"
-    return not is_clean or (closing.stats is not None and closing.stats.left_behind > 0)
-
-
-def _remove_hidden_outputs(out: Path, attempts: set[str]) -> None:
-    for folder, folders, files in os.walk(out):
-        for name in [*folders, *files]:
-            if parse_hidden_output(name) in attempts:
-                path = Path(folder, name)
-                with contextlib.suppress(OSError):
-                    remove_tree_quietly(path) if path.is_dir() else path.unlink()
-        folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]
-
-
-def file_away_old_failures(view: View) -> None:
-    """Move what failed-tasks/ tells of earlier rounds, or of tasks that are complete now, to their
-    rounds' folders.
-    """
-    for filename in listdir(view.layout.failed_tasks):
-        path = view.layout.failed_tasks / filename
-        record = read_record(path, FailedTask) if path.is_file() else None
-        if record is None or not 0 <= record.task < view.ledger.tasks:
-            continue
-        if view.ledger.complete[record.task] or record.round < view.ledger.round_of(record.task):
-            folder = view.layout.failed_round(record.round)
-            folder.mkdir(exist_ok=True)
-            rename(path, folder / filename)

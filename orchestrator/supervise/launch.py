@@ -1,8 +1,11 @@
-"""Starting and ending the processes of ranks on this host.
+"""Starting and ending the processes of attempts on this host.
 
-A worker is a session and process group of its own: a Ctrl-C at the terminal reaches only the
-parent, and killing it takes the job's children (data loaders, commands) along. Its device variables
-stand in its environment before its interpreter starts; its output goes to the attempt's log.
+A worker leads a session and a process group of its own: a Ctrl-C at the terminal reaches only the
+parent, and killing a worker takes the job's children (data loaders, commands) along. Its device
+variables stand in its environment before its interpreter starts, since libraries read them when
+they are imported. Its output goes to the attempt's log.
+
+Called by `children.py` for the loop, and by the seed API's coordinator.
 """
 
 from __future__ import annotations
@@ -13,9 +16,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from gpuspool.orchestrator.plan.devices import environment_for, near_cpus
+from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import attempt_name
@@ -24,7 +31,13 @@ from gpuspool.spool.publish import FILE_MODE, publish
 from gpuspool.spool.records import Intent, Job, Options
 from gpuspool.spool.view import View
 
-OOM_SCORE = 300  # as if a worker had 3/10 of the memory more than it has
+# Added to a worker's oom_score_adj: to the kernel's out-of-memory killer it looks as if it held
+# three tenths of the memory more than it does, so it dies rather than the small parent.
+OOM_SCORE = 300
+OOM_SCORE_MOST = 1000
+
+# The environment variables that an intent records, for whoever asks later what a worker saw. The
+# others may hold secrets.
 RECORDED = (
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",
@@ -34,97 +47,125 @@ RECORDED = (
 )
 
 
+class Orders(msgspec.Struct, frozen=True):
+    """What all attempts of one epoch are told alike. `world_size` is how many slots there are."""
+
+    epoch: int
+    job: Job
+    options: Options
+    world_size: int
+
+
 class Child:
-    """One worker that this process started."""
+    """One worker that this process started, and which therefore is its to wait for."""
 
     def __init__(self, attempt: str, process: subprocess.Popen[bytes]) -> None:
         self.attempt = attempt
         self.pid = process.pid
+        self.started_at = time.monotonic()
         self._process = process
 
-    def exit_code(self) -> int | None:
-        """None while it runs; else -N for signal N. Its group is killed before its pid is given
-        back.
+    def peek_exit_code(self) -> int | None:
+        """The exit code, -N for signal N, or None while it runs. Changes nothing: no process is
+        reaped, none is killed.
         """
-        if self._process.returncode is None:
-            with contextlib.suppress(
-                ChildProcessError
-            ):  # where SIGCHLD is ignored the kernel has reaped it
-                if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                    return None
-                kill_group(self.pid)
-        return self._process.wait()
+        if self._process.returncode is not None:
+            return self._process.returncode
+        try:
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            status = os.waitid(os.P_PID, self.pid, flags)
+        except ChildProcessError:
+            # Where SIGCHLD is ignored the kernel reaps by itself, and nobody learns the status.
+            return self._process.wait()
+        if status is None:
+            return None
+        if status.si_code == os.CLD_EXITED:
+            return status.si_status
+        return -status.si_status
+
+    def exit_code(self) -> int | None:
+        """The exit code as `peek_exit_code` gives it; a worker that has ended is reaped.
+
+        Its process group is killed before: until the leader is reaped its pid, which names the
+        group, can belong to nobody else.
+        """
+        code = self.peek_exit_code()
+        if code is not None and self._process.returncode is None:
+            kill_group(self.pid)
+            self._process.wait()
+        return code
 
 
 def open_log(path: str, flags: int) -> int:
+    """An opener for `open` that follows no link in the place of a log."""
     return os.open(path, flags | os.O_NOFOLLOW, FILE_MODE)
 
 
-def _offer_to_oom_killer(pid: int) -> None:
-    """Where memory runs out, a worker shall die rather than the orchestrator, which restarts it and
-    is small.
-    """
-    path = Path(f"/proc/{pid}/oom_score_adj")
-    with contextlib.suppress(OSError, ValueError):
-        path.write_text(str(min(int(path.read_text()) + OOM_SCORE, 1000)))
-
-
 def kill_group(pid: int) -> None:
-    """SIGKILL the whole group of a worker; that it is gone already is fine."""
+    """SIGKILL the whole process group that a worker leads; that it is gone already is fine."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
-def launch(
-    view: View,
-    rank: int,
-    epoch: int,
-    tokens: str,
-    job: Job,
-    options: Options,
-    world_size: int,
-    **variables: str,
-) -> Child:
-    """Publish the intent, then start the process, with `variables` added to its environment. Raises
-    OSError.
+def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
+    """Start the next attempt of a slot's rank; `variables` are added to its environment.
+
+    The intent is published first, so that no process of the run is ever unknown to the spool. If
+    the process then cannot be started, the intent stays behind and counts as a dead attempt.
+    Raises OSError.
     """
-    number = view.next_number(rank)
-    attempt = attempt_name(rank, number)
-    argv = [
-        sys.executable,
-        "-P",
-        "-m",
-        "gpuspool.worker",
-        "--spool",
-        str(view.layout.root),
-        "--rank",
-        str(rank),
-    ]
-    argv += ["--attempt", str(number)]
-    mark = {MARK: mark_of(run_mark(view.layout.root, view.run.id), attempt)}
-    environment = {
-        **os.environ,
-        **environment_for(tokens, world_size, os.environ),
-        **mark,
-        **variables,
-    }
+    number = view.next_number(slot.rank)
+    attempt = attempt_name(slot.rank, number)
+    argv = _argv(view, slot.rank, number)
+    environment = _environment(view, attempt, slot, orders.world_size, variables)
     intent = Intent(
         attempt=attempt,
-        epoch=epoch,
-        device=tokens or "cpu",
-        world_size=world_size,
+        epoch=orders.epoch,
+        device=slot.device_name,
+        world_size=orders.world_size,
         argv=argv,
         parent=myself(),
-        job=job,
-        options=options,
+        job=orders.job,
+        options=orders.options,
         environment={name: environment[name] for name in RECORDED if name in environment},
         at=time.time(),
     )
     if not publish(view.layout.intent(attempt), seal_pretty(intent)):
         raise FileExistsError(f"{attempt} was started by somebody else just now")
-    folder = view.run.submit_dir if Path(view.run.submit_dir).is_dir() else str(view.layout.root)
+    child = Child(attempt, _start(view, attempt, argv, environment))
+    _offer_to_oom_killer(child.pid)
+    _keep_near_device(child.pid, slot.device)
+    return child
+
+
+def _argv(view: View, rank: int, number: int) -> list[str]:
+    # -P keeps the current folder off the worker's sys.path: modules of a job's folder must not
+    # hide ours.
+    argv = [sys.executable, "-P", "-m", "gpuspool.worker"]
+    argv += ["--spool", str(view.layout.root)]
+    argv += ["--rank", str(rank), "--attempt", str(number)]
+    return argv
+
+
+def _environment(
+    view: View, attempt: str, slot: Slot, world_size: int, variables: Mapping[str, str]
+) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment.update(environment_for(slot.device, world_size, os.environ))
+    environment[MARK] = mark_of(run_mark(view.layout.root, view.run.id), attempt)
+    environment.update(variables)
+    return environment
+
+
+def _start(
+    view: View, attempt: str, argv: list[str], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start the process in the folder from which the run was submitted, while there is one."""
+    folder = view.run.submit_dir
+    if not Path(folder).is_dir():
+        folder = str(view.layout.root)
     with open(view.layout.log(attempt), "ab", buffering=0, opener=open_log) as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -133,9 +174,19 @@ def launch(
             env=environment,
             start_new_session=True,
         )
-    _offer_to_oom_killer(process.pid)
-    cpus = near_cpus(tokens)
+
+
+def _offer_to_oom_killer(pid: int) -> None:
+    """Where memory runs out, let a worker die rather than its parent, which would restart it."""
+    path = Path(f"/proc/{pid}/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        score = min(int(path.read_text()) + OOM_SCORE, OOM_SCORE_MOST)
+        path.write_text(str(score))
+
+
+def _keep_near_device(pid: int, device: str) -> None:
+    """Let a worker run on the cores next to its GPU only, where NVML tells which these are."""
+    cpus = near_cpus(device)
     if cpus:
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(process.pid, cpus)
-    return Child(attempt, process)
+            os.sched_setaffinity(pid, cpus)

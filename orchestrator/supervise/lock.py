@@ -1,8 +1,9 @@
-"""One orchestrator for a spool: a file lock that is never unlinked. The only file that imports
-filelock.
+"""One orchestrator for a spool: a file lock that is never unlinked.
 
-The lock saves work, it is not what keeps a spool right: where the file system has no locks, a
-warning is all.
+The lock saves work; it is not what keeps a spool right. Where the file system has no locks, a
+warning is all. `hold` takes the lock around everything an orchestrator does; `announce` and
+`renounce` say in orchestrator.json who holds it, for whoever comes second. The only file that
+imports filelock.
 """
 
 from __future__ import annotations
@@ -24,50 +25,78 @@ from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import naming, patiently, replace
 from gpuspool.spool.records import Holder
 
+# What file systems answer that have no locks.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def hold(layout: Layout) -> Iterator[str | None]:
-    """Hold the spool's lock; yields a warning where locks do not work. Raises OrchestratorLive."""
+    """Hold the spool's lock as long as the block lasts.
+
+    Yields None, or a warning where the file system has no locks. Raises OrchestratorLive where
+    somebody else holds it, OSError.
+    """
     lock = FileLock(
         layout.lock, fallback_to_soft=False, preserve_lock_file=True, thread_local=False
     )
-    warning = None
+    warning = _acquire(lock, layout)
+    try:
+        yield warning
+    finally:
+        if warning is None:
+            # If this fails the end of the process gives the lock back as well.
+            with contextlib.suppress(OSError):
+                patiently(lock.release)
+
+
+def _acquire(lock: FileLock, layout: Layout) -> str | None:
     try:
         with naming(layout.lock):
             lock.acquire(timeout=0)
     except Timeout:
         raise OrchestratorLive(f"{layout.root} is held by {describe_holder(layout)}") from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+    except NotImplementedError as error:
+        return _warning(error)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             raise
-        warning = f"no file locks on this file system ({error}): be sure that no other gpuspool runs this spool"
-    try:
-        yield warning
-    finally:
-        if warning is None:
-            with contextlib.suppress(OSError):  # the end of this process gives it back as well
-                patiently(lock.release)
+        return _warning(error)
+    return None
+
+
+def _warning(error: Exception) -> str:
+    return (
+        f"no file locks on this file system ({error}): be sure that no other gpuspool runs this "
+        "spool"
+    )
 
 
 def announce(layout: Layout, epoch: int) -> None:
-    """Tell who comes second whom to ask."""
+    """Write who holds the spool, by rename(2), for whoever comes second. Raises OSError."""
     holder = Holder(**asdict(myself()), epoch=epoch, since=time.time())
     replace(layout.holder, pretty(holder))
 
 
 def renounce(layout: Layout) -> None:
-    """The same, once it is over: a process that called the Python API may live on."""
+    """Write that this process holds the spool no longer, by rename(2). Raises OSError.
+
+    A process that called the Python API lives on, so that it is alive says nothing. What another
+    orchestrator announced meanwhile stays.
+    """
     holder = read_holder(layout)
-    if holder is not None and (holder.host, holder.pid) == (myself().host, myself().pid):
+    me = myself()
+    if holder is not None and (holder.host, holder.pid) == (me.host, me.pid):
         replace(layout.holder, pretty(replaced(holder, until=time.time())))
 
 
 def describe_holder(layout: Layout) -> str:
+    """Who holds the spool and what to do about it, for a message."""
     holder = read_holder(layout)
     if holder is None:
-        return "another orchestrator. Wait for it, or find it with `ps` on the hosts that share this folder."
+        return (
+            "another orchestrator. Wait for it, or find it with `ps` on the hosts that share this "
+            "folder."
+        )
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
     return (
         f"an orchestrator on host {holder.host}, pid {holder.pid}, since {since}. "

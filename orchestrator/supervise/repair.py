@@ -1,20 +1,23 @@
-"""What is mended before a damaged spool goes on: its second copies, its job, its folders. Nothing
-is deleted.
+"""Repairing a spool that was damaged, before and while a run goes on with it. Nothing is deleted.
 
-Called by the one orchestrator, under its lock, before it reads anything else. Whatever is replaced
-is copied to corrupt/ first. Records that cannot be mended cost what they held: their tasks are
-looked up elsewhere or run again.
+`repair` and `repair_job` are called by the one orchestrator, under its lock, before it reads
+anything else: they make whole what everything hangs on, the folders, FORMAT, both copies of
+run.json, and the job. Whatever is replaced is copied to corrupt/ first. Other records cannot be
+made whole and cost what they held: their tasks are looked up elsewhere or run again. Of those
+`DamageKeeper` copies the files to corrupt/ when the loop meets them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import SpoolError
 from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout
+from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import (
     FOLDER_MODE,
     fsync_dir,
@@ -25,10 +28,31 @@ from gpuspool.spool.publish import (
     replace,
 )
 from gpuspool.spool.records import Job, Run
+from gpuspool.spool.states import JobKind
+from gpuspool.spool.view import View
+
+
+class DamageKeeper:
+    """Copies each file that a view found damaged to corrupt/, once."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._n_kept = 0
+
+    def keep_new(self) -> Iterator[Damage]:
+        """The damage that was found since the last call, each after its file was copied.
+
+        Raises OSError where a copy cannot be made; the next call begins with that one.
+        """
+        while self._n_kept < len(self._view.damage):
+            damage = self._view.damage[self._n_kept]
+            keep_copy(self._view.layout, damage.path)
+            self._n_kept += 1
+            yield damage
 
 
 def keep_copy(layout: Layout, path: str) -> None:
-    """Copy a damaged file to corrupt/, once."""
+    """Publish a copy of a damaged file in corrupt/ by link(2), unless one is there. Raises OSError."""
     damaged = Path(path)
     copy = layout.corrupt / f"{damaged.parent.name}-{damaged.name}"
     if not copy.exists():
@@ -36,8 +60,8 @@ def keep_copy(layout: Layout, path: str) -> None:
 
 
 def repair(layout: Layout, run: Run) -> None:
-    """Make missing folders, and FORMAT and both copies of run.json where they are damaged. Raises
-    OSError.
+    """Make the folders that are missing, and FORMAT and both copies of run.json where they are
+    damaged. Raises OSError.
     """
     for folder in map(layout.subdir, SUBDIRS):
         if not folder.is_dir():
@@ -54,43 +78,46 @@ def repair(layout: Layout, run: Run) -> None:
 
 
 def repair_job(layout: Layout, job: Job, source: bytes | None) -> None:
-    """Make the copy of the job what its hash says, from `source` or the job's own file. Raises
-    SpoolError.
+    """Make the spool's copy of the job what its hash says.
+
+    The whole text comes from `source`, or from the file that the job was taken from. Raises
+    SpoolError where neither is what it was, OSError.
     """
-    if job.kind == "command":
+    if job.kind is JobKind.COMMAND:
         return
     copy = layout.job_copy(job.copy)
-    if _sha(read_bytes(copy)) == job.sha256:
+    if _sha256(read_bytes(copy)) == job.sha256:
         return
-    candidates = (source, read_bytes(Path(job.file)))
-    whole = next((data for data in candidates if _sha(data) == job.sha256), None)
-    if whole is None:
-        raise SpoolError(
-            f"{copy} is damaged or missing, and {job.file} is not what it was. Restore either, or go on with the new "
-            "code: --keep-done."
-        )
-    _restore(layout, copy, whole)
+    for whole in (source, read_bytes(Path(job.file))):
+        if whole is not None and _sha256(whole) == job.sha256:
+            _restore(layout, copy, whole)
+            return
+    raise SpoolError(
+        f"{copy} is damaged or missing, and {job.file} is not what it was. Restore either, or go "
+        "on with the new code: --keep-done."
+    )
 
 
-def _sha(data: bytes | None) -> str:
+def _sha256(data: bytes | None) -> str:
     return hashlib.sha256(data or b"").hexdigest()
 
 
 def _restore(layout: Layout, path: Path, data: bytes) -> None:
+    """Replace a damaged file by rename(2), once what is there was kept."""
     make_way(path)
     keep_copy(layout, str(path))
     replace(path, data, durable=True)
 
 
 def make_way(path: Path) -> None:
-    """Move aside what stands in the place of a file and is none."""
+    """Move aside what stands in the place of a file and is no file. Raises OSError."""
     if os.path.lexists(path) and not is_regular(path):
         _move_aside(path)
 
 
 def _move_aside(path: Path) -> None:
-    """What stands where it cannot be, a file for a folder or the reverse, keeps existing under
-    another name.
+    """Rename what stands where it cannot be, a file for a folder or the reverse: it keeps existing
+    as `<name>.damaged-<number>`.
     """
     if not os.path.lexists(path):
         return

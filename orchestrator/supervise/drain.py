@@ -1,0 +1,145 @@
+"""Draining: who asks for it, and what was asked.
+
+A drain is a value, `Drain`, or there is none. Four things ask for one: a signal, the time limit,
+`gpuspool drain` through the spool's control/ folder, and --max-failed. `DrainWatch` hears the first
+three; the loop begins the fourth. A drain never ends before the epoch does. All it can become is
+harder: a second Ctrl-C ends the grace at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import msgspec
+
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.states import Ending
+from gpuspool.spool.view import drain_epoch
+
+# What asks a run to end: Ctrl-C, `kill`, a terminal that closes, and the two signals that batch
+# schedulers are told to send some time before the end of a job.
+DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """Workers finish the tasks in hand and claim no more, and the epoch ends.
+
+    `kill_at`, on the monotonic clock, is when the grace is over and whoever is left is killed.
+    `ending` is how the epoch ends unless every task gets its verdict meanwhile.
+    """
+
+    why: str
+    kill_at: float
+    ending: Ending = Ending.DRAINED
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether somebody did not want to wait for the grace."""
+        return self.ending is Ending.INTERRUPTED
+
+
+class DrainWatch:
+    """Hears who asks this epoch to drain.
+
+    `received` are the numbers of the signals that came so far; a signal handler appends to it.
+    `deadline` is the end of the time limit on the monotonic clock, infinite where there is none.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        epoch: int,
+        grace_s: float,
+        received: Sequence[int],
+        deadline: float = math.inf,
+    ) -> None:
+        self.drain: Drain | None = None
+        self._layout = layout
+        self._epoch = epoch
+        self._grace_s = grace_s
+        self._received = received
+        self._deadline = deadline
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether something must happen at a certain moment, which no event will tell."""
+        return self.drain is not None or self._deadline < math.inf
+
+    def hear(self, now: float) -> Drain | None:
+        """The drain that began or became harder since the last call; None where nothing changed.
+
+        Raises OSError where control/ cannot be listed.
+        """
+        if self._received.count(signal.SIGINT) > 1:
+            return self._interrupt(now)
+        if self.drain is not None:
+            return None
+        why = self._reason(now)
+        if why is None:
+            return None
+        return self.begin(why, now)
+
+    def begin(self, why: str, now: float, ending: Ending = Ending.DRAINED) -> Drain:
+        """Drain from now on; the grace begins."""
+        self.drain = Drain(why, now + self._grace_s, ending)
+        return self.drain
+
+    def _interrupt(self, now: float) -> Drain | None:
+        if self.drain is not None and self.drain.is_interrupted:
+            return None
+        self.drain = Drain("SIGINT received twice", now, Ending.INTERRUPTED)
+        return self.drain
+
+    def _reason(self, now: float) -> str | None:
+        if self._received:
+            return f"{signal.Signals(self._received[0]).name} received"
+        if now > self._deadline:
+            return "the time limit is reached"
+        if drain_epoch(self._layout) >= self._epoch:
+            return "`gpuspool drain` asked for it"
+        return None
+
+
+@contextlib.contextmanager
+def signals_to(received: list[int]) -> Iterator[None]:
+    """Append the number of each signal that ends a run to `received`, as long as the block lasts.
+
+    The handlers that were there before are restored. Off the main thread, where Python allows no
+    handlers, nothing is changed and nothing is received.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    old = {number: signal.signal(number, receive) for number in _signals_to_take()}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _signals_to_take() -> list[signal.Signals]:
+    """The signals that drain; without SIGHUP where nohup(1) had it ignored, which must stay so."""
+    is_under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in DRAIN_SIGNALS if number != signal.SIGHUP or not is_under_nohup]
+
+
+def most_failed(text: str | None, tasks: int) -> int | None:
+    """How many failed tasks end a run of `tasks` tasks, from the text of --max-failed: N or P%.
+
+    A percentage is rounded up, and is at least one task. None: however many.
+    """
+    if text is None:
+        return None
+    if not text.endswith("%"):
+        return int(text)
+    return max(1, math.ceil(float(text.removesuffix("%")) / 100 * tasks))

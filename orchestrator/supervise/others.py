@@ -1,0 +1,63 @@
+"""Open attempts that some other process started: they outlived an earlier orchestrator, or belong
+to one on another host.
+
+This process cannot wait for them, so it judges them from outside. On this host the process table
+proves whether they live, elsewhere only a lease does. Those that live here are adopted: watched and
+signalled like children, with no twin started. Whoever is ELSEWHERE is left alone. What this process
+started itself is in `children.py`.
+"""
+
+from __future__ import annotations
+
+from gpuspool.orchestrator.supervise.children import Children
+from gpuspool.spool.identity import is_here, liveness
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.states import Life
+from gpuspool.spool.view import View
+
+
+class Others:
+    """The attempts of a run that are not among `children`. Raises OSError as the view does."""
+
+    def __init__(self, view: View, children: Children, lease_s: float) -> None:
+        self._view = view
+        self._children = children
+        # One for the whole epoch, since a lease takes time to run out.
+        self._detector = FailureDetector(view, lease_s)
+
+    def open(self) -> list[str]:
+        """Those that are not closed."""
+        return [name for name in self._view.open_attempts if name not in self._children]
+
+    def life(self, attempt: str) -> Life:
+        """What is proved of an attempt from outside."""
+        return self._detector.life(attempt)
+
+    def lease_s(self, attempt: str) -> float:
+        """For how long a beat must stand still before its owner elsewhere counts as dead."""
+        return self._detector.lease_s(attempt)
+
+    def running(self) -> dict[str, int]:
+        """attempt -> pid of the open ones that are proved alive on this host."""
+        return self._pids([name for name in self.open() if self.life(name) is Life.ALIVE])
+
+    def pid_here(self, attempt: str) -> int | None:
+        """The pid of an attempt whose process is, or was, one of this host."""
+        who = self._view.identity(attempt)
+        if who is None or not is_here(who):
+            return None
+        return who.pid
+
+    def leaving(self) -> dict[str, int]:
+        """attempt -> pid of the closed ones whose processes still run on this host."""
+        heads = {name: journal.head for name, journal in self._view.journals.items()}
+        return {
+            name: head.pid
+            for name, head in heads.items()
+            if name in self._view.closed and name not in self._children
+            if head is not None and liveness(head) is Life.ALIVE
+        }
+
+    def _pids(self, attempts: list[str]) -> dict[str, int]:
+        known = {name: self._view.identity(name) for name in attempts}
+        return {name: who.pid for name, who in known.items() if who is not None}

@@ -1,0 +1,78 @@
+"""Who takes too long: attempts that are in a call beyond its limit, or silent.
+
+A worker's own timer goes off first and leaves its stacks. It cannot where the whole process stands
+still, so the parent watches too, with some seconds more. It needs no clock of the worker's: what it
+measures is for how long nothing has moved, in the journal or in the heartbeat.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gpuspool.spool.records import Options
+from gpuspool.spool.states import Phase
+from gpuspool.spool.timeouts import is_limited, limit_s, parent_limit_s
+from gpuspool.spool.view import View
+
+# A worker with nothing in hand beats every ten seconds. It may be silent for three beats on top of
+# its stall time-out, since beats are late on a busy machine.
+SILENCE_S = 30.0
+
+
+class _Sign(msgspec.Struct, frozen=True):
+    """What moves while a worker gets on, and how long it may stand still; None: for ever.
+
+    `beat` counts where nothing is in hand. During a call it does not: the thread that beats goes on
+    beside a call that hangs.
+    """
+
+    offset: int
+    beat: int | None
+    limit_s: float | None
+
+
+class OverdueWatch:
+    """Remembers since when each attempt has shown no sign of getting on."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._seen: dict[str, tuple[_Sign, float]] = {}
+
+    def is_limited(self, attempt: str) -> bool:
+        """Whether the attempt was given any limit of time. Costs nothing."""
+        return is_limited(self._view.options_of(attempt))
+
+    def is_overdue(self, attempt: str, now: float) -> bool:
+        """Whether a live attempt of this host has stood still beyond its limit, at `now` on the
+        monotonic clock. Its heartbeat is read. To be asked at each look.
+        """
+        sign = self._sign_of(attempt)
+        seen = self._seen.get(attempt)
+        if seen is None or _is_moved(seen[0], sign):
+            self._seen[attempt] = (sign, now)
+            return False
+        still_s = now - seen[1]
+        return sign.limit_s is not None and still_s > parent_limit_s(sign.limit_s)
+
+    def _sign_of(self, attempt: str) -> _Sign:
+        options = self._view.options_of(attempt)
+        journal = self._view.journals.get(attempt)
+        offset = 0 if journal is None else journal.offset
+        call = self._view.started.get(attempt)
+        if call is not None:
+            return _Sign(offset, None, limit_s(options, len(call.tasks)))
+        beat = self._view.heartbeat(attempt)
+        if beat is None or beat.state is Phase.LOADING:
+            return _Sign(offset, None, options.stall_timeout_s)
+        return _Sign(offset, beat.beat, _silence_s(options))
+
+
+def _is_moved(old: _Sign, new: _Sign) -> bool:
+    return (old.offset, old.beat) != (new.offset, new.beat)
+
+
+def _silence_s(options: Options) -> float | None:
+    """How long a worker with nothing in hand may be silent."""
+    if options.stall_timeout_s is None:
+        return None
+    return options.stall_timeout_s + SILENCE_S

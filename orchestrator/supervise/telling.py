@@ -1,0 +1,74 @@
+"""What an orchestrator tells people: its story in events.jsonl, and its progress on stderr.
+
+Nothing here is ever read to decide anything, and nothing here raises: a full disk or a closed
+terminal must not end a run. The loop and the modules that act for it tell what they did; `Progress`
+shows it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import time
+
+import msgspec
+
+from gpuspool.orchestrator.text.progress import Progress
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import FILE_MODE, write_all
+from gpuspool.spool.view import View
+
+
+class Telling:
+    """The story of one epoch."""
+
+    def __init__(self, layout: Layout, epoch: int, progress: Progress) -> None:
+        self._path = layout.events
+        self._epoch = epoch
+        self._progress = progress
+
+    @property
+    def every_s(self) -> float:
+        """How often whoever watches expects something new, in seconds."""
+        return self._progress.every_s
+
+    def record(self, event: str, **fields: object) -> None:
+        """Append one line to events.jsonl with a single write(2)."""
+        story = {"at": time.time(), "event": event, "epoch": self._epoch, **fields}
+        line = msgspec.json.encode(story) + b"\n"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        with contextlib.suppress(OSError):
+            fd = os.open(self._path, flags, FILE_MODE)
+            try:
+                write_all(fd, line)
+            finally:
+                os.close(fd)
+
+    def tell(self, event: str, text: str, **fields: object) -> None:
+        """Record an event, and say its text to whoever watches."""
+        self.record(event, text=text, **fields)
+        self._progress.say(text)
+
+    def show(self, view: View) -> None:
+        """Show how far the run is."""
+        ledger = view.ledger
+        note = f"{len(view.open_attempts)} ranks"
+        self._progress.update(ledger.n_complete, ledger.n_failed, ledger.cost_complete, note)
+
+
+def weigh_progress(view: View) -> None:
+    """Weigh progress by what tasks cost, where costs differ.
+
+    Reads every manifest's lines once. Where all tasks cost the same, which run.json tells, nothing
+    is read.
+    """
+    run = view.run
+    if run.cost in (0, run.tasks):
+        return
+    costs = array.array("d", bytes(8 * run.tasks))
+    for manifest in view.manifests.values():
+        for task in manifest.tasks():
+            if 0 <= task.task < run.tasks:
+                costs[task.task] = task.cost
+    view.ledger.weigh(costs)

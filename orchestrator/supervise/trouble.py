@@ -1,0 +1,98 @@
+"""Patience with a file system in trouble.
+
+A server that restarts, a quota that is reached and a disk that is full all look alike to the loop:
+an OSError out of a look or an act. Most pass. So the loop tries again for a while, and stops the
+run only when it has tried in vain for that long. It stops well before a worker's grace or a lease
+is over, so that everything it started is accounted for.
+
+The loop wraps its steps in `Patience`; `DiskWatch` keeps it from starting workers that would fail
+at their first write.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from gpuspool.orchestrator.supervise.telling import Telling
+from gpuspool.spool.publish import SyncError, probe_folder
+from gpuspool.spool.records import Closing
+from gpuspool.spool.states import Reason
+from gpuspool.spool.view import View
+
+# Between two tries. Short beside the patience, and long enough not to hammer a server that starts.
+RETRY_S = 0.2
+
+# A step may fail for this long before the run stops. The restart of a file server's process takes
+# a few seconds; what takes longer needs a person.
+PATIENCE_S = 8.0
+
+# Once the run stops for a file system in trouble, workers have this long to end themselves. With
+# the patience it is less than half a minute, which batch schedulers give to a job that ends.
+ABANDON_S = 15.0
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Waits out errors of the file system, as long as they do not last."""
+
+    def __init__(self, telling: Telling) -> None:
+        self._telling = telling
+        self._troubled_since: float | None = None
+
+    def attempt(self, step: Callable[[], T]) -> T | None:
+        """What `step` returns, None where it met trouble and is to be tried again.
+
+        Raises SyncError at once, since what a failed fsync dropped cannot be had back; any other
+        OSError once every try has failed for PATIENCE_S. Sleeps before it returns None, and not at
+        the bell: what was tried in vain may itself ring that.
+        """
+        try:
+            result = step()
+        except SyncError:
+            raise
+        except OSError as trouble:
+            self._bear(trouble)
+            time.sleep(RETRY_S)
+            return None
+        self._troubled_since = None
+        return result
+
+    def _bear(self, trouble: OSError) -> None:
+        now = time.monotonic()
+        if self._troubled_since is None:
+            self._troubled_since = now
+            text = f"{trouble}; trying again for {PATIENCE_S:.0f} s"
+            self._telling.tell("trouble", text)
+        if now > self._troubled_since + PATIENCE_S:
+            raise trouble
+
+
+class DiskWatch:
+    """Knows whether some attempt ended because a file system was in trouble.
+
+    A worker that cannot write ends itself, and the next would too. So after such an end nobody is
+    started until all folders that a worker writes to were seen to take data.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._is_suspect = False
+
+    def note(self, closing: Closing) -> None:
+        """Take notice of how an attempt ended."""
+        if closing.reason is Reason.IO:
+            self._is_suspect = True
+
+    def check(self) -> None:
+        """Return if a worker may be started; raises OSError while some folder takes no data."""
+        if not self._is_suspect:
+            return
+        layout = self._view.layout
+        out = Path(self._view.run.out or layout.outputs)
+        for folder in (out, layout.root, layout.subdir("logs")):
+            probe_folder(folder)
+        self._is_suspect = False
