@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from helpers import GPUSPOOL, JOBS, Box, journal_lines, names, ran, wait_until, waiting
-from spooling import A0, begin, dead_process, intend, make_spool, view_of
+from spooling import A0, JOB, begin, dead_process, intend, make_spool, view_of
 
+from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.identity import identity_of, liveness, myself
 from gpuspool.spool.publish import publish
@@ -79,11 +80,12 @@ def test_an_attempt_that_another_orchestrator_is_starting_is_not_stillborn(tmp_p
     """Two in one epoch, where there are no locks: they would close each other's."""
     layout = make_spool(tmp_path / "s", 4)
     other = identity_of(os.getppid())
+    orders = Orders(epoch=3, job=JOB, options=Options(), world_size=2)
     intend(layout, A0, epoch=3, parent=other)
-    assert Workers(view_of(layout), 3, Options()).life(A0) is Life.ALIVE
+    assert Workers(view_of(layout), orders).life(A0) is Life.ALIVE
     mine = make_spool(tmp_path / "t", 4)
     intend(mine, A0, epoch=3)
-    assert Workers(view_of(mine), 3, Options()).life(A0) is not Life.ALIVE
+    assert Workers(view_of(mine), orders).life(A0) is not Life.ALIVE
 
 
 @needs_root

@@ -1,12 +1,14 @@
-"""Devices on which nothing comes off: they are given up and named, the others do the work, and no
+"""Devices on which every attempt fails: they are given up and named, the others do the work, and no
 task is blamed.
 """
 
 import pytest
 from helpers import JOBS, Box, assert_sound, names, record, wait_until
 
-from gpuspool.orchestrator.supervise.decide import Policy, RankPast, sick_devices
+from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.supervise.decide import RankPast, sick_devices
 from gpuspool.spool.records import Closing, Error, TaskFailure
+from gpuspool.spool.states import AttemptState, ErrorKind, Reason
 
 OFF = {"CUDA_VISIBLE_DEVICES": None, "GPUSPOOL_DEVICE_CHECK": "off"}  # tokens here are made up
 
@@ -80,12 +82,12 @@ def test_ranks_that_die_fast_on_one_device_accuse_the_device_and_no_task(box: Bo
 def end(
     reason: str = "crash", *, at: float = 0.0, suspects: int = 0, lost: bool = False
 ) -> Closing:
-    tasks = [TaskFailure(task=0, error=Error(kind="lost", type="", message=""))] * lost
-    state = "stopped" if reason == "drained" else "failed"
+    tasks = [TaskFailure(task=0, error=Error(kind=ErrorKind.LOST, type="", message=""))] * lost
+    state = AttemptState.STOPPED if reason == "drained" else AttemptState.FAILED
     return Closing(
         attempt="rank-0000.a00",
         state=state,
-        reason=reason,
+        reason=Reason(reason),
         by="",
         at=at,
         suspects=suspects,
@@ -94,7 +96,7 @@ def end(
 
 
 def rank(number: int, device: str, *ends: Closing, finished: int = 0) -> RankPast:
-    return RankPast(number, ends, (finished,) * len(ends), 0.0, device, finished)
+    return RankPast(Slot(number, device), ends, (finished,) * len(ends), 0.0, finished)
 
 
 GOOD = rank(9, "good", end("drained"), finished=5)
@@ -119,4 +121,4 @@ GOOD = rank(9, "good", end("drained"), finished=5)
 def test_a_device_is_sick_when_too_many_in_a_row_come_to_nothing(
     past: list[RankPast], sick: set[str]
 ) -> None:
-    assert sick_devices(past, Policy(max_restarts=2)) == sick
+    assert sick_devices(past, max_restarts=2) == sick
