@@ -1,8 +1,8 @@
 """Every name in a spool directory is made and parsed here, and nowhere else.
 
-Guarantees: two different things never get the same name; a name that starts with a dot is
-unfinished or private and is ignored by every reader; a name that does not parse belongs to somebody
-else and is ignored too. Called by everybody who touches a spool.
+Guarantees: two different things never get the same name. A name that starts with a dot is
+unfinished or private, and every reader ignores it. A name that does not parse belongs to somebody
+else, and is ignored too. Called by every module that touches a spool.
 """
 
 from __future__ import annotations
@@ -17,15 +17,34 @@ from urllib.parse import quote
 
 from gpuspool.spool.states import AttemptState
 
+# The content of FORMAT, which is read before anything else.
 FORMAT_TEXT = "gpuspool 1\n"
+
+# The folders of status records, one for each state of a closed attempt.
 STATES = tuple(AttemptState)
+
+# The folders that every spool has. Those that only some have are made when they are needed.
 SUBDIRS = (
-    "job", "manifests", "claims", "attempts", "heartbeat", "journal", *STATES, "failed-tasks", "control", "logs",
-    "corrupt",
+    "job", "manifests", "claims", "attempts", "heartbeat", "journal", *STATES,
+    "failed-tasks", "control", "logs", "corrupt",
 )  # fmt: skip
+
+# The file that marks a folder of outputs as ours, and the beginning of the names of unfinished
+# outputs.
 OUT_MARK = ".gpuspool"
-PROBE_NAME = "gpuspool-doctor"  # of the hidden folder in which a file system is tried
-TRACEBACK_BYTES = 16 * 1024  # of one traceback kept in a record: long enough for any real one
+
+# `gpuspool doctor` tries a file system in a hidden folder that is named after this.
+PROBE_NAME = "gpuspool-doctor"
+
+# At most so many bytes of a traceback are kept in a record. That is longer than any real one, and
+# bounds what a runaway recursion can write into a journal.
+TRACEBACK_BYTES = 16 * 1024
+
+# A task's key that takes more bytes than this as a file name is cut. A file name may take 255, and
+# hidden names and suffixes add to it.
+_KEY_BYTES = 200
+# Of a key that is cut so many bytes stay readable, in front of its digest.
+_KEY_BYTES_LEFT = 150
 
 _ATTEMPT = re.compile(r"rank-(\d{4,})\.a(\d{2,})", re.ASCII)
 _PLANNED = re.compile(r"rank-(\d{4,})", re.ASCII)
@@ -35,7 +54,12 @@ _CONTROL = re.compile(r"(drain|finished)\.(\d{4,})", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,})", re.ASCII)
 _HIDDEN_OUTPUT = re.compile(r"\.gpuspool-(rank-\d{4,}\.a\d{2,})-\d+", re.ASCII)
 _HIDDEN = re.compile(r"\.(.+)\.(\d+)\.\d+\.[0-9a-f]{8}", re.ASCII | re.DOTALL)
+
+# Tells apart the hidden names that this process makes.
 _counter = itertools.count()
+
+
+# Attempts and manifests.
 
 
 def rank_name(rank: int) -> str:
@@ -44,49 +68,69 @@ def rank_name(rank: int) -> str:
 
 
 def attempt_name(rank: int, number: int) -> str:
-    """`rank-0003.a00`."""
+    """The name of an attempt: `rank-0003.a00`."""
     return f"{rank_name(rank)}.a{number:02d}"
 
 
 def parse_attempt(name: str) -> tuple[int, int] | None:
-    """(rank, attempt number) of `rank-0003.a00`, or None where the name is not one of ours."""
+    """(rank, number) of an attempt's name, None where the name is not one."""
     match = _ATTEMPT.fullmatch(name)
-    return (int(match[1]), int(match[2])) if match else None
+    if match is None:
+        return None
+    return int(match[1]), int(match[2])
 
 
 def rank_of(attempt: str) -> int:
-    """The rank of an attempt's name; -1 where it is no such name."""
-    return (parse_attempt(attempt) or (-1, 0))[0]
+    """The rank in an attempt's name, -1 where the name is not one."""
+    parsed = parse_attempt(attempt)
+    if parsed is None:
+        return -1
+    return parsed[0]
 
 
 def orphans_name(attempt: str) -> str:
+    """The manifest that closes an attempt: `rank-0003.a00.orphans`."""
     return f"{attempt}.orphans"
 
 
 def parse_orphans(manifest: str) -> str | None:
-    """The attempt whose orphans manifest this is, or None."""
+    """The attempt that this manifest closes, None where it is no orphans manifest."""
     match = _ORPHANS.fullmatch(manifest)
-    return match[1] if match else None
+    if match is None:
+        return None
+    return match[1]
 
 
 def numbered_name(kind: str, number: int) -> str:
-    """`retry-01`, `sweep-01`."""
+    """The name of a manifest of kind "retry" or "sweep": `retry-01`."""
     return f"{kind}-{number:02d}"
 
 
 def parse_numbered(manifest: str) -> tuple[str, int] | None:
+    """("retry" or "sweep", number) of a manifest's name, None for manifests of other kinds."""
     match = _NUMBERED.fullmatch(manifest)
-    return (match[1], int(match[2])) if match else None
+    if match is None:
+        return None
+    return match[1], int(match[2])
 
 
 def is_manifest(name: str) -> bool:
-    return any(p.fullmatch(name) for p in (_PLANNED, _ORPHANS, _NUMBERED))
+    """Whether this is the name of a manifest: planned, orphans, retry or sweep."""
+    return any(pattern.fullmatch(name) for pattern in (_PLANNED, _ORPHANS, _NUMBERED))
+
+
+# Other names.
 
 
 def parse_control(name: str) -> tuple[str, int] | None:
-    """("drain" or "finished", the epoch up to which it holds) of `control/drain.0002`, or None."""
+    """("drain" or "finished", epoch) of a name in control/, such as `drain.0002`; else None.
+
+    The word holds for the attempts of all epochs up to that one.
+    """
     match = _CONTROL.fullmatch(name)
-    return (match[1], int(match[2])) if match else None
+    if match is None:
+        return None
+    return match[1], int(match[2])
 
 
 def generation_name(number: int) -> str:
@@ -95,54 +139,72 @@ def generation_name(number: int) -> str:
 
 
 def parse_generation(name: str) -> int | None:
+    """The number in the name of such a spool, None where the name is not one."""
     match = _GENERATION.fullmatch(name)
-    return int(match[1]) if match else None
+    if match is None:
+        return None
+    return int(match[1])
 
 
 def encode_key(key: str) -> str:
-    """A task's key as one file name: percent-encoded, at most 200 bytes, injective (long ones by
-    their digest).
+    """A task's key as one file name, which no other key gets.
+
+    The key is percent-encoded, so that no name holds a slash or begins with a dot. Of a key that is
+    too long for that the beginning stays, followed by `%%` and a digest of all of it; no short key
+    is encoded with `%%`.
     """
     name = quote(key, safe=" +,=@~()[]", errors="surrogateescape")
-    name = "%2E" + name[1:] if name.startswith(".") else name
-    if len(name) <= 200:
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) <= _KEY_BYTES:
         return name
-    return (
-        f"{name[:150]}%%{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
-    )
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{name[:_KEY_BYTES_LEFT]}%%{digest[:32]}"
 
 
 def hidden_output(attempt: str, task: int, suffix: str) -> str:
-    """The name of an output, beside its final one, until it is published."""
+    """The name of a task's output until it is published, in the folder of its final name."""
     return f"{OUT_MARK}-{attempt}-{task}-{suffix}"
 
 
 def parse_hidden_output(name: str) -> str | None:
-    """The attempt that was writing this output, or None."""
+    """The attempt that was writing this output, None where the name is not one of ours."""
     match = _HIDDEN_OUTPUT.match(name)
-    return match[1] if match else None
+    if match is None:
+        return None
+    return match[1]
 
 
 def hidden_name(name: str) -> str:
-    """A name that nobody else uses, in the same folder as `name`, for a file that is not published
-    yet.
+    """A name for a file that is to be published as `name`, in the same folder.
+
+    Nobody else ever makes it: the process, its counter and four random bytes are part of it. Some
+    file systems link only within a folder, so it is made for the folder of `name`.
     """
-    return f".{os.fsdecode(os.fsencode(name)[:200])}.{os.getpid()}.{next(_counter)}.{os.urandom(4).hex()}"
+    # Cut, so that the longest name that can be published has a hidden name that can be made.
+    short = os.fsdecode(os.fsencode(name)[:200])
+    return f".{short}.{os.getpid()}.{next(_counter)}.{os.urandom(4).hex()}"
 
 
 def parse_hidden(hidden: str) -> tuple[str, int] | None:
-    """(name, pid of the process that made it) of a hidden name of ours, or None where it is
-    somebody else's.
-    """
+    """(name, pid of the process that made it) of what `hidden_name` made, None for other names."""
     match = _HIDDEN.fullmatch(hidden)
-    return (match[1], int(match[2])) if match else None
+    if match is None:
+        return None
+    return match[1], int(match[2])
 
 
 class Layout:
-    """The paths of one spool. Making one touches no file."""
+    """The paths of one spool. Making one, or any of its paths, touches no file.
+
+    docs/spool-format.md shows the tree. Raises AssertionError for a name that is none of ours,
+    which is a bug of the caller's.
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(os.path.abspath(root))
+
+    # Files and folders that a spool has once.
 
     @property
     def format(self) -> Path:
@@ -154,7 +216,7 @@ class Layout:
 
     @property
     def run_copy(self) -> Path:
-        """A second copy of run.json: without it nothing of a spool could be read."""
+        """The second copy of run.json, since without any of them no other file makes sense."""
         return self.root / "job" / "run.json"
 
     @property
@@ -187,12 +249,12 @@ class Layout:
 
     @property
     def reports(self) -> Path:
-        """Only where workers of the seed API run."""
+        """The queued reports of workers; exists only where the seed API made the spool."""
         return self.root / "reports"
 
     @property
     def warmups(self) -> Path:
-        """Only where the job has a warm-up."""
+        """Who warms a host up; exists only where the job has a warm-up."""
         return self.root / "warmup"
 
     @property
@@ -212,11 +274,14 @@ class Layout:
         return self.root / "failed-tasks"
 
     def subdir(self, name: str) -> Path:
+        """One of the folders that every spool has."""
         assert name in SUBDIRS, name
         return self.root / name
 
     def job_copy(self, filename: str) -> Path:
         return self.root / "job" / filename
+
+    # Manifests and claims.
 
     def manifest(self, name: str) -> Path:
         assert is_manifest(name), name
@@ -232,15 +297,13 @@ class Layout:
     def claim(self, manifest: str, start: int) -> Path:
         return self.claims(manifest) / f"{start:09d}"
 
+    # What belongs to one attempt.
+
     def intent(self, attempt: str) -> Path:
         return self.attempts / f"{attempt}.json"
 
     def heartbeat(self, attempt: str) -> Path:
         return self.root / "heartbeat" / f"{attempt}.json"
-
-    def parent_heartbeat(self, epoch: int, host: str, pid: int) -> Path:
-        """The beat of one parent, which vouches for its children. Never parses as an attempt's."""
-        return self.root / "heartbeat" / f"parent-{epoch:04d}.{quote(host, safe='')}.{pid}.json"
 
     def journal(self, attempt: str) -> Path:
         return self.journals / f"{attempt}.jsonl"
@@ -252,21 +315,38 @@ class Layout:
         return self.root / "logs" / f"{attempt}.log"
 
     def stacks(self, attempt: str) -> Path:
-        """Where every thread of an attempt stood when its own timer ended it; else empty or
-        missing.
-        """
+        """Where every thread stood when the attempt's own timer ended it; else empty or missing."""
         return self.root / "logs" / f"{attempt}.stacks"
 
     def status(self, state: str, attempt: str) -> Path:
+        """A copy of the closing of an attempt, in the folder of the state in which it ended."""
         assert state in STATES, state
         return self.root / state / f"{attempt}.json"
 
+    # What belongs to one epoch.
+
+    def parent_heartbeat(self, epoch: int, host: str, pid: int) -> Path:
+        """The beat of a parent, which vouches for its children. No attempt has such a name."""
+        return self.root / "heartbeat" / f"parent-{epoch:04d}.{quote(host, safe='')}.{pid}.json"
+
     def warmup(self, epoch: int, host: str, kernel: str, what: str) -> Path:
-        """The first, second, … try of an epoch to warm a host up, or the word that it is done."""
-        return (
-            self.warmups
-            / f"{epoch:04d}.{quote(host, safe='')}.{zlib.crc32(kernel.encode()):08x}.{what}"
-        )
+        """Who tries to warm a host up, or the word that it is done.
+
+        kernel: what tells apart the boots and pid namespaces of one host. what: the number of the
+        attempt to do so ("0", "1", …), or "done".
+        """
+        where = f"{quote(host, safe='')}.{zlib.crc32(kernel.encode()):08x}"
+        return self.warmups / f"{epoch:04d}.{where}.{what}"
+
+    def drain(self, epoch: int) -> Path:
+        """The word that the attempts of the epochs up to this one shall drain."""
+        return self.control / f"drain.{epoch:04d}"
+
+    def finished(self, epoch: int) -> Path:
+        """The word that every task has a verdict, for the attempts of the epochs up to this one."""
+        return self.control / f"finished.{epoch:04d}"
+
+    # Failed tasks, for people.
 
     def failed_task(self, key: str) -> Path:
         return self.failed_tasks / f"{encode_key(key)}.json"
@@ -274,12 +354,3 @@ class Layout:
     def failed_round(self, round_: int) -> Path:
         """Where the failures of an earlier round are kept once a retry has begun."""
         return self.failed_tasks / f"round-{round_}"
-
-    def drain(self, epoch: int) -> Path:
-        return self.control / f"drain.{epoch:04d}"
-
-    def finished(self, epoch: int) -> Path:
-        """The orchestrator's word that every task has a verdict, to the attempts of the epochs up
-        to its own.
-        """
-        return self.control / f"finished.{epoch:04d}"

@@ -1,7 +1,10 @@
 """What stands in the files of a spool, one frozen record each.
 
-Unknown fields are ignored by every reader, so that a later version may add some. Times are Unix
-seconds, durations seconds, both floats.
+docs/spool-format.md tells every field and who writes it. A field that holds its default is left
+out of the file. A reader ignores fields that it does not know, so that a later version may add
+some. Times are Unix seconds and durations are seconds, both floats; sizes are bytes.
+
+Nothing here reads or writes a file: `codec` makes bytes of records, `publish` makes files of bytes.
 """
 
 from __future__ import annotations
@@ -13,19 +16,26 @@ from msgspec import Meta
 
 from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, LineState, Phase, Reason
 
-NO_JSON = msgspec.Raw(b"")  # an absent JSON value; left out when the record is written
+# An absent JSON value, which is left out when its record is written.
+NO_JSON = msgspec.Raw(b"")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The root of all records: fields that hold their default are left out.
 
-    `gc=False`: what JSON can say has no cycles, and a million records would have the collector look
-    at each in vain.
+    `gc=False`: what JSON can say has no cycles, and the garbage collector would look at each of a
+    million records in vain.
     """
 
 
 class TaskLine(Record, frozen=True, kw_only=True):
-    """One task in a manifest."""
+    """One task, as a line of a manifest.
+
+    task: its index in the run. cost: in any unit, at least 0; manifests are sorted by it. round:
+    how often `retry` gave it another chance. crashes, kills: how often, in this round, its worker
+    died with it certainly in hand; a death by SIGKILL counts as a kill, any other as a crash.
+    careful: it runs alone, after a `started` line. crashed_in: the attempts that died so.
+    """
 
     task: int
     key: str
@@ -39,14 +49,14 @@ class TaskLine(Record, frozen=True, kw_only=True):
 
 
 class Error(Record, frozen=True, kw_only=True):
-    """Why a task or an attempt failed; `kind` comes from the type of what happened, never from its
-    text.
+    """Why a task or an attempt failed.
 
-    Kinds of tasks: exception, result, output, exit, gpu_oom, host_oom, timeout, lost, unreadable;
-    of attempts: load, device, io, timeout. `where` is the line that raised, `file:line`. What
-    stands behind `exit_code` is told of tasks that took their worker along: `signal` is the name of
-    the signal that killed it, `attempts` are those that died with the task in hand, `log_tail` is
-    the end of the last one's log.
+    kind: from the type of what happened, never from its text. type: the class of the exception.
+    where: the line that raised, as `file:line`. tries: how often the task was executed. exit_code:
+    -N for signal N. signal: the name of the signal behind it.
+
+    The remaining fields are told of tasks that took their worker along. attempts: those that died
+    with the task in hand. log_tail: the end of the last one's log.
     """
 
     kind: ErrorKind
@@ -65,7 +75,7 @@ class Error(Record, frozen=True, kw_only=True):
 
 
 class TaskFailure(Record, frozen=True, kw_only=True):
-    """A task that closing an attempt failed for good."""
+    """A task that fails for good because of how an attempt died, as part of its closing."""
 
     task: int
     round: int = 0
@@ -74,6 +84,8 @@ class TaskFailure(Record, frozen=True, kw_only=True):
 
 
 class Claim(Record, frozen=True, kw_only=True):
+    """An attempt took the places start..stop of a manifest; `stop` is the first that it left."""
+
     attempt: str
     start: int
     stop: int
@@ -81,7 +93,12 @@ class Claim(Record, frozen=True, kw_only=True):
 
 
 class Identity(Record, frozen=True, kw_only=True):
-    """One process of one boot of one host: what a proof of death needs."""
+    """One process of one boot of one host: what a proof of death needs.
+
+    boot_id: of the kernel. pid_ns: the pid namespace, which `pid` belongs to. pid_start: when the
+    process started, in clock ticks since the boot; it tells the process from a later one that was
+    given the same pid.
+    """
 
     host: str
     boot_id: str
@@ -91,16 +108,18 @@ class Identity(Record, frozen=True, kw_only=True):
 
 
 class JournalHead(Identity, frozen=True, kw_only=True):
-    """The first line of a journal: whose it is."""
+    """The first line of a journal: the attempt and its process."""
 
     attempt: str
 
 
 class JournalLine(Record, frozen=True, kw_only=True):
-    """One finished task ("complete", "failed"); or a call that begins ("started"); or a try that
-    failed ("deferred").
+    """Every other line of a journal: what happened to a task.
 
-    `batch`: the other tasks of a call; without any, its task runs alone.
+    start: when its call began. seconds: its share of the call, which is the call's duration divided
+    by the number of tasks in it. result: what the job returned, as JSON. outputs: the name below
+    OUT and the size of each. log: from which byte to which the attempt's log was written meanwhile.
+    batch: of a `started` line, the other tasks in hand; without any, its task runs alone.
     """
 
     task: int
@@ -115,17 +134,8 @@ class JournalLine(Record, frozen=True, kw_only=True):
     batch: list[int] = msgspec.field(default_factory=list)
 
 
-class QueuedReport(Record, frozen=True, kw_only=True):
-    """One line of reports/: what a worker of the seed API put into its queue, as spool.values
-    encodes it.
-    """
-
-    at: float
-    report: msgspec.Raw
-
-
 class JournalBrief(Record, frozen=True, kw_only=True):
-    """What the accounting needs of a journal line; the rest is skipped, not decoded."""
+    """The part of a journal line that the accounting needs; the rest is skipped, not decoded."""
 
     task: int
     round: int
@@ -133,9 +143,24 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     batch: tuple[int, ...] = ()
 
 
+class QueuedReport(Record, frozen=True, kw_only=True):
+    """A line of reports/: what a worker of the seed API put into its queue.
+
+    report: the value as `spool.values` encodes it.
+    """
+
+    at: float
+    report: msgspec.Raw
+
+
 class Stats(Record, frozen=True, kw_only=True):
-    """What an attempt tells of itself when it ends. `idle_s`: the seconds outside of the job's
-    calls, by cause.
+    """What an attempt tells of itself when it ends.
+
+    done, failed: how many tasks. seconds: since the process began. busy_s: in calls of the job.
+    idle_s: all other seconds, by cause ("start", "load", "inputs", "publish", "work"). ready: the
+    job was loaded. peak_memory_bytes: resident. peak_device_memory_bytes: held by torch.
+    batch_size: at its end; None where the job was not loaded. oom_halvings: how often it was halved
+    for want of device memory. left_behind: how many unfinished outputs it could not remove.
     """
 
     done: int = 0
@@ -156,12 +181,13 @@ class Stats(Record, frozen=True, kw_only=True):
 
 
 class Closing(Record, frozen=True, kw_only=True):
-    """The first line of an orphans manifest: how an attempt ended. The status record is a copy of
-    it.
+    """How an attempt ended: the first line of its orphans manifest, and the status record.
 
-    `reason`: finished, drained, killed, load, device, io, timeout, crash, lost. `suspects` counts
-    the tasks whose record a witnessed crash made worse: while there are any, the rank itself is not
-    blamed.
+    by: who closed it: the attempt itself, "parent", "resume" (a later orchestrator) or another
+    attempt. exit_code: as its parent saw it, -N for signal N. suspects: how many tasks' records
+    this death made worse; while there are any, the rank itself is not blamed. failures: the tasks
+    that fail for good by it. error: why the attempt itself failed. stats: only where it closed
+    itself.
     """
 
     attempt: str
@@ -177,6 +203,13 @@ class Closing(Record, frozen=True, kw_only=True):
 
 
 class Heartbeat(Identity, frozen=True, kw_only=True):
+    """That an attempt lives, and what it is at. Replaced every few seconds.
+
+    beat: a count; a reader asks only whether it moves. parent: a pid, as text. device: the value of
+    CUDA_VISIBLE_DEVICES. task, task_since: the first task of the call in hand, and since when.
+    done, failed: how many tasks so far.
+    """
+
     attempt: str
     beat: int
     parent: str
@@ -193,13 +226,16 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
 
 
 class ParentBeat(Record, frozen=True, kw_only=True):
+    """That a parent lives; it vouches for the workers that it started."""
+
     beat: int
     at: float
 
 
 class Holder(Identity, frozen=True, kw_only=True):
-    """orchestrator.json: the live orchestrator, told to whoever comes second; with `until`, the
-    last one.
+    """orchestrator.json: who holds the spool, told to whoever comes second.
+
+    until: when it ended; None while it runs, or where it was killed.
     """
 
     epoch: int
@@ -208,11 +244,14 @@ class Holder(Identity, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """What to run. kind "file" and "module" name a class or function; "command" is a list of
-    arguments.
+    """What to run.
 
-    "call" is the seed API's: a function that is called once per rank, with what `worker_args` of
-    the run's args says.
+    kind: FILE and MODULE name a class or function; COMMAND is a list of arguments; CALL is the seed
+    API's: a function that is called once for each rank, with `worker_args` of the run's args. spec:
+    as the user wrote it. name: the class or function, perhaps dotted; of a command its program.
+    file: the absolute path of the source. module: the dotted name, of kind MODULE. copy: the name
+    of the source's copy in job/. sha256: of the source; of a command, of its arguments. sys_path:
+    what a worker puts at the front of `sys.path`.
     """
 
     kind: JobKind
@@ -227,7 +266,11 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Options(Record, frozen=True, kw_only=True):
-    """Options that every epoch of a run shares, unless a resume says otherwise."""
+    """The options that all attempts of an epoch share; docs/options.md explains each.
+
+    Those in run.json hold for every epoch, unless a later `run`, `resume` or `retry` says otherwise
+    for its own.
+    """
 
     seed: int = 0
     retries: Annotated[int, Meta(ge=0)] = 0
@@ -248,8 +291,10 @@ class Options(Record, frozen=True, kw_only=True):
 
 
 class Intent(Record, frozen=True, kw_only=True):
-    """attempts/: that a parent is about to start this attempt, and all that the attempt needs to
-    know.
+    """That a parent is about to start an attempt, and all that the attempt needs to know.
+
+    job, options: those of the epoch, which may differ from the run's. environment: the variables
+    about devices and threads that the worker is started with.
     """
 
     attempt: str
@@ -265,6 +310,8 @@ class Intent(Record, frozen=True, kw_only=True):
 
 
 class Fingerprint(Record, frozen=True, kw_only=True):
+    """What makes a run this run: `gpuspool run` goes on with a spool that has the same one."""
+
     job_sha256: str
     args_sha256: str
     tasks_sha256: str
@@ -273,7 +320,13 @@ class Fingerprint(Record, frozen=True, kw_only=True):
 
 
 class Run(Record, frozen=True, kw_only=True):
-    """run.json: what was asked."""
+    """run.json: what was asked.
+
+    args: what the job finds as `ctx.args`. tasks, cost: how many tasks, and the sum of their costs.
+    submit_dir: where workers run. out: the folder of outputs, absolute; None for the one in the
+    spool. manifests: how many were planned, one for each rank at the start. manifests_crc32: the
+    checksum of the bytes of each of them.
+    """
 
     id: str
     job: Job
