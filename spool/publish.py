@@ -1,16 +1,28 @@
 """Files become visible in one atomic step, or not at all.
 
-`publish` is for everything that is written once: the commit instant is link(2), which fails where
-the name exists, so of two publishers one wins. `replace` is for the few files that change
-(heartbeats, orchestrator.json, summary.json): rename(2). Neither leaves a moment in which the name
-is missing or half written; a crash leaves at worst a hidden file that no reader looks at.
+Calling sequence of whoever writes a file that is written once: `publish(path, data)`. It
 
-Durability: with `durable` the data is fsynced before the name appears and the folder after, so that
-the file outlives a power cut. A failed fsync raises `SyncError` and is never tried again.
+1. writes the data to a new file with a hidden name, which no reader looks at, in the same folder;
+2. makes the data durable by fsync(2);
+3. gives the file its name by link(2). That is the commit instant. It fails where the name exists,
+   so of two publishers one wins, and the other reads what is there;
+4. removes the hidden name;
+5. makes the name durable by fsync(2) of the folder.
 
-Trouble: reading is tried again for about a second where the error may pass (`TRANSIENT`); so is a
-file that has no name yet. A link or rename that is reported as failed is looked at, since it may
-have happened. Every OSError that leaves here names its path.
+The few files that change (heartbeats, orchestrator.json, summary.json) are written by `replace`,
+whose third step is rename(2): it wins over whatever was there. A journal is begun by
+`create_journal`, which keeps the file open for appending.
+
+Guarantees: at no moment is a name missing that was there, or does it lead to half a file. A process
+that is killed leaves at worst a hidden file. With `durable` the file outlives a power cut once the
+call has returned.
+
+Trouble: reading is tried again for about a second where the error may pass (`TRANSIENT`), and so is
+writing a file that has no name yet. A link or rename that is reported as failed is looked at, since
+it may have happened. A failed fsync raises `SyncError` and is never tried again. Every OSError that
+leaves this module names its path.
+
+Called by every module that reads or writes a file of a spool.
 """
 
 from __future__ import annotations
@@ -27,31 +39,41 @@ from typing import TypeVar
 from gpuspool.spool.codec import Damaged, R, decode, unseal_pretty
 from gpuspool.spool.layout import hidden_name
 
-FILE_MODE = (
-    0o664  # less the umask; under none are files writable by everybody, which a spool must not be
-)
+# The permissions of files and folders before the umask. Nobody outside the group may write: a spool
+# holds code that its owner runs.
+FILE_MODE = 0o664
 FOLDER_MODE = 0o775
-TRANSIENT = (  # what a server that comes back, or a descriptor that is closed, may heal
+
+# Errors that may pass by themselves, as when a file server comes back or a descriptor is closed.
+TRANSIENT = (
     errno.EINTR, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.EMFILE, errno.ENFILE
 )  # fmt: skip
-PATIENCE_S = (
-    0.05,
-    0.2,
-    0.5,
-)  # between tries; whoever needs more has more than one read to wait for
+
+# How long to wait before each further try. It takes less than a second in all: whoever has to wait
+# longer for a file system has more to wait for than this one call, and decides for itself.
+PATIENCE_S = (0.05, 0.2, 0.5)
+
+# So much is written to see whether a folder takes data. A file system that has no room for a file
+# may still have some for a few bytes.
+PROBE_BYTES = 64 * 1024
 
 T = TypeVar("T")
 
 
 class SyncError(OSError):
-    """A failed fsync. The kernel may have dropped the data, so that a second one would succeed and
-    mean nothing.
+    """A failed fsync(2).
+
+    The kernel may have dropped the data already, so a second fsync would succeed and mean nothing.
     """
 
 
+# Errors.
+
+
 def patiently(call: Callable[[], T]) -> T:
-    """What `call` returns; a transient OSError is slept over a few times. Only for calls that may
-    be repeated.
+    """What `call` returns. It is called again, a few times, where a transient OSError was raised.
+
+    Only for calls that may be repeated. A SyncError is raised at once, whatever its number.
     """
     for wait_s in PATIENCE_S:
         try:
@@ -67,7 +89,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give an OSError that was raised on a descriptor the path it is about."""
+    """Give an OSError that is raised inside, on a descriptor, the path that it is about."""
     try:
         yield
     except OSError as error:
@@ -76,15 +98,21 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+# Writing.
+
+
 def write_all(fd: int, data: bytes) -> None:
-    """write(2) until everything is written; raises the OSError of the first that fails."""
+    """Write all of `data` by write(2), as often as that takes; raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def write_file(path: Path, data: bytes) -> Path:
-    """Write a new file where nobody looks yet, and return its path. It is not synced."""
+    """Write a new file in a place where nobody looks yet, without any sync; returns its path.
+
+    For folders that become visible as a whole, and are synced as a whole before.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         with naming(path):
@@ -94,65 +122,10 @@ def write_file(path: Path, data: bytes) -> Path:
     return path
 
 
-def sync(fd: int, path: str | os.PathLike[str]) -> None:
-    """fsync(2). Raises SyncError."""
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        raise SyncError(error.errno, error.strerror, os.fspath(path)) from None
-
-
-def fsync_dir(path: Path) -> None:
-    """Make the names in a folder durable. Raises SyncError."""
-    _fsync(path, os.O_DIRECTORY)
-
-
-def make_folder(path: Path) -> None:
-    """mkdir -p, durably: the names of all folders on the way are synced, whoever made them and
-    whenever.
-
-    As far up as the file system reaches and this process may read.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    device = path.stat().st_dev
-    for parent in path.parents:
-        if parent.stat().st_dev != device or not os.access(parent, os.R_OK):
-            return
-        try:
-            fsync_dir(parent)
-        except SyncError as error:
-            if error.errno not in (
-                errno.EINVAL,
-                errno.EROFS,
-            ):  # such folders know no sync, or cannot have changed
-                raise
-
-
-def fsync_file(path: Path) -> None:
-    """Make a file's data durable, whoever wrote it. Raises SyncError."""
-    _fsync(path, 0)
-
-
-def _fsync(path: Path, flags: int) -> None:
-    fd = patiently(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
-    try:
-        sync(fd, path)
-    finally:
-        os.close(fd)
-
-
-def _write_hidden(path: Path, data: bytes, durable: bool) -> Path:
-    def write() -> Path:
-        hidden, fd = _create_hidden(path, os.O_WRONLY, data, durable)
-        os.close(fd)
-        return hidden
-
-    return patiently(write)
-
-
 def _create_hidden(path: Path, flags: int, data: bytes, durable: bool) -> tuple[Path, int]:
-    """A new file without a name that anybody reads, with its descriptor. On failure nothing is
-    left.
+    """Write a new hidden file beside `path`; returns its path and its descriptor.
+
+    flags: how to open it, for open(2). Where it cannot be written whole, nothing is left of it.
     """
     hidden = path.parent / hidden_name(path.name)
     fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
@@ -168,40 +141,112 @@ def _create_hidden(path: Path, flags: int, data: bytes, durable: bool) -> tuple[
     return hidden, fd
 
 
-def remove_quietly(path: Path) -> bool:
-    """Unlink a hidden file of our own; that it is gone already, or cannot go, harms nobody. False:
-    it may be there.
-    """
+def _write_hidden(path: Path, data: bytes, durable: bool) -> Path:
+    """Write a new hidden file beside `path` and close it; returns its path."""
+
+    def write() -> Path:
+        hidden, fd = _create_hidden(path, os.O_WRONLY, data, durable)
+        os.close(fd)
+        return hidden
+
+    return patiently(write)
+
+
+def probe_folder(folder: Path) -> None:
+    """Look whether a folder takes data, by writing some and removing it; raises OSError if not."""
     try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
+        hidden, fd = _create_hidden(folder / "probe", os.O_WRONLY, bytes(PROBE_BYTES), True)
+    except OSError as error:
+        error.filename = str(folder)
+        raise
+    os.close(fd)
+    remove_quietly(hidden)
 
 
-def remove_tree_quietly(path: Path) -> None:
-    """The same for a folder; shutil's own `ignore_errors` lets some through."""
-    import shutil
+def ring(folder: Path) -> None:
+    """Wake whoever watches a folder, by a hidden file that comes and goes.
 
+    Where none can be made, the watcher finds out by itself what is new; that costs only time.
+    """
     with contextlib.suppress(OSError):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_quietly(_write_hidden(folder / "ring", b"", False))
 
 
-def link_or_lose(hidden: Path, path: Path) -> bool:
-    """link(2) `hidden` to `path` and drop the hidden name. False: the name was taken by somebody
-    else.
+# Durability.
 
-    The reply to a link that did happen may be lost (NFS: its repetition is then refused, or the
-    call times out), so an error is believed only where the name does not lead to our own file.
-    """
+
+def sync(fd: int, path: str | os.PathLike[str]) -> None:
+    """Make the data of an open file durable by fsync(2); raises SyncError."""
     try:
-        return link_or_not(hidden, path)
+        os.fsync(fd)
+    except OSError as error:
+        raise SyncError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's data durable, whoever wrote it; raises SyncError."""
+    _fsync(path, 0)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a folder durable; raises SyncError."""
+    _fsync(path, os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    fd = patiently(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
+    try:
+        sync(fd, path)
     finally:
-        remove_quietly(hidden)
+        os.close(fd)
 
 
+# A spool is only as durable as the name of every folder on the way to it. Somebody else may have
+# made these folders a moment ago and not synced them, and there is no way to ask, so all of them
+# are synced, also those that were there before. The walk upwards ends
+#
+# - where another file system begins: it was mounted there, so its own root needs no name;
+# - at a folder that this process may not read, since it cannot open that to sync it. Such a folder
+#   is somebody else's, and has been there for longer than this run.
+#
+# Two errors are no failure: EINVAL, from a file system whose folders know no fsync, and EROFS, from
+# one that cannot have changed.
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, like `mkdir -p`, and make all their names durable.
+
+    Raises OSError where it cannot be made, SyncError where a name cannot be made durable.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    device = path.stat().st_dev
+    for parent in path.parents:
+        if parent.stat().st_dev != device:
+            return
+        if not os.access(parent, os.R_OK):
+            return
+        try:
+            fsync_dir(parent)
+        except SyncError as error:
+            if error.errno not in (errno.EINVAL, errno.EROFS):
+                raise
+
+
+# Making visible.
+
+
+# The reply to a link(2) may be lost: an NFS client then sends the call once more, and the server
+# refuses it since the name exists, or the call times out although it was carried out. So an error
+# says nothing. The question "did I win?" is answered by the inode: the hidden name and the final
+# name lead to the same file if and only if this very link has happened, since nobody else knows the
+# hidden name. Equal content would prove nothing, as two publishers may well say the same.
+#
+# Whoever took such an error at its word would leave what it had won to nobody. A claimer would hold
+# tasks that it never runs, and a worker whose journal was linked would think that its attempt had
+# begun elsewhere, and exit.
 def link_or_not(hidden: Path, path: Path) -> bool:
-    """The same; the hidden name stays."""
+    """link(2) `hidden` to `path`. False: somebody else took the name before.
+
+    The hidden name stays. Raises OSError where the link fails for another reason.
+    """
 
     def link() -> bool:
         try:
@@ -217,7 +262,20 @@ def link_or_not(hidden: Path, path: Path) -> bool:
     return patiently(link)
 
 
+def link_or_lose(hidden: Path, path: Path) -> bool:
+    """link(2) `hidden` to `path`, and remove the hidden name whatever came of it.
+
+    False: somebody else took the name before. Raises OSError where the link fails for another
+    reason.
+    """
+    try:
+        return link_or_not(hidden, path)
+    finally:
+        remove_quietly(hidden)
+
+
 def _is_same(hidden: Path, path: Path) -> bool:
+    """Whether both names lead to one file."""
     try:
         return os.path.samestat(os.lstat(hidden), os.lstat(path))
     except FileNotFoundError:
@@ -225,32 +283,46 @@ def _is_same(hidden: Path, path: Path) -> bool:
 
 
 def rename(old: Path, new: Path) -> None:
-    """rename(2) of a name that is nobody else's; one that is reported as failed and did happen has
-    happened.
+    """rename(2) `old`, which is nobody else's, to `new`; raises OSError where that did not happen.
+
+    As with a link, the reply may be lost and an error may be told of a rename that did happen. Then
+    the old name is gone, and the new one leads to the file that had it.
     """
     was = os.lstat(old)
     try:
         os.rename(old, new)
     except OSError:
-        if (
-            os.path.lexists(old)
-            or not os.path.lexists(new)
-            or not os.path.samestat(was, os.lstat(new))
-        ):
+        if os.path.lexists(old) or not os.path.lexists(new):
+            raise
+        if not os.path.samestat(was, os.lstat(new)):
             raise
 
 
 def publish(path: Path, data: bytes, *, durable: bool = True) -> bool:
-    """Make `data` visible as `path` by link(2). False where the name is taken; what is there stays."""
+    """Make `data` visible as `path` by link(2).
+
+    False: the name was taken, and what is there stays. Raises OSError.
+    """
     try:
         won = link_or_lose(_write_hidden(path, data, durable), path)
-    except (
-        FileNotFoundError
-    ):  # an orchestrator that ended took the hidden file for a leftover: once more
+    except FileNotFoundError:
+        # An orchestrator that ended took the hidden file for a leftover and removed it. It does so
+        # once, so one more try is enough; where the folder itself is missing, that fails as well.
         won = link_or_lose(_write_hidden(path, data, durable), path)
     if durable:
         fsync_dir(path.parent)
     return won
+
+
+def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Make `data` visible as `path` by rename(2), whatever was there; raises OSError."""
+    try:
+        _replace(path, data, durable)
+    except FileNotFoundError:
+        # The hidden file was taken for a leftover, as in `publish`.
+        _replace(path, data, durable)
+    if durable:
+        fsync_dir(path.parent)
 
 
 def _replace(path: Path, data: bytes, durable: bool) -> None:
@@ -262,35 +334,10 @@ def _replace(path: Path, data: bytes, durable: bool) -> None:
         raise
 
 
-def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Make `data` visible as `path` by rename(2), whatever was there."""
-    try:
-        _replace(path, data, durable)
-    except FileNotFoundError:  # as in `publish`: once more
-        _replace(path, data, durable)
-    if durable:
-        fsync_dir(path.parent)
-
-
-PROBE_BYTES = 64 * 1024  # more than a file system that said "full" may still have in its corners
-
-
-def probe_folder(folder: Path) -> None:
-    """Look whether a folder takes data, by writing some and removing it. Raises the OSError of the
-    first that fails.
-    """
-    try:
-        hidden, fd = _create_hidden(folder / "probe", os.O_WRONLY, bytes(PROBE_BYTES), True)
-    except OSError as error:
-        error.filename = str(folder)
-        raise
-    os.close(fd)
-    remove_quietly(hidden)
-
-
 def create_journal(path: Path, data: bytes) -> int | None:
-    """Link a new file that begins with `data`, durably, and return its descriptor for appending;
-    None: name taken.
+    """Publish, durably and by link(2), a file that begins with `data` and stays open.
+
+    Returns its descriptor, for appending and reading; None: the name was taken. Raises OSError.
     """
     hidden, fd = patiently(lambda: _create_hidden(path, os.O_RDWR | os.O_APPEND, data, True))
     try:
@@ -299,32 +346,47 @@ def create_journal(path: Path, data: bytes) -> int | None:
     except OSError:
         os.close(fd)
         raise
-    if won:
-        return fd
-    os.close(fd)
-    return None
+    if not won:
+        os.close(fd)
+        return None
+    return fd
 
 
-def ring(folder: Path) -> None:
-    """Wake whoever watches a folder, by a hidden file that comes and goes. That it cannot be made
-    costs time alone.
-    """
+# Removing.
+
+
+def remove_quietly(path: Path) -> bool:
+    """Unlink a hidden file of our own. False: it may still be there, which harms nobody."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def remove_tree_quietly(path: Path) -> None:
+    """Remove a hidden folder of our own; what cannot be removed stays, which harms nobody."""
+    import shutil
+
+    # `ignore_errors` ignores most errors, not all.
     with contextlib.suppress(OSError):
-        remove_quietly(_write_hidden(folder / "ring", b"", False))
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# Reading.
 
 
 def listdir(path: Path) -> list[str]:
     """The visible names in a folder, sorted; a folder that does not exist has none."""
     try:
-        return sorted(
-            name for name in patiently(lambda: os.listdir(path)) if not name.startswith(".")
-        )
+        names = patiently(lambda: os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a plain file is there, no folder, link, or fifo."""
+    """Whether a plain file is there: no folder, link or fifo."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -332,9 +394,10 @@ def is_regular(path: Path) -> bool:
 
 
 def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
-    """A file's bytes from `offset` on, at most `size` of them.
+    """A file's bytes from `offset` on, at most `size` of them, all where that is negative.
 
-    None where there is none, b"" for a folder, or a link, which is not followed.
+    None where there is no file. b"" where a folder or a link has its place: a link is not followed,
+    since anybody may have set it. Raises OSError.
     """
     return patiently(lambda: _read_bytes(path, offset, size))
 
@@ -357,6 +420,7 @@ def open_plain(path: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        # ELOOP: it is a link.
         if error.errno == errno.ELOOP:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         raise
@@ -366,21 +430,31 @@ def pread(fd: int, path: Path, offset: int, size: int) -> bytes:
     """At most `size` bytes from `offset` on, or all of them where it is negative; b"" of a folder."""
     try:
         with naming(path):
-            there = os.fstat(fd).st_size - offset
-            left = there if size < 0 else min(size, there)
-            parts = []
-            while left > 0 and (part := os.pread(fd, left, offset)):
-                parts.append(part)
-                offset += len(part)
-                left -= len(part)
-            return b"".join(parts)
+            left = os.fstat(fd).st_size - offset
+            if size >= 0:
+                left = min(size, left)
+            return _pread_all(fd, offset, left)
     except IsADirectoryError:
         return b""
 
 
+def _pread_all(fd: int, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` on, fewer where the file ends before."""
+    parts = []
+    while size > 0:
+        part = os.pread(fd, size, offset)
+        if not part:
+            break
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
 def read_record(path: Path, kind: type[R]) -> R | None:
-    """The one record that a file holds, or None where there is no such file or it cannot be read as
-    one.
+    """The record that a file without a checksum holds.
+
+    None where there is no such file, or where it cannot be read as one. Raises OSError.
     """
     try:
         return decode(read_bytes(path) or b"", kind)
@@ -389,7 +463,11 @@ def read_record(path: Path, kind: type[R]) -> R | None:
 
 
 def read_sealed(path: Path, kind: type[R]) -> R | None:
-    """The same of a file that ends with its checksum; None also where that is not right."""
+    """The record that a file holds which ends with its checksum.
+
+    None where there is no such file, where the checksum is wrong, or where it cannot be read as
+    one. Raises OSError.
+    """
     try:
         return unseal_pretty(read_bytes(path) or b"", kind)
     except Damaged:
