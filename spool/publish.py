@@ -413,10 +413,15 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
 
 
 def open_plain(path: Path) -> int | None:
-    """A descriptor for reading. None: there is no such file. Never follows a link, never hangs."""
+    """A descriptor for reading a file; None: there is none. Raises OSError.
+
+    For whoever reads a file in parts with `pread`. In the place of a link /dev/null is opened, which
+    has no bytes.
+    """
+    # With O_NONBLOCK a fifo in the place of a file hangs nobody.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        # Without O_NONBLOCK a fifo would hang whoever opens it.
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -427,7 +432,10 @@ def open_plain(path: Path) -> int | None:
 
 
 def pread(fd: int, path: Path, offset: int, size: int) -> bytes:
-    """At most `size` bytes from `offset` on, or all of them where it is negative; b"" of a folder."""
+    """At most `size` bytes of an open file from `offset` on, all where that is negative.
+
+    path: for error messages. b"" of a folder. Raises OSError.
+    """
     try:
         with naming(path):
             left = os.fstat(fd).st_size - offset
