@@ -1,9 +1,14 @@
-"""Journals: one writer's append-only list of finished tasks, the truth about tasks.
+"""Journals: each is one attempt's append-only list of what happened to its tasks.
 
-A line is written before anything that may take long begins; those of tiny tasks share one write(2).
-The data is fsynced at least once a second by whoever calls `sync_if_dirty`. A write that fails or
-is cut short leaves a torn line, and nothing is appended after it: the writer is broken from then
-on. The reader takes whole lines only; a line that does not check costs that line alone.
+Journals are the truth about tasks: a task is complete when a journal says so. Only the attempt that
+a journal names ever appends to it, and everybody may read it.
+
+When a line is written: before anything begins that may take long. The lines of tiny tasks share one
+write(2). When it is durable: whoever owns the writer calls `sync_if_dirty` about once a second.
+
+A write that fails or is cut short leaves a torn line at the end. Nothing is appended after it: the
+writer is broken from then on, and its attempt must end. A reader takes whole lines only, and a line
+that is damaged costs that line alone.
 """
 
 from __future__ import annotations
@@ -28,37 +33,47 @@ from gpuspool.spool.publish import (
 )
 from gpuspool.spool.records import Identity, JournalHead, Record
 
-CHUNK_BYTES = 1024 * 1024  # that a reader takes at once, whatever a journal has grown to
+# A reader takes so much of a journal at once, however long that has grown. It bounds the memory of
+# whoever reads a thousand journals, and is many lines even where results are large.
+CHUNK_BYTES = 1024 * 1024
 
 
 class JournalWriter:
-    """The one writer of one journal. Any OSError it raises must end the attempt.
+    """The one writer of one journal. Any OSError that it raises must end the attempt.
 
-    Lines that `may_wait` share a write with those that follow; until then they are lost with the
-    process. Whoever lets lines wait calls `flush` before anything that may take longer; the thread
-    that syncs does it too.
+    A line that may wait shares a write with those that follow. Until then it is in memory alone,
+    and is lost with the process; its task then runs again. So whoever lets lines wait must call
+    `flush` before anything that may take longer. The thread that syncs flushes too, for the case
+    that a call which should have been tiny hangs.
+
+    Two threads may use a writer: one appends, the other calls `sync_if_dirty`. Each may call
+    `flush` and `check`.
     """
 
     def __init__(self, fd: int, path: Path) -> None:
+        """fd: the journal, opened for appending; it is never closed. path: for error messages."""
         self._fd = fd
         self._path = str(path)
         self._waiting: list[Record] = []
         self._lock = threading.Lock()
+        # Whether lines were written that are not durable yet.
         self._dirty = False
         self._broken: OSError | None = None
 
     def append(self, line: Record, may_wait: bool = False) -> None:
-        """Add one line; unless it may wait, write it and all that wait."""
+        """Add a line; unless it may wait, write it and all that wait."""
         self._waiting.append(line)
         if not may_wait:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits with a single write(2); safe from another thread."""
+        """Write all lines that wait, in order, by write(2); raises OSError."""
         with self._lock:
             self.check()
-            count = len(self._waiting)  # the other thread may add to them meanwhile
-            if not count:
+            # The other thread may append to the list meanwhile, so only what is counted here is
+            # written and taken off.
+            count = len(self._waiting)
+            if count == 0:
                 return
             try:
                 write_all(self._fd, b"".join(seal_lines(self._waiting[:count])))
@@ -70,12 +85,16 @@ class JournalWriter:
             self._dirty = True
 
     def sync_if_dirty(self) -> None:
-        """fdatasync(2) what was appended since the last call; safe from another thread."""
-        if self._broken:
+        """Write what waits, and make durable by fdatasync(2) what is not; raises OSError.
+
+        Once the journal is broken nothing happens: who appends is told by `check`.
+        """
+        if self._broken is not None:
             return
         self.flush()
         if not self._dirty:
             return
+        # Before the sync: what is written meanwhile makes it dirty again.
         self._dirty = False
         try:
             os.fdatasync(self._fd)
@@ -84,22 +103,29 @@ class JournalWriter:
             raise self._broken from None
 
     def check(self) -> None:
-        """Raises the OSError that broke this journal, if one did (perhaps in another thread)."""
+        """Raises the OSError that broke this journal, perhaps in another thread, if one did."""
         if self._broken is not None:
             raise self._broken
 
 
 def start_journal(layout: Layout, attempt: str, who: Identity) -> JournalWriter | None:
-    """A worker's first act: link its journal, which says who it is. None: this attempt was started
-    or closed before.
+    """Link an attempt's journal, which says first whose it is: a worker's first act.
+
+    None: the attempt was started or closed before, and this process must not be it. Raises OSError.
     """
+    path = layout.journal(attempt)
     head = JournalHead(**asdict(who), attempt=attempt)
-    fd = create_journal(layout.journal(attempt), seal(head))
-    return None if fd is None else JournalWriter(fd, layout.journal(attempt))
+    fd = create_journal(path, seal(head))
+    if fd is None:
+        return None
+    return JournalWriter(fd, path)
 
 
 def link_empty_journal(layout: Layout, attempt: str) -> bool:
-    """Keep an attempt that never began from beginning. False: it has a journal."""
+    """Keep an attempt that never began from beginning, by linking its journal in its place.
+
+    False: it has a journal. Raises OSError.
+    """
     fd = create_journal(layout.journal(attempt), b"")
     if fd is None:
         return False
@@ -108,68 +134,83 @@ def link_empty_journal(layout: Layout, attempt: str) -> bool:
 
 
 class JournalReader:
-    """Follows one journal, or another file of the same make: each reading yields the lines that are
-    new and whole.
+    """Follows one journal: each reading yields the lines that are new and whole.
+
+    head: the process that writes it; None before the first reading, and where its first line is
+    damaged or missing. offset: how far it was read.
     """
 
     def __init__(
         self, layout: Layout, attempt: str, report: OnDamage, path: Path | None = None
     ) -> None:
+        """report: called with each damage. path: another file that is made like a journal."""
+        if path is None:
+            path = layout.journal(attempt)
         self.attempt = attempt
-        self.path = str(path or layout.journal(attempt))
+        self.path = str(path)
         self.head: JournalHead | None = None
         self.offset = 0
+        self._path = path
         self._report = report
 
     def read(self, kind: type[R]) -> Iterator[tuple[int, R]]:
-        """(offset, record) of every new line after the first. To be read to its end; damage is
-        reported on the way.
+        """(offset, record) of each new line but the first, which becomes `head`.
+
+        Raises OSError. Read it to its end: a line counts as read once its chunk was.
         """
-        for data in self._new():
-            at, self.offset = self.offset, self.offset + len(data)
+        for data in self._new_lines():
+            at = self.offset
+            self.offset += len(data)
             if at == 0:
-                head, _, data = data.partition(b"\n")
-                at = len(head) + 1
-                self.head = next(
-                    (who for _, who in unseal_lines(head, 0, JournalHead, self._refuse)), None
-                )
+                first, newline, data = data.partition(b"\n")
+                at = len(first) + len(newline)
+                self._take_head(first)
             yield from unseal_lines(data, at, kind, self._refuse)
 
-    def _new(self) -> Iterator[bytes]:
-        """The whole lines behind `offset`, some at a time, with one open for all of them."""
-        path = Path(self.path)
-        fd = patiently(lambda: open_plain(path))
+    def _take_head(self, line: bytes) -> None:
+        for _, head in unseal_lines(line, 0, JournalHead, self._refuse):
+            self.head = head
+
+    # What is read may end in the middle of a line: that one is being written, or the chunk ends
+    # there. The rest of it is read with the next chunk. A line that is longer than a chunk (a
+    # result may be 1 MiB, and a traceback comes on top) would never end in any, so then twice as
+    # much is read.
+    def _new_lines(self) -> Iterator[bytes]:
+        """The whole lines behind `offset`, some at a time; the caller moves `offset` on.
+
+        The file is opened once for all of them.
+        """
+        fd = patiently(lambda: open_plain(self._path))
         if fd is None:
             return
         try:
             size = CHUNK_BYTES
             while True:
-                data = self._read_chunk(fd, path, size)
+                data = self._read_chunk(fd, size)
                 end = data.rfind(b"\n") + 1
-                if end:
+                if end > 0:
                     yield data[:end]
                 if len(data) < size:
                     return
-                # A line that is longer than a chunk is read again with twice as many bytes.
-                size = CHUNK_BYTES if end else size * 2
+                if end > 0:
+                    size = CHUNK_BYTES
+                else:
+                    size *= 2
         finally:
             os.close(fd)
 
-    def _read_chunk(self, fd: int, path: Path, size: int) -> bytes:
-        return patiently(lambda: pread(fd, path, self.offset, size))
+    def _read_chunk(self, fd: int, size: int) -> bytes:
+        return patiently(lambda: pread(fd, self._path, self.offset, size))
 
     def _refuse(self, at: int, reason: str) -> None:
         self._report(Damage(self.path, at, reason))
 
     def report_torn_tail(self) -> None:
-        """Once the attempt is closed, bytes after the last newline are damage."""
+        """Report the bytes behind the last newline: damage, once the attempt is closed."""
         try:
-            size = os.lstat(self.path).st_size
+            size = os.lstat(self._path).st_size
         except FileNotFoundError:
             return
         if size > self.offset:
-            self._report(
-                Damage(
-                    self.path, self.offset, f"torn line of {size - self.offset} bytes at the end"
-                )
-            )
+            reason = f"torn line of {size - self.offset} bytes at the end"
+            self._report(Damage(self.path, self.offset, reason))

@@ -1,8 +1,14 @@
 """Manifests: ordered lists of tasks, written once.
 
-A manifest stays the bytes that it is until somebody asks for a task, so one of a million tasks
-costs a count of its lines. Line numbers are the coordinates of claims. An orphans manifest begins
-with its attempt's Closing, which has no number.
+A task's place is its line's number, counted from 0. Claims say which places an attempt took, so a
+place must never come to mean another task. Two things see to that: a manifest is published once and
+never changed, and a damaged line keeps its place.
+
+An orphans manifest begins with the closing of its attempt, a line that has no place.
+
+A manifest stays the bytes that it is until somebody asks for a task, so to know how long one of a
+million tasks is costs one count of its newlines. Read by views and workers, published by the
+orchestrator, by closers and by sweepers.
 """
 
 from __future__ import annotations
@@ -19,10 +25,13 @@ from gpuspool.spool.layout import Layout, orphans_name, parse_orphans, rank_name
 from gpuspool.spool.publish import is_regular, publish, read_bytes
 from gpuspool.spool.records import Closing, Run, TaskLine
 
-BLOCK_BYTES = (
-    64 * 1024
-)  # what is split to find one line: some hundred lines, and a count for each block to keep
-SPLIT_PLACES = 4096  # lines that are split at once
+# Newlines are counted for each block of so many bytes. To find one line, one block is split, which
+# holds some hundred lines; smaller blocks would make longer lists of counts to keep.
+BLOCK_BYTES = 64 * 1024
+
+# At most so many lines are split, checked and decoded at once. That bounds how many records are in
+# memory while a million tasks are walked through.
+SPLIT_PLACES = 4096
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -36,70 +45,110 @@ class Damage(msgspec.Struct, frozen=True):
         return f"{self.path}, byte {self.offset}: {self.reason}"
 
 
+# What is called with each damage that is met.
 OnDamage = Callable[[Damage], None]
 
 
 class Manifest:
-    """One manifest in memory: its bytes, and every so many bytes the count of lines that begin
-    before there.
+    """One manifest in memory.
 
-    `is_as_planned`: its checksum is the `planned` one, so its lines need not be checked one by one.
+    closing: how its attempt ended, by its first line; None where it is no orphans manifest, or
+    where that line is damaged. is_as_planned: its bytes have the checksum that run.json says, so
+    its lines need not be checked one by one.
     """
 
     def __init__(
         self, name: str, path: str, data: bytes, report: OnDamage, planned: int | None = None
     ) -> None:
+        """data: the bytes of the file. report: called with each damage, now and at each reading.
+
+        planned: the checksum that the bytes should have, None where run.json says none.
+        """
         self.name = name
         self.path = path
+        self.is_as_planned = planned is not None and zlib.crc32(data) == planned
+        self.closing: Closing | None = None
         self._report = report
         self._data = data
-        self.is_as_planned = planned is not None and zlib.crc32(data) == planned
+        # Where the line of place 0 begins.
+        self._base = 0
         if data and not data.endswith(b"\n"):
             report(Damage(path, len(data), "the last line has no end"))
-        self.closing: Closing | None = None
-        self._base = 0
         if parse_orphans(name) is not None:
             self._take_head()
-        counts = (
-            data.count(b"\n", at, at + BLOCK_BYTES)
-            for at in range(self._base, len(data), BLOCK_BYTES)
-        )
-        self._before = list(itertools.accumulate(counts, initial=0))
-        self._length = self._before[-1] + (len(data) > self._base and not data.endswith(b"\n"))
+        self._count_lines()
 
     def _take_head(self) -> None:
-        head, end, _ = self._data.partition(b"\n")
-        self._base = len(head) + len(end)
+        """Read the closing, whose line has no place."""
+        head, newline, _ = self._data.partition(b"\n")
+        self._base = len(head) + len(newline)
         try:
             self.closing = unseal(head, Closing)
         except Damaged as error:
             self._refuse(0, str(error))
 
+    def _count_lines(self) -> None:
+        """Count the newlines before each block, which `_offset` needs, and so the places."""
+        starts = range(self._base, len(self._data), BLOCK_BYTES)
+        counts = (self._data.count(b"\n", start, start + BLOCK_BYTES) for start in starts)
+        # One count for each block and one more, for the end of the last.
+        self._before = list(itertools.accumulate(counts, initial=0))
+        self._length = self._before[-1]
+        # A last line without its end has a place too.
+        if len(self._data) > self._base and not self._data.endswith(b"\n"):
+            self._length += 1
+
     def _refuse(self, at: int, reason: str) -> None:
         self._report(Damage(self.path, at, reason))
 
     def __len__(self) -> int:
+        """How many places there are, readable or not."""
         return self._length
 
+    # From a place to an offset. Keeping the offset of every line would take 8 bytes and more for
+    # each of a million tasks, to find the few lines that are asked for. Instead `_before[i]` says
+    # how many newlines come before block i. The line of place p begins behind newline number p, so
+    # that newline lies in the last block before which there are fewer than p of them.
+    #
+    # An example, with blocks of 8 bytes and the four lines aaaa, bb, cccccc and d:
+    #
+    #     aaaa\nbb\n   cccccc\nd   \n
+    #     block 0      block 1     block 2          _before = [0, 2, 3, 4]
+    #
+    # Where does place 3 begin? Newline number 3 lies in block 1, since 2 newlines come before block
+    # 1 and 3 before block 2. Within block 1 it is number 3 - 2 = 1, so the block is split at its
+    # first newline, and what is left behind that is `d`, one byte. Block 1 stops at offset 16, so
+    # place 3 begins at 16 - 1 = 15. `split` with a limit does this in one call, with no loop over
+    # lines. test_a_place_is_found_wherever_the_blocks_part (tests/test_manifest.py) guards it.
     def _offset(self, place: int) -> int:
-        """Where the line of a place begins."""
+        """Where the line of a place begins; the end of the data for places behind the last."""
+        if place == 0:
+            return self._base
         if not 0 < place <= self._before[-1]:
-            return len(self._data) if place else self._base
+            return len(self._data)
         block = bisect.bisect_left(self._before, place) - 1
         start = self._base + block * BLOCK_BYTES
         stop = min(start + BLOCK_BYTES, len(self._data))
-        return stop - len(self._data[start:stop].split(b"\n", place - self._before[block])[-1])
+        newlines = place - self._before[block]
+        rest = self._data[start:stop].split(b"\n", newlines)[-1]
+        return stop - len(rest)
 
     def task(self, place: int) -> TaskLine | None:
-        """The task at a place, or None where its line is damaged (which is reported)."""
+        """The task at a place, None where its line is damaged; the damage is reported."""
         return next(self.tasks(place, place + 1), None)
 
     def tasks(self, start: int = 0, stop: int | None = None) -> Iterator[TaskLine]:
-        """The readable tasks of the places start..stop."""
+        """The readable tasks of the places start..stop; all from `start` on where stop is None.
+
+        Damaged lines are reported and passed over.
+        """
         return self.records(TaskLine, start, stop)
 
     def records(self, kind: type[R], start: int = 0, stop: int | None = None) -> Iterator[R]:
-        """The readable lines of the places start..stop, as records that need not hold every field."""
+        """The readable lines of the places start..stop as records of another kind.
+
+        One that holds some fields of a TaskLine is decoded faster: the others are skipped.
+        """
         if stop is None:
             stop = self._length
         stop = min(stop, self._length)
@@ -108,43 +157,51 @@ class Manifest:
             data = self._data[at : self._offset(min(first + SPLIT_PLACES, stop))]
             if self.is_as_planned:
                 yield from decode_lines(data, kind)
-                continue
-            for _, record in unseal_lines(data, at, kind, self._refuse):
-                yield record
+            else:
+                for _, record in unseal_lines(data, at, kind, self._refuse):
+                    yield record
 
 
 def planned_checksums(run: Run) -> dict[str, int]:
-    """What the manifests that a run began with were, by name."""
-    return dict(zip(map(rank_name, range(run.manifests)), run.manifests_crc32, strict=False))
+    """The checksum of the bytes of each manifest that was planned, by the manifest's name."""
+    names = (rank_name(rank) for rank in range(run.manifests))
+    return dict(zip(names, run.manifests_crc32, strict=False))
 
 
 def load_manifest(
     layout: Layout, name: str, report: OnDamage, planned: int | None = None
 ) -> Manifest | None:
-    """None where there is no such manifest (any more)."""
+    """The manifest with this name, None where there is none; raises OSError.
+
+    report, planned: as for `Manifest`.
+    """
     path = layout.manifest(name)
     data = read_bytes(path)
+    if data is None:
+        return None
     if data == b"" and not is_regular(path):
         report(Damage(str(path), 0, "not a file"))
-    return None if data is None else Manifest(name, str(path), data, report, planned)
+    return Manifest(name, str(path), data, report, planned)
 
 
 def publish_manifest(layout: Layout, name: str, tasks: Iterable[TaskLine]) -> bool:
-    """Publish a retry or sweep manifest by link(2). False where the name is taken."""
+    """Publish a manifest by link(2). False: the name is taken, and what is there stays."""
     return publish(layout.manifest(name), _longest_first(tasks))
 
 
-def _longest_first(tasks: Iterable[TaskLine]) -> bytes:
-    """The order of every manifest: a claim's size is chosen by its first task, so none may be
-    longer.
-    """
-    return b"".join(map(seal, sorted(tasks, key=lambda task: -task.cost)))
-
-
 def publish_orphans(layout: Layout, closing: Closing, orphans: Iterable[TaskLine]) -> bool:
-    """Close an attempt: the commit instant is the link(2) of its orphans manifest. False: it was
-    closed before.
+    """Close an attempt: the link(2) of its orphans manifest is the commit instant.
+
+    False: it was closed before, and that word stands.
     """
-    return publish(
-        layout.manifest(orphans_name(closing.attempt)), seal(closing) + _longest_first(orphans)
-    )
+    name = orphans_name(closing.attempt)
+    return publish(layout.manifest(name), seal(closing) + _longest_first(orphans))
+
+
+def _longest_first(tasks: Iterable[TaskLine]) -> bytes:
+    """The sealed lines of tasks, in the order of every manifest.
+
+    The size of a claim is chosen by its first task, so none behind that may be longer.
+    """
+    ordered = sorted(tasks, key=lambda task: task.cost, reverse=True)
+    return b"".join(map(seal, ordered))
