@@ -1,11 +1,14 @@
-"""Limits on time that worker and parent share: how long a call may take, and how a worker that
-obeyed one ends.
+"""Limits of time: how long a call may take, and how a worker that took too long ended.
 
-A worker arms a timer that needs no interpreter lock: past the limit it writes the stack of every
-thread to `logs/<attempt>.stacks` and ends the process, even where it is stuck in C. That file is
-empty unless the timer went off, so what it holds is proof of a time-out, whoever closes the
-attempt. Where the whole process stands still the timer does too; then the parent, which gives it
-some time more, kills it.
+Worker and parent share these limits. The worker comes first: it arms a timer that needs no
+interpreter lock. Past the limit the timer writes the stack of every thread to
+`logs/<attempt>.stacks` and ends the process, even where that is stuck in C. The file is empty
+unless the timer went off, so what it holds is proof of a time-out, whoever closes the attempt.
+
+Where the process stands still as a whole (it was stopped, or hangs in the kernel), its timer stands
+still too. Then the parent, which grants some time more, kills it.
+
+docs/decisions/0009 says why there are two.
 """
 
 from __future__ import annotations
@@ -16,48 +19,69 @@ from gpuspool.spool.layout import TRACEBACK_BYTES, Layout
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.records import Options
 
-_FRAME = re.compile(r'File "(.*)", line (\d+)')
-# a timer serves for calls that begin within this fraction of its limit: tiny tasks need no timer
-# each
+# A timer serves for all calls that begin within this fraction of its limit, and so may go off that
+# much late. Tiny tasks then need no timer each.
 SLACK = 0.1
+
+# Past a worker's limit its parent waits for half of the limit again, but no less than the first of
+# these and no more than the second: long enough for the timer to write all stacks, which say where
+# the task hung, and never long for whoever waits for the run.
+PARENT_WAITS_S = (1.0, 5.0)
+
+# A frame of a stack that faulthandler wrote.
+_FRAME = re.compile(r'File "(.*)", line (\d+)')
+# What stands above the frames of each thread; the main thread comes last.
+_INNERMOST = "(most recent call first):"
+
+
+def is_limited(options: Options) -> bool:
+    """Whether any call is limited."""
+    return options.task_timeout_s is not None or options.stall_timeout_s is not None
 
 
 def limit_s(options: Options, tasks: int) -> float | None:
-    """How long a call of so many tasks may take; 0 tasks are the loading of the job. None: for
-    ever.
+    """How long a call of so many tasks may take, in seconds; None: for ever.
+
+    tasks: 0 for the loading of the job, which only the stall time-out limits.
     """
-    limits = [] if options.stall_timeout_s is None else [options.stall_timeout_s]
-    if options.task_timeout_s is not None and tasks:
+    limits = []
+    if options.stall_timeout_s is not None:
+        limits.append(options.stall_timeout_s)
+    if options.task_timeout_s is not None and tasks > 0:
         limits.append(options.task_timeout_s * tasks)
     return min(limits, default=None)
 
 
 def parent_limit_s(limit: float) -> float:
-    """When the parent stops to believe that the worker will end itself: it wants to be told the
-    stacks first.
-    """
-    return limit * (1 + SLACK) + min(max(limit / 2, 1.0), 5.0)
-
-
-def is_limited(options: Options) -> bool:
-    return options.task_timeout_s is not None or options.stall_timeout_s is not None
+    """How long the parent waits before it kills a worker whose call may take `limit` seconds."""
+    least, most = PARENT_WAITS_S
+    patience = min(max(limit / 2, least), most)
+    return limit * (1 + SLACK) + patience
 
 
 def describe_limit(options: Options, tasks: int) -> tuple[str, str]:
-    """(type of the error, what was exceeded) for a call of so many tasks."""
-    task, stall = options.task_timeout_s, options.stall_timeout_s
-    if tasks and task is not None and (stall is None or task * tasks <= stall):
+    """(type of the error, what was exceeded) for a call of so many tasks that took too long."""
+    task = options.task_timeout_s
+    stall = options.stall_timeout_s
+    if task is not None and tasks > 0 and (stall is None or task * tasks <= stall):
         return "TaskTimeout", f"took longer than --task-timeout {task:g}s"
     return "StallTimeout", f"no progress for longer than --stall-timeout {stall or 0:g}s"
 
 
 def where_of(stacks: str) -> str:
-    """The line in which the main thread, which the stacks end with, stood: `file:line`."""
-    match = _FRAME.search(stacks.rpartition("(most recent call first):")[2])
-    return f"{match[1].rpartition('/')[2]}:{match[2]}" if match else ""
+    """The line in which the main thread stood, as `file:line`; "" where the stacks do not say."""
+    main_thread = stacks.rpartition(_INNERMOST)[2]
+    match = _FRAME.search(main_thread)
+    if match is None:
+        return ""
+    filename = match[1].rpartition("/")[2]
+    return f"{filename}:{match[2]}"
 
 
 def read_stacks(layout: Layout, attempt: str) -> str:
-    """Where every thread stood when the worker's own timer ended it; "" if it did not."""
+    """Where every thread stood when the worker's own timer ended it; "" if it did not.
+
+    At most TRACEBACK_BYTES of it. Raises OSError.
+    """
     data = read_bytes(layout.stacks(attempt)) or b""
     return data[:TRACEBACK_BYTES].decode(errors="replace")

@@ -1,10 +1,17 @@
-"""Python values as JSON that keeps their types, for what the seed API passes between parent and
-worker.
+"""Python values as JSON that keeps their types: what the seed API passes between parent and worker.
 
 JSON values stand for themselves. What JSON cannot say stands in an object with one key that begins
-with `$`: `{"$tuple": […]}`, `{"$path": "…"}`, `{"$float": "nan"}`, `{"$str": hex}` for text that is
-not UTF-8, and `{"$dict": [[key, value], …]}` for a dict whose keys are not plain text.
-`decode_value(encode_value(x))` is x, in value and type, for every x that is taken; nothing else is.
+with `$`:
+
+    (1, 2)              {"$tuple": [1, 2]}
+    Path("a/b")         {"$path": "a/b"}
+    float("nan")        {"$float": "nan"}
+    "\\udc80"            {"$str": "edb280"}, hex, for text that is not UTF-8
+    {1: "a"}            {"$dict": [[1, "a"]]}, where a key is not plain text or begins with $
+
+`decode_value(encode_value(x))` is x, in value and type, for every x that is taken. Anything else is
+refused, by its place in the whole. Called by the seed API's parent for arguments, and by its
+workers for what they report.
 """
 
 from __future__ import annotations
@@ -18,6 +25,10 @@ from gpuspool.spool.codec import MAX_DEPTH
 
 
 def refuse(value: Any, where: str) -> NoReturn:
+    """Raises TypeError for a value that cannot be passed on.
+
+    where: its place, as in `worker_args[1]['x'][0]`.
+    """
     raise TypeError(
         f"{where}: a {type(value).__name__} ({value!r:.80}) cannot be passed on; "
         "JSON values, tuples, Paths and None can, also inside lists, dicts and tuples"
@@ -27,9 +38,12 @@ def refuse(value: Any, where: str) -> NoReturn:
 def encode_value(
     value: Any, where: str, default: Callable[[Any, str], Any] = refuse, depth: int = 0
 ) -> Any:
-    """The value as JSON. `default` gives another value for one that is not taken, or raises.
+    """The value as JSON.
 
-    Raises TypeError that names the element, as in `worker_args[1]['x'][0]: a function …`.
+    where: its place, for the message of an error. default: gives another value in place of one that
+    is not taken, or raises. depth: how many lists, tuples and dicts the value is in.
+
+    Raises TypeError for a value that is not taken, that contains itself, or that nests too deep.
     """
 
     def inner(item: Any, name: str) -> Any:
@@ -37,32 +51,41 @@ def encode_value(
 
     if depth > MAX_DEPTH:
         raise TypeError(f"{where:.80}…: nested deeper than {MAX_DEPTH}, or contains itself")
+    # By the exact type: a subclass would come back as another one.
     kind = type(value)
-    if value is None or kind in (bool, int) or (kind is float and math.isfinite(value)):
+    if value is None or kind is bool or kind is int:
         return value
     if kind is float:
+        if math.isfinite(value):
+            return value
         return {"$float": repr(value)}
     if kind is str:
-        return value if _is_utf8(value) else {"$str": value.encode("utf-8", "surrogatepass").hex()}
+        if _is_utf8(value):
+            return value
+        return {"$str": value.encode("utf-8", "surrogatepass").hex()}
     if kind is type(Path()):
         return {"$path": inner(str(value), where)}
-    if kind in (list, tuple):
-        items = [inner(item, f"{where}[{place}]") for place, item in enumerate(value)]
-        return items if kind is list else {"$tuple": items}
+    if kind is list:
+        return [inner(item, f"{where}[{place}]") for place, item in enumerate(value)]
+    if kind is tuple:
+        return {"$tuple": [inner(item, f"{where}[{place}]") for place, item in enumerate(value)]}
     if kind is dict:
-        keys = [inner(key, f"{where}, key {key!r:.40}") for key in value]
-        pairs = list(
-            zip(
-                keys, [inner(item, f"{where}[{key!r}]") for key, item in value.items()], strict=True
-            )
-        )
-        is_plain = all(isinstance(key, str) and not key.startswith("$") for key in keys)
-        return dict(pairs) if is_plain else {"$dict": pairs}
+        return _encode_dict(value, where, inner)
     return inner(default(value, where), where)
 
 
+def _encode_dict(value: dict[Any, Any], where: str, inner: Callable[[Any, str], Any]) -> Any:
+    """A dict as a JSON object if that is possible, else as a list of its pairs."""
+    keys = [inner(key, f"{where}, key {key!r:.40}") for key in value]
+    items = [inner(item, f"{where}[{key!r}]") for key, item in value.items()]
+    pairs = list(zip(keys, items, strict=True))
+    if all(isinstance(key, str) and not key.startswith("$") for key in keys):
+        return dict(pairs)
+    return {"$dict": pairs}
+
+
 def decode_value(plain: Any) -> Any:
-    """The value that was encoded."""
+    """The value that `encode_value` made this JSON of."""
     if isinstance(plain, list):
         return [decode_value(item) for item in plain]
     if not isinstance(plain, dict):
@@ -73,6 +96,7 @@ def decode_value(plain: Any) -> Any:
     return {key: decode_value(item) for key, item in plain.items()}
 
 
+# What makes a value of what stands under each of our keys, once that is decoded itself.
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$float": float,
     "$str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
