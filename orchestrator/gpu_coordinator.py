@@ -1,15 +1,15 @@
 """The seed API: one independent process for each GPU, on the same spool as everything else.
 
-Used by programs that had a coordinator of multiprocessing queues; docs/seed-api.md tells how to move
-over. What it guarantees:
+Used by programs that had a coordinator of multiprocessing queues; docs/seed-api.md tells how to
+move over. What it guarantees:
 
 - Each worker is a fresh interpreter that sees its own device alone.
 - A worker that fails lets the others finish. Nothing is restarted, and nobody takes another rank's
   call.
 - A report is on disk when `put` returns, and is collected once: also from a worker that died, and
   also by a new coordinator after the old one was killed.
-- Looking changes nothing. `exitcode` and `is_alive` tell how a worker stands; its attempt is closed,
-  and its end logged, where the program waits for it, collects, or ends it: `settle`.
+- Looking changes nothing. `exitcode` and `is_alive` tell how a worker stands. Its attempt is
+  closed, and its end logged, where the program waits for it, collects, or ends it: by `settle`.
 """
 
 from __future__ import annotations

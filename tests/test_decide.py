@@ -142,7 +142,7 @@ def test_a_drain_does_not_wait_for_what_may_live_on_another_host() -> None:
     "known", [{"tasks_left": 0, "finished_at": NOW - 99}, {"drain": Drain("asked", NOW - 1)}]
 )
 def test_an_end_waits_only_for_what_is_proved_alive_here(known: dict[str, Any]) -> None:
-    """What may live on another host ends itself, or is closed by its own parent or the next resume."""
+    """What may live elsewhere ends itself, or is closed by its own parent or the next resume."""
     assert decided(open=[attempt(0), attempt(1, Life.ELSEWHERE)], **known) == [
         Kill("rank-0000.a00")
     ]
@@ -245,7 +245,7 @@ def test_backoff_doubles_up_to_its_end() -> None:
     ],
 )
 def test_what_counts_as_a_failed_start(rank: RankPast, failures: int) -> None:
-    """Neither one that was lost, stopped or finished something, nor one that made a task suspect."""
+    """Not one that was lost, was stopped, finished something or made a task suspect."""
     assert failures_in_a_row(rank) == failures
 
 

@@ -21,8 +21,15 @@ from helpers import (
     wait_until,
     waiting,
 )
+from spooling import make_spool
+
+from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import publish
+from gpuspool.spool.states import Ending
 
 PAYLOADS = ["wait", "wait", *["go"] * 8]
+GRACE_S = 25.0
 
 
 def finish_drain(box: Box, command: list[str | Path]) -> None:
@@ -261,3 +268,63 @@ def test_commands_die_with_a_worker_that_is_killed(box: Box) -> None:
     started.wait(75)
     assert not is_alive(pid)
     os.stat(box / "S" / "stopped" / "rank-0000.a00.json")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_spool(tmp_path / "s", 1)
+
+
+def test_where_nobody_asks_there_is_no_drain(layout: Layout) -> None:
+    watch = DrainWatch(layout, 3, GRACE_S, [], deadline=100.0)
+    publish(layout.drain(2), b"")
+    assert watch.hear(99.0) is None
+    assert watch.drain is None
+
+
+def test_a_drain_says_why_and_when_its_grace_is_over(layout: Layout) -> None:
+    received: list[int] = []
+    watch = DrainWatch(layout, 3, GRACE_S, received)
+    received.append(signal.SIGTERM)
+    drain = Drain("SIGTERM received", 10.0 + GRACE_S)
+    assert watch.hear(10.0) == drain
+    assert (drain.ending, drain.is_interrupted) == (Ending.DRAINED, False)
+    assert watch.hear(11.0) is None, "it began already"
+    assert watch.drain == drain, "and the grace does not begin anew"
+
+
+def test_the_time_limit_and_the_control_folder_ask_for_a_drain(layout: Layout) -> None:
+    late = DrainWatch(layout, 3, GRACE_S, [], deadline=100.0)
+    assert late.is_timed
+    assert late.hear(100.5) == Drain("the time limit is reached", 100.5 + GRACE_S)
+    asked = DrainWatch(layout, 3, GRACE_S, [])
+    assert not asked.is_timed
+    publish(layout.drain(3), b"")
+    assert asked.hear(5.0) == Drain("`gpuspool drain` asked for it", 5.0 + GRACE_S)
+    assert asked.is_timed
+
+
+def test_a_second_interrupt_ends_the_grace_at_once(layout: Layout) -> None:
+    received: list[int] = [signal.SIGINT]
+    watch = DrainWatch(layout, 3, GRACE_S, received)
+    assert watch.hear(10.0) == Drain("SIGINT received", 10.0 + GRACE_S)
+    received.append(signal.SIGINT)
+    interrupted = watch.hear(12.0)
+    assert interrupted is not None
+    assert (interrupted.kill_at, interrupted.ending) == (12.0, Ending.INTERRUPTED)
+    received.append(signal.SIGINT)
+    assert watch.hear(13.0) is None, "it cannot become harder"
+    assert watch.drain == interrupted
+
+
+def test_an_interrupt_ends_the_grace_of_any_drain(layout: Layout) -> None:
+    received: list[int] = []
+    watch = DrainWatch(layout, 3, GRACE_S, received)
+    begun = watch.begin("3 tasks failed, --max-failed 3", 10.0, Ending.TOO_MANY_FAILED)
+    assert begun.kill_at == 10.0 + GRACE_S
+    received.append(signal.SIGINT)
+    assert watch.hear(11.0) is None, "it drains already"
+    received.append(signal.SIGINT)
+    assert watch.hear(12.0) == watch.drain
+    assert watch.drain is not None
+    assert watch.drain.is_interrupted

@@ -1,4 +1,4 @@
-"""The seed API: independent workers, what they report, and how they end. Real processes throughout."""
+"""The seed API: independent workers, what they report, and how they end. All processes are real."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import seed_workers
-from helpers import Box, Started, is_alive, names, record, wait_until
+from helpers import Box, Started, is_alive, names, record, tree, wait_until
 
 from gpuspool.orchestrator import gpu_coordinator
 from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
@@ -84,9 +84,11 @@ def codes(coordinator: GPUProcessCoordinator) -> dict[int, int | None]:
 def start_parent(box: Box, out: Path, world_size: int, worker: str, args: str) -> Started:
     """Another process that spawns and waits."""
     source = (
-        "import sys, pathlib, seed_workers\nfrom gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator\n"
+        "import sys, pathlib, seed_workers\n"
+        "from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator\n"
         f"coordinator = GPUProcessCoordinator({world_size}, sys.argv[1])\n"
-        f"coordinator.spawn_workers(seed_workers.{worker}, ({args},))\ncoordinator.wait_for_completion()\n"
+        f"coordinator.spawn_workers(seed_workers.{worker}, ({args},))\n"
+        "coordinator.wait_for_completion()\n"
     )
     env = {"CUDA_VISIBLE_DEVICES": "0,1", "PYTHONPATH": str(Path(seed_workers.__file__).parent)}
     as_from_a_terminal = (
@@ -220,6 +222,41 @@ def test_partial_failure(make: Make, out: Path, caplog: pytest.LogCaptureFixture
         None, "exception", "exit", "lost", "lost", "exit", None, "exit",
     ]  # fmt: skip
     assert view.open_attempts == []
+
+
+def test_reading_an_exitcode_changes_nothing(make: Make, out: Path) -> None:
+    """Its attempt is closed by whoever waits for it, once."""
+    coordinator = make(1)
+    coordinator.spawn_workers(seed_workers.end_in_its_way, (["SIGKILL"], out / "gate"))
+    worker, spool = coordinator.workers[0], out / "spool-0000"
+    wait_until(lambda: not worker.is_alive())
+    before = tree(spool)
+    assert [worker.exitcode, worker.is_alive(), worker.exitcode] == [-9, False, -9]
+    assert tree(spool) == before
+    assert open_view(spool).open_attempts == [worker.attempt]
+    worker.join()
+    view = open_view(spool)
+    assert (view.open_attempts, view.closed[worker.attempt].exit_code) == ([], -9)
+    after = tree(spool)
+    worker.join()
+    assert worker.settle()
+    assert coordinator.wait_for_completion(0) == {0: False}
+    assert (tree(spool), worker.exitcode) == (after, -9)
+
+
+@pytest.mark.parametrize("way", ["collect_results", "terminate_all", "spawn_workers"])
+def test_a_worker_that_ended_unseen_is_settled_by_the_next_act(
+    make: Make, out: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    coordinator = make(1)
+    coordinator.spawn_workers(seed_workers.end_in_its_way, (["abort"], out / "gate"))
+    worker = coordinator.workers[0]
+    wait_until(lambda: worker.exitcode == 7)
+    assert "Worker 0 failed" not in caplog.text
+    args = (seed_workers.tell, ()) if way == "spawn_workers" else ()
+    getattr(coordinator, way)(*args)
+    assert "Worker 0 failed with exit code 7" in caplog.text
+    assert open_view(out / "spool-0000").open_attempts == []
 
 
 def test_timeout_is_one_deadline(make: Make, out: Path, caplog: pytest.LogCaptureFixture) -> None:

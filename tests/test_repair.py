@@ -1,4 +1,4 @@
-"""Damage to what the whole spool hangs on is mended, with the damaged file kept; nothing of it
+"""Damage to what the whole spool hangs on is repaired, and the damaged file is kept; none of it
 stops a resume.
 """
 
@@ -88,7 +88,8 @@ def test_a_job_copy_that_nobody_has_any_more_is_refused_with_ways_on(box: Box) -
 
 def test_a_worker_runs_no_copy_of_a_job_that_is_damaged(box: Box) -> None:
     """Damaged after the orchestrator looked: here by the first worker's own job."""
-    job = "import pathlib\ndef f(task, ctx):\n    path = next(pathlib.Path(ctx.args['copy']).glob('*.py'))\n"
+    job = "import pathlib\ndef f(task, ctx):\n"
+    job += "    path = next(pathlib.Path(ctx.args['copy']).glob('*.py'))\n"
     job += "    path.write_text(path.read_text() + '# changed')\n    import os; os._exit(3)\n"
     box.write("job.py", job)
     command = [

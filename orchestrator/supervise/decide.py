@@ -21,8 +21,8 @@ somebody is open                          wait
 no sweep since the last launch            sweep
 else                                      end "stuck"
 
-The loop calls `decide` after each look; `supervise.snapshot` makes its argument. What wakes the loop
-for a restart, `next_restart_at`, stands here too, since it must agree with the launches.
+The loop calls `decide` after each look; `snapshot.py` makes its argument. When the loop must wake
+for a restart is told here too, by `next_restart_at`, since that must agree with the launches.
 """
 
 from __future__ import annotations
@@ -116,6 +116,10 @@ class Policy(msgspec.Struct, frozen=True):
     max_restarts: int
     max_failed: int | None = None
 
+    def is_too_many(self, failed: int) -> bool:
+        """Whether so many failed tasks end the run."""
+        return self.max_failed is not None and failed >= self.max_failed
+
 
 class Close(msgspec.Struct, frozen=True):
     """Close these attempts, which are proved dead. One pass over the spool serves all of them."""
@@ -168,7 +172,7 @@ CHANGING = (Close, Mend, Sweep, Stop)
 
 def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     """The next actions, to be done in this order; none means wait."""
-    dead = tuple(attempt.name for attempt in snapshot.open if attempt.life is Life.DEAD)
+    dead = _with_life(snapshot, Life.DEAD)
     if dead:
         return [Close(dead)]
     if snapshot.is_mending_due:
@@ -177,7 +181,7 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
         return _finish(snapshot, now)
     if snapshot.drain is not None:
         return _await_end(snapshot, snapshot.drain.ending, snapshot.drain.kill_at, now)
-    if policy.max_failed is not None and snapshot.failed >= policy.max_failed:
+    if policy.is_too_many(snapshot.failed):
         return [Stop()]
     if not snapshot.open and _loads_nowhere(snapshot.past):
         return [End(Ending.LOAD)]
@@ -188,6 +192,11 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     if not snapshot.was_swept:
         return [Sweep()]
     return [End(Ending.STUCK)]
+
+
+def _with_life(snapshot: Snapshot, life: Life) -> tuple[str, ...]:
+    """The names of the open attempts of which this is known."""
+    return tuple(attempt.name for attempt in snapshot.open if attempt.life is life)
 
 
 def _finish(snapshot: Snapshot, now: float) -> list[Action]:
@@ -206,7 +215,7 @@ def _await_end(snapshot: Snapshot, ending: Ending, kill_at: float, now: float) -
     Nobody waits for what may live elsewhere: it ends itself, or is closed by its own parent or by
     the next resume.
     """
-    here = [attempt.name for attempt in snapshot.open if attempt.life is Life.ALIVE]
+    here = _with_life(snapshot, Life.ALIVE)
     if not here:
         return [End(ending)]
     if now < kill_at:
@@ -248,8 +257,8 @@ def _able(snapshot: Snapshot, policy: Policy) -> list[RankPast]:
 def next_restart_at(snapshot: Snapshot, policy: Policy, now: float) -> float | None:
     """When the next slot that waits for its backoff may be launched; None where none waits.
 
-    A rank that was given up waits for nothing. Neither does one whose moment has come: if it was not
-    launched, there was no work for it, and that changes by an event and not by time.
+    A rank that was given up waits for nothing. Neither does one whose moment has come: if it was
+    not launched, there was no work for it, and that changes by an event and not by time.
     """
     if snapshot.drain is not None or snapshot.tasks_left == 0 or not snapshot.unclaimed:
         return None
@@ -300,7 +309,10 @@ def failures_in_a_row(past: RankPast) -> int:
 
 
 def _fruitless(ends: Sequence[AttemptEnd], is_excused: bool) -> int:
-    """How many of the last attempts failed for nothing; with `is_excused`, suspects explain a crash."""
+    """How many of the last attempts failed for nothing.
+
+    With `is_excused`, a crash that made a task suspect is explained by that task.
+    """
     count = 0
     for end in reversed(ends):
         if not _failed_for_nothing(end, is_excused):

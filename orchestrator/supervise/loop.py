@@ -112,7 +112,10 @@ class Orchestrator:
         return folders
 
     def _abandon(self, trouble: OSError, bell: Bell) -> None:
-        """End the workers of a spool that cannot be used any more: nobody could account for them."""
+        """End the workers of a spool that cannot be used any more.
+
+        Nobody could account for them. All else is left as it is.
+        """
         text = f"{trouble}; workers are stopped, at most {ABANDON_S:.0f} s"
         self._telling.tell("abandoned", text)
         self._workers.tell_to_stop()
@@ -226,9 +229,9 @@ class Orchestrator:
 
     def _mend(self) -> None:
         """Extend the claims over what a power cut gave back, and sweep what lies between."""
-        self._situation.note_mending()
         if mend_claims(self._view):
             sweep(self._view)
+        self._situation.note_mending()
 
     def _say_finished(self) -> None:
         layout = self._view.layout

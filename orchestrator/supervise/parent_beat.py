@@ -29,7 +29,10 @@ class ParentHeartbeat:
         self._last = -math.inf
 
     def beat_if_due(self, now: float) -> None:
-        """Replace the heartbeat file by rename(2) if the last beat is old enough. Raises OSError."""
+        """Replace the heartbeat file by rename(2), if the last beat is old enough.
+
+        `now` is on the monotonic clock. Raises OSError.
+        """
         if now - self._last < self.every_s:
             return
         self._beat += 1

@@ -52,7 +52,7 @@ class DamageKeeper:
 
 
 def keep_copy(layout: Layout, path: str) -> None:
-    """Publish a copy of a damaged file in corrupt/ by link(2), unless one is there. Raises OSError."""
+    """Copy a damaged file to corrupt/, unless a copy is there: by link(2). Raises OSError."""
     damaged = Path(path)
     copy = layout.corrupt / f"{damaged.parent.name}-{damaged.name}"
     if not copy.exists():

@@ -1,0 +1,159 @@
+"""What the loop knows when it decides: taken from spools made by hand."""
+
+from pathlib import Path
+
+from spooling import A0, A1, B0, JOB, begin, dead_process, finish, intend, make_spool, take, view_of
+
+from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.supervise.launch import Orders
+from gpuspool.orchestrator.supervise.snapshot import History, Situation
+from gpuspool.orchestrator.supervise.workers import BY_PARENT, BY_RESUME, Workers
+from gpuspool.spool.closing import publish_closing
+from gpuspool.spool.journal import start_journal
+from gpuspool.spool.layout import Layout, attempt_name
+from gpuspool.spool.manifest import publish_orphans
+from gpuspool.spool.records import Closing, Options
+from gpuspool.spool.states import AttemptState, Life, Reason
+from gpuspool.spool.view import View
+
+SLOTS = [Slot(0, "GPU-a"), Slot(1, "GPU-b")]
+
+
+def workers_of(view: View, epoch: int) -> Workers:
+    return Workers(view, Orders(epoch=epoch, job=JOB, options=Options(), world_size=2))
+
+
+def situation_of(view: View, epoch: int = 0) -> Situation:
+    return Situation(view, workers_of(view, epoch), epoch, SLOTS)
+
+
+def close(layout: Layout, attempt: str, by: str = BY_PARENT) -> None:
+    closing = Closing(attempt=attempt, state=AttemptState.FAILED, reason=Reason.CRASH, by=by)
+    assert publish_closing(layout, closing, [])
+
+
+def test_an_unreadable_task_counts_as_left_while_anybody_is_open_and_then_as_failed(
+    tmp_path: Path,
+) -> None:
+    """Who is open may have read the line before it was damaged, and complete the task yet."""
+    layout = make_spool(tmp_path / "s", 2)
+    intend(layout, A0)
+    journal = begin(layout, A0)
+    take(layout, A0, 2)
+    finish(journal, 0)
+    manifest = layout.manifest("rank-0000")
+    manifest.write_bytes(manifest.read_bytes().replace(b'"t1"', b'"t?"'))
+    view = view_of(layout)
+    situation = situation_of(view)
+    assert view.ledger.unreadable == {1}
+    snapshot = situation.snapshot(None)
+    assert (snapshot.tasks_left, snapshot.failed) == (1, 0)
+    close(layout, A0)
+    view.refresh()
+    snapshot = situation.snapshot(None)
+    assert (snapshot.tasks_left, snapshot.failed) == (0, 1)
+
+
+def test_an_unreadable_task_that_completes_after_all_has_not_failed(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 2)
+    intend(layout, A0)
+    journal = begin(layout, A0)
+    manifest = layout.manifest("rank-0000")
+    manifest.write_bytes(manifest.read_bytes().replace(b'"t1"', b'"t?"'))
+    view = view_of(layout)
+    situation = situation_of(view)
+    finish(journal, 0, 1)
+    view.refresh()
+    snapshot = situation.snapshot(None)
+    assert (snapshot.tasks_left, snapshot.failed) == (0, 0)
+
+
+def test_claims_are_to_be_mended_in_each_epoch_but_the_first(tmp_path: Path) -> None:
+    view = view_of(make_spool(tmp_path / "s", 2))
+    assert not situation_of(view, epoch=0).snapshot(None).is_mending_due
+    later = situation_of(view, epoch=1)
+    assert later.snapshot(None).is_mending_due
+    later.note_mending()
+    assert not later.snapshot(None).is_mending_due
+
+
+def test_claims_are_to_be_mended_again_after_a_death_that_nobody_saw(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 2)
+    view = view_of(layout)
+    situation = situation_of(view, epoch=1)
+    situation.snapshot(None)
+    situation.note_mending()
+    for by, attempt, is_due in ((BY_PARENT, A0, False), (A1, A1, False), (BY_RESUME, B0, True)):
+        close(layout, attempt, by)
+        view.refresh()
+        assert situation.snapshot(None).is_mending_due is is_due, by
+
+
+def test_only_this_epochs_attempts_make_a_ranks_past(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 4)
+    view = view_of(layout)
+    history = History(view, 1, SLOTS)
+    intend(layout, A0, epoch=0)
+    intend(layout, A1, epoch=1)
+    intend(layout, B0, epoch=1)
+    intend(layout, attempt_name(7, 0), epoch=1)
+    finish(begin(layout, A0), 0)
+    finish(begin(layout, A1), 1, 2)
+    finish(begin(layout, B0), 3)
+    for attempt in (A0, A1, attempt_name(7, 0)):
+        close(layout, attempt)
+    view.refresh()
+    first, second = history.past()
+    assert [closing.attempt for closing in first.closings] == [A1]
+    assert (first.finished, first.done, first.slot) == ((2,), 2, SLOTS[0])
+    assert first.ended_at > 0
+    assert (second.closings, second.done, second.ended_at) == ((), 1, 0.0)
+    again = history.past()[0]
+    assert again.ended_at == first.ended_at, "when an end was first seen is kept"
+
+
+def test_many_dead_of_an_earlier_epoch_are_closed_in_one_pass(tmp_path: Path) -> None:
+    """However many they are, the spool is read as often as for one."""
+    count = 60
+    layout = make_spool(tmp_path / "s", count)
+    gone = dead_process()
+    attempts = [attempt_name(rank, 0) for rank in range(count)]
+    for number, attempt in enumerate(attempts):
+        intend(layout, attempt, parent=gone)
+        assert start_journal(layout, attempt, gone) is not None
+        take(layout, attempt, number + 1)
+    view = CountingView(layout, view_of(layout).run)
+    view.refresh()
+    workers = workers_of(view, 1)
+    assert {workers.life(attempt) for attempt in attempts} == {Life.DEAD}
+    before = view.refreshes
+    ended = workers.close(attempts)
+    assert view.refreshes - before <= 2
+    assert [one.closing.attempt for one in ended] == attempts
+    assert {(one.closing.by, one.closing.reason) for one in ended} == {(BY_RESUME, Reason.LOST)}
+    assert {one.how for one in ended} == {"its orchestrator and then it itself died"}
+    assert view.open_attempts == []
+    assert view.unclaimed == count, "what they held is given out again"
+
+
+class CountingView(View):
+    """A view that counts how often it reads the spool."""
+
+    refreshes = 0
+
+    def refresh(self) -> View:
+        self.refreshes += 1
+        return super().refresh()
+
+
+def test_an_attempt_that_closed_itself_before_it_was_closed_is_not_told_of(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 1)
+    gone = dead_process()
+    intend(layout, A0, parent=gone)
+    assert start_journal(layout, A0, gone) is not None
+    view = view_of(layout)
+    workers = workers_of(view, 1)
+    own = Closing(attempt=A0, state=AttemptState.STOPPED, reason=Reason.DRAINED, by=A0)
+    assert publish_orphans(layout, own, [])
+    assert workers.close([A0]) == []
+    assert view.closed[A0].by == A0
