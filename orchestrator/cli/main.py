@@ -240,7 +240,7 @@ def status(spool_dir: str | None, watch: bool, as_json: bool) -> None:
     from gpuspool.spool.liveness import FailureDetector
     from gpuspool.spool.view import open_view
 
-    view = open_view(find(spool_dir))
+    view = open_view(find(spool_dir), reads_claims=False)
     detector = FailureDetector(view)
     while True:
         now = read(view.refresh(), detector)
@@ -264,7 +264,7 @@ def wait(spool_dir: str | None, timeout_s: float | None) -> None:
     from gpuspool.spool.liveness import FailureDetector
     from gpuspool.spool.view import open_view
 
-    view, began = open_view(find(spool_dir)), time.monotonic()
+    view, began = open_view(find(spool_dir), reads_claims=False), time.monotonic()
     detector = FailureDetector(view)
     while (now := read(view.refresh(), detector))["state"] == "running" or is_holder_alive(
         view.layout
@@ -283,21 +283,20 @@ def wait(spool_dir: str | None, timeout_s: float | None) -> None:
 @debug
 def logs(spool_dir: str | None, rank: int | None, key: str | None) -> None:
     """What the workers printed."""
-    from gpuspool.orchestrator.report.results import task_log
+    from gpuspool.orchestrator.report.logs import log_chunks, task_log_chunks
     from gpuspool.spool.layout import rank_of
     from gpuspool.spool.view import open_view
 
-    view = open_view(find(spool_dir))
+    view = open_view(find(spool_dir), reads_claims=False)
     if key is not None:
-        click.echo(printable(task_log(view, key)), nl=False)
+        for text in task_log_chunks(view, key):
+            click.echo(printable(text), nl=False)
         return
     for attempt in view.attempts:
         if rank is None or rank_of(attempt) == rank:
             click.echo(f"==> {attempt} <==")
-            path = view.layout.log(attempt)
-            click.echo(
-                printable(path.read_text(errors="replace")) if path.exists() else "", nl=False
-            )
+            for text in log_chunks(view, attempt):
+                click.echo(printable(text), nl=False)
 
 
 @cli.command()
@@ -310,7 +309,7 @@ def failed(spool_dir: str | None, as_json: bool) -> None:
     from gpuspool.orchestrator.report.results import encode_result
     from gpuspool.spool.view import open_view
 
-    found = failed_results(open_view(find(spool_dir)))
+    found = failed_results(open_view(find(spool_dir), reads_claims=False))
     if as_json:
         for result in found:
             click.echo(encode_result(result))
@@ -399,7 +398,7 @@ def results(spool_dir: str | None) -> None:
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has seen enough
     write = sys.stdout.buffer.write
-    for result in Results(open_view(find(spool_dir))):
+    for result in Results(open_view(find(spool_dir), reads_claims=False)):
         write(encode_result(result) + b"\n")
 
 

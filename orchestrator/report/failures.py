@@ -1,48 +1,67 @@
-"""The tasks that failed for good, as a person wants to see them: the same failure once, with whom
-it struck.
+"""The tasks that failed for good, as a person wants to see them: each kind of failure once, with the
+tasks that it struck.
+
+The command line and the Python API call this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.spool.records import Error
-from gpuspool.spool.states import ErrorKind
 from gpuspool.spool.view import View
 
-SHOWN = 20  # tasks of one group; `--json` lists all
+# So many tasks of one group are shown; `--json` lists all. More would push the other groups off the
+# screen.
+SHOWN = 20
 
 
-def failed_results(view: View) -> list[Result]:
-    return [
-        result for result in Results(view) if result.state == "failed" and result.error is not None
-    ]
+@dataclass
+class _Group:
+    """The tasks that failed in the same way, of which the first few are kept."""
+
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+
+def failed_results(view: View) -> Iterator[Result]:
+    """The result of each task that failed, in input order; its `error` says why. Raises OSError."""
+    return Results(view).failed()
 
 
 def failures_text(results: Iterable[Result]) -> str:
-    """Groups by kind, type and the line that raised, the largest first; "" where nothing failed."""
-    groups: dict[tuple[str, str, str], list[Result]] = {}
+    """Failures grouped by kind, type and the line that raised, the largest group first.
+
+    "" if nothing failed. Of the results, all of which must have an error, few are held at a time.
+    """
+    groups: dict[tuple[str, str, str], _Group] = {}
     for result in results:
-        assert result.error is not None
-        groups.setdefault((result.error.kind, result.error.type, result.error.where), []).append(
-            result
-        )
-    largest = sorted(groups.items(), key=lambda group: -len(group[1]))
-    return "".join(_group(*kind, members) for kind, members in largest)
+        error = result.error
+        assert error is not None, result.index
+        group = groups.setdefault((error.kind, error.type, error.where), _Group())
+        group.count += 1
+        if group.count <= SHOWN:
+            group.shown.append(_line(result, error))
+    largest_first = sorted(groups.items(), key=lambda item: -item[1].count)
+    return "".join(_group_text(*how, group) for how, group in largest_first)
 
 
-def _group(kind: str, type_: str, where: str, members: list[Result]) -> str:
-    tasks = "1 task" if len(members) == 1 else f"{len(members)} tasks"
-    text = f"{tasks}: {kind}, {type_}" + (f" at {where}" if where else "") + "\n"
-    text += "".join(f"    {_line(result)}\n" for result in members[:SHOWN])
-    return text + (
-        f"    … and {len(members) - SHOWN} more; `--json` lists all\n"
-        if len(members) > SHOWN
-        else ""
-    )
+def _group_text(kind: str, type_: str, where: str, group: _Group) -> str:
+    tasks = "1 task"
+    if group.count > 1:
+        tasks = f"{group.count} tasks"
+    text = f"{tasks}: {kind}, {type_}"
+    if where:
+        text += f" at {where}"
+    text += "\n"
+    for line in group.shown:
+        text += f"    {line}\n"
+    if group.count > SHOWN:
+        text += f"    … and {group.count - SHOWN} more; `--json` lists all\n"
+    return text
 
 
-def _line(result: Result) -> str:
-    error = result.error or Error(kind=ErrorKind.EXCEPTION, type="", message="")
+def _line(result: Result, error: Error) -> str:
     return f"{result.key or result.index}  {error.kind}  {error.type}: {error.message}"

@@ -1,39 +1,60 @@
-"""What became of each task, in input order, read from the journals by one pass and then one seek a
-task.
+"""What became of each task, in input order.
+
+Guarantees: the answers are those of the view that was asked, so all of them agree with its ledger and
+with each other, whatever a live run does meanwhile. Results come one after the other while lines are
+read for some thousand tasks at a time: however many tasks there are and however large their results,
+little is held in memory, and one file is open at a time.
+
+The command line, `Report.results` and the other modules of `report` call this. It reads no claims, so
+a view without them will do.
 """
 
 from __future__ import annotations
 
-import array
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import Any
 
 import msgspec
 
-from gpuspool.spool.codec import R, unseal
-from gpuspool.spool.errors import UsageError
-from gpuspool.spool.journal import JournalReader
-from gpuspool.spool.layout import parse_attempt, rank_of
-from gpuspool.spool.publish import read_bytes
-from gpuspool.spool.records import NO_JSON, Error, JournalBrief, JournalLine, TaskFailure
-from gpuspool.spool.states import ErrorKind
+from gpuspool.orchestrator.report.keys import read_keys
+from gpuspool.orchestrator.report.places import Places
+from gpuspool.spool.layout import rank_of
+from gpuspool.spool.records import Error, Record, TaskFailure
+from gpuspool.spool.states import ErrorKind, Verdict
 from gpuspool.spool.view import View
 
+# A result that is not there, in JSON.
 NULL = msgspec.Raw(b"null")
+
 _encoder = msgspec.json.Encoder()
 
 
-class Result(msgspec.Struct, kw_only=True):
-    """One task's line of `gpuspool results`. state: "complete", "failed" or "missing"."""
+class ResultState(StrEnum):
+    """What became of a task. MISSING: it has no verdict (yet)."""
+
+    COMPLETE = "complete"
+    FAILED = "failed"
+    MISSING = "missing"
+
+
+class Result(msgspec.Struct, kw_only=True, gc=False):
+    """What became of one task: a line of `gpuspool results`.
+
+    index: the task's place among the inputs, from 0. key: None where no manifest can tell it.
+    result: JSON text, `null` where there is none; `value()` decodes it. error: why the task failed.
+    seconds: how long the job took over it. rank: whose line tells this. outputs: names of files,
+    relative to the folder for outputs.
+    """
 
     index: int
     key: str | None
-    state: str
-    result: msgspec.Raw
-    error: Error | None
-    seconds: float | None
-    rank: int | None
-    outputs: list[str]
+    state: ResultState
+    result: msgspec.Raw = NULL
+    error: Error | None = None
+    seconds: float | None = None
+    rank: int | None = None
+    outputs: list[str] = []
 
     def value(self) -> Any:
         """The result as Python values."""
@@ -45,113 +66,93 @@ def encode_result(result: Result) -> bytes:
     return _encoder.encode(result)
 
 
+class _Outcome(Record, frozen=True, kw_only=True):
+    """What a result takes from the line that tells a verdict; the rest is skipped, not decoded."""
+
+    state: ResultState
+    seconds: float = 0.0
+    result: msgspec.Raw = NULL
+    error: Error | None = None
+    outputs: tuple[tuple[str, int], ...] = ()
+
+
+class _Loss(msgspec.Struct, frozen=True):
+    """A task that a closing failed: its worker died with it in hand, or took too long over it."""
+
+    attempt: str
+    failure: TaskFailure
+
+
 class Results:
-    """The results of a view that was refreshed and found no unreadable tasks unnoticed."""
+    """The results of all tasks of a view, as it was refreshed last; it can be iterated again."""
 
     def __init__(self, view: View) -> None:
+        """Finds where each task's line stands, in one pass over the journals. Raises OSError."""
         self._view = view
-        self._attempts = sorted(view.journals, key=lambda name: parse_attempt(name) or (0, 0))
-        self._where_journal = array.array("i", [-1]) * view.run.tasks
-        self._where_offset = array.array("q", [0]) * view.run.tasks
-        losses = [
-            (name, lost) for name, closing in view.closed.items() for lost in closing.failures
-        ]
-        self._lost = {
-            lost.task: (name, lost) for name, lost in sorted(losses, key=lambda loss: loss[1].round)
-        }
-        self._index()
-
-    def _index(self) -> None:
-        """Of complete lines the first by (attempt, offset), else the failed line of the newest
-        round.
-        """
-        ledger = self._view.ledger
-        for number, attempt in enumerate(self._attempts):
-            for offset, line in journal_records(self._view, attempt, JournalBrief):
-                if (
-                    line.state not in ("complete", "failed")
-                    or not 0 <= line.task < self._view.run.tasks
-                ):
-                    continue
-                is_first = line.state == "complete" and self._where_journal[line.task] < 0
-                is_verdict = not ledger.complete[
-                    line.task
-                ] and line.round == ledger.failed_round.get(line.task)
-                if is_first or is_verdict:
-                    self._where_journal[line.task], self._where_offset[line.task] = number, offset
+        self._keys = read_keys(view)
+        self._places = Places(view)
+        self._losses = _losses(view)
 
     def __iter__(self) -> Iterator[Result]:
-        keys = self._keys()
-        files: dict[int, BinaryIO] = {}
-        try:
-            for index in range(self._view.run.tasks):
-                yield self._result(index, keys.get(index), files)
-        finally:
-            for file in files.values():
-                file.close()
+        """One result for each task, in input order."""
+        return self.of(range(self._view.run.tasks))
 
-    def _keys(self) -> dict[int, str]:
-        return {
-            task.task: task.key
-            for manifest in self._view.manifests.values()
-            for task in manifest.tasks()
-        }
+    def failed(self) -> Iterator[Result]:
+        """The results of the tasks that failed, in input order. Lines of other tasks are not read."""
+        for result in self.of(sorted(self._view.ledger.failed())):
+            # Only a journal that was damaged since the view was refreshed makes another state of it.
+            if result.state is ResultState.FAILED:
+                yield result
 
-    def _result(self, index: int, key: str | None, files: dict[int, BinaryIO]) -> Result:
-        verdict = self._view.ledger.verdict(index)
-        number = self._where_journal[index]
-        base = {"index": index, "key": key, "state": verdict or "missing"}
-        if verdict is None or number < 0:
-            attempt, error = self._without_line(index, verdict)
-            rank = None if attempt is None else rank_of(attempt)
-            return Result(**base, result=NULL, error=error, seconds=None, rank=rank, outputs=[])  # type: ignore[arg-type]
-        attempt = self._attempts[number]
-        if number not in files:
-            files[number] = open(self._view.layout.journal(attempt), "rb")  # noqa: SIM115 - closed by __iter__
-        files[number].seek(self._where_offset[index])
-        line = unseal(files[number].readline().rstrip(b"\n"), JournalLine)
-        return Result(
-            **base,  # type: ignore[arg-type]
-            result=NULL if line.result == NO_JSON else line.result,
-            error=line.error,
-            seconds=line.seconds,
-            rank=rank_of(attempt),
-            outputs=[name for name, _ in line.outputs],
-        )
+    def of(self, tasks: Iterable[int]) -> Iterator[Result]:
+        """The results of some tasks, in the order given."""
+        for window in self._places.windows(tasks):
+            outcomes = self._places.read(window, _Outcome)
+            ranks = self._places.ranks(window)
+            for task, rank in zip(window, ranks, strict=True):
+                outcome = outcomes.get(task)
+                if outcome is None:
+                    yield self._without_line(task)
+                    continue
+                yield Result(
+                    index=task,
+                    key=self._keys[task],
+                    state=outcome.state,
+                    result=outcome.result,
+                    error=outcome.error,
+                    seconds=outcome.seconds,
+                    rank=rank,
+                    outputs=[name for name, _ in outcome.outputs],
+                )
 
-    def _without_line(self, index: int, verdict: str | None) -> tuple[str | None, Error | None]:
-        if verdict is None:
-            return None, None
-        lost: tuple[str, TaskFailure] | None = self._lost.get(index)
-        if lost is not None:
-            return lost[0], lost[1].error
-        message = "no readable manifest line describes this task any more; see corrupt/"
-        return None, Error(kind=ErrorKind.UNREADABLE, type="TaskUnreadable", message=message)
-
-
-def journal_records(view: View, attempt: str, kind: type[R]) -> Iterator[tuple[int, R]]:
-    """(offset, record) of each readable line of an attempt's journal."""
-    return JournalReader(view.layout, attempt, view.report).read(kind)
+    def _without_line(self, task: int) -> Result:
+        """The result of a task of which no journal tells, or told before the journal was damaged."""
+        result = Result(index=task, key=self._keys[task], state=ResultState.MISSING)
+        if self._view.ledger.verdict(task) is not Verdict.FAILED:
+            return result
+        loss = self._losses.get(task)
+        if loss is not None:
+            result.rank = rank_of(loss.attempt)
+            result.error = loss.failure.error
+        elif task in self._view.ledger.unreadable:
+            result.error = _unreadable()
+        else:
+            return result
+        result.state = ResultState.FAILED
+        return result
 
 
-def task_log(view: View, key: str) -> str:
-    """What was printed while the task with this key ran, attempt by attempt. Raises UsageError for
-    an unknown key.
-    """
-    wanted = {
-        task.task
-        for manifest in view.manifests.values()
-        for task in manifest.tasks()
-        if task.key == key
-    }
-    if not wanted:
-        raise UsageError(
-            f"{view.layout.root} has no task with the key {key!r}. `gpuspool results` lists the keys."
-        )
-    text = ""
-    for attempt in view.journals:
-        for _, line in journal_records(view, attempt, JournalLine):
-            if line.task in wanted and line.log is not None:
-                whole = read_bytes(view.layout.log(attempt)) or b""
-                text += f"==> {attempt} <==\n" + whole[slice(*line.log)].decode(errors="replace")
-    return text
+def _losses(view: View) -> dict[int, _Loss]:
+    """By task: the closing that failed it in the newest round."""
+    found: dict[int, _Loss] = {}
+    for attempt, closing in view.closed.items():
+        for failure in closing.failures:
+            known = found.get(failure.task)
+            if known is None or failure.round >= known.failure.round:
+                found[failure.task] = _Loss(attempt, failure)
+    return found
+
+
+def _unreadable() -> Error:
+    message = "no readable manifest line describes this task any more; see corrupt/"
+    return Error(kind=ErrorKind.UNREADABLE, type="TaskUnreadable", message=message)

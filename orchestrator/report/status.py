@@ -1,4 +1,10 @@
-"""How a run stands, from files alone: no torch, no GPU, no orchestrator needed, nothing written."""
+"""How a run stands, from files alone: it needs no torch, no GPU and no orchestrator, and writes nothing.
+
+It reads the manifests, the journals, and a heartbeat for each rank, but no claims: a view without them
+will do, and the files opened grow with the ranks and not with the tasks.
+
+The command line (`status`, `wait`) and the Python API call this.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +16,52 @@ from gpuspool.spool.holder import is_holder_alive, read_holder
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import run_state
 from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.records import Closing, Heartbeat
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
+# Of the object that `gpuspool status --json` prints. A field that is added leaves it as it is.
+SCHEMA_VERSION = 1
+
+# The table of `status_text`: a line for the names of its columns, and one for each rank.
+_NAMES = (
+    f"{'rank':>4}  {'state':9} {'device':24} {'host':12} {'pid':>7} {'task':>8} {'done':>8} "
+    f"{'failed':>6}  beat"
+)
+_ROW = (
+    "{rank:>4}  {state:9} {device:24.24} {host:12.12} {pid:>7} {task:>8} {done:>8} "
+    "{failed:>6}  {beat}"
+)
+
 
 def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any]:
-    """What `gpuspool status --json` prints. Who looks again and again keeps one detector, so that
-    leases can run out.
+    """What `gpuspool status --json` prints, of a view that was just refreshed.
+
+    detector: keep one if you look again and again, since a lease takes time to run out and only
+    the looks of the same detector count. Raises OSError.
     """
-    detector = detector or FailureDetector(view)
-    open_attempts = view.open_attempts
-    lives = {attempt: detector.life(attempt) for attempt in open_attempts}
+    if detector is None:
+        detector = FailureDetector(view)
+    lives = {attempt: detector.life(attempt) for attempt in view.open_attempts}
     is_live = is_holder_alive(view.layout) or any(life is not Life.DEAD for life in lives.values())
     ledger = view.ledger
-    ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in _newest(view)]
-    complete, failed = ledger.n_complete, ledger.n_failed
-    running = min(sum(row["task"] is not None for row in ranks), ledger.tasks - complete - failed)
-    holder = read_holder(view.layout)
+    ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in _newest_of_each_rank(view)]
+    # A worker may have finished the task in its last heartbeat since; no more tasks run than are left.
+    unfinished = ledger.tasks - ledger.n_finished
+    running = min(sum(row["task"] is not None for row in ranks), unfinished)
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "spool": str(view.layout.root),
         "job": view.latest_job().spec,
         "state": run_state(ledger, is_live),
         "epoch": view.next_epoch() - 1,
-        "orchestrator": None if holder is None else {"host": holder.host, "pid": holder.pid},
+        "orchestrator": _orchestrator(view),
         "tasks": {
             "total": ledger.tasks,
-            "complete": complete,
-            "failed": failed,
+            "complete": ledger.n_complete,
+            "failed": ledger.n_failed,
             "running": running,
-            "waiting": ledger.tasks - complete - failed - running,
+            "waiting": unfinished - running,
         },
         "ran_twice": ledger.duplicates,
         "damage": [str(damage) for damage in view.damage],
@@ -47,53 +69,80 @@ def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any
     }
 
 
-def _newest(view: View) -> list[str]:
-    """Each rank's last attempt."""
+def _orchestrator(view: View) -> dict[str, Any] | None:
+    """Who announced itself last as the orchestrator of this spool, alive or not."""
+    holder = read_holder(view.layout)
+    if holder is None:
+        return None
+    return {"host": holder.host, "pid": holder.pid}
+
+
+def _newest_of_each_rank(view: View) -> list[str]:
+    """Each rank's last attempt, in the order of ranks."""
     newest = {rank_of(attempt): attempt for attempt in view.attempts}
     return [newest[rank] for rank in sorted(newest)]
 
 
-def _rank(view: View, attempt: str, life: str | None) -> dict[str, Any]:
-    beat, who, intent = view.heartbeat(attempt), view.identity(attempt), view.intents.get(attempt)
-    closing = view.closed.get(attempt)
-    if closing is not None:
-        state: str = closing.state
-    elif life is Life.DEAD:
-        state = "lost"
-    else:
-        state = beat.state if beat is not None else "starting"
-    is_running = life is not None and life is not Life.DEAD and beat is not None
-    return {
+def _rank(view: View, attempt: str, life: Life | None) -> dict[str, Any]:
+    """One row. `life`: None for an attempt that is closed."""
+    heartbeat = view.heartbeat(attempt)
+    identity = view.identity(attempt)
+    intent = view.intents.get(attempt)
+    n_failed = view.failed_by.get(attempt, 0)
+    row = {
         "rank": rank_of(attempt),
         "attempt": attempt,
-        "state": state,
-        "device": intent.device if intent is not None else None,
-        "host": who.host if who is not None else None,
-        "pid": who.pid if who is not None else None,
-        "task": beat.task if is_running and beat is not None else None,
-        "beat_age_s": round(time.time() - beat.at, 1) if is_running and beat is not None else None,
-        "done": view.finished_by.get(attempt, 0) - view.failed_by.get(attempt, 0),
-        "failed": view.failed_by.get(attempt, 0),
+        "state": _state(view.closed.get(attempt), life, heartbeat),
+        "device": None,
+        "host": None,
+        "pid": None,
+        "task": None,
+        "beat_age_s": None,
+        "done": view.finished_by.get(attempt, 0) - n_failed,
+        "failed": n_failed,
         "is_proved_alive": life is Life.ALIVE,
     }
+    if intent is not None:
+        row["device"] = intent.device
+    if identity is not None:
+        row["host"] = identity.host
+        row["pid"] = identity.pid
+    # What a heartbeat says holds only as long as its writer may live.
+    if heartbeat is not None and life in (Life.ALIVE, Life.ELSEWHERE):
+        row["task"] = heartbeat.task
+        row["beat_age_s"] = round(time.time() - heartbeat.at, 1)
+    return row
+
+
+def _state(closing: Closing | None, life: Life | None, heartbeat: Heartbeat | None) -> str:
+    """How an attempt ended, that it died, or what it is at: the name of an `AttemptState` or a
+    `Phase`, "lost", or "starting".
+    """
+    if closing is not None:
+        return closing.state
+    if life is Life.DEAD:
+        return "lost"
+    if heartbeat is None:
+        return "starting"
+    return heartbeat.state
 
 
 def status_text(now: dict[str, Any]) -> str:
-    """The same for people."""
+    """What `gpuspool status` prints for people, of what `status` returned."""
     tasks = now["tasks"]
     lines = [
         f"{now['job']}  {now['state']}  {tasks['complete']} complete, {tasks['failed']} failed, "
         f"{tasks['running']} running, {tasks['waiting']} waiting of {tasks['total']}",
-        f"{'rank':>4}  {'state':9} {'device':24} {'host':12} {'pid':>7} {'task':>8} {'done':>8} {'failed':>6}  beat",
+        _NAMES,
     ]
-    for row in now["ranks"]:
-        beat = "" if row["beat_age_s"] is None else f"{row['beat_age_s']:.0f} s ago"
-        cells = {name: "" if row[name] is None else row[name] for name in row}
-        lines.append(
-            "{rank:>4}  {state:9} {device:24.24} {host:12.12} {pid:>7} {task:>8} {done:>8} {failed:>6}  ".format(
-                **cells
-            )
-            + beat
-        )
+    lines += [_row_text(row) for row in now["ranks"]]
     lines += [f"damaged: {text}" for text in now["damage"]]
     return printable("\n".join(lines))
+
+
+def _row_text(row: dict[str, Any]) -> str:
+    cells = {name: "" if value is None else value for name, value in row.items()}
+    beat = ""
+    if row["beat_age_s"] is not None:
+        beat = f"{row['beat_age_s']:.0f} s ago"
+    return _ROW.format(beat=beat, **cells)

@@ -1,8 +1,12 @@
-"""`gpuspool verify`: everything in a spool that is not as the format says, named with file and
-offset.
+"""`gpuspool verify`: everything in a spool that is not as the format says, named with file and offset.
 
-A problem is damage or a contradiction; a note is what a crash leaves and the protocol has dealt
-with.
+A problem is damage or a contradiction. A note is what a crash leaves behind and the protocol has dealt
+with, or will.
+
+Guarantees: every file of the protocol is read, and nothing is written. A live run is no problem: what
+it adds while we look is either seen whole or not at all.
+
+Called by the command line and the Python API. It needs a view that reads claims.
 """
 
 from __future__ import annotations
@@ -11,51 +15,68 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from gpuspool.orchestrator.report.results import Results
+from gpuspool.orchestrator.report.keys import TaskKey
+from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.spool.layout import STATES, SUBDIRS
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import Closing, Run
 from gpuspool.spool.sweep import stranded_tasks
-from gpuspool.spool.view import View
+from gpuspool.spool.view import UNREADABLE, View
 
 
 @dataclass
 class Findings:
+    """What `verify` found, a line of text for each."""
+
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def verify(view: View) -> Findings:
-    """Read everything once. Writes nothing."""
+    """Compare all that stands in a spool with the format. Refreshes the view; raises OSError.
+
+    Names are listed before the view is refreshed and compared with it afterwards. In the other order
+    a claim that a live run makes in between would be in the listing and not in the view.
+    """
+    claims = {name: _listed_claims(view, name) for name in view.manifests}
+    view.refresh()
     found = Findings()
-    found.problems += [
-        f"{name}: this planned manifest is missing" for name in view.missing_manifests()
-    ]
-    found.problems += [
-        f"{path}: this folder is missing"
-        for path in map(view.layout.subdir, SUBDIRS)
-        if not path.is_dir()
-    ]
+    _check_names(view, found)
     _check_job(view, found)
     _check_tasks(view, found)
-    _check_claims(view, found)
-    _check_status(view, found)
+    _check_claims(view, claims, found)
+    _check_status_records(view, found)
     _check_outputs(view, found)
-    for damage in view.damage:
-        torn = damage.reason.startswith("torn line")
-        (found.notes if torn else found.problems).append(str(damage))
+    # Last, since what came before reads files too and tells the view of their damage.
+    _add_damage(view, found)
     if view.ledger.duplicates:
         found.notes.append(f"{view.ledger.duplicates} tasks ran twice and are counted once")
     return found
 
 
+def _listed_claims(view: View, manifest: str) -> set[str]:
+    """The names of a manifest's claims, whether or not its chain leads to them."""
+    return {name for name in listdir(view.layout.claims(manifest)) if name.isdigit()}
+
+
+def _check_names(view: View, found: Findings) -> None:
+    """The planned manifests and the folders of a spool."""
+    for name in view.missing_manifests():
+        found.problems.append(f"{name}: this planned manifest is missing")
+    for path in map(view.layout.subdir, SUBDIRS):
+        if not path.is_dir():
+            found.problems.append(f"{path}: this folder is missing")
+
+
 def _check_job(view: View, found: Findings) -> None:
     """Every copy of the job that an attempt was told to run, and the second copy of run.json."""
-    jobs = [view.run.job, *(intent.job for intent in view.intents.values() if intent is not None)]
+    jobs = [view.run.job]
+    jobs += [intent.job for intent in view.intents.values() if intent is not None]
     hashes = {job.copy: job.sha256 for job in jobs if job.copy}
-    for copy, sha in hashes.items():
+    for copy, sha256 in hashes.items():
         path = view.layout.job_copy(copy)
-        if hashlib.sha256(read_bytes(path) or b"").hexdigest() != sha:
+        data = read_bytes(path) or b""
+        if hashlib.sha256(data).hexdigest() != sha256:
             found.problems.append(
                 f"{path}: not the job that the run began with; resume restores it if it can"
             )
@@ -64,76 +85,99 @@ def _check_job(view: View, found: Findings) -> None:
 
 
 def _check_tasks(view: View, found: Findings) -> None:
-    described = bytearray(view.run.tasks)
+    """That the manifests describe each task of the run and no other, and that none is stranded."""
+    n_tasks = view.run.tasks
+    described = bytearray(n_tasks)
     for manifest in view.manifests.values():
-        for task in manifest.tasks():
-            if 0 <= task.task < view.run.tasks:
-                described[task.task] = 1
+        for line in manifest.records(TaskKey):
+            if 0 <= line.task < n_tasks:
+                described[line.task] = 1
             else:
                 found.problems.append(
-                    f"{manifest.path}: task {task.task} is none of this run's {view.run.tasks}"
+                    f"{manifest.path}: task {line.task} is none of this run's {n_tasks}"
                 )
-    absent = described.count(0)
-    if absent:
+    n_absent = described.count(0)
+    if n_absent:
         found.problems.append(
-            f"{absent} tasks stand in no readable manifest line, the first is {described.find(0)}"
+            f"{n_absent} tasks stand in no readable manifest line, the first is {described.find(0)}"
         )
-    lost = stranded_tasks(view)
-    if lost:
-        found.notes.append(f"{len(lost)} tasks are claimed by nobody who lives; resume sweeps them")
+    n_stranded = len(stranded_tasks(view))
+    if n_stranded:
+        found.notes.append(
+            f"{n_stranded} tasks are claimed by nobody who lives; resume sweeps them"
+        )
 
 
-def _check_claims(view: View, found: Findings) -> None:
+def _check_claims(view: View, listed: dict[str, set[str]], found: Findings) -> None:
+    """That each claim belongs to an attempt that began, and that each name is part of a chain."""
     for name, chain in view.chains.items():
+        chained = set()
         for claim in chain.claims:
+            path = view.layout.claim(name, claim.start)
+            chained.add(path.name)
             if claim.attempt not in view.journals:
-                path = view.layout.claim(name, claim.start)
                 found.problems.append(
                     f"{path}: no attempt {claim.attempt!r} began; resume sweeps its tasks"
                 )
-        listed = {start for start in listdir(view.layout.claims(name)) if start.isdigit()}
-        chain.advance()  # to what a live run has claimed since
-        chained = {view.layout.claim(name, claim.start).name for claim in chain.claims}
-        found.problems += [
-            f"{view.layout.claims(name)}/{start}: outside the chain"
-            for start in sorted(listed - chained)
-        ]
+        for start in sorted(listed.get(name, set()) - chained):
+            found.problems.append(f"{view.layout.claims(name)}/{start}: outside the chain")
 
 
-def _check_status(view: View, found: Findings) -> None:
+def _check_status_records(view: View, found: Findings) -> None:
+    """That each status record says what the closing says of which it is a copy."""
     for state in STATES:
         for filename in listdir(view.layout.subdir(state)):
-            closing = view.closed.get(filename.removesuffix(".json"))
             path = view.layout.subdir(state) / filename
+            attempt = filename.removesuffix(".json")
+            closing = view.closed.get(attempt)
             if read_record(path, Closing) is None:
                 found.problems.append(
                     f"{path}: not a status record; its orphans manifest says what it should"
                 )
-            elif (
-                closing is None and not view.layout.orphans(path.stem).exists()
-            ):  # else closed just now
-                found.problems.append(f"{path}: no orphans manifest closes this attempt")
-            elif closing is not None and closing.state != state and closing.by != "unreadable":
+            elif closing is None:
+                # An attempt that was closed since the view was refreshed has a manifest by now.
+                if not view.layout.orphans(path.stem).exists():
+                    found.problems.append(f"{path}: no orphans manifest closes this attempt")
+            elif closing.state != state and closing.by != UNREADABLE:
                 found.problems.append(f"{path}: its orphans manifest says {closing.state}")
 
 
 def _check_outputs(view: View, found: Findings) -> None:
-    out = Path(view.run.out or view.layout.outputs)
+    """That each output is there and belongs to one task, and that none lies inside another."""
+    folder = Path(view.run.out or view.layout.outputs)
     owner: dict[str, int] = {}
     for result in Results(view):
-        for name in result.outputs:
-            if owner.setdefault(name, result.index) != result.index:
-                found.problems.append(
-                    f"tasks {owner[name]} and {result.index} ({result.key}) have one output {name}; the first stayed"
-                )
-        missing = [name for name in result.outputs if not (out / name).exists()]
-        if missing:
-            found.problems.append(
-                f"task {result.index} ({result.key}): its output {out / missing[0]} is missing"
-            )
+        if result.outputs:
+            _check_outputs_of(result, folder, owner, found)
     for name, index in owner.items():
         for parent in map(str, PurePosixPath(name).parents):
             if parent in owner and owner[parent] != index:
                 found.problems.append(
-                    f"task {index}: its output {name} lies in {parent}, an output of task {owner[parent]}"
+                    f"task {index}: its output {name} lies in {parent}, "
+                    f"an output of task {owner[parent]}"
                 )
+
+
+def _check_outputs_of(result: Result, folder: Path, owner: dict[str, int], found: Findings) -> None:
+    """Check the outputs of one task, and note that they are its own unless another had them first."""
+    for name in result.outputs:
+        first = owner.setdefault(name, result.index)
+        if first != result.index:
+            found.problems.append(
+                f"tasks {first} and {result.index} ({result.key}) have one output {name}; "
+                "the first stayed"
+            )
+    missing = [name for name in result.outputs if not (folder / name).exists()]
+    if missing:
+        found.problems.append(
+            f"task {result.index} ({result.key}): its output {folder / missing[0]} is missing"
+        )
+
+
+def _add_damage(view: View, found: Findings) -> None:
+    """Damage is a problem, but for the torn last line of a journal, which is what a crash leaves."""
+    for damage in view.damage:
+        if damage.reason.startswith("torn line"):
+            found.notes.append(str(damage))
+        else:
+            found.problems.append(str(damage))

@@ -1,0 +1,51 @@
+"""The keys of tasks, read from the manifests without the payloads beside them."""
+
+from __future__ import annotations
+
+from gpuspool.spool.layout import rank_name
+from gpuspool.spool.manifest import Manifest
+from gpuspool.spool.records import Record
+from gpuspool.spool.view import View
+
+
+class TaskKey(Record, frozen=True, kw_only=True):
+    """What names a task in a manifest line. The rest is skipped, which costs a third of decoding."""
+
+    task: int
+    key: str
+
+
+def read_keys(view: View) -> list[str | None]:
+    """The key of each task of a run, by its index; None where no readable line has it.
+
+    Whatever manifest describes a task gives it the same key. So those that were planned are enough,
+    and the others are read only if a line of a planned one cannot be.
+    """
+    keys: list[str | None] = [None] * view.run.tasks
+    planned = {rank_name(rank) for rank in range(view.run.manifests)}
+    for name, manifest in view.manifests.items():
+        if name in planned:
+            _take(manifest, keys)
+    if None not in keys:
+        return keys
+    for name, manifest in view.manifests.items():
+        if name not in planned:
+            _take(manifest, keys)
+    return keys
+
+
+def _take(manifest: Manifest, keys: list[str | None]) -> None:
+    n_tasks = len(keys)
+    for line in manifest.records(TaskKey):
+        if 0 <= line.task < n_tasks:
+            keys[line.task] = line.key
+
+
+def tasks_of(view: View, key: str) -> set[int]:
+    """The tasks that have this key: one, or none where the run has no such task."""
+    found = set()
+    for manifest in view.manifests.values():
+        for line in manifest.records(TaskKey):
+            if line.key == key:
+                found.add(line.task)
+    return found
