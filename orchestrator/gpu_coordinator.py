@@ -32,7 +32,7 @@ import msgspec
 
 from gpuspool.orchestrator.plan.create import Request, create
 from gpuspool.orchestrator.plan.devices import CPU, find_pool
-from gpuspool.orchestrator.plan.inputs import Inputs, sealed
+from gpuspool.orchestrator.plan.inputs import TaskList, seal_tasks
 from gpuspool.orchestrator.plan.jobs import parse_call
 from gpuspool.orchestrator.plan.slots import make_slots
 from gpuspool.orchestrator.supervise.bell import BLIND_S
@@ -353,12 +353,12 @@ class GPUProcessCoordinator:
                 "terminate_all()."
             )
 
-    def _calls(self) -> Inputs:
+    def _calls(self) -> TaskList:
         """One careful task for each rank: its journal says that the call began, so a death in it is
         known to be its own.
         """
         call = TaskLine(task=0, key="", payload=msgspec.Raw(b"null"), cost=1.0, careful=True)
-        return sealed(
+        return seal_tasks(
             msgspec.structs.replace(call, task=rank, key=rank_name(rank))
             for rank in range(self.world_size)
         )

@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from gpuspool.spool.errors import Damaged as Damaged
+
 # A sealed line is the JSON of its record without the closing brace, then a seal: this, eight
 # digits, and this.
 _SEAL_START = ',"crc":"'
@@ -63,10 +65,6 @@ R = TypeVar("R", bound=msgspec.Struct)
 _encoder = msgspec.json.Encoder()
 _decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
 _without_brace = operator.itemgetter(slice(None, -1))
-
-
-class Damaged(ValueError):
-    """These bytes are not the record that they should be; the message says why."""
 
 
 # Plain JSON.

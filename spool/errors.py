@@ -1,43 +1,150 @@
-"""Every error that gpuspool itself raises, and the exit code that each becomes.
+"""Every error that gpuspool raises on purpose, and the exit code of a process that ends with it.
 
-    GpuspoolError            1   something of ours went wrong
-    ├── UsageError           2   the request cannot be taken as it is; nothing was changed
-    ├── NotFinished          4   the run ended early and can be resumed
-    ├── SpoolError           5   the spool is damaged, or of another format
-    └── OrchestratorLive     6   another orchestrator holds the spool
+    GpuspoolError (Exception)          1   the root: `except gpuspool.GpuspoolError` catches them all
+    │
+    │   raised at whoever calls gpuspool from Python; the command line prints them
+    ├── UsageError                     2   the request cannot be granted; nothing was changed
+    ├── SpoolError                     5   the spool is damaged, or another version wrote it
+    │   └── Damaged (ValueError)       5   these bytes are not the record that should stand there
+    ├── OrchestratorLive               6   another orchestrator holds the spool
+    ├── SyncError (OSError)            1   fsync(2) failed: nobody knows what is on the disk
+    │
+    │   raised inside a worker, and recorded as the reason why an attempt failed
+    ├── AttemptError                   1
+    │   ├── JobDamaged                 1   the spool's copy of the job is not what it was
+    │   ├── DeviceError                1   the worker does not see the devices it was given
+    │   └── Unusable                  76   the device or the process is broken
+    │
+    │   raised inside a worker, and recorded as the reason why a task failed
+    └── TaskError                      1
+        ├── ResultError                1   the job returned what is not a JSON value
+        ├── OutputError                1   an output is missing, or in the way of another one
+        └── CommandFailed              1   a command ended with a status other than 0
+            └── CommandOutOfMemory     1   a command was killed because memory ran out
 
-A message says what happened, to which path, rank or task, and what to do next, in that order.
+`run`, `resume` and `retry` do not raise what is recorded: they return a report, and `gpuspool
+failed` names the error of each task. Outside of the tree stand on purpose: an OSError of the file
+system, which is passed on as it is; a TypeError or ValueError for an argument of a wrong type in
+the worker's context and in the API of `GPUProcessCoordinator`; and `Drained`, a private signal
+inside of a worker's warm-up that nobody else ever sees.
+
+A message says what happened, to which path, rank or task, and what to do next, in this order. Every
+error survives pickling. All parts of gpuspool import this module; it imports nothing.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+# Every task is complete.
 EXIT_COMPLETE = 0
+
+# Every task has a verdict, and some have failed.
 EXIT_SOME_FAILED = 3
-EXIT_CANNOT_CLOSE = (
-    74  # of a worker whose end could not be written: its parent closes it and blames no task
-)
+
+# The run ended early and can be resumed. A worker ends with this code when its attempt failed.
+EXIT_NOT_FINISHED = 4
+
+# A worker could not write how it ended. Its parent closes the attempt and blames no task for it.
+EXIT_CANNOT_CLOSE = 74
+
+# The run, or the worker, was told to stop and did. A batch script may submit itself again on this
+# code: it is EX_TEMPFAIL of sysexits.h.
 EXIT_DRAINED = 75
-EXIT_UNUSABLE = (
-    76  # of a worker whose device or process was broken by what it ran: a crash like any other
-)
+
+# What a worker ran has broken its device or its process. The parent treats this like a crash.
+EXIT_UNUSABLE = 76
+
+# A second Ctrl-C: the workers were killed. Shells report 128 + SIGINT like this.
 EXIT_INTERRUPTED = 130
 
 
 class GpuspoolError(Exception):
-    """The root; `exit_code` is what the command line ends with."""
+    """The root of all errors of gpuspool.
+
+    exit_code: with what the command line ends when this error reaches it.
+    """
 
     exit_code = 1
 
 
 class UsageError(GpuspoolError):
+    """The request cannot be granted as it is. Nothing was changed; the message says what to ask."""
+
     exit_code = 2
 
 
-class NotFinished(GpuspoolError):
-    exit_code = 4
-
-
 class SpoolError(GpuspoolError):
+    """The spool is damaged beyond what can be worked around, or another version wrote it."""
+
     exit_code = 5
 
 
+class Damaged(SpoolError, ValueError):
+    """These bytes are not the record that should stand there; the message says why."""
+
+
 class OrchestratorLive(GpuspoolError):
+    """Another orchestrator holds the spool, or some of its workers may still be running."""
+
     exit_code = 6
+
+
+class SyncError(GpuspoolError, OSError):
+    """fsync(2) failed, with the `errno`, `strerror` and `filename` of an OSError.
+
+    The kernel may have dropped the data, so that a second fsync would succeed and mean nothing.
+    Therefore it is never tried again.
+    """
+
+
+class AttemptError(GpuspoolError):
+    """A worker cannot go on, and no task is to blame. Recorded in the attempt's closing."""
+
+
+class JobDamaged(AttemptError):
+    """The spool's copy of the job is missing, or is not what the run began with."""
+
+
+class DeviceError(AttemptError):
+    """The worker does not see exactly the devices that it was given."""
+
+
+class Unusable(AttemptError):
+    """The worker's device or process is broken, for example by a CUDA error.
+
+    It ends as a crash does, and the rules for crashes find the task that is to blame.
+    """
+
+    exit_code = EXIT_UNUSABLE
+
+
+class TaskError(GpuspoolError):
+    """A task failed in a way that gpuspool itself noticed. Recorded as the error of the task."""
+
+
+class ResultError(TaskError):
+    """A job returned what a journal cannot hold: not a JSON value, too large or nested too deep."""
+
+
+class OutputError(TaskError):
+    """A job asked for an output and wrote none, or another task's output is in its way."""
+
+
+class CommandFailed(TaskError):
+    """A command ended with a status other than 0.
+
+    status: what it ended with; -N where signal N killed it.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle both arguments: by default an exception passes only the message to __init__."""
+        return type(self), (str(self), self.status)
+
+
+class CommandOutOfMemory(CommandFailed):
+    """The kernel killed a command because memory ran out."""

@@ -36,7 +36,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from gpuspool.spool.codec import Damaged, R, decode, unseal_pretty
+from gpuspool.spool.codec import R, decode, unseal_pretty
+from gpuspool.spool.errors import Damaged
+from gpuspool.spool.errors import SyncError as SyncError
 from gpuspool.spool.layout import hidden_name
 
 # The permissions of files and folders before the umask. Nobody outside the group may write: a spool
@@ -58,13 +60,6 @@ PATIENCE_S = (0.05, 0.2, 0.5)
 PROBE_BYTES = 64 * 1024
 
 T = TypeVar("T")
-
-
-class SyncError(OSError):
-    """A failed fsync(2).
-
-    The kernel may have dropped the data already, so a second fsync would succeed and mean nothing.
-    """
 
 
 # Errors.

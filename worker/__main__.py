@@ -49,12 +49,12 @@ def main() -> int:
         # what is ours stays until the end, which comes sooner when nobody looks through it
         gc.freeze()
         return Attempt(layout, run, intent, rank, journal).run()
-    except GpuspoolError as error:
-        say(f"gpuspool: {error}")
-        return error.exit_code
     except OSError as error:
         say(f"gpuspool: {name} cannot begin, or end: {error}")
         return EXIT_CANNOT_CLOSE
+    except GpuspoolError as error:
+        say(f"gpuspool: {error}")
+        return error.exit_code
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from gpuspool.spool.errors import (
     EXIT_CANNOT_CLOSE,
     EXIT_COMPLETE,
     EXIT_DRAINED,
+    EXIT_NOT_FINISHED,
     EXIT_UNUSABLE,
-    NotFinished,
 )
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
@@ -78,7 +78,7 @@ STATE_OF = {
     "device": AttemptState.FAILED,
     "io": AttemptState.FAILED,
 }
-EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": NotFinished.exit_code}
+EXIT_OF = {"complete": EXIT_COMPLETE, "stopped": EXIT_DRAINED, "failed": EXIT_NOT_FINISHED}
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # for the exit handlers of what the job imported to end its processes; something may wait for these
 # for ever

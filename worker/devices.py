@@ -10,11 +10,9 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.spool.errors import DeviceError as DeviceError
+
 CHECK_VARIABLE = "GPUSPOOL_DEVICE_CHECK"
-
-
-class DeviceError(Exception):
-    """The worker does not see exactly the devices it was given."""
 
 
 class Device(msgspec.Struct, frozen=True):

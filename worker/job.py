@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, JobDamaged
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.oom import OomWatch
@@ -31,7 +32,6 @@ from gpuspool.spool.records import Job
 from gpuspool.spool.values import decode_value
 from gpuspool.worker.context import Context, Task
 from gpuspool.worker.reports import ReportQueue
-from gpuspool.worker.results import CommandFailed, CommandOutOfMemory
 
 MANY = 1_000_000  # tasks or batches at once
 # batches: one that is ready when the one in hand is done, and one for loads that take longer than
@@ -39,10 +39,6 @@ MANY = 1_000_000  # tasks or batches at once
 PREFETCH = 2
 is_loading = False  # whether the job's module is being imported
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
-
-
-class JobDamaged(Exception):
-    """The spool's copy of the job is not what the run began with."""
 
 
 class LoadedJob(msgspec.Struct, frozen=True):

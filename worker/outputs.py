@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from gpuspool.spool.errors import OutputError as OutputError
 from gpuspool.spool.layout import hidden_output
 from gpuspool.spool.publish import (
     fsync_dir,
@@ -31,10 +32,6 @@ IN_THE_WAY = (
     "was there first, as another task's output or around one; give all outputs the same suffix"
 )
 NAME_BYTES = 255  # of one name on the file systems that people use
-
-
-class OutputError(Exception):
-    """A path was asked for and nothing was written there, or another task's output is in its way."""
 
 
 class _Asked(msgspec.Struct, frozen=True):

@@ -12,35 +12,22 @@ from typing import Any
 import msgspec
 
 from gpuspool.spool.codec import refuse_depth
+from gpuspool.spool.errors import CommandFailed as CommandFailed
+from gpuspool.spool.errors import CommandOutOfMemory as CommandOutOfMemory
+from gpuspool.spool.errors import OutputError, TaskError
+from gpuspool.spool.errors import ResultError as ResultError
 from gpuspool.spool.exits import signal_of
 from gpuspool.spool.layout import TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, Error
 from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
 from gpuspool.worker.devices import is_device_oom
-from gpuspool.worker.outputs import OutputError
 
 RESULT_BYTES = 1024 * 1024
 MESSAGE_BYTES = 4096
 _OURS = str(Path(__file__).parent)
 _STANDARD = os.path.dirname(os.__file__)
 _INSTALLED = ("/site-packages/", "/dist-packages/")
-
-
-class ResultError(Exception):
-    """A job returned what cannot stand in a journal."""
-
-
-class CommandFailed(Exception):
-    """A command ended with another status than 0."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class CommandOutOfMemory(CommandFailed):
-    """The kernel killed a command because memory ran out."""
 
 
 def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | None]:
@@ -119,12 +106,10 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
         type=_clean(type(error).__name__),
         message=_clean(message)[:MESSAGE_BYTES],
         where=_where(error),
-        traceback=""
-        if isinstance(error, (CommandFailed, ResultError, OutputError))
-        else _traceback(error),
+        traceback="" if isinstance(error, TaskError) else _traceback(error),
         tries=tries,
-        exit_code=error.exit_code if isinstance(error, CommandFailed) else None,
-        signal=signal_of(error.exit_code) if isinstance(error, CommandFailed) else "",
+        exit_code=error.status if isinstance(error, CommandFailed) else None,
+        signal=signal_of(error.status) if isinstance(error, CommandFailed) else "",
     )
 
 

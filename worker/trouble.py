@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from gpuspool.spool.errors import Unusable as Unusable
 from gpuspool.spool.publish import probe_folder
 from gpuspool.worker.devices import is_device_broken
 from gpuspool.worker.results import to_error
@@ -24,12 +25,6 @@ LOW_BYTES, LOW_INODES = (
     1024 * 1024,
     64,
 )  # a neighbour may have made room since a write failed for want of it
-
-
-class Unusable(Exception):
-    """This process cannot run tasks any more; it ends as a crash does, and the rules for crashes
-    find the culprit.
-    """
 
 
 def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:

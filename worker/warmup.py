@@ -26,7 +26,10 @@ POLL_S = (0.01, 0.25)  # between two looks at whether it is over: first, and at 
 
 
 class Drained(Exception):
-    """The attempt was told to stop while it waited."""
+    """The attempt was told to stop while it waited.
+
+    A private signal of this package: it never leaves the attempt and is no GpuspoolError.
+    """
 
 
 def warm_up(

@@ -1,8 +1,14 @@
-"""Which devices there are, and which of them each rank may see. Tokens are opaque strings, never
-numbers.
+"""Which devices a run may use, and which of them each rank may see.
 
-The pool: --devices, else the inherited CUDA_VISIBLE_DEVICES (HIP_VISIBLE_DEVICES), else what NVML
-lists (MIG instances where enabled), else the CPU. The only file that imports NVML.
+A device token is an opaque string, never a number: "0", "GPU-1b2c…", "MIG-3d4e…". The pool is all
+tokens that a run may use: those of --devices, else of the inherited CUDA_VISIBLE_DEVICES (or
+HIP_VISIBLE_DEVICES), else of what NVML lists (MIG instances where they are enabled), else none,
+which means the CPU. A device is what one rank may see: the value of its CUDA_VISIBLE_DEVICES, one
+or several tokens of the pool joined by commas, or "" for the CPU.
+
+Tasks are never run on the CPU by mistake: where something promises GPUs and none is found, the run
+is refused. Called to plan a run, to start workers, and by `GPUProcessCoordinator`. The only file
+that imports NVML.
 """
 
 from __future__ import annotations
@@ -14,9 +20,17 @@ from typing import Any
 
 from gpuspool.spool.errors import UsageError
 
-CPU = ""  # what a CPU rank may see
-HIDDEN = ("-1", "NoDevFiles", "void", "none")  # values of the variable that mean no device
+# What a rank on the CPU may see.
+CPU = ""
+
+# Entries of CUDA_VISIBLE_DEVICES with which schedulers and container runtimes say "no device".
+HIDDEN = ("-1", "NoDevFiles", "void", "none")
+
+# Variables with which Slurm tells a job that it was given GPUs.
 PROMISES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+
+# NVML tells the cores next to a device as words of this many bits.
+AFFINITY_BITS = 64
 
 
 def assign(
@@ -26,31 +40,43 @@ def assign(
     gpus_per_rank: int,
     environment: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """For each rank the value of its CUDA_VISIBLE_DEVICES, "" on the CPU. Raises UsageError."""
+    """The device of each rank, in order of rank. Raises UsageError where they do not add up.
+
+    devices: what the user asked for, as in --devices. ranks: how many were asked for, None for as
+    many as there is room for. environment: where the inherited variables are looked up.
+    """
     if ranks_per_gpu > 1 and gpus_per_rank > 1:
         raise UsageError("--ranks-per-gpu and --gpus-per-rank exclude each other.")
     pool = find_pool(devices, environment)
     if not pool:
         return [CPU] * (ranks or 1)
-    groups = [",".join(pool[i : i + gpus_per_rank]) for i in range(0, len(pool), gpus_per_rank)]
     if len(pool) % gpus_per_rank:
         raise UsageError(
-            f"--gpus-per-rank {gpus_per_rank} does not divide the {len(pool)} devices {','.join(pool)}."
+            f"--gpus-per-rank {gpus_per_rank} does not divide the {len(pool)} devices "
+            f"{','.join(pool)}."
         )
+    groups = [
+        ",".join(pool[start : start + gpus_per_rank])
+        for start in range(0, len(pool), gpus_per_rank)
+    ]
     most = len(groups) * ranks_per_gpu
-    if ranks is not None and ranks > most:
+    if ranks is None:
+        ranks = most
+    if ranks > most:
         raise UsageError(
-            f"--ranks {ranks}, but {len(pool)} device(s) ({','.join(pool)}) give {most}. Ask for at most {most}, "
-            "or put several ranks on each device with --ranks-per-gpu."
+            f"--ranks {ranks}, but {len(pool)} device(s) ({','.join(pool)}) give {most}. Ask for "
+            f"at most {most}, or put several ranks on each device with --ranks-per-gpu."
         )
-    return [groups[rank % len(groups)] for rank in range(most if ranks is None else ranks)]
+    return [groups[rank % len(groups)] for rank in range(ranks)]
 
 
 def find_pool(devices: str | None, environment: Mapping[str, str]) -> list[str]:
     """The tokens that ranks may be given; empty for the CPU. Raises UsageError."""
     inherited = _inherited(environment)
     if devices is None:
-        return inherited if inherited is not None else _found(environment)
+        if inherited is None:
+            return _found(environment)
+        return inherited
     if devices == "cpu":
         return []
     wanted = [token.strip() for token in devices.split(",")]
@@ -60,37 +86,46 @@ def find_pool(devices: str | None, environment: Mapping[str, str]) -> list[str]:
         outside = [token for token in wanted if token not in inherited]
         if outside:
             raise UsageError(
-                f"--devices {outside[0]} is outside the inherited CUDA_VISIBLE_DEVICES={','.join(inherited)}. "
-                "Name entries of that list, as they stand there."
+                f"--devices {outside[0]} is outside the inherited "
+                f"CUDA_VISIBLE_DEVICES={','.join(inherited)}. Name entries of that list, as they "
+                "stand there."
             )
     return wanted
 
 
 def _inherited(environment: Mapping[str, str]) -> list[str] | None:
+    """The tokens of the inherited variable; None where it is not set.
+
+    CUDA ignores whatever follows the first entry that names no device, and so do we.
+    """
     value = environment.get("CUDA_VISIBLE_DEVICES", environment.get("HIP_VISIBLE_DEVICES"))
     if value is None:
         return None
     tokens: list[str] = []
-    for token in value.split(","):
-        if token.strip() in ("", *HIDDEN):
-            break  # CUDA ignores everything behind the first entry that names nothing
-        tokens.append(token.strip())
+    for entry in value.split(","):
+        token = entry.strip()
+        if token in ("", *HIDDEN):
+            break
+        tokens.append(token)
     return tokens
 
 
 def _found(environment: Mapping[str, str]) -> list[str]:
+    """What NVML lists. Raises UsageError where there should be a GPU and NVML lists none."""
     tokens = _nvml_tokens()
-    promise = next((name for name in PROMISES if environment.get(name, "0") not in ("", "0")), None)
-    if not tokens and promise:
-        raise UsageError(
-            f"{promise}={environment[promise]} promises GPUs, but neither CUDA_VISIBLE_DEVICES nor NVML shows one. "
-            "Look at nvidia-smi on this node, or say --devices cpu."
-        )
-    if not tokens and any(Path("/dev").glob("nvidia[0-9]*")):
+    if tokens:
+        return tokens
+    for name in PROMISES:
+        if environment.get(name, "0") not in ("", "0"):
+            raise UsageError(
+                f"{name}={environment[name]} promises GPUs, but neither CUDA_VISIBLE_DEVICES nor "
+                "NVML shows one. Look at nvidia-smi on this node, or say --devices cpu."
+            )
+    if any(Path("/dev").glob("nvidia[0-9]*")):
         raise UsageError(
             "/dev/nvidia* exists, but NVML shows no GPU. Look at nvidia-smi, or say --devices cpu."
         )
-    return tokens
+    return []
 
 
 def _nvml() -> Any:
@@ -111,55 +146,73 @@ def _nvml_tokens() -> list[str]:
     tokens: list[str] = []
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        tokens += _mig_tokens(nvml, handle) or [str(nvml.nvmlDeviceGetUUID(handle))]
+        instances = _mig_tokens(nvml, handle)
+        if instances:
+            tokens += instances
+        else:
+            tokens.append(str(nvml.nvmlDeviceGetUUID(handle)))
     return tokens
 
 
 def _mig_tokens(nvml: Any, handle: Any) -> list[str]:
-    tokens = []
+    """The MIG instances of one GPU; none where MIG is off.
+
+    NVML raises an error for a GPU that knows no MIG, and for the first place that holds no
+    instance; both mean that there are no more.
+    """
+    tokens: list[str] = []
     try:
         if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             return []
-        for slot in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            tokens.append(
-                str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)))
-            )
+        for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+            tokens.append(str(nvml.nvmlDeviceGetUUID(instance)))
     except nvml.NVMLError:
-        pass  # no MIG on this GPU, or no more instances
+        return tokens
     return tokens
 
 
-def near_cpus(tokens: str) -> set[int]:
-    """The cores next to a rank's first GPU that this process may use; empty where NVML does not
-    tell.
+def near_cpus(device: str) -> set[int]:
+    """The cores next to the first GPU of a device that this process may use.
+
+    Empty for the CPU, and where NVML does not tell.
     """
-    nvml = None if tokens == CPU else _nvml()
+    nvml = None if device == CPU else _nvml()
     if nvml is None:
         return set()
-    first = tokens.split(",")[0]
+    first = device.split(",")[0]
+    count = ((os.cpu_count() or 1) + AFFINITY_BITS - 1) // AFFINITY_BITS
     try:
-        by_index = first.isdigit()
-        handle = (
-            nvml.nvmlDeviceGetHandleByIndex(int(first))
-            if by_index
-            else nvml.nvmlDeviceGetHandleByUUID(first)
-        )
-        words = nvml.nvmlDeviceGetCpuAffinity(handle, ((os.cpu_count() or 1) + 63) // 64)
+        if first.isdigit():
+            handle = nvml.nvmlDeviceGetHandleByIndex(int(first))
+        else:
+            handle = nvml.nvmlDeviceGetHandleByUUID(first)
+        words = nvml.nvmlDeviceGetCpuAffinity(handle, count)
     except nvml.NVMLError:
         return set()
     near = {
-        64 * place + bit for place, word in enumerate(words) for bit in range(64) if word >> bit & 1
+        AFFINITY_BITS * place + bit
+        for place, word in enumerate(words)
+        for bit in range(AFFINITY_BITS)
+        if word >> bit & 1
     }
     return near & os.sched_getaffinity(0)
 
 
-def environment_for(tokens: str, ranks: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """What must stand in a rank's environment before its interpreter starts."""
-    changed = {"CUDA_VISIBLE_DEVICES": tokens, "PYTHONUNBUFFERED": "1"}
+def environment_for(device: str, ranks: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that must be set before a rank's interpreter starts.
+
+    Later is too late: the user's code, or a library that it imports, may initialise CUDA at once.
+    ranks: how many ranks share this host's cores. environment: what the orchestrator inherited.
+    """
+    changed = {"CUDA_VISIBLE_DEVICES": device, "PYTHONUNBUFFERED": "1"}
     if "HIP_VISIBLE_DEVICES" in environment:
-        changed["HIP_VISIBLE_DEVICES"] = tokens
-    if tokens.replace(",", "").isdigit():
+        changed["HIP_VISIBLE_DEVICES"] = device
+    if device.replace(",", "").isdigit():
+        # By default CUDA numbers devices by their speed, while nvidia-smi and schedulers number
+        # them by their place on the bus.
         changed["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    if tokens == CPU and "OMP_NUM_THREADS" not in environment:
-        changed["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    if device == CPU and "OMP_NUM_THREADS" not in environment:
+        share = len(os.sched_getaffinity(0)) // ranks
+        changed["OMP_NUM_THREADS"] = str(max(1, share))
     return changed

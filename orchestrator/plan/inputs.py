@@ -1,6 +1,12 @@
-"""From what the user names to an ordered list of tasks with keys, payloads and costs.
+"""From what the user names as inputs to the ordered list of tasks.
 
-Every refusal is a UsageError that names the file and line, before anything is written.
+A task gets an index (its place in the input order), a key (its name), a payload (a JSON value) and
+a cost (what balances the ranks and weights the progress). There are four sources: paths and globs,
+a list of paths, lines of text, and JSON lines; Python callers may also pass values.
+
+Whatever cannot become a task is refused with a UsageError that names the file and the line, before
+anything is written. Called by plan/request.py, and by `GPUProcessCoordinator`, which makes its own
+tasks.
 """
 
 from __future__ import annotations
@@ -20,37 +26,134 @@ from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import OUT_MARK
 from gpuspool.spool.records import TaskLine
 
-COST_LIMIT = 1e200  # the costs of all tasks are added up
+# A cost must be less than this. The costs of all tasks are added up, and even a million of the
+# largest must not become infinite.
+COST_LIMIT = 1e200
 
 
-class Inputs:
-    """The tasks in input order, as the sealed lines that stand for them everywhere, and what they
-    cost.
+class TaskList:
+    """The tasks of a run in input order.
 
-    `newest_mtime`: among file inputs.
+    They are kept as the sealed lines that stand for them in the manifests, because a million
+    records would take several times the memory.
+
+    lines: one sealed line for each task. costs: what each task costs. newest_mtime: when the
+    newest input file was last changed, in Unix seconds; 0.0 where the inputs are not files.
     """
 
     def __init__(
         self, lines: list[bytes], costs: Sequence[float], newest_mtime: float = 0.0
     ) -> None:
-        self.lines, self.costs, self.newest_mtime = lines, costs, newest_mtime
+        self.lines = lines
+        self.costs = costs
+        self.newest_mtime = newest_mtime
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __iter__(self) -> Iterator[TaskLine]:
+        """The tasks as records, each read from its line."""
         return (unseal(line[:-1], TaskLine) for line in self.lines)
 
 
-def sealed(tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> Inputs:
+def seal_tasks(tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> TaskList:
+    """The list of these tasks. They are taken one by one, so that they need not fit in memory."""
     costs = array.array("d")
 
-    def noted() -> Iterator[TaskLine]:
+    def noting_costs() -> Iterator[TaskLine]:
         for task in tasks:
             costs.append(task.cost)
             yield task
 
-    return Inputs(seal_lines(noted()), costs, newest_mtime)
+    return TaskList(seal_lines(noting_costs()), costs, newest_mtime)
+
+
+def collect(
+    paths: Iterable[str | os.PathLike[str]] = (),
+    files_from: str | None = None,
+    lines: str | None = None,
+    tasks: str | None = None,
+    items: Iterable[Any] | None = None,
+) -> TaskList:
+    """The tasks of the one source that was named.
+
+    paths: files and globs. files_from, lines, tasks: files that list them, "-" for standard input.
+    items: JSON values. Raises UsageError for none and for several sources, and for whatever cannot
+    become a task.
+    """
+    given = [os.fspath(path) for path in paths]
+    named = [bool(given), files_from is not None, lines is not None, tasks is not None]
+    count = sum(named) + (items is not None)
+    if count != 1:
+        raise UsageError(
+            "name the inputs in one way: paths or globs, --files-from, --lines, --tasks, or in "
+            f"Python items ({count} of them were given)."
+        )
+    if items is not None:
+        return from_values(items)
+    if lines is not None:
+        return from_values(_read_lines(lines))
+    if tasks is not None:
+        return seal_tasks(_checked(_from_jsonl(tasks)))
+    if files_from is not None:
+        return _from_files([path for path in _read_lines(files_from) if path])
+    return _from_files(_expand(given))
+
+
+def from_values(values: Iterable[Any]) -> TaskList:
+    """One task of cost 1 for each JSON value; NaN and infinity become null.
+
+    Raises UsageError for a value that JSON cannot hold.
+    """
+    lines = seal_bodies(
+        b'{"task":%d,"key":"t%d","payload":%b,"cost":1.0' % (index, index, payload)
+        for index, payload in enumerate(_payloads(values))
+    )
+    return TaskList(lines, array.array("d", [1.0]) * len(lines))
+
+
+def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
+    encode = msgspec.json.Encoder().encode
+    for index, value in enumerate(values):
+        try:
+            payload = encode(value)
+            if len(payload) > SHALLOW_BYTES:
+                refuse_depth(payload)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values."
+            ) from None
+        yield payload
+
+
+def _read_lines(source: str) -> list[str]:
+    """The lines of a text file or of standard input, without their ends. Raises UsageError."""
+    if source == "-" and sys.stdin is None:
+        raise UsageError("there is no stdin. Name a file.")
+    try:
+        data = _read(source)
+        text = data.decode()
+    except OSError as error:
+        raise UsageError(
+            f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{source}, byte {error.start}: not UTF-8. Convert it, e.g. with iconv."
+        ) from None
+    if not data:
+        return []
+    # Not str.splitlines: a payload may hold any of the other characters that it splits at.
+    found = text.removesuffix("\n").split("\n")
+    if "\r" not in text:
+        return found
+    return [line.rstrip("\r") for line in found]
+
+
+def _read(source: str) -> bytes:
+    if source == "-":
+        return sys.stdin.buffer.read()
+    return Path(source).read_bytes()
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,168 +164,123 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cost: float | None = None
 
 
-def collect(
-    paths: Iterable[str] = (),
-    files_from: str | None = None,
-    lines: str | None = None,
-    tasks: str | None = None,
-) -> Inputs:
-    """The one source of tasks that was named. "-" is standard input. Raises UsageError."""
-    named = [
-        bool(paths := list(paths)),
-        files_from is not None,
-        lines is not None,
-        tasks is not None,
-    ]
-    if sum(named) != 1:
-        raise UsageError(
-            "name the inputs in one way: paths or globs, --files-from, --lines or --tasks "
-            f"({sum(named)} of them were given)."
-        )
-    if lines is not None:
-        return from_values(_read_lines(lines))
-    if tasks is not None:
-        return sealed(_checked(_from_jsonl(tasks)))
-    return _from_files(
-        _expand(paths) if files_from is None else [p for p in _read_lines(files_from) if p]
-    )
+def _from_jsonl(source: str) -> Iterator[TaskLine]:
+    """One task for each line of --tasks that is not blank. Raises UsageError with the line's number.
 
-
-def from_values(values: Iterable[Any]) -> Inputs:
-    """One task of cost 1 for each JSON value; NaN and infinity become null. Raises UsageError for
-    what is none.
+    The lines are taken off their list one by one, because a million of them are large, and the
+    sealed lines that they become are as large again.
     """
-    lines = seal_bodies(
-        b'{"task":%d,"key":"t%d","payload":%b,"cost":1.0' % (index, index, payload)
-        for index, payload in enumerate(_payloads(values))
-    )
-    return Inputs(lines, array.array("d", [1.0]) * len(lines))
-
-
-def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
-    encode = msgspec.json.Encoder().encode
-    for index, value in enumerate(values):
-        try:
-            payload = encode(value)
-            if len(payload) > SHALLOW_BYTES:
-                refuse_depth(payload)
-            yield payload
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(
-                f"item {index} ({value!r:.80}) cannot be a payload: {error}. Use JSON values."
-            ) from None
-
-
-def _read_lines(source: str) -> list[str]:
-    if source == "-" and sys.stdin is None:
-        raise UsageError("there is no stdin. Name a file.")
-    try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        text = data.decode().removesuffix("\n")
-        found = text.split("\n") if data else []
-        return [line.rstrip("\r") for line in found] if "\r" in text else found
-    except OSError as error:
-        raise UsageError(
-            f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{source}, byte {error.start}: not UTF-8. Convert it, e.g. with iconv."
-        ) from None
-
-
-def _from_jsonl(source: str) -> Iterable[TaskLine]:
-    lines = _read_lines(source)[::-1]
-    index, count = 0, len(lines)
+    lines = _read_lines(source)
+    lines.reverse()
+    count = len(lines)
+    index = 0
     while lines:
-        line, number = (
-            lines.pop(),
-            count - len(lines),
-        )  # let go one by one: a million of them are large
-        if not line.strip():
+        text = lines.pop().strip()
+        where = f"{source}, line {count - len(lines)}"
+        if not text:
             continue
-        try:
-            text = line.strip().encode()
-            value = msgspec.json.decode(text)
-            refuse_depth(text)
-            payload = msgspec.Raw(text)
-            is_spec = isinstance(value, dict) and "payload" in value
-            spec = msgspec.json.decode(payload, type=TaskSpec) if is_spec else TaskSpec(payload)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            raise UsageError(
-                f"{source}, line {number}: {error}. Each line is a JSON value; nothing was run."
-            ) from None
-        cost = 1.0 if spec.cost is None else spec.cost
-        if not 0 <= cost < COST_LIMIT:
-            raise UsageError(
-                f"{source}, line {number}: cost {cost} is not a number from 0 to {COST_LIMIT:g}; nothing was run."
-            )
-        yield TaskLine(task=index, key=spec.key or f"t{index}", payload=spec.payload, cost=cost)
+        yield _task(index, _parse_spec(text, where), where)
         index += 1
 
 
+def _parse_spec(text: str, where: str) -> TaskSpec:
+    """The payload alone, or an object with a payload and what else it says. Raises UsageError."""
+    try:
+        data = text.encode()
+        value = msgspec.json.decode(data)
+        refuse_depth(data)
+        if isinstance(value, dict) and "payload" in value:
+            return msgspec.json.decode(data, type=TaskSpec)
+        return TaskSpec(msgspec.Raw(data))
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        raise UsageError(f"{where}: {error}. Each line is a JSON value; nothing was run.") from None
+
+
+def _task(index: int, spec: TaskSpec, where: str) -> TaskLine:
+    cost = 1.0 if spec.cost is None else spec.cost
+    if not 0 <= cost < COST_LIMIT:
+        raise UsageError(
+            f"{where}: cost {cost} is not a number from 0 to {COST_LIMIT:g}; nothing was run."
+        )
+    return TaskLine(task=index, key=spec.key or f"t{index}", payload=spec.payload, cost=cost)
+
+
 def _expand(patterns: Iterable[str]) -> list[str]:
-    """Paths as they are; what is no path and looks like a glob, expanded to the files it matches,
-    sorted.
+    """The named files, with each glob replaced by the files that it matches, sorted.
+
+    What exists is taken as it is, even if it looks like a glob: `[1].txt` may be a file.
     """
     files: list[str] = []
     for pattern in patterns:
         if os.path.lexists(pattern):
             files.append(pattern)
             continue
-        found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+        found: list[str] = []
+        if glob.has_magic(pattern):
+            found = sorted(glob.glob(pattern, recursive=True))
         found = [path for path in found if not os.path.isdir(path)]
         if not found:
             raise UsageError(
-                f"{pattern} matches no file. Check the path; quote a glob so that gpuspool expands it."
+                f"{pattern} matches no file. Check the path; quote a glob so that gpuspool "
+                "expands it."
             )
         files += found
     return files
 
 
-def _from_files(paths: list[str]) -> Inputs:
-    """One task a file: its size is its cost, its path below the common parent its key."""
+def _from_files(paths: list[str]) -> TaskList:
+    """One task for each file: its size is its cost, its path below the common parent its key."""
     absolute = [os.path.abspath(path) for path in paths]
-    top = os.path.commonpath([os.path.dirname(path) for path in absolute]) if absolute else ""
-    tasks, newest = [], 0.0
+    parents = [os.path.dirname(path) for path in absolute]
+    top = os.path.commonpath(parents) if parents else ""
+    tasks: list[TaskLine] = []
+    newest = 0.0
     for index, (given, path) in enumerate(zip(paths, absolute, strict=True)):
-        try:
-            stat = os.stat(path)
-            payload = msgspec.Raw(msgspec.json.encode({"path": path}))
-        except OSError as error:
-            raise UsageError(f"input {given}: {error.strerror}. Nothing was run.") from None
-        except UnicodeEncodeError:
-            raise UsageError(
-                f"input {given!r}: its name is not UTF-8. Rename it, e.g. with convmv."
-            ) from None
-        if os.path.isdir(path):
-            raise UsageError(
-                f"input {given} is a folder. Name its files with a glob: '{given.rstrip('/')}/**/*'."
-            )
+        payload, stat = _look_at(given, path)
         newest = max(newest, stat.st_mtime)
         key = os.path.relpath(path, top)
         tasks.append(TaskLine(task=index, key=key, payload=payload, cost=float(stat.st_size)))
-    return sealed(_checked(tasks), newest)
+    return seal_tasks(_checked(tasks), newest)
+
+
+def _look_at(given: str, path: str) -> tuple[msgspec.Raw, os.stat_result]:
+    """The payload of an input file, and what stat(2) says of it. Raises UsageError."""
+    try:
+        stat = os.stat(path)
+        payload = msgspec.Raw(msgspec.json.encode({"path": path}))
+    except OSError as error:
+        raise UsageError(f"input {given}: {error.strerror}. Nothing was run.") from None
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"input {given!r}: its name is not UTF-8. Rename it, e.g. with convmv."
+        ) from None
+    if os.path.isdir(path):
+        raise UsageError(
+            f"input {given} is a folder. Name its files with a glob: '{given.rstrip('/')}/**/*'."
+        )
+    return payload, stat
 
 
 def _checked(tasks: Iterable[TaskLine]) -> Iterator[TaskLine]:
-    """The tasks, each once its key is known to be safe as a path below OUT, and unique."""
+    """The same tasks, each once its key is known to be unique and safe as a path below OUT."""
     seen: dict[str, int] = {}
     for task in tasks:
         reason = _refusal(task.key)
-        if reason:
+        if reason is not None:
             raise UsageError(
                 f"task {task.task}: the key {task.key!r:.120} {reason}. Nothing was run."
             )
         if task.key in seen:
             raise UsageError(
-                f"tasks {seen[task.key]} and {task.task} have the same key {task.key!r}. Nothing was run."
+                f"tasks {seen[task.key]} and {task.task} have the same key {task.key!r}. "
+                "Nothing was run."
             )
         seen[task.key] = task.task
         yield task
 
 
 def _refusal(key: str) -> str | None:
+    """Why a key cannot be the path of an output; None where it can."""
     parts = key.split("/")
     if key.startswith("/"):
         return "is absolute; outputs go below OUT"

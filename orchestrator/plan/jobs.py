@@ -1,5 +1,12 @@
-"""From what the user calls the job to a `Job` record and the source that the spool keeps. No user
-code runs in here.
+"""From what the user calls the job to a `Job` record, and the source that the spool keeps.
+
+A job may be named as `file.py:Name`, as `module:Name`, as a class or function object, or as a
+command. No code of the user runs in here: files are parsed, not imported, so that a job which takes
+minutes to import, or crashes, or starts processes, does so in its workers alone. (One exception is
+fenced off: to find a module inside of a package that no finder knows without importing it, a child
+process imports the package.)
+
+Called by plan/request.py, by a resume for the job's current source, and by `GPUProcessCoordinator`.
 """
 
 from __future__ import annotations
@@ -20,21 +27,28 @@ from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import Job
 from gpuspool.spool.states import JobKind
 
+# A job's module of this name would be found in place of ours, or ours in its place.
 OUR_NAME = "gpuspool"
+
+# Run in a child process: it prints the file of the module argv[1], with argv[2:] as sys.path.
+FIND_SCRIPT = (
+    "import importlib.util as u, sys; "
+    "sys.path[:] = sys.argv[2:]; "
+    "print(u.find_spec(sys.argv[1]).origin)"
+)
 
 
 def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
-    """The record and the source (empty for a command) of file.py:Name, module:Name, an object, or a
-    command.
+    """The record and the source of a job.
+
+    job: "file.py:Name", "module:Name", or an object. command: the words of a command instead; its
+    source is empty. Raises UsageError.
     """
     if command:
-        name = os.path.basename(command[0])
-        sha = hashlib.sha256(json.dumps(command).encode()).hexdigest()
-        return Job(
-            kind=JobKind.COMMAND, spec=" ".join(command), name=name, sha256=sha, command=command
-        ), b""
+        return _command_job(command), b""
     _refuse_while_loading()
-    where, colon, name = (job if isinstance(job, str) else _spec_of(job)).rpartition(":")
+    spec = job if isinstance(job, str) else _spec_of(job)
+    where, colon, name = spec.rpartition(":")
     if not colon or not where or not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(
             f"JOB {job!r} is not file.py:Name or package.module:Name. Example: classify.py:Contigs"
@@ -49,16 +63,14 @@ def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
 
 
 def parse_call(function: Any) -> tuple[Job, bytes]:
-    """The record and the source of a worker function of the seed API. Raises TypeError and
-    UsageError.
+    """The record and the source of a worker function of `GPUProcessCoordinator`.
 
-    It is found again by its name, as a pickle would, with this process's sys.path.
+    A worker finds the function by its name, as pickle would, with the sys.path of this process.
+    Raises TypeError for a function that no name leads to, and UsageError.
     """
     _refuse_while_loading()
-    module, name = (
-        sys.modules.get(getattr(function, "__module__", "")),
-        getattr(function, "__qualname__", ""),
-    )
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    name = getattr(function, "__qualname__", "")
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -67,19 +79,21 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
             f"worker_fn {function!r:.100} cannot be found by its name in another process. "
             "Define it with `def` at the top of a file."
         )
-    spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+    file = getattr(module, "__file__", None)
     if not file:
         raise UsageError(
-            f"worker_fn {name} lives in no file, where a worker could import it. Put it into one."
+            f"worker_fn {name} is not in a file, where a worker could import it. Put it into one."
         )
-    dotted = (
-        spec.name if spec is not None and spec.name != "__main__" else ""
-    )  # "" where a script is the module
+    # The module of a script has no spec, or that of `python -m`. Its own name is not "__main__" in
+    # a worker, so such a function is found by its file instead.
+    spec = getattr(module, "__spec__", None)
+    dotted = ""
+    if spec is not None and spec.name != "__main__":
+        dotted = spec.name
     _refuse_our_name(dotted.partition(".")[0] or Path(file).stem, file)
-    where = f"{dotted or file}:{name}"
     job = Job(
         kind=JobKind.CALL,
-        spec=where,
+        spec=f"{dotted or file}:{name}",
         name=name,
         file=os.path.abspath(file),
         module=dotted,
@@ -88,20 +102,43 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
     return with_source(job, Path(file))
 
 
-def _sys_path() -> list[str]:
-    """With what an object was imported here, it can be imported in a worker."""
-    return [os.path.abspath(entry) for entry in sys.path]
+def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
+    """The job with the hash of its source as it stands in the file now, and the source.
 
-
-def _refuse_while_loading() -> None:
-    """A file that starts a run wherever it is imported would have each of its workers start
-    another.
+    Checks what can be checked without running it: that the file is there, that only its owner may
+    write it, that it parses, and that it defines the job's name. Raises UsageError.
     """
-    worker = sys.modules.get("gpuspool.worker.job")
-    if worker is not None and worker.is_loading:
+    if path.exists() and path.stat().st_mode & 0o002:
         raise UsageError(
-            "a worker that imports this file starts another run. Put the call under `if __name__ == '__main__':`."
+            f"{path} may be written by everybody, so it will not be run. Look at it, then "
+            "`chmod o-w` it."
         )
+    try:
+        source = path.read_bytes()
+        names = _top_level_names(source, path)
+    except OSError as error:
+        raise UsageError(
+            f"job file {path}: {error.strerror}. Give its path as file.py:Name."
+        ) from None
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(
+            f"job file {path} does not parse: {error}. Fix it and run the same command again."
+        ) from None
+    first = job.name.partition(".")[0]
+    if names is not None and first not in names:
+        raise UsageError(f"{path} has no {first}. It has: {', '.join(sorted(names)) or 'nothing'}.")
+    sha = hashlib.sha256(source).hexdigest()
+    return msgspec.structs.replace(job, copy=path.name, sha256=sha), source
+
+
+def _command_job(command: list[str]) -> Job:
+    return Job(
+        kind=JobKind.COMMAND,
+        spec=" ".join(command),
+        name=os.path.basename(command[0]),
+        sha256=hashlib.sha256(json.dumps(command).encode()).hexdigest(),
+        command=command,
+    )
 
 
 def _file_job(where: str, name: str) -> tuple[Job, bytes]:
@@ -120,8 +157,9 @@ def _file_job(where: str, name: str) -> tuple[Job, bytes]:
 def _module_job(module: str, name: str, file: str | None, paths: list[str]) -> tuple[Job, bytes]:
     if file is None or not file.endswith(".py"):
         raise UsageError(
-            f"module {module} cannot be found as Python source. For a file write path/to/{module}.py:{name}; "
-            f"for an installed module check that it is one of {sys.executable}."
+            f"module {module} cannot be found as Python source. For a file write "
+            f"path/to/{module}.py:{name}; for an installed module check that it is one of "
+            f"{sys.executable}."
         )
     job = Job(
         kind=JobKind.MODULE,
@@ -134,61 +172,72 @@ def _module_job(module: str, name: str, file: str | None, paths: list[str]) -> t
     return with_source(job, Path(file))
 
 
-def _find_module(module: str, here: str) -> str | None:
-    """The file of a module. What it lies in is imported only where that must be, and in a process
-    of its own.
+def _sys_path() -> list[str]:
+    """What an object was imported with here; with the same, a worker can import it."""
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
+def _refuse_while_loading() -> None:
+    """Refuse to start a run from inside of a worker that is importing its job.
+
+    A script that starts a run wherever it is imported would have each of its workers start another
+    run, whose workers would start more.
     """
-    usual, sys.path = sys.path, [here, *(entry for entry in sys.path if entry != here)]
+    worker = sys.modules.get("gpuspool.worker.job")
+    if worker is not None and worker.is_loading:
+        raise UsageError(
+            "a worker that imports this file starts another run. Put the call under "
+            "`if __name__ == '__main__':`."
+        )
+
+
+def _refuse_our_name(stem: str, where: object) -> None:
+    if stem == OUR_NAME:
+        raise UsageError(
+            f"{where}: a job module cannot be named {stem!r}, gpuspool has one of that name. "
+            "Rename it."
+        )
+
+
+def _find_module(module: str, here: str) -> str | None:
+    """The file of a module, as a Python started in `here` would find it; None where it finds none.
+
+    The finders are asked in this process, one package after the other, without importing anything.
+    Some of them (pkgutil-style packages, editable installs) expect that the packages above are
+    imported, and raise whatever they like when these are not. Then a child process imports them.
+    """
+    usual = sys.path
+    sys.path = [here, *(entry for entry in usual if entry != here)]
     try:
         return _walk_to(module.split("."))
-    except Exception:  # noqa: BLE001 - finders expect that the packages are imported
-        code = "import importlib.util as u, sys; sys.path[:] = sys.argv[2:]; print(u.find_spec(sys.argv[1]).origin)"
-        command = [sys.executable, "-P", "-c", code, module, *sys.path]
-        said = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        ).stdout
-        return said.strip().rpartition("\n")[2] or None
+    except Exception:  # noqa: BLE001 - a finder is foreign code and may raise anything
+        return _find_in_child(module)
     finally:
         sys.path = usual
 
 
+def _find_in_child(module: str) -> str | None:
+    """The last line that the child prints is the file; whatever the package itself prints precedes."""
+    command = [sys.executable, "-P", "-c", FIND_SCRIPT, module, *sys.path]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip().rpartition("\n")[2] or None
+
+
 def _walk_to(parts: list[str]) -> str | None:
-    """From package to package, as an import does. Raises where that does not get there."""
+    """The file of a module, from package to package as an import goes. Raises where that fails."""
     where: Sequence[str] | None = None
     file = None
     for end in range(1, len(parts) + 1):
         if end > 1 and where is None:
             raise ModuleNotFoundError(parts[end - 2])
-        found = (finder.find_spec(".".join(parts[:end]), where) for finder in sys.meta_path)
+        dotted = ".".join(parts[:end])
+        found = (finder.find_spec(dotted, where) for finder in sys.meta_path)
         spec = next(filter(None, found))
-        where, file = spec.submodule_search_locations, spec.origin
+        where = spec.submodule_search_locations
+        file = spec.origin
     return file
-
-
-def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
-    """Checks what can be checked without running it: that it is there, parses, and has the name.
-    Raises UsageError.
-    """
-    if path.exists() and path.stat().st_mode & 0o002:
-        raise UsageError(
-            f"{path} may be written by everybody; it will not be run. `chmod o-w` it after a look at it."
-        )
-    try:
-        source = path.read_bytes()
-        names = _top_level_names(source, path)
-    except OSError as error:
-        raise UsageError(
-            f"job file {path}: {error.strerror}. Give its path as file.py:Name."
-        ) from None
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(
-            f"job file {path} does not parse: {error}. Mend it and run the same command again."
-        ) from None
-    first = job.name.partition(".")[0]
-    if names is not None and first not in names:
-        raise UsageError(f"{path} has no {first}. It has: {', '.join(sorted(names)) or 'nothing'}.")
-    sha = hashlib.sha256(source).hexdigest()
-    return msgspec.structs.replace(job, copy=path.name, sha256=sha), source
 
 
 def _top_level_names(source: bytes, path: Path) -> set[str] | None:
@@ -196,34 +245,31 @@ def _top_level_names(source: bytes, path: Path) -> set[str] | None:
     if b"import *" in source or b"globals()" in source:
         return None
     symbols = symtable.symtable(source, str(path), "exec").get_symbols()  # type: ignore[arg-type]
-    return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
-
-
-def _refuse_our_name(stem: str, where: object) -> None:
-    if stem == OUR_NAME:
-        raise UsageError(
-            f"{where}: a job module cannot be named {stem!r}, gpuspool has one of that name. Rename it."
-        )
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
 def _spec_of(target: Any) -> str:
-    """file.py:Name or module:Name of a class or function object."""
-    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if module == "__main__" and spec is not None:  # python -m package.script
+    """file.py:Name or module:Name of a class or function object. Raises UsageError."""
+    module = getattr(target, "__module__", None)
+    name = getattr(target, "__qualname__", None)
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if module == "__main__" and spec is not None:
+        # Started with `python -m package.script`: a worker imports it under that name.
         module = spec.name
     if not module or not name:
-        raise UsageError(f"the job {target!r:.80} is no class, function or 'file.py:Name'.")
+        raise UsageError(f"the job {target!r:.80} is not a class, a function or 'file.py:Name'.")
     if "<" in name:
         raise UsageError(
-            f"the job {name} is defined inside a function; a worker can only find it at a module's top."
+            f"the job {name} is defined inside a function; a worker can only find it at the top of "
+            "a module."
         )
     if module != "__main__":
         return f"{module}:{name}"
-    file = getattr(sys.modules["__main__"], "__file__", None)
+    file = getattr(main, "__file__", None)
     if file is None:
         raise UsageError(
-            f"{name} lives in a notebook or a prompt, where a worker cannot import it. Put it into a file: begin its "
-            f"cell with %%writefile job.py, then pass 'job.py:{name}'."
+            f"{name} is defined in a notebook or at a prompt, where a worker cannot import it. Put "
+            f"it into a file: begin its cell with %%writefile job.py, then pass 'job.py:{name}'."
         )
     return f"{os.path.abspath(file)}:{name}"

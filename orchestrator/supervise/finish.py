@@ -20,8 +20,8 @@ from gpuspool.spool.errors import (
     EXIT_COMPLETE,
     EXIT_DRAINED,
     EXIT_INTERRUPTED,
+    EXIT_NOT_FINISHED,
     EXIT_SOME_FAILED,
-    NotFinished,
 )
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import STATES, rank_of
@@ -71,7 +71,7 @@ def _exit_code(view: View, ending: Ending) -> int:
         case Ending.INTERRUPTED:
             return EXIT_INTERRUPTED
         case Ending.TOO_MANY_FAILED | Ending.LOAD | Ending.GAVE_UP | Ending.STUCK:
-            return NotFinished.exit_code
+            return EXIT_NOT_FINISHED
         case _:
             assert_never(ending)
 
