@@ -1,40 +1,136 @@
-"""What users import: `gpuspool.run`, `resume`, `status`, the types `Context` and `Task` for
-annotations, and the seed API's `GPUProcessCoordinator`.
+"""A file-queue batch orchestrator for GPU jobs: no server, nothing lost, `ls` shows it.
+
+Start a run and look at it: `run`, `resume`, `retry`, `drain`; `status`, `wait`, `results`,
+`failed`, `logs`, `verify`; `doctor`. They return `Report`, `Result`, `Findings` and `Check`; their
+options are those of `RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
+
+In the annotations of a job: `Task` and `Context`. For programs that had a coordinator of processes:
+`GPUProcessCoordinator`. docs/python-api.md describes all of it.
+
+Importing this package imports nothing heavy: a job that wants `Task` for its annotations does not
+load the orchestrator. Each name is imported from its module when it is first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from gpuspool.spool import __version__
 
 if TYPE_CHECKING:
-    from gpuspool.orchestrator.api import Report, resume, run, status
+    from gpuspool.orchestrator.api.reading import (
+        doctor,
+        failed,
+        logs,
+        results,
+        status,
+        verify,
+        wait,
+    )
+    from gpuspool.orchestrator.api.report import Report
+    from gpuspool.orchestrator.api.runs import drain, resume, retry, run
     from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
+    from gpuspool.orchestrator.plan.options import RunOptions, StartOptions
+    from gpuspool.orchestrator.report.results import Result
+    from gpuspool.orchestrator.report.verify import Findings
+    from gpuspool.orchestrator.supervise.doctor import Check
+    from gpuspool.spool.errors import (
+        AttemptError,
+        CommandFailed,
+        CommandOutOfMemory,
+        Damaged,
+        DeviceError,
+        GpuspoolError,
+        JobDamaged,
+        OrchestratorLive,
+        OutputError,
+        ResultError,
+        SpoolError,
+        SyncError,
+        TaskError,
+        Unusable,
+        UsageError,
+    )
+    from gpuspool.spool.states import RunState
     from gpuspool.worker.context import Context, Task
 
 __all__ = [
+    "AttemptError",
+    "Check",
+    "CommandFailed",
+    "CommandOutOfMemory",
     "Context",
+    "Damaged",
+    "DeviceError",
+    "Findings",
     "GPUProcessCoordinator",
+    "GpuspoolError",
+    "JobDamaged",
+    "OrchestratorLive",
+    "OutputError",
     "Report",
+    "Result",
+    "ResultError",
+    "RunOptions",
+    "RunState",
+    "SpoolError",
+    "StartOptions",
+    "SyncError",
     "Task",
+    "TaskError",
+    "Unusable",
+    "UsageError",
     "__version__",
+    "doctor",
+    "drain",
+    "failed",
+    "logs",
+    "results",
     "resume",
+    "retry",
     "run",
     "status",
+    "verify",
+    "wait",
 ]
+
+# Where the names are defined that are not errors. A test compares this with the imports above.
+_HOMES = {
+    "Check": "gpuspool.orchestrator.supervise.doctor",
+    "Context": "gpuspool.worker.context",
+    "Findings": "gpuspool.orchestrator.report.verify",
+    "GPUProcessCoordinator": "gpuspool.orchestrator.gpu_coordinator",
+    "Report": "gpuspool.orchestrator.api.report",
+    "Result": "gpuspool.orchestrator.report.results",
+    "RunOptions": "gpuspool.orchestrator.plan.options",
+    "RunState": "gpuspool.spool.states",
+    "StartOptions": "gpuspool.orchestrator.plan.options",
+    "Task": "gpuspool.worker.context",
+    "doctor": "gpuspool.orchestrator.api.reading",
+    "drain": "gpuspool.orchestrator.api.runs",
+    "failed": "gpuspool.orchestrator.api.reading",
+    "logs": "gpuspool.orchestrator.api.reading",
+    "results": "gpuspool.orchestrator.api.reading",
+    "resume": "gpuspool.orchestrator.api.runs",
+    "retry": "gpuspool.orchestrator.api.runs",
+    "run": "gpuspool.orchestrator.api.runs",
+    "status": "gpuspool.orchestrator.api.reading",
+    "verify": "gpuspool.orchestrator.api.reading",
+    "wait": "gpuspool.orchestrator.api.reading",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that a job that imports gpuspool for its types does not import the
-    orchestrator.
-    """
-    if name in ("Context", "Task"):
-        import gpuspool.worker.context as module
-    elif name in ("Report", "resume", "run", "status"):
-        import gpuspool.orchestrator.api as module  # type: ignore[no-redef]
-    elif name == "GPUProcessCoordinator":
-        import gpuspool.orchestrator.gpu_coordinator as module  # type: ignore[no-redef]
-    else:
+    """Import a public name when it is first used, and keep it."""
+    if name not in __all__:
         raise AttributeError(f"module 'gpuspool' has no attribute {name!r}")
-    return getattr(module, name)
+    home = _HOMES.get(name, "gpuspool.spool.errors")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, those too that were not used yet."""
+    return sorted(__all__)

@@ -30,10 +30,11 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.orchestrator.plan.create import Request, create
+from gpuspool.orchestrator.plan.create import create
 from gpuspool.orchestrator.plan.devices import CPU, find_pool
 from gpuspool.orchestrator.plan.inputs import TaskList, seal_tasks
 from gpuspool.orchestrator.plan.jobs import parse_call
+from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import make_slots
 from gpuspool.orchestrator.supervise.bell import BLIND_S
 from gpuspool.orchestrator.supervise.launch import Child, Orders, launch

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gpuspool.orchestrator.cli.main import cli
+from gpuspool.orchestrator.cli.verbs import cli
 from gpuspool.spool import layout
 
 ROOT = Path(__file__).resolve().parent.parent

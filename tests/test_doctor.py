@@ -84,7 +84,7 @@ def test_a_file_system_without_hard_links_is_not_fit(box: Box) -> None:
 def test_what_is_no_folder_is_refused(box: Box) -> None:
     box.write("file", "x")
     for name in ("file", "nowhere"):
-        assert "is no folder" in box.run("doctor", name, code=2).err
+        assert "is not a folder" in box.run("doctor", name, code=2).err
 
 
 @pytest.mark.skipif(not Path("/proc/sys").exists(), reason="needs a folder that nobody may write")

@@ -192,7 +192,7 @@ def test_objects_become_names_that_workers_can_import(
     assert source == Path(__file__).read_bytes()
     with pytest.raises(UsageError, match="defined inside a function"):
         parse_job(lambda task, ctx: None)
-    with pytest.raises(UsageError, match="is no class, function or"):
+    with pytest.raises(UsageError, match="is not a class, a function or"):
         parse_job(3)
 
 

@@ -1,8 +1,29 @@
 """gpuspool as people call it from Python: scripts of their own, run as they would run them."""
 
+import ast
+import inspect
+import pydoc
+import signal
 import sys
+from pathlib import Path
 
-from helpers import JOBS, MARK, Box, assert_sound, names, record, wait_until
+import pytest
+from helpers import (
+    JOBS,
+    MARK,
+    Box,
+    assert_sound,
+    half_done,
+    names,
+    record,
+    start_gated,
+    wait_until,
+    waiting,
+)
+
+import gpuspool
+from gpuspool.orchestrator.plan.options import options_of_new_run, options_of_start
+from gpuspool.spool.records import Options
 
 PLAIN = f"{JOBS}/plain.py"
 
@@ -220,3 +241,212 @@ except AttributeError as error:
         "[]", "Context Task 0.1.0", "module 'gpuspool' has no attribute 'absent'",
     ]  # fmt: skip
     assert MARK not in done.out
+
+
+def test_everything_that_is_exported_can_be_used_and_is_shown(box: Box) -> None:
+    """The names that type checkers see are those that a program gets, and those that dir() lists."""
+    assert sorted(gpuspool.__all__) == dir(gpuspool)
+    for name in gpuspool.__all__:
+        assert getattr(gpuspool, name) is not None
+    tree = ast.parse(Path(gpuspool.__file__).read_bytes())
+    typed = next(node for node in tree.body if isinstance(node, ast.If))
+    homes = {
+        alias.name: node.module
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert homes.keys() | {"__version__"} == set(gpuspool.__all__)
+    for name, module in homes.items():
+        assert gpuspool._HOMES.get(name, "gpuspool.spool.errors") == module, name
+    done = box.python("import gpuspool\nprint(dir(gpuspool) == sorted(gpuspool.__all__))\n")
+    assert done.out == "True\n", "also before anything was used"
+
+
+@pytest.mark.parametrize("name", [name for name in gpuspool.__all__ if name != "__version__"])
+def test_every_public_name_has_a_docstring_and_stands_in_the_docs(name: str) -> None:
+    value = getattr(gpuspool, name)
+    assert inspect.getdoc(value), name
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    pages = "".join((docs / page).read_text() for page in ("python-api.md", "seed-api.md"))
+    if name not in ("Task", "Context"):  # docs/jobs.md tells what a job sees of them
+        assert f"`{name}" in pages
+
+
+@pytest.mark.parametrize("name", ["run", "resume", "retry"])
+def test_help_shows_every_option_with_its_type_and_meaning(name: str) -> None:
+    function = getattr(gpuspool, name)
+    text = pydoc.plain(pydoc.render_doc(function))
+    fields = [field for field in Options.__struct_fields__ if name == "run" or field != "seed"]
+    parameters = inspect.signature(function).parameters
+    for field in fields:
+        assert f"{field}: " in text.partition("\n    ")[0], "in the signature"
+        assert f"\n    {field}: " in text, "in the description"
+        assert parameters[field].default is None
+        assert parameters[field].kind is inspect.Parameter.KEYWORD_ONLY
+    assert "options" not in parameters
+
+
+def test_the_typed_options_are_those_of_the_record() -> None:
+    assert set(gpuspool.RunOptions.__annotations__) == set(Options.__struct_fields__)
+    assert set(gpuspool.StartOptions.__annotations__) == set(Options.__struct_fields__) - {"seed"}
+
+
+def test_what_a_start_is_given_wins_over_the_run_and_that_over_the_default() -> None:
+    recorded = options_of_new_run({"retries": 5, "grace_s": 1, "time_limit_s": 60, "seed": 7})
+    assert (recorded.retries, recorded.grace_s, recorded.lease_s) == (5, 1.0, 120.0)
+    start = options_of_start(recorded, {"retries": 2, "seed": 7})
+    assert (start.retries, start.grace_s, start.lease_s) == (2, 1.0, 120.0)
+    assert start.seed == 7
+    assert start.time_limit_s is None, "a limit is of the start that it was given to"
+    assert options_of_start(recorded, {"time_limit_s": 9}).time_limit_s == 9.0
+    with pytest.raises(gpuspool.UsageError, match=r"seed=8, but the run was made with 7"):
+        options_of_start(recorded, {"seed": 8})
+
+
+def test_an_attempt_keeps_the_options_that_it_was_started_with(box: Box) -> None:
+    command = half_done(box, "--retries", "3", "--grace", "7")
+    box.run(*command, "--retries", "1")
+    first, second = (record(box / "S" / "attempts" / f"rank-0000.a0{n}.json") for n in (0, 1))
+    assert (first["options"]["retries"], first["options"]["grace_s"]) == (3, 7.0)
+    assert (second["options"]["retries"], second["options"]["grace_s"]) == (1, 7.0)
+    assert record(box / "S" / "run.json")["options"]["retries"] == 3
+    box.run("resume", "S")
+    with pytest.raises(gpuspool.UsageError, match="seed=1, but the run was made with 0"):
+        gpuspool.resume(box / "S", seed=1, quiet=True)  # type: ignore[call-arg]
+
+
+def test_unknown_options_are_refused_with_those_that_exist(box: Box) -> None:
+    box.run("run", f"{PLAIN}:double", "--lines", box.lines(1), "--spool", "S")
+    for function in (gpuspool.resume, gpuspool.retry):
+        with pytest.raises(gpuspool.UsageError, match=r"unknown option rnaks. There are: ranks, "):
+            function(box / "S", rnaks=2)
+
+
+def test_inputs_are_named_in_one_way_in_python_too() -> None:
+    with pytest.raises(gpuspool.UsageError, match=r"in one way.*\(2 of them were given\)"):
+        gpuspool.run(f"{PLAIN}:double", [PLAIN], items=[1])
+
+
+def test_a_dry_run_shows_what_the_start_would_use(box: Box) -> None:
+    """Of a spool that is there the options that it was made with, unless others are given."""
+    run = ["run", f"{PLAIN}:double", "--lines", box.lines(4), "--spool", "S"]
+    box.run(*run, "--ranks", "3", "--devices", "cpu")
+    assert "for 4 tasks on 3 ranks" in box.run(*run, "--dry-run").err
+    assert "for 4 tasks on 2 ranks" in box.run(*run, "--dry-run", "--ranks", "2").err
+
+
+def test_failed_and_retry_and_results(box: Box) -> None:
+    command = ["run", f"{PLAIN}:fails_until_fixed", "--tasks", box.tasks(["bad", "good", "bad"])]
+    box.run(*command, "--arg", f"fixed={box / 'fixed'}", "--spool", "S", code=3)
+    found = gpuspool.failed(box / "S")
+    assert [(result.index, result.key, result.state) for result in found] == [
+        (0, "t0", "failed"), (2, "t2", "failed"),
+    ]  # fmt: skip
+    assert all(isinstance(result, gpuspool.Result) for result in found)
+    assert [result.error and result.error.type for result in found] == ["ValueError"] * 2
+    (box / "fixed").touch()
+    report = gpuspool.retry(box / "S", quiet=True, devices="cpu")
+    assert isinstance(report, gpuspool.Report)
+    assert (report.ok, report.counts) == (True, {"total": 3, "complete": 3, "failed": 0})
+    assert gpuspool.failed(box / "S") == []
+    values = [result.value() for result in gpuspool.results(box / "S")]
+    assert values == ["bad", "good", "bad"]
+
+
+def test_wait_drain_and_status_of_a_live_run(box: Box) -> None:
+    started, _ = start_gated(box, ["wait", "wait", "wait"], "--ranks", "1", job="gated_polite")
+    wait_until(lambda: waiting(box))
+    now = gpuspool.wait(box / "S", timeout_s=0.05)
+    assert now["state"] is gpuspool.RunState.RUNNING
+    assert gpuspool.status(box / "S")["tasks"]["complete"] == 0
+    assert gpuspool.drain(box / "S") == box / "S"
+    ended = gpuspool.wait(box / "S", timeout_s=30)
+    assert ended["state"] is gpuspool.RunState.STOPPED
+    assert ended["tasks"]["complete"] == 1, "the task in hand was finished"
+    started.wait(75)
+    (box / "gate").touch()
+    assert gpuspool.resume(box / "S", quiet=True).ok, "a drain holds for one start"
+    assert gpuspool.wait(box / "S")["state"] is gpuspool.RunState.COMPLETE
+
+
+def test_drain_of_what_is_not_running_drains_no_later_start(box: Box) -> None:
+    box.run(*half_done(box))
+    gpuspool.drain(box / "S")
+    gpuspool.drain(box / "S")
+    assert gpuspool.retry(box / "S", quiet=True).ok
+
+
+def test_logs_of_all_of_one_rank_and_of_one_task(box: Box) -> None:
+    run = ["run", f"{PLAIN}:noisy", "--lines", box.lines(6), "--spool", "S", "--ranks", "2"]
+    box.run(*run)
+    pieces = gpuspool.logs(box / "S")
+    assert inspect.isgenerator(pieces)
+    whole = "".join(pieces)
+    assert whole == box.run("logs", "S").out
+    assert [line for line in whole.splitlines() if line.startswith("==>")] == [
+        "==> rank-0000.a00 <==", "==> rank-0001.a00 <==",
+    ]  # fmt: skip
+    one = "".join(gpuspool.logs(box / "S", rank=1))
+    assert one.startswith("==> rank-0001.a00 <==")
+    assert "rank-0000" not in one
+    assert "".join(gpuspool.logs(box / "S", key="t3")) == box.run("logs", "S", "--task", "t3").out
+    with pytest.raises(gpuspool.UsageError, match="no task with the key 'nobody'"):
+        gpuspool.logs(box / "S", key="nobody")
+
+
+def test_a_log_of_any_size_comes_in_pieces_of_any_characters(box: Box) -> None:
+    box.run("run", f"{PLAIN}:double", "--lines", box.lines(1), "--spool", "S")
+    text = "\N{SNOWMAN}ä" * 100_000 + "\n"
+    (box / "S" / "logs" / "rank-0000.a00.log").write_text(text)
+    pieces = list(gpuspool.logs(box / "S"))
+    assert len(pieces) > 2
+    assert "".join(pieces[1:]) == text
+
+
+def test_verify_and_doctor(box: Box) -> None:
+    box.run("run", f"{PLAIN}:double", "--lines", box.lines(3), "--spool", "S")
+    found = gpuspool.verify(box / "S")
+    assert isinstance(found, gpuspool.Findings)
+    assert (found.problems, found.notes) == ([], [])
+    assert found.counts == {"total": 3, "complete": 3, "failed": 0}
+    (box / "S" / "job" / "plain.py").write_text("damaged")
+    assert "not the job that the run began with" in gpuspool.verify(box / "S").problems[0]
+    checks = gpuspool.doctor(box.home)
+    assert all(isinstance(check, gpuspool.Check) for check in checks)
+    assert {check.name for check in checks} >= {"exclusive", "link", "rename"}
+    with pytest.raises(gpuspool.UsageError, match="is not a folder"):
+        gpuspool.doctor(box / "S" / "run.json")
+
+
+def test_without_a_spool_the_only_one_is_meant(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(box.home)
+    with pytest.raises(gpuspool.UsageError, match="not just one"):
+        gpuspool.status()
+    box.run("run", f"{PLAIN}:double", "--lines", box.lines(3))
+    assert gpuspool.status()["state"] is gpuspool.RunState.COMPLETE
+    assert gpuspool.wait()["spool"] == str(box / "spool-double")
+    assert gpuspool.verify().problems == []
+    assert gpuspool.failed() == []
+    assert len(list(gpuspool.results())) == 3
+    assert "".join(gpuspool.logs()).startswith("==> ")
+    assert gpuspool.resume(quiet=True, devices="cpu").ok
+    assert gpuspool.retry(quiet=True, devices="cpu").ok
+    assert gpuspool.drain() == box / "spool-double"
+
+
+def test_reading_is_refused_when_it_is_called_and_not_when_it_is_iterated(box: Box) -> None:
+    for function in (gpuspool.results, gpuspool.logs, gpuspool.failed):
+        with pytest.raises(gpuspool.UsageError, match="does not exist"):
+            function(box / "absent")
+
+
+def test_another_orchestrator_is_an_error_of_its_own(box: Box) -> None:
+    started, _ = start_gated(box, ["wait"])
+    wait_until(lambda: waiting(box))
+    with pytest.raises(gpuspool.OrchestratorLive, match="held by an orchestrator on host") as live:
+        gpuspool.resume(box / "S", quiet=True)
+    assert live.value.exit_code == 6
+    started.signal(signal.SIGTERM)
+    (box / "gate").touch()
+    started.wait()

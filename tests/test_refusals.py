@@ -65,7 +65,7 @@ def test_a_job_that_is_not_there(box: Box) -> None:
         lines,
         says="It has: Add, Batches, Outer, Path, describe, double",
     )
-    refused(box, "run", "--lines", lines, "--", says="there is no command behind `--`")
+    refused(box, "run", "--lines", lines, "--", says="there is no command after `--`")
 
 
 def test_a_job_file_that_cannot_be_taken(box: Box) -> None:

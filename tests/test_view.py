@@ -31,7 +31,7 @@ from spooling import (
 )
 
 from gpuspool.spool.codec import decode, encode, seal_pretty
-from gpuspool.spool.errors import GpuspoolError, SpoolError, UsageError
+from gpuspool.spool.errors import SpoolError, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import SUBDIRS, Layout
 from gpuspool.spool.manifest import Damage, publish_manifest, publish_orphans
@@ -154,12 +154,6 @@ def test_what_everybody_may_write_is_refused(layout: Layout, name: str) -> None:
     with pytest.raises(UsageError, match="written by everybody") as caught:
         refuse_unsafe(layout)
     assert str(path) in str(caught.value)
-
-
-def test_every_error_of_ours_has_its_exit_code() -> None:
-    codes = {kind.__name__: kind.exit_code for kind in GpuspoolError.__subclasses__()}
-    assert codes == {"UsageError": 2, "NotFinished": 4, "SpoolError": 5, "OrchestratorLive": 6}
-    assert GpuspoolError.exit_code == 1
 
 
 # What is not ours, inside a spool.

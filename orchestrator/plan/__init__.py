@@ -1,1 +1,1 @@
-"""Before anything runs: the job, its inputs, the devices, and the spool that holds them."""
+"""Before anything runs: the job, its inputs, options and devices, and the spool that holds them."""

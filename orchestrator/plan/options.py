@@ -138,7 +138,7 @@ def shows_options(options: type) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, eval_str=True)
         parameters = [
             parameter
             for parameter in signature.parameters.values()

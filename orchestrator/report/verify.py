@@ -30,6 +30,8 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    # How many tasks there are in "total", and how many are "complete" and "failed".
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def verify(view: View) -> Findings:
@@ -51,6 +53,10 @@ def verify(view: View) -> Findings:
     _add_damage(view, found)
     if view.ledger.duplicates:
         found.notes.append(f"{view.ledger.duplicates} tasks ran twice and are counted once")
+    ledger = view.ledger
+    found.counts["total"] = ledger.tasks
+    found.counts["complete"] = ledger.n_complete
+    found.counts["failed"] = ledger.n_failed
     return found
 
 

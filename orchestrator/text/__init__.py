@@ -1,1 +1,1 @@
-"""Words and progress for people."""
+"""What people read on a terminal: progress, messages, and text made safe to print."""

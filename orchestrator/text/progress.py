@@ -1,7 +1,8 @@
-"""What a person sees while a run goes on: a bar on a terminal, a plain line every 30 s elsewhere.
-On stderr.
+"""What a person sees on stderr while a run goes on: a bar on a terminal, else a line every 30 s.
 
-Rate and time left are weighted by cost, so that a few huge inputs at the front do not fool anybody.
+Rate and time left are weighted by the cost of the tasks, so that a few huge inputs at the front do
+not mislead anybody. Nothing in here ever raises because nobody listens: a run whose terminal was
+closed goes on. The orchestrator calls `update` after each look, and shows nothing itself.
 """
 
 from __future__ import annotations
@@ -13,29 +14,37 @@ from typing import Any, Protocol
 
 from gpuspool.orchestrator.text.printable import printable
 
+# Seconds between two lines where there is no terminal: a log of a day then has some 3,000 lines.
 LINE_S = 30.0
+
+# Seconds between two changes of the bar that people notice.
+BAR_S = 1.0
+
+# What writing to a stream may raise that nobody reads any more: a closed terminal, a pipe without a
+# reader, a full disk, a stream that was closed. rich answers a broken pipe with SystemExit.
 UNHEARD = (OSError, ValueError, SystemExit)
 
 
-def duration(seconds: float) -> str:
-    """ "1:02:03" or "2:03"."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 class Progress(Protocol):
-    every_s: float  # how often it has something new to show
+    """Tells people how a run gets on.
 
-    def update(self, complete: int, failed: int, cost_done: float, note: str) -> None: ...
+    every_s: how often, in seconds, it has something new to show.
+    """
 
-    def say(self, text: str) -> None: ...
+    every_s: float
 
-    def close(self) -> None: ...
+    def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
+        """Show how many tasks are finished and what they cost; the note follows at the end."""
+
+    def say(self, text: str) -> None:
+        """Show a message at once."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
 
 
 class Silent:
-    """--quiet: errors still go to stderr."""
+    """--quiet: shows nothing. Errors still go to stderr, from elsewhere."""
 
     every_s = LINE_S
 
@@ -50,13 +59,16 @@ class Silent:
 
 
 class Lines:
-    """Where there is no terminal."""
+    """Plain lines, where stderr is not a terminal."""
 
     every_s = LINE_S
 
     def __init__(self, total: int, cost: float) -> None:
-        self._total, self._cost = total, cost
-        self._began = self._last = time.monotonic()
+        self._total = total
+        self._cost = cost
+        self._began = time.monotonic()
+        self._last = self._began
+        # What was finished before this start, which says nothing about the rate of this one.
         self._first: tuple[int, float] | None = None
 
     def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
@@ -66,13 +78,15 @@ class Lines:
         if now - self._last < LINE_S:
             return
         self._last = now
-        done, cost = complete + failed - self._first[0], cost_done - self._first[1]
         seconds = now - self._began
-        left = f", {duration((self._cost - cost_done) / cost * seconds)} left" if cost > 0 else ""
-        rate = f"{done / seconds:.1f} tasks/s"
-        self.say(
-            f"{complete} complete, {failed} failed of {self._total} ({rate}{left}) {note}".rstrip()
-        )
+        finished = complete + failed - self._first[0]
+        cost = cost_done - self._first[1]
+        rate = f"{finished / seconds:.1f} tasks/s"
+        if cost > 0:
+            left_s = (self._cost - cost_done) / cost * seconds
+            rate += f", {duration(left_s)} left"
+        text = f"{complete} complete, {failed} failed of {self._total} ({rate}) {note}"
+        self.say(text.rstrip())
 
     def say(self, text: str) -> None:
         print(f"gpuspool: {printable(text)}", file=sys.stderr, flush=True)
@@ -82,38 +96,41 @@ class Lines:
 
 
 class Bar:
-    """On a terminal. The only class that imports rich."""
+    """A bar on a terminal. The only class that imports rich."""
 
-    every_s = 1.0
+    every_s = BAR_S
 
     def __init__(self, total: int, cost: float) -> None:
-        from rich import progress as r
+        from rich import progress
         from rich.console import Console
 
-        self._total = total
-        self._bar: Any = r.Progress(
-            r.TextColumn("{task.fields[done]} of {task.fields[total_tasks]}"),
-            r.BarColumn(),
-            r.TextColumn(
+        self._bar: Any = progress.Progress(
+            progress.TextColumn("{task.fields[done]} of {task.fields[total_tasks]}"),
+            progress.BarColumn(),
+            progress.TextColumn(
                 "{task.percentage:3.0f} %  {task.fields[failed]} failed  {task.fields[rate]}"
             ),
-            r.TimeRemainingColumn(elapsed_when_finished=True),
-            r.TextColumn("{task.fields[note]}"),
+            progress.TimeRemainingColumn(elapsed_when_finished=True),
+            progress.TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
             transient=False,
         )
         fields: Any = {"done": 0, "total_tasks": total, "failed": 0, "rate": "", "note": ""}
+        # A run without any cost is complete at once; rich divides by the total.
         self._task = self._bar.add_task("", total=max(cost, 1e-9), **fields)
+        # When the first update came, and what was finished then.
         self._first: tuple[float, int] | None = None
         self._bar.start()
 
     def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = (now, complete + failed)
-        began, before = self._first
-        rate = f"{(complete + failed - before) / (now - began):.1f}/s" if now > began + 1 else ""
         done = complete + failed
+        if self._first is None:
+            self._first = (now, done)
+        began, before = self._first
+        rate = ""
+        if now > began + 1:
+            rate = f"{(done - before) / (now - began):.1f}/s"
         self._bar.update(
             self._task, completed=cost_done, done=done, failed=failed, rate=rate, note=note
         )
@@ -125,15 +142,12 @@ class Bar:
         self._bar.stop()
 
 
-class Deaf:
-    """Goes on where nobody listens any more: a terminal that closed, a pipe without a reader, a
-    full disk.
-
-    rich answers a broken pipe with SystemExit.
-    """
+class Unheard:
+    """Passes on to another progress, and goes on where nobody listens any more."""
 
     def __init__(self, told: Progress) -> None:
-        self._told, self.every_s = told, told.every_s
+        self._told = told
+        self.every_s = told.every_s
 
     def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
         with contextlib.suppress(*UNHEARD):
@@ -149,15 +163,31 @@ class Deaf:
 
 
 def make_progress(total: int, cost: float, quiet: bool) -> Progress:
-    """What tells of a run; it never raises."""
+    """What tells people of a run with so many tasks that cost so much together; it never raises."""
     if quiet or sys.stderr is None:
         return Silent()
     with contextlib.suppress(*UNHEARD):
-        return Deaf(Bar(total, cost) if sys.stderr.isatty() else Lines(total, cost))
+        if sys.stderr.isatty():
+            return Unheard(Bar(total, cost))
+        return Unheard(Lines(total, cost))
     return Silent()
 
 
-def warn(text: str) -> None:
-    """One line on stderr, where that can be."""
+def say(text: str) -> None:
+    """One message on stderr, if anybody listens there."""
     if sys.stderr is not None:
-        Deaf(Lines(0, 0)).say(f"warning: {text}")
+        Unheard(Lines(0, 0)).say(text)
+
+
+def warn(text: str) -> None:
+    """One warning on stderr, if anybody listens there."""
+    say(f"warning: {text}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "1:02:03" or "2:03"."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}"

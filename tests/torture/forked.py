@@ -219,7 +219,7 @@ def _warm_up() -> None:
     """Import what a parent and a worker import, the late imports too."""
     for name in (
         "gpuspool.orchestrator.cli.main",
-        "gpuspool.orchestrator.api",
+        "gpuspool.orchestrator.api.runs",
         "gpuspool.worker.__main__",
         "watchdog.events",
         "watchdog.observers",

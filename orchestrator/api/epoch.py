@@ -1,0 +1,144 @@
+"""One start of a run (an epoch), from the lock to the report.
+
+1. What can be refused is refused: options, devices.
+2. The lock is taken, so that one orchestrator at a time writes what only an orchestrator writes.
+3. The spool is repaired where it is damaged.
+4. The job's source is put where workers find it, and OUT is marked as this run's.
+5. For a retry, every failed task gets another round.
+6. The orchestrator sees the run to its end.
+
+Called by `run`, `resume` and `retry`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gpuspool.orchestrator.api.opening import slots_for
+from gpuspool.orchestrator.api.report import Report
+from gpuspool.orchestrator.plan.options import options_of_start
+from gpuspool.orchestrator.plan.out import mark_out
+from gpuspool.orchestrator.supervise.doctor import warnings_of
+from gpuspool.orchestrator.supervise.drain import signals_to
+from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
+from gpuspool.orchestrator.supervise.lock import hold, renounce
+from gpuspool.orchestrator.supervise.loop import Orchestrator
+from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
+from gpuspool.orchestrator.text.progress import Progress, make_progress
+from gpuspool.spool.errors import OrchestratorLive
+from gpuspool.spool.manifest import publish_manifest
+from gpuspool.spool.publish import publish
+from gpuspool.spool.records import Job, Run, TaskLine
+from gpuspool.spool.states import JobKind
+from gpuspool.spool.view import View, load_run
+
+
+def supervise(
+    view: View,
+    job: Job,
+    source: bytes | None,
+    given: Mapping[str, Any],
+    *,
+    quiet: bool,
+    is_retry: bool = False,
+) -> Report:
+    """Start the run of a spool and see it to its end.
+
+    job, source: what to run; a source of None leaves the spool's copy as it is. given: the options
+    of this start, without None. Raises GpuspoolError, and OSError where the file system does.
+    """
+    layout = view.layout
+    options = options_of_start(view.run.options, given)
+    slots = slots_for(options)
+    received: list[int] = []
+    make_way(layout.lock)
+    with hold(layout) as lock_warning, signals_to(received):
+        repair(layout, _still_this_run(view))
+        job = _publish_job(view.refresh(), job, source)
+        mark_out(view.run)
+        progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
+        try:
+            _warn(progress, lock_warning, *warnings_of(layout.root))
+            if is_retry:
+                progress.say(f"{_publish_retry(view)} failed tasks get another round")
+            outcome = Orchestrator(view, slots, job, options, progress, received).run()
+        finally:
+            progress.close()
+            with contextlib.suppress(OSError):
+                renounce(layout)
+    return _report(view, outcome)
+
+
+def _still_this_run(view: View) -> Run:
+    """The run record, read again now that the lock is held. Raises OrchestratorLive.
+
+    Between the first look and the lock another process may have moved the spool aside and made a
+    new one in its place.
+    """
+    run = load_run(view.layout)
+    if run.id != view.run.id:
+        raise OrchestratorLive(
+            f"{view.layout.root} was replaced by another run just now. Look at it, and start again."
+        )
+    return run
+
+
+def _publish_job(view: View, job: Job, source: bytes | None) -> Job:
+    """The job as this start runs it, with the name of its copy in the spool.
+
+    An unchanged job runs from the copy that is there, which is repaired where it is damaged; the
+    modules that it imports are found beside the job's file where that is now. A changed job
+    (--keep-done) gets a copy of its own name, because workers of an earlier start may still read
+    the old one.
+    """
+    old = view.latest_job()
+    if job.kind is JobKind.COMMAND or source is None or job.sha256 == old.sha256:
+        job = msgspec.structs.replace(job, copy=old.copy)
+        repair_job(view.layout, job, source)
+        return job
+    stem, suffix = os.path.splitext(job.copy)
+    job = msgspec.structs.replace(job, copy=f"{stem}.{job.sha256[:8]}{suffix}")
+    publish(view.layout.job_copy(job.copy), source)
+    return job
+
+
+def _publish_retry(view: View) -> int:
+    """Give every failed task its next round; returns how many there are.
+
+    The link of the retry manifest is the moment at which these tasks count as unfinished again.
+    """
+    ledger = view.ledger
+    failed = set(ledger.failed())
+    newest: dict[int, TaskLine] = {}
+    for manifest in view.manifests.values():
+        newest.update({task.task: task for task in manifest.tasks() if task.task in failed})
+    if not newest:
+        return 0
+    tasks: list[TaskLine] = []
+    for index in sorted(newest):
+        last = max(ledger.round_of(index), ledger.failed_round.get(index, 0))
+        tasks.append(
+            msgspec.structs.replace(
+                newest[index], round=last + 1, crashes=0, kills=0, crashed_in=(), careful=False
+            )
+        )
+    publish_manifest(view.layout, view.next_numbered("retry"), tasks)
+    file_away_old_failures(view.refresh())
+    return len(tasks)
+
+
+def _warn(progress: Progress, *warnings: str | None) -> None:
+    for text in warnings:
+        if text:
+            progress.say(f"warning: {text}")
+
+
+def _report(view: View, outcome: Outcome) -> Report:
+    ledger = view.ledger
+    counts = {"total": ledger.tasks, "complete": ledger.n_complete, "failed": ledger.n_failed}
+    return Report(view.layout.root, outcome.exit_code, counts, outcome.message)

@@ -1,0 +1,154 @@
+"""The spool for a request: the one that is there if it holds the same run, or a new one.
+
+`run` may be called again and again. Without a spool it makes one; with a spool of the same request
+it goes on; a changed job is refused with a diff and two ways to go on; for whatever else differs it
+is refused with a list. Nothing is changed before the last reason to refuse has been looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpuspool.orchestrator.api.report import Report
+from gpuspool.orchestrator.plan.aside import move_aside
+from gpuspool.orchestrator.plan.create import create, half_made, plan
+from gpuspool.orchestrator.plan.devices import assign
+from gpuspool.orchestrator.plan.differences import job_difference, other_differences
+from gpuspool.orchestrator.plan.options import options_of_start
+from gpuspool.orchestrator.plan.out import check_out, clear_out
+from gpuspool.orchestrator.plan.request import Request
+from gpuspool.orchestrator.plan.slots import Slot, make_slots
+from gpuspool.orchestrator.supervise.lock import hold
+from gpuspool.orchestrator.text.progress import warn
+from gpuspool.spool.errors import OrchestratorLive, UsageError
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.records import Options
+from gpuspool.spool.states import Life
+from gpuspool.spool.view import View, load_run, open_view, refuse_unsafe
+
+
+def open_or_create(
+    layout: Layout, request: Request, *, fresh: bool, overwrite: bool, keep_done: bool
+) -> View:
+    """A view of the spool that holds this request.
+
+    fresh: move a spool that is there aside, and make a new one. overwrite: an OUT that holds
+    anything may be moved aside. keep_done: a changed job is fine. Raises UsageError, SpoolError and
+    OrchestratorLive.
+    """
+    written = None
+    if fresh or not is_made(layout):
+        written = _make(layout, request, fresh=fresh, overwrite=overwrite)
+    view = open_view(layout.root, written=written)
+    refuse_unsafe(layout)
+    if written is None:
+        _refuse_another_request(view, request, keep_done)
+    return view
+
+
+def is_made(layout: Layout) -> bool:
+    """Whether there is a spool, perhaps a damaged one. It has two copies of its run record."""
+    return layout.run.exists() or layout.run_copy.exists()
+
+
+def slots_for(options: Options) -> list[Slot]:
+    """The slots that these options ask for, one for each rank. Raises UsageError."""
+    return make_slots(
+        assign(options.devices, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
+    )
+
+
+def describe(layout: Layout, request: Request, given: Mapping[str, Any], fresh: bool) -> Report:
+    """--dry-run: a report of what would be done. Writes nothing.
+
+    given: the options of this start, without None. Raises UsageError and SpoolError.
+    """
+    if fresh or not is_made(layout):
+        verb = "make"
+        options = request.options
+    else:
+        verb = "go on, if nothing but the job differs, with"
+        options = options_of_start(load_run(layout).options, given)
+    costs = request.tasks.costs
+    slots = slots_for(options)
+    text = f"would {verb} {layout.root} for {len(costs)} tasks on {len(slots)} ranks"
+    for slot, planned in zip(slots, plan(costs, len(slots)), strict=True):
+        cost = sum(costs[index] for index in planned)
+        text += f"\nrank {slot.rank} on {slot.device_name}: "
+        text += f"{len(planned)} tasks of cost {cost:g}"
+    return Report(layout.root, 0, {"total": len(costs), "complete": 0, "failed": 0}, text)
+
+
+def refuse_changed_job(difference: list[str], keep_done: bool, layout: Layout) -> None:
+    """Raise UsageError, with the diff, for a job that changed and was not said to be fine."""
+    if difference and not keep_done:
+        raise UsageError(
+            f"the job changed since {layout.root} was made:\n" + "\n".join(difference) + "\n"
+            "--keep-done goes on: finished tasks stay, the rest use the new code. "
+            "--fresh starts anew; the old spool is renamed."
+        )
+
+
+def _make(
+    layout: Layout, request: Request, *, fresh: bool, overwrite: bool
+) -> dict[str, bytes] | None:
+    """Make the spool; returns its manifests, or None where another process was faster."""
+    ranks = len(slots_for(request.options))
+    if request.out is not None:
+        check_out(Path(request.out), overwrite, request.tasks)
+    if fresh and layout.root.exists():
+        _move_spool_aside(layout)
+    if request.out is not None:
+        clear_out(Path(request.out))
+    for path in half_made(layout):
+        warn(f"{path} was left half made; it is not used, delete it")
+    return create(layout, request, ranks)
+
+
+def _move_spool_aside(layout: Layout) -> None:
+    """--fresh: rename the spool that is there, once nothing of its run is alive.
+
+    A worker that still lives has the spool's path, and would go on writing into the new spool. A
+    folder that is not a spool is refused, because the user may have named the wrong one. Raises
+    UsageError and OrchestratorLive.
+    """
+    if not layout.format.exists():
+        raise UsageError(
+            f"{layout.root} is not a spool; it is not renamed. Choose another --spool."
+        )
+    with hold(layout):
+        alive = _alive_attempts(layout)
+        if alive:
+            raise OrchestratorLive(
+                f"{layout.root}: {', '.join(alive)} may still be running. "
+                "Stop them first with `gpuspool drain`, or choose another --spool."
+            )
+        move_aside(layout.root)
+
+
+def _alive_attempts(layout: Layout) -> list[str]:
+    """The attempts that are not proved dead; none where no run record can be read."""
+    if not is_made(layout):
+        return []
+    view = open_view(layout.root, reads_claims=False)
+    detector = FailureDetector(view)
+    return [name for name in view.open_attempts if detector.life(name) is not Life.DEAD]
+
+
+def _refuse_another_request(view: View, request: Request, keep_done: bool) -> None:
+    """Raise UsageError unless the spool holds this request, up to a changed job."""
+    root = view.layout.root
+    differences = other_differences(view, request)
+    if differences:
+        raise UsageError(
+            f"{root} holds another run:\n  " + "\n  ".join(differences) + "\n"
+            "Use the same inputs and options to go on with it, --fresh to start anew (the old "
+            "spool is renamed), or another --spool."
+        )
+    difference = job_difference(view, request.job, request.source)
+    refuse_changed_job(difference, keep_done, view.layout)
+    if request.tasks.newest_mtime > view.run.created_at:
+        warn("an input changed since the run began (same size); finished tasks are not run again")

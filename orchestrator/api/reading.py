@@ -1,0 +1,157 @@
+"""Looking at a run: `status`, `wait`, `results`, `failed`, `logs`, `verify`; and `doctor`.
+
+Each of them reads the files of a spool and nothing else: they need no GPU and no orchestrator, work
+from any host that sees the folder, in the middle of a run and long after it, and write nothing.
+(`doctor` looks at a folder in which a spool may be made, and removes what it tries there.)
+
+Where `spool` is None the only ./spool-* is meant. All raise UsageError where there is no spool,
+SpoolError where it is damaged beyond reading or of another format, and OSError where the file
+system does.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.report.failures import failed_results
+from gpuspool.orchestrator.report.results import Result, Results, task_log
+from gpuspool.orchestrator.report.status import status as status_of
+from gpuspool.orchestrator.report.verify import Findings
+from gpuspool.orchestrator.report.verify import verify as verify_view
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.holder import is_holder_alive
+from gpuspool.spool.layout import rank_of
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.states import RunState
+from gpuspool.spool.view import View, open_view
+
+if TYPE_CHECKING:
+    from gpuspool.orchestrator.supervise.doctor import Check
+
+# Seconds between two looks of `wait`. A look at a run that has not moved opens few files.
+WAIT_LOOK_S = 0.2
+
+# Logs are read and passed on in pieces of so many characters, because they may be larger than the
+# memory.
+LOG_CHARS = 64 * 1024
+
+Spool = str | os.PathLike[str] | None
+
+
+def _view(spool: Spool) -> View:
+    """A view of the spool that reads no claims: only `verify` and the sweep need them."""
+    return open_view(find_spool(spool), reads_claims=False)
+
+
+def status(spool: Spool = None) -> dict[str, Any]:
+    """How a run stands, as `gpuspool status --json` prints it; docs/options.md lists the fields.
+
+    `["state"]` is a `RunState`: complete, failed, running or stopped.
+    """
+    return next(follow_status(spool))
+
+
+def follow_status(spool: Spool = None) -> Iterator[dict[str, Any]]:
+    """How a run stands, again at each `next`, without end.
+
+    Whoever looks more than once should look like this: only the looks of one failure detector let
+    a lease run out, which is the proof that an attempt on another host is dead.
+    """
+    return _follow_status(_view(spool))
+
+
+def _follow_status(view: View) -> Iterator[dict[str, Any]]:
+    detector = FailureDetector(view)
+    while True:
+        yield status_of(view, detector)
+        view.refresh()
+
+
+def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
+    """Wait until a run has ended; returns its status then, as `status` does.
+
+    It has ended when every task has a verdict and the orchestrator is done, or when nothing of it
+    is alive any more. timeout_s: seconds after which to return anyway, with a status whose state is
+    `RunState.RUNNING` if a task has no verdict yet; None to wait without limit.
+    """
+    view = _view(spool)
+    began = time.monotonic()
+    for now in _follow_status(view):
+        if now["state"] != RunState.RUNNING and not is_holder_alive(view.layout):
+            return now
+        if timeout_s is not None and time.monotonic() - began > timeout_s:
+            return now
+        time.sleep(WAIT_LOOK_S)
+    raise AssertionError("a status can always be read again")
+
+
+def results(spool: Spool = None) -> Iterator[Result]:
+    """One `Result` for each task, in input order, read from the journals as they are asked for."""
+    return iter(Results(_view(spool)))
+
+
+def failed(spool: Spool = None) -> list[Result]:
+    """The results of the tasks that failed for good, in input order; each has an `error`."""
+    return failed_results(_view(spool))
+
+
+def logs(spool: Spool = None, rank: int | None = None, key: str | None = None) -> Iterator[str]:
+    """What the workers printed, attempt by attempt, in pieces to be joined.
+
+    Before what an attempt printed stands a line `==> rank-0000.a00 <==`. rank: only the attempts of
+    this rank. key: only what was printed while the task with this key ran; raises UsageError if no
+    task has it.
+    """
+    view = _view(spool)
+    if key is not None:
+        return iter([task_log(view, key)])
+    return _attempt_logs(view, rank)
+
+
+def _attempt_logs(view: View, rank: int | None) -> Iterator[str]:
+    for attempt in view.attempts:
+        if rank is None or rank_of(attempt) == rank:
+            yield f"==> {attempt} <==\n"
+            yield from _pieces(view.layout.log(attempt))
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """The text of a log; nothing where there is none, as of a worker that was never started."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as log:
+        while piece := log.read(LOG_CHARS):
+            yield piece
+
+
+def verify(spool: Spool = None) -> Findings:
+    """Check every file of a spool against the format.
+
+    Findings have `problems`, which are damage or contradictions, and `notes`, which are what a
+    crash leaves and the protocol deals with. `counts` tells what was found: tasks in `total`, and
+    how many are `complete` and `failed`.
+    """
+    return verify_view(open_view(find_spool(spool)))
+
+
+def doctor(folder: str | os.PathLike[str]) -> list[Check]:
+    """Try whether a folder's file system keeps what a spool relies on.
+
+    A check has a `name`, a `state` ("ok", "warning" or "problem") and a `detail` for people. With a
+    problem no spool should live in that folder; a warning costs speed or comfort. Everything is
+    tried in a hidden folder that is removed again. Raises UsageError for what is not a folder, and
+    OSError where nothing can be made in it.
+    """
+    from gpuspool.orchestrator.supervise.doctor import examine
+
+    if not Path(folder).is_dir():
+        raise UsageError(
+            f"{os.fspath(folder)} is not a folder. Name one on the file system that spools shall "
+            "live on."
+        )
+    return examine(Path(folder))

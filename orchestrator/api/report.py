@@ -1,0 +1,40 @@
+"""How a start of a run ended, as Python callers get it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpuspool.orchestrator.report.results import Result, Results
+from gpuspool.spool.view import open_view
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How a run ended.
+
+    spool: its folder. exit_code: what the command line ends with; docs/options.md lists the codes.
+    counts: how many tasks there are (`total`), and how many are `complete` and `failed`. message:
+    what the command line says at the end, mostly one line.
+    """
+
+    spool: Path
+    exit_code: int
+    counts: dict[str, int]
+    message: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every task is complete."""
+        return self.exit_code == 0
+
+    def __repr__(self) -> str:
+        """A small table, for prompts and notebooks."""
+        rows = {"spool": self.spool, "exit code": self.exit_code, **self.counts}
+        table = "\n".join(f"{name:10}{value}" for name, value in rows.items())
+        return f"{table}\n{self.message}"
+
+    def results(self) -> Iterator[Result]:
+        """One `Result` for each task, in input order, read from the spool as they are asked for."""
+        return iter(Results(open_view(self.spool, reads_claims=False)))

@@ -1,0 +1,159 @@
+"""Starting a run, going on with it, and stopping it: `run`, `resume`, `retry` and `drain`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from gpuspool.orchestrator.api.epoch import supervise
+from gpuspool.orchestrator.api.opening import describe, open_or_create, refuse_changed_job
+from gpuspool.orchestrator.api.report import Report
+from gpuspool.orchestrator.plan.differences import job_difference
+from gpuspool.orchestrator.plan.inputs import collect
+from gpuspool.orchestrator.plan.jobs import with_source
+from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
+from gpuspool.orchestrator.plan.request import make_request
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.holder import read_holder
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import publish
+from gpuspool.spool.states import JobKind
+from gpuspool.spool.view import open_view, refuse_unsafe
+
+
+@shows_options(RunOptions)
+def run(
+    job: Any = None,
+    inputs: Iterable[str | os.PathLike[str]] | None = None,
+    *,
+    items: Iterable[Any] | None = None,
+    command: list[str] | None = None,
+    files_from: str | None = None,
+    lines: str | None = None,
+    tasks: str | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    args: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    keep_done: bool = False,
+    fresh: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+    **options: Unpack[RunOptions],
+) -> Report:
+    """Run a job over inputs, or go on with this run where it stopped. Returns when it has ended.
+
+    Failed tasks raise nothing: look at the report. Raises GpuspoolError where the run cannot be
+    started, and OSError where the spool cannot be read or written for some seconds.
+
+    job: "file.py:Name", "module:Name", or a class or function of a module or of the script being
+        run; command: a list of words instead, with placeholders as on the command line.
+    inputs: paths and globs; or items: JSON values; or files_from: a file of paths, one a line; or
+        lines: a file of which each line is a payload; or tasks: a file of JSON lines.
+    spool: the spool's folder. Default: ./spool-<name of the job>.
+    out: the folder for outputs. Default: `outputs` in the spool.
+    args: what the job finds in `ctx.args`, JSON values by name.
+    overwrite: move what is in `out` aside instead of refusing it.
+    keep_done: the job changed: finished tasks stay, the rest use the new code.
+    fresh: start anew; a spool that is there is renamed, never deleted.
+    dry_run: say in the report's message what would be done, and do nothing.
+    quiet: show no progress on stderr.
+    """
+    given = without_none(options)
+    request = make_request(
+        collect(inputs or (), files_from, lines, tasks, items),
+        job=job,
+        command=command,
+        args=args,
+        out=out,
+        options=given,
+    )
+    layout = Layout(spool or request.default_spool)
+    if dry_run:
+        return describe(layout, request, given, fresh)
+    view = open_or_create(layout, request, fresh=fresh, overwrite=overwrite, keep_done=keep_done)
+    record = request.job
+    source = request.source
+    # The list of a million tasks is large, and nobody needs it while the run goes on.
+    del request
+    return supervise(view, record, source, given, quiet=quiet)
+
+
+@shows_options(StartOptions)
+def resume(
+    spool: str | os.PathLike[str] | None = None,
+    *,
+    keep_done: bool = False,
+    quiet: bool = False,
+    retry: bool = False,
+    **options: Unpack[StartOptions],
+) -> Report:
+    """Go on with a run wherever it stopped. Returns when it has ended.
+
+    The options that are given hold for this start; all others are those that the run was made with.
+    Raises GpuspoolError where the run cannot be started, and OSError where the spool cannot be read
+    or written for some seconds.
+
+    spool: the spool's folder. Default: the only ./spool-* there is.
+    keep_done: the job changed: finished tasks stay, the rest use the new code.
+    quiet: show no progress on stderr.
+    retry: give every failed task another round, as `gpuspool.retry` does.
+    """
+    view = open_view(find_spool(spool))
+    layout = view.layout
+    refuse_unsafe(layout)
+    job = view.latest_job()
+    if job.kind is JobKind.CALL:
+        raise UsageError(
+            f"{layout.root} was made by spawn_workers. Call that again: it makes a spool of its "
+            "own."
+        )
+    source: bytes | None = None
+    if job.kind is not JobKind.COMMAND and Path(job.file).exists():
+        job, source = with_source(job, Path(job.file))
+        refuse_changed_job(job_difference(view, job, source), keep_done, layout)
+    return supervise(view, job, source, without_none(options), quiet=quiet, is_retry=retry)
+
+
+@shows_options(StartOptions)
+def retry(
+    spool: str | os.PathLike[str] | None = None,
+    *,
+    keep_done: bool = False,
+    quiet: bool = False,
+    **options: Unpack[StartOptions],
+) -> Report:
+    """Give every failed task another round, and go on with the run. Returns when it has ended.
+
+    A task gets all its tries and crashes anew. The errors of the earlier round are kept in the
+    spool, in `failed-tasks/round-0`. Raises what `resume` raises.
+
+    spool: the spool's folder. Default: the only ./spool-* there is.
+    keep_done: the job changed: finished tasks stay, the rest use the new code.
+    quiet: show no progress on stderr.
+    """
+    return resume(spool, keep_done=keep_done, quiet=quiet, retry=True, **options)
+
+
+def drain(spool: str | os.PathLike[str] | None = None) -> Path:
+    """Ask a live run, on whatever host, to finish the tasks in hand and stop. It can be resumed.
+
+    Returns the spool's folder, at once; `wait` returns when the run has stopped. Without a live run
+    nothing happens: the next start is not drained. Raises UsageError where there is no spool, and
+    SpoolError where it cannot be read.
+
+    spool: the spool's folder. Default: the only ./spool-* there is.
+    """
+    view = open_view(find_spool(spool), reads_claims=False)
+    # An orchestrator that started just now has told its epoch, but may have no attempts yet.
+    holder = read_holder(view.layout)
+    epoch = view.next_epoch() - 1
+    if holder is not None:
+        epoch = max(epoch, holder.epoch)
+    who = f"{os.uname().nodename} {os.getpid()} {time.time()}\n"
+    publish(view.layout.drain(max(epoch, 0)), who.encode())
+    return view.layout.root

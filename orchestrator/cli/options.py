@@ -1,0 +1,165 @@
+"""Options and arguments of the command line that several verbs share, and how words are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from gpuspool.spool.errors import UsageError
+
+# The seconds that the units of durations stand for; a number alone is seconds.
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+# Longer durations are refused: sums of such times must stay within what system calls take.
+LONGEST_S = 3650 * UNITS["d"]
+
+
+class CommandVerb(click.Command):
+    """A verb that keeps what follows `--` apart: it is a command, not more inputs.
+
+    The words of the command are left in `ctx.meta["command"]`, an empty list if there are none.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta["command"] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+
+def duration(value: Any) -> float:
+    """The type of options in seconds: 90, 90s, 15m, 2h or 1d."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a duration; write 90, 90s, 15m, 2h or 1d")
+    seconds = float(match[1]) * UNITS[match[2]]
+    if seconds > LONGEST_S:
+        raise click.BadParameter(f"{value!r} is longer than {LONGEST_S / UNITS['d']:.0f} days")
+    return seconds
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """KEY=VALUE of --arg, with the value as JSON if it parses, else as the string that it is.
+
+    NaN and Infinity, which Python's parser would take, are not JSON, so they stay strings. Raises
+    UsageError.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--arg {text}: write KEY=VALUE.")
+    try:
+        return key, json.loads(value, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return key, value
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option of click with its environment variable: --max-crashes is GPUSPOOL_MAX_CRASHES."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = "GPUSPOOL_" + long.lstrip("-").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+def _all(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """One decorator for several, so that the help lists the options in the order given here."""
+
+    def decorate(function: Any) -> Any:
+        for one in reversed(decorators):
+            function = one(function)
+        return function
+
+    return decorate
+
+
+spool_argument = click.argument("spool", metavar="[SPOOL]", required=False)
+as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+# `main` looks for this option and its variable itself, before click parses anything, because an
+# error may come before that; it stands here so that click knows it and the help shows it.
+debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    envvar="GPUSPOOL_DEBUG",
+    help="Show tracebacks of errors.",
+)
+
+# What `run`, `resume` and `retry` have in common.
+running = _all(
+    option("--ranks", type=int, help="Number of workers. Default: one per device; on the CPU one."),
+    option(
+        "--devices",
+        help="Devices: 0,1 or GPU-… or MIG-… tokens, or cpu. Default: all that are visible.",
+    ),
+    option("--ranks-per-gpu", type=int, help="Put this many ranks on each device. Default 1."),
+    option("--gpus-per-rank", type=int, help="Give each rank this many devices. Default 1."),
+    option("--retries", type=int, help="Try a task that raised this many more times. Default 0."),
+    option(
+        "--max-restarts",
+        type=int,
+        help="Give up a rank after this many failed starts in a row. Default 3.",
+    ),
+    option(
+        "--max-crashes",
+        type=int,
+        help="Fail a task after this many crashes with it alone in hand. Default 2.",
+    ),
+    option(
+        "--max-failed",
+        metavar="N|P%",
+        help="Stop early once this many tasks have failed; exit code 4.",
+    ),
+    option(
+        "--task-timeout",
+        "task_timeout_s",
+        type=duration,
+        help="Fail a task that takes longer as timeout.",
+    ),
+    option(
+        "--stall-timeout",
+        "stall_timeout_s",
+        type=duration,
+        help="End a worker that makes no progress for this long.",
+    ),
+    option(
+        "--time-limit",
+        "time_limit_s",
+        type=duration,
+        help="Drain after this long, e.g. 55m; exit code 75.",
+    ),
+    option(
+        "--grace",
+        "grace_s",
+        type=duration,
+        help="How long a drain waits for tasks in hand. Default 25s.",
+    ),
+    option(
+        "--on-parent-exit",
+        type=click.Choice(["finish", "stop"]),
+        help="What workers do when the orchestrator is gone. Default finish.",
+    ),
+    option("--poll", "poll_s", type=duration, help="Look this often instead of using inotify."),
+    option(
+        "--lease",
+        "lease_s",
+        type=duration,
+        help="The silence that proves a worker on another host dead. Default 120s.",
+    ),
+    option("-q", "--quiet", is_flag=True, help="Show no progress on stderr."),
+    option(
+        "--keep-done",
+        is_flag=True,
+        help="The job changed: finished tasks stay, the rest use the new code.",
+    ),
+    as_json,
+    debug,
+)

@@ -1,0 +1,279 @@
+"""The verbs of the command line, one function each.
+
+A verb imports what it calls when it is called, so that `gpuspool status` on a login node starts
+fast and loads neither torch nor rich nor watchdog.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from gpuspool.orchestrator.cli.options import (
+    CommandVerb,
+    as_json,
+    debug,
+    duration,
+    option,
+    pair,
+    running,
+    spool_argument,
+)
+from gpuspool.orchestrator.text.printable import printable
+from gpuspool.orchestrator.text.progress import say
+from gpuspool.spool import __version__
+from gpuspool.spool.errors import (
+    EXIT_COMPLETE,
+    EXIT_NOT_FINISHED,
+    EXIT_SOME_FAILED,
+    SpoolError,
+    UsageError,
+)
+from gpuspool.spool.states import RunState
+
+if TYPE_CHECKING:
+    from gpuspool.orchestrator.api.report import Report
+
+# Seconds between two looks of `status --watch`.
+WATCH_LOOK_S = 2.0
+
+# With what `wait` ends; with EXIT_NOT_FINISHED for all other states.
+EXIT_OF_STATE = {RunState.COMPLETE: EXIT_COMPLETE, RunState.FAILED: EXIT_SOME_FAILED}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="gpuspool")
+def cli() -> None:
+    """Run one Python class over many inputs on every GPU. All state is plain files in one spool
+    directory.
+    """
+
+
+@cli.command(cls=CommandVerb)
+@click.argument("job_and_inputs", nargs=-1, metavar="JOB [INPUT]...")
+@option("--spool", help="The spool directory. Default ./spool-<job name>.")
+@option("--out", help="Where outputs go. Default SPOOL/outputs.")
+@option("--overwrite", is_flag=True, help="Move what is in --out aside instead of refusing.")
+@option("--files-from", metavar="FILE|-", help="Input paths, one a line.")
+@option("--lines", metavar="FILE|-", help="One task for each line; the payload is the line.")
+@option(
+    "--tasks",
+    metavar="FILE|-",
+    help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}.',
+)
+@option(
+    "--arg", "args", multiple=True, metavar="KEY=VALUE", help="ctx.args[KEY]; JSON if it parses."
+)
+@option("--seed", type=int, help="Changes every task.seed. Default 0.")
+@option("--fresh", is_flag=True, help="Start anew; an existing spool is renamed, never deleted.")
+@option("--dry-run", is_flag=True, help="Show what would be done.")
+@running
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    job_and_inputs: tuple[str, ...],
+    args: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Run JOB (file.py:Name or module:Name) over the INPUTs, or a command: gpuspool run INPUT... --
+    COMMAND ARG...
+
+    The same command again goes on where it stopped.
+    """
+    from gpuspool.orchestrator.api import runs
+
+    command = ctx.meta.get("command")
+    job = None
+    inputs = job_and_inputs
+    if command == []:
+        raise UsageError("there is no command after `--`.")
+    if command is None:
+        if not job_and_inputs:
+            raise UsageError(
+                "JOB is missing. Example: gpuspool run classify.py:Contigs 'contigs/*.fasta'"
+            )
+        job = job_and_inputs[0]
+        inputs = job_and_inputs[1:]
+    report = runs.run(job, inputs, command=command, args=dict(map(pair, args)), **given)
+    _end(report, as_json)
+
+
+@cli.command()
+@spool_argument
+@running
+def resume(spool: str | None, as_json: bool, **given: Any) -> None:
+    """Go on with a run that was stopped, killed or drained."""
+    from gpuspool.orchestrator.api import runs
+
+    _end(runs.resume(spool, **given), as_json)
+
+
+@cli.command()
+@spool_argument
+@running
+def retry(spool: str | None, as_json: bool, **given: Any) -> None:
+    """Give every failed task another round, and run."""
+    from gpuspool.orchestrator.api import runs
+
+    _end(runs.retry(spool, **given), as_json)
+
+
+@cli.command()
+@spool_argument
+@debug
+def drain(spool: str | None) -> None:
+    """Ask a live run, on whatever host, to finish the tasks in hand and stop; it can be resumed."""
+    from gpuspool.orchestrator.api import runs
+
+    root = runs.drain(spool)
+    click.echo(f"draining {root}; `gpuspool wait` returns when it has stopped", err=True)
+
+
+@cli.command()
+@spool_argument
+@option("--watch", is_flag=True, help="Print again every 2 s until the run has ended.")
+@as_json
+@debug
+def status(spool: str | None, watch: bool, as_json: bool) -> None:
+    """How a run stands."""
+    from gpuspool.orchestrator.api import reading
+    from gpuspool.orchestrator.report.status import status_text
+
+    for now in reading.follow_status(spool):
+        click.echo(json.dumps(now) if as_json else status_text(now))
+        if not watch or now["state"] != RunState.RUNNING:
+            return
+        time.sleep(WATCH_LOOK_S)
+
+
+@cli.command()
+@spool_argument
+@option(
+    "--timeout", "timeout_s", type=duration, help="Give up waiting after this long; exit code 4."
+)
+@debug
+def wait(spool: str | None, timeout_s: float | None) -> None:
+    """Wait until the run has ended: every task has a verdict, or nothing of it is alive any more."""
+    from gpuspool.orchestrator.api import reading
+    from gpuspool.orchestrator.report.status import status_text
+
+    now = reading.wait(spool, timeout_s)
+    click.echo(status_text(now))
+    sys.exit(EXIT_OF_STATE.get(now["state"], EXIT_NOT_FINISHED))
+
+
+@cli.command()
+@spool_argument
+@option("--rank", type=int, help="Only this rank.")
+@option("--task", "key", help="Only what the task with this key printed.")
+@debug
+def logs(spool: str | None, rank: int | None, key: str | None) -> None:
+    """What the workers printed."""
+    from gpuspool.orchestrator.api import reading
+
+    for piece in reading.logs(spool, rank, key):
+        click.echo(printable(piece), nl=False)
+
+
+@cli.command()
+@spool_argument
+@as_json
+@debug
+def failed(spool: str | None, as_json: bool) -> None:
+    """Which tasks failed, and why: by kind and by the line that raised."""
+    from gpuspool.orchestrator.api import reading
+    from gpuspool.orchestrator.report.failures import failures_text
+    from gpuspool.orchestrator.report.results import encode_result
+
+    found = reading.failed(spool)
+    if not as_json:
+        click.echo(printable(failures_text(found)), nl=False)
+        return
+    for result in found:
+        click.echo(encode_result(result))
+
+
+@cli.command()
+@spool_argument
+@debug
+def results(spool: str | None) -> None:
+    """One JSON line for each task, in input order."""
+    from gpuspool.orchestrator.api import reading
+    from gpuspool.orchestrator.report.results import encode_result
+
+    # The reader of a pipe, like `head`, may have seen enough: end as other programs do.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    write = sys.stdout.buffer.write
+    for result in reading.results(spool):
+        write(encode_result(result) + b"\n")
+
+
+@cli.command()
+@spool_argument
+@as_json
+@debug
+def verify(spool: str | None, as_json: bool) -> None:
+    """Check every file of a spool against the format; exit code 5 if anything is wrong."""
+    from gpuspool.orchestrator.api import reading
+
+    found = reading.verify(spool)
+    if as_json:
+        click.echo(json.dumps({"problems": found.problems, "notes": found.notes}))
+    else:
+        for text in found.problems:
+            click.echo(f"problem: {printable(text)}")
+        for text in found.notes:
+            click.echo(f"note: {printable(text)}")
+        counts = "{complete} complete, {failed} failed of {total}".format(**found.counts)
+        click.echo(f"{len(found.problems)} problems; {counts}")
+    if found.problems:
+        sys.exit(SpoolError.exit_code)
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR")
+@as_json
+@debug
+def doctor(folder: str, as_json: bool) -> None:
+    """Try whether a folder's file system is fit for a spool; exit code 1 if it is not."""
+    from gpuspool.orchestrator.api import reading
+
+    checks = reading.doctor(folder)
+    is_fit = all(check.state != "problem" for check in checks)
+    if as_json:
+        rows = [
+            {"name": check.name, "state": check.state, "detail": check.detail} for check in checks
+        ]
+        click.echo(
+            json.dumps({"folder": os.path.abspath(folder), "is_fit": is_fit, "checks": rows})
+        )
+    else:
+        for check in checks:
+            click.echo(f"{check.name:10} {check.state:8} {printable(check.detail)}")
+        verdict = "fit" if is_fit else "not fit"
+        click.echo(f"{folder} is {verdict} for a spool")
+    if not is_fit:
+        sys.exit(1)
+
+
+def _end(report: Report, as_json: bool) -> NoReturn:
+    """The last line of a run, and its exit code."""
+    if as_json:
+        record = {
+            "spool": str(report.spool),
+            "exit_code": report.exit_code,
+            "tasks": report.counts,
+            "message": report.message,
+        }
+        click.echo(json.dumps(record))
+    else:
+        say(report.message)
+    sys.exit(report.exit_code)

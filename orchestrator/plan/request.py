@@ -1,0 +1,101 @@
+"""All that a run is asked to do, put together before anything is on disk.
+
+A request is made from what the user named, and then either makes a spool (plan/create.py) or is
+compared with the spool that is there (plan/differences.py). Its fingerprint says whether two
+requests ask for the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gpuspool.orchestrator.plan.inputs import TaskList
+from gpuspool.orchestrator.plan.jobs import parse_job
+from gpuspool.orchestrator.plan.options import options_of_new_run
+from gpuspool.spool.codec import refuse_depth
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.records import Fingerprint, Job, Options
+from gpuspool.spool.states import JobKind
+
+
+class Request(msgspec.Struct, frozen=True, dict=True):
+    """All that a run is asked to do.
+
+    source: of the job; empty for a command. options: as run.json will record them. out: the
+    absolute path of the output folder, None for the one inside of the spool. argv: the command
+    line, for people who read run.json.
+    """
+
+    job: Job
+    source: bytes
+    args: dict[str, Any]
+    tasks: TaskList
+    options: Options
+    out: str | None
+    argv: list[str]
+
+    @functools.cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Equal for two requests that would compute the same."""
+        hashed = hashlib.sha256()
+        for line in self.tasks.lines:
+            hashed.update(line)
+        args = msgspec.json.encode(self.args, order="sorted")
+        return Fingerprint(
+            job_sha256=self.job.sha256,
+            args_sha256=hashlib.sha256(args).hexdigest(),
+            tasks_sha256=hashed.hexdigest(),
+            seed=self.options.seed,
+            out=self.out or "",
+        )
+
+    @property
+    def default_spool(self) -> str:
+        """The spool's folder where the user names none: `spool-<name of the job>`."""
+        name = self.job.name
+        if self.job.kind is JobKind.COMMAND:
+            name = os.path.splitext(name)[0]
+        return f"spool-{name}"
+
+
+def make_request(
+    tasks: TaskList,
+    *,
+    job: Any = None,
+    command: list[str] | None = None,
+    args: Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Request:
+    """The request for a run over these tasks.
+
+    job or command: as `parse_job` takes them. args: what becomes `ctx.args`. options: those that
+    were given, without None. Raises UsageError.
+    """
+    record, source = parse_job(job, command)
+    return Request(
+        job=record,
+        source=source,
+        args=_plain(args or {}),
+        tasks=tasks,
+        options=options_of_new_run(options or {}),
+        out=None if out is None else os.path.abspath(out),
+        argv=sys.argv,
+    )
+
+
+def _plain(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The args, once it is known that JSON can hold them. Raises UsageError."""
+    plain = dict(args)
+    try:
+        refuse_depth(msgspec.json.encode(plain))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"args cannot be passed to the job: {error}. Use JSON values.") from None
+    return plain
