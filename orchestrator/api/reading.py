@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.report.failures import failed_results
-from gpuspool.orchestrator.report.results import Result, Results, task_log
+from gpuspool.orchestrator.report.logs import log_chunks, task_log_chunks
+from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.report.status import status as status_of
 from gpuspool.orchestrator.report.verify import Findings
 from gpuspool.orchestrator.report.verify import verify as verify_view
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 # Seconds between two looks of `wait`. A look at a run that has not moved opens few files.
 WAIT_LOOK_S = 0.2
-
-# Logs are read and passed on in pieces of so many characters, because they may be larger than the
-# memory.
-LOG_CHARS = 64 * 1024
 
 Spool = str | os.PathLike[str] | None
 
@@ -97,7 +94,7 @@ def results(spool: Spool = None) -> Iterator[Result]:
 
 def failed(spool: Spool = None) -> list[Result]:
     """The results of the tasks that failed for good, in input order; each has an `error`."""
-    return failed_results(_view(spool))
+    return list(failed_results(_view(spool)))
 
 
 def logs(spool: Spool = None, rank: int | None = None, key: str | None = None) -> Iterator[str]:
@@ -109,7 +106,7 @@ def logs(spool: Spool = None, rank: int | None = None, key: str | None = None) -
     """
     view = _view(spool)
     if key is not None:
-        return iter([task_log(view, key)])
+        return task_log_chunks(view, key)
     return _attempt_logs(view, rank)
 
 
@@ -117,16 +114,7 @@ def _attempt_logs(view: View, rank: int | None) -> Iterator[str]:
     for attempt in view.attempts:
         if rank is None or rank_of(attempt) == rank:
             yield f"==> {attempt} <==\n"
-            yield from _pieces(view.layout.log(attempt))
-
-
-def _pieces(path: Path) -> Iterator[str]:
-    """The text of a log; nothing where there is none, as of a worker that was never started."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8", errors="replace") as log:
-        while piece := log.read(LOG_CHARS):
-            yield piece
+            yield from log_chunks(view, attempt)
 
 
 def verify(spool: Spool = None) -> Findings:
