@@ -476,7 +476,7 @@ def test_a_function_without_a_name_in_a_file_is_refused(make: Make, box: Box) ->
     ):
         with pytest.raises(TypeError, match="cannot be found by its name in another process"):
             make(1).spawn_workers(function, ())
-    with pytest.raises(UsageError, match="worker_fn print lives in no file"):
+    with pytest.raises(UsageError, match="worker_fn print is not in a file"):
         make(1).spawn_workers(print, ())
     done = box.run("-c", f"VALUE = 1\n{FUNCTION}{PARENT}", program=(sys.executable,), code=1)
     assert "worker_fn work lives in no file" in done.err
