@@ -205,7 +205,7 @@ def _sleep_until_one_ends(pids: list[int], timeout_s: float) -> None:
             try:
                 fd = os.pidfd_open(pid)
             except (OSError, AttributeError):
-                # Without a pidfd for it, its end is seen only when looked for.
+                # Its end is then seen only by looking again.
                 timeout_s = min(timeout_s, BLIND_S)
                 continue
             stack.callback(os.close, fd)

@@ -118,7 +118,7 @@ GOOD = rank(9, "good", end("drained"), finished=5)
         ([rank(0, "a", *[end("lost")] * 9)], set()),
     ],
 )
-def test_a_device_is_sick_when_too_many_in_a_row_come_to_nothing(
+def test_a_device_is_sick_when_too_many_in_a_row_fail_for_nothing(
     past: list[RankPast], sick: set[str]
 ) -> None:
     assert sick_devices(past, max_restarts=2) == sick

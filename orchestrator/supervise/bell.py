@@ -2,8 +2,8 @@
 nothing.
 
 One pipe carries published files and signals, a pidfd for each process tells of its end, so the loop
-sleeps in one poll(2). A ring may be missed and may come for nothing: whoever is woken looks around,
-and looks now and then unwoken.
+sleeps in one poll(2). A ring may be missed, and may come for nothing: whenever the loop wakes it
+looks at everything, and it wakes now and then without a ring.
 
 Published files are heard by inotify, through watchdog; this is the only file that imports it. On
 network file systems inotify sees nothing of other hosts, so there the bell is a poll: every wait
@@ -51,11 +51,11 @@ PIPE_BYTES = 4096
 
 
 class Bell:
-    """Wakes who waits, until it is closed.
+    """Wakes the thread that waits on it, until it is closed.
 
     `root` is the spool, by whose file system it is chosen how to hear. With `poll_s` above 0 the
-    bell polls, and a wait lasts that long at most. `quiet_s` is how long whoever waits should wait
-    at most where no observer tells of published files.
+    bell polls. `quiet_s` is the longest wait that makes sense where no observer tells of published
+    files.
     """
 
     def __init__(self, root: Path, poll_s: float) -> None:
@@ -134,15 +134,15 @@ class Bell:
         return self._observer is not None
 
     def ring(self) -> None:
-        """Wake who waits; from any thread."""
+        """Wake the waiting thread; may be called from any thread."""
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._writer, b"!")
 
     def wait(self, timeout_s: float, pids: Iterable[int]) -> None:
         """Sleep until something happens, one of these processes ends, or the time is over.
 
-        It may return sooner than that: always once when watching by inotify begins, so that
-        whoever waits looks for what came in between.
+        It may return sooner than that. It always does when watching by inotify begins, so that the
+        caller looks for what came in between.
         """
         timeout_s = min(timeout_s, LONGEST_S)
         if self._folders:

@@ -7,8 +7,8 @@ when                                      then
 an attempt is proved dead                 close all that are, in one action: it changes what is
                                           claimable
 mending claims is due                     mend them: what a power cut gave back would run twice
-every task has a verdict                  say so to attempts that wait; wait for them to end
-                                          themselves, kill who lingers; end "finished"
+every task has a verdict                  say so to attempts that wait; wait for all to end
+                                          themselves, kill those that linger; end "finished"
 a drain was asked for                     wait for the tasks in hand, kill past the grace; end
                                           "drained", or what the drain says
 as many tasks failed as --max-failed      stop, which begins a drain
@@ -37,7 +37,7 @@ from gpuspool.spool.records import Closing
 from gpuspool.spool.states import AttemptState, Ending, Life, Reason
 
 # Once every task has a verdict, a worker has this long to notice it and to run its exit handlers.
-# Handlers that upload a log or close a driver take seconds; who takes longer hangs.
+# Handlers that upload a log or close a driver take seconds; a worker that takes longer hangs.
 FAREWELL_S = 15.0
 
 # A rank's first restart after a failure waits this long, and each further one in a row twice as
@@ -258,7 +258,7 @@ def next_restart_at(snapshot: Snapshot, policy: Policy, now: float) -> float | N
     """When the next slot that waits for its backoff may be launched; None where none waits.
 
     A rank that was given up waits for nothing. Neither does one whose moment has come: if it was
-    not launched, there was no work for it, and that changes by an event and not by time.
+    not launched, there was no work for it, and an event will tell when there is.
     """
     if snapshot.drain is not None or snapshot.tasks_left == 0 or not snapshot.unclaimed:
         return None

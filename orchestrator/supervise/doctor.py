@@ -24,8 +24,8 @@ from gpuspool.spool.file_system import file_system_type, is_network
 from gpuspool.spool.layout import PROBE_NAME, hidden_name
 from gpuspool.spool.publish import fsync_dir, fsync_file, remove_tree_quietly
 
-# Less free space than this is warned of. It holds an epoch's journals, logs and small outputs;
-# large outputs need more anyway, and how much nobody can tell.
+# Less free space than this is warned of. It holds an epoch's journals, logs and small outputs. How
+# much large outputs need is not known here.
 LOW_BYTES = 256 * 1024 * 1024
 
 # Fewer free inodes than this are warned of: a run makes some files for each rank and each attempt.
@@ -178,5 +178,5 @@ def _without_inotify(inside: Path) -> Check:
     kind = file_system_type(inside)
     if is_network(kind):
         return Check("inotify", "ok", f"not used on {kind}: the orchestrator polls")
-    why = "no watch to be had (fs.inotify.max_user_watches)"
+    why = "no inotify watch is left (fs.inotify.max_user_watches)"
     return Check("inotify", "warning", f"{why}: the orchestrator polls")

@@ -1,4 +1,4 @@
-"""Draining: who asks for it, and what was asked.
+"""Draining: who asks for it, and what exactly is asked.
 
 A drain is a value, `Drain`, or there is none. Four things ask for one: a signal, the time limit,
 `gpuspool drain` through the spool's control/ folder, and --max-failed. `DrainWatch` hears the first
@@ -44,7 +44,7 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 class DrainWatch:
-    """Hears who asks this epoch to drain.
+    """Hears when somebody asks this epoch to drain.
 
     `received` are the numbers of the signals that came so far; a signal handler appends to it.
     `deadline` is the end of the time limit on the monotonic clock, infinite where there is none.

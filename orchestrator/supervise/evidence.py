@@ -50,8 +50,9 @@ class Forensics:
         self._fast_deaths: dict[str, set[int]] = {}
 
     def look_at_memory(self) -> None:
-        """Note what the kernel killed for want of memory since the last call. Call it often: a kill
-        explains only a death of the next seconds.
+        """Note what the kernel killed for want of memory since the last call.
+
+        Call it often: a kill explains only a death of the next few seconds.
         """
         self._oom.look(time.monotonic())
 

@@ -2,8 +2,8 @@
 
 The lock saves work; it is not what keeps a spool right. Where the file system has no locks, a
 warning is all. `hold` takes the lock around everything an orchestrator does; `announce` and
-`renounce` say in orchestrator.json who holds it, for whoever comes second. The only file that
-imports filelock.
+`renounce` say in orchestrator.json who holds it, for the message that the next one to come gets.
+The only file that imports filelock.
 """
 
 from __future__ import annotations
@@ -72,15 +72,15 @@ def _warning(error: Exception) -> str:
 
 
 def announce(layout: Layout, epoch: int) -> None:
-    """Write who holds the spool, by rename(2), for whoever comes second. Raises OSError."""
+    """Write down that this process holds the spool, by rename(2). Raises OSError."""
     holder = Holder(**asdict(myself()), epoch=epoch, since=time.time())
     replace(layout.holder, pretty(holder))
 
 
 def renounce(layout: Layout) -> None:
-    """Write that this process holds the spool no longer, by rename(2). Raises OSError.
+    """Write down that this process no longer holds the spool, by rename(2). Raises OSError.
 
-    A process that called the Python API lives on, so that it is alive says nothing. What another
+    A process that called the Python API lives on, so its being alive says nothing. What another
     orchestrator announced meanwhile stays.
     """
     holder = read_holder(layout)

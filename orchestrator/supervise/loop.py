@@ -5,9 +5,10 @@ sweeps, and tells. All that it needs is on disk, except which children are its o
 moment, the next orchestrator goes on from the spool.
 
 The loop only puts the parts together. What to do next is decided in `decide.py`, from a snapshot
-that `snapshot.py` takes; `workers.py` knows the processes; `drain.py` hears who asks for an end;
-`pace.py` says how long to wait for the bell of `bell.py`; `trouble.py` waits out a file system that
-fails; `telling.py` tells people. `api.py` makes one `Orchestrator` for each start and calls `run`.
+that `snapshot.py` takes. `workers.py` knows the processes, and `drain.py` hears when somebody asks
+for an end. `pace.py` says how long to wait for the bell of `bell.py`. `trouble.py` waits out a file
+system that fails, and `telling.py` tells people. `orchestrator.api` makes one `Orchestrator` for
+each start and calls `run`.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ class Orchestrator:
             self._telling.tell("overdue", text, attempt=attempt)
 
     def _begin(self, drain: Drain) -> None:
-        """Tell the workers first, then anybody else. Who interrupts gets no words, but an end."""
+        """Tell the workers of a drain first, and then people."""
+        # A second Ctrl-C only ends the grace, and the workers are about to be killed for it.
         if drain.is_interrupted:
             return
         self._workers.tell_to_stop()
@@ -235,8 +237,8 @@ class Orchestrator:
 
     def _say_finished(self) -> None:
         layout = self._view.layout
-        # For attempts that wait for work. They would find out by themselves, only later, so a power
-        # cut may take it back.
+        # It is not synced. Should a power cut take it back, the attempts that wait find out by
+        # themselves, only later.
         publish(layout.finished(self._orders.epoch), b"", durable=False)
         self._situation.note_said_finished(time.monotonic())
 
@@ -253,8 +255,8 @@ class Orchestrator:
         )
 
     def _sweep(self) -> None:
-        self._situation.note_sweep()
         count = sweep(self._view)
+        self._situation.note_sweep()
         if count:
             text = f"{count} tasks whose claims were lost are given out again"
             self._telling.tell("swept", text, tasks=count)

@@ -3,8 +3,8 @@ to one on another host.
 
 This process cannot wait for them, so it judges them from outside. On this host the process table
 proves whether they live, elsewhere only a lease does. Those that live here are adopted: watched and
-signalled like children, with no twin started. Whoever is ELSEWHERE is left alone. What this process
-started itself is in `children.py`.
+signalled like children, with no twin started. Those that are ELSEWHERE are left alone. What this
+process started itself is in `children.py`.
 """
 
 from __future__ import annotations

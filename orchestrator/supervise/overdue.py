@@ -1,4 +1,4 @@
-"""Who takes too long: attempts that are in a call beyond its limit, or silent.
+"""Finding the attempts that take too long: in a call beyond its limit, or silent.
 
 A worker's own timer goes off first and leaves its stacks. It cannot where the whole process stands
 still, so the parent watches too, with some seconds more. It needs no clock of the worker's: what it

@@ -2,8 +2,8 @@
 
 `Situation` is the memory of the loop from one look to the next: which attempts of this epoch ended
 and when, whether it has swept, whether claims must be mended, whether it was said that all is
-finished. Whoever acts notes here what it did. Taking a snapshot changes nothing but the record of
-when an end was first seen.
+finished. The loop notes here what it did. Taking a snapshot changes nothing but the record of when
+an end was first seen.
 """
 
 from __future__ import annotations
@@ -154,7 +154,10 @@ class Situation:
         self._finished_at = now
 
     def sick_devices(self) -> dict[str, list[int]]:
-        """The devices whose last attempt failed for nothing, given up or not, with their ranks."""
+        """The devices whose last attempt failed for nothing, with their ranks.
+
+        Whether the device was given up does not matter.
+        """
         sick = sick_devices(self._history.past(), max_restarts=0)
         return {
             device: [slot.rank for slot in self._slots if slot.device == device]

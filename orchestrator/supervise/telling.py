@@ -30,7 +30,7 @@ class Telling:
 
     @property
     def every_s(self) -> float:
-        """How often whoever watches expects something new, in seconds."""
+        """How often the display has something new to show, in seconds."""
         return self._progress.every_s
 
     def record(self, event: str, **fields: object) -> None:
@@ -46,7 +46,7 @@ class Telling:
                 os.close(fd)
 
     def tell(self, event: str, text: str, **fields: object) -> None:
-        """Record an event, and say its text to whoever watches."""
+        """Record an event, and print its text."""
         self.record(event, text=text, **fields)
         self._progress.say(text)
 

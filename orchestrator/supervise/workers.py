@@ -61,8 +61,9 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Workers:
-    """The attempts of one run in one epoch. Raises OSError where the spool cannot be read or
-    written.
+    """The attempts of one run in one epoch.
+
+    Its methods raise OSError where the spool cannot be read or written.
     """
 
     def __init__(self, view: View, orders: Orders) -> None:
@@ -106,8 +107,8 @@ class Workers:
     def tell_to_stop(self) -> None:
         """SIGTERM to every worker of this host, its own first.
 
-        What becomes of any attempt from now on blames nobody; that holds for those on other hosts
-        too, which hear of a drain through the spool.
+        However any attempt ends from now on, nobody is blamed. That holds for those on other hosts
+        too, which hear of the drain through the spool.
         """
         for pid in self.children.running().values():
             _terminate(pid)
@@ -123,13 +124,11 @@ class Workers:
         self._kill(attempt)
 
     def _kill(self, attempt: str) -> None:
+        """Kill the process group of a worker, if that is proved to be one that lives here."""
+        if self.life(attempt) is not Life.ALIVE:
+            return
         child = self.children.get(attempt)
-        if child is not None:
-            pid: int | None = child.pid
-        elif self.life(attempt) is Life.ALIVE:
-            pid = self.others.pid_here(attempt)
-        else:
-            pid = None
+        pid = self.others.pid_here(attempt) if child is None else child.pid
         if pid is not None:
             kill_group(pid)
             self._interventions.note_killed(attempt, time.monotonic())
@@ -153,9 +152,9 @@ class Workers:
     def close(self, attempts: Iterable[str]) -> list[Ended]:
         """Close attempts that are proved dead, each in the way that its death asks for.
 
-        What they left running is killed first. However many they are, the spool is read once or
-        twice. Left out of what is returned are those with nothing to tell: since they were judged
-        they began after all, or closed themselves.
+        What they left running is killed first. All whose death this process can explain are closed
+        in one pass over the spool, and all others in a second. Nothing is returned for an attempt
+        that, since it was judged, began after all or closed itself.
         """
         dead = tuple(attempts)
         kill_marked(self._mark, dead)
@@ -214,9 +213,9 @@ class Workers:
         return closings
 
     def see_off(self, bell: Bell, patience_s: float = FAREWELL_S) -> None:
-        """Wait for every worker of this host to exit, kill who lingers and whatever they left.
+        """Wait for every worker of this host to exit; kill those that linger, and what they left.
 
-        Afterwards no process of the run is there, but for what hangs in the kernel.
+        Afterwards no process of the run is left on this host, except what hangs in the kernel.
         """
         began = time.monotonic()
         while lingering := self._lingering():
