@@ -479,7 +479,7 @@ def test_a_function_without_a_name_in_a_file_is_refused(make: Make, box: Box) ->
     with pytest.raises(UsageError, match="worker_fn print is not in a file"):
         make(1).spawn_workers(print, ())
     done = box.run("-c", f"VALUE = 1\n{FUNCTION}{PARENT}", program=(sys.executable,), code=1)
-    assert "worker_fn work lives in no file" in done.err
+    assert "worker_fn work is not in a file" in done.err
 
 
 def test_what_cannot_be_imported_in_the_worker_fails_with_1(
