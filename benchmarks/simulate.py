@@ -22,7 +22,8 @@ import numpy as np
 
 from gpuspool.orchestrator.plan.create import plan
 from gpuspool.spool.claims import NEAR, RECENT, ChainEnd
-from gpuspool.spool.layout import attempt_name, rank_name
+from gpuspool.spool.layout import Layout, attempt_name, rank_name
+from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import Claim, TaskLine
 from gpuspool.worker.supply import Rate, Supply
 
@@ -63,6 +64,9 @@ class Planned:
     costs: np.ndarray
     before: np.ndarray
     claims: list[Claim] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.costs)
 
     def task(self, place: int) -> TaskLine:
         return msgspec.structs.replace(A_TASK, cost=float(self.costs[place]))
@@ -107,21 +111,26 @@ class VirtualSupply(Supply):
     """The worker's, but for where manifests and claims come from."""
 
     def __init__(self, rank: int, planned: dict[str, Planned], calls: Calls) -> None:
-        self.attempt = attempt_name(rank, 0)
-        self._own = rank_name(rank)
-        self._steals = True
-        self._manifests = self._planned = planned  # type: ignore[assignment]
+        super().__init__(Layout("nowhere"), rank, attempt_name(rank, 0), _unexpected)
+        self._virtual = planned
         self._calls = calls
-        self._chains: dict[str, ChainEnd] = {self._own: Followed(planned[self._own], calls)}
 
     def _discover(self) -> None:
         self._calls.names += 1
-        if len(self._chains) < len(self._planned):
-            self._chains |= {
-                name: Followed(planned, self._calls)
-                for name, planned in self._planned.items()
-                if name not in self._chains
-            }
+        self._names = dict.fromkeys(self._virtual)
+
+    def _manifest(self, name: str) -> Planned:  # type: ignore[override]
+        self._held[name] = self._virtual[name]  # type: ignore[assignment]
+        return self._virtual[name]
+
+    def _new_chain(self, name: str, end: int) -> Followed:
+        chain = Followed(self._virtual[name], self._calls)
+        assert chain.end == end
+        return chain
+
+
+def _unexpected(damage: Damage) -> None:
+    raise AssertionError(damage)
 
 
 def simulate(

@@ -17,6 +17,8 @@ from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Options
 from gpuspool.spool.states import Life
 from gpuspool.worker.beat import Beat
+from gpuspool.worker.drain import Drain
+from gpuspool.worker.standing import Standing
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
 
@@ -59,8 +61,9 @@ def test_the_beat_goes_on_after_a_look_for_a_drain_that_failed(tmp_path: Path) -
     """Without its thread nothing is synced, nor is any drain seen."""
     layout = make_spool(tmp_path / "s", 4)
     intent = intend(layout, A0)
-    drained: list[bool] = []
-    beat = Beat(layout, intent, myself(), begin(layout, A0), lambda: drained.append(True))
+    drain = Drain()
+    standing = Standing(layout, A0, lease_s=120)
+    beat = Beat(layout, intent, myself(), begin(layout, A0), drain, standing)
     beat._lease_s = 0.6  # looks and beats each 50 ms
     layout.control.rmdir()
     layout.control.symlink_to(layout.control)  # ELOOP
@@ -72,7 +75,7 @@ def test_the_beat_goes_on_after_a_look_for_a_drain_that_failed(tmp_path: Path) -
     layout.control.unlink()
     layout.control.mkdir()
     publish(layout.drain(0), b"")
-    wait_until(lambda: drained)
+    wait_until(lambda: drain.is_requested)
     beat.finish()
 
 

@@ -19,21 +19,41 @@ from spooling import A0, task
 
 from gpuspool.spool.records import JournalLine, TaskLine
 from gpuspool.worker.beat import Doing
+from gpuspool.worker.call import Call
 from gpuspool.worker.context import Context, Task
-from gpuspool.worker.execute import EACH, LOOK_S, Executor
+from gpuspool.worker.drain import Drain
+from gpuspool.worker.execute import MOST_CALLS, STRETCH_S, Executor
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 
 
+class Kept:
+    """Keeps what is settled, in the order in which that was known."""
+
+    is_announcing = False
+
+    def __init__(self) -> None:
+        self.settled: list[tuple[TaskLine, JournalLine]] = []
+        self.announced: list[tuple[list[int], list[int]]] = []
+
+    def announce(self, lines: list[TaskLine], loading: list[int]) -> None:
+        self.announced.append(([line.task for line in lines], loading))
+
+    def settle(self, line: TaskLine, verdict: JournalLine) -> None:
+        self.settled.append((line, verdict))
+
+
 class Settling(Executor):
-    """Keeps what it settles."""
+    """An executor whose verdicts are kept."""
 
     def __init__(self, job: LoadedJob, context: Context, outputs: Outputs, seed: int) -> None:
-        self.settled: list[tuple[TaskLine, JournalLine]] = []
-        super().__init__(job, context, outputs, seed, Doing(), lambda _: None, self._keep)
+        self.kept = Kept()
+        self.drain = Drain()
+        super().__init__(job, Call(job, context, outputs, seed, Doing(), self.kept), self.drain)
 
-    def _keep(self, line: TaskLine, verdict: JournalLine) -> None:
-        self.settled.append((line, verdict))
+    @property
+    def settled(self) -> list[tuple[TaskLine, JournalLine]]:
+        return self.kept.settled
 
     def settle(self, tasks: list[TaskLine]) -> list[tuple[TaskLine, JournalLine]]:
         """Every task of these with the line that it earned, in the order in which that was known."""
@@ -374,9 +394,10 @@ def test_nothing_of_a_call_is_kept_while_the_next_one_runs(tmp_path: Path) -> No
     assert states(run(executor_of(tmp_path, call), 4)) == "cfcc"
 
 
-def test_no_call_begins_once_the_executor_is_stopped(tmp_path: Path) -> None:
+def test_no_call_begins_once_a_drain_is_asked_for(tmp_path: Path) -> None:
     def call(task: Task, ctx: Context) -> None:
-        executor.is_stopped = task.index == 1
+        if task.index == 1:
+            executor.drain.request()
 
     executor = executor_of(tmp_path, call)
     assert executor.run([task(index) for index in range(4)]) == 2
@@ -384,18 +405,18 @@ def test_no_call_begins_once_the_executor_is_stopped(tmp_path: Path) -> None:
 
 
 def test_after_a_long_call_the_caller_looks_around_before_the_next(tmp_path: Path) -> None:
-    executor = executor_of(tmp_path, lambda task, ctx: time.sleep(2 * LOOK_S))
+    executor = executor_of(tmp_path, lambda task, ctx: time.sleep(2 * STRETCH_S))
     assert executor.run([task(index) for index in range(4)]) == 1
 
 
 def test_as_many_single_tasks_are_asked_for_as_fit_between_two_looks(tmp_path: Path) -> None:
     executor = executor_of(tmp_path, lambda task, ctx: time.sleep(task.payload))
     asked = []
-    for seconds in (0, 0, 2 * LOOK_S):
-        asked.append(executor.most)
+    for seconds in (0, 0, 2 * STRETCH_S):
+        asked.append(executor.wanted)
         executor.run([task(0, payload=msgspec.Raw(b"%g" % seconds))])
-    assert asked[0] == executor.most == 1
-    assert 1 < asked[1] <= EACH
+    assert asked[0] == executor.wanted == 1
+    assert 1 < asked[1] <= MOST_CALLS
 
 
 def test_a_seed_depends_on_the_run_and_the_index_alone(tmp_path: Path) -> None:

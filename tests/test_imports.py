@@ -36,11 +36,14 @@ SPOOL_ORDER = (
     "closing",
 )
 WORKER_ORDER = (
-    "context devices reports resources say supply timer warmup",
-    "backlog beat children outputs",
-    "results",
-    "ahead job trouble",
+    "context devices drain reports resources say standing supply timer",
+    "backlog children outputs parent warmup",
+    "beat idle results",
+    "job prefetch settle trouble",
+    "call prepare",
     "execute",
+    "statistics",
+    "work",
     "attempt",
     "__main__",
 )

@@ -1,5 +1,6 @@
-"""`python -P -m gpuspool.worker --spool DIR --rank N --attempt K`: what the parent starts. Not for
-people.
+"""`python -P -m gpuspool.worker --spool DIR --rank N --attempt K`: what the parent starts.
+
+Not for people.
 """
 
 from __future__ import annotations
@@ -19,42 +20,60 @@ from gpuspool.worker.attempt import Attempt
 from gpuspool.worker.say import say
 
 
-def _intent(layout: Layout, name: str) -> Intent:
-    """What the parent wrote for this attempt. Raises SpoolError where that cannot be read."""
-    intent = read_sealed(layout.intent(name), Intent)
+def _read_intent(layout: Layout, name: str) -> Intent:
+    """What the parent wrote for this attempt. Raises SpoolError where it cannot be read."""
+    path = layout.intent(name)
+    intent = read_sealed(path, Intent)
     if intent is None:
-        raise SpoolError(
-            f"{layout.intent(name)} cannot be read; the parent starts the next attempt"
-        )
+        raise SpoolError(f"{path} cannot be read; the parent starts the next attempt")
     return intent
 
 
-def main() -> int:
-    words = sys.argv[1:]
+def _parse(words: list[str]) -> dict[str, str] | None:
+    """The arguments by name; None where they are not exactly the three."""
     given = dict(zip(words[::2], words[1::2], strict=False))
     if len(words) != 6 or given.keys() != {"--spool", "--rank", "--attempt"}:
-        is_asked = words == ["--help"]
-        print(__doc__, file=sys.stdout if is_asked else sys.stderr)
-        return 0 if is_asked else 2
+        return None
+    return given
+
+
+def _run(layout: Layout, rank: int, name: str) -> int:
+    """Begin the attempt and run it; returns the exit code. Raises GpuspoolError and OSError."""
+    refuse_unsafe(layout)
+    run = load_run(layout)
+    intent = _read_intent(layout, name)
+    journal = start_journal(layout, name, myself())
+    if journal is None:
+        say(f"gpuspool: {name} was started or closed before; this process ends")
+        return 0
+    # All that exists by now stays until the end of the process. The collector need not look
+    # through it any more, which also makes that end come sooner.
+    gc.freeze()
+    return Attempt(layout, run, intent, rank, journal).run()
+
+
+def main() -> int:
+    """The process of one worker; returns its exit code."""
+    words = sys.argv[1:]
+    given = _parse(words)
+    if given is None:
+        if words == ["--help"]:
+            print(__doc__)
+            return 0
+        print(__doc__, file=sys.stderr)
+        return 2
+    # A crash in C leaves the stack of every thread in the log.
     faulthandler.enable()
-    layout, rank = Layout(given["--spool"]), int(given["--rank"])
+    rank = int(given["--rank"])
     name = attempt_name(rank, int(given["--attempt"]))
     try:
-        refuse_unsafe(layout)
-        run, intent = load_run(layout), _intent(layout, name)
-        journal = start_journal(layout, name, myself())
-        if journal is None:
-            say(f"gpuspool: {name} was started or closed before; this process ends")
-            return 0
-        # what is ours stays until the end, which comes sooner when nobody looks through it
-        gc.freeze()
-        return Attempt(layout, run, intent, rank, journal).run()
-    except OSError as error:
-        say(f"gpuspool: {name} cannot begin, or end: {error}")
-        return EXIT_CANNOT_CLOSE
+        return _run(Layout(given["--spool"]), rank, name)
     except GpuspoolError as error:
         say(f"gpuspool: {error}")
         return error.exit_code
+    except OSError as error:
+        say(f"gpuspool: {name} cannot begin, or end: {error}")
+        return EXIT_CANNOT_CLOSE
 
 
 if __name__ == "__main__":

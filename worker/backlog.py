@@ -1,8 +1,8 @@
-"""What this attempt holds and has not begun: claimed tasks, decoded some at a time, and those that
-are tried again.
+"""What this attempt has claimed and not begun, and the tasks that wait to be tried again.
 
-Whatever is in here when the attempt ends goes into its orphans manifest. Claims are made when
-nothing is left, or a little before that where inputs are loaded ahead.
+Of a claim some tasks are decoded at a time. Whatever is in here when the attempt ends goes into its
+orphans manifest. Claims are made when nothing is left, or a little before that where inputs are
+loaded ahead. Called by the work loop; `settle` adds the tasks that are to be tried again.
 """
 
 from __future__ import annotations
@@ -11,110 +11,148 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, takewhile
+from itertools import islice
 
 from gpuspool.spool.records import TaskLine
-from gpuspool.worker.supply import Rate, Supply
+from gpuspool.worker.supply import Rate, Supply, weight
 
-# lines of a claim that are decoded at once: it may hold very many, and most may be released again
+# So many lines of a claim are decoded at once. A claim may hold very many, and most of them may be
+# given back undecoded.
 DECODED = 256
 
 
 class Backlog:
-    """`before_claim` is called before each claim, and `is_ours` after: whether the attempt was not
-    closed meanwhile.
-    """
+    """The claimed tasks of one attempt, in order."""
 
     def __init__(
-        self, supply: Supply, before_claim: Callable[[], None], is_ours: Callable[[], bool]
+        self, supply: Supply, before_claim: Callable[[], None], is_still_open: Callable[[], bool]
     ) -> None:
-        self.rate = Rate()
-        self.tries: dict[int, int] = {}
-        self._supply, self._before_claim, self._is_ours = supply, before_claim, is_ours
+        """before_claim: called before each claim, which may take long. is_still_open: called after
+        each claim; False where the attempt was closed meanwhile, so that nothing more may be run.
+        """
+        self._supply = supply
+        self._before_claim = before_claim
+        self._is_still_open = is_still_open
+        self._rate = Rate()
+        # The rest of the last claim, not decoded yet.
         self._claimed: Iterator[TaskLine] = iter(())
         self._pending: deque[TaskLine] = deque()
+        # A heap of (when it is due on the monotonic clock, task, its line).
         self._deferred: list[tuple[float, int, TaskLine]] = []
+        # task -> how often it has failed here
+        self._tries: dict[int, int] = {}
 
     def look_closely(self) -> None:
-        """There are places that nobody claimed, and that were passed over."""
+        """There are places that nobody has claimed, and that were passed over."""
         self._supply.look_closely()
 
-    def rest(self) -> list[TaskLine]:
-        """All of it, which is forgotten here."""
-        return [*self._pending, *self._claimed, *(line for _, _, line in self._deferred)]
+    def learn(self, seconds: float, lines: Sequence[TaskLine]) -> None:
+        """These tasks were run in so many seconds: later claims are sized by that."""
+        self._rate.add(seconds, sum(map(weight, lines)))
+
+    def release(self) -> list[TaskLine]:
+        """Everything that is in here, which is empty afterwards."""
+        deferred = [line for _, _, line in self._deferred]
+        everything = [*self._pending, *self._claimed, *deferred]
+        self._pending.clear()
+        self._deferred.clear()
+        return everything
+
+    def count_try(self, line: TaskLine) -> int:
+        """A task failed; returns how often it has failed in this attempt."""
+        tries = self._tries.get(line.task, 0) + 1
+        self._tries[line.task] = tries
+        return tries
 
     def defer(self, line: TaskLine, wait_s: float) -> None:
-        """Try a task again after some time, alone."""
+        """Run a task again after so many seconds, alone."""
         heapq.heappush(self._deferred, (time.monotonic() + wait_s, line.task, line))
 
     def due_in_s(self) -> float | None:
-        """When the next task that is tried again is due; None where there is none."""
-        return self._deferred[0][0] - time.monotonic() if self._deferred else None
+        """In how many seconds the next deferred task is due; None where there is none."""
+        if not self._deferred:
+            return None
+        return self._deferred[0][0] - time.monotonic()
 
     def fill(self, batch: int, window: int) -> bool:
-        """Whether there is something to run now: claimed before, a retry that is due, or claimed
-        anew.
+        """See to it that there is something to run now. False: there is nothing.
+
+        In this order: what was claimed before, a deferred task that is due, a new claim. batch:
+        tasks of one call. window: how many tasks behind it have their inputs loaded.
         """
-        while not self._decode(batch + window):
-            if self._deferred and self._deferred[0][0] <= time.monotonic():
+        while True:
+            self._decode(batch + window)
+            if self._pending:
+                return True
+            wait_s = self.due_in_s()
+            if wait_s is not None and wait_s <= 0:
                 self._pending.append(heapq.heappop(self._deferred)[2])
             elif not self._claim(batch, is_ahead=False):
                 return False
-        return True
 
-    def _decode(self, wanted: int) -> bool:
+    def _decode(self, wanted: int) -> None:
+        """Decode lines of the last claim until so many are pending, or none is left."""
         if len(self._pending) < wanted:
             self._pending.extend(islice(self._claimed, max(wanted, DECODED)))
-        return bool(self._pending)
 
     def _claim(self, batch: int, is_ahead: bool) -> bool:
-        """Only once the last claim is decoded. False: there is nothing to claim, or nothing more is
-        ours to run.
+        """Make a claim; only once the last one is decoded.
+
+        False: there is nothing to claim, or nothing more may be run here.
         """
         self._before_claim()
-        tasks = self._supply.take(batch, self.rate.learn(), is_ahead)
+        tasks = self._supply.take(batch, self._rate.learn(), is_ahead)
         if tasks is None:
             return False
         self._claimed = tasks
-        return self._is_ours()
+        return self._is_still_open()
 
     def next_batch(self, size: int, most_cost: float | None) -> list[TaskLine]:
-        """At most so many decoded tasks; a careful one, or one that is tried again, alone."""
-        pending, tries = self._pending, self.tries
+        """The tasks to call next: at most `size`, whose costs add up to at most `most_cost`.
+
+        At least one, whatever it costs. A careful task, or one that is tried again, comes alone. To
+        be called after `fill` said that there is something.
+        """
+        pending = self._pending
         first = pending.popleft()
-        batch, cost = [first], first.cost
+        batch = [first]
         if self._is_alone(first):
             return batch
+        cost = first.cost
         while pending and len(batch) < size:
             line = pending[0]
             cost += line.cost
-            if line.careful or line.task in tries or (most_cost is not None and cost > most_cost):
+            is_too_much = most_cost is not None and cost > most_cost
+            # `_is_alone`, written out: a call of it would cost a tiny task some percent.
+            if line.careful or line.task in self._tries or is_too_much:
                 break
             batch.append(pending.popleft())
         return batch
 
     def put_back(self, lines: Sequence[TaskLine]) -> None:
-        """Those of the last batch that were not run."""
+        """Tasks of the last batch that were not run come first again."""
         self._pending.extendleft(reversed(lines))
 
     def _is_alone(self, line: TaskLine) -> bool:
-        return line.careful or line.task in self.tries
+        """Whether a task must be in a call of its own, so that it alone is to blame for it."""
+        return line.careful or line.task in self._tries
 
     def ahead(self, in_hand: list[TaskLine], batch: int, window: int) -> list[TaskLine]:
-        """The tasks whose inputs are wanted soon: those in hand, and so many behind them, claimed
-        early if need be.
+        """The tasks whose inputs are wanted soon: those in hand, and at most `window` behind them.
 
-        Nothing is loaded beside a task that runs alone, so that what happens then is its own doing;
-        and so that one which is tried again gets its turn, nothing is claimed early while there are
-        such.
+        A claim is made for them if need be. Nothing is loaded beside a task that runs alone, so
+        that what happens then is its own doing. And while tasks wait to be tried again nothing is
+        claimed early, so that they get their turn.
         """
         if self._is_alone(in_hand[0]):
             return []
-        while (
-            len(self._pending) < window and not self._deferred and self._claim(batch, is_ahead=True)
-        ):
+        while len(self._pending) < window and not self._deferred:
+            if not self._claim(batch, is_ahead=True):
+                break
             self._decode(window)
-        return [
-            *in_hand,
-            *takewhile(lambda line: not self._is_alone(line), islice(self._pending, window)),
-        ]
+        wanted = list(in_hand)
+        for line in islice(self._pending, window):
+            if self._is_alone(line):
+                break
+            wanted.append(line)
+        return wanted

@@ -1,9 +1,13 @@
-"""The one thread beside the work: once a second it makes the journal durable, every few seconds it
-beats and looks for a drain.
+"""The one thread beside the work: it makes the journal durable, beats, and looks for a drain.
 
-It shares nothing with the main thread but plain attributes that one of the two writes. What goes
-wrong with the journal is kept there and ends the attempt at the main thread's next step; a beat
-that cannot be written is only logged, once.
+Every second it makes the journal durable. Every few seconds it replaces the heartbeat file, which
+proves to other hosts that this worker lives and tells people what it is at. As often it looks whether
+somebody called `gpuspool drain`.
+
+It shares with the main thread only what is made for that: the journal, `Drain`, `Standing`, and
+`Doing`, which the main thread alone writes. What goes wrong with the journal is kept there, and ends
+the attempt at the main thread's next step. A heartbeat that cannot be written is only logged, once:
+the work is worth more than the word of it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
 
 import msgspec
 from msgspec.structs import asdict
@@ -26,25 +29,34 @@ from gpuspool.spool.records import Heartbeat, Identity, Intent
 from gpuspool.spool.states import Phase
 from gpuspool.spool.view import drain_epoch
 from gpuspool.worker.devices import Device
+from gpuspool.worker.drain import Drain
+from gpuspool.worker.parent import Parent
 from gpuspool.worker.say import say
+from gpuspool.worker.standing import Standing
 
-SYNC_S = 1.0  # what a power cut may take back
-DRAIN_S = 5.0  # a drain must be seen well within the grace of 25 s
+# The journal is made durable so often: a power cut takes back so many seconds of verdicts at most.
+SYNC_S = 1.0
+# The thread looks for a drain so often, which is well within the grace of 25 s that a drain has.
+DRAIN_S = 5.0
+# With a short lease everything is done more often: so many times in a lease.
+LOOKS_A_LEASE = 12
 
 
 class Doing(msgspec.Struct):
-    """What the main thread is at; it writes, the beat reads."""
+    """What the main thread is at. It alone writes this; the beat reads."""
 
-    state: Phase = Phase.LOADING
+    phase: Phase = Phase.LOADING
+    # The first task of the call, and since when in Unix seconds; None between calls.
     task: int | None = None
     task_since: float | None = None
+    # How many tasks got their verdict here: complete ones, and failed ones.
     done: int = 0
     failed: int = 0
     device: Device = msgspec.field(default_factory=Device)
 
 
 class Beat(threading.Thread):
-    """Starts beating when started; `finish` writes the last beat."""
+    """Beats from `start` to `finish`. With `beat` the main thread tells of a new phase at once."""
 
     def __init__(
         self,
@@ -52,34 +64,40 @@ class Beat(threading.Thread):
         intent: Intent,
         who: Identity,
         journal: JournalWriter,
-        drain: Callable[[], None],
+        drain: Drain,
+        standing: Standing,
     ) -> None:
         super().__init__(name="gpuspool-beat", daemon=True)
         self.doing = Doing()
-        self.is_late = False
-        self._layout, self._intent, self._who, self._journal, self._drain = (
-            layout,
-            intent,
-            who,
-            journal,
-            drain,
-        )
+        self._layout = layout
+        self._intent = intent
+        self._who = who
+        self._journal = journal
+        self._drain = drain
+        self._standing = standing
+        self._parent = Parent(intent, drain)
         self._lease_s = intent.options.lease_s
+        # Held while a heartbeat is written, since both threads do so.
         self._lock = threading.Lock()
-        self._wait = SYNC_S
-        self._beat = 0
-        self._last = self._last_drain = time.monotonic()
+        self._number = 0
+        self._is_logged = False
         self._end = threading.Event()
-        self._logged = False
+        # The pause before the next beat. It doubles, so that `status` shows the first task soon
+        # after the start, and is bounded by BEAT_S and the lease.
+        self._pause_s = SYNC_S
+        self._last_beat = time.monotonic()
+        self._last_look = self._last_beat
 
     def run(self) -> None:
+        """The thread's own; call `start`."""
         self.beat()
-        while not self._end.wait(min(SYNC_S, self._lease_s / 12)):
+        while not self._end.wait(self._at_most(SYNC_S)):
             self._tick(time.monotonic())
 
     def finish(self) -> None:
-        """End the thread, make the journal durable and beat once more. Raises the OSError of a
-        failed fsync.
+        """End the thread, make the journal durable, and beat once more.
+
+        Raises the OSError that broke the journal, or SyncError.
         """
         self._end.set()
         self.join()
@@ -87,53 +105,58 @@ class Beat(threading.Thread):
         self._journal.sync_if_dirty()
         self.beat()
 
+    def _at_most(self, seconds: float) -> float:
+        """So many seconds, or less where the lease is short."""
+        return min(seconds, self._lease_s / LOOKS_A_LEASE)
+
     def _tick(self, now: float) -> None:
         try:
             self._journal.sync_if_dirty()
         except OSError:
-            return  # the writer is broken from now on; the main thread finds out at its next step
-        if now - self._last > self._lease_s:
-            self.is_late = True
-        self.heed_parent()
-        if now - self._last >= min(self._wait, BEAT_S, self._lease_s / 12):
-            self._wait *= (
-                2  # soon after the start, so that `status` shows the first task; then seldom
-            )
+            # The journal is broken from now on; the main thread finds out at its next step.
+            return
+        if now - self._last_beat > self._lease_s:
+            # This process stood still, and may have been taken for dead.
+            self._standing.doubt()
+        self._parent.heed()
+        if now - self._last_beat >= self._at_most(min(self._pause_s, BEAT_S)):
+            self._pause_s *= 2
             self.beat()
-        if now - self._last_drain >= min(DRAIN_S, self._lease_s / 12):
-            self._last_drain = now
-            with contextlib.suppress(
-                OSError
-            ):  # looked at again in a while; without this thread nothing is synced
-                if drain_epoch(self._layout) >= self._intent.epoch:
-                    self._drain()
+        if now - self._last_look >= self._at_most(DRAIN_S):
+            self._last_look = now
+            self._look_for_drain()
 
-    def heed_parent(self) -> None:
-        """With --on-parent-exit stop: drain once the parent is gone. Cheap, from either thread."""
-        if (
-            self._intent.options.on_parent_exit == "stop"
-            and os.getppid() != self._intent.parent.pid
-        ):
-            self._drain()
+    def _look_for_drain(self) -> None:
+        # If it cannot look it will look again soon. It must not die of it: without this thread
+        # nothing is made durable.
+        with contextlib.suppress(OSError):
+            if drain_epoch(self._layout) >= self._intent.epoch:
+                self._drain.request()
 
     def beat(self) -> None:
-        """Replace the heartbeat file. From both threads, one after the other, so that the newest
-        state stays.
+        """Replace the heartbeat file by rename(2).
+
+        From both threads, but one after the other, so that the newest state stays.
         """
         with self._lock:
-            self._replace()
+            self._number += 1
+            self._last_beat = time.monotonic()
+            try:
+                replace(self._layout.heartbeat(self._intent.attempt), encode(self._record()))
+            except OSError as error:
+                if not self._is_logged:
+                    self._is_logged = True
+                    say(f"gpuspool: cannot write the heartbeat ({error}); the work goes on")
 
-    def _replace(self) -> None:
-        self._beat += 1
-        self._last = time.monotonic()
+    def _record(self) -> Heartbeat:
         doing = self.doing
-        record = Heartbeat(
+        return Heartbeat(
             **asdict(self._who),
             attempt=self._intent.attempt,
-            beat=self._beat,
+            beat=self._number,
             parent=str(os.getppid()),
             device=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            state=doing.state,
+            state=doing.phase,
             at=time.time(),
             device_name=doing.device.name,
             device_uuid=doing.device.uuid,
@@ -143,9 +166,3 @@ class Beat(threading.Thread):
             done=doing.done,
             failed=doing.failed,
         )
-        try:
-            replace(self._layout.heartbeat(self._intent.attempt), encode(record))
-        except OSError as error:
-            if not self._logged:
-                self._logged = True
-                say(f"gpuspool: cannot beat ({error}); the work goes on")

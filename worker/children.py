@@ -1,7 +1,9 @@
 """The processes that a job starts: none is a second worker, and none outlives this one.
 
-Forked ones inherit this process whole: its way back to the loop that claims and journals, and
-handlers that answer SIGTERM with a drain, so that a pool of processes could not be ended.
+A forked process inherits this one whole: its way back to the loop that claims and journals, and
+handlers that answer SIGTERM with a drain, so that nobody could end a pool of such processes.
+`keep_apart` undoes the handlers, `call_user_code` (in `results`) asks `is_fork` and ends with
+`leave` whatever comes back, and `end_all` kills what is left at the end.
 """
 
 from __future__ import annotations
@@ -18,37 +20,41 @@ from typing import Any, NoReturn
 from gpuspool.spool.processes import kill_descendants, kill_marked, run_mark
 from gpuspool.worker.say import say
 
-# for the exit handlers of what the job imported to end its processes, of which others may wait
+# The exit handlers of modules that the job imported have so long to end its processes, before we
+# kill them: some of those handlers wait for ever.
 END_S = 2.0
 
-is_fork = False  # whether this process was forked by a worker
+# Whether this process was forked by a worker.
+is_fork = False
 
 
 def keep_apart(signals: Sequence[int], drain: Callable[..., Any]) -> None:
-    """From now on, in processes that this one forks: `drain` handles no signal, and `is_fork` is
-    true.
+    """From now on, in every process that this one forks: no signal drains, and `is_fork` is true.
 
-    The signals wait while a process is being forked, since one that came in between would be lost
-    on the child.
+    signals: those that may be handled by `drain`. They are blocked while a process is being forked.
+    Without that, a signal that reached the child before its handlers are undone would be answered
+    with a drain of nothing, and the child would live on.
     """
 
-    usual = threading.local()
+    masks = threading.local()
 
-    def enter() -> None:
-        usual.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    def before_fork() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
-    def leave() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, usual.mask)
+    def restore_mask() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
-    def begin() -> None:
+    def begin_child() -> None:
         global is_fork
         is_fork = True
         for number in signals:
             if signal.getsignal(number) == drain:
                 signal.signal(number, signal.SIG_DFL)
-        leave()
+        restore_mask()
 
-    os.register_at_fork(before=enter, after_in_parent=leave, after_in_child=begin)
+    os.register_at_fork(
+        before=before_fork, after_in_parent=restore_mask, after_in_child=begin_child
+    )
 
 
 def leave(raised: BaseException | None) -> NoReturn:
@@ -63,22 +69,31 @@ def leave(raised: BaseException | None) -> NoReturn:
 
 
 def end_all(root: Path, run_id: str, attempt: str, parent: int) -> None:
-    """End what the job left running, also in sessions of its own and with other environments."""
+    """Kill what the job left running, also in sessions of its own and with other environments.
+
+    root, run_id and attempt make the mark in the environment of what this attempt started. parent:
+    the pid of the orchestrator. While it lives it kills what bears the mark once this process is
+    gone, so here only the descendants are.
+    """
     if is_fork:
         return
     with contextlib.suppress(ChildProcessError):
+        # Raises if there is no child at all, which spares us a walk through /proc.
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         kill_descendants(os.getpid())
-    if os.getppid() != parent:  # else the parent does it
+    if os.getppid() != parent:
         with contextlib.suppress(OSError):
             kill_marked(run_mark(root, run_id), (attempt,), spare=(os.getpid(),))
 
 
 def call_soon(function: Callable[[], None]) -> None:
-    """In END_S, should this process last so long: threads that the interpreter waits for may wait
-    for a child.
+    """Call it in END_S seconds, if this process lasts so long.
+
+    The interpreter waits for the threads of the job before it runs any exit handler, and such a
+    thread may itself wait for a child. So the children are killed from a thread of our own.
     """
     timer = threading.Timer(END_S, function)
     timer.daemon = True
-    with contextlib.suppress(RuntimeError):  # no thread to be had
+    # Where there is no thread to be had, the exit handler must do.
+    with contextlib.suppress(RuntimeError):
         timer.start()

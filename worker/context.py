@@ -1,4 +1,4 @@
-"""What a job sees of gpuspool: `Task` and `Context`."""
+"""What a job sees of gpuspool: `Task` and `Context`. Users import both for annotations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Task(msgspec.Struct, frozen=True, weakref=True):
 
     index: its place in the input order, 0..N-1. key: its name, unique in the run. payload: any JSON
     value; for file inputs `{"path": …}`. cost: what it was said to cost, in any unit (bytes for
-    file inputs). loaded: what the job's `load` returned for it, where it has one.
+    file inputs). loaded: what the job's `load` returned for it, where the job has one.
     """
 
     index: int
@@ -26,19 +26,25 @@ class Task(msgspec.Struct, frozen=True, weakref=True):
     loaded: Any = None
 
     def __repr__(self) -> str:
-        return f"Task(index={self.index}, key={self.key!r}, payload={self.payload!r}, cost={self.cost})"
+        return (
+            f"Task(index={self.index}, key={self.key!r}, payload={self.payload!r}, "
+            f"cost={self.cost})"
+        )
 
     @property
     def path(self) -> Path:
         """The input file. Raises AttributeError for a task that has none."""
-        if isinstance(self.payload, dict) and isinstance(self.payload.get("path"), str):
-            return Path(self.payload["path"])
+        if isinstance(self.payload, dict):
+            path = self.payload.get("path")
+            if isinstance(path, str):
+                return Path(path)
         raise AttributeError(f"task {self.key} has no path: its payload is {self.payload!r:.100}")
 
     @property
     def seed(self) -> int:
-        """A 63-bit seed that depends on the run's seed and the index alone, not on who runs the
-        task or when.
+        """A 63-bit seed for random numbers.
+
+        It depends on the run's seed and on the index alone, not on who runs the task or when.
         """
         digest = hashlib.sha256(f"{self.run_seed}:{self.index}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
@@ -47,8 +53,8 @@ class Task(msgspec.Struct, frozen=True, weakref=True):
 class Context(msgspec.Struct, frozen=True, weakref=True):
     """The worker that a job runs in.
 
-    rank: 0..world_size-1. attempt: `rank-0003.a01`. device: "cuda:0", or "cpu" for a CPU rank.
-    args: what `--arg` gave.
+    rank: 0..world_size-1. attempt: the name of this process in the spool, `rank-0003.a01`. device:
+    "cuda:0", or "cpu" for a CPU rank. args: what `--arg` gave.
     """
 
     rank: int
@@ -68,14 +74,15 @@ class Context(msgspec.Struct, frozen=True, weakref=True):
     def output(self, task: Task, suffix: str = "") -> Path:
         """A path to write one output of this task to; it ends in `suffix` and its folder exists.
 
-        When the task completes it becomes OUT/<key><suffix>. It may become a file or a folder. A
-        path that was asked for and not written fails the task. Raises ValueError for a suffix with
-        a slash.
+        Write a file or make a folder there. When the task completes, it becomes OUT/<key><suffix>.
+        A path that was asked for and not written fails the task. Raises ValueError for a suffix
+        with a slash.
         """
         return self._output(task, suffix)
 
     def is_draining(self) -> bool:
-        """Whether this worker was told to stop soon: a long task may save its work and return
-        early.
+        """Whether this worker was told to stop soon.
+
+        A long task may save its work and return early.
         """
         return self._is_draining()

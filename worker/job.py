@@ -1,8 +1,8 @@
-"""Loading the job: the copy in the spool, executed under its original name.
+"""Making the job: the copy of its source in the spool, executed under its original name.
 
-A class is made once with the context and called with tasks; a function is called with tasks; a
-command is started once per task; the seed API's function is called once. Everything here runs user
-code and may raise anything.
+A class is made once, with the context, and called with tasks; a function is called with tasks; a
+command is started once for each task; the seed API's function is called once. Called by `prepare`.
+Everything here runs user code and may raise anything.
 """
 
 from __future__ import annotations
@@ -23,27 +23,38 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, JobDamaged
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.oom import OomWatch
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.records import Job
+from gpuspool.spool.states import JobKind
 from gpuspool.spool.values import decode_value
 from gpuspool.worker.context import Context, Task
 from gpuspool.worker.reports import ReportQueue
+from gpuspool.worker.results import CommandFailed, CommandOutOfMemory
 
-MANY = 1_000_000  # tasks or batches at once
-# batches: one that is ready when the one in hand is done, and one for loads that take longer than
-# others
+# The most tasks of a batch, or batches ahead, that a job may ask for. A larger number is a mistake.
+MANY = 1_000_000
+# So many batches are loaded ahead unless the job says otherwise: one that is ready when the batch in
+# hand is done, and one for loads that take longer than others.
 PREFETCH = 2
-is_loading = False  # whether the job's module is being imported
+# Whether the module of the job is being imported. `gpuspool.run` refuses to start a run meanwhile: a
+# script that starts its run at import would start another one in each worker.
+is_loading = False
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
 
 
+class JobDamaged(Exception):
+    """The copy of the job in the spool is not what the run began with."""
+
+
 class LoadedJob(msgspec.Struct, frozen=True):
-    """`call` takes one task, or a list where `batch_size` is set; `load` loads inputs `prefetch`
-    batches ahead.
+    """A job that is ready to be called.
+
+    call: takes one task and the context; where `batch_size` is set, a list of tasks. batch_cost:
+    the most that the costs of a batch may add up to. load: loads the input of a task; prefetch: how
+    many batches ahead.
     """
 
     call: Callable[[Any, Context], Any]
@@ -60,14 +71,25 @@ def load_job(
     check_devices: Callable[[], None],
     warm_up: Callable[[Callable[[], Any]], None],
 ) -> LoadedJob:
-    """Import and make the job. `check_devices` is called between import and construction, and after
-    it.
+    """Import and make the job. Raises whatever user code raises.
 
-    `warm_up` is called in between with the job's own `warmup`, where it has one that takes the
-    context alone.
+    check_devices: called between import and construction, and after construction. warm_up: called
+    before construction with the job's `warmup`, where it has one that takes the context alone.
     """
-    if job.kind == "command":
+    if job.kind is JobKind.COMMAND:
         return LoadedJob(call=command_runner(job.command))
+    target = _find(layout, job)
+    check_devices()
+    if job.kind is JobKind.CALL:
+        return LoadedJob(call=call_runner(target, layout))
+    if isinstance(target, type):
+        target = _make(target, context, warm_up)
+        check_devices()
+    return _with_options(target)
+
+
+def _find(layout: Layout, job: Job) -> Any:
+    """The class or function that the job names."""
     sys.path[:] = [*job.sys_path, *(entry for entry in sys.path if entry not in job.sys_path)]
     global is_loading
     is_loading = True
@@ -81,18 +103,71 @@ def load_job(
         raise TypeError(
             f"{job.spec} is not callable ({target!r:.60}); a job is a class or a function"
         )
-    check_devices()
-    if job.kind == "call":
-        return LoadedJob(call=call_runner(target, layout))
-    if isinstance(target, type):
-        warmup = next(
-            (vars(base)["warmup"] for base in target.__mro__ if "warmup" in vars(base)), None
+    return target
+
+
+def _import(layout: Layout, job: Job) -> ModuleType:
+    """The module, from the copy in the spool but under its own name and `__file__`.
+
+    So nothing looks moved: relative paths, tracebacks and `inspect.getsource` are as they would be
+    without us.
+    """
+    name = job.module or Path(job.file).stem
+    parent, _, leaf = job.module.rpartition(".")
+    if parent:
+        importlib.import_module(parent)
+        if name in sys.modules and _sha(read_bytes(Path(job.file))) == job.sha256:
+            # The package itself imports the module, and expects to find it executed once.
+            return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, job.file)
+    assert spec is not None, job.file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    source = _read_copy(layout, job)
+    text = importlib.util.decode_source(source)
+    # Whoever asks later how a line of the job reads gets the copy's lines, even if the file has
+    # changed since.
+    linecache.cache[job.file] = (len(text), None, text.splitlines(True), job.file)
+    exec(compile(source, job.file, "exec"), module.__dict__)
+    if parent:
+        # An import would bind the module in its package too.
+        setattr(sys.modules[parent], leaf, module)
+    return module
+
+
+def _read_copy(layout: Layout, job: Job) -> bytes:
+    """The source of the job as the run began with it. Raises JobDamaged."""
+    copy = layout.job_copy(job.copy)
+    source = read_bytes(copy) or b""
+    if _sha(source) != job.sha256:
+        raise JobDamaged(
+            f"{copy} is damaged or missing; `gpuspool resume` restores it while {job.file} is "
+            "unchanged"
         )
-        if isinstance(warmup, (classmethod, staticmethod)):
-            warm_up(functools.partial(target.warmup, context))  # type: ignore[attr-defined]
-        target = target() if target.__init__ is object.__init__ else target(context)  # type: ignore[misc]
-        check_devices()
-    load, prefetch = getattr(target, "load", None), _number(target, "prefetch", _whole, 0, MANY)
+    return source
+
+
+def _sha(data: bytes | None) -> str:
+    return hashlib.sha256(data or b"").hexdigest()
+
+
+def _make(target: Any, context: Context, warm_up: Callable[[Callable[[], Any]], None]) -> Any:
+    """Warm up, and make an object of the job's class."""
+    # A plain method of this name would need an object first, so it is the job's own business.
+    for base in target.__mro__:
+        if "warmup" in vars(base):
+            if isinstance(vars(base)["warmup"], (classmethod, staticmethod)):
+                warm_up(functools.partial(target.warmup, context))
+            break
+    if target.__init__ is object.__init__:
+        return target()
+    return target(context)
+
+
+def _with_options(target: Any) -> LoadedJob:
+    """The job with what its attributes ask for. Raises ValueError."""
+    load = getattr(target, "load", None)
+    prefetch = _number(target, "prefetch", _whole, 0, MANY)
     return LoadedJob(
         call=target,
         batch_size=_number(target, "batch_size", _whole, 1, MANY),
@@ -100,43 +175,6 @@ def load_job(
         load=load if callable(load) else None,
         prefetch=PREFETCH if prefetch is None else prefetch,
     )
-
-
-def _import(layout: Layout, job: Job) -> ModuleType:
-    """The module, from the copy in the spool but under its own name and `__file__`, so that nothing
-    looks moved.
-    """
-    name = job.module or Path(job.file).stem
-    parent, _, leaf = job.module.rpartition(".")
-    if parent:
-        importlib.import_module(parent)
-        if name in sys.modules and _sha(read_bytes(Path(job.file))) == job.sha256:
-            return sys.modules[name]  # the package imports it, and once is what it expects
-    spec = importlib.util.spec_from_file_location(name, job.file)
-    assert spec is not None, job.file
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    copy = layout.job_copy(job.copy)
-    source = read_bytes(copy) or b""
-    if _sha(source) != job.sha256:
-        raise JobDamaged(
-            f"{copy} is damaged or missing; `gpuspool resume` restores it while {job.file} is unchanged"
-        )
-    text = importlib.util.decode_source(source)
-    linecache.cache[job.file] = (
-        len(text),
-        None,
-        text.splitlines(True),
-        job.file,
-    )  # for who asks how it reads
-    exec(compile(source, job.file, "exec"), module.__dict__)
-    if parent:
-        setattr(sys.modules[parent], leaf, module)  # as an import does
-    return module
-
-
-def _sha(data: bytes | None) -> str:
-    return hashlib.sha256(data or b"").hexdigest()
 
 
 def _whole(value: Any) -> int:
@@ -149,7 +187,10 @@ def _whole(value: Any) -> int:
 def _number(
     target: Any, attribute: str, kind: Callable[[Any], Any], least: float, most: float
 ) -> Any:
-    """An attribute that is a number in these bounds, or None. Raises ValueError."""
+    """An attribute that is a number in these bounds; None where it is None or missing.
+
+    Raises ValueError.
+    """
     value = getattr(target, attribute, None)
     if value is None:
         return None
@@ -166,64 +207,89 @@ def _number(
 
 
 def call_runner(target: Callable[..., Any], layout: Layout) -> Callable[[Task, Context], None]:
-    """The one call of a rank of the seed API. What it returns is dropped; `sys.exit(n)` fails it
-    with exit code n.
+    """The one call of a rank of the seed API.
+
+    What it returns is dropped; `sys.exit(n)` fails it with exit code n.
     """
 
     def run(_: Task, context: Context) -> None:
-        queue = ReportQueue(layout, context.attempt)
+        reports = ReportQueue(layout, context.attempt)
         args = [decode_value(arg) for arg in context.args["worker_args"]]
         try:
-            target(context.rank, context.world_size, queue, *args)
+            target(context.rank, context.world_size, reports, *args)
         except SystemExit as end:
-            code = 0 if end.code is None else end.code & 0xFF if isinstance(end.code, int) else 1
+            code = _exit_code(end)
             if code:
                 raise CommandFailed(f"sys.exit({end.code!r})", code) from None
 
     return run
 
 
+def _exit_code(end: SystemExit) -> int:
+    """What a process that ends by this exception exits with."""
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code & 0xFF
+    return 1
+
+
 def command_runner(command: list[str]) -> Callable[[Task, Context], None]:
-    """A function that runs the command for a task: the placeholders are replaced, no shell is
-    involved.
+    """A function that runs the command for a task.
+
+    The placeholders are replaced, and no shell is involved.
     """
-    import subprocess  # only here: a worker starts faster without
+    # Only here, since a worker starts faster without.
+    import subprocess
 
     watch = OomWatch()
 
     def run(task: Task, context: Context) -> None:
         arguments = [fill(word, task, context) for word in command]
         watch.look(time.monotonic())
-        done = subprocess.run(arguments, stdin=subprocess.DEVNULL, check=False)
-        if done.returncode != 0:
-            is_oom = watch.explains(done.returncode, time.monotonic())
-            kind, why = (CommandOutOfMemory, ", memory ran out") if is_oom else (CommandFailed, "")
-            raise kind(f"{arguments[0]}: {describe_exit(done.returncode)}{why}", done.returncode)
+        status = subprocess.run(arguments, stdin=subprocess.DEVNULL, check=False).returncode
+        if status == 0:
+            return
+        message = f"{arguments[0]}: {describe_exit(status)}"
+        if watch.explains(status, time.monotonic()):
+            raise CommandOutOfMemory(f"{message}, memory ran out", status)
+        raise CommandFailed(message, status)
 
     return run
 
 
 def fill(word: str, task: Task, context: Context) -> str:
-    """One argument with its placeholders replaced; what follows `{output}` in the word is the
-    output's suffix.
+    """One argument of a command with its placeholders replaced.
+
+    What follows `{output}` in the word is the suffix of the output.
     """
-    if "{output}" in word:
-        before, _, suffix = word.partition("{output}")
-        return _fill_plain(before, task, context) + str(
-            context.output(task, _fill_plain(suffix, task, context))
-        )
-    return _fill_plain(word, task, context)
+    before, output, suffix = word.partition("{output}")
+    if not output:
+        return _fill_plain(word, task, context)
+    path = context.output(task, _fill_plain(suffix, task, context))
+    return _fill_plain(before, task, context) + str(path)
 
 
 def _fill_plain(word: str, task: Task, context: Context) -> str:
-    """All placeholders in one pass, so that what a payload holds is never taken for one."""
-    values = {
-        "key": task.key,
-        "rank": str(context.rank),
-        "device": context.device,
-        "index": str(task.index),
-    }
-    return _PLACEHOLDER.sub(lambda m: _input(task) if m[1] == "input" else values[m[1]], word)
+    """All placeholders but `{output}` replaced.
+
+    In one pass, so that what a payload holds is never taken for a placeholder.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        match match[1]:
+            case "input":
+                return _input(task)
+            case "key":
+                return task.key
+            case "rank":
+                return str(context.rank)
+            case "device":
+                return context.device
+            case _:
+                return str(task.index)
+
+    return _PLACEHOLDER.sub(value_of, word)
 
 
 def _input(task: Task) -> str:

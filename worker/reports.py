@@ -1,7 +1,7 @@
-"""The worker's end of the seed API's results queue: an append-only file of sealed lines, one per
-report.
+"""The worker's end of the seed API's results queue: a file to which one sealed line a report is
+appended.
 
-`put` returns when the report is on disk: one write(2), then fdatasync(2). There is no pipe that
+`put` returns once the report is on disk: one write(2), then fdatasync(2). There is no pipe that
 could fill and no thread that could fall behind, so it cannot deadlock, and what was put outlives
 this process and its parent.
 """
@@ -23,30 +23,33 @@ from gpuspool.spool.publish import create_journal, fsync_dir
 from gpuspool.spool.records import JournalHead, QueuedReport
 from gpuspool.spool.values import encode_value, refuse
 
+# The types that `encode_value` takes; a value of a subclass is converted to the first that fits.
 _PLAIN: tuple[Any, ...] = (str, int, float, dict, list, tuple)
 
 
 class ReportQueue:
-    """What a `worker_fn` gets as its `results_queue`."""
+    """What a `worker_fn` of the seed API gets as its `results_queue`."""
 
     def __init__(self, layout: Layout, attempt: str) -> None:
+        """Makes the file of this attempt's reports, durably.
+
+        Raises FileExistsError where the attempt has such a file, and OSError.
+        """
         layout.reports.mkdir(exist_ok=True)
         fsync_dir(layout.root)
+        path = layout.report(attempt)
         head = JournalHead(**asdict(myself()), attempt=attempt)
-        fd = create_journal(layout.report(attempt), seal(head))
+        fd = create_journal(path, seal(head))
         if fd is None:
-            raise FileExistsError(
-                f"{layout.report(attempt)} exists: {attempt} ran before; nothing is appended"
-            )
-        self._writer = JournalWriter(fd, layout.report(attempt))
+            raise FileExistsError(f"{path} exists: {attempt} ran before; nothing is appended")
+        self._writer = JournalWriter(fd, path)
         self._lock = threading.Lock()
 
     def put(self, report: Any) -> None:
-        """Add a report, a dict of what `worker_args` may hold; values with `.tolist()` are
-        converted.
+        """Add a report: a dict of what `worker_args` may hold. Any thread may do so.
 
-        Raises TypeError that names an element which is neither, and OSError where the disk takes no
-        more.
+        Values with `.tolist()`, as numpy's and torch's, are converted. Raises TypeError that names
+        an element which cannot be passed on, and OSError where the disk takes no more.
         """
         plain = encode_value(report, "report", _as_plain)
         line = QueuedReport(at=time.time(), report=msgspec.Raw(msgspec.json.encode(plain)))
@@ -56,8 +59,9 @@ class ReportQueue:
 
 
 def _as_plain(value: Any, where: str) -> Any:
-    """Arrays and scalars of numpy and torch as lists and numbers; a subclass of a plain type as
-    that type.
+    """Arrays and scalars as lists and numbers; a value of a plain type's subclass as that type.
+
+    Raises TypeError for anything else.
     """
     if callable(getattr(value, "tolist", None)):
         return value.tolist()

@@ -1,4 +1,4 @@
-"""What this process has used so far: time and memory."""
+"""What this process has used so far: time and memory. Called for the statistics of an attempt."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from gpuspool.spool.identity import myself
 
 
 def age_s() -> float:
-    """For how long this process has been there, its interpreter's start included."""
-    since_boot_s = myself().pid_start / os.sysconf("SC_CLK_TCK")
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_s)
+    """The seconds since this process was started, those of its interpreter's start included."""
+    started_s = myself().pid_start / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
 
 
 def peak_resident_bytes() -> int:
     """The most memory that this program held at once; 0 where /proc does not tell.
 
-    Not by getrusage(2), whose peak is as high as the parent's was at the fork.
+    Not by getrusage(2): its peak begins as high as the parent's was when it forked.
     """
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(fields.get("VmHWM", "0").split()[0])
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "VmHWM":
+            return 1024 * int(value.split()[0])
+    return 0

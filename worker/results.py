@@ -1,4 +1,8 @@
-"""From what user code returned or raised to what a journal line holds."""
+"""From what user code returned or raised to what a journal line holds.
+
+`call_user_code` is the one place in the project where anything may be raised. `to_json` makes a
+result a line's `result`, `to_error` makes an exception its `error`. Called by whoever runs the job.
+"""
 
 from __future__ import annotations
 
@@ -12,51 +16,67 @@ from typing import Any
 import msgspec
 
 from gpuspool.spool.codec import refuse_depth
-from gpuspool.spool.errors import CommandFailed as CommandFailed
-from gpuspool.spool.errors import CommandOutOfMemory as CommandOutOfMemory
-from gpuspool.spool.errors import OutputError, TaskError
-from gpuspool.spool.errors import ResultError as ResultError
 from gpuspool.spool.exits import signal_of
 from gpuspool.spool.layout import TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, Error
 from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
 from gpuspool.worker.devices import is_device_oom
+from gpuspool.worker.outputs import OutputError
 
+# A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
 RESULT_BYTES = 1024 * 1024
+# The message of an error is cut here: some libraries put a whole array into it.
 MESSAGE_BYTES = 4096
+# Where our own frames of a traceback come from,
 _OURS = str(Path(__file__).parent)
+# those of the standard library,
 _STANDARD = os.path.dirname(os.__file__)
+# and those of installed packages.
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
+class ResultError(Exception):
+    """A job returned what cannot stand in a journal."""
+
+
+class CommandFailed(Exception):
+    """A command ended with another status than 0."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class CommandOutOfMemory(CommandFailed):
+    """The kernel killed a command because memory ran out."""
+
+
 def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | None]:
-    """The one place where anything may be raised: (value, None) or (None, what was raised)."""
+    """Call the function: (value, None), or (None, what it raised).
+
+    A process that the job forked, and that comes back here, is no worker: it ends.
+    """
     try:
         value = function(*args)
     except BaseException as error:  # noqa: BLE001 - user code may raise anything; it is published
-        return (None, error) if not children.is_fork else children.leave(error)
-    return (value, None) if not children.is_fork else children.leave(None)
+        if children.is_fork:
+            children.leave(error)
+        return None, error
+    if children.is_fork:
+        children.leave(None)
+    return value, None
 
 
 def to_json(result: Any) -> msgspec.Raw:
-    """A job's result as JSON. `.tolist()` is used where there is one; NaN becomes null.
+    """A job's result as JSON: `.tolist()` is used where there is one, and NaN becomes null.
 
-    Raises ResultError for infinity, for what JSON cannot hold, for more than 1 MiB or than
+    Raises ResultError for infinity, for what JSON cannot hold, and for more than RESULT_BYTES or
     MAX_DEPTH levels.
     """
     if result is None:
         return NO_JSON
-    try:
-        text = _encoder.encode(result)
-    except ValueError:
-        text = _without_nan(result)
-    except TypeError as error:
-        raise ResultError(f"the result is not JSON: {error}") from None
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:  # lone surrogates, as file names that are not UTF-8 have them
-        data = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+    data = _to_utf8(_to_text(result))
     try:
         refuse_depth(data)
     except RecursionError as error:
@@ -70,6 +90,7 @@ def to_json(result: Any) -> msgspec.Raw:
 
 
 def _plain(value: Any) -> Any:
+    """What stands for a value that JSON does not know. Raises TypeError where there is nothing."""
     tolist = getattr(value, "tolist", None)
     if callable(tolist):
         return tolist()
@@ -81,8 +102,20 @@ _encoder = json.JSONEncoder(
 )
 
 
+def _to_text(result: Any) -> str:
+    try:
+        return _encoder.encode(result)
+    except ValueError:
+        return _without_nan(result)
+    except TypeError as error:
+        raise ResultError(f"the result is not JSON: {error}") from None
+
+
 def _without_nan(result: Any) -> str:
-    """For the rare result that holds NaN, infinity or itself."""
+    """The text of a result that holds NaN (which becomes null), infinity or itself (refused).
+
+    Few results do, so it may cost an encoding and a decoding more.
+    """
     try:
         text = json.dumps(result, default=_plain)
         plain = json.loads(text, parse_constant=_constant)
@@ -96,66 +129,100 @@ def _constant(name: str) -> None:
         raise ValueError(f"{name} has no JSON form (NaN becomes null)")
 
 
+def _to_utf8(text: str) -> bytes:
+    """The text as UTF-8. Lone surrogates become question marks.
+
+    Names of files that are not UTF-8 hold such surrogates, and their tasks are complete all the
+    same.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
 def to_error(error: BaseException, tries: int = 1) -> Error:
-    """The record of what user code raised. The kind comes from its type alone."""
-    summary = traceback.TracebackException(type(error), error, None)
-    summary.__notes__ = None  # their lines would come last
-    message = list(summary.format_exception_only())[-1].strip().partition(": ")[2]
+    """The record of what user code raised. Its kind comes from the type of the error alone."""
+    trace = ""
+    if not isinstance(error, (CommandFailed, ResultError, OutputError)):
+        trace = _traceback(error)
+    exit_code = None
+    signal = ""
+    if isinstance(error, CommandFailed):
+        exit_code = error.exit_code
+        signal = signal_of(error.exit_code)
     return Error(
         kind=_kind(error),
         type=_clean(type(error).__name__),
-        message=_clean(message)[:MESSAGE_BYTES],
+        message=_message(error),
         where=_where(error),
-        traceback="" if isinstance(error, TaskError) else _traceback(error),
+        traceback=trace,
         tries=tries,
-        exit_code=error.status if isinstance(error, CommandFailed) else None,
-        signal=signal_of(error.status) if isinstance(error, CommandFailed) else "",
+        exit_code=exit_code,
+        signal=signal,
     )
+
+
+def _kind(error: BaseException) -> ErrorKind:
+    if is_device_oom(error):
+        return ErrorKind.GPU_OOM
+    match error:
+        case MemoryError() | CommandOutOfMemory():
+            return ErrorKind.HOST_OOM
+        case CommandFailed():
+            return ErrorKind.EXIT
+        case ResultError():
+            return ErrorKind.RESULT
+        case OutputError():
+            return ErrorKind.OUTPUT
+        case _:
+            return ErrorKind.EXCEPTION
+
+
+def _message(error: BaseException) -> str:
+    """What stands behind the error's type in the last line of its traceback."""
+    summary = traceback.TracebackException(type(error), error, None)
+    # Notes would be the last lines.
+    summary.__notes__ = None
+    last = list(summary.format_exception_only())[-1]
+    return _clean(last.strip().partition(": ")[2])[:MESSAGE_BYTES]
 
 
 def _where(error: BaseException) -> str:
-    """The line that raised, `file:line`: the innermost of the user's own, else of a library's; ""
-    where it is ours.
+    """The line that raised, `file:line`.
+
+    The innermost line of the user's own code, else of a library; "" where all frames are ours.
     """
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith((_OURS, "<"))
-    ]
-    own = [frame for frame in frames if not _is_library(frame.filename)]
-    return "".join(
-        f"{_clean(Path(frame.filename).name)}:{frame.lineno}" for frame in (own or frames)[-1:]
-    )
+    frames = []
+    own = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename.startswith((_OURS, "<")):
+            continue
+        frames.append(frame)
+        if not _is_library(frame.filename):
+            own.append(frame)
+    if not frames:
+        return ""
+    innermost = (own or frames)[-1]
+    return f"{_clean(Path(innermost.filename).name)}:{innermost.lineno}"
 
 
 def _is_library(path: str) -> bool:
     return path.startswith(_STANDARD) or any(folder in path for folder in _INSTALLED)
 
 
-def _kind(error: BaseException) -> ErrorKind:
-    if is_device_oom(error):
-        return ErrorKind.GPU_OOM
-    if isinstance(error, MemoryError):
-        return ErrorKind.HOST_OOM
-    kinds = {
-        ResultError: ErrorKind.RESULT,
-        OutputError: ErrorKind.OUTPUT,
-        CommandFailed: ErrorKind.EXIT,
-        CommandOutOfMemory: ErrorKind.HOST_OOM,
-    }
-    return kinds.get(type(error), ErrorKind.EXCEPTION)
-
-
 def _traceback(error: BaseException) -> str:
-    """Without our own frames at the top, and the last bytes of it: the end names the culprit."""
+    """The traceback without our own frames at its top.
+
+    Of a long one the last bytes are kept: the end names the culprit.
+    """
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
         frames = frames.tb_next
-    return _clean("".join(traceback.format_exception(type(error), error, frames)))[
-        -TRACEBACK_BYTES:
-    ]
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    return _clean(text)[-TRACEBACK_BYTES:]
 
 
 def _clean(text: str) -> str:
-    """Text that UTF-8 can hold, whatever bytes a file name smuggled in."""
+    """Text that UTF-8 can hold, whatever bytes a file name brought in."""
     return text.encode("utf-8", "backslashreplace").decode()

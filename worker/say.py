@@ -1,6 +1,4 @@
-"""What a worker itself says in its log. A log that takes no more words must not cost anybody a
-task.
-"""
+"""What the worker itself says in its log. A log that takes no more words must cost no task."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import contextlib
 
 
 def say(text: str) -> None:
-    """One line, or several, at once; where the log cannot be written, silence."""
-    with contextlib.suppress(Exception):  # whatever the job put in the place of stdout may raise
+    """Print one line or several, at once. Where the log cannot be written, say nothing."""
+    # A job may put anything in the place of stdout, so anything may be raised here.
+    with contextlib.suppress(Exception):
         print(text, flush=True)

@@ -1,8 +1,17 @@
-"""Where the next tasks come from: the rank's own manifest first, then whichever manifest has the
-most left.
+"""Where the next tasks come from: the rank's own manifest first, then somebody else's.
 
-Claims are sized by `claim_size`: small enough that the tail of a run is shared, large enough that
+A worker claims from its own manifest as long as that has plenty left. Near its end it looks, before
+each claim, at its own and at two others chosen at random, and claims from the fullest: so all
+manifests come to their ends together, and a long task at the end of one of them begins in time.
+Before it gives up it looks at every manifest that there is.
+
+Claims are sized by `claim_size`: small enough that the end of a run is shared, large enough that
 claims are rare.
+
+**Few manifests are in memory.** A manifest stays a file until it is looked at. The bytes of at most
+MOST_HELD are kept beside the rank's own, and one without unclaimed places is forgotten for good,
+since claims only ever become more. A rank that loaded all manifests at its first steal would hold a
+whole run: 52 MB at 400,000 tasks, 1.3 GB at 10 million. tests/test_supply.py counts what is loaded.
 """
 
 from __future__ import annotations
@@ -10,144 +19,231 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from gpuspool.spool.claims import ChainEnd, claim_size
 from gpuspool.spool.layout import Layout, is_manifest, rank_name
 from gpuspool.spool.manifest import Manifest, OnDamage, load_manifest
 from gpuspool.spool.publish import listdir
 from gpuspool.spool.records import TaskLine
 
-# left of the own manifest, and others are helped that have more: a long task may be last in each
+# A rank whose own manifest has no more than so many batches left helps others that have more. Four:
+# later a long task at the end of another manifest would begin too late, earlier costs listings.
 TAIL_BATCHES = 4
-AHEAD_BATCHES = 2  # left for each who draws from a manifest, or nothing of it is claimed ahead
+# So many other manifests are compared with the own one. Two random ones are nearly as good as all
+# ("the power of two choices"), and cost as much on a thousand ranks as on three.
+SAMPLE = 2
+# Nothing is claimed early (for inputs that are loaded ahead) from a manifest with no more than so
+# many batches left for each that claims from it: a rank without work would miss it.
+AHEAD_BATCHES = 2
+# The bytes of so many manifests of others are kept; those looked at least recently go. Enough for
+# the few that a rank steals from again and again, and some megabytes at most.
+MOST_HELD = 8
 
 
 def weight(task: TaskLine) -> float:
-    """What a task counts for in rates: its cost, and 1 for one that is said to cost nothing (an
-    empty file).
-    """
+    """What a task counts for in rates: its cost, or 1 where that is 0, as of an empty file."""
     return task.cost or 1.0
 
 
 class Rate:
-    """Seconds for each unit of cost on this rank. It forgets by halves, so that claims fit what the
-    rank does now.
+    """Seconds for each unit of cost on this rank.
+
+    It forgets by halves, so that claims fit what the rank does now.
     """
 
     def __init__(self) -> None:
-        self._seconds = self._cost = 0.0
+        self._seconds = 0.0
+        self._cost = 0.0
 
     def add(self, seconds: float, cost: float) -> None:
+        """Tasks of so much cost took so long."""
         self._seconds += seconds
         self._cost += cost
 
     def learn(self) -> float | None:
-        """The rate for the next claim; None while nothing is known."""
+        """The rate for the next claim, None while nothing is known. What it rests on is halved."""
         if self._cost <= 0:
             return None
         rate = self._seconds / self._cost
-        self._seconds, self._cost = self._seconds / 2, self._cost / 2
+        self._seconds /= 2
+        self._cost /= 2
         return rate
 
 
+class Source(msgspec.Struct, frozen=True):
+    """A manifest that has unclaimed places, as far as was read."""
+
+    manifest: Manifest
+    chain: ChainEnd
+
+    def cost_left(self) -> float:
+        """An estimate: as if all tasks that are left were as long as the next one.
+
+        That is the longest of them, so it is rather too much than too little.
+        """
+        return self.chain.unclaimed * self._cost(self.chain.next)
+
+    def seconds(self, seconds_per_cost: float | None) -> tuple[float, float] | None:
+        """How long the longest and the shortest task that is left will take; None without a rate.
+
+        Manifests are longest first.
+        """
+        if seconds_per_cost is None:
+            return None
+        longest = seconds_per_cost * self._cost(self.chain.next)
+        shortest = seconds_per_cost * self._cost(self.chain.end - 1)
+        return longest, shortest
+
+    def _cost(self, place: int) -> float:
+        task = self.manifest.task(place)
+        if task is None:
+            # It cannot be read, so nothing is known of it.
+            return 1.0
+        return weight(task)
+
+
 class Supply:
-    """Claims tasks for one attempt; without `steals` only those planned for its rank."""
+    """Claims tasks for one attempt."""
 
     def __init__(
         self,
         layout: Layout,
         rank: int,
         attempt: str,
-        report: OnDamage,
+        on_damage: OnDamage,
         steals: bool = True,
         planned: Mapping[str, int] | None = None,
     ) -> None:
-        """`planned`: the checksums of manifests that were."""
+        """steals: whether tasks that were planned for other ranks may be claimed. planned: the
+        checksums of the manifests that the run began with, by name.
+        """
         self.layout = layout
-        self._planned = planned or {}
         self.attempt = attempt
-        self._report = report
+        self._on_damage = on_damage
         self._steals = steals
+        self._planned = planned or {}
         self._own = rank_name(rank)
-        self._manifests: dict[str, Manifest] = {}
+        # Whether every claim is read, or only as many as tell where the next one starts.
+        self._is_close = False
+        # All manifests that were listed so far, in that order. A dict, to be asked for one quickly.
+        self._names: dict[str, None] = {}
+        # Those in which nothing is unclaimed. They are not looked at again.
+        self._exhausted: set[str] = set()
+        # The ends of the chains of those that were looked at and have unclaimed places.
         self._chains: dict[str, ChainEnd] = {}
-        self._add(self._own)
+        # The manifests in memory, those looked at most recently last.
+        self._held: dict[str, Manifest] = {}
 
     def take(
         self, batch: int, seconds_per_cost: float | None, is_ahead: bool = False
     ) -> Iterator[TaskLine] | None:
-        """The tasks of one new claim (perhaps none that can be read); None where nothing is
-        unclaimed anywhere.
+        """Claim by link(2): the tasks of one new claim, or None where nothing is unclaimed anywhere.
 
-        `is_ahead`: there is work in hand still. Then only where so much is left that nobody will
-        miss it.
+        There may be no task in a claim, if none of its lines can be read. batch: tasks of one call.
+        seconds_per_cost: None while no rate is known. is_ahead: there is still work in hand; then a
+        claim is made only where so much is left that nobody will miss it.
         """
-        for name in self._candidates(batch):
-            chain = self._look(name)
+        for source in self._candidates(batch):
+            chain = source.chain
             while chain.unclaimed:
                 claimers = chain.claimers(self.attempt)
                 if is_ahead and chain.unclaimed <= AHEAD_BATCHES * batch * claimers:
                     return None
-                seconds: tuple[float, float] | None = None
-                if seconds_per_cost is not None:
-                    first, last = self._cost(name, chain.next), self._cost(name, chain.end - 1)
-                    seconds = (seconds_per_cost * first, seconds_per_cost * last)
-                claim = chain.take(
-                    self.attempt, chain.next + claim_size(chain.unclaimed, batch, seconds, claimers)
+                size = claim_size(
+                    chain.unclaimed, batch, source.seconds(seconds_per_cost), claimers
                 )
+                claim = chain.take(self.attempt, chain.next + size)
                 if claim is not None:
-                    return self._manifests[name].tasks(claim.start, claim.stop)
+                    return source.manifest.tasks(claim.start, claim.stop)
         return None
 
-    def _candidates(self, batch: int) -> Iterator[str]:
-        """Own first. Near its end the fullest of it and two others at random, so that all come to
-        their ends together; then, before giving up, every manifest there is.
+    def look_closely(self) -> None:
+        """From now on read every claim of every manifest, from the first on.
+
+        For a worker that was told of places which nobody has claimed, and did not see them: they lie
+        behind a claim that was lost and that it passed over.
         """
-        own = self._left(self._own)
-        if own > TAIL_BATCHES * batch or (own and not self._steals):
-            yield self._own
+        self._is_close = True
+        self._exhausted.clear()
+        self._chains.clear()
+
+    def _candidates(self, batch: int) -> Iterator[Source]:
+        """Manifests with unclaimed places, in the order in which they are to be tried.
+
+        Each is looked at only when it is asked for, so that a worker which finds something at once
+        reads nothing else.
+        """
+        own = self._look_at(self._own)
+        if own is not None and (not self._steals or own.chain.unclaimed > TAIL_BATCHES * batch):
+            yield own
         if not self._steals:
             return
         self._discover()
-        left = [name for name in self._chains if self._left(name)]
-        others = [name for name in left if name != self._own]
-        near = [name for name in left if name == self._own] + random.sample(
-            others, min(2, len(others))
-        )
-        yield from sorted(near, key=self._cost_left, reverse=True)
-        yield from sorted(left, key=self._cost_left, reverse=True)
+        others = self._others()
+        near = []
+        for source in others:
+            near.append(source)
+            if len(near) == SAMPLE:
+                break
+        if own is not None:
+            near.insert(0, own)
+        yield from sorted(near, key=Source.cost_left, reverse=True)
+        yield from others
 
-    def _left(self, name: str) -> int:
-        """As far as was read; nothing where there is no such manifest yet."""
-        return self._chains[name].unclaimed if name in self._chains else 0
+    def _others(self) -> Iterator[Source]:
+        """The manifests of others that have unclaimed places, in random order."""
+        names = [name for name in self._names if name != self._own and name not in self._exhausted]
+        while names:
+            # Drawn one by one rather than shuffled, since mostly two of a thousand are wanted.
+            place = random.randrange(len(names))
+            name = names[place]
+            names[place] = names[-1]
+            names.pop()
+            source = self._look_at(name)
+            if source is not None:
+                yield source
 
-    def _cost_left(self, name: str) -> float:
-        """By its next task, the longest of those that are left: rather too much than too little."""
-        chain = self._look(name)
-        return chain.unclaimed * self._cost(name, chain.next) if chain.unclaimed else 0.0
-
-    def _look(self, name: str) -> ChainEnd:
-        return self._chains[name].look()
-
-    def look_closely(self) -> None:
-        """Somebody found places that nobody claimed: from now on read every claim, from the first
-        on.
-        """
-        for chain in self._chains.values():
-            chain.look_closely()
-
-    def _cost(self, name: str, place: int) -> float:
-        """1 for what cannot be read."""
-        task = self._manifests[name].task(place)
-        return 1.0 if task is None else weight(task)
+    def _look_at(self, name: str) -> Source | None:
+        """Read on in the claims of a manifest; None where nothing is unclaimed, or it is not there."""
+        if name in self._exhausted:
+            return None
+        manifest = self._manifest(name)
+        if manifest is None:
+            return None
+        if name not in self._chains:
+            self._chains[name] = self._new_chain(name, len(manifest))
+        chain = self._chains[name].look()
+        if chain.unclaimed:
+            return Source(manifest, chain)
+        self._exhausted.add(name)
+        del self._chains[name]
+        del self._held[name]
+        return None
 
     def _discover(self) -> None:
+        """List the manifests. New ones come when attempts are closed, and by retry and sweep."""
         for filename in listdir(self.layout.manifests):
             name = filename.removesuffix(".jsonl")
-            if name not in self._manifests and name != filename and is_manifest(name):
-                self._add(name)
+            if name not in self._names and name != filename and is_manifest(name):
+                self._names[name] = None
 
-    def _add(self, name: str) -> None:
-        manifest = load_manifest(self.layout, name, self._report, self._planned.get(name))
-        if manifest is not None:
-            self._manifests[name] = manifest
-            self._chains[name] = ChainEnd(self.layout, name, len(manifest))
+    def _manifest(self, name: str) -> Manifest | None:
+        """A manifest, loaded unless it is in memory; None where it is not there."""
+        manifest = self._held.pop(name, None)
+        if manifest is None:
+            planned = self._planned.get(name)
+            manifest = load_manifest(self.layout, name, self._on_damage, planned)
+            if manifest is None:
+                return None
+        self._held[name] = manifest
+        others = [held for held in self._held if held != self._own]
+        if len(others) > MOST_HELD:
+            del self._held[others[0]]
+        return manifest
+
+    def _new_chain(self, name: str, end: int) -> ChainEnd:
+        chain = ChainEnd(self.layout, name, end)
+        if self._is_close:
+            chain.look_closely()
+        return chain

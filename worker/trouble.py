@@ -1,9 +1,11 @@
 """What an exception of user code says about the world rather than about the task.
 
-A full disk, a read-only or vanished file system would fail every task that follows; so would a
-device whose context is broken, or a process without descriptors. Then the attempt ends and the
-tasks stay. The judgement is by type and errno and by looking, never by text: numpy and torch report
-a full disk without any errno.
+A full disk, a read-only or vanished file system would fail every task that follows. So would a
+device whose context is broken, or a process without file descriptors. In all these cases the
+attempt ends and its tasks stay without a verdict.
+
+The judgement is by type and errno, and by looking; never by text, since numpy and torch report a
+full disk without any errno. Called for everything that user code raises. Decision 10 says more.
 """
 
 from __future__ import annotations
@@ -13,37 +15,40 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gpuspool.spool.errors import Unusable as Unusable
 from gpuspool.spool.publish import probe_folder
 from gpuspool.worker.devices import is_device_broken
 from gpuspool.worker.results import to_error
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # no input is to blame for these
+# A full disk and a used-up quota: no input is ever to blame for these.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# This process, or the whole system, may open no more files.
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-CAUSES = 10  # of an exception that are looked at: libraries wrap what the system said
-LOW_BYTES, LOW_INODES = (
-    1024 * 1024,
-    64,
-)  # a neighbour may have made room since a write failed for want of it
+# So many exceptions of a chain of causes are looked at: libraries wrap what the system said. Chains
+# may contain themselves, so there must be an end.
+MOST_CAUSES = 10
+# A file system with less room than this counts as full: since the write that failed, a neighbour may
+# have made a little.
+LOW_BYTES = 1024 * 1024
+# A file system that can hold fewer new files than this counts as full, for the same reason.
+LOW_INODES = 64
+
+
+class Unusable(Exception):
+    """This process cannot run tasks any more.
+
+    It ends as a crash does, and the rules for crashes find the task that is to blame, if one is.
+    """
 
 
 def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:
-    """Returns where the task is to blame. Raises OSError for a file system in trouble, Unusable for
-    this process.
+    """Return where the task is to blame for what it raised.
 
-    `folders` are those that the tasks in hand were to write to.
+    folders: those that the tasks in hand were to write to. Raises OSError for a file system in
+    trouble, Unusable for this process.
     """
     places = set(folders)
     for error in _causes(raised):
-        if is_device_broken(error):
-            raise Unusable(
-                f"{to_error(raised).traceback}gpuspool: its device is unusable after this"
-            )
-        if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
-            raise Unusable(f"{to_error(raised).traceback}gpuspool: it has no file descriptors left")
-        if isinstance(error, OSError) and error.errno in FULL:
-            where = error.filename or str(next(iter(places), "somewhere in the job"))
-            raise OSError(error.errno, os.strerror(error.errno), where)
+        _judge(error, raised, places)
     _look_at_log()
     for folder in places:
         probe_folder(folder)
@@ -53,32 +58,65 @@ def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:
 def _causes(raised: BaseException) -> Iterator[BaseException]:
     """The exception, and those behind it."""
     error: BaseException | None = raised
-    for _ in range(CAUSES):
+    for _ in range(MOST_CAUSES):
         if error is None:
             return
         yield error
         error = error.__cause__ or error.__context__
 
 
+def forget_frames(raised: BaseException) -> None:
+    """Let go of the frames in which an exception, and those behind it, were raised.
+
+    They hold what the call worked on: tensors, which the next call needs the memory of. And they
+    would hold it for long: a frame knows its caller, and the caller of user code knows the
+    exception, so that all of it is a cycle, which lives until the collector comes by.
+    """
+    for error in _causes(raised):
+        error.__traceback__ = None
+
+
+def _judge(error: BaseException, raised: BaseException, places: set[Path]) -> None:
+    """Raise if `error`, one of the causes of `raised`, is never a task's fault."""
+    if is_device_broken(error):
+        words = "gpuspool: its device is unusable after this"
+        raise Unusable(f"{to_error(raised).traceback}{words}")
+    if not isinstance(error, OSError):
+        return
+    if error.errno in NO_DESCRIPTORS:
+        words = "gpuspool: it has no file descriptors left"
+        raise Unusable(f"{to_error(raised).traceback}{words}")
+    if error.errno in FULL:
+        where = error.filename or str(next(iter(places), "somewhere in the job"))
+        raise OSError(error.errno, os.strerror(error.errno), where)
+
+
 def _look_at_log() -> None:
-    """A job that prints fails where its log cannot be written; one that closed its stdout did so
+    """Raise the OSError that writing to the log would.
+
+    A job that prints fails where its log cannot be written. One that closed its stdout did that
     itself.
     """
     try:
-        path, stat = os.readlink("/proc/self/fd/1"), os.fstatvfs(1)
+        path = os.readlink("/proc/self/fd/1")
+        stat = os.fstatvfs(1)
     except OSError:
         return
     _refuse_full(stat, path, 1, 0)
     try:
-        os.write(
-            1, b""
-        )  # tells of a file system that an error has made read-only, which statvfs does not
+        # Writes nothing, but fails on a file system that an error has made read-only: statvfs(2)
+        # does not tell of that.
+        os.write(1, b"")
     except OSError as error:
         if error.errno != errno.EBADF:
             raise OSError(error.errno, error.strerror, path) from None
 
 
 def _refuse_full(stat: os.statvfs_result, path: str, low_bytes: int, low_inodes: int) -> None:
+    """Raise OSError for a file system that is read-only, or has less room than this.
+
+    A count of all blocks or inodes that is 0 means that the file system does not count them.
+    """
     if stat.f_flag & os.ST_RDONLY:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
     if stat.f_blocks and stat.f_bavail * stat.f_frsize < low_bytes:

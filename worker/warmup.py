@@ -1,15 +1,20 @@
-"""A job's `warmup`, in one process of each host, before any of that host makes its job.
+"""A job's `warmup`: run by one process of each host, before any process of that host makes its job.
 
-Who links `warmup/<epoch>.<host>.0` runs it and links `….done`; the others of that host wait for
-that, or for the proof that it died, and then the next one tries. No lock: the first link wins, and
-the proof is the process table. After some tries the rest go on without: a warm-up saves work, no
-task depends on it.
+1. A process links `warmup/<epoch>.<host>.0`, which says who it is. The first link wins.
+2. The winner runs `warmup` and links `warmup/<epoch>.<host>.done`.
+3. The others of that host wait for `done`, or for the proof that the winner died. Then the next of
+   them goes on with 1., under the next number.
+4. After TRIES numbers the rest go on without: a warm-up saves work, and no task depends on it.
+
+There is no lock: the first link wins, and the proof of death is the process table. Files are not
+synced, since after a power cut nothing is warm.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import asdict
@@ -18,18 +23,21 @@ from gpuspool.spool.codec import encode
 from gpuspool.spool.identity import liveness, myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import publish, read_record
-from gpuspool.spool.records import JournalHead
+from gpuspool.spool.records import Identity, JournalHead
 from gpuspool.spool.states import Life
+from gpuspool.worker.drain import Drain
 
-TRIES = 3  # a warm-up that raised in one process may work in another, hardly in a fourth
-POLL_S = (0.01, 0.25)  # between two looks at whether it is over: first, and at most
+# How many processes of a host try in all. A warm-up that raised in one process may work in another,
+# but hardly in a fourth.
+TRIES = 3
+# Who waits for another's warm-up looks again after so many seconds, then after twice as many each
+# time, up to the second.
+FIRST_PAUSE_S = 0.01
+LONGEST_PAUSE_S = 0.25
 
 
 class Drained(Exception):
-    """The attempt was told to stop while it waited.
-
-    A private signal of this package: it never leaves the attempt and is no GpuspoolError.
-    """
+    """The attempt was told to drain while it waited for another's warm-up."""
 
 
 def warm_up(
@@ -39,33 +47,39 @@ def warm_up(
     warmup: Callable[[], Any],
     wait: Callable[[Callable[[], bool]], None],
 ) -> None:
-    """Returns once the host is warm, or nobody will try again. Raises what `warmup` raises, if it
-    is run here.
+    """Return once this host is warm, or nobody will try any more.
 
-    `wait` returns once what it is given says so; it may raise instead.
+    warmup: the job's; called here where it is this process's turn. wait: is given a condition and
+    returns once it is true; what it raises ends the warm-up. Raises what `warmup` raises.
     """
     me = myself()
+    kernel = me.boot_id + me.pid_ns
     layout.warmups.mkdir(exist_ok=True)
-    done = layout.warmup(epoch, me.host, me.boot_id + me.pid_ns, "done")
-    word = encode(JournalHead(**asdict(me), attempt=attempt))
+    done = layout.warmup(epoch, me.host, kernel, "done")
+    claim = encode(JournalHead(**asdict(me), attempt=attempt))
     for number in range(TRIES):
-        path = layout.warmup(epoch, me.host, me.boot_id + me.pid_ns, str(number))
         if done.exists():
             return
-        if publish(path, word, durable=False):
+        path = layout.warmup(epoch, me.host, kernel, str(number))
+        if publish(path, claim, durable=False):
             warmup()
-            publish(done, word, durable=False)
+            publish(done, claim, durable=False)
             return
         other = read_record(path, JournalHead)
         if other is not None:
-            wait(lambda other=other: done.exists() or liveness(other) is not Life.ALIVE)  # type: ignore[misc]
+            wait(_is_over(done, other))
 
 
-def wait_until(is_over: Callable[[], bool], is_draining: Callable[[], bool]) -> None:
-    """Raises Drained where the attempt is told to stop before."""
-    pause_s = POLL_S[0]
+def _is_over(done: Path, other: Identity) -> Callable[[], bool]:
+    """A condition: the warm-up of another process is done, or that process does not live."""
+    return lambda: done.exists() or liveness(other) is not Life.ALIVE
+
+
+def wait_until(is_over: Callable[[], bool], drain: Drain) -> None:
+    """Return once `is_over` says so. Raises Drained where a drain is asked for before."""
+    pause_s = FIRST_PAUSE_S
     while not is_over():
-        if is_draining():
+        if drain.is_requested:
             raise Drained
         time.sleep(pause_s)
-        pause_s = min(pause_s * 2, POLL_S[1])
+        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)

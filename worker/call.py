@@ -1,0 +1,349 @@
+"""One call of the job, from its announcement to the verdicts on its tasks.
+
+The steps of every call, in this order:
+
+1. Announce it in the journal, where calls are announced (see `settle`).
+2. Take the inputs of its tasks, where the job has a `load`. A task whose load raised is settled now
+   and is not part of the call.
+3. Call the job.
+4. Judge what it raised: whether a task is to blame, or the world (see `trouble`). In the second case
+   an OSError or `Unusable` is raised, the attempt ends, and the tasks stay without a verdict.
+5. Publish the outputs of the tasks that went well, and delete those of the others.
+6. Settle the tasks. So no journal says that a task is complete before its outputs are published.
+
+Limits on time, and the line that says what is in hand, hold from step 1 on: waiting for an input is
+part of the call.
+
+A call with several tasks that raises settles none of them: the executor splits it, until the task
+that is to blame is alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from enum import Enum, auto
+from time import perf_counter, time
+from typing import Any, Protocol
+
+import msgspec
+
+from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
+from gpuspool.spool.states import LineState
+from gpuspool.worker.beat import Doing
+from gpuspool.worker.context import Context, Task
+from gpuspool.worker.devices import is_device_oom
+from gpuspool.worker.job import LoadedJob
+from gpuspool.worker.outputs import OutputError, Outputs
+from gpuspool.worker.prefetch import Prefetcher, threads_for
+from gpuspool.worker.results import ResultError, call_user_code, to_error, to_json
+from gpuspool.worker.trouble import Unusable, forget_frames, raise_trouble
+
+# Complete tasks that took less than this get no range of the log in their lines, and the size of the
+# log is looked at no more often: a look costs as much as a tiny task.
+LOG_FROM_S = 0.01
+_decode = msgspec.json.Decoder().decode
+
+
+class CallEnd(Enum):
+    """How a call ended."""
+
+    # Every task of it is settled, or will be tried again.
+    SETTLED = auto()
+    # It raised, and any of its tasks may be to blame. None is settled.
+    RAISED = auto()
+    # Its device had not enough memory for all of its tasks at once. None is settled.
+    OUT_OF_MEMORY = auto()
+
+
+class Settles(Protocol):
+    """Who is told of calls and of verdicts. See `settle.Settler`."""
+
+    is_announcing: bool
+
+    def announce(self, lines: list[TaskLine], loading: list[int]) -> None: ...
+
+    def settle(self, line: TaskLine, verdict: JournalLine) -> None: ...
+
+
+class Call:
+    """Makes the calls of one attempt, one after the other."""
+
+    def __init__(
+        self,
+        job: LoadedJob,
+        context: Context,
+        outputs: Outputs,
+        run_seed: int,
+        doing: Doing,
+        settler: Settles,
+    ) -> None:
+        # Seconds that all calls so far took in the job, and in waiting for inputs.
+        self.call_s = 0.0
+        self.inputs_s = 0.0
+        self.outputs = outputs
+        self._job = job
+        self._context = context
+        self._run_seed = run_seed
+        self._doing = doing
+        self._settler = settler
+        # Calls the job with some tasks; returns one result for each.
+        self._invoke = self._invoke_batch
+        if job.batch_size is None:
+            self._invoke = self._invoke_single
+        # How long the log was when it was last looked at, and when that was.
+        self._log_end = 0
+        self._looked_at = -LOG_FROM_S
+        self.prefetcher: Prefetcher | None = None
+        if job.load is not None:
+            threads = threads_for(job.batch_size, job.prefetch)
+            self.prefetcher = Prefetcher(job.load, self._task, threads)
+
+    def make(self, lines: list[TaskLine]) -> CallEnd:
+        """Call the job with these tasks: one, or as many as a batch may have.
+
+        Raises OSError and Unusable where no task is to blame.
+        """
+        if self._settler.is_announcing or lines[0].careful:
+            self._settler.announce(lines, self._loading_beside(lines))
+        if self.prefetcher is None:
+            tasks = [self._task(line) for line in lines]
+        else:
+            lines, tasks = self._take_inputs(self.prefetcher, lines)
+            if not lines:
+                return CallEnd.SETTLED
+        start, clock = self._begin(lines[0])
+        results, raised = call_user_code(self._invoke, tasks)
+        seconds = perf_counter() - clock
+        self.call_s += seconds
+        if raised is None and self.outputs.trouble is None:
+            outcomes = [self._outcome(result) for result in results]
+        else:
+            failure = self._judge(raised)
+            if len(lines) > 1:
+                is_oom = raised is not None and is_device_oom(raised)
+                return CallEnd.OUT_OF_MEMORY if is_oom else CallEnd.RAISED
+            outcomes = [failure]
+        self._finish(lines, outcomes, start, seconds / len(lines))
+        return CallEnd.SETTLED
+
+    def make_single(self, line: TaskLine) -> float:
+        """Make a call with one task, of a job without batches and without `load`.
+
+        Returns the clock at the end of the call. Raises OSError and Unusable.
+        """
+        if self._settler.is_announcing or line.careful:
+            self._settler.announce([line], [])
+        task = self._task(line)
+        start, clock = self._begin(line)
+        result, raised = call_user_code(self._job.call, task, self._context)
+        ended = perf_counter()
+        seconds = ended - clock
+        self.call_s += seconds
+        if raised is None and self.outputs.trouble is None:
+            outcome = self._outcome(result)
+        else:
+            outcome = self._judge(raised)
+        if isinstance(outcome, Error) or self.outputs.asked or seconds >= LOG_FROM_S:
+            self._finish([line], [outcome], start, seconds)
+            return ended
+        self._settler.settle(
+            line,
+            JournalLine(
+                task=line.task,
+                round=line.round,
+                state=LineState.COMPLETE,
+                start=start,
+                seconds=int(seconds * 1e6) / 1e6,
+                result=outcome,
+            ),
+        )
+        return ended
+
+    def _loading_beside(self, lines: list[TaskLine]) -> list[int]:
+        """The tasks, other than these, whose inputs are being loaded now."""
+        if self.prefetcher is None:
+            return []
+        ours = {line.task for line in lines}
+        return [task for task in self.prefetcher.on_their_way() if task not in ours]
+
+    def _take_inputs(
+        self, prefetcher: Prefetcher, lines: list[TaskLine]
+    ) -> tuple[list[TaskLine], list[Task]]:
+        """Wait for the inputs of these tasks, and settle those whose load raised.
+
+        Returns the lines of the others, and their tasks with inputs.
+        """
+        start, clock = time(), perf_counter()
+        taken = [(line, *prefetcher.take(line)) for line in lines]
+        wait_s = perf_counter() - clock
+        self.inputs_s += wait_s
+        good: list[TaskLine] = []
+        tasks: list[Task] = []
+        failed: list[TaskLine] = []
+        errors: list[msgspec.Raw | Error] = []
+        for line, task, raised in taken:
+            if raised is None:
+                good.append(line)
+                tasks.append(task)
+            else:
+                self._refuse_trouble(raised)
+                failed.append(line)
+                errors.append(to_error(raised))
+                forget_frames(raised)
+        self._finish(failed, errors, start, wait_s / len(lines))
+        return good, tasks
+
+    def _task(self, line: TaskLine) -> Task:
+        return Task(line.task, line.key, _decode(line.payload), line.cost, self._run_seed)
+
+    def _begin(self, first: TaskLine) -> tuple[float, float]:
+        """Note that a call begins; returns (time of day, clock)."""
+        start, clock = time(), perf_counter()
+        self._doing.task = first.task
+        self._doing.task_since = start
+        if clock - self._looked_at >= LOG_FROM_S:
+            self._look_at_log()
+        return start, clock
+
+    def _look_at_log(self) -> int:
+        """How long the log is now, in bytes."""
+        self._looked_at = perf_counter()
+        # It fails where the job has closed its stdout.
+        with contextlib.suppress(OSError):
+            self._log_end = os.fstat(1).st_size
+        return self._log_end
+
+    def _invoke_single(self, tasks: list[Task]) -> list[Any]:
+        """Call a job without batches; returns its one result."""
+        return [self._job.call(tasks[0], self._context)]
+
+    def _invoke_batch(self, tasks: list[Task]) -> list[Any]:
+        """Call a job with a batch; returns one result for each task. Raises ResultError."""
+        results = _in_order(self._job.call(tasks, self._context))
+        if len(results) != len(tasks):
+            raise ResultError(
+                f"the job returned {len(results)} results for {len(tasks)} tasks; it must be one "
+                "each, in order"
+            )
+        return results
+
+    def _judge(self, raised: BaseException | None) -> Error:
+        """The error of a call that raised, whose outputs are deleted.
+
+        Raises OSError or Unusable where no task is to blame for it.
+        """
+        if self.outputs.trouble is not None:
+            self.outputs.discard()
+            raise self.outputs.trouble
+        assert raised is not None
+        self._refuse_trouble(raised)
+        self.outputs.discard()
+        error = to_error(raised)
+        forget_frames(raised)
+        return error
+
+    def _refuse_trouble(self, raised: BaseException) -> None:
+        """Raise where no task is to blame.
+
+        What was written so far is deleted, which makes room on a full disk to say what happened.
+        """
+        try:
+            raise_trouble(raised, self.outputs.folders())
+        except (OSError, Unusable):
+            self.outputs.discard()
+            raise
+
+    def _outcome(self, result: Any) -> msgspec.Raw | Error:
+        """What a task's line will hold: its result as JSON, or an error."""
+        if result is None:
+            return NO_JSON
+        if isinstance(result, BaseException):
+            self._refuse_trouble(result)
+            return to_error(result)
+        encoded: msgspec.Raw
+        encoded, raised = call_user_code(to_json, result)
+        if raised is not None:
+            return to_error(raised)
+        return encoded
+
+    def _finish(
+        self,
+        lines: list[TaskLine],
+        outcomes: list[msgspec.Raw | Error],
+        start: float,
+        seconds: float,
+    ) -> None:
+        """Publish the outputs of what went well, drop the others, and settle the tasks.
+
+        start: Unix seconds. seconds: of each task.
+        """
+        published: dict[int, list[tuple[str, int]]] = {}
+        if self.outputs.asked:
+            published = self._publish(lines, outcomes)
+        is_long = seconds >= LOG_FROM_S
+        log: tuple[int, int] | None = None
+        if is_long or any(isinstance(outcome, Error) for outcome in outcomes):
+            log = (self._log_end, self._look_at_log())
+        # A fifth of what round() costs.
+        seconds = int(seconds * 1e6) / 1e6
+        for line, outcome in zip(lines, outcomes, strict=True):
+            outputs = published.get(line.task, [])
+            if isinstance(outcome, Error):
+                verdict = JournalLine(
+                    task=line.task,
+                    round=line.round,
+                    state=LineState.FAILED,
+                    start=start,
+                    seconds=seconds,
+                    error=outcome,
+                    outputs=outputs,
+                    log=log,
+                )
+            else:
+                verdict = JournalLine(
+                    task=line.task,
+                    round=line.round,
+                    state=LineState.COMPLETE,
+                    start=start,
+                    seconds=seconds,
+                    result=outcome,
+                    outputs=outputs,
+                    log=log if is_long else None,
+                )
+            self._settler.settle(line, verdict)
+
+    def _publish(
+        self, lines: Sequence[TaskLine], outcomes: list[msgspec.Raw | Error]
+    ) -> dict[int, list[tuple[str, int]]]:
+        """Publish what the tasks that went well wrote; returns it by task.
+
+        A task that wrote nothing where it said that it would has failed: its place in `outcomes`
+        says so afterwards.
+        """
+        failed = [
+            line.task
+            for line, outcome in zip(lines, outcomes, strict=True)
+            if isinstance(outcome, Error)
+        ]
+        self.outputs.discard(failed)
+        written = self.outputs.publish(line.task for line in lines)
+        published: dict[int, list[tuple[str, int]]] = {}
+        for place, line in enumerate(lines):
+            found = written.get(line.task, [])
+            if isinstance(found, OutputError):
+                outcomes[place] = to_error(found)
+            else:
+                published[line.task] = found
+        return published
+
+
+def _in_order(results: Any) -> list[Any]:
+    """What a batch returned, as a list. Raises ResultError for what has no order, or is one value."""
+    if isinstance(results, (dict, set, frozenset, str, bytes)):
+        raise ResultError(
+            f"the job returned a {type(results).__name__} for a batch; return a list, one result "
+            "a task"
+        )
+    return list(results)

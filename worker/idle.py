@@ -1,0 +1,168 @@
+"""What an attempt does once nothing is left to claim: it waits for a word, and helps in silence.
+
+Some tasks have no verdict yet: others have them in hand, or wait to try them again. If such a worker
+dies, its tasks come back in a new manifest, and an idle attempt is the first that can run them, with
+its job loaded. So it waits until every task is finished:
+
+1. It waits for a word: that all tasks are finished, that it shall drain, or that there is another
+   manifest. The parent gives these words, since it sees everything first.
+2. After some time without a word it reads the whole spool itself (`_help`). It closes attempts that
+   are proved dead, publishes stranded tasks again, and finds out whether it was closed itself.
+3. It goes on with 1., and waits longer than before.
+
+**How long it waits** is a matter of load, since every idle rank does this. Between two looks it waits
+a tenth of the time that it has waited, from 2 ms to a quarter of a second. While the parent lives,
+only some HELPERS of all ranks together read the spool per second, and ever fewer. Without a parent
+each helps after SILENCE_S and then spends at most HELPING of its time on it, since there is nobody
+else. Before these bounds a rank listed two folders a hundred times and read the whole spool four
+times a second (decision 14; docs/performance.md has the figures of a thousand ranks).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from enum import Enum, auto
+
+from gpuspool.spool.closing import close_attempts
+from gpuspool.spool.death import Death, Evidence, classify
+from gpuspool.spool.journal import JournalWriter
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.publish import listdir
+from gpuspool.spool.records import Intent, Run
+from gpuspool.spool.sweep import sweep
+from gpuspool.spool.timeouts import read_stacks
+from gpuspool.spool.view import View, finished_epoch
+from gpuspool.worker.drain import Drain
+from gpuspool.worker.parent import Parent
+
+# The first and the longest pause between two looks.
+FIRST_PAUSE_S = 0.002
+LONGEST_PAUSE_S = 0.25
+# The next pause is this part of the time waited so far: a word is noticed late by at most a tenth.
+PAUSE_FRACTION = 0.1
+# Without a word for so long, an idle attempt reads the whole spool.
+SILENCE_S = 1.0
+# While the parent lives, so many of all ranks together do so in SILENCE_S, and ever fewer.
+HELPERS = 8
+# An idle attempt reads the spool for at most this part of its time.
+HELPING = 0.1
+# A sweep reads every manifest. An idle attempt sweeps at its first help, then waits so long before
+# the next, and twice as long each time, up to the second.
+FIRST_SWEEP_S = 1.0
+LONGEST_SWEEP_S = 60.0
+
+
+class Word(Enum):
+    """What an idle attempt learned."""
+
+    # Every task is finished.
+    FINISHED = auto()
+    # A drain was asked for.
+    DRAINED = auto()
+    # Somebody closed this attempt.
+    CLOSED = auto()
+    # There is another manifest, so there may be something to claim.
+    NEW_MANIFEST = auto()
+    # There are places that nobody has claimed, and that this attempt passed over.
+    OVERLOOKED = auto()
+    # Nothing happened for as long as it waited.
+    SILENCE = auto()
+
+
+class Idling:
+    """The idle times of one attempt. What was read of the spool is kept from one to the next."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        run: Run,
+        intent: Intent,
+        journal: JournalWriter,
+        drain: Drain,
+        parent: Parent,
+    ) -> None:
+        self._layout = layout
+        self._run = run
+        self._intent = intent
+        self._journal = journal
+        self._drain = drain
+        self._parent = parent
+        # Made at the first help: it reads the whole spool, and most attempts never need to.
+        self._detector: FailureDetector | None = None
+        self._sweep_pause_s = FIRST_SWEEP_S
+        self._next_sweep = 0.0
+
+    def wait(self) -> Word:
+        """Wait, and help, until there is a word; never returns SILENCE.
+
+        Raises OSError where the spool cannot be read or the journal is broken.
+        """
+        share = max(1.0, self._intent.world_size / HELPERS)
+        # How long to wait while the parent lives, spread so that not all ranks help at once,
+        patience_s = SILENCE_S * share * random.uniform(1, 2)
+        # and without it.
+        alone_s = SILENCE_S
+        while True:
+            word = self._await_word(patience_s, alone_s)
+            if word is not Word.SILENCE:
+                return word
+            began = time.monotonic()
+            word = self._help()
+            if word is not Word.SILENCE:
+                return word
+            took_s = time.monotonic() - began
+            alone_s = max(LONGEST_PAUSE_S, took_s / HELPING)
+            patience_s = max(alone_s, min(2 * patience_s, LONGEST_SWEEP_S))
+
+    def _await_word(self, patience_s: float, alone_s: float) -> Word:
+        """Wait for a word, for `patience_s` while the parent lives and `alone_s` without it."""
+        known = listdir(self._layout.manifests)
+        began = time.monotonic()
+        waited_s = 0.0
+        while waited_s < (patience_s if self._parent.is_there() else alone_s):
+            self._journal.check()
+            if self._drain.is_requested:
+                return Word.DRAINED
+            if finished_epoch(self._layout) >= self._intent.epoch:
+                return Word.FINISHED
+            if listdir(self._layout.manifests) != known:
+                return Word.NEW_MANIFEST
+            pause_s = max(FIRST_PAUSE_S, waited_s * PAUSE_FRACTION)
+            time.sleep(min(pause_s, LONGEST_PAUSE_S))
+            waited_s = time.monotonic() - began
+        return Word.SILENCE
+
+    def _help(self) -> Word:
+        """Read the whole spool, close what is proved dead, sweep."""
+        if self._detector is None:
+            view = View(self._layout, self._run)
+            self._detector = FailureDetector(view, self._intent.options.lease_s)
+        detector = self._detector
+        view = detector.view.refresh()
+        me = self._intent.attempt
+        if view.ledger.is_finished:
+            return Word.FINISHED
+        if me in view.closed:
+            return Word.CLOSED
+        if view.unclaimed:
+            return Word.OVERLOOKED
+        deaths = self._find_dead(detector)
+        if deaths:
+            close_attempts(view, deaths, by=me)
+        if time.monotonic() >= self._next_sweep:
+            # A task that only this attempt claims is stranded too: it has nothing in hand.
+            sweep(view, idle=me)
+            self._sweep_pause_s = min(self._sweep_pause_s * 2, LONGEST_SWEEP_S)
+            self._next_sweep = time.monotonic() + self._sweep_pause_s
+        return Word.SILENCE
+
+    def _find_dead(self, detector: FailureDetector) -> dict[str, Death]:
+        """The attempts that are proved dead and that no parent will close, with how they died."""
+        deaths: dict[str, Death] = {}
+        for attempt in detector.view.open_attempts:
+            if attempt != self._intent.attempt and detector.is_orphan(attempt):
+                evidence = Evidence(stacks=read_stacks(self._layout, attempt))
+                deaths[attempt] = classify(evidence)
+        return deaths

@@ -1,0 +1,97 @@
+"""Before the first task: the job is imported, warmed up, and made.
+
+While that lasts the timer counts (`--stall-timeout`), but not while this process waits for another
+one to warm the host up. Called by `attempt`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.records import Error, Intent
+from gpuspool.spool.states import ErrorKind, Phase
+from gpuspool.worker.beat import Beat
+from gpuspool.worker.context import Context
+from gpuspool.worker.devices import Device, DeviceError, check_devices
+from gpuspool.worker.drain import Drain
+from gpuspool.worker.job import LoadedJob, load_job
+from gpuspool.worker.results import call_user_code, to_error
+from gpuspool.worker.say import say
+from gpuspool.worker.timer import Timer
+from gpuspool.worker.warmup import Drained, wait_until, warm_up
+
+
+class Preparation:
+    """Makes the job of one attempt."""
+
+    def __init__(
+        self, layout: Layout, intent: Intent, beat: Beat, timer: Timer, drain: Drain
+    ) -> None:
+        # What the worker sees as its first device, once that was looked at.
+        self.device = Device()
+        self._layout = layout
+        self._intent = intent
+        self._beat = beat
+        self._timer = timer
+        self._drain = drain
+
+    def load(self, context: Context) -> LoadedJob | Error:
+        """The job, or why it cannot be made: an error of kind "load" or "device", which is logged.
+
+        Raises Drained where a drain was asked for meanwhile, and OSError where the spool cannot be
+        used.
+        """
+        self._timer.begin(0)
+        job, raised = call_user_code(
+            load_job, self._layout, self._intent.job, context, self._check_devices, self._warm_up
+        )
+        if raised is not None:
+            return self._judge(raised)
+        assert isinstance(job, LoadedJob)
+        self._beat.doing.device = self.device
+        self._tell(Phase.RUNNING)
+        return job
+
+    def _judge(self, raised: BaseException) -> Error:
+        """The error of a job that could not be made. Raises what is not the job's fault."""
+        if isinstance(raised, Drained):
+            raise raised
+        if self._is_of_the_spool(raised):
+            raise raised
+        error = to_error(raised)
+        say(error.traceback or error.message)
+        kind = ErrorKind.LOAD
+        if isinstance(raised, DeviceError):
+            kind = ErrorKind.DEVICE
+        return msgspec.structs.replace(error, kind=kind)
+
+    def _is_of_the_spool(self, raised: BaseException) -> bool:
+        """Whether a file of the spool is in trouble, rather than one of the job's."""
+        if not isinstance(raised, OSError):
+            return False
+        return str(raised.filename).startswith(str(self._layout.root))
+
+    def _check_devices(self) -> None:
+        self.device = check_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+    def _warm_up(self, warmup: Callable[[], Any]) -> None:
+        intent = self._intent
+        warm_up(self._layout, intent.epoch, intent.attempt, warmup, self._wait_for_warmth)
+
+    def _wait_for_warmth(self, is_over: Callable[[], bool]) -> None:
+        """Wait for another process to warm this host up. No limit on time holds meanwhile."""
+        self._timer.end()
+        self._tell(Phase.WAITING)
+        wait_until(is_over, self._drain)
+        self._tell(Phase.LOADING)
+        self._timer.begin(0)
+
+    def _tell(self, phase: Phase) -> None:
+        """Tell of a new phase at once."""
+        self._beat.doing.phase = phase
+        self._beat.beat()

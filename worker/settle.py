@@ -1,0 +1,169 @@
+"""What the journal is told of the tasks in hand, and what becomes of a task that failed.
+
+The tasks in hand are those that the executor was given and has not settled. The work loop says which
+they are (`take_in_hand`), the executor announces calls and settles tasks, and what it did not settle
+goes back (`release`). Every verdict of an attempt passes through here.
+
+Three things are decided here:
+
+- **Whether calls are announced** by a `started` line in the journal. With limits on time every call
+  is, since a worker that is ended in a call must leave word of what it was at. So is every call of a
+  careful task, and every call once a task has waited for a retry: from then on what is claimed and
+  has no line is not certainly what was in hand.
+- **Whether lines may wait for others**, to share a write(2) with them. A write for each line was a
+  quarter of what a tiny task cost, 0.7 to 2.4 µs (decision 12). They may wait where the last calls
+  took less than TINY_S on average; then a process that is killed loses at most the lines of the last
+  10 ms, and those tasks run again. tests/test_settle.py checks which lines wait.
+- **Whether a failed task is tried again**, by `--retries`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from gpuspool.spool.closing import FailedTask, publish_failed_task
+from gpuspool.spool.journal import JournalWriter
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.records import Error, JournalLine, Options, TaskLine
+from gpuspool.spool.states import LineState
+from gpuspool.spool.timeouts import is_limited
+from gpuspool.worker.backlog import Backlog
+from gpuspool.worker.beat import Doing
+from gpuspool.worker.say import say
+from gpuspool.worker.standing import Standing
+from gpuspool.worker.timer import Timer
+
+# If recent calls took less than this on average, journal lines may wait for others: the next call is
+# unlikely to be long.
+TINY_S = 0.001
+# A task waits so long before its first retry, then twice as long each time, up to the second, and a
+# quarter more or less by chance: what fails together should not be tried together.
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 60.0
+RETRY_SPREAD = 0.25
+
+
+class Settler:
+    """The tasks in hand of one attempt, and the verdicts on them."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        attempt: str,
+        options: Options,
+        journal: JournalWriter,
+        backlog: Backlog,
+        standing: Standing,
+        timer: Timer,
+        doing: Doing,
+    ) -> None:
+        # Whether every call must be announced; those of careful tasks always are.
+        self.is_announcing = is_limited(options)
+        # What multiprocessing would exit with after the task that was settled last. Only a job of
+        # the seed API uses it, which has one task; until that is settled, its process has failed.
+        self.exit_code = 1
+        self._layout = layout
+        self._attempt = attempt
+        self._retries = options.retries
+        self._journal = journal
+        self._backlog = backlog
+        self._standing = standing
+        self._timer = timer
+        self._doing = doing
+        self._in_hand: deque[TaskLine] = deque()
+        # Whether the line of a complete task may wait for those that follow.
+        self._may_wait = False
+
+    def take_in_hand(self, lines: Sequence[TaskLine]) -> None:
+        """These tasks will be run next."""
+        self._in_hand = deque(lines)
+
+    def announce(self, lines: list[TaskLine], loading: list[int]) -> None:
+        """Right before a call of these tasks: set its time limit, and journal what is in hand.
+
+        Tasks whose inputs are being loaded meanwhile are in hand too: they might take this process
+        along.
+        """
+        self._timer.begin(len(lines))
+        first = lines[0]
+        others = [line.task for line in lines[1:]]
+        self._journal.append(
+            JournalLine(
+                task=first.task,
+                round=first.round,
+                state=LineState.STARTED,
+                start=time.time(),
+                batch=others + loading,
+            )
+        )
+
+    def settle(self, line: TaskLine, verdict: JournalLine) -> None:
+        """Journal what is known of a task now. A failed one may be tried again instead."""
+        if verdict.error is not None:
+            self._settle_failed(line, verdict, verdict.error)
+            return
+        self._journal.append(verdict, self._may_wait)
+        self._in_hand.remove(line)
+        self._doing.done += 1
+        self.exit_code = 0
+
+    def _settle_failed(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:
+        tries = self._backlog.count_try(line)
+        error = msgspec.structs.replace(error, tries=tries)
+        if tries <= self._retries:
+            self._defer(line, error)
+            return
+        # Whoever took this process for dead and closed the attempt may have removed what the task
+        # was writing. So a failure is believed only while the attempt is open; else the task stays
+        # in hand, and the loop ends.
+        if not self._standing.is_still_open():
+            return
+        self._journal.append(msgspec.structs.replace(verdict, error=error))
+        self._in_hand.remove(line)
+        self._doing.failed += 1
+        self.exit_code = error.exit_code or 1
+        publish_failed_task(
+            self._layout,
+            FailedTask(
+                key=line.key,
+                task=line.task,
+                round=line.round,
+                attempt=self._attempt,
+                at=time.time(),
+                error=error,
+            ),
+        )
+
+    def _defer(self, line: TaskLine, error: Error) -> None:
+        """Give a failed task back to the backlog, for another try."""
+        wait_s = min(FIRST_RETRY_S * 2 ** (error.tries - 1), LONGEST_RETRY_S)
+        wait_s *= random.uniform(1 - RETRY_SPREAD, 1 + RETRY_SPREAD)
+        self._in_hand.remove(line)
+        # This task is claimed, has no verdict, and is not in hand. So from now on calls must say
+        # what is.
+        self.is_announcing = True
+        self._may_wait = False
+        self._journal.append(
+            JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED, error=error)
+        )
+        self._backlog.defer(line, wait_s)
+        say(
+            f"gpuspool: task {line.key} failed ({error.type}), try {error.tries}; "
+            f"it is tried again in {wait_s:.1f} s"
+        )
+
+    def end_stretch(self, seconds: float, calls: int) -> None:
+        """So many calls are over, which took so long in all: decide whether lines may wait."""
+        is_tiny = seconds < TINY_S * calls
+        self._may_wait = is_tiny and not self.is_announcing
+
+    def release(self) -> list[TaskLine]:
+        """The tasks in hand that were not settled; none is in hand afterwards."""
+        left = list(self._in_hand)
+        self._in_hand.clear()
+        return left

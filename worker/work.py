@@ -1,0 +1,149 @@
+"""The work loop: claim, run, settle, until the run is over or this attempt shall end.
+
+Each step of the loop first looks whether it may go on at all (the journal is sound, no drain, not
+closed by somebody else), then does one thing: it runs a batch or a stretch of tasks, waits for a task
+that is to be tried again, or idles. A step with tiny tasks takes 10 ms, so these looks cost nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import Enum, auto
+from time import perf_counter
+from typing import assert_never
+
+from gpuspool.spool.journal import JournalWriter
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import ring
+from gpuspool.spool.records import TaskLine
+from gpuspool.spool.states import Phase
+from gpuspool.worker.backlog import Backlog
+from gpuspool.worker.beat import Doing
+from gpuspool.worker.drain import Drain
+from gpuspool.worker.execute import Executor
+from gpuspool.worker.idle import Idling, Word
+from gpuspool.worker.parent import Parent
+from gpuspool.worker.settle import Settler
+from gpuspool.worker.standing import Standing
+from gpuspool.worker.statistics import Statistics
+from gpuspool.worker.timer import Timer
+
+# While a task waits for its retry the loop looks around so often: a drain must not wait for it.
+LONGEST_PAUSE_S = 0.25
+
+
+class WorkEnd(Enum):
+    """Why the loop ended."""
+
+    # Every task is finished, or, of an attempt that waits for nobody, all that it could claim.
+    FINISHED = auto()
+    # A drain was asked for.
+    DRAINED = auto()
+    # Somebody else closed this attempt.
+    CLOSED = auto()
+
+
+class Work:
+    """The loop of one attempt. Every part is told to it; none knows the loop."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        journal: JournalWriter,
+        doing: Doing,
+        drain: Drain,
+        parent: Parent,
+        standing: Standing,
+        timer: Timer,
+        statistics: Statistics,
+        backlog: Backlog,
+        settler: Settler,
+        idling: Idling | None,
+    ) -> None:
+        """idling: None for an attempt that ends as soon as there is nothing to claim."""
+        self._layout = layout
+        self._journal = journal
+        self._doing = doing
+        self._drain = drain
+        self._parent = parent
+        self._standing = standing
+        self._timer = timer
+        self._statistics = statistics
+        self._backlog = backlog
+        self._settler = settler
+        self._idling = idling
+
+    def run(self, executor: Executor) -> WorkEnd:
+        """The whole loop.
+
+        Raises OSError where the spool or OUT cannot be used, Unusable where this process cannot.
+        """
+        while True:
+            self._journal.check()
+            self._parent.heed()
+            if self._drain.is_requested:
+                return WorkEnd.DRAINED
+            if self._standing.was_closed_meanwhile():
+                return WorkEnd.CLOSED
+            if self._backlog.fill(executor.batch_size, executor.window):
+                self._run_some(executor)
+                continue
+            # Nothing was found to run, which also happens if a claim was made and the attempt was
+            # closed before it. Then what was claimed is not ours to run.
+            if self._standing.is_closed():
+                return WorkEnd.CLOSED
+            wait_s = self._backlog.due_in_s()
+            if wait_s is not None:
+                self._timer.end()
+                time.sleep(max(0.0, min(wait_s, LONGEST_PAUSE_S)))
+                continue
+            end = self._idle()
+            if end is not None:
+                return end
+
+    def release(self) -> list[TaskLine]:
+        """Every task that was claimed and has no verdict from here."""
+        return [*self._settler.release(), *self._backlog.release()]
+
+    def _run_some(self, executor: Executor) -> None:
+        """Run a batch, or a stretch of single tasks."""
+        lines = self._backlog.next_batch(executor.wanted, executor.batch_cost)
+        self._settler.take_in_hand(lines)
+        if executor.window and not self._drain.is_requested:
+            executor.look_ahead(self._backlog.ahead(lines, executor.batch_size, executor.window))
+        began = perf_counter()
+        ran = executor.run(lines)
+        self._journal.flush()
+        took_s = perf_counter() - began
+        self._doing.task = None
+        self._doing.task_since = None
+        self._backlog.put_back(self._settler.release())
+        self._settler.end_stretch(took_s, calls=ran if executor.is_stretching else 1)
+        self._statistics.add_run(took_s)
+        self._backlog.learn(took_s, lines[:ran])
+
+    def _idle(self) -> WorkEnd | None:
+        """Nothing is left to claim: wait. None: there may be something again."""
+        if self._idling is None:
+            return WorkEnd.FINISHED
+        self._timer.end()
+        self._journal.flush()
+        self._doing.phase = Phase.IDLE
+        # The parent may be asleep; what this attempt finished may have been the last.
+        ring(self._layout.control)
+        word = self._idling.wait()
+        match word:
+            case Word.FINISHED:
+                return WorkEnd.FINISHED
+            case Word.DRAINED:
+                return WorkEnd.DRAINED
+            case Word.CLOSED:
+                return WorkEnd.CLOSED
+            case Word.OVERLOOKED:
+                self._backlog.look_closely()
+            case Word.NEW_MANIFEST | Word.SILENCE:
+                pass
+            case _:
+                assert_never(word)
+        self._doing.phase = Phase.RUNNING
+        return None
