@@ -2,6 +2,7 @@
 the right one.
 """
 
+import gc
 import time
 import weakref
 from collections.abc import Callable
@@ -392,6 +393,41 @@ def test_nothing_of_a_call_is_kept_while_the_next_one_runs(tmp_path: Path) -> No
         return tensor
 
     assert states(run(executor_of(tmp_path, call), 4)) == "cfcc"
+
+
+def test_a_batch_that_does_not_fit_is_let_go_before_its_half_is_tried(tmp_path: Path) -> None:
+    """The memory that its inputs and its frames hold is what the half needs. No collector runs."""
+    kept: list[weakref.ref[Any]] = []
+
+    class Tensor:
+        pass
+
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        assert [ref() for ref in kept] == [None] * len(kept)
+        tensor = Tensor()
+        kept.extend([weakref.ref(tensor), *map(weakref.ref, tasks)])
+        if len(tasks) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [one.index for one in tasks]
+
+    gc.disable()
+    try:
+        assert states(run(executor_of(tmp_path, call, 8), 8)) == "c" * 8
+    finally:
+        gc.enable()
+
+
+def test_only_calls_of_careful_tasks_are_announced_unless_all_are(tmp_path: Path) -> None:
+    single = executor_of(tmp_path, lambda task, ctx: None)
+    single.settle([task(0), task(1, careful=True), task(2)])
+    assert single.kept.announced == [([1], [])]
+    single.kept.is_announcing = True
+    single.settle([task(3), task(4)])
+    assert single.kept.announced[1:] == [([3], []), ([4], [])]
+    batch = executor_of(tmp_path, lambda tasks, ctx: [None] * len(tasks), 3)
+    batch.kept.is_announcing = True
+    batch.settle([task(0), task(1), task(2)])
+    assert batch.kept.announced == [([0, 1, 2], [])]
 
 
 def test_no_call_begins_once_a_drain_is_asked_for(tmp_path: Path) -> None:

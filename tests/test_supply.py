@@ -5,6 +5,7 @@ once.
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from spooling import (
@@ -24,9 +25,9 @@ from spooling import (
 )
 
 from gpuspool.spool.layout import Layout, attempt_name
-from gpuspool.spool.manifest import Damage, publish_manifest
+from gpuspool.spool.manifest import Damage, Manifest, load_manifest, publish_manifest
 from gpuspool.spool.records import Claim, TaskLine
-from gpuspool.worker.supply import Rate, Supply
+from gpuspool.worker.supply import SAMPLE, Rate, Supply
 
 
 def supply_of(layout: Layout, rank: int, number: int = 0) -> Supply:
@@ -220,3 +221,74 @@ def test_an_unreadable_claim_is_stepped_over(tmp_path: Path) -> None:
     write_claim(layout, "rank-0000", 0, b"")
     write_claim(layout, "rank-0000", 4, Claim(attempt=B0, start=4, stop=5, at=1.0))
     assert flat(drain(supply_of(layout, 0))) == [5, 6, 7, 8]
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the manifests that supplies load, in order."""
+    found: list[str] = []
+
+    def counted(layout: Layout, name: str, *more: Any) -> Manifest | None:
+        found.append(name)
+        return load_manifest(layout, name, *more)
+
+    monkeypatch.setattr("gpuspool.worker.supply.load_manifest", counted)
+    return found
+
+
+def test_who_has_enough_of_its_own_loads_nothing_else(tmp_path: Path, loads: list[str]) -> None:
+    supply = supply_of(make_spool(tmp_path / "s", 20, *[10] * 30), 0)
+    for _ in range(8):
+        assert take(supply) is not None
+    assert loads == ["rank-0000"]
+
+
+def test_a_first_steal_loads_few_of_many_manifests(tmp_path: Path, loads: list[str]) -> None:
+    supply = supply_of(make_spool(tmp_path / "s", 0, *[10] * 40), 0)
+    assert take(supply) is not None
+    assert len(loads) <= 1 + SAMPLE
+    assert "rank-0000" in loads
+
+
+def test_what_is_exhausted_is_forgotten_and_never_loaded_again(
+    tmp_path: Path, loads: list[str]
+) -> None:
+    layout = make_spool(tmp_path / "s", 3, *[1] * 12)
+    supply = supply_of(layout, 0)
+    assert sorted(flat(drain(supply))) == list(range(15))
+    assert sorted(loads) == [f"rank-{rank:04d}" for rank in range(13)], "each once"
+    loads.clear()
+    assert take(supply) is None
+    assert loads == []
+    assert publish_manifest(layout, "sweep-01", [task(2, crashes=1)])
+    assert take(supply) == [task(2, crashes=1)]
+    assert loads == ["sweep-01"]
+
+
+@pytest.mark.parametrize("most_held", [0, 25, 250_000])
+def test_of_many_manifests_nothing_is_left_however_few_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_held: int
+) -> None:
+    monkeypatch.setattr("gpuspool.worker.supply.MOST_HELD", most_held)
+    sizes = [0, 7, 1, 30, 0, 12, 3, 1, 1, 25, 9, 4]
+    layout = make_spool(tmp_path / "s", *sizes)
+    several = [supply_of(layout, rank) for rank in (0, 1, 3, 77)]
+    got: list[int] = []
+    while several:
+        for supply in list(several):
+            tasks = take(supply, 2, 0.01)
+            if tasks is None:
+                several.remove(supply)
+            else:
+                got += indices(tasks)
+    assert sorted(got) == list(range(sum(sizes)))
+    assert view_of(layout).unclaimed == 0
+
+
+def test_a_manifest_that_vanished_is_passed_over(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 0, 3, 2)
+    supply = supply_of(layout, 0)
+    assert take(supply) is not None
+    layout.manifest("rank-0002").unlink()
+    others = supply_of(layout, 5)
+    assert set(flat(drain(others))) <= {0, 1, 2}

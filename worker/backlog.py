@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from gpuspool.spool.records import TaskLine
-from gpuspool.worker.supply import Rate, Supply, weight
+from gpuspool.worker.supply import Rate, Supply
 
 # So many lines of a claim are decoded at once. A claim may hold very many, and most of them may be
 # given back undecoded.
@@ -48,7 +48,8 @@ class Backlog:
 
     def learn(self, seconds: float, lines: Sequence[TaskLine]) -> None:
         """These tasks were run in so many seconds: later claims are sized by that."""
-        self._rate.add(seconds, sum(map(weight, lines)))
+        # The sum of their weights; `weight` is written out, since a call for each tiny task shows.
+        self._rate.add(seconds, sum([line.cost or 1.0 for line in lines]))
 
     def release(self) -> list[TaskLine]:
         """Everything that is in here, which is empty afterwards."""

@@ -49,8 +49,8 @@ class Doing(msgspec.Struct):
     # The first task of the call, and since when in Unix seconds; None between calls.
     task: int | None = None
     task_since: float | None = None
-    # How many tasks got their verdict here: complete ones, and failed ones.
-    done: int = 0
+    # How many tasks got their verdict in this attempt, by verdict.
+    complete: int = 0
     failed: int = 0
     device: Device = msgspec.field(default_factory=Device)
 
@@ -163,6 +163,6 @@ class Beat(threading.Thread):
             job_sha256=self._intent.job.sha256,
             task=doing.task,
             task_since=doing.task_since,
-            done=doing.done,
+            done=doing.complete,
             failed=doing.failed,
         )

@@ -149,13 +149,14 @@ class Idling:
         if view.unclaimed:
             return Word.OVERLOOKED
         deaths = self._find_dead(detector)
-        if deaths:
-            close_attempts(view, deaths, by=me)
+        if deaths and close_attempts(view, deaths, by=me):
+            return Word.NEW_MANIFEST
         if time.monotonic() >= self._next_sweep:
-            # A task that only this attempt claims is stranded too: it has nothing in hand.
-            sweep(view, idle=me)
             self._sweep_pause_s = min(self._sweep_pause_s * 2, LONGEST_SWEEP_S)
             self._next_sweep = time.monotonic() + self._sweep_pause_s
+            # What only this attempt has claimed is stranded too: it has nothing in hand.
+            if sweep(view, idle=me):
+                return Word.NEW_MANIFEST
         return Word.SILENCE
 
     def _find_dead(self, detector: FailureDetector) -> dict[str, Death]:

@@ -109,7 +109,7 @@ class Settler:
             return
         self._journal.append(verdict, self._may_wait)
         self._in_hand.remove(line)
-        self._doing.done += 1
+        self._doing.complete += 1
         self.exit_code = 0
 
     def _settle_failed(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:

@@ -54,7 +54,7 @@ class Statistics:
         # What is left: claiming, waiting for others and for retries.
         idle_s["work"] = seconds - call_s - sum(idle_s.values())
         return Stats(
-            done=doing.done,
+            done=doing.complete,
             failed=doing.failed,
             seconds=round(seconds, 3),
             busy_s=round(call_s, 3),

@@ -8,10 +8,11 @@ Before it gives up it looks at every manifest that there is.
 Claims are sized by `claim_size`: small enough that the end of a run is shared, large enough that
 claims are rare.
 
-**Few manifests are in memory.** A manifest stays a file until it is looked at. The bytes of at most
-MOST_HELD are kept beside the rank's own, and one without unclaimed places is forgotten for good,
-since claims only ever become more. A rank that loaded all manifests at its first steal would hold a
-whole run: 52 MB at 400,000 tasks, 1.3 GB at 10 million. tests/test_supply.py counts what is loaded.
+**Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's own
+only so many are kept as have MOST_HELD tasks together, and one without unclaimed places is forgotten
+for good, since claims only ever become more. A rank that loaded all manifests at its first steal
+would hold a whole run: 52 MB at 400,000 tasks on 64 ranks, where it now loads three of them, 1 MB.
+tests/test_supply.py counts what is loaded.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ SAMPLE = 2
 # Nothing is claimed early (for inputs that are loaded ahead) from a manifest with no more than so
 # many batches left for each that claims from it: a rank without work would miss it.
 AHEAD_BATCHES = 2
-# The bytes of so many manifests of others are kept; those looked at least recently go. Enough for
-# the few that a rank steals from again and again, and some megabytes at most.
-MOST_HELD = 8
+# Manifests of others with so many tasks together are kept in memory; those looked at least recently
+# go first. A line has some 130 bytes, so this is 32 MB, about what an interpreter needs. Where one
+# has to be loaded again that takes a millisecond, and a claim is made for half a second or more.
+MOST_HELD = 250_000
 
 
 def weight(task: TaskLine) -> float:
@@ -237,10 +239,17 @@ class Supply:
             if manifest is None:
                 return None
         self._held[name] = manifest
-        others = [held for held in self._held if held != self._own]
-        if len(others) > MOST_HELD:
-            del self._held[others[0]]
+        self._forget_oldest()
         return manifest
+
+    def _forget_oldest(self) -> None:
+        """Forget manifests of others until those that are held are few, or one is left."""
+        others = [name for name in self._held if name != self._own]
+        tasks = sum(len(self._held[name]) for name in others)
+        for name in others[:-1]:
+            if tasks <= MOST_HELD:
+                return
+            tasks -= len(self._held.pop(name))
 
     def _new_chain(self, name: str, end: int) -> ChainEnd:
         chain = ChainEnd(self.layout, name, end)

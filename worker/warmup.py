@@ -56,14 +56,14 @@ def warm_up(
     kernel = me.boot_id + me.pid_ns
     layout.warmups.mkdir(exist_ok=True)
     done = layout.warmup(epoch, me.host, kernel, "done")
-    claim = encode(JournalHead(**asdict(me), attempt=attempt))
+    who = encode(JournalHead(**asdict(me), attempt=attempt))
     for number in range(TRIES):
         if done.exists():
             return
         path = layout.warmup(epoch, me.host, kernel, str(number))
-        if publish(path, claim, durable=False):
+        if publish(path, who, durable=False):
             warmup()
-            publish(done, claim, durable=False)
+            publish(done, who, durable=False)
             return
         other = read_record(path, JournalHead)
         if other is not None:

@@ -1,0 +1,113 @@
+"""What an attempt without work does: it waits for a word, and helps where nobody says anything."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import names
+from spooling import A0, B0, begin, dead_process, finish, indices, intend, make_spool, take, view_of
+
+from gpuspool.spool.closing import publish_closing
+from gpuspool.spool.journal import start_journal
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.manifest import publish_manifest
+from gpuspool.spool.publish import publish
+from gpuspool.spool.records import Closing
+from gpuspool.spool.states import AttemptState, Reason
+from gpuspool.spool.view import load_run
+from gpuspool.worker.drain import Drain
+from gpuspool.worker.idle import Idling, Word
+from gpuspool.worker.parent import Parent
+
+
+class Scene:
+    """An idle attempt whose parent, which is this process, seems to be gone: it is not ours."""
+
+    def __init__(self, root: Path, *planned: int) -> None:
+        self.layout = make_spool(root / "s", *planned)
+        intent = intend(self.layout, A0)
+        self.journal = begin(self.layout, A0)
+        self.drain = Drain()
+        run = load_run(self.layout)
+        parent = Parent(intent, self.drain)
+        self.idling = Idling(self.layout, run, intent, self.journal, self.drain, parent)
+
+
+def die(layout: Layout, attempt: str) -> None:
+    """An attempt whose process, and whose parent's, are dead; it has claimed two tasks."""
+    dead = dead_process()
+    intend(layout, attempt, parent=dead)
+    assert start_journal(layout, attempt, dead) is not None
+    take(layout, attempt, 2)
+
+
+def test_the_word_that_all_is_finished_ends_the_wait(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    publish(scene.layout.finished(0), b"")
+    assert scene.idling.wait() is Word.FINISHED
+
+
+def test_a_drain_ends_the_wait(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    take(scene.layout, A0, 2)
+    timer = threading.Timer(0.05, scene.drain.request)
+    timer.start()
+    assert scene.idling.wait() is Word.DRAINED
+    timer.join()
+
+
+def test_another_manifest_ends_the_wait(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    timer = threading.Timer(0.1, lambda: publish_manifest(scene.layout, "retry-01", []))
+    timer.start()
+    assert scene.idling.wait() is Word.NEW_MANIFEST
+    timer.join()
+
+
+def test_without_a_word_an_attempt_finds_out_itself_that_all_is_finished(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    take(scene.layout, A0, 2)
+    finish(scene.journal, 0, 1)
+    assert scene.idling.wait() is Word.FINISHED
+
+
+def test_without_a_word_an_attempt_finds_out_that_it_was_closed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    closing = Closing(attempt=A0, state=AttemptState.FAILED, reason=Reason.LOST, by="test")
+    assert publish_closing(scene.layout, closing, [])
+    assert scene.idling.wait() is Word.CLOSED
+
+
+def test_without_a_word_an_attempt_finds_places_that_nobody_claimed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    take(scene.layout, A0, 1)
+    assert scene.idling.wait() is Word.OVERLOOKED
+
+
+def test_without_a_word_an_attempt_closes_the_dead_and_their_tasks_come_back(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, 2)
+    die(scene.layout, B0)
+    assert scene.idling.wait() is Word.NEW_MANIFEST
+    assert names(scene.layout.root / "failed") == [f"{B0}.json"]
+    view = view_of(scene.layout)
+    assert indices(view.manifests[f"{B0}.orphans"].tasks()) == [0, 1]
+    assert view.closed[B0].by == A0
+
+
+def test_without_a_word_an_attempt_publishes_stranded_tasks_again(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    take(scene.layout, A0, 2)
+    finish(scene.journal, 0)
+    assert scene.idling.wait() is Word.NEW_MANIFEST
+    assert indices(view_of(scene.layout).manifests["sweep-01"].tasks()) == [1]
+
+
+def test_a_journal_that_broke_ends_the_wait(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    take(scene.layout, A0, 2)
+    broken = OSError(5, "broken")
+    scene.journal._broken = broken
+    with pytest.raises(OSError, match="broken"):
+        scene.idling.wait()

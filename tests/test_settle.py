@@ -1,0 +1,150 @@
+"""What the journal is told of the tasks in hand: when lines wait, what is announced, who fails."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import journal_lines, names
+from spooling import A0, begin, indices, make_spool, read_journal, task
+
+from gpuspool.spool.closing import publish_closing
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.records import Closing, Error, JournalLine, Options
+from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
+from gpuspool.worker.backlog import Backlog
+from gpuspool.worker.beat import Doing
+from gpuspool.worker.settle import TINY_S, Settler
+from gpuspool.worker.standing import Standing
+from gpuspool.worker.supply import Supply
+from gpuspool.worker.timer import Timer
+
+ERROR = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="no")
+
+
+class Scene:
+    """A settler of a real attempt, with tasks 0-9 in hand."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        self.layout = make_spool(root / "s", 10)
+        self.journal = begin(self.layout, A0)
+        self.standing = Standing(self.layout, A0, lease_s=120.0)
+        supply = Supply(self.layout, 0, A0, pytest.fail)
+        self.backlog = Backlog(supply, self.journal.flush, self.standing.is_still_open)
+        self.doing = Doing()
+        wanted = Options(**options)
+        self.settler = Settler(
+            self.layout,
+            A0,
+            wanted,
+            self.journal,
+            self.backlog,
+            self.standing,
+            Timer(self.layout, A0, wanted),
+            self.doing,
+        )
+        self.settler.take_in_hand([task(index) for index in range(10)])
+
+    def complete(self, index: int) -> None:
+        verdict = JournalLine(task=index, round=0, state=LineState.COMPLETE)
+        self.settler.settle(task(index), verdict)
+
+    def fail(self, index: int) -> None:
+        verdict = JournalLine(task=index, round=0, state=LineState.FAILED, error=ERROR)
+        self.settler.settle(task(index), verdict)
+
+    def written(self) -> list[int]:
+        return [line["task"] for line in journal_lines(self.layout.root)]
+
+
+def lines_of(layout: Layout) -> list[bytes]:
+    """The lines of the attempt's journal, whatever they say."""
+    return [line for _, line in read_journal(layout, A0)[0]]
+
+
+def test_lines_wait_for_others_only_after_tiny_calls(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.complete(0)
+    assert scene.written() == [0], "nothing is known of the calls yet"
+    scene.settler.end_stretch(0.5 * TINY_S, calls=1)
+    scene.complete(1)
+    scene.complete(2)
+    assert scene.written() == [0]
+    scene.journal.flush()
+    assert scene.written() == [0, 1, 2]
+    scene.settler.end_stretch(2 * TINY_S, calls=1)
+    scene.complete(3)
+    assert scene.written() == [0, 1, 2, 3]
+
+
+def test_no_line_waits_where_calls_are_announced(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, task_timeout_s=100.0)
+    scene.settler.end_stretch(0.0, calls=100)
+    scene.complete(0)
+    assert scene.written() == [0]
+
+
+def test_a_failure_takes_the_lines_that_wait_along(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.settler.end_stretch(0.0, calls=100)
+    scene.complete(0)
+    scene.fail(1)
+    assert scene.written() == [0, 1]
+    assert names(scene.layout.failed_tasks) == ["t1.json"]
+    assert (scene.doing.complete, scene.doing.failed) == (1, 1)
+
+
+def test_what_was_not_settled_is_released(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.complete(3)
+    scene.fail(0)
+    assert indices(scene.settler.release()) == [1, 2, 4, 5, 6, 7, 8, 9]
+    assert scene.settler.release() == []
+
+
+def test_a_task_that_is_tried_again_has_no_verdict_and_calls_are_announced(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, retries=1)
+    scene.settler.end_stretch(0.0, calls=100)
+    assert not scene.settler.is_announcing
+    scene.fail(4)
+    assert scene.settler.is_announcing
+    assert scene.written() == []
+    assert b'"deferred"' in lines_of(scene.layout)[0]
+    due_in_s = scene.backlog.due_in_s()
+    assert due_in_s is not None
+    assert 0.5 < due_in_s < 1.5
+    assert 4 not in indices(scene.settler.release())
+    assert indices(scene.backlog.release()) == [4]
+    scene.settler.take_in_hand([task(4)])
+    scene.fail(4)
+    assert scene.written() == [4], "its second failure is its last"
+
+
+def test_an_announcement_names_all_that_is_in_hand(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.settler.announce([task(2), task(3)], loading=[7, 8])
+    [line] = lines_of(scene.layout)
+    assert b'"started"' in line
+    assert b'"task":2' in line
+    assert b'"batch":[3,7,8]' in line
+
+
+def test_no_task_fails_once_the_attempt_was_closed_by_another(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    closing = Closing(attempt=A0, state=AttemptState.FAILED, reason=Reason.LOST, by="test")
+    assert publish_closing(scene.layout, closing, [])
+    scene.fail(0)
+    assert scene.written() == []
+    assert scene.standing.was_closed_meanwhile()
+
+
+@pytest.mark.parametrize(("exit_code", "left"), [(None, 1), (7, 7)])
+def test_the_exit_code_is_that_of_the_last_task(
+    tmp_path: Path, exit_code: int | None, left: int
+) -> None:
+    scene = Scene(tmp_path)
+    assert scene.settler.exit_code == 1
+    scene.complete(0)
+    assert scene.settler.exit_code == 0
+    error = Error(kind=ErrorKind.EXIT, type="CommandFailed", message="", exit_code=exit_code)
+    scene.settler.settle(task(1), JournalLine(task=1, round=0, state=LineState.FAILED, error=error))
+    assert scene.settler.exit_code == left
