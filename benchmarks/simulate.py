@@ -231,7 +231,8 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
     only = parser.parse_args().only
     print(
-        "| case | makespan, s | / lower bound | claims a task | calls a task |\n|---|---|---|---|---|"
+        "| case | makespan, s | / lower bound | claims a task | calls a task |\n"
+        "|---|---|---|---|---|"
     )
     for name, run in cases().items():
         if only in name:

@@ -1,4 +1,4 @@
-"""Who imports whom, told from the sources; what the cheap commands load, told by the interpreter."""
+"""Who imports whom, as the sources tell; what the cheap commands load, as the interpreter tells."""
 
 import ast
 import re

@@ -234,7 +234,7 @@ def test_who_waits_for_a_warm_up_heeds_a_drain(box: Box) -> None:
 
 
 def test_no_limit_of_time_holds_while_another_warms_up(box: Box) -> None:
-    """The one that hangs in its warm-up is ended; the one that waits for it goes on and warms up."""
+    """The one that hangs in its warm-up is ended; the one that waits for it then warms up."""
     box.run(*warm_command(box, "waits", "--ranks", "2", "--stall-timeout", "1s"))
     assert_sound(box, "S", 60)
     assert len(names(box / "S" / "failed")) == 1
@@ -250,7 +250,8 @@ def test_a_method_named_warmup_is_the_jobs_own(box: Box) -> None:
 def test_a_prefetch_that_is_no_number_of_batches_is_refused(box: Box, prefetch: str) -> None:
     box.write(
         "job.py",
-        f"class Job:\n    prefetch = {prefetch}\n    def __call__(self, task, ctx):\n        return 1\n",
+        f"class Job:\n    prefetch = {prefetch}\n"
+        "    def __call__(self, task, ctx):\n        return 1\n",
     )
     done = box.run("run", "job.py:Job", "--lines", box.lines(3), "--spool", "S", code=4)
     assert "it must be a whole number from 0 to 1e+06" in done.err

@@ -86,7 +86,10 @@ def test_a_forked_child_that_comes_back_from_the_job_is_no_second_worker(
 
 
 def test_a_forked_process_can_be_ended_by_a_signal(box: Box) -> None:
-    """It inherits the worker's handler, which answers with a drain; a pool of such would never end."""
+    """It inherits the worker's handler, which answers with a drain.
+
+    So a pool of such processes would never end.
+    """
     command = [
         "run",
         f"{JOBS}/harsh.py:ends_a_forked_process",

@@ -208,8 +208,12 @@ def test_a_parent_waits_longer_than_the_workers_own_timer(limit: float) -> None:
 
 def test_the_line_of_a_hang_is_that_of_the_main_thread() -> None:
     stacks = (
-        'Timeout (0:00:01)!\nThread 0x01 (most recent call first):\n  File "/a/beat.py", line 3 in run\n\n'
-        'Thread 0x02 (most recent call first):\n  File "/x y/job.py", line 17 in f\n  File "/a/b.py", line 5 in g\n'
+        "Timeout (0:00:01)!\n"
+        "Thread 0x01 (most recent call first):\n"
+        '  File "/a/beat.py", line 3 in run\n\n'
+        "Thread 0x02 (most recent call first):\n"
+        '  File "/x y/job.py", line 17 in f\n'
+        '  File "/a/b.py", line 5 in g\n'
     )
     assert where_of(stacks) == "job.py:17"
     assert where_of("") == ""

@@ -118,7 +118,8 @@ def test_a_worker_that_was_closed_meanwhile_fails_no_task(box: Box) -> None:
     box.job("plain.py")
     gates = box.job("gates.py").read_text()
     once = (
-        "\ndef once(task, ctx):\n    first = not Path('first').exists()\n    Path('first').touch()\n"
+        "\ndef once(task, ctx):\n"
+        "    first = not Path('first').exists()\n    Path('first').touch()\n"
         "    pass_gate(ctx.args['gate'])\n    if first:\n        raise ValueError\n"
     )
     box.write("job.py", gates + once)

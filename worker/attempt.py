@@ -2,13 +2,14 @@
 
 1. `__main__` links the journal: the attempt is open.
 2. The job is loaded (`prepare`).
-3. The work loop runs (`work`): claim, run, journal, until nothing is claimable; then help the others
-   to an end, with the job still loaded, until every task is finished.
+3. The work loop runs (`work`): claim, run, journal, until nothing is claimable; then help the
+   others to an end, with the job still loaded, until every task is finished.
 4. The attempt closes itself. Whatever the end, what it claimed and did not finish goes into its
    orphans manifest; the link(2) of that is the instant at which the attempt is closed.
 
-In two cases it does not close itself. If somebody else has closed it, it ends without a word. If this
-process can run nothing more (`Unusable`), it ends at once as a crash does, and its parent closes it.
+In two cases it does not close itself. If somebody else has closed it, it ends without a word. If
+this process can run nothing more (`Unusable`), it ends at once as a crash does, and its parent
+closes it.
 
 A job of kind "call" (the seed API's) is one task that this rank alone may run: the attempt steals
 nothing, drains at no signal, waits for nobody, and ends with the exit code that multiprocessing

@@ -1,13 +1,13 @@
 """The one thread beside the work: it makes the journal durable, beats, and looks for a drain.
 
 Every second it makes the journal durable. Every few seconds it replaces the heartbeat file, which
-proves to other hosts that this worker lives and tells people what it is at. As often it looks whether
-somebody called `gpuspool drain`.
+proves to other hosts that this worker lives and tells people what it is at. As often it looks
+whether somebody called `gpuspool drain`.
 
 It shares with the main thread only what is made for that: the journal, `Drain`, `Standing`, and
-`Doing`, which the main thread alone writes. What goes wrong with the journal is kept there, and ends
-the attempt at the main thread's next step. A heartbeat that cannot be written is only logged, once:
-the work is worth more than the word of it.
+`Doing`, which the main thread alone writes. What goes wrong with the journal is kept there, and
+ends the attempt at the main thread's next step. A heartbeat that cannot be written is only logged,
+once: the work is worth more than the word of it.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ from gpuspool.worker.drain import Drain
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.say import say
 
-# A stretch is over after so many calls, which bounds how many lines of the journal may wait, and how
-# much of a claim is in hand.
+# A stretch is over after so many calls, which bounds how many lines of the journal may wait, and
+# how much of a claim is in hand.
 MOST_CALLS = 256
-# A stretch is over after so many seconds: so often the work loop looks for a drain and the like, and
-# so much work is lost at most if the process is killed.
+# A stretch is over after so many seconds: so often the work loop looks for a drain and the like,
+# and so much work is lost at most if the process is killed.
 STRETCH_S = 0.01
 
 

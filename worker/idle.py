@@ -1,8 +1,8 @@
 """What an attempt does once nothing is left to claim: it waits for a word, and helps in silence.
 
-Some tasks have no verdict yet: others have them in hand, or wait to try them again. If such a worker
-dies, its tasks come back in a new manifest, and an idle attempt is the first that can run them, with
-its job loaded. So it waits until every task is finished:
+Some tasks have no verdict yet: others have them in hand, or wait to try them again. If such a
+worker dies, its tasks come back in a new manifest, and an idle attempt is the first that can run
+them, with its job loaded. So it waits until every task is finished:
 
 1. It waits for a word: that all tasks are finished, that it shall drain, or that there is another
    manifest. The parent gives these words, since it sees everything first.
@@ -10,12 +10,12 @@ its job loaded. So it waits until every task is finished:
    are proved dead, publishes stranded tasks again, and finds out whether it was closed itself.
 3. It goes on with 1., and waits longer than before.
 
-**How long it waits** is a matter of load, since every idle rank does this. Between two looks it waits
-a tenth of the time that it has waited, from 2 ms to a quarter of a second. While the parent lives,
-only some HELPERS of all ranks together read the spool per second, and ever fewer. Without a parent
-each helps after SILENCE_S and then spends at most HELPING of its time on it, since there is nobody
-else. Before these bounds a rank listed two folders a hundred times and read the whole spool four
-times a second (decision 14; docs/performance.md has the figures of a thousand ranks).
+**How long it waits** is a matter of load, since every idle rank does this. Between two looks it
+waits a tenth of the time that it has waited, from 2 ms to a quarter of a second. While the parent
+lives, only some HELPERS of all ranks together read the spool per second, and ever fewer. Without a
+parent each helps after SILENCE_S and then spends at most HELPING of its time on it, since there is
+nobody else. Before these bounds a rank listed two folders a hundred times and read the whole spool
+four times a second (decision 14; docs/performance.md has the figures of a thousand ranks).
 """
 
 from __future__ import annotations

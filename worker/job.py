@@ -36,11 +36,11 @@ from gpuspool.worker.results import CommandFailed, CommandOutOfMemory
 
 # The most tasks of a batch, or batches ahead, that a job may ask for. A larger number is a mistake.
 MANY = 1_000_000
-# So many batches are loaded ahead unless the job says otherwise: one that is ready when the batch in
-# hand is done, and one for loads that take longer than others.
+# So many batches are loaded ahead unless the job says otherwise: one that is ready when the batch
+# in hand is done, and one for loads that take longer than others.
 PREFETCH = 2
-# Whether the module of the job is being imported. `gpuspool.run` refuses to start a run meanwhile: a
-# script that starts its run at import would start another one in each worker.
+# Whether the module of the job is being imported. `gpuspool.run` refuses to start a run meanwhile:
+# a script that starts its run at import would start another one in each worker.
 is_loading = False
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
 

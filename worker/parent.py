@@ -1,4 +1,4 @@
-"""The process that started this worker: whether it is still there, and what follows if it is not."""
+"""The process that started this worker: whether it is there, and what follows if it is not."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
 """What the journal is told of the tasks in hand, and what becomes of a task that failed.
 
-The tasks in hand are those that the executor was given and has not settled. The work loop says which
-they are (`take_in_hand`), the executor announces calls and settles tasks, and what it did not settle
-goes back (`release`). Every verdict of an attempt passes through here.
+The tasks in hand are those that the executor was given and has not settled. The work loop says
+which they are (`take_in_hand`), the executor announces calls and settles tasks, and what it did not
+settle goes back (`release`). Every verdict of an attempt passes through here.
 
 Three things are decided here:
 
 - **Whether calls are announced** by a `started` line in the journal. With limits on time every call
-  is, since a worker that is ended in a call must leave word of what it was at. So is every call of a
-  careful task, and every call once a task has waited for a retry: from then on what is claimed and
-  has no line is not certainly what was in hand.
+  is, since a worker that is ended in a call must leave word of what it was at. So is every call of
+  a careful task, and every call once a task has waited for a retry: from then on what is claimed
+  and has no line is not certainly what was in hand.
 - **Whether lines may wait for others**, to share a write(2) with them. A write for each line was a
   quarter of what a tiny task cost, 0.7 to 2.4 µs (decision 12). They may wait where the last calls
-  took less than TINY_S on average; then a process that is killed loses at most the lines of the last
-  10 ms, and those tasks run again. tests/test_settle.py checks which lines wait.
+  took less than TINY_S on average; then a process that is killed loses at most the lines of the
+  last 10 ms, and those tasks run again. tests/test_settle.py checks which lines wait.
 - **Whether a failed task is tried again**, by `--retries`.
 """
 
@@ -38,8 +38,8 @@ from gpuspool.worker.say import say
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.timer import Timer
 
-# If recent calls took less than this on average, journal lines may wait for others: the next call is
-# unlikely to be long.
+# If recent calls took less than this on average, journal lines may wait for others: the next call
+# is unlikely to be long.
 TINY_S = 0.001
 # A task waits so long before its first retry, then twice as long each time, up to the second, and a
 # quarter more or less by chance: what fails together should not be tried together.

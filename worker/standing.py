@@ -1,10 +1,10 @@
 """Whether this attempt is still open, or was closed by somebody else.
 
 Whoever proves a worker dead closes its attempt. The proof of another host is silence for a lease,
-so a worker that was suspended, or whose mount stood still, may live on after its attempt was closed.
-Such a worker does no harm with a call that it has begun, since outputs and verdicts are published
-once. But it must begin nothing more, and blame no task for what it meets: whoever closed it may have
-removed the files that it was writing.
+so a worker that was suspended, or whose mount stood still, may live on after its attempt was
+closed. Such a worker does no harm with a call that it has begun, since outputs and verdicts are
+published once. But it must begin nothing more, and blame no task for what it meets: whoever closed
+it may have removed the files that it was writing.
 """
 
 from __future__ import annotations

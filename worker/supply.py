@@ -8,11 +8,11 @@ Before it gives up it looks at every manifest that there is.
 Claims are sized by `claim_size`: small enough that the end of a run is shared, large enough that
 claims are rare.
 
-**Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's own
-only so many are kept as have MOST_HELD tasks together, and one without unclaimed places is forgotten
-for good, since claims only ever become more. A rank that loaded all manifests at its first steal
-would hold a whole run: 52 MB at 400,000 tasks on 64 ranks, where it now loads three of them, 1 MB.
-tests/test_supply.py counts what is loaded.
+**Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's
+own only so many are kept as have MOST_HELD tasks together, and one without unclaimed places is
+forgotten for good, since claims only ever become more. A rank that loaded all manifests at its
+first steal would hold a whole run: 52 MB at 400,000 tasks on 64 ranks, where it now loads three of
+them, 1 MB. tests/test_supply.py counts what is loaded.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Supply:
     def take(
         self, batch: int, seconds_per_cost: float | None, is_ahead: bool = False
     ) -> Iterator[TaskLine] | None:
-        """Claim by link(2): the tasks of one new claim, or None where nothing is unclaimed anywhere.
+        """Claim by link(2): the tasks of one new claim, or None where nothing is unclaimed.
 
         There may be no task in a claim, if none of its lines can be read. batch: tasks of one call.
         seconds_per_cost: None while no rate is known. is_ahead: there is still work in hand; then a
@@ -163,8 +163,8 @@ class Supply:
     def look_closely(self) -> None:
         """From now on read every claim of every manifest, from the first on.
 
-        For a worker that was told of places which nobody has claimed, and did not see them: they lie
-        behind a claim that was lost and that it passed over.
+        For a worker that was told of places which nobody has claimed, and did not see them: they
+        lie behind a claim that was lost and that it passed over.
         """
         self._is_close = True
         self._exhausted.clear()
@@ -207,7 +207,10 @@ class Supply:
                 yield source
 
     def _look_at(self, name: str) -> Source | None:
-        """Read on in the claims of a manifest; None where nothing is unclaimed, or it is not there."""
+        """Read on in the claims of a manifest.
+
+        None where nothing is unclaimed any more, or there is no such manifest.
+        """
         if name in self._exhausted:
             return None
         manifest = self._manifest(name)

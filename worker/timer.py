@@ -8,9 +8,9 @@ attempt reads in it that this was a time-out, and where; an exit code alone coul
 `spool/timeouts.py`.
 
 **One timer serves many calls.** Setting the timer stops its thread and starts another, which costs
-tens of microseconds, twenty times what a tiny task takes. So a timer that runs is left alone as long
-as it fits the call that begins: it must not go off before the call's limit, nor later than a tenth
-(SLACK) after it. For example, with a limit of 10 s:
+tens of microseconds, twenty times what a tiny task takes. So a timer that runs is left alone as
+long as it fits the call that begins: it must not go off before the call's limit, nor later than a
+tenth (SLACK) after it. For example, with a limit of 10 s:
 
 - At 0 s a call begins. Nothing runs, so the timer is set to 10 s + 1 s: it goes off at 11 s.
 - A call begins at 0.4 s. Its limit ends at 10.4 s, and 11 s lies between 10.4 s and 11.4 s: nothing

@@ -26,8 +26,8 @@ NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 # So many exceptions of a chain of causes are looked at: libraries wrap what the system said. Chains
 # may contain themselves, so there must be an end.
 MOST_CAUSES = 10
-# A file system with less room than this counts as full: since the write that failed, a neighbour may
-# have made a little.
+# A file system with less room than this counts as full: since the write that failed, a neighbour
+# may have made a little.
 LOW_BYTES = 1024 * 1024
 # A file system that can hold fewer new files than this counts as full, for the same reason.
 LOW_INODES = 64

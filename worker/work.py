@@ -1,8 +1,9 @@
 """The work loop: claim, run, settle, until the run is over or this attempt shall end.
 
 Each step of the loop first looks whether it may go on at all (the journal is sound, no drain, not
-closed by somebody else), then does one thing: it runs a batch or a stretch of tasks, waits for a task
-that is to be tried again, or idles. A step with tiny tasks takes 10 ms, so these looks cost nothing.
+closed by somebody else), then does one thing: it runs a batch or a stretch of tasks, waits for a
+task that is to be tried again, or idles. A step with tiny tasks takes 10 ms, so these looks cost
+nothing.
 """
 
 from __future__ import annotations
