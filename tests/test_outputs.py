@@ -7,8 +7,9 @@ import pytest
 from helpers import tree
 from spooling import A0, A1, B0, hidden_files, race, together
 
+from gpuspool.spool.errors import OutputError
 from gpuspool.worker.context import Task
-from gpuspool.worker.outputs import OutputError, Outputs
+from gpuspool.worker.outputs import Outputs
 
 
 def a_task(index: int = 0, key: str = "") -> Task:

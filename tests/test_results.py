@@ -12,18 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuspool.spool.codec import MAX_DEPTH, seal, unseal
+from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, OutputError, ResultError
 from gpuspool.spool.layout import TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, JournalBrief, JournalLine
-from gpuspool.worker.outputs import OutputError
-from gpuspool.worker.results import (
-    MESSAGE_BYTES,
-    RESULT_BYTES,
-    CommandFailed,
-    CommandOutOfMemory,
-    ResultError,
-    to_error,
-    to_json,
-)
+from gpuspool.worker.results import MESSAGE_BYTES, RESULT_BYTES, to_error, to_json
 
 
 def kept(result: Any) -> Any:

@@ -9,9 +9,10 @@ import pytest
 from helpers import JOBS, Box, assert_sound, journal_lines, names, record, tree, wait_until
 from spooling import close_dead
 
+from gpuspool.spool.errors import Unusable
 from gpuspool.spool.layout import OUT_MARK
 from gpuspool.spool.view import open_view
-from gpuspool.worker.trouble import Unusable, raise_trouble
+from gpuspool.worker.trouble import raise_trouble
 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:

@@ -68,12 +68,13 @@ def main() -> int:
     name = attempt_name(rank, int(given["--attempt"]))
     try:
         return _run(Layout(given["--spool"]), rank, name)
-    except GpuspoolError as error:
-        say(f"gpuspool: {error}")
-        return error.exit_code
+    # First, since a SyncError is both.
     except OSError as error:
         say(f"gpuspool: {name} cannot begin, or end: {error}")
         return EXIT_CANNOT_CLOSE
+    except GpuspoolError as error:
+        say(f"gpuspool: {error}")
+        return error.exit_code
 
 
 if __name__ == "__main__":

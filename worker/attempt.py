@@ -31,7 +31,14 @@ from typing import NoReturn, assert_never
 import msgspec
 
 from gpuspool.spool.closing import publish_closing
-from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, EXIT_COMPLETE, EXIT_DRAINED, EXIT_UNUSABLE
+from gpuspool.spool.errors import (
+    EXIT_CANNOT_CLOSE,
+    EXIT_COMPLETE,
+    EXIT_DRAINED,
+    EXIT_NOT_FINISHED,
+    EXIT_UNUSABLE,
+    Unusable,
+)
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
@@ -56,16 +63,11 @@ from gpuspool.worker.standing import Standing
 from gpuspool.worker.statistics import Statistics
 from gpuspool.worker.supply import Supply
 from gpuspool.worker.timer import Timer
-from gpuspool.worker.trouble import Unusable
 from gpuspool.worker.warmup import Drained
 from gpuspool.worker.work import Work, WorkEnd
 
 # Signals that ask a worker to drain: those that people, terminals and schedulers send.
 DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-
-# What a worker exits with that could not do its work, and has said so in its closing record.
-EXIT_FAILED = 4
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -290,6 +292,6 @@ def _exit_code_of(state: AttemptState) -> int:
         case AttemptState.STOPPED:
             return EXIT_DRAINED
         case AttemptState.FAILED:
-            return EXIT_FAILED
+            return EXIT_NOT_FINISHED
         case _:
             assert_never(state)

@@ -29,16 +29,17 @@ from typing import Any, Protocol
 
 import msgspec
 
+from gpuspool.spool.errors import OutputError, ResultError, Unusable
 from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
 from gpuspool.spool.states import LineState
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.context import Context, Task
 from gpuspool.worker.devices import is_device_oom
 from gpuspool.worker.job import LoadedJob
-from gpuspool.worker.outputs import OutputError, Outputs
+from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.prefetch import Prefetcher, threads_for
-from gpuspool.worker.results import ResultError, call_user_code, to_error, to_json
-from gpuspool.worker.trouble import Unusable, forget_frames, raise_trouble
+from gpuspool.worker.results import call_user_code, to_error, to_json
+from gpuspool.worker.trouble import forget_frames, raise_trouble
 
 # Complete tasks that took less than this get no range of the log in their lines, and the size of
 # the log is looked at no more often: a look costs as much as a tiny task.

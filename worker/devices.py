@@ -12,12 +12,10 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.spool.errors import DeviceError
+
 # With the value "off", what torch sees is not compared with what the worker was given.
 CHECK_VARIABLE = "GPUSPOOL_DEVICE_CHECK"
-
-
-class DeviceError(Exception):
-    """The worker does not see exactly the devices it was given."""
 
 
 class Device(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, JobDamaged
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.oom import OomWatch
@@ -32,7 +33,6 @@ from gpuspool.spool.states import JobKind
 from gpuspool.spool.values import decode_value
 from gpuspool.worker.context import Context, Task
 from gpuspool.worker.reports import ReportQueue
-from gpuspool.worker.results import CommandFailed, CommandOutOfMemory
 
 # The most tasks of a batch, or batches ahead, that a job may ask for. A larger number is a mistake.
 MANY = 1_000_000
@@ -43,10 +43,6 @@ PREFETCH = 2
 # a script that starts its run at import would start another one in each worker.
 is_loading = False
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
-
-
-class JobDamaged(Exception):
-    """The copy of the job in the spool is not what the run began with."""
 
 
 class LoadedJob(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from gpuspool.spool.errors import OutputError
 from gpuspool.spool.layout import hidden_output
 from gpuspool.spool.publish import (
     fsync_dir,
@@ -40,10 +41,6 @@ IN_THE_WAY = (
 )
 # The longest name that the file systems in use take, in bytes.
 NAME_BYTES = 255
-
-
-class OutputError(Exception):
-    """Nothing was written to a path that was asked for, or another task's output is in the way."""
 
 
 class _Asked(msgspec.Struct, frozen=True):

@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.spool.errors import DeviceError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Error, Intent
 from gpuspool.spool.states import ErrorKind, Phase
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.context import Context
-from gpuspool.worker.devices import Device, DeviceError, check_devices
+from gpuspool.worker.devices import Device, check_devices
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.job import LoadedJob, load_job
 from gpuspool.worker.results import call_user_code, to_error

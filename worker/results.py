@@ -16,13 +16,19 @@ from typing import Any
 import msgspec
 
 from gpuspool.spool.codec import refuse_depth
+from gpuspool.spool.errors import (
+    CommandFailed,
+    CommandOutOfMemory,
+    OutputError,
+    ResultError,
+    TaskError,
+)
 from gpuspool.spool.exits import signal_of
 from gpuspool.spool.layout import TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, Error
 from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
 from gpuspool.worker.devices import is_device_oom
-from gpuspool.worker.outputs import OutputError
 
 # A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
 RESULT_BYTES = 1024 * 1024
@@ -34,22 +40,6 @@ _OURS = str(Path(__file__).parent)
 _STANDARD = os.path.dirname(os.__file__)
 # and those of installed packages.
 _INSTALLED = ("/site-packages/", "/dist-packages/")
-
-
-class ResultError(Exception):
-    """A job returned what cannot stand in a journal."""
-
-
-class CommandFailed(Exception):
-    """A command ended with another status than 0."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class CommandOutOfMemory(CommandFailed):
-    """The kernel killed a command because memory ran out."""
 
 
 def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | None]:
@@ -144,13 +134,13 @@ def _to_utf8(text: str) -> bytes:
 def to_error(error: BaseException, tries: int = 1) -> Error:
     """The record of what user code raised. Its kind comes from the type of the error alone."""
     trace = ""
-    if not isinstance(error, (CommandFailed, ResultError, OutputError)):
+    if not isinstance(error, TaskError):
         trace = _traceback(error)
     exit_code = None
     signal = ""
     if isinstance(error, CommandFailed):
-        exit_code = error.exit_code
-        signal = signal_of(error.exit_code)
+        exit_code = error.status
+        signal = signal_of(error.status)
     return Error(
         kind=_kind(error),
         type=_clean(type(error).__name__),

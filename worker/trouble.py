@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from gpuspool.spool.errors import Unusable
 from gpuspool.spool.publish import probe_folder
 from gpuspool.worker.devices import is_device_broken
 from gpuspool.worker.results import to_error
@@ -31,13 +32,6 @@ MOST_CAUSES = 10
 LOW_BYTES = 1024 * 1024
 # A file system that can hold fewer new files than this counts as full, for the same reason.
 LOW_INODES = 64
-
-
-class Unusable(Exception):
-    """This process cannot run tasks any more.
-
-    It ends as a crash does, and the rules for crashes find the task that is to blame, if one is.
-    """
 
 
 def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:

@@ -37,7 +37,10 @@ LONGEST_PAUSE_S = 0.25
 
 
 class Drained(Exception):
-    """The attempt was told to drain while it waited for another's warm-up."""
+    """The attempt was told to drain while it waited for another's warm-up.
+
+    A private signal of this package: it never leaves the attempt and is no GpuspoolError.
+    """
 
 
 def warm_up(
