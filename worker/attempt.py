@@ -24,7 +24,6 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, assert_never
 
@@ -212,7 +211,9 @@ class Attempt:
                 assert_never(end)
 
     def _make_context(self, outputs: Outputs) -> Context:
-        is_draining: Callable[[], bool] = lambda: self._drain.is_requested  # noqa: E731
+        def is_draining() -> bool:
+            return self._drain.is_requested
+
         return Context(
             self._rank,
             self._intent.world_size,

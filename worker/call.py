@@ -125,17 +125,21 @@ class Call:
         self._finish(lines, outcomes, start, seconds / len(lines))
         return CallEnd.SETTLED
 
+    # This is `make` for one task, written for speed. An empty task costs 1.5 µs from here to its
+    # verdict, and through `make` it would cost twice that, a quarter more in the whole run. What is
+    # saved is of no use for one task: lists of tasks, results and outcomes, and looking for outputs
+    # and at the log where nothing can have been written. Whatever is not plain (an error, an
+    # output, a call that took long enough for the log to matter) goes the common way, `_finish`.
+    #
+    # For example, a task that returns 3 in 2 µs ends in the last statement; one that also wrote an
+    # output ends in `_finish`, which publishes the output first.
+    #
+    # tests/test_execute.py checks that both ways come to the same verdicts, and that nothing of one
+    # call is kept while the next one runs.
     def make_single(self, line: TaskLine) -> float:
         """Call a job that has neither batches nor `load` with one task.
 
         Returns the clock at the end of the call. Raises OSError and Unusable.
-
-        This is `make` for one task, written for speed: what a task costs in the worker is 1.7 µs,
-        and through `make` it would be 3.3 µs. It saves what is of no use for one task: the lists of
-        tasks, results and outcomes, and looking for outputs and for the log where nothing can have
-        been written. Whatever is not plain (an error, an output, a call that took long enough for
-        the log to matter) goes the common way from there on. tests/test_execute.py checks that both
-        come to the same verdicts, and that nothing of one call is kept while the next one runs.
         """
         if self._settler.is_announcing or line.careful:
             self._settler.announce([line], [])

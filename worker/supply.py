@@ -80,9 +80,9 @@ class Source(msgspec.Struct, frozen=True):
     chain: ChainEnd
 
     def cost_left(self) -> float:
-        """An estimate: as if all tasks that are left were as long as the next one.
+        """An estimate of the cost of all tasks that are left: as if each were as long as the next.
 
-        That is the longest of them, so it is rather too much than too little.
+        The next one is the longest of them, so the estimate is too high rather than too low.
         """
         return self.chain.unclaimed * self._cost(self.chain.next)
 
