@@ -1,8 +1,6 @@
-"""Spools made by hand, for the tests of the protocol: no orchestrator and no worker, only the
-files.
+"""Spools made by hand, for the tests of the protocol: no orchestrator, no worker, only the files.
 
-What a test does to a spool it does through the public functions of `spool`, or to the bytes
-themselves.
+A test changes a spool through the public functions of `spool`, or it changes the bytes themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from gpuspool.spool.claims import ClaimChain
 from gpuspool.spool.closing import close_attempts
@@ -24,7 +23,7 @@ from gpuspool.spool.death import Crashed, Death, Lost, Witness
 from gpuspool.spool.identity import identity_of, myself
 from gpuspool.spool.journal import JournalReader, JournalWriter, start_journal
 from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name
-from gpuspool.spool.manifest import Damage, publish_manifest
+from gpuspool.spool.manifest import Damage, load_manifest, publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import (
     Claim,
@@ -40,7 +39,12 @@ from gpuspool.spool.records import (
 )
 from gpuspool.spool.view import View, load_run
 
-A0, A1, B0, C0 = attempt_name(0, 0), attempt_name(0, 1), attempt_name(1, 0), attempt_name(2, 0)
+# Four attempts: two of rank 0, and the first ones of ranks 1 and 2.
+A0 = attempt_name(0, 0)
+A1 = attempt_name(0, 1)
+B0 = attempt_name(1, 0)
+C0 = attempt_name(2, 0)
+
 JOB = Job(
     kind="file",
     spec="job.py:work",
@@ -51,15 +55,17 @@ JOB = Job(
 )
 
 
+# Making spools and records.
+
+
 def task(index: int, **more: Any) -> TaskLine:
-    """The task t<index>, of cost 1 unless said otherwise."""
-    return TaskLine(
-        **{"task": index, "key": f"t{index}", "payload": msgspec.Raw(b"%d" % index), "cost": 1.0}
-        | more
-    )
+    """The task t<index>, of cost 1, unless `more` says otherwise."""
+    fields = {"task": index, "key": f"t{index}", "payload": msgspec.Raw(b"%d" % index), "cost": 1.0}
+    return TaskLine(**{**fields, **more})
 
 
 def some_run(tasks: int, manifests: int = 1) -> Run:
+    """The run.json of a run with so many tasks in so many planned manifests."""
     return Run(
         id="0123456789abcdef",
         job=JOB,
@@ -78,33 +84,35 @@ def some_run(tasks: int, manifests: int = 1) -> Run:
 
 
 def make_spool(root: Path, *planned: int | Sequence[TaskLine]) -> Layout:
-    """A spool with one manifest for each rank: so many new tasks, or these. It ends up whole, as
-    `gpuspool run`'s.
+    """A spool with one manifest for each rank, which holds these tasks, or so many new ones.
+
+    What is on disk in the end is what `gpuspool run` leaves there before it starts any worker.
     """
-    layout, count = Layout(root), 0
+    layout = Layout(root)
     root.mkdir(parents=True)
     for name in SUBDIRS:
         layout.subdir(name).mkdir()
+    count = 0
     for rank, tasks in enumerate(planned):
-        lines = (
-            [task(index) for index in range(count, count + tasks)]
-            if isinstance(tasks, int)
-            else tasks
-        )
-        count += len(lines)
-        assert publish_manifest(layout, rank_name(rank), lines)
+        if isinstance(tasks, int):
+            tasks = [task(index) for index in range(count, count + tasks)]
+        count += len(tasks)
+        assert publish_manifest(layout, rank_name(rank), tasks)
     publish(layout.format, FORMAT_TEXT.encode())
     publish(layout.run, seal_pretty(some_run(count, len(planned))))
     return layout
 
 
 def view_of(layout: Layout) -> View:
-    """A view by somebody who comes new to the spool."""
+    """A refreshed view of somebody who has never looked at the spool before."""
     return View(layout, load_run(layout)).refresh()
 
 
+# Playing an attempt.
+
+
 def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None = None) -> Intent:
-    """Write the intent to start an attempt, by this process unless another parent is named."""
+    """Publish the intent to start an attempt; this process is the parent unless one is named."""
     intent = Intent(
         attempt=attempt,
         epoch=epoch,
@@ -122,7 +130,7 @@ def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None
 
 
 def begin(layout: Layout, attempt: str) -> JournalWriter:
-    """Start an attempt that this process plays."""
+    """Begin an attempt that this process plays; returns its journal."""
     writer = start_journal(layout, attempt, myself())
     assert writer is not None
     return writer
@@ -130,17 +138,24 @@ def begin(layout: Layout, attempt: str) -> JournalWriter:
 
 def take(layout: Layout, attempt: str, stop: int, manifest: str = rank_name(0)) -> Claim:
     """Claim the places of a manifest from where its claims end to `stop`."""
-    end = layout.manifest(manifest).read_bytes().count(b"\n") - manifest.endswith(".orphans")
+    end = layout.manifest(manifest).read_bytes().count(b"\n")
+    if manifest.endswith(".orphans"):
+        # The closing has no place.
+        end -= 1
     claim = ClaimChain(layout, manifest, end).advance().take(attempt, stop)
     assert claim is not None
     return claim
 
 
 def finish(writer: JournalWriter, *tasks: int, round_: int = 0, state: str = "complete") -> None:
+    """Append the verdict on these tasks to a journal."""
     for index in tasks:
         writer.append(
             JournalLine(task=index, round=round_, state=state, start=1700000000.0, seconds=0.25)
         )
+
+
+# Closing it.
 
 
 def close_dead(
@@ -150,10 +165,36 @@ def close_dead(
     death: Death | None = None,
     witness: Witness | None = None,
 ) -> Closing | None:
-    """Close one attempt: lost unless its death, or a witness of it, is given."""
+    """Close one attempt, as lost unless its death or a witness of it is given.
+
+    None: it began meanwhile.
+    """
     if death is None:
         death = Lost() if witness is None else Crashed(witness)
     return close_attempts(view, {attempt: death}, by).get(attempt)
+
+
+def close(
+    view: View,
+    attempt: str,
+    by: str = "test",
+    death: Death | None = None,
+    witness: Witness | None = None,
+) -> Closing:
+    """Close one attempt that can be closed, like `close_dead`."""
+    closing = close_dead(view, attempt, by, death, witness)
+    assert closing is not None
+    return closing
+
+
+def orphans_left(layout: Layout, attempt: str) -> list[TaskLine]:
+    """The tasks that the closing of an attempt left for others."""
+    manifest = load_manifest(layout, f"{attempt}.orphans", pytest.fail)
+    assert manifest is not None
+    return list(manifest.tasks())
+
+
+# Reading what is there.
 
 
 def indices(lines: Iterable[TaskLine]) -> list[int]:
@@ -161,8 +202,26 @@ def indices(lines: Iterable[TaskLine]) -> list[int]:
 
 
 def verdicts(view: View) -> str:
-    """One letter a task: c, f, or - for none."""
+    """One letter for each task: c for complete, f for failed, - for no verdict."""
     return "".join((view.ledger.verdict(index) or "-")[0] for index in range(view.run.tasks))
+
+
+def watch_opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of all files that are opened and folders that are listed from now on."""
+    opened: list[str] = []
+    real_open, real_listdir = os.open, os.listdir
+
+    def watched_open(path: Any, *args: Any, **more: Any) -> int:
+        opened.append(os.fspath(path))
+        return real_open(path, *args, **more)
+
+    def watched_listdir(path: Any) -> list[str]:
+        opened.append(os.fspath(path))
+        return real_listdir(path)
+
+    monkeypatch.setattr(os, "open", watched_open)
+    monkeypatch.setattr(os, "listdir", watched_listdir)
+    return opened
 
 
 def read_journal(layout: Layout, attempt: str) -> tuple[list[tuple[int, bytes]], list[Damage]]:
@@ -173,10 +232,15 @@ def read_journal(layout: Layout, attempt: str) -> tuple[list[tuple[int, bytes]],
 
 
 def write_claim(layout: Layout, manifest: str, start: int, data: bytes | Claim) -> None:
-    """A claim file as it is, whatever it holds."""
+    """Write a claim's file with these bytes, whatever they are."""
+    if isinstance(data, Claim):
+        data = encode(data)
     path = layout.claim(manifest, start)
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(encode(data) if isinstance(data, Claim) else data)
+    path.write_bytes(data)
+
+
+# Bytes.
 
 
 def cuts(data: bytes) -> Iterator[bytes]:
@@ -185,32 +249,37 @@ def cuts(data: bytes) -> Iterator[bytes]:
 
 
 def flips(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(offset, the bytes with one bit there changed), for every bit."""
+    """(offset, the bytes with one bit of that byte changed), for every bit."""
     for at in range(len(data)):
         for bit in range(8):
             yield at, data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :]
 
 
 def sealed_lines(data: bytes) -> list[tuple[int, int]]:
-    """(offset, end without the newline) of the lines in some bytes."""
-    found, at = [], 0
+    """(offset, end) of each line in some bytes; the newline lies behind the end."""
+    found = []
+    at = 0
     for line in data.splitlines(keepends=True):
-        found.append((at, at + len(line) - line.endswith(b"\n")))
+        found.append((at, at + len(line.removesuffix(b"\n"))))
         at += len(line)
     return found
 
 
 def manifest_bytes(tasks: Iterable[TaskLine]) -> bytes:
+    """The bytes of a manifest with these tasks, in this order."""
     return b"".join(map(seal, tasks))
 
 
 def hidden_files(folder: Path) -> list[str]:
-    """What a crash or a loser left below a folder."""
+    """The names of unfinished files below a folder, which a crash leaves, or a bug."""
     return [path.name for path in folder.rglob(".*")]
 
 
+# Other processes.
+
+
 def dead_process() -> Identity:
-    """The identity of a process that lived on this host, and was reaped."""
+    """The identity of a process of this host that was killed and reaped."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     who = identity_of(process.pid)
     process.kill()
@@ -233,13 +302,14 @@ def _go(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 
 def together() -> None:
-    """Inside `race`: wait until every process has come to this line."""
+    """Inside a function that `race` calls: wait until every process has come here."""
     _barrier.wait(60)
 
 
 def race(function: Callable[..., Any], *argses: tuple[Any, ...]) -> list[Any]:
-    """Call a function of a module in one new process for each tuple of arguments, at the same
-    moment.
+    """Call a function in several new processes at the same moment; returns what each returned.
+
+    There is one process for each tuple of arguments. The function must be one of a module.
     """
     context = multiprocessing.get_context("spawn")
     with context.Pool(len(argses), _arrive, [context.Barrier(len(argses))]) as pool:
@@ -250,7 +320,7 @@ def race(function: Callable[..., Any], *argses: tuple[Any, ...]) -> list[Any]:
 
 
 def python(source: str, *args: object) -> subprocess.Popen[str]:
-    """A process that runs a script which can import what the tests can; its output is a pipe."""
+    """Start a script that can import what the tests can; its standard output is a pipe."""
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     return subprocess.Popen(
         [sys.executable, "-c", source, *map(str, args)],
