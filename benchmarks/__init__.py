@@ -1,1 +1,4 @@
-"""gpuspool and its peers, measured side by side: `python -m benchmarks` from the repository's root."""
+"""gpuspool and its peers, measured side by side.
+
+Start it with `python -m benchmarks` in the root of the repository.
+"""

@@ -1,7 +1,7 @@
 """`python -m benchmarks`: every bench for every system, side by side, several times over.
 
-The repetitions go round all systems, so that a machine that grows slower does so for all of them.
-Figures are medians and ranges of one run; those of different runs are not to be compared.
+Each repetition goes round all systems, so that a machine that grows slower does so for all of them.
+Figures are medians and ranges of one run. Figures of different runs must not be compared.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ BENCHES: dict[str, Bench] = {
     "ranks": inside.ranks,
 }
 
-SLOW = (
-    "startup_torch",
-)  # left out of the smoke test: nothing in it but torch differs from "startup"
+# The benches that the smoke test leaves out. "startup_torch" differs from "startup" by torch alone,
+# whose import takes most of its time.
+SLOW = ("startup_torch",)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -76,7 +76,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def measure(bench: str, peer: Peer, setting: Setting) -> list[Point]:
-    """One repetition; what a peer cannot do is a point that says why, never silence."""
+    """One repetition. Where a peer cannot do a bench, a point says why; it is never left out."""
     if bench not in peer.benches:
         return []
     why = peer.why_not()
@@ -116,7 +116,7 @@ def run_all(options: argparse.Namespace, home: Path) -> list[Point]:
 
 
 def about(peers: list[Peer]) -> dict[str, Any]:
-    """What the figures belong to."""
+    """The machine, the versions and the peers that the figures belong to."""
     return {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "argv": sys.argv[1:],
@@ -133,9 +133,8 @@ def about(peers: list[Peer]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that what runs is killed on the way out
+    # An exception, unlike a signal's death, lets every `with` block kill what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     told = about(chosen(options.peer, options.quick))
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=options.home) as home:
         points = run_all(options, Path(home).resolve())
@@ -150,7 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.doc is not None:
         runs = options.runs or (1 if options.quick else 3)
         machine = f"{told['cores']} cores, Python {told['python']}, {told['system']}"
-        caption = f"{told['at'][:10]}; medians (and ranges) of {runs}; {machine}; load {os.getloadavg()[0]:.1f}."
+        load = os.getloadavg()[0]
+        caption = f"{told['at'][:10]}; medians (and ranges) of {runs}; {machine}; load {load:.1f}."
         options.doc.write_text(report.splice(options.doc.read_text(), figures, caption))
     if options.plot is not None and (drawn := report.plot(figures)):
         options.plot.write_text(drawn)

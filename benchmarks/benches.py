@@ -1,5 +1,6 @@
-"""The benches that every system can be put through. Each is one repetition for one peer, and yields
-its figures.
+"""The benches that every system can be put through.
+
+Each function is one repetition for one peer, and yields its figures.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ PATIENCE_S = 600.0
 
 
 def throughput(setting: Setting) -> Iterator[Point]:
-    """Tasks that do nothing: whole command for each N, and without start-up: the slope from least N
-    to largest.
+    """Tasks that do nothing: the whole command for each N, and the rate without start-up.
+
+    The latter is the slope from the least N to the largest.
     """
     ends: dict[int, float] = {}
     for n, took in growing(setting.sizes.throughput, setting.sizes.limit_s):
@@ -51,9 +53,7 @@ def startup(setting: Setting) -> Iterator[Point]:
 
 
 def startup_torch(setting: Setting) -> Iterator[Point]:
-    """The same where each worker imports torch, beside two interpreters that do nothing else at the
-    same time.
-    """
+    """Two trivial tasks whose workers import torch, beside two interpreters that only import it."""
     if importlib.util.find_spec("torch") is None:
         yield setting.point(
             "2 tasks, torch", "whole command", "s", None, "torch is not installed here"
@@ -87,9 +87,7 @@ def _startup(setting: Setting, bench: str) -> Iterator[Point]:
 
 
 def skew(setting: Setting) -> Iterator[Point]:
-    """Lognormal sleeps and two stragglers at the end: the makespan against the shortest that any
-    schedule can have.
-    """
+    """Lognormal sleeps, two stragglers at the end: the makespan against the best possible one."""
     sizes = setting.sizes
     seconds = traces.skewed(sizes.skew, sizes.skew_mean_s, sizes.straggler_s)
     for workers in sizes.skew_workers:
@@ -115,8 +113,9 @@ def skew(setting: Setting) -> Iterator[Point]:
 
 
 def recovery(setting: Setting) -> Iterator[Point]:
-    """SIGKILL everything half way, run the same again: done twice, lost, and how long the second
-    run took.
+    """SIGKILL everything half way and run the same command again.
+
+    Counted are the tasks that ran twice, those that were lost, and the seconds of the second run.
     """
     n, case = setting.sizes.recovery, f"{setting.sizes.recovery} tasks"
     with timed.fresh(setting.folder()) as folder:
@@ -142,7 +141,7 @@ def recovery(setting: Setting) -> Iterator[Point]:
 
 
 def scan(setting: Setting) -> Iterator[Point]:
-    """Everything is complete, and the same command comes again."""
+    """Everything is complete, and the same command is run again."""
     for n, took in growing(setting.sizes.scan, setting.sizes.limit_s):
         case = f"N={n}"
         with timed.fresh(setting.folder()) as folder:
@@ -176,8 +175,9 @@ def scan(setting: Setting) -> Iterator[Point]:
 
 
 def rank_loss(setting: Setting) -> Iterator[Point]:
-    """One of four workers is killed half way: the makespan against what the other three need for
-    the rest.
+    """One of four workers is killed half way.
+
+    The makespan is held against the time that the other three need for the rest.
     """
     n, seconds = setting.sizes.rank_loss, setting.sizes.rank_loss_s
     case = f"{n} tasks, {LOSS_WORKERS} workers"
@@ -212,7 +212,7 @@ def rank_loss(setting: Setting) -> Iterator[Point]:
 
 
 def _kill_a_worker(folder: Path) -> float:
-    """SIGKILL the worker that was the last to finish a task; returns when."""
+    """SIGKILL the worker that finished a task last; returns at what time."""
     pid = traces.read_traces(folder)[-1].pid
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -86,7 +86,7 @@ def find_gpu() -> tuple[str, Any] | None:
 
 
 def steady(folder: Path, batch: int) -> tuple[float, float, float]:
-    """(tasks a second, from, to) of the steady part of what the traces tell, one trace a batch."""
+    """(tasks a second, from, to) of the steady part of a run, by its traces, one for each batch."""
     executions = traces.read_traces(folder)
     pids = {one.pid for one in executions}
     ends = {pid: [one.end for one in executions if one.pid == pid] for pid in pids}
@@ -121,7 +121,7 @@ def measure(argv: list[str], folder: Path, batch: int, handle: Any, visible: str
 
 
 def bare(home: Path, size: str, seconds: float, handle: Any, visible: str) -> dict[str, Any]:
-    """The bare loop, as long as asked for."""
+    """The bare loop, for as many batches as asked for."""
     with folder_in(home, "bare") as folder:
         device = "cuda:0" if visible else "cpu"
         argv = [sys.executable, str(JOB), device, size, str(seconds)]
@@ -164,7 +164,8 @@ def spooled(
 def line(row: dict[str, Any], base: float) -> str:
     busy = row["gpu_busy_percent"]
     share = f"{100 * row['tasks_per_s'] / base:.1f} %" if base else "–"
-    return f"| {row['what']} | {row['tasks_per_s']:.1f} | {share} | {'–' if busy is None else f'{busy:.1f} %'} |"
+    busy_text = "–" if busy is None else f"{busy:.1f} %"
+    return f"| {row['what']} | {row['tasks_per_s']:.1f} | {share} | {busy_text} |"
 
 
 def main() -> int:

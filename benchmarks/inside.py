@@ -1,8 +1,7 @@
-"""Benches of gpuspool alone: how soon its parent acts, and what parent and workers ask of the file
-system.
+"""Benches of gpuspool alone: how soon its parent acts, and how it uses the file system.
 
-Read from the records that a spool keeps, from /proc, and from strace; nothing of gpuspool is
-changed or imported.
+The figures come from the records that a spool keeps, from /proc and from strace. Nothing of
+gpuspool is changed or imported.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from benchmarks.points import Point, Setting, command, start, whole
 PATIENCE_S = 300.0
 LONG_S = 10_000.0
 METADATA = (
-    "access", "chmod", "creat", "faccessat", "faccessat2", "fstat", "getdents64", "link", "linkat", "lstat", "mkdir",
-    "mkdirat", "newfstatat", "open", "openat", "readlink", "readlinkat", "rename", "renameat", "renameat2", "rmdir",
+    "access", "chmod", "creat", "faccessat", "faccessat2", "fstat", "getdents64", "link", "linkat",
+    "lstat", "mkdir", "mkdirat", "newfstatat", "open", "openat", "readlink", "readlinkat", "rename",
+    "renameat", "renameat2", "rmdir",
     "stat", "statfs", "statx", "unlink", "unlinkat", "fsync", "fdatasync",
 )  # fmt: skip
 
 
 def latency(setting: Setting) -> Iterator[Point]:
-    """From an attempt that writes how it ended (and then syncs and links that) to the parent that
-    starts the next.
+    """The time from an attempt's status record to the parent's next intent.
 
-    Each task drains its own worker, so one run has as many such moments as tasks. The figure holds
-    the worker's fsync too, and so is an upper bound.
+    Each task drains its own worker, so one run has as many such moments as tasks. The worker writes
+    its record before it syncs and links it, so the figure is an upper bound.
     """
     n, case = setting.sizes.latency, "status record to next attempt"
     with timed.fresh(setting.folder()) as folder:
@@ -92,7 +91,7 @@ def idle(setting: Setting) -> Iterator[Point]:
 
 
 def _busy(beats: Path) -> int:
-    """How many attempts have told that they run; their first beats come soon after their start."""
+    """How many attempts have told by a beat that they run. The first beat comes early."""
     files = list(beats.glob("rank-*.json")) if beats.is_dir() else []
     return sum(json.loads(path.read_bytes())["state"] == "running" for path in files)
 
@@ -128,9 +127,7 @@ def _metadata_calls(table: Path) -> int:
 
 
 def metadata(setting: Setting) -> Iterator[Point]:
-    """Metadata calls of parent and workers for each task that does nothing: a long run's less an
-    empty one's.
-    """
+    """Metadata calls of all processes for each empty task: a long run's, less an empty run's."""
     n, case = setting.sizes.metadata, f"{setting.sizes.metadata} tasks, 2 ranks"
     if shutil.which("strace") is None:
         yield setting.point(case, "metadata calls", "per task", None, "strace is missing")
@@ -141,9 +138,7 @@ def metadata(setting: Setting) -> Iterator[Point]:
 
 
 def ahead(setting: Setting) -> Iterator[Point]:
-    """Inputs that take as long to load as the work on them: how much more is done where they are
-    loaded ahead.
-    """
+    """Inputs that take as long to load as to work on: how much loading them ahead gains."""
     n, seconds = setting.sizes.ahead, setting.sizes.ahead_s
     case = f"load {1000 * seconds:g} ms, compute {1000 * seconds:g} ms"
     took = {}
@@ -159,10 +154,10 @@ def ahead(setting: Setting) -> Iterator[Point]:
 
 
 def ranks(setting: Setting) -> Iterator[Point]:
-    """Many ranks on few cores, of tasks that leave the cores to others: how near the bound, and
-    what the spool costs.
+    """Many ranks on few cores, with tasks that sleep: the makespan, and what the spool costs.
 
-    The bound is arithmetic over what the tasks really took and what ranks missed that began late.
+    The makespan is held against a bound: arithmetic over the time that the tasks really took, and
+    over the time that ranks missed because they began late.
     """
     world, n = setting.sizes.ranks, setting.sizes.ranks * setting.sizes.tasks_a_rank
     case = f"{n} tasks, {world} ranks"

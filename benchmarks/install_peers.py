@@ -1,9 +1,10 @@
-"""Install the peers, each into a venv of its own below benchmarks/.venvs: `python
-benchmarks/install_peers.py [PEER…]`.
+"""Install the peers, each into a venv of its own below benchmarks/.venvs.
 
-One at a time and nicely. What could not be installed is noted with its reason, so that a run names
-it. A peer that pulled torch in is taken out again: its venv would be larger than all the others
-together.
+    python benchmarks/install_peers.py [PEER…]
+
+Peers are installed one after the other, at low priority. If one cannot be installed, the reason is
+noted, so that a run can show it. A peer that pulled torch in is removed again: its venv would be
+larger than all the others together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.peers import PEERS, VENVS, Peer
 
 PATIENCE_S = 1200.0
-REASON_BYTES = 300  # of pip's last words
+# How much of pip's last message is kept as the reason. The error stands at its end.
+REASON_BYTES = 300
 
 
 def install(peer: Peer) -> dict[str, object]:
@@ -75,13 +77,15 @@ def main() -> int:
             continue
         if peer.program and shutil.which(peer.program) is None:
             print(
-                f"{peer.name}: not on PATH; on Debian `apt-get install {peer.program}` (not done by this script)"
+                f"{peer.name}: not on PATH; on Debian `apt-get install {peer.program}` "
+                "(not done by this script)"
             )
         if peer.requirements and peer.slug not in done:
             note = install(peer)
             (VENVS / f"{peer.slug}.json").write_text(json.dumps(note) + "\n")
             print(
-                f"{peer.name}: {note['reason'] or 'installed'} {note['version']} ({note['megabytes']} MB)",
+                f"{peer.name}: {note['reason'] or 'installed'} {note['version']} "
+                f"({note['megabytes']} MB)",
                 flush=True,
             )
         done.add(peer.slug)

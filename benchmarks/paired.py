@@ -1,8 +1,8 @@
 """Two versions of gpuspool side by side: `python -m benchmarks.paired OTHER_PYTHON`.
 
-OTHER_PYTHON is the interpreter of an environment in which the other version is installed in the same
-way as this one. Each bench is run for both in turn, A B B A, so a machine that grows slower does so for
-both; printed are the ratios of this version to the other, pair by pair.
+OTHER_PYTHON is the interpreter of an environment in which the other version is installed in the
+same way as this one. Each bench is run for both in turn, A B B A, so a machine that grows slower
+does so for both; printed are the ratios of this version to the other, pair by pair.
 """
 
 from __future__ import annotations

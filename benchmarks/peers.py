@@ -1,5 +1,4 @@
-"""Who is measured: one entry a system, with the adapter that drives it and what it needs to be
-installed.
+"""Who is measured: one entry for each system, with the adapter that drives it.
 
 An adapter is a script in adapters/ with a fixed contract. Its arguments are BENCH N WORKERS FOLDER;
 FOLDER/lines holds the tasks, one a line: "INDEX SECONDS". A library's adapter is the program that a
@@ -83,17 +82,21 @@ PEERS = (
         has_command=True, is_durable=True, quick=True,
     ),
     Peer(
-        "gpuspool, costs known", "with_gpuspool.py", "everything", ("skew",), has_command=True, is_durable=True,
+        "gpuspool, costs known", "with_gpuspool.py", "everything", ("skew",),
+        has_command=True, is_durable=True,
         quick=True, variant="_costs",
     ),
     Peer(
-        "our floor", "with_floor.py", "journals", ("throughput", "startup", "recovery", "scan"), is_durable=True,
+        "our floor", "with_floor.py", "journals", ("throughput", "startup", "recovery", "scan"),
+        is_durable=True,
         quick=True,
     ),
     Peer("multiprocessing.Pool", "with_pool.py", "nothing", _LIBRARY, quick=True),
     Peer("joblib", "with_joblib.py", "nothing", _LIBRARY, ("joblib",)),
     Peer(
-        "joblib.Memory", "with_joblib_memory.py", "a folder a task", ("recovery", "scan"), ("joblib",), is_durable=True
+        "joblib.Memory", "with_joblib_memory.py", "a folder a task", ("recovery", "scan"),
+        ("joblib",),
+        is_durable=True
     ),
     Peer(
         "GNU parallel", "with_parallel.py", "joblog",
@@ -105,14 +108,18 @@ PEERS = (
     Peer("ray", "with_ray.py", "nothing", _LIBRARY, ("ray",)),
     Peer("parsl", "with_parsl.py", "checkpoint", (*_LIBRARY, "scan"), ("parsl",), is_durable=True),
     Peer(
-        "HyperQueue", "with_hyperqueue.py", "nothing (wheel)", ("throughput", "startup", "skew", "recovery"),
+        "HyperQueue", "with_hyperqueue.py", "nothing (wheel)",
+        ("throughput", "startup", "skew", "recovery"),
         ("hyperqueue",),
     ),
     Peer(
         "datatrove", "with_datatrove.py", "marker files",
-        ("throughput", "startup", "skew", "recovery", "scan", "overhead"), ("datatrove",), is_durable=True,
+        ("throughput", "startup", "skew", "recovery", "scan", "overhead"), ("datatrove",),
+        is_durable=True,
     ),
-    Peer("submitit", "with_submitit.py", "pickles", ("throughput", "startup", "skew"), ("submitit",)),
+    Peer(
+        "submitit", "with_submitit.py", "pickles", ("throughput", "startup", "skew"), ("submitit",)
+    ),
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from benchmarks.timed import Ended, Running
 
 @dataclass(frozen=True)
 class Point:
-    """value is None where there is no figure; then the note says why."""
+    """One figure. value is None where there is none; then the note says why."""
 
     bench: str
     peer: str
@@ -82,7 +82,7 @@ def start(setting: Setting, n: int, workers: int, folder: Path) -> Running:
 def whole(
     setting: Setting, n: int, workers: int, folder: Path, patience_s: float, bench: str = ""
 ) -> tuple[Ended | None, str]:
-    """The whole command; and what is wrong with its end, "" if it did every task and said so."""
+    """(the whole command, what is wrong with its end: "" if it did every task and said so)."""
     argv, answer = command(setting, n, workers, folder, bench)
     ended = timed.run(argv, folder, patience_s)
     if ended is None:
@@ -106,11 +106,10 @@ def _done(ended: Ended, answer: dict[str, object]) -> int:
 
 
 def growing(sizes: tuple[int, ...], limit_s: float) -> Iterator[tuple[int, list[float]]]:
-    """Each size, with the list to which the caller adds the seconds that it took; ends where one
-    added none.
+    """Each size, with a list to which the caller adds the seconds that it took.
 
-    It also ends before a size that would take longer than the limit, by a line through the two
-    before.
+    It ends after a size for which the caller added none. It also ends before a size that would take
+    longer than the limit, by a line through the two sizes before it.
     """
     took: list[float] = []
     for at, n in enumerate(sizes):

@@ -31,7 +31,7 @@ COLOURS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """All repetitions of one figure; `values` holds those that there are."""
+    """All repetitions of one figure. values: those that could be measured."""
 
     bench: str
     peer: str
@@ -48,8 +48,9 @@ class Figure:
     def record(self) -> dict[str, Any]:
         low, high = (min(self.values), max(self.values)) if self.values else (None, None)
         return {
-            "bench": self.bench, "peer": self.peer, "case": self.case, "metric": self.metric, "unit": self.unit,
-            "median": self.median, "low": low, "high": high, "values": list(self.values), "note": self.note,
+            "bench": self.bench, "peer": self.peer, "case": self.case, "metric": self.metric,
+            "unit": self.unit, "median": self.median, "low": low, "high": high,
+            "values": list(self.values), "note": self.note,
         }  # fmt: skip
 
     def cell(self) -> str:
@@ -64,7 +65,7 @@ class Figure:
 
 
 def number(value: float) -> str:
-    """Three digits that mean something; thousands apart."""
+    """Three significant digits, with commas between thousands."""
     if value == 0 or abs(value) >= 1000:
         power = 0 if value == 0 else math.floor(math.log10(abs(value)))
         return f"{round(value, 2 - power):,.0f}"
@@ -90,8 +91,9 @@ def gather(points: Iterable[Point]) -> list[Figure]:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """For each bench a markdown table with a row a system; one for each metric where there are
-    several cases.
+    """A markdown table for each bench, with a row for each system.
+
+    A bench with several cases has a table for each metric.
     """
     text = ""
     for bench in dict.fromkeys(figure.bench for figure in figures):
@@ -106,8 +108,9 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def splice(page: str, figures: Sequence[Figure], told: str) -> str:
-    """A page with the tables of these benches, each between `<!-- NAME -->` and `<!-- end of NAME
-    -->`, made anew.
+    """A page in which the tables of these benches are replaced by new ones.
+
+    Each stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
     """
     for bench in dict.fromkeys(figure.bench for figure in figures):
         start, end = f"<!-- {bench} -->", f"<!-- end of {bench} -->"
@@ -157,7 +160,8 @@ def plot(figures: Sequence[Figure]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="18">no-op tasks a second, whole command, 2 workers</text>',
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 12}" text-anchor="middle">tasks</text>',
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 12}"'
+        ' text-anchor="middle">tasks</text>',
         *_grid(x, y),
     ]
     ends = sorted(lines, key=lambda peer: -lines[peer][-1][1])
@@ -176,7 +180,8 @@ def plot(figures: Sequence[Figure]) -> str:
         label_y = max(label_y + 15, y.at(line[-1][1]) + 4)
         label = f"{peer}, {number(line[-1][1])}/s at {number(line[-1][0])}"
         parts.append(
-            f'<text x="{WIDTH - RIGHT + 8}" y="{label_y:.1f}" fill="{colour}" font-size="10">{label}</text>'
+            f'<text x="{WIDTH - RIGHT + 8}" y="{label_y:.1f}" fill="{colour}"'
+            f' font-size="10">{label}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
 

@@ -1,12 +1,12 @@
-"""How claims share tasks out, in virtual time: the worker's own Supply and Rate, over claims that
-are kept in memory.
+"""How claims share tasks out, in virtual time.
 
     python -m benchmarks.simulate
 
-What is simulated is the clock, the file system and the job; the plan, who claims from whom and how
-much is decided by the code that a run uses. The lower bound is max((sum of the tasks + what late
-ranks miss) / sum of the ranks' speeds, longest task on the fastest rank). Calls are those that
-touch names: opens of claims that exist or do not, listings, and CALLS a claim.
+The clock, the file system and the job are simulated; claims are kept in memory. The plan, and who
+claims from whom and how much, are decided by the code that a run uses: the worker's own Supply and
+Rate. The lower bound is max((sum of the tasks + what late ranks miss) / sum of the ranks' speeds,
+longest task on the fastest rank). The calls counted are those that touch names: opens of claims,
+whether or not they exist, listings, and CALLS for each claim that is made.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import Claim, TaskLine
 from gpuspool.worker.supply import Rate, Supply
 
-# of a claim that is made: stat of its folder, create, link, unlink, and the listing that follows
+# The calls that touch names when a claim is made: stat of its folder, create, link, unlink, and the
+# listing that follows.
 CALLS = 5
-CLAIM_S = 0.001  # what a claim takes; a local disk needs a tenth of it
+# How long it takes to make a claim. A local disk needs a tenth of this, so figures are cautious.
+CLAIM_S = 0.001
 SEED = 7
 A_TASK = TaskLine(task=0, key="", payload=msgspec.Raw(b"0"), cost=1.0)
 
 
 @dataclass
 class Outcome:
-    """What came of a case; times are virtual."""
+    """The result of one case. All times are virtual."""
 
     makespan_s: float
     bound_s: float
@@ -108,7 +110,7 @@ class Followed(ChainEnd):
 
 
 class VirtualSupply(Supply):
-    """The worker's, but for where manifests and claims come from."""
+    """The worker's own Supply, except that manifests and claims come from memory."""
 
     def __init__(self, rank: int, planned: dict[str, Planned], calls: Calls) -> None:
         super().__init__(Layout("nowhere"), rank, attempt_name(rank, 0), _unexpected)
@@ -140,10 +142,9 @@ def simulate(
     costs: np.ndarray | None = None,
     starts: Sequence[float] = (),
 ) -> Outcome:
-    """Run tasks of so many seconds, in input order, on ranks of these speeds that begin at these
-    times.
+    """Run tasks of so many seconds, in input order, on ranks of these speeds and starting times.
 
-    `costs`: what the run is told of each task; without, all are alike.
+    costs: what the run is told of each task; without it, all tasks cost the same.
     """
     random.seed(SEED)
     ranks, calls = len(speeds), Calls()
@@ -178,22 +179,18 @@ def _plan(seconds: np.ndarray, costs: np.ndarray, ranks: int) -> dict[str, Plann
 
 
 def lognormal(tasks: int, mean_s: float, sigma: float, seed: int = SEED) -> np.ndarray:
-    """Seconds of tasks, the same for the same seed."""
+    """Seconds of so many tasks; one seed always gives the same ones."""
     values = np.random.default_rng(seed).lognormal(0.0, sigma, tasks)
     return values * (mean_s / np.exp(sigma**2 / 2))
 
 
 def skewed() -> np.ndarray:
-    """The skew of the benchmarks: 1,600 sleeps of 20 ms in the mean, and two stragglers of 4 s at
-    the end.
-    """
+    """The bench "skew": 1,600 sleeps with a mean of 20 ms, and two stragglers of 4 s at the end."""
     return np.concatenate((lognormal(1600, 0.020, 1.2), [4.0, 4.0]))
 
 
 def guided(seconds: np.ndarray, ranks: int) -> float:
-    """The makespan of guided self scheduling: one line of tasks, each free rank takes a W-th of
-    what is left.
-    """
+    """The makespan of guided self-scheduling: each free rank takes a W-th of what is left."""
     before = np.concatenate(([0.0], np.cumsum(seconds)))
     ready, place, end = [0.0] * ranks, 0, 0.0
     while place < len(seconds):

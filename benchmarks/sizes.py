@@ -41,8 +41,9 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    throughput=(100, 1_000), scan=(1_000,), limit_s=20.0, skew=60, skew_mean_s=0.002, straggler_s=0.05,
-    skew_workers=(2,), recovery=200, recovery_s=0.002, rank_loss=120, rank_loss_s=0.005, overhead=((100, 0.001),),
+    throughput=(100, 1_000), scan=(1_000,), limit_s=20.0, skew=60, skew_mean_s=0.002,
+    straggler_s=0.05, skew_workers=(2,), recovery=200, recovery_s=0.002, rank_loss=120,
+    rank_loss_s=0.005, overhead=((100, 0.001),),
     latency=2, idle_ranks=2, idle_s=0.5, settle_s=0.2, patience_s=3.0, metadata=200,
     ahead=20, ranks=4, tasks_a_rank=10, ranks_s=0.005,
 )  # fmt: skip

@@ -1,6 +1,4 @@
-"""What gpuspool wants to reach, as ratios within one run: each target that the figures at hand can
-tell.
-"""
+"""gpuspool's goals, as ratios within one run: each goal that the figures at hand can judge."""
 
 from __future__ import annotations
 
@@ -29,7 +27,8 @@ class Target:
 
     def line(self) -> str:
         sign = "at most" if self.at_most else "at least"
-        return f"{'met' if self.is_met else 'MISSED':7}{self.text}: {number(self.value)} ({sign} {number(self.limit)})"
+        verdict = "met" if self.is_met else "MISSED"
+        return f"{verdict:7}{self.text}: {number(self.value)} ({sign} {number(self.limit)})"
 
 
 class Known:

@@ -1,8 +1,8 @@
 """Start a command, time it, and leave nothing of it behind.
 
 Every process of a command carries BENCH_FOLDER in its environment, and so do its children, whatever
-session they put themselves in: that is how daemons of a peer are found and killed at the end, and
-nobody else's.
+session they move to. By this mark the daemons of a peer, and nobody else's, are found and killed at
+the end.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Ended:
         return self.out.strip().rpartition("\n")[2]
 
     def complaint(self) -> str:
-        """The end of what it said, in one line."""
+        """The end of what the command wrote, in one line."""
         return " ".join((self.err.strip() or self.out.strip())[-240:].split())
 
 
@@ -89,7 +89,7 @@ class Running:
         self.pid = self._process.pid
 
     def wait(self, patience_s: float) -> Ended | None:
-        """Its end, or None once the patience is over; nothing of it is left."""
+        """How it ended, or None once the patience is over. Nothing of it is left."""
         pidfd = os.pidfd_open(self.pid)
         try:
             select.select([pidfd], [], [], max(0.0, self.began + patience_s - time.perf_counter()))
@@ -99,7 +99,7 @@ class Running:
             self.kill_and_reap()
 
     def is_over(self) -> bool:
-        """Without reaping it."""
+        """Whether it has ended. This does not reap it."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _reap(self, flags: int) -> Ended | None:
@@ -120,7 +120,7 @@ class Running:
         return " ".join(Path(f"{self._stem}.err").read_text(errors="replace")[-240:].split())
 
     def kill_and_reap(self) -> None:
-        """What a power cut would do to its processes."""
+        """Kill all its processes at once, as a power cut would."""
         kill_marked(self.folder)
         with contextlib.suppress(ChildProcessError):
             self._reap(0)
@@ -156,12 +156,12 @@ def _state(pid: int) -> str:
 
 
 def run(argv: Sequence[str], folder: Path, patience_s: float) -> Ended | None:
-    """A whole command; None where it did not end in time."""
+    """Run a whole command; None if it did not end in time."""
     return Running(argv, folder).wait(patience_s)
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float, poll_s: float = POLL_S) -> bool:
-    """Whether it became true in time."""
+    """Wait for a condition; returns whether it became true in time."""
     deadline = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > deadline:
@@ -172,7 +172,7 @@ def wait_until(condition: Callable[[], bool], patience_s: float, poll_s: float =
 
 @contextlib.contextmanager
 def fresh(folder: Path) -> Iterator[Path]:
-    """An empty folder that is gone afterwards, and so is every process that carries its mark."""
+    """An empty folder. Afterwards it is removed, and what bears its mark is killed."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

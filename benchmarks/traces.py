@@ -1,8 +1,8 @@
-"""What goes into a bench, FOLDER/lines, and what its tasks leave behind, FOLDER/trace/*: the
-runner's own evidence.
+"""The tasks of a bench, FOLDER/lines, and the traces that they leave, FOLDER/trace/*.
 
-A task that is traced appends one line, "INDEX START END PID", with one write once it is done. So
-the runner counts by itself what ran, how often and when, whatever a system says of itself.
+A task that is traced appends one line, "INDEX START END PID", with one write when it ends. So the
+runner has evidence of its own: it counts what ran, how often and when, whatever a system says of
+itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-MEAN_S, SIGMA = 0.020, 1.2  # of the skewed bench's sleeps
+# The sleeps of the bench "skew": their mean, and the standard deviation of their logarithm.
+MEAN_S = 0.020
+SIGMA = 1.2
 STRAGGLERS = 2
 
 
@@ -64,7 +66,7 @@ def count_traces(folder: Path) -> int:
 
 
 def twice_and_lost(executions: Sequence[Execution], n: int) -> tuple[int, int]:
-    """How many tasks came to their end more than once, and how many never."""
+    """(how many tasks ended more than once, how many never did)."""
     times = Counter(execution.task for execution in executions)
     return sum(count > 1 for count in times.values()), n - len(times)
 
@@ -80,9 +82,7 @@ def lower_bound(seconds: Sequence[float], workers: int) -> float:
 
 
 def bound_of_late(executions: Sequence[Execution], workers: int) -> float:
-    """What no schedule of these executions can beat, of workers of whom each begins when it really
-    did.
-    """
+    """What no schedule of these executions can beat, if each worker begins when it really did."""
     first: dict[int, float] = {}
     for one in executions:
         first[one.pid] = min(first.get(one.pid, one.start), one.start)

@@ -22,9 +22,8 @@ class Model:
     def __init__(self, device, size):
         self.device, self.size = device, SIZES[size]
         if device == "cpu":
-            torch.set_num_threads(
-                1
-            )  # so that ranks on one machine do not wait for each other's threads
+            # Ranks on one machine would wait for each other's threads.
+            torch.set_num_threads(1)
         torch.manual_seed(0)
         layer = torch.nn.TransformerEncoderLayer(
             self.size["width"],

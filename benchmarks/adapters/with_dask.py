@@ -11,7 +11,8 @@ if __name__ == "__main__":
     bench, _, workers, folder = sys.argv[1:]
     tasks = work.lines(folder)
     cluster = LocalCluster(
-        n_workers=int(workers), threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR,
+        n_workers=int(workers), threads_per_worker=1,
+        dashboard_address=None, silence_logs=logging.ERROR,
         local_directory=folder,
     )  # fmt: skip
     with cluster, Client(cluster) as client:

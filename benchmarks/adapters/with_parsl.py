@@ -22,7 +22,8 @@ if __name__ == "__main__":
         checkpoint_mode="task_exit", checkpoint_files=get_all_checkpoints(f"{folder}/runinfo")
     )
     config = Config(
-        executors=[executor], run_dir=f"{folder}/runinfo", memoizer=memoizer, retries=2, strategy="none",
+        executors=[executor], run_dir=f"{folder}/runinfo", memoizer=memoizer,
+        retries=2, strategy="none",
     )  # fmt: skip
     with parsl.load(config):
         app = parsl.python_app(work.of(bench), cache=True)

@@ -10,7 +10,8 @@ import work
 if __name__ == "__main__":
     bench, _, workers, folder = sys.argv[1:]
     ray.init(
-        num_cpus=int(workers), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+        num_cpus=int(workers), include_dashboard=False,
+        log_to_driver=False, logging_level=logging.ERROR,
         object_store_memory=200_000_000,
     )  # fmt: skip
     task = ray.remote(work.of(bench))

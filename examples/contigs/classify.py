@@ -17,8 +17,10 @@ import torch
 from torch.nn.functional import linear
 
 MODELS = Path(__file__).resolve().parent / "data" / "tiara-1.0.2" / "models"
-MIN_LENGTH = 3000  # bp
-FRAGMENT = 5000  # bp
+# Tiara leaves out contigs that are shorter than this, in bp.
+MIN_LENGTH = 3000
+# Tiara classifies fragments of this length, in bp, and averages over those of a contig.
+FRAGMENT = 5000
 CUTOFF = 0.65
 FIRST = ("organelle", "bacteria", "unknown", "archaea", "eukarya")
 SECOND = ("plastid", "unknown", "mitochondrion")
@@ -74,7 +76,8 @@ def count_kmers(codes: torch.Tensor, k: int) -> torch.Tensor:
     kmers = codes[:, :width]
     for i in range(1, k):
         kmers = kmers * 4 + codes[:, i : i + width]
-    kmers = torch.where(kmers < 0, 4**k, kmers)  # one more column, for the masked
+    # K-mers with a masked base are counted in one more column, which is then dropped.
+    kmers = torch.where(kmers < 0, 4**k, kmers)
     columns = 4**k + 1
     kmers = kmers + torch.arange(rows, device=codes.device)[:, None] * columns
     counts = torch.bincount(kmers.flatten(), minlength=rows * columns)
@@ -122,7 +125,8 @@ class Stage:
         codes = self.codes[torch.from_numpy(block).to(self.tfidf.device).int()]
         x = count_kmers(codes, self.k) * self.tfidf
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        countable = norm > 0  # a fragment without one k-mer to count has no say: zeros
+        # A fragment in which no k-mer can be counted stays at zeros and has no say.
+        countable = norm > 0
         x = x / norm.clamp_min(1e-12)
         x = linear(x, self.net["0.weight"], self.net["0.bias"]).relu()
         x = linear(x, self.net["3.weight"], self.net["3.bias"]).relu()

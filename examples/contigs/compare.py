@@ -15,7 +15,8 @@ from pathlib import Path
 
 from fetch_data import SETS, TIARA
 
-SHOWN = 10  # problems; with nothing classified there would be one for each contig
+# How many problems are printed. If nothing was classified there is one for each contig.
+SHOWN = 10
 
 
 def read_truth(folder: Path) -> dict[str, str]:

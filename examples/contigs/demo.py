@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""`make demo`: fetch the data, classify all contigs, show what the spool tells, compare with the
-authors' labels.
+"""`make demo`: fetch the data, classify all contigs, show the spool, compare the labels.
 
-It does with subprocesses what a person would type, and prints each command before it runs. Run it
-again and it goes on where it was stopped, or shows the finished run once more.
+It runs the commands that a person would type, and prints each before it runs. Started again, it
+goes on where it was stopped, or shows the finished run once more.
 """
 
 import json
@@ -26,14 +25,13 @@ def show(command: list[str]) -> int:
 
 
 def spool_tells(gpuspool: str) -> None:
-    """A table of the ranks, and the spool's own listing."""
+    """Print a table of the attempts, and list the spool."""
     summary = json.loads(Path(SPOOL, "summary.json").read_text())
     print(f"\n{'attempt':16}{'state':10}{'tasks':>6}{'seconds':>9}{'busy':>7}  device")
     for row in summary["attempts"]:
         times = f"{row.get('seconds', 0):9.1f}{row.get('busy_s', 0):7.1f}"
-        print(
-            f"{row['attempt']:16}{row['state']:10}{row['finished']:>6}{times}  {row.get('device', '')}"
-        )
+        device = row.get("device", "")
+        print(f"{row['attempt']:16}{row['state']:10}{row['finished']:>6}{times}  {device}")
     show(["ls", SPOOL, f"{SPOOL}/complete"])
     show(["sh", "-c", f'grep -c \'"state":"complete"\' {SPOOL}/journal/*'])
     show([gpuspool, "verify", SPOOL])
@@ -47,7 +45,7 @@ def has_gpu() -> bool:
 
 
 def main() -> int:
-    """The whole demonstration; returns 0 when all contigs agree."""
+    """Run the whole demonstration; returns 0 if all contigs agree."""
     python, gpuspool = str(BIN / "python"), str(BIN / "gpuspool")
     if show([python, str(HERE / "fetch_data.py")]) or show(
         [python, str(HERE / "make_tasks.py"), str(TASKS)]

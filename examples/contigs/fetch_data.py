@@ -2,7 +2,7 @@
 """Fetch the weights, the contigs and the expected labels of Tiara 1.0.2 into data/.
 
 Source: the wheel `tiara` 1.0.2 on PyPI (102.7 MB, MIT licence). It is unpacked as data and
-never installed, for its pins ask for PyTorch 1.7. 79 MB of it are kept.
+never installed, since its requirements pin PyTorch 1.7. 79 MB of it are kept.
 """
 
 import hashlib

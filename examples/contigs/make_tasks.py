@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write tasks.jsonl: each task is a run of consecutive contigs of one FASTA file.
 
-The runs differ in length on purpose (1 to 34 contigs), so that a share of the tasks is not a
-share of the work. The same data always gives the same tasks.
+The runs differ in length on purpose (1 to 34 contigs), so that ranks with equally many tasks do not
+have equally much work. The same data always gives the same tasks.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from typing import Any
 
 from fetch_data import SETS, TIARA
 
-RUNS = (1, 2, 3, 5, 8, 13, 21, 34)  # contigs for a task, over and over
+# How many contigs each task holds, in turn, over and over.
+RUNS = (1, 2, 3, 5, 8, 13, 21, 34)
 
 
 def scan(fasta: Path) -> Iterator[tuple[Path, int, int]]:

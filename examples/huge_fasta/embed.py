@@ -1,12 +1,11 @@
-"""Embed: a job for gpuspool that turns records of a FASTA file into rows of numbers, whose bits
-never vary.
+"""Embed: a job that turns records of a FASTA file into rows of numbers whose bits never vary.
 
-The network is small and untrained (random weights of a fixed seed): what counts here is how it is
-run. A record is cut into windows of 128 residues. Windows go through the network in blocks of one
-fixed shape, filled up with padding, on one thread: so the same kernels do the same sums for a
-window whatever stands beside it in the block. A record's windows are then added up in their own
-order, in float64. So a record's row is the same, bit for bit, in whatever range, on whatever rank
-and however often it is computed, on the same kind of device with the same version of PyTorch.
+The network is small and untrained (random weights from a fixed seed), since this example is about
+how it is run. A record is cut into windows of 128 residues. Windows go through the network in
+blocks of one fixed shape, filled up with padding, on one thread. So the same kernels do the same
+sums for a window, whatever stands beside it in the block. A record's windows are then added up in
+their own order, in float64. So a record's row is the same, bit for bit, in whatever range, on
+whatever rank and however often it is computed, on one kind of device with one version of PyTorch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,25 +19,32 @@ from fasta import Record, read_range
 from torch.nn.functional import conv1d
 
 SEED = 20240229
-WINDOW = 128  # residues
-# Windows that the network sees at once, always. Small, so that even a record alone is quick on a
-# CPU; a GPU and a real network want some hundred.
+# A record is cut into windows of so many residues.
+WINDOW = 128
+# The network always sees so many windows at once. They are few, so that even a record alone is
+# quick on a CPU. A GPU and a real network need some hundred.
 BLOCK = 8
-LETTER, KERNEL, WIDTH = 16, 7, 128
-PAD, SYMBOL, REFUSED = 0, 27, 255
+# The shape of the network: values for each letter, width of the convolution, values in a row.
+LETTER = 16
+KERNEL = 7
+WIDTH = 128
+# Codes of bytes that are no letters: padding, the symbols `*` `-` `.`, and everything else.
+PAD = 0
+SYMBOL = 27
+REFUSED = 255
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 
 def make_codes() -> Bytes:
-    """Return the code of each byte, [256]: letters 1 to 26 in either case, `*` `-` `.` 27, all
-    others REFUSED.
+    """Return the code of each byte, [256].
+
+    Letters have the codes 1 to 26 in either case, `*` `-` `.` are SYMBOL, all others REFUSED.
     """
     codes = np.full(256, REFUSED, np.uint8)
-    codes[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")] = codes[list(b"abcdefghijklmnopqrstuvwxyz")] = (
-        np.arange(1, 27)
-    )
+    codes[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")] = np.arange(1, 27)
+    codes[list(b"abcdefghijklmnopqrstuvwxyz")] = np.arange(1, 27)
     codes[list(b"*-.")] = SYMBOL
     return codes
 
@@ -47,7 +53,7 @@ CODES = make_codes()
 
 
 def encode(sequence: bytes) -> Bytes:
-    """Return the codes of a sequence, [residues]. Raises ValueError for a byte that is no residue."""
+    """Return the codes of a sequence, [residues]. Raises ValueError for a byte that is none."""
     codes = CODES[np.frombuffer(sequence, np.uint8)]
     if codes.size and codes.max() == REFUSED:
         place = int(codes.argmax())
@@ -58,8 +64,9 @@ def encode(sequence: bytes) -> Bytes:
 
 
 def cut(sequences: Iterable[Bytes]) -> Iterator[tuple[int, Bytes]]:
-    """Yield (place of the sequence, codes of a window) for all windows in order; the last of each
-    may be short.
+    """Yield (place of the sequence, codes of a window) for all windows in order.
+
+    The last window of a sequence may be short.
     """
     for place, codes in enumerate(sequences):
         for start in range(0, len(codes), WINDOW):
@@ -67,13 +74,14 @@ def cut(sequences: Iterable[Bytes]) -> Iterator[tuple[int, Bytes]]:
 
 
 class Network:
-    """A convolution over embedded residues, its ReLU summed over each window. device: "cpu" or
-    "cuda:0".
+    """A convolution over embedded residues, with its ReLU summed over each window.
+
+    device: "cpu" or "cuda:0".
     """
 
     def __init__(self, device: str) -> None:
-        # A CPU rank gets its share of the cores, so the number of threads would follow the world
-        # size.
+        # A CPU rank gets its share of the cores, so without this the number of threads would
+        # depend on the world size.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         generator = torch.Generator().manual_seed(SEED)
@@ -86,15 +94,16 @@ class Network:
 
     @torch.inference_mode()
     def block(self, codes: Bytes) -> Floats:
-        """Return the sums over the windows of one block: [BLOCK, WINDOW] codes to [BLOCK, WIDTH]."""
+        """Return the sums over each window of a block: [BLOCK, WINDOW] codes to [BLOCK, WIDTH]."""
         letters = torch.from_numpy(codes).to(self.device).long()
         x = conv1d(self.letters[letters].transpose(1, 2), self.kernels, padding=KERNEL // 2).relu()
         sums: Floats = (x * (letters != PAD)[:, None]).sum(2).cpu().numpy()
         return sums
 
     def rows(self, sequences: list[Bytes]) -> Floats:
-        """Return the rows of encoded sequences, [sequences, WIDTH]: means over residues, zeros
-        where there are none.
+        """Return the rows of encoded sequences, [sequences, WIDTH].
+
+        A row is the mean over the residues; without any, it is zeros.
         """
         sums = np.zeros((len(sequences), WIDTH))
         windows = cut(sequences)
@@ -114,8 +123,8 @@ class Embed:
     payload: as index.py writes it. Result: {"records": how many, "residues": how many}. Output:
     OUT/<key>.npz with `rows`, float32 [records, 128], and `ids`, uint8 [bytes]: the ids as text, a
     line feed after each. Both are in the file's order and published as one file, so there are never
-    rows without their ids. Raises FastaError when the file is not what was indexed, ValueError,
-    which names the record, for a residue that is none.
+    rows without their ids. Raises FastaError if the file is not the one that was indexed, and
+    ValueError, which names the record, for a byte that is no residue.
     """
 
     def __init__(self, ctx: Any) -> None:

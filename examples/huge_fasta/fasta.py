@@ -1,14 +1,14 @@
 """FASTA by offset: plain text, or bgzip through its virtual offsets. Standard library only.
 
-One parser serves the index, the job and the merge, so what the index counted is what the job reads.
-It takes the file as bytes: an id is whatever stands between `>` and the first space or tab, in any
-encoding, empty and repeated ones too, since a record is its position and never its id. Blank lines,
-CRLF, a last line without its end and records without residues are fine; residues are all bytes of a
-record's lines but white space, in the case they have.
+One parser serves the index, the job and the merge, so the job reads exactly what the index counted.
+It takes the file as bytes. An id is the text between `>` and the first space or tab, in any
+encoding. It may be empty or occur twice, since a record is identified by its position and never by
+its id. Blank lines, CRLF, a last line without its end and records without residues are fine.
+Residues are all bytes of a record's lines except white space, in upper or lower case as they stand.
 
-Refused, with file and offset: text before the first header, NUL bytes, a carriage return inside a
-header (line ends of an old Mac), headers over 1 MiB, damaged or cut bgzip, and gzip that is not
-bgzip, in which no place can be reached but by unpacking everything before it.
+These are refused, with file and offset: text before the first header, NUL bytes, a carriage return
+inside a header (line ends of an old Mac), headers over 1 MiB, damaged or cut bgzip, and gzip that
+is not bgzip, since no place in it can be reached without unpacking everything before it.
 """
 
 import io
@@ -18,16 +18,21 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO
 
-PIECE = 64 * 1024  # bytes of a line read at once: a chromosome on one line needs no more memory
-HEADER = (
-    1024 * 1024
-)  # bytes of a header at most; the longest real ones (merged proteins of nr) have some 100 KB
+# How many bytes of a line are read at once, so that a chromosome on one line needs no more memory.
+PIECE = 64 * 1024
+# How many bytes a header may have. The longest real ones, of merged proteins in nr, have some 100
+# KB.
+HEADER = 1024 * 1024
 BLANKS = b" \t\r\n\v\f"
 GZIP = b"\x1f\x8b"
 BGZIP = b"\x1f\x8b\x08\x04"
-# the one extra field that bgzip writes; the block's size less 1 follows it
+# The only extra field that bgzip writes. The size of the block, less 1, follows it.
 BGZIP_EXTRA = b"\x06\x00BC\x02\x00"
-BGZIP_HEAD, BGZIP_BLOCK = 18, 1 << 16  # bytes of a block's head; more than a block's text ever has
+# How many bytes the head of a block has.
+BGZIP_HEAD = 18
+# More bytes than the text of a block ever has: a virtual offset is (offset of the block) * this +
+# (offset in its text).
+BGZIP_BLOCK = 1 << 16
 
 
 class FastaError(Exception):
@@ -36,11 +41,10 @@ class FastaError(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """One record. offset: of its header; residues: how many; crc: crc32 of its lines; is_last:
-    nothing follows.
+    """One record. offset: of its header; residues: how many; crc: the crc32 of its lines.
 
-    id and sequence are bytes as they stand in the file, empty where scan() was told not to keep
-    them.
+    is_last: no record follows. id and sequence are bytes as they stand in the file, and empty if
+    scan() was told not to keep them.
     """
 
     offset: int
@@ -55,8 +59,8 @@ def scan(fasta: str, offset: int = 0, *, keep: bool = True) -> Iterator[Record]:
     """Yield the records of a FASTA file from a header's offset on.
 
     offset: in bytes; in bgzip a virtual offset, (offset of the block) << 16 | (offset in its text).
-    With `keep` false ids and sequences are checked and not kept: no more than a header is ever in
-    memory. Raises FastaError, OSError.
+    keep: whether records hold their ids and sequences. If not, these are only checked, and no more
+    than a header is ever in memory. Raises FastaError, OSError.
     """
     parts: list[bytes] = []
     at, head, residues, crc = -1, b"", 0, 0
@@ -76,8 +80,9 @@ def scan(fasta: str, offset: int = 0, *, keep: bool = True) -> Iterator[Record]:
 
 
 def chain(checksum: int, crc: int) -> int:
-    """The checksum of a range of records, from that of the records before and the next record's
-    crc; 0 begins.
+    """Return the checksum of some records, from that of all but the last and the last one's crc.
+
+    The checksum of no records is 0.
     """
     return zlib.crc32(crc.to_bytes(4, "big"), checksum)
 
@@ -87,17 +92,19 @@ def read_range(
 ) -> list[Record]:
     """Return the records of one task of index.py; the arguments are its payload.
 
-    Raises FastaError unless they are, byte for byte, those that were indexed; OSError when the file
-    cannot be read.
+    Raises FastaError unless they are, byte for byte, those that were indexed, and OSError if the
+    file cannot be read.
     """
     found = list(islice(scan(fasta, offset), records))
     checksum = 0
     for record in found:
         checksum = chain(checksum, record.crc)
     if len(found) != records or checksum != crc or found[-1].is_last != last:
+        last_record = first + records - 1
         raise FastaError(
-            f"{fasta} changed since it was indexed: from offset {offset} on, records {first} to {first + records - 1} "
-            "are no longer what index.py saw. Restore the file, or index it again and use a new spool."
+            f"{fasta} changed since it was indexed: from offset {offset} on, "
+            f"records {first} to {last_record} are no longer what index.py saw. "
+            "Restore the file, or index it again and use a new spool."
         )
     return found
 
@@ -106,14 +113,14 @@ def _id(fasta: str, offset: int, header: bytes) -> bytes:
     line = header[1:].rstrip(b"\r\n")
     if b"\r" in line:
         raise FastaError(
-            f"{fasta}, offset {offset}: a carriage return inside a header. Are its line ends those of an old Mac? "
-            "Convert it: tr '\\r' '\\n'."
+            f"{fasta}, offset {offset}: a carriage return inside a header. "
+            "Are its line ends those of an old Mac? Convert it: tr '\\r' '\\n'."
         )
     return line.replace(b"\t", b" ").partition(b" ")[0]
 
 
 def _lines(fasta: str, offset: int) -> Iterator[tuple[int, bool, bytes]]:
-    """Yield (offset, is it a header, text): headers whole, other lines in one piece or several."""
+    """Yield (offset, is it a header, text). Headers are whole, other lines may come in pieces."""
     header, at, starts = b"", -1, True
     for position, piece in _pieces(fasta, offset):
         if b"\0" in piece:
@@ -168,22 +175,24 @@ def _is_bgzip(fasta: str, file: BinaryIO) -> bool:
     head = file.read(BGZIP_HEAD)
     if head.startswith(GZIP) and _block_size(head) == 0:
         raise FastaError(
-            f"{fasta} is plain gzip, in which no record can be reached without unpacking all before it. "
-            "Recompress it: gzip -dc FILE.gz | bgzip > FILE.bgz, or unpack it."
+            f"{fasta} is plain gzip, in which no record can be reached without unpacking "
+            "all before it. Recompress it: gzip -dc FILE.gz | bgzip > FILE.bgz, or unpack it."
         )
     return head.startswith(GZIP)
 
 
 def _block_size(head: bytes) -> int:
-    """The bytes of a bgzip block; 0 where this is not the head of one."""
+    """Return how many bytes a bgzip block has, by its head; 0 if this is not the head of one."""
     if len(head) < BGZIP_HEAD or not head.startswith(BGZIP) or head[10:16] != BGZIP_EXTRA:
         return 0
     return int.from_bytes(head[16:18], "little") + 1
 
 
 def _blocks(fasta: str, file: BinaryIO, at: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset in the file, text) of each bgzip block; the last must be empty, else the file
-    was cut.
+    """Yield (offset in the file, text) of each bgzip block.
+
+    Raises FastaError unless the last block is empty: bgzip ends every file so, and this one was
+    cut.
     """
     file.seek(at)
     text = b"cut"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Write tasks.jsonl for one huge FASTA file: each task is a range of consecutive records, found by
-its offset.
+"""Write tasks.jsonl for one huge FASTA file: each task is a range of consecutive records.
 
-One pass, streaming: memory does not grow with the file, nor with its longest record. Plain text or
-bgzip; plain gzip is refused, with what to do (see fasta.py). Standard library only.
+The file is read once, as a stream: memory grows neither with the file nor with its longest record.
+It may be plain text or bgzip. Plain gzip is refused, and the message says what to do (see
+fasta.py). Standard library only.
 """
 
 import argparse
@@ -18,13 +18,16 @@ from typing import Any, BinaryIO
 
 from fasta import FastaError, Record, chain, scan
 
-RESIDUES = 100_000  # of a task, about
-RECORDS = 10_000  # of a task at most, so that short or empty records make no huge task either
+# About how many residues a task holds: some seconds of work.
+RESIDUES = 100_000
+# How many records a task holds at most, so that short or empty records make no huge task either.
+RECORDS = 10_000
 
 
 def group(records: Iterable[Record], residues: int) -> Iterator[list[Record]]:
-    """Yield runs of consecutive records, of at most so many residues and RECORDS records; a longer
-    record is alone.
+    """Yield runs of consecutive records, of at most so many residues and RECORDS records.
+
+    A record with more residues than that is alone.
     """
     run: list[Record] = []
     size = 0
@@ -68,9 +71,7 @@ def make_tasks(fasta: str, residues: int = RESIDUES) -> Iterator[dict[str, Any]]
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name by rename(2) when all of it is on disk, and
-    otherwise never.
-    """
+    """A file to write that appears under its name, by rename(2), only when all of it is on disk."""
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(hidden, "xb") as file:
@@ -86,11 +87,9 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_index(fasta: Path, output: Path, residues: int = RESIDUES) -> tuple[int, int]:
-    """Write the tasks of a FASTA file as JSON lines; returns how many, and of how many records in
-    all.
+    """Write the tasks of a FASTA file as JSON lines; returns (how many, records in all of them).
 
-    Raises FastaError, also when there is no record, and OSError; then nothing is at `output` that
-    was not before.
+    Raises OSError, and FastaError, also if there is no record. Then `output` is as it was before.
     """
     count = records = 0
     with whole(output) as file:
@@ -103,7 +102,7 @@ def write_index(fasta: Path, output: Path, residues: int = RESIDUES) -> tuple[in
 
 
 def main() -> int:
-    """Write the index; return the exit status: 2 when the file is refused."""
+    """Write the index; return the exit status: 2 if the file is refused."""
     parser = argparse.ArgumentParser(
         description="Write gpuspool's tasks.jsonl for one huge FASTA file."
     )

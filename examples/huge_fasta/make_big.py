@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Write a FASTA file of many short records, cut from the real contigs of the other example.
 
-The lengths run over 50 to 400 residues, always in the same order; an id is its contig's with the
-place it was cut from: `plastid_NC_026299.1_0_15000:0-50`. The contigs are gone through as often as
-it takes, each time from another place.
+The records have 50 to 400 residues, always in the same order of lengths. An id is that of the
+contig with the place that was cut out: `plastid_NC_026299.1_0_15000:0-50`. The contigs are gone
+through as often as it takes, each time from another place.
 """
 
 import argparse
@@ -23,8 +23,13 @@ CONTIGS = (
     / "test"
     / "test_data"
 )
-SHORTEST, LENGTHS, STEP = 50, 351, 7919  # STEP is prime, so all LENGTHS come in turn
-LINE = 60  # residues
+# Records have SHORTEST to SHORTEST + LENGTHS - 1 residues. The lengths go round in steps of STEP,
+# which is prime, so each of them comes in turn.
+SHORTEST = 50
+LENGTHS = 351
+STEP = 7919
+# How many residues stand on a line.
+LINE = 60
 
 
 def cut() -> Iterator[tuple[str, bytes]]:
@@ -51,7 +56,7 @@ def wrap(name: str, sequence: bytes) -> bytes:
 
 
 def write_big(output: Path, records: int) -> None:
-    """Write so many records; the folder is made. Raises OSError, FastaError."""
+    """Write so many records, in a folder that is made if need be. Raises OSError, FastaError."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole(output) as file:
         file.writelines(wrap(name, sequence) for name, sequence in islice(cut(), records))

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Merge the outputs of a finished spool into OUT.npy and OUT.ids.txt: row i and line i are record i
-of the FASTA file.
+"""Merge the outputs of a finished spool into OUT.npy and OUT.ids.txt.
 
-Guarantees. The ranges are taken in the order of the tasks, and the plan is checked to begin at
-record 0, to leave no gap, and to end where the file ends. Each output must hold as many rows and
-ids as its range has records, rows all of one width and float32. What does not fit is named and
-nothing is written. Both files are written under hidden names and renamed, the ids first: an OUT.npy
-that exists is whole, and so are its ids. An OUT.npy is never replaced.
+Row i and line i are those of record i of the FASTA file. This is guaranteed so:
 
-Memory: one range at a time. It stands on gpuspool's Python API and NumPy, beside `gpuspool
-results`, so that gpuspool itself needs no NumPy.
+- The ranges are taken in the order of the tasks. They must begin at record 0, leave no gap, and end
+  where the file ends.
+- Each output must hold as many rows and ids as its range has records, and all rows must be float32
+  and of one width. If something does not fit, it is named and nothing is written.
+- Both files are written under hidden names and then renamed, the ids first. So an OUT.npy that
+  exists is whole, and so are its ids. An OUT.npy is never replaced.
+
+Only one range is in memory at a time. This is a program of its own, on gpuspool's Python API, so
+that gpuspool itself does not need NumPy.
 """
 
 import argparse
@@ -30,7 +32,8 @@ from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.spool.errors import GpuspoolError
 from gpuspool.spool.view import View, open_view
 
-SHOWN = 20  # missing ranges that a message lists one by one
+# How many missing ranges a message lists one by one.
+SHOWN = 20
 FIELDS = {"fasta", "offset", "first", "records", "crc", "last"}
 
 Floats = npt.NDArray[np.float32]
@@ -72,8 +75,9 @@ class Range:
 
 
 def read_plan(view: View) -> list[dict[str, Any]]:
-    """Return the payloads of all tasks, in order. Raises Mismatch unless they are the whole of one
-    FASTA file.
+    """Return the payloads of all tasks, in order.
+
+    Raises Mismatch unless they are the whole of one FASTA file.
     """
     found = {
         task.task: task.payload for manifest in view.manifests.values() for task in manifest.tasks()
@@ -92,7 +96,8 @@ def read_plan(view: View) -> list[dict[str, Any]]:
             )
         if payload["last"] != (index == view.run.tasks - 1):
             raise Mismatch(
-                f"task {index}: its range {payload} ends the file, or the last one does not: tasks are missing."
+                f"task {index}: its range {payload} ends the file, or the last one does not: "
+                "tasks are missing."
             )
         plan.append(payload)
         following += payload["records"]
@@ -100,7 +105,7 @@ def read_plan(view: View) -> list[dict[str, Any]]:
 
 
 class Outputs:
-    """The outputs of a spool, range by range. Raises what MergeError and GpuspoolError say."""
+    """The outputs of a spool, range by range. Raises MergeError, GpuspoolError."""
 
     def __init__(self, spool: Path) -> None:
         view = open_view(spool)
@@ -128,10 +133,9 @@ class Outputs:
             rows = np.full((one.records, self.width), np.nan, np.float32)
             ids = b"".join(record.id + b"\n" for record in read_range(**one.payload))
         named = ids.count(b"\n")
-        if rows.shape != (one.records, self.width) or named != one.records:
-            raise Mismatch(
-                f"{one}: rows {list(rows.shape)} and {named} ids, not [{one.records}, {self.width}]."
-            )
+        expected = (one.records, self.width)
+        if rows.shape != expected or named != one.records:
+            raise Mismatch(f"{one}: rows {list(rows.shape)} and {named} ids, not {list(expected)}.")
         return rows, ids
 
     def _read(self, one: Range) -> tuple[Floats, bytes]:
@@ -151,7 +155,7 @@ class Outputs:
 
 
 def name_missing(missing: list[Range]) -> str:
-    """Return lines that tell of each missing range its key, its records, its state and its error."""
+    """Return a line for each missing range: its key, its records, its state and its error."""
     lines = []
     for one in missing[:SHOWN]:
         error = one.result.error
@@ -165,7 +169,7 @@ def name_missing(missing: list[Range]) -> str:
 def write(outputs: Outputs, rows_file: BinaryIO, ids_file: BinaryIO) -> None:
     """Write all rows behind the header of an .npy file, and all ids.
 
-    Plain writes, one after the other, and no memory map: so a full disk is an error and no SIGBUS.
+    These are plain writes and no memory map, so that a full disk is an error and not a SIGBUS.
     """
     header = {"descr": "<f4", "fortran_order": False, "shape": (outputs.records, outputs.width)}
     np.lib.format.write_array_header_1_0(rows_file, header)
@@ -189,8 +193,9 @@ def merge(spool: Path, out: Path, allow_missing: bool = False) -> Outputs:
     outputs = Outputs(spool)
     if outputs.missing and not (allow_missing and outputs.width):
         raise RangesMissing(
-            f"{name_missing(outputs.missing)}\nNothing was merged. `gpuspool resume` finishes them, `gpuspool retry` "
-            "tries failed ones again; with --allow-missing their rows are NaN."
+            f"{name_missing(outputs.missing)}\n"
+            "Nothing was merged. `gpuspool resume` finishes them, `gpuspool retry` tries failed "
+            "ones again; with --allow-missing their rows are NaN."
         )
     with whole(out) as rows_file, whole(out.with_suffix(".ids.txt")) as ids_file:
         write(outputs, rows_file, ids_file)
@@ -198,7 +203,7 @@ def merge(spool: Path, out: Path, allow_missing: bool = False) -> Outputs:
 
 
 def main() -> int:
-    """Merge; return the exit status: 0, 2 refused, 3 ranges are missing, 5 an output does not fit."""
+    """Merge. Return the exit status: 0, 2 refused, 3 ranges missing, 5 an output does not fit."""
     parser = argparse.ArgumentParser(
         description="Merge a finished spool of embed.py into one array and its ids."
     )
@@ -215,9 +220,8 @@ def main() -> int:
         return getattr(error, "exit_code", 2)
     if outputs.missing:
         print(f"merge.py: {name_missing(outputs.missing)}\nTheir rows are NaN.", file=sys.stderr)
-    print(
-        f"{args.out}: float32 [{outputs.records}, {outputs.width}]; ids: {args.out.with_suffix('.ids.txt')}"
-    )
+    ids = args.out.with_suffix(".ids.txt")
+    print(f"{args.out}: float32 [{outputs.records}, {outputs.width}]; ids: {ids}")
     return 0
 
 

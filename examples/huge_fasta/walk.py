@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Kill a run over 200,000 records twice, go on each time with another world size, merge, and
-compare every row.
+"""Kill a run over 200,000 records twice, resume it with other world sizes, compare every row.
 
-Two ranks begin; at a third of the tasks everything dies at once (SIGKILL to the parent and all
-workers). Three ranks go on; at two thirds everything dies again. One rank finishes. Then each of
-the merged rows and ids is compared, bit for bit, with the row of that record computed alone, by a
-reader that knows nothing of the index.
+Two ranks begin. At a third of the tasks everything is killed at once (SIGKILL to the parent and all
+workers). Three ranks go on; at two thirds everything is killed again. One rank finishes. Then each
+merged row and id is compared, bit for bit, with the row of that record computed alone, by a reader
+that does not use the index.
 
-It runs on CPU ranks, as the rows to compare with do.
+The ranks are CPU ranks, since the rows to compare with are computed on the CPU too.
 """
 
 import argparse
@@ -35,9 +34,14 @@ DATA = HERE.parent / "contigs" / "data" / "huge_fasta"
 GPUSPOOL = str(Path(sys.executable).with_name("gpuspool"))
 RESIDUES = 50_000
 RANKS = (2, 3, 1)
-MARK = "HUGE_FASTA_WALK"  # in the environment of all that this walk starts
-PART = 20_000  # records that a process compares at once
-POLL_S, PATIENCE_S = 0.01, 900.0
+# A variable in the environment of every process that this walk starts: so they are found and
+# killed.
+MARK = "HUGE_FASTA_WALK"
+# How many records a process compares at once: little memory, and all cores have something to do.
+PART = 20_000
+# How often a condition is looked at, and after how long the walk gives up.
+POLL_S = 0.01
+PATIENCE_S = 900.0
 
 
 class WalkError(Exception):
@@ -67,7 +71,7 @@ def done(spool: Path) -> int:
 
 
 def marked(mark: str) -> list[int]:
-    """The pids of all that this walk started and that lives, parents first."""
+    """The pids of all living processes that this walk started, parents first."""
     found = []
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
@@ -80,8 +84,9 @@ def marked(mark: str) -> list[int]:
 
 
 def kill_all(mark: str) -> int:
-    """SIGKILL to everything that the walk started, until nothing of it lives; returns how many
-    processes it was.
+    """SIGKILL everything that the walk started, until nothing of it lives.
+
+    Returns how many processes it killed.
     """
     killed = set()
     while pids := marked(mark):
@@ -95,7 +100,7 @@ def kill_all(mark: str) -> int:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Raises WalkError when the condition does not come true."""
+    """Wait for a condition. Raises WalkError if it does not come true in PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
@@ -104,7 +109,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def run_and_kill(command: list[str], spool: Path, tasks: int) -> str:
-    """Start a run; when the journals hold so many tasks, kill all of it. Returns what was seen."""
+    """Start a run, and kill it all when its journals hold so many tasks. Returns what was seen."""
     mark = str(spool)
     print(f"$ {shlex.join(['gpuspool', *command])}", flush=True)
     process = subprocess.Popen([GPUSPOOL, *command, "-q"], env={**os.environ, MARK: mark})
@@ -124,9 +129,7 @@ def read_plainly(fasta: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def count_different(fasta: Path, out: Path, start: int, stop: int) -> tuple[int, int]:
-    """Of the records start..stop: how many ids, and how many rows, are not those of the record
-    alone.
-    """
+    """(ids, rows) of the records start..stop that differ from those of the record alone."""
     network = Network("cpu")
     rows: npt.NDArray[np.float32] = np.load(out, mmap_mode="r")
     ids = out.with_suffix(".ids.txt").read_text().split("\n")[:-1]
@@ -138,7 +141,7 @@ def count_different(fasta: Path, out: Path, start: int, stop: int) -> tuple[int,
 
 
 def compare(fasta: Path, out: Path, records: int) -> None:
-    """Compare all rows and ids, in a process for each core. Raises WalkError when one differs."""
+    """Compare all rows and ids, with a process for each core. Raises WalkError if any differs."""
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         parts = [
