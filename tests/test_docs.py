@@ -1,4 +1,4 @@
-"""The docs say what is there: every option, every link, every folder of a spool, every exit code."""
+"""The docs say what is there: every option, link, folder of a spool, exit code and module."""
 
 import re
 from pathlib import Path
@@ -54,3 +54,46 @@ def test_the_exit_codes_of_the_errors_stand_in_the_options_page() -> None:
     page = (ROOT / "docs" / "options.md").read_text()
     for code in (0, 1, 2, 3, 4, 5, 6, 75, 130):
         assert re.search(rf"^\| *`?{code}`? *\|", page, re.MULTILINE), code
+
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_every_path_on_the_architecture_page_exists() -> None:
+    named = re.findall(r"`([\w./-]+(?:/|\.py|\.md))`", ARCHITECTURE)
+    assert len(named) > 100
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_name_that_the_architecture_page_finds_in_a_file_is_defined_there() -> None:
+    found = re.findall(r"((?:`\w+`(?: and )?)+) in `([\w./]+\.py)`", ARCHITECTURE)
+    assert len(found) > 20
+    for names, path in found:
+        source = (ROOT / path).read_text()
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{name} in {path}"
+
+
+@pytest.mark.parametrize("package", ["spool", "worker", "orchestrator"])
+def test_the_architecture_page_has_each_module_in_the_table_of_its_package(package: str) -> None:
+    section = re.search(rf"^## {package}:.*?(?=^## )", ARCHITECTURE, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    listed: list[str] = []
+    for row in re.findall(r"^\| (`.*?`) \|", section[0], re.MULTILINE):
+        listed += re.findall(r"`([\w/]+)`", row)
+    there = {
+        str(path.relative_to(ROOT / package).with_suffix(""))
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert sorted(listed) == sorted(there)
+
+
+def test_whoever_wants_to_change_something_is_told_a_file_and_a_test() -> None:
+    table = ARCHITECTURE.partition("| I want to change | open | the test is |\n|---|---|---|\n")[2]
+    rows = table.partition("\n\n")[0].splitlines()
+    assert len(rows) >= 25
+    for row in rows:
+        _, _, files, tests, _ = row.split("|")
+        assert re.search(r"`[\w./-]+\.(py|md)`", files), row
+        assert re.search(r"`tests/test_\w+\.py`", tests), row
