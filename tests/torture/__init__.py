@@ -1,6 +1,5 @@
-"""The torture suite: rows of faults, each played many times, and judged by a checker that shares no
-code with gpuspool.
+"""The torture suite: rows of faults, each played many times, judged by an independent checker.
 
-`cd tests && python -m torture` runs it; `torture/rows.py` says what a row is, `torture/checker.py`
-what is counted.
+The checker shares no code with gpuspool. `cd tests && python -m torture` runs the suite;
+`torture/rows.py` says what a row is, `torture/checker.py` what is counted.
 """

@@ -1,7 +1,7 @@
-"""`python -m torture`: every row of the suite, one line each as it ends, then the table that the
-docs carry.
+"""`python -m torture`: play every row of the suite.
 
-Exit code 1 if anything was lost, doubled, wrong or claimed falsely, or a row says that it failed.
+Each row is told in one line as it ends; then comes the table that stands in the docs. The exit code
+is 1 if anything was lost, doubled, wrong or claimed falsely, or if a row says that it failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ NAMES = (
     "zombies",
     "soak",
 )
-SHOWN = 20  # failures of one row that are printed; --json has all
+# How many failures of one row are printed; --json has them all.
+SHOWN = 20
 
 
 def arguments() -> argparse.Namespace:
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
 
 
 def play(name: str, amount: str, home: Path) -> Row:
-    """One row, in a folder of its own that goes when the row was clean."""
+    """Play one row, in a folder of its own that is removed if the row was clean."""
     folder = home / name
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -67,7 +68,7 @@ def play(name: str, amount: str, home: Path) -> Row:
 
 
 def play_apart(name: str, amount: str, home: Path) -> Row:
-    """The same in a process of its own, so that rows can be played side by side."""
+    """Play one row in a process of its own, so that rows can be played side by side."""
     found = home / f"{name}.json"
     command = [
         sys.executable,
@@ -87,7 +88,7 @@ def play_apart(name: str, amount: str, home: Path) -> Row:
 
 
 def show(row: Row) -> None:
-    """One line; what is wrong, and figures worth a word, below it."""
+    """Print a row in one line, and below it what is wrong and which figures are worth a word."""
     print(row.line(), flush=True)
     for text in [*row.notes, *row.failures[:SHOWN]]:
         print(f"    {text}", flush=True)
@@ -112,7 +113,8 @@ def main() -> int:
             rows.append(row)
             show(row)
     print(
-        f"\n{table(rows)}\n\n{where}, amount {asked.amount}, {time.monotonic() - began:.0f} s in all"
+        f"\n{table(rows)}\n\n{where}, amount {asked.amount}, "
+        f"{time.monotonic() - began:.0f} s in all"
     )
     if asked.json is not None:
         record = {

@@ -1,8 +1,7 @@
-"""A memory cgroup of our own, v1 or v2, in which a run has little memory, as a scheduler gives each
-job.
+"""A memory cgroup of our own, v1 or v2, in which a run has little memory, as under a scheduler.
 
-`memory_group` makes it below the group of this process, so that no limit on us is escaped, and
-removes it at the end. `why_not` says why this machine does not allow that.
+`memory_group` makes it below the group of this process, so that we escape no limit, and removes it
+at the end. `why_not` says why this machine does not allow that.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ LIMITS = {
     "memory.max": 1,
     "memory.swap.max": 0,
 }
-EMPTY_S = 10.0  # for killed processes to leave a group
+# How long killed processes may take to leave a group.
+EMPTY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Group:
         return "sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.path / "cgroup.procs")
 
     def processes(self) -> list[int]:
-        """The pids of all that is in it, whatever its session or environment; zombies do not count."""
+        """The pids of all processes in it, whatever their session; zombies do not count."""
         return [int(pid) for pid in (self.path / "cgroup.procs").read_text().split()]
 
     def remove(self) -> None:
@@ -63,7 +63,7 @@ def _parents() -> Iterator[Path]:
 
 
 def make(limit: int) -> Group:
-    """A new group with at most so many bytes of memory. Raises OSError where none can be made."""
+    """A new group with at most so many bytes of memory. Raises OSError if none can be made."""
     for parent in _parents():
         path = parent / f"torture-{os.getpid()}-{time.monotonic_ns()}"
         with contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ def make(limit: int) -> Group:
 
 
 def _limit(path: Path, limit: int) -> bool:
-    """Whether the group has a memory controller; in v2 its parent may have to hand it down first."""
+    """Whether the group has a memory controller. In v2 its parent may have to hand it down."""
     if not any((path / name).exists() for name in LIMITS):
         with contextlib.suppress(OSError):
             (path.parent / "cgroup.subtree_control").write_text("+memory")
@@ -86,7 +86,7 @@ def _limit(path: Path, limit: int) -> bool:
 
 
 def why_not() -> str:
-    """Why there can be none here; "" where it can."""
+    """Why no group can be made here; "" if one can."""
     try:
         make(1 << 30).remove()
     except OSError as error:
@@ -96,7 +96,7 @@ def why_not() -> str:
 
 @contextlib.contextmanager
 def memory_group(limit: int) -> Iterator[Group]:
-    """A group that is gone at the end, with all that is in it."""
+    """A group that is removed at the end, and every process in it killed."""
     group = make(limit)
     try:
         yield group

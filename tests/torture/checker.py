@@ -4,14 +4,16 @@ It reads the files of the spool and of OUT, by docs/spool-format.md alone, and s
 spool/, worker/ or orchestrator/. It knows one job, torture/job.py, of whose tasks it knows every
 byte. It counts:
 
-L  a task without a verdict: neither a complete line whose output exists, nor a failure that stands
-on record D  an output that changed between two looks, a hidden or a second output of a task in OUT,
-a task told twice C  an output or a result that is not what the job computes for this task, or that
-no execution of it wrote X  success claimed (exit code 0, summary.json, `results`) that is not so R
-an execution that began after a complete line of its task stood in a journal
+L   a task without a verdict: neither a complete line whose output exists, nor a failure on record
+D   an output that changed between two looks; a hidden or a second output of a task in OUT; a task
+    that is told twice
+C   an output or a result that is not what the job computes for this task, or that no execution of
+    it wrote
+X   success is claimed (exit code 0, summary.json, `results`) although it is not so
+R   an execution that began after a complete line of its task stood in a journal
 
-Every count has a note that names the task and the file. A checker that never fails is worth
-nothing, so test_torture_checker.py plants each of these.
+Every count has a note that names the task and the file. A checker that never fails proves nothing,
+so test_torture_checker.py plants each of these.
 """
 
 from __future__ import annotations
@@ -65,8 +67,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Line:
-    """One valid complete line of a journal, and where it stands; the lowest (attempt, offset) is
-    told.
+    """One valid complete line of a journal, and where it stands.
+
+    Of several lines of a task, readers tell the one with the lowest (attempt, offset).
     """
 
     attempt: tuple[int, int]
@@ -86,7 +89,7 @@ class Line:
 
 @dataclass
 class Facts:
-    """All that the journals and manifests of a spool say."""
+    """Everything that the journals and manifests of a spool say."""
 
     complete: dict[int, list[Line]] = field(default_factory=dict)
     failed_round: dict[int, int] = field(default_factory=dict)
@@ -113,7 +116,8 @@ class Output:
 
 
 Look = dict[str, Output]
-Executions = dict[int, dict[str, float]]  # task -> nonce -> when it began
+# For each task, the nonce of each of its executions and when that began.
+Executions = dict[int, dict[str, float]]
 
 
 def check(
@@ -152,9 +156,7 @@ def check(
 
 
 def checked_line(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of one sealed line without its newline; None where the checksum or the JSON
-    is wrong.
-    """
+    """The JSON object of one sealed line without its newline; None if it is not whole."""
     head, mark, tail = line.rpartition(b',"crc":"')
     if not mark or tail != b'%08x"}' % zlib.crc32(head):
         return None
@@ -166,9 +168,7 @@ def checked_line(line: bytes) -> dict[str, Any] | None:
 
 
 def sealed_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(offset, record) of the valid lines of a regular file; what has no newline at its end is no
-    line.
-    """
+    """(offset, record) of the valid lines of a regular file. Without a newline it is no line."""
     if not stat.S_ISREG(path.lstat().st_mode):
         return
     offset = 0
@@ -194,7 +194,7 @@ def read_facts(spool: Path) -> Facts:
     for path, match in _files(spool / "journal", JOURNAL):
         for offset, record in sealed_lines(path):
             if offset == 0 or not _is_about_a_task(record):
-                continue  # the first line says whose journal it is
+                continue
             if record.get("state") == "complete":
                 line = Line((int(match[1]), int(match[2])), offset, record)
                 facts.complete.setdefault(record["task"], []).append(line)
@@ -217,7 +217,7 @@ def _files(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Ma
 
 
 def out_of(spool: Path) -> Path:
-    """Where the outputs of a run are, by its run.json; SPOOL/outputs where that cannot be read."""
+    """Where the outputs of a run are, by its run.json; SPOOL/outputs if that cannot be read."""
     record = _json(spool / "run.json")
     named = record.get("out") if record else None
     return Path(named) if isinstance(named, str) else spool / "outputs"
@@ -244,12 +244,12 @@ def look(out: Path) -> Look:
 
 
 def changed(earlier: Look, later: Look) -> list[str]:
-    """The outputs that were there and are not the very same files any more."""
+    """The outputs that are not the very same files any more."""
     return [name for name, output in earlier.items() if later.get(name) != output]
 
 
 def nonce_of(data: bytes) -> str | None:
-    """Whose output this is, by its last line; None where it is not a whole output."""
+    """The nonce of the execution that wrote this output, by its last line; None if it is torn."""
     match = re.search(rb"\nnonce (\S+)\n\Z", data)
     return match[1].decode(errors="replace") if match else None
 
@@ -287,9 +287,7 @@ def _judge_task(
 def _judge_complete(
     counts: Counts, out: Path, task: int, line: Line, began: Executions | None
 ) -> None:
-    """A task that a line calls complete: its output must be there, whole, and right; its result
-    right too.
-    """
+    """A task that a line calls complete must have its whole, right output, and a right result."""
     path = out / f"t{task}.txt"
     try:
         data = path.read_bytes()
@@ -312,7 +310,7 @@ def _judge_complete(
 
 
 def _judge_out(counts: Counts, out: Path, tasks: int) -> None:
-    """Nothing of a task may lie in OUT but its one output."""
+    """Of each task, only its one output may lie in OUT."""
     expected = {f"t{task}.txt" for task in range(tasks)} | {".gpuspool"}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
@@ -325,9 +323,7 @@ def _judge_out(counts: Counts, out: Path, tasks: int) -> None:
 
 
 def _judge_told(counts: Counts, facts: Facts, tasks: int, told: str) -> None:
-    """What `gpuspool results` prints must be each task once, and the line of the lowest (attempt,
-    offset).
-    """
+    """`gpuspool results` must tell each task once, by the line of the lowest (attempt, offset)."""
     records = [json.loads(line) for line in told.splitlines()]
     times = Counter(record["index"] for record in records)
     for task in range(tasks):
@@ -356,12 +352,13 @@ def _judge_claims(counts: Counts, spool: Path, tasks: int, claimed_ok: bool) -> 
         if summary.get("exit_code") == 0 or told.get("complete") == tasks:
             counts.found(
                 "X",
-                f"summary.json claims {told.get('complete')} complete, exit code {summary['exit_code']}",
+                f"summary.json claims {told.get('complete')} complete, "
+                f"exit code {summary['exit_code']}",
             )
 
 
 def _judge_executions(counts: Counts, facts: Facts, began: Executions) -> None:
-    """R, and how often tasks were executed at all."""
+    """Count R, and how often tasks were executed at all."""
     counts.executions = sum(map(len, began.values()))
     counts.again = counts.executions - len(began)
     for task, nonces in began.items():

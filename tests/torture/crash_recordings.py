@@ -1,9 +1,9 @@
-"""The runs whose crash states are tried: three that gpuspool itself did, and one for each planted
-bug.
+"""The runs whose crash states are tried: three of gpuspool itself, one for each planted bug.
 
 adopted    one task a call; killed half way, resumed at once: two workers are adopted, two closed
 alone      four tasks a call; killed half way, ended by the two workers that are left
-recovery   the recovery of a state of the first in which half of all that was in doubt is lost or spoilt
+recovery   the recovery of a state of the first, in which half of all that was in doubt is lost or
+           spoilt
 """
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ from torture.two_epochs import RUN, SPOOL
 
 HERE = Path(__file__).parent
 TASKS = 50
-HALF = 20  # tasks that are finished when the first epoch dies
-PACE_S = 0.25  # so that each epoch takes more than the second after which journals are synced
-FAST_S = 0.01  # where no sync by the clock is needed
-TRIES = 3  # of a recording: a process that is killed within a call may or may not have done it
+# How many tasks are finished when the first epoch dies.
+HALF = 20
+# How long a task takes: so each epoch lasts longer than the second after which journals are synced.
+PACE_S = 0.25
+# How long a task takes where no sync by the clock is needed.
+FAST_S = 0.01
+# How often a recording is tried: of a process that is killed within a call, strace may not tell
+# whether the call was done.
+TRIES = 3
 SPARED = "executions"
 CLAIMER = re.compile(rb'{"attempt":"(rank-[0-9]{4,})[.]')
-SHARE = 0.5  # of what is in doubt that survives where "recovery" begins
+# The share of what is in doubt that survives where "recovery" begins.
+SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A record, and the command that was recorded."""
+    """A recording, and the command that was recorded."""
 
     name: str
     record: Record
@@ -46,10 +52,11 @@ class Recording:
 
     @property
     def steals(self) -> int:
-        """Claims on another rank's manifest."""
+        """How many claims were made on another rank's manifest."""
         found = 0
         for path in (self.record.home / SPOOL / "claims").glob("rank-????/*"):
-            claimer = CLAIMER.match(path.read_bytes())  # none in a claim that a power cut spoilt
+            # A claim that a power cut spoilt names nobody.
+            claimer = CLAIMER.match(path.read_bytes())
             found += claimer is not None and claimer[1].decode() != path.parent.name
         return found
 
@@ -58,7 +65,7 @@ class Recording:
         return sum(isinstance(op, Sync) for op in self.record.ops)
 
     def go_on(self, home: Path) -> list[str]:
-        """What people type after a power cut: `resume`, or the same `run` where there is no spool."""
+        """What people type after a power cut: `resume`, or `run` again if there is no spool."""
         return ["resume", SPOOL, "-q"] if (home / SPOOL).exists() else self.command
 
     def lines(self) -> list[tuple[int, dict[str, Any]]]:
@@ -97,8 +104,9 @@ def record_run(
     pace_s: float = FAST_S,
     program: tuple[str | Path, ...] = (GPUSPOOL,),
 ) -> Recording:
-    """Record a run of a job of paced.py that ends in one of the ways of two_epochs.py. Raises
-    NotRecorded.
+    """Record a run of a job of paced.py that ends in one of the ways of two_epochs.py.
+
+    Raises NotRecorded.
     """
     spec = f"{HERE}/paced.py:{job}"
 
@@ -117,8 +125,9 @@ def record_run(
 
 
 def record_recovery(base: Path, first: Recording, seed: int) -> Recording:
-    """Record the recovery of a state of another recording in which much was lost. Raises
-    NotRecorded.
+    """Record the recovery of a state of another recording in which much was lost.
+
+    Raises NotRecorded.
     """
     rng = random.Random(seed)
     cuts = [cut for cut, _ in first.lines()]

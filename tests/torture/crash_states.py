@@ -1,14 +1,14 @@
-"""Crash states, in the manner of ALICE: what a power cut at any moment may leave of a run, and what
-becomes of it.
+"""Row "crash states": what a power cut at any moment may leave of a run, and what becomes of it.
 
-Runs of 50 tasks on 4 ranks that steal, and die half way, are recorded call by call
-(`crash_recordings.py`). Of any prefix of a record, with any part lost of what was not synced by
-then (`replay.py`, `losses.py`), `gpuspool resume`, or `run` where there is no spool yet, must make
-a finished run: every task complete, outputs that were there untouched, and no task executed again
-whose line is there. All processes of the record are dead by then, as their identities say.
+This is done in the manner of ALICE. Runs of 50 tasks on 4 ranks, which steal and die half way, are
+recorded call by call (`crash_recordings.py`). A state is any prefix of a recording, of which any
+part is lost that was not synced by then (`replay.py`, `losses.py`). From it `gpuspool resume`, or
+`run` if there is no spool yet, must make a finished run: every task is complete, outputs that were
+there are untouched, and no task whose line is there is executed again. All processes of the
+recording are dead by then, as their identities say.
 
-The harness is put to the test itself: four bugs are planted (`planted.py`), and each must show in
-some state.
+The harness itself is tested too: four bugs are planted (`planted.py`), and each must show in some
+state.
 
 `python -m torture.crash_states [--amount all] [--seed N]` plays this row alone; "all" is every cut,
 in every way that `losses.TURNS` knows.
@@ -51,26 +51,31 @@ from torture.replay import Moment, Record, State
 from torture.rows import Row
 from torture.two_epochs import SPOOL
 
-PATIENCE_S = 60.0  # for one recovery, on a busy machine
-LANES = 4  # states that are recovered side by side: some wait a second for a sweep
+# How long one recovery may take on a busy machine.
+PATIENCE_S = 60.0
+# How many states are recovered side by side. Some wait a second for a sweep.
+LANES = 4
 SEED = 20260101
 STATES = {"small": {"adopted": 40}, "full": {"adopted": 800, "alone": 400, "recovery": 400}}
 # how often "all" takes each of the turns at each cut; states that are the same are tried once
 AGAIN = 3
-KEPT = 20  # bad states whose folders are kept
-DIRECTED = 40  # states among which a planted bug must show
+# How many bad states keep their folders.
+KEPT = 20
+# Among so many states a planted bug must show.
+DIRECTED = 40
 TURN_OF = {
-    "no_fsync": "all but one", "no_folder_fsync": "mixed", "journal_first": "killed", "torn_tail": "torn"
+    "no_fsync": "all but one", "no_folder_fsync": "mixed",
+    "journal_first": "killed", "torn_tail": "torn",
 }  # fmt: skip
-OF_READERS = "torn_tail"  # the bug that is not in what is recorded but in who recovers
-FAST = Path(
-    "/dev/shm"
-)  # no disk: a sync costs nothing there, and the model knows what it would have done
+# The bug that is planted in the program that recovers, and not in the one that is recorded.
+OF_READERS = "torn_tail"
+# States are rebuilt in memory: a sync costs nothing there, and the model knows what it would do.
+FAST = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One state of a record: the moment, what was lost, and the seed of its random choices."""
+    """One state of a recording: the moment, what was lost, and the seed of its random choices."""
 
     cut: int
     turn: str
@@ -82,7 +87,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What recovery made of a state."""
+    """What recovering a state gave."""
 
     case: Case
     counts: Counts
@@ -90,7 +95,7 @@ class Verdict:
 
 
 def some_cases(record: Record, seed: int) -> Iterator[Case]:
-    """Cases without end: any cut, any turn."""
+    """Endless cases: any cut, any turn."""
     rng = random.Random(seed)
     cuts, turns = record.cuts(), list(TURNS)
     while True:
@@ -126,9 +131,8 @@ def states_of(record: Record, cases: Iterable[Case], most: int = 0) -> Iterator[
             return
 
 
-Recovery = Callable[
-    [list[str], Path], tuple[int, str]
-]  # (arguments of gpuspool, folder) -> (exit code, what it says)
+# Runs gpuspool with these arguments in this folder; returns (exit code, what it said).
+Recovery = Callable[[list[str], Path], tuple[int, str]]
 
 
 def by_server(server: Server) -> Recovery:
@@ -162,7 +166,7 @@ def by_program(*program: str | Path) -> Recovery:
 def recover(
     recording: Recording, case: Case, state: State, home: Path, recovery: Recovery
 ) -> Verdict:
-    """Make the state real, let gpuspool go on with it, and judge what comes out."""
+    """Make the state real, let gpuspool go on with it, and judge the result."""
     shutil.rmtree(home, ignore_errors=True)
     state.write(home, recording.record.home)
     spool = home / SPOOL
@@ -176,8 +180,9 @@ def recover(
 
 
 class Lanes:
-    """Folders in which states are recovered side by side, each with its server. Names below `base`
-    have one length.
+    """Folders in which states are recovered side by side, each with its server.
+
+    All names below `base` have the same length.
     """
 
     def __init__(self, base: Path) -> None:
@@ -186,9 +191,8 @@ class Lanes:
         self._pool = ThreadPoolExecutor(LANES)
         self._free: SimpleQueue[tuple[Path, Server | None]] = SimpleQueue()
         for number in range(LANES):
-            self._free.put(
-                (base / f"l{number:04}", None)
-            )  # its server is started once it is needed
+            # The server of a lane is started once it is needed.
+            self._free.put((base / f"l{number:04}", None))
 
     def recover(
         self,
@@ -196,7 +200,7 @@ class Lanes:
         states: Iterable[tuple[Case, State]],
         program: tuple[str | Path, ...] | None = None,
     ) -> Iterator[Verdict]:
-        """The verdicts, in the order of the states; recovery is by gpuspool, or by another program."""
+        """The verdicts, in the order of the states. gpuspool or another program recovers."""
         waiting: deque[Future[Verdict]] = deque()
         for case, state in states:
             waiting.append(self._pool.submit(self._recover, recording, case, state, program))
@@ -238,7 +242,7 @@ class Lanes:
 def play(
     found: Row, lanes: Lanes, recording: Recording, states: Iterable[tuple[Case, State]]
 ) -> None:
-    """Look up the promises of a recording, recover its states, and add what both give to the row."""
+    """Check the promises of a recording, recover its states, and add both to the row."""
     tried = 0
     for verdict in lanes.recover(recording, states):
         counts, case = verdict.counts, verdict.case
@@ -256,15 +260,14 @@ def play(
     found.cases += tried
     ops = len(recording.record.ops)
     found.notes.append(
-        f"{recording.name}: {tried} states recovered; the promises of {len(recording.lines())} lines looked up; "
+        f"{recording.name}: {tried} states recovered; "
+        f"the promises of {len(recording.lines())} lines looked up; "
         f"{ops} calls, {recording.syncs} of them syncs; {recording.steals} steals"
     )
 
 
 def find_planted(lanes: Lanes, bug: str, seed: int) -> str | None:
-    """What a planted bug does in the first state that reveals it; None where none of the directed
-    states does.
-    """
+    """What a planted bug does in the first directed state that reveals it; None if none does."""
     program = (sys.executable, HERE / "planted.py", bug)
     if bug == OF_READERS:
         recording, recovering = record_run(lanes.base, "whole", "work"), program
@@ -279,8 +282,10 @@ def find_planted(lanes: Lanes, bug: str, seed: int) -> str | None:
 
 
 def row(amount: str, home: Path, seed: int = SEED) -> Row:
-    """Amount "small": 40 states of one recording; "full": 1,600 of three, and the planted bugs;
-    "all".
+    """Play the row.
+
+    Amount "small": 40 states of one recording. "full": 1,600 states of three, and the planted bugs.
+    "all": every state.
     """
     found = Row("crash states", 0, "")
     reason = missing_strace()

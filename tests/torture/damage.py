@@ -1,11 +1,11 @@
-"""Damage: one file of a spool torn, flipped, zeroed, emptied, replaced, copied or gone, and then
-every verb on it.
+"""Row "damage": one file of a spool is damaged, and then every verb is tried on the spool.
 
 Each case is a copy of a base spool (finished, killed half way, drained, with failed tasks, with
-every kind of manifest) with one mutation. `verify` must name it, `status`, `results` and `failed`
-must live with it, `resume` must end the run as if nothing had happened: each task complete or
-failed as it should be, and only where the mutation destroyed the one line that described a task may
-that task fail as unreadable. The damaged file must stand in corrupt/ as it was found.
+every kind of manifest) with one mutation: a file is torn, flipped, zeroed, emptied, replaced,
+copied or removed. `verify` must name it, and `status`, `results` and `failed` must cope with it.
+`resume` must end the run as if nothing had happened: each task is complete or failed as it should
+be. Only if the mutation destroyed the one line that described a task may that task fail as
+unreadable. The damaged file must stand in corrupt/ as it was found.
 
 Several servers of torture/forked.py play cases side by side; some cases are played by the real
 command line too.
@@ -39,23 +39,20 @@ from torture.rows import Row
 
 JOB = Path(__file__).with_name("job.py")
 TASKS = 24
-LEASE = (
-    "--lease",
-    "1s",
-)  # an attempt whose identity is destroyed may live elsewhere, for all that one can know
+# An attempt whose identity is destroyed might live on another host, so a lease decides.
+LEASE = ("--lease", "1s")
 CASES = {"small": 60, "full": 1000}
-REAL_EVERY = {
-    "small": 60,
-    "full": 50,
-}  # so many cases apart, one is played by the real command line
+# One of so many cases is played by the real command line too.
+REAL_EVERY = {"small": 60, "full": 50}
 BASES = ("finished", "killed", "drained", "failed", "manifests")
 READERS = ("verify", "status", "results", "failed")
 
 
 @dataclass(frozen=True)
 class Base:
-    """A spool that cases are copies of: `folder` holds S, and E with the executions. Of its tasks
-    only `fails` fail.
+    """A spool that cases are copies of.
+
+    folder: holds the spool, S, and the executions, E. fails: the tasks that fail, and no others.
     """
 
     name: str
@@ -84,12 +81,14 @@ class Verdict:
 
 
 class TooLate(AssertionError):
-    """The machine was busy, and a run that should have been stopped half way was over."""
+    """The machine was busy: a run that should have been stopped half way had already ended."""
 
 
 class Builder:
-    """Makes the base spools with one server. They are made where the run was not: a worker's folder
-    is then the spool, so that the relative path of the executions leads each copy to its own.
+    """Makes the base spools with one server.
+
+    The folder in which the run was started does not exist any more afterwards. So a worker runs in
+    the spool itself, and the relative path of the executions leads each copy to its own.
     """
 
     def __init__(self, server: Server, home: Path) -> None:
@@ -99,7 +98,7 @@ class Builder:
         return [self.build_one(name) for name in BASES]
 
     def build_one(self, name: str) -> Base:
-        """By the method of this name, again where the machine was too busy."""
+        """Build one by the method of its name; try again if the machine was too busy."""
         make: Callable[[str], frozenset[int]] = getattr(self, name)
         folder = self._home / name
         for is_last in (False,) * 9 + (True,):
@@ -136,15 +135,16 @@ class Builder:
         return frozenset()
 
     def failed(self, name: str) -> frozenset[int]:
-        """One that raised, and one that ended its worker twice."""
+        """One task raised, and one ended its worker twice."""
         tasks = payloads(TASKS, 2, fail={3})
         tasks[9]["exit"] = True
         self._expect(3, self._server.wait(self._start(name, tasks)))
         return frozenset({3, 9})
 
     def manifests(self, name: str) -> frozenset[int]:
-        """Killed, a claim lost, resumed and swept, retried and killed again: orphans, a sweep and a
-        retry.
+        """Every kind of manifest: orphans, a sweep and a retry.
+
+        The run is killed, a claim is removed, the run is resumed and swept, retried, killed again.
         """
         spool = self._spool(name)
         tasks = payloads(TASKS, 4, fail={5, 11})
@@ -196,7 +196,7 @@ class Player:
         self._bases = {base.name: base for base in bases}
 
     def play(self, case: Case, is_real: bool = False) -> Verdict | None:
-        """One case; None where its base has nothing that could be damaged so."""
+        """Play one case; None if its base has nothing that could be damaged in this way."""
         base = self._bases[case.base]
         folder = self._home / str(case).replace("/", "-")
         shutil.copytree(base.folder, folder)
@@ -219,7 +219,8 @@ class Player:
         return trial.verdict
 
     def _forked(self, folder: Path) -> Run:
-        return lambda *args: self._server.run(*args, cwd=folder)  # which leaves nothing alive
+        # `run` kills whatever a command leaves alive.
+        return lambda *args: self._server.run(*args, cwd=folder)
 
     def _real(self, box: Box) -> Run:
         def run(*args: str) -> Ended:
@@ -253,9 +254,8 @@ class _Trial:
         if ended.left:
             self._fail(f"resume left the processes {ended.left}")
         after = self._read(run, ("verify", "results"), "after")
-        said += after[
-            "verify"
-        ].out  # of an attempt that may still write, a torn line is named when it is closed
+        # While an attempt may still write, `verify` does not complain about its torn last line.
+        said += after["verify"].out
         self._check_named(said)
         counts = check(
             self._spool,
@@ -286,7 +286,7 @@ class _Trial:
         return ended
 
     def _check_sane(self, verb: str, ended: Ended, codes: set[int]) -> None:
-        """It ended by itself, without a traceback, with one of these exit codes."""
+        """The command must end by itself, without a traceback, with one of these exit codes."""
         last = [
             line.replace(f"{self._folder}/", "") for line in ended.err.strip().splitlines()[-1:]
         ] or [""]
@@ -298,7 +298,7 @@ class _Trial:
             self._fail(f"{verb} ended with exit code {ended.code}: {last[0]}")
 
     def _check_named(self, said: str) -> None:
-        """`verify` speaks of the file, where what stands there now is no valid record any more."""
+        """`verify` must name the file if it holds no valid record any more."""
         if self._is_detectable() and not self._is_named(said):
             self._fail("verify does not name it")
 
@@ -323,17 +323,18 @@ class _Trial:
         return not _is_json(self._damaged)
 
     def _check_tasks(self, counts: Counts, ended: Ended) -> None:
-        """Only those fail that must, or that nothing describes any more; and the exit code says so."""
+        """Only tasks that must fail, or that nothing describes any more, fail. The exit code agrees."""
         wrongly = set(counts.failed) - self._base.fails
         if wrongly:
             self._fail(f"tasks {sorted(wrongly)} failed")
         if (ended.code == 3) != bool(counts.failed or counts.unreadable):
             self._fail(
-                f"exit code {ended.code} with {counts.failed} failed and {counts.unreadable} unreadable"
+                f"exit code {ended.code} with {counts.failed} failed "
+                f"and {counts.unreadable} unreadable"
             )
 
     def _check_kept(self, said: str) -> None:
-        """What `verify` named as damaged is in corrupt/, byte for byte."""
+        """Every file that `verify` named as damaged must be in corrupt/, byte for byte."""
         if self._damaged is None or not self._is_detectable() or not self._is_named(said):
             return
         folder = self._spool / "corrupt"
@@ -346,8 +347,9 @@ class _Trial:
             self._fail("no copy in corrupt/")
 
     def _check_strangers(self) -> None:
-        """What is not ours stays as it is; what was never linked to its name is gone when nobody
-        lives who wants it.
+        """Foreign files must stay as they are.
+
+        Files that were never linked to their names must be gone once nobody lives who wants them.
         """
         folder = self._mutation.path
         if self.verdict.case.kind == "folder_foreign":
@@ -372,9 +374,7 @@ def _is_json(data: bytes) -> bool:
 
 
 def cases() -> Iterator[Case]:
-    """Every combination, in an order that mixes them well, again and again with other places in the
-    files.
-    """
+    """Every combination, well mixed; then all of them again at other places in the files."""
     everything = [(base, place, kind) for base in BASES for place in PLACES for kind in KINDS]
     for number in range(4):
         mixed = list(everything)
@@ -383,7 +383,7 @@ def cases() -> Iterator[Case]:
 
 
 def verdicts(amount: str, home: Path) -> Iterator[Verdict]:
-    """So many cases as the amount asks for, by one server a core."""
+    """As many cases as the amount asks for, played by one server for each core."""
     width = len(os.sched_getaffinity(0))
     servers = [Server() for _ in range(width)]
     try:
@@ -412,7 +412,7 @@ def verdicts(amount: str, home: Path) -> Iterator[Verdict]:
 
 
 def row(amount: str, home: Path) -> Row:
-    """At least so many mutations as the amount asks for."""
+    """Play the row: at least as many mutations as the amount asks for."""
     began = time.monotonic()
     found = Row("damage", 0, "")
     unreadable = again = 0
@@ -430,7 +430,7 @@ def row(amount: str, home: Path) -> Row:
 
 
 def main(name: str) -> None:
-    """Play one case again, and leave its folder to look at."""
+    """Play one case again and keep its folder, to be looked at."""
     base, place, kind, number = name.split("/")
     home = Path(tempfile.mkdtemp(prefix="damage-"))
     with Server() as server:

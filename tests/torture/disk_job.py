@@ -1,17 +1,19 @@
-"""Jobs that write in the ways that people do, each of which fails in its own way on a full disk.
+"""Jobs that write as people do, each of which fails in its own way on a full disk.
 
 `open().write` raises an OSError with its errno, `numpy.save` one without, `torch.save` a
-RuntimeError, and a tidy library removes what it began before it raises an error of its own, so that
-there is some room again. A task waits until its gate, a file named by its index in `--arg
-gates=FOLDER`, is there: so a disk breaks half way for certain.
+RuntimeError. A tidy library removes what it began before it raises an error of its own, so that
+there is some room again. A task waits until its gate is there, a file named by its index in `--arg
+gates=FOLDER`. So the disk certainly breaks half way.
 """
 
 import time
 from pathlib import Path
 
 PATIENCE_S = 60
-PRINTED = 4096  # bytes, so that a full disk is noticed by who prints, too
-CHUNK = 64 * 1024  # bytes of an output of numpy, torch and cp
+# How many bytes a task prints: enough that it notices a full disk under the logs.
+PRINTED = 4096
+# How many bytes an output of numpy, torch and cp has.
+CHUNK = 64 * 1024
 
 
 def chunk(index):
@@ -20,7 +22,7 @@ def chunk(index):
 
 
 def large_chunk(index):
-    """The bytes of a larger one: a disk that has no room for it may have room for something small."""
+    """The bytes of a larger output. A disk without room for it may have room for a small one."""
     return chunk(index) * 4
 
 
@@ -33,8 +35,9 @@ def pass_gate(task, ctx):
 
 
 def write(task, ctx):
-    """As `job.work`, so that the checker knows each byte."""
-    from job import work  # a neighbour in the folder of the job file
+    """Write what `job.work` writes, so that the checker knows each byte."""
+    # It lies beside this file.
+    from job import work
 
     pass_gate(task, ctx)
     print(f"{task.key} is going to be written {'.' * PRINTED}", flush=True)
@@ -60,7 +63,7 @@ def save_torch(task, ctx):
 
 
 class SaveError(Exception):
-    """A library's own."""
+    """An error of a library's own."""
 
 
 def save_tidily(task, ctx):
@@ -75,7 +78,7 @@ def save_tidily(task, ctx):
 
 
 def read_back(path):
-    """The large output that a file holds, whoever wrote it."""
+    """The large output that a file holds, whichever job wrote it."""
     if path.suffix == ".npy":
         import numpy as np
 

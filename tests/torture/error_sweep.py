@@ -1,13 +1,14 @@
-"""Row "error sweep": each errno on each n-th call of the parent, a worker, a thief, and the parent
-of a resume.
+"""Row "error sweep": each errno on each n-th call of a parent, a worker, a thief and an heir.
 
-A call fails once, or it and all after it do until the process ends, or it is done and reported as
-failed, or a write is cut short. What must hold, whatever it is:
+A thief is a worker that steals; an heir is the parent of a resume. A call fails once; or it and all
+calls after it fail until the process ends; or it is done and reported as failed; or a write is cut
+short. Whatever it is:
 
-- the command ends within 30 s: with exit code 0, or loudly, an errno and a path on stderr or in a worker's log;
-- no traceback is shown, neither on stderr nor in a log;
-- the cause gone, the same command again ends with exit code 0, with nothing lost, doubled or wrong (where it was the
-  job itself that could not write, and its task failed for that, `retry` does);
+- The command ends within 30 s, either with exit code 0 or loudly: with an errno and a path on
+  stderr or in a worker's log.
+- No traceback is shown, neither on stderr nor in a log.
+- Once the cause is gone, the same command ends with exit code 0, and nothing is lost, doubled or
+  wrong. If the job itself could not write, and its task failed for that, `retry` ends so.
 - `verify` has nothing to complain about, and no process is left.
 
 `cd tests && python -m torture.error_sweep "worker link 3 fail EIO 1"` plays one case and tells all.
@@ -35,7 +36,8 @@ from torture.rows import Row
 PATIENCE_S = 30.0
 # a parent whose disk fails for good waits some 10 s before it gives up: most of these lanes sleep
 AT_ONCE = 12
-SMALL = 40  # cases of the small amount
+# How many cases the small amount has.
+SMALL = 40
 ERRNOS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "EMFILE", "EINTR", "ETIMEDOUT")
 # How many cases each call gets, by its class (0.5: every second call one); errnos and ways take
 # turns over the calls.
@@ -58,7 +60,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one case. hit: the first call that was spoiled, None if the process made no such call."""
+    """How a case ended. hit: the first call that was spoiled; None if there was no such call."""
 
     hit: str | None
     code: int
@@ -68,9 +70,7 @@ class Verdict:
 
 
 def ways(call: str) -> list[tuple[str, str, int]]:
-    """(action, errno, how many) that a call of a class may be spoiled by, in an order that mixes
-    them.
-    """
+    """Each (action, errno, how many) that may spoil a call of this class, well mixed."""
     found = [("fail", error, 1) for error in ERRNOS]
     found += [("fail", error, IN_A_ROW if error == "EINTR" else 0) for error in ERRNOS]
     if call in ("link", "rename", "mkdir", "unlink"):
@@ -94,7 +94,7 @@ def all_faults(calls_of: Mapping[str, Counter[str]]) -> Iterator[Fault]:
 
 
 def play(scene: Scene, fault: Fault) -> Verdict:
-    """Spoil a call, take the cause away, run again, judge."""
+    """Spoil a call, remove the cause, run again, and judge."""
     first = scene.play(fault, patience_s=PATIENCE_S)
     hit = scene.hit()
     if hit is None and first.code == 0:
@@ -128,9 +128,7 @@ def play(scene: Scene, fault: Fault) -> Verdict:
 
 
 def is_loud(scene: Scene, fault: Fault, ended: Ended) -> bool:
-    """Whether a command that failed said why: errno, by number, name or text, and a path of the
-    spool.
-    """
+    """Whether a command that failed said why: an errno (or its name or text) and a path."""
     if ended.code == 0 or ended.hung:
         return True
     number = getattr(errno, fault.error)
@@ -149,15 +147,13 @@ def failures(scene: Scene) -> list[Any]:
 
 
 def is_jobs_own(trace: str) -> bool:
-    """Whether it was the job itself that could not write: the last frames of a traceback are its
-    own, or below them.
-    """
+    """Whether the job itself could not write: the last frames of a traceback are its own."""
     _, _, below = trace.rpartition("job.py")
     return "Error: [Errno" in below and "outputs.py" not in below
 
 
 def tracebacks(scene: Scene, *several: Ended) -> list[str]:
-    """Those that were shown, where they begin. What the job itself raised may stand in a log."""
+    """Where tracebacks begin that were shown. What the job itself raised may stand in a log."""
     said = {"on stderr": "".join(ended.err for ended in several), "in a log": scene.logs()}
     found = []
     for where, text in said.items():
@@ -171,9 +167,8 @@ def row(amount: str, home: Path) -> Row:
     began = time.monotonic()
     found = Row("error sweep", 0, "")
     try:
-        faults = sorted(
-            chosen(amount, all_faults, SMALL, home), key=lambda fault: fault.many
-        )  # the long ones first
+        # The long cases come first.
+        faults = sorted(chosen(amount, all_faults, SMALL, home), key=lambda fault: fault.many)
     except NoCompiler as reason:
         found.counts = f"not run: {reason}"
         return found

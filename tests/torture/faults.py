@@ -1,16 +1,17 @@
-"""Spoiling one file-system call of one process of a run: the library of `faults.c`, and the small
-runs it is used on.
+"""Spoiling one file-system call of one process of a run, by the library `faults.c`.
 
-A `Fault` names a call by its role, its class and its number; a `Scene` is the run in which it
+A `Fault` names a call by its role, its class and its number. A `Scene` is the small run in which it
 happens, played again and again in one folder. Scenes are made so that a number means the same call
-each time, as far as processes that race allow it: `Scene.count` counts on runs without a fault,
-`Scene.hit` tells which call a fault has come to.
+each time, as far as that is possible while processes race: `Scene.count` counts on runs without a
+fault, `Scene.hit` tells which call a fault has come to.
 
-Of 6 tasks and 2 ranks each:
+Each scene has 6 tasks and 2 ranks:
+
 even    each rank has 3 tasks; faults in the parent, or in rank 0, the worker
 thief   rank 0 has 1 task, rank 1 has 5; faults in rank 0, which steals
-heir    a run whose processes were killed with tasks in hand and an output published that no journal tells of, its
-        spool copied anew for each case; faults in the parent of the resume, which closes the dead and starts ranks
+heir    all processes of a run were killed with tasks in hand, and with an output published that no
+        journal tells of; its spool is copied anew for each case; faults in the parent of the
+        resume, which closes the dead and starts ranks
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from torture.forked import Ended, Server
 from torture.job import payloads
 
 TASKS = 6
-# of each task: a thief that starts a little later than its victim still finds something to steal
+# How long each task takes: a thief that starts later than its victim still finds work to steal.
 MS = 2
 SCENE_OF = {"parent": "even", "worker": "even", "thief": "thief", "heir": "heir"}
 PROCESS_OF = {"parent": "parent", "worker": "r0.a0", "thief": "r0.a0", "heir": "parent"}
@@ -53,7 +54,7 @@ class NoCompiler(Exception):
 
 @cache
 def library() -> Path:
-    """The compiled faults.c, made once for each process that asks. Raises NoCompiler."""
+    """The compiled faults.c, compiled once for each process that asks. Raises NoCompiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise NoCompiler("no C compiler (cc, gcc or $CC): faults.c cannot be made")
@@ -71,8 +72,9 @@ def library() -> Path:
 
 @dataclass(frozen=True)
 class Fault:
-    """The n-th call of a class by a process of a role. many: how many in a row, 0: all from there
-    on.
+    """The n-th call of a class by a process of a role.
+
+    many: how many calls in a row are spoiled; 0 for all from there on.
     """
 
     role: str
@@ -95,22 +97,25 @@ class Fault:
 
     @property
     def text(self) -> str:
-        """What `faults_arm` is told."""
+        """The fault in the words of `faults_arm`."""
         number = getattr(errno, self.error) if self.error else 0
-        return f"class={self.call}\nn={self.n}\nmany={self.many}\naction={self.action}\nerrno={number}\n"
+        return (
+            f"class={self.call}\nn={self.n}\nmany={self.many}\n"
+            f"action={self.action}\nerrno={number}\n"
+        )
 
 
 class Scene:
-    """The run that the faults of one role happen in. One case after the other, in one folder, with
-    one server.
+    """The run in which the faults of one role happen.
+
+    It is played for one case after the other, in one folder, with one server.
     """
 
     def __init__(self, role: str, home: Path, server: Server) -> None:
         self.role, self.server, self.home = role, server, home
         self.kind = SCENE_OF[role]
-        self.place = (
-            home / "place"
-        )  # holds the spool alone, so that all that happens below it is the run's
+        # This folder holds the spool alone, so whatever happens below it is the run's doing.
+        self.place = home / "place"
         self.spool = self.place / "S"
         self.executions = home / "executions"
         self._record, self._master = home / "calls", home / "master"
@@ -120,7 +125,8 @@ class Scene:
             {"payload": p, "cost": cost} for p, cost in zip(payloads(TASKS, MS), costs, strict=True)
         ]
         (home / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
-        shutil.copy(JOB, home)  # so that whoever edits the file meanwhile changes no job under test
+        # A copy, so that editing the file meanwhile changes no job under test.
+        shutil.copy(JOB, home)
         self._run = (
             "run",
             "job.py:work",
@@ -137,8 +143,10 @@ class Scene:
             self._make_master()
 
     def _make_master(self) -> None:
-        """Both workers die just after they published an output, the parent at the close of the
-        first of them.
+        """Make the spool of "heir".
+
+        Both workers die just after they published an output, and the parent dies while it closes
+        the first of them.
         """
         self._clear()
         died = "class=link\nmany=1\naction=after\n"
@@ -158,7 +166,7 @@ class Scene:
         self._record.unlink(missing_ok=True)
 
     def play(self, fault: Fault | None = None, patience_s: float = 30.0) -> Ended:
-        """The run, from its beginning, with a fault; what outlives its parent lives on."""
+        """Play the run from its beginning, with a fault. Workers may outlive their parent."""
         self._clear()
         if self.kind == "heir":
             shutil.copytree(self._master, self.home, dirs_exist_ok=True)
@@ -169,9 +177,7 @@ class Scene:
         return self.server.run(*command, cwd=self.home, plan=plan, patience_s=patience_s, keep=True)
 
     def again(self, patience_s: float = 30.0) -> Ended:
-        """The same once more, without a fault: `resume` where there is a spool, else the same
-        `run`.
-        """
+        """Go on without a fault: with `resume` if there is a spool, else with the same `run`."""
         command = (
             ("resume", str(self.spool), "-q") if (self.spool / "run.json").exists() else self._run
         )
@@ -186,11 +192,11 @@ class Scene:
         return self.server.run("verify", str(self.spool), cwd=self.home)
 
     def judge(self, claimed_ok: bool = True) -> Counts:
-        """What the checker says."""
+        """What the checker says about the spool."""
         return check(self.spool, TASKS, claimed_ok=claimed_ok, executions=self.executions)
 
     def count(self, times: int) -> Counter[str]:
-        """class -> how many calls of it the role makes, the most of so many runs without a fault."""
+        """How many calls of each class the role makes: the most of so many runs without a fault."""
         most: Counter[str] = Counter()
         for _ in range(times):
             self.play()
@@ -199,9 +205,7 @@ class Scene:
         return most
 
     def hit(self) -> str | None:
-        """The first call that a fault came to, "link 3 /…/x -> /…/y", with paths below the spool's
-        folder.
-        """
+        """The first call that a fault came to: "link 3 /…/x -> /…/y", in paths below `place`."""
         spoiled = (line for line in self._lines() if " ! " in line)
         found = next(spoiled, None)
         return None if found is None else found.rpartition(" ! ")[0].replace(f"{self.place}/", "")
@@ -217,7 +221,7 @@ class Scene:
 
 
 def count_calls(home: Path, times: int) -> dict[str, Counter[str]]:
-    """role -> class -> how many calls there are to spoil, the most of so many runs."""
+    """How many calls there are to spoil, by role and class: the most of so many runs."""
     with Server(library()) as server:
         return {role: Scene(role, home / "count" / role, server).count(times) for role in ROLES}
 
@@ -225,8 +229,9 @@ def count_calls(home: Path, times: int) -> dict[str, Counter[str]]:
 def chosen(
     amount: str, name: Callable[[dict[str, Counter[str]]], Iterable[Fault]], small: int, home: Path
 ) -> list[Fault]:
-    """All faults that `name` makes of the calls there are, or for the amount "small" about so many,
-    spread evenly.
+    """All faults that `name` makes of the calls there are.
+
+    For the amount "small" about `small` of them, spread evenly.
     """
     faults = list(name(count_calls(home, 3 if amount == "full" else 1)))
     return faults if amount == "full" else faults[:: max(1, len(faults) // small)]
@@ -235,8 +240,9 @@ def chosen(
 def played(
     faults: Iterable[Fault], play: Callable[[Scene, Fault], T], home: Path, at_once: int
 ) -> Iterator[tuple[Fault, T]]:
-    """Every fault with what `play` made of it, so many at once; each lane has a server and scenes
-    of its own.
+    """Every fault with the verdict of `play`, several at once.
+
+    Each lane has a server and scenes of its own.
     """
     lanes: SimpleQueue[dict[str, Scene]] = SimpleQueue()
     servers = [Server(library()) for _ in range(at_once)]
@@ -259,13 +265,14 @@ def played(
 
 
 def play_one(text: str, play: Callable[[Scene, Fault], object]) -> None:
-    """For a module's command line: play one case and tell all. Its folder stays."""
+    """For a module's command line: play one case, tell all, and keep its folder."""
     home, fault = Path(tempfile.mkdtemp(prefix="torture-")), Fault.parse(text)
     with Server(library()) as server:
         scene = Scene(fault.role, home / "scene", server)
         first = scene.play(fault)
         print(
-            f"first: exit code {first.code}{' (hung)' if first.hung else ''}, {first.seconds:.2f} s\n{first.err}"
+            f"first: exit code {first.code}{' (hung)' if first.hung else ''}, "
+            f"{first.seconds:.2f} s\n{first.err}"
         )
         print(f"spoiled: {scene.hit()}\nlogs:\n{scene.logs()}")
         server.kill_left()

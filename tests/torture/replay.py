@@ -4,8 +4,10 @@ POSIX does.
 A record is a list of calls in one order. At a cut, a moment in it, whatever a finished fsync covers
 is certain:
 
-- fsync or fdatasync of a file covers what was written to it by calls that had returned before the sync began;
-- fsync of a folder covers the names that were made, moved or removed in it by calls that had returned before.
+- fsync or fdatasync of a file covers what was written to it by calls that had returned before the
+  sync began;
+- fsync of a folder covers the names that were made, moved or removed in it by calls that had
+  returned before.
 
 Everything else is in doubt, each thing for itself and in any combination, as in ALICE (OSDI'14): a
 name may be as it was before, although a later one in the same folder is not; data may be missing,
