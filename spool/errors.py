@@ -1,6 +1,6 @@
 """Every error that gpuspool raises on purpose, and the exit code of a process that ends with it.
 
-    GpuspoolError (Exception)          1   the root: `except gpuspool.GpuspoolError` catches them all
+    GpuspoolError (Exception)          1   the root: `except gpuspool.GpuspoolError` catches all
     │
     │   raised at whoever calls gpuspool from Python; the command line prints them
     ├── UsageError                     2   the request cannot be granted; nothing was changed

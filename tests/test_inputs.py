@@ -99,7 +99,8 @@ def test_lines_of_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_task_lines_are_values_or_say_more(tmp_path: Path) -> None:
-    text = '{"x": 1}\n\n{"payload": [1], "key": "a/b", "cost": 2.5}\n{"payload": {"payload": 0}}\nnull\n" "\n'
+    text = '{"x": 1}\n\n{"payload": [1], "key": "a/b", "cost": 2.5}\n'
+    text += '{"payload": {"payload": 0}}\nnull\n" "\n'
     tasks = [*collect(tasks=write(tmp_path / "t", text))]
     assert payloads(tasks) == [{"x": 1}, [1], {"payload": 0}, None, " "]
     assert [(task.key, task.cost) for task in tasks] == [

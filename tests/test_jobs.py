@@ -230,7 +230,7 @@ def test_a_module_that_its_package_imports_is_executed_once(box: Box) -> None:
 
 
 @pytest.mark.parametrize("size", ["0.5", "0", "10**19", "'4'"])
-def test_a_batch_size_that_is_no_number_of_tasks_is_refused(box: Box, size: str) -> None:
+def test_a_batch_size_that_is_not_a_number_of_tasks_is_refused(box: Box, size: str) -> None:
     box.write(
         "job.py", f"class Job:\n    batch_size = {size}\n    def __call__(self, tasks, ctx): pass\n"
     )
@@ -239,7 +239,13 @@ def test_a_batch_size_that_is_no_number_of_tasks_is_refused(box: Box, size: str)
 
 
 def test_a_batch_size_may_be_a_number_of_numpy(box: Box) -> None:
-    job = "import numpy\nclass Job:\n    batch_size = numpy.int64(4)\n    def __call__(self, tasks, ctx):\n"
-    box.write("job.py", job + "        return [len(tasks) <= 4] * len(tasks)\n")
+    source = """
+import numpy
+class Job:
+    batch_size = numpy.int64(4)
+    def __call__(self, tasks, ctx):
+        return [len(tasks) <= 4] * len(tasks)
+"""
+    box.write("job.py", source)
     box.run("run", "job.py:Job", "--lines", box.lines(9), "--spool", "S")
     assert [result["result"] for result in assert_sound(box, "S", 9)] == [True] * 9

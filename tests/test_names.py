@@ -7,8 +7,8 @@ import pytest
 from helpers import Box
 
 WORKING = [
-    "a b.txt", 'it\'s "q".txt', "a;b&c|d.txt", "$(x).txt", "back\\slash.txt", "star*.txt", "[1].txt", "ünï-😀.txt",
-    "-dash.txt", ".hidden", "%41.txt", "~home", "x" * 251 + ".txt",
+    "a b.txt", 'it\'s "q".txt', "a;b&c|d.txt", "$(x).txt", "back\\slash.txt", "star*.txt",
+    "[1].txt", "ünï-😀.txt", "-dash.txt", ".hidden", "%41.txt", "~home", "x" * 251 + ".txt",
 ]  # fmt: skip
 JOB = """
 def copy(task, ctx):

@@ -16,16 +16,21 @@ THEIRS = ("worker", "spool", "orchestrator", "gpuspool_helper", "cli", "plan", "
 
 @pytest.fixture
 def project(box: Box) -> Box:
-    """A project with modules of those names beside its job; each says when it is run as a program."""
+    """A project with modules of those names beside its job.
+
+    Each of them fails if it is run as a program.
+    """
     for name in THEIRS:
         box.write(
             f"{name}.py",
-            f"import sys\nNAME = {name!r}\nif __name__ == '__main__':\n    sys.exit('theirs was run')\n",
+            f"import sys\nNAME = {name!r}\n"
+            "if __name__ == '__main__':\n    sys.exit('theirs was run')\n",
         )
     lines = "".join(f"    import {name}\n    found.append({name}.NAME)\n" for name in THEIRS)
     box.write(
         "job.py",
-        f"import gpuspool\ndef f(task: gpuspool.Task, ctx):\n    found = []\n{lines}    return found\n",
+        "import gpuspool\ndef f(task: gpuspool.Task, ctx):\n"
+        f"    found = []\n{lines}    return found\n",
     )
     return box
 

@@ -54,13 +54,16 @@ def test_a_kernel_killed_while_workers_live_is_told_to_go_on_by_running_the_cell
 ) -> None:
     job = (
         "from pathlib import Path\nimport time\n"
-        "def wait(task, ctx):\n    Path('here').touch()\n    while not Path('gate').exists(): time.sleep(0.01)\n"
+        "def wait(task, ctx):\n    Path('here').touch()\n"
+        "    while not Path('gate').exists(): time.sleep(0.01)\n"
     )
     (tmp_path / "job.py").write_text(job)
-    run = "import gpuspool\nreport = gpuspool.run('job.py:wait', items=[0])\nprint('exit', report.exit_code)"
+    run = "import gpuspool\nreport = gpuspool.run('job.py:wait', items=[0])\n"
+    run += "print('exit', report.exit_code)"
     killer = (
         "import os, signal, threading, time\nfrom pathlib import Path\n"
-        "def kill():\n    while not Path('here').exists(): time.sleep(0.01)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def kill():\n    while not Path('here').exists(): time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "threading.Thread(target=kill).start()\n"
     )
     with pytest.raises(Exception, match=r"(?i)kernel"):

@@ -116,7 +116,7 @@ def test_a_job_that_does_not_load_ends_the_run_at_once(box: Box, source: str, sa
     assert names(box / "spool-job" / "failed") == names(box / "spool-job" / "attempts")
 
 
-def test_a_job_that_did_not_load_can_be_mended(box: Box) -> None:
+def test_a_job_that_did_not_load_can_be_fixed(box: Box) -> None:
     command = ["run", "job.py:job", "--lines", box.lines(5)]
     box.write("job.py", "def job(task, ctx): return task.payload\nimport absent\n")
     box.run(*command, code=4)
@@ -158,7 +158,7 @@ def test_a_hostile_key(box: Box, key: str) -> None:
 @pytest.mark.parametrize(
     "verb", ["status", "resume", "verify", "results", "failed", "drain", "wait", "logs", "retry"]
 )
-def test_a_verb_on_what_is_no_spool(box: Box, verb: str) -> None:
+def test_a_verb_on_what_is_not_a_spool(box: Box, verb: str) -> None:
     box.write("folder/data", "precious")
     refused(box, verb, "folder", says=f"{box / 'folder'} is not a spool")
     refused(box, verb, "absent", says=f"{box / 'absent'} does not exist")

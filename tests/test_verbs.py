@@ -220,7 +220,7 @@ def test_retry_gives_failed_tasks_another_round(box: Box) -> None:
     )
 
 
-def test_retry_with_a_mended_job(box: Box) -> None:
+def test_retry_with_a_fixed_job(box: Box) -> None:
     plain = box.job("plain.py")
     command = [
         "run",
@@ -279,7 +279,7 @@ def test_the_only_spool_is_the_default(box: Box) -> None:
     assert "spool-double, spool-noisy" in done.err
 
 
-def test_a_reader_that_goes_away_is_no_error(box: Box) -> None:
+def test_a_reader_that_goes_away_is_not_an_error(box: Box) -> None:
     tasks = box.tasks(["x" * 300] * 2000)
     box.run("run", f"{JOBS}/odd.py:raises", "--tasks", tasks, "--spool", "S")
     done = box.run("-c", f"{GPUSPOOL} results S | head -1", program=("bash",))

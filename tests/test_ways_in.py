@@ -29,17 +29,18 @@ EXTENDED = "from pkgutil import extend_path\n__path__ = extend_path(__path__, __
 
 
 @pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "2> >(:)"])
-def test_nobody_who_listens_costs_a_run_nothing(box: Box, stderr: str) -> None:
+def test_a_run_goes_on_where_nobody_listens(box: Box, stderr: str) -> None:
     """A message about a worker that died is not the run."""
     tasks = box.tasks(["a", "die", "b"])
-    command = f"{GPUSPOOL} run {JOBS}/harsh.py:leaves_a_daemon --tasks {tasks} --spool S --arg children=children"
+    command = f"{GPUSPOOL} run {JOBS}/harsh.py:leaves_a_daemon --tasks {tasks} --spool S"
+    command += " --arg children=children"
     box.run("-c", f"{command} {stderr}", program=("bash",), code=3)
     assert [result["state"] for result in box.results("S")] == ["complete", "failed", "complete"]
     assert record(box / "S" / "summary.json")["exit_code"] == 3
     assert box.processes() == []
 
 
-def test_a_terminal_that_goes_away_costs_a_run_nothing(box: Box) -> None:
+def test_a_run_goes_on_when_its_terminal_goes_away(box: Box) -> None:
     ours, theirs = pty.openpty()
     command = [
         GPUSPOOL,
@@ -103,12 +104,13 @@ def test_a_moved_project_runs_with_what_lies_beside_it_now(box: Box) -> None:
     assert {result["result"] for result in assert_sound(box, "b/S", 3)} == {"new"}
 
 
-def test_who_waits_returns_once_a_run_of_the_python_api_has_ended(box: Box) -> None:
+def test_wait_returns_once_a_run_of_the_python_api_has_ended(box: Box) -> None:
     """Its process may live on, as a notebook's does; and who comes next finds the lock free."""
     done = box.python(
         f"""
 import gpuspool, subprocess
-report = gpuspool.run({f"{JOBS}/plain.py:double"!r}, items=[1, 2], spool="S", time_limit_s=0, quiet=True)
+job = {f"{JOBS}/plain.py:double"!r}
+report = gpuspool.run(job, items=[1, 2], spool="S", time_limit_s=0, quiet=True)
 print(report.exit_code, gpuspool.status("S")["state"])
 print(subprocess.run([{GPUSPOOL!r}, "wait", "S"], capture_output=True).returncode)
 print(subprocess.run([{GPUSPOOL!r}, "resume", "S", "-q"], capture_output=True).returncode)
@@ -121,7 +123,8 @@ def test_retry_may_follow_wait_at_once(box: Box) -> None:
     """Every task has a verdict before the orchestrator has seen its workers off."""
     box.write(
         "job.py",
-        "import atexit, time\natexit.register(time.sleep, 0.5)\ndef f(task, ctx):\n    return 1 / 0\n",
+        "import atexit, time\natexit.register(time.sleep, 0.5)\n"
+        "def f(task, ctx):\n    return 1 / 0\n",
     )
     started = box.start("run", "job.py:f", "--lines", box.lines(1), "--spool", "S")
     wait_until(lambda: (box / "S" / "orchestrator.json").exists())
@@ -248,7 +251,7 @@ def test_an_output_folder_that_holds_an_input_is_not_moved_aside(box: Box) -> No
     assert not (box / "S").exists()
 
 
-def test_a_payload_that_is_no_file_is_in_no_output_folder(box: Box) -> None:
+def test_a_payload_that_is_not_a_file_is_in_no_output_folder(box: Box) -> None:
     box.write("out/old", "old")
     box.run("run", DOUBLE, "--lines", box.lines(2), "--out", "out", "--overwrite", "--spool", "S")
     assert names(box / "out.old-1") == ["old"]
@@ -291,7 +294,7 @@ def test_words_that_are_not_utf8_are_refused_or_escaped(box: Box) -> None:
     assert record(box / "T" / "run.json")["argv"][-3] == "\\udcff", "only a person reads it"
 
 
-def test_words_that_are_no_json_stay_words(box: Box) -> None:
+def test_words_that_are_not_json_stay_words(box: Box) -> None:
     command = ["run", f"{JOBS}/plain.py:describe", box.write("a.txt", "a"), "--spool", "S"]
     box.run(*command, "--arg", "x=NaN", "--arg", "y=-Infinity", "--arg", "z=1e3")
     (result,) = box.results("S")

@@ -161,7 +161,7 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
 )
 @debug
 def wait(spool: str | None, timeout_s: float | None) -> None:
-    """Wait until the run has ended: every task has a verdict, or nothing of it is alive any more."""
+    """Wait until the run has ended: every task has a verdict, or nothing of it is alive."""
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.status import status_text
 

@@ -83,14 +83,19 @@ def find_pool(devices: str | None, environment: Mapping[str, str]) -> list[str]:
     if "" in wanted or len(set(wanted)) < len(wanted):
         raise UsageError(f"--devices {devices}: an empty or repeated entry.")
     if inherited is not None:
-        outside = [token for token in wanted if token not in inherited]
-        if outside:
-            raise UsageError(
-                f"--devices {outside[0]} is outside the inherited "
-                f"CUDA_VISIBLE_DEVICES={','.join(inherited)}. Name entries of that list, as they "
-                "stand there."
-            )
+        _refuse_outside(wanted, inherited)
     return wanted
+
+
+def _refuse_outside(wanted: list[str], inherited: list[str]) -> None:
+    """Raise UsageError for a token that whoever started us has not given to us."""
+    outside = [token for token in wanted if token not in inherited]
+    if outside:
+        raise UsageError(
+            f"--devices {outside[0]} is outside the inherited "
+            f"CUDA_VISIBLE_DEVICES={','.join(inherited)}. Name entries of that list, as they "
+            "stand there."
+        )
 
 
 def _inherited(environment: Mapping[str, str]) -> list[str] | None:

@@ -165,7 +165,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _from_jsonl(source: str) -> Iterator[TaskLine]:
-    """One task for each line of --tasks that is not blank. Raises UsageError with the line's number.
+    """One task for each line of --tasks that is not blank. Raises UsageError, naming the line.
 
     The lines are taken off their list one by one, because a million of them are large, and the
     sealed lines that they become are as large again.

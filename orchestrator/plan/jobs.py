@@ -19,6 +19,7 @@ import symtable
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -69,16 +70,8 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
     Raises TypeError for a function that no name leads to, and UsageError.
     """
     _refuse_while_loading()
-    module = sys.modules.get(getattr(function, "__module__", ""))
-    name = getattr(function, "__qualname__", "")
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if module is None or found is not function or not callable(function):
-        raise TypeError(
-            f"worker_fn {function!r:.100} cannot be found by its name in another process. "
-            "Define it with `def` at the top of a file."
-        )
+    module = _module_of(function)
+    name = function.__qualname__
     file = getattr(module, "__file__", None)
     if not file:
         raise UsageError(
@@ -100,6 +93,20 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
         sys_path=_sys_path(),
     )
     return with_source(job, Path(file))
+
+
+def _module_of(function: Any) -> ModuleType:
+    """The module in which a function is found by its name. Raises TypeError where it is not."""
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    found: Any = module
+    for part in getattr(function, "__qualname__", "").split("."):
+        found = getattr(found, part, None)
+    if module is None or found is not function or not callable(function):
+        raise TypeError(
+            f"worker_fn {function!r:.100} cannot be found by its name in another process. "
+            "Define it with `def` at the top of a file."
+        )
+    return module
 
 
 def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
@@ -217,7 +224,10 @@ def _find_module(module: str, here: str) -> str | None:
 
 
 def _find_in_child(module: str) -> str | None:
-    """The last line that the child prints is the file; whatever the package itself prints precedes."""
+    """The file of a module, found by a child process; None where it finds none.
+
+    The last line that the child prints is the answer. The package may print other lines before.
+    """
     command = [sys.executable, "-P", "-c", FIND_SCRIPT, module, *sys.path]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

@@ -150,7 +150,8 @@ def shows_options(options: type) -> Callable[[F], F]:
                     name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
                 )
             )
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        signature = signature.replace(parameters=parameters)
+        function.__signature__ = signature  # type: ignore[attr-defined]
         texts = [inspect.getdoc(function), inspect.getdoc(StartOptions)]
         if options is RunOptions:
             texts.append(inspect.getdoc(RunOptions))
