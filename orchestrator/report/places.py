@@ -35,7 +35,7 @@ from gpuspool.spool.view import View
 WINDOW_TASKS = 16 * 1024
 
 # The lines of a window have together at most so many bytes, unless a single one has more.
-WINDOW_BYTES = 8 * 1024 * 1024
+WINDOW_BYTES = 4 * 1024 * 1024
 
 # The number of a journal that stands for "no journal tells of this task".
 NOWHERE = -1

@@ -118,7 +118,8 @@ class Results:
                     index=task,
                     key=self._keys[task],
                     state=outcome.state,
-                    result=outcome.result,
+                    # The copy lets go of the window: who keeps one result keeps no more than that.
+                    result=outcome.result.copy(),
                     error=outcome.error,
                     seconds=outcome.seconds,
                     rank=rank,
