@@ -45,6 +45,10 @@ from gpuspool.worker.trouble import forget_frames, raise_trouble
 # the log is looked at no more often: a look costs as much as a tiny task.
 LOG_FROM_S = 0.01
 _decode = msgspec.json.Decoder().decode
+# Looked up once: in Python 3.11 each look-up of an enum's member takes 0.1 µs or more, some percent
+# of what a tiny task costs.
+_COMPLETE = LineState.COMPLETE
+_FAILED = LineState.FAILED
 
 
 class CallEnd(Enum):
@@ -161,7 +165,7 @@ class Call:
             JournalLine(
                 task=line.task,
                 round=line.round,
-                state=LineState.COMPLETE,
+                state=_COMPLETE,
                 start=start,
                 seconds=_rounded(seconds),
                 result=outcome,
@@ -298,11 +302,11 @@ class Call:
             log = (self._log_end, self._look_at_log())
         seconds = _rounded(seconds)
         for line, outcome in zip(lines, outcomes, strict=True):
-            state = LineState.COMPLETE
+            state = _COMPLETE
             result = NO_JSON
             error: Error | None = None
             if isinstance(outcome, Error):
-                state = LineState.FAILED
+                state = _FAILED
                 error = outcome
             else:
                 result = outcome
