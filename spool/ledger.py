@@ -73,7 +73,9 @@ class Ledger:
             self._judge(task)
 
     def raise_round(self, task: int, round_: int) -> None:
-        """A retry manifest gives this task another round."""
+        """A retry manifest gives this task another round; IndexError as for `feed`."""
+        if not 0 <= task < self.tasks:
+            raise IndexError(task)
         self.newest_round[task] = max(round_, self.newest_round.get(task, 0))
         self._judge(task)
 

@@ -274,7 +274,10 @@ class View:
         numbered = parse_numbered(manifest.name)
         if numbered is not None and numbered[0] == "retry":
             for task in manifest.tasks():
-                self.ledger.raise_round(task.task, task.round)
+                try:
+                    self.ledger.raise_round(task.task, task.round)
+                except IndexError:
+                    self._refuse(manifest.path, 0, task.task)
 
     def _check_manifest(self, manifest: Manifest) -> None:
         """Read each line of a manifest whose bytes are not those that were planned.

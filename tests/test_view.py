@@ -1,7 +1,6 @@
-"""Reading a whole spool: what is foreign is ignored, what is damaged is told, what is new is read
-once.
-"""
+"""Reading a whole spool: what is foreign is ignored, damage is told, what is new is read once."""
 
+import copy
 import os
 from collections.abc import Callable
 from itertools import islice
@@ -9,13 +8,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from helpers import tree
 from spooling import (
     A0,
     A1,
     B0,
     begin,
-    close_dead,
+    close,
     cuts,
+    dead_process,
     finish,
     flips,
     hidden_files,
@@ -27,17 +28,34 @@ from spooling import (
     task,
     verdicts,
     view_of,
+    watch_opens,
     write_claim,
 )
 
+from gpuspool.spool.blame import scene_of
+from gpuspool.spool.closing import orphans_of
 from gpuspool.spool.codec import decode, encode, seal_pretty
 from gpuspool.spool.errors import SpoolError, UsageError
 from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import SUBDIRS, Layout
+from gpuspool.spool.ledger import run_state
+from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.manifest import Damage, publish_manifest, publish_orphans
 from gpuspool.spool.publish import publish, replace
 from gpuspool.spool.records import Closing, Error, Heartbeat, Intent, JournalLine, TaskFailure
-from gpuspool.spool.view import Started, View, drain_epoch, finished_epoch, load_run, refuse_unsafe
+from gpuspool.spool.states import Life
+from gpuspool.spool.sweep import stranded_tasks
+from gpuspool.spool.view import (
+    Claimed,
+    Started,
+    View,
+    drain_epoch,
+    finished_epoch,
+    load_run,
+    open_view,
+    refuse_unsafe,
+)
 
 
 @pytest.fixture
@@ -46,41 +64,60 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def beat(layout: Layout, attempt: str, number: int) -> Heartbeat:
-    who = {
-        name: getattr(myself(), name) for name in ("host", "boot_id", "pid_ns", "pid", "pid_start")
-    }
+    """Write a heartbeat of an attempt that this process plays."""
     record = Heartbeat(
-        **who, attempt=attempt, beat=number, parent="1", device="", state="running", at=1.0
-    )  # type: ignore[arg-type]
+        **msgspec.structs.asdict(myself()),
+        attempt=attempt,
+        beat=number,
+        parent="1",
+        device="",
+        state="running",
+        at=1.0,
+    )
     replace(layout.heartbeat(attempt), encode(record))
     return record
 
 
-def snapshot(view: View) -> tuple[object, ...]:
-    return (
-        verdicts(view),
-        view.unclaimed,
-        view.attempts,
-        view.open_attempts,
-        sorted(view.manifests),
-        view.next_epoch(),
-        view.next_number(0),
-        view.next_numbered("sweep"),
-        view.finished_by,
-        view.damage,
-    )
+def snapshot(view: View) -> dict[str, object]:
+    """All that a view derives; a later change of the view does not change it."""
+    claims = {
+        attempt: sorted((places.manifest, places.start, places.stop) for places in claimed)
+        for attempt, claimed in view.claims_by.items()
+    }
+    facts = {
+        "verdicts": verdicts(view),
+        "n_complete": view.ledger.n_complete,
+        "n_failed": view.ledger.n_failed,
+        "unreadable": view.ledger.unreadable,
+        "unclaimed": view.unclaimed,
+        "claims_by": claims,
+        "attempts": view.attempts,
+        "open_attempts": view.open_attempts,
+        "closed": view.closed,
+        "intents": view.intents,
+        "started": view.started,
+        "finished_by": view.finished_by,
+        "failed_by": view.failed_by,
+        "manifests": sorted(view.manifests),
+        "next_epoch": view.next_epoch(),
+        "next_number": [view.next_number(rank) for rank in range(3)],
+        "next_numbered": [view.next_numbered(kind) for kind in ("retry", "sweep")],
+        "damage": view.damage,
+    }
+    return copy.deepcopy(facts)
 
 
 def populate(layout: Layout) -> None:
-    """Something of everything: an attempt that lives, one that is closed, claims, orphans, a drain."""
+    """Some of everything: an open attempt, a closed one, claims, orphans, a heartbeat, a drain."""
     intend(layout, A0, epoch=1)
-    first, second = begin(layout, A0), begin(layout, B0)
+    first = begin(layout, A0)
+    second = begin(layout, B0)
     take(layout, A0, 3)
     take(layout, B0, 2, "rank-0001")
     finish(first, 0, 1)
     finish(second, 6, state="failed")
     beat(layout, A0, 4)
-    close_dead(view_of(layout), B0, by="test")
+    close(view_of(layout), B0)
     publish(layout.drain(0), b"")
 
 
@@ -158,7 +195,7 @@ def test_what_everybody_may_write_is_refused(layout: Layout, name: str) -> None:
 
 # What is not ours, inside a spool.
 
-
+# Names that do not parse: they belong to somebody else.
 FOREIGN = [
     "notes.txt",
     "rank-0000",
@@ -167,6 +204,7 @@ FOREIGN = [
     "core.1234",
     "٣.jsonl",
 ]
+# Hidden names, as a crash leaves them.
 STALE = [
     ".nfs00000000012",
     ".rank-0000.a00.jsonl.17.3.abcd",
@@ -185,22 +223,10 @@ def test_foreign_names_everywhere_change_nothing(layout: Layout) -> None:
         layout.claims("rank-0001"),
     ]
     for folder in folders:
-        for name in (
-            "notes.txt",
-            "rank-0000",
-            "rank-0000.a00.jsonl~",
-            "rank-0000.a09.json.tmp",
-            "core.1234",
-            "٣.jsonl",
-        ):
+        for name in FOREIGN:
             if not (folder / name).exists():
                 (folder / name).write_bytes(b"\0 what?\n")
-        for name in (
-            ".nfs00000000012",
-            ".rank-0000.a00.jsonl.17.3.abcd",
-            ".rank-0000.a07.json.1.2.ef",
-            ".000000003.1.2.a",
-        ):
+        for name in STALE:
             (folder / name).write_bytes(b'{"attempt":')
         (folder / "a folder").mkdir()
         (folder / "dangling").symlink_to("/nowhere")
@@ -209,7 +235,7 @@ def test_foreign_names_everywhere_change_nothing(layout: Layout) -> None:
 
 
 def test_hidden_files_that_look_like_ours_are_not_read(layout: Layout) -> None:
-    """What a publisher that was killed before its link had written whole."""
+    """Their publisher was killed after it had written all of the file, and before its link."""
     populate(layout)
     before = snapshot(view_of(layout))
     for path in [p for p in layout.root.rglob("*") if p.is_file() and not p.name.startswith(".")]:
@@ -246,7 +272,7 @@ def test_a_folder_in_the_place_of_a_file_costs_that_file_alone(layout: Layout, w
 
 
 def test_an_intent_that_is_cut_or_has_a_bit_flipped_is_damaged(layout: Layout) -> None:
-    """Else it might name another job, and the run would go on with that."""
+    """If it were believed, the run might go on with another job."""
     intent = intend(layout, A0, epoch=3)
     path = layout.intent(A0)
     data = path.read_bytes()
@@ -273,9 +299,10 @@ def test_a_heartbeat_cut_at_any_byte_is_none_or_whole(layout: Layout) -> None:
 
 
 def test_a_status_record_cut_at_any_byte_changes_no_verdict(layout: Layout) -> None:
-    """It is a copy: the orphans manifest is what closes."""
+    """It is a copy: the orphans manifest is what closes an attempt."""
     populate(layout)
-    before, path = snapshot(view_of(layout)), layout.status("failed", B0)
+    before = snapshot(view_of(layout))
+    path = layout.status("failed", B0)
     data = path.read_bytes()
     closing = decode(data, Closing)
     assert view_of(layout).closed[B0] == closing
@@ -312,6 +339,17 @@ def test_an_unreadable_claim_is_told_with_its_file(layout: Layout, start: int) -
     ]
 
 
+def test_a_retry_of_another_runs_task_is_told_and_counts_for_nothing(layout: Layout) -> None:
+    populate(layout)
+    assert publish_manifest(layout, "retry-01", [task(99, round=1), task(6, round=1)])
+    view = view_of(layout)
+    assert verdicts(view) == "cc--------"
+    assert view.ledger.n_failed == 0
+    assert [str(damage) for damage in view.damage] == [
+        f"{layout.manifest('retry-01')}, byte 0: task 99 is none of this run's 10"
+    ]
+
+
 def test_a_line_of_another_runs_task_is_told_and_counts_for_nothing(layout: Layout) -> None:
     writer = begin(layout, A0)
     offsets = []
@@ -339,12 +377,12 @@ def test_a_torn_tail_is_damage_only_once_its_attempt_is_closed(layout: Layout) -
     path.write_bytes(path.read_bytes()[:-7])
     view = view_of(layout)
     assert (verdicts(view), view.damage) == ("c---------", [])
-    close_dead(view, A0, by="test")
+    close(view, A0)
     assert [damage.reason[:9] for damage in view.damage] == ["torn line"]
     assert [damage.reason[:9] for damage in view_of(layout).damage] == ["torn line"]
 
 
-def test_a_planned_manifest_that_is_gone_is_missed(layout: Layout) -> None:
+def test_a_planned_manifest_that_is_gone_is_missing(layout: Layout) -> None:
     assert view_of(layout).missing_manifests() == []
     layout.manifest("rank-0001").unlink()
     assert view_of(layout).missing_manifests() == ["rank-0001"]
@@ -354,9 +392,7 @@ def test_a_planned_manifest_that_is_gone_is_missed(layout: Layout) -> None:
 
 
 def test_a_second_reading_reads_only_what_is_new(layout: Layout) -> None:
-    """What was read before is not looked at again: were it, the bytes that are now wrong would be
-    told.
-    """
+    """If what was read before were looked at again, its bytes, now wrong, would be reported."""
     writer = begin(layout, A0)
     finish(writer, 0, 1)
     view = view_of(layout)
@@ -371,33 +407,159 @@ def test_a_second_reading_reads_only_what_is_new(layout: Layout) -> None:
     assert indices(view.manifests["rank-0000"].tasks()) == list(range(6))
 
 
-def test_a_view_kept_up_to_date_tells_what_a_new_one_does(layout: Layout) -> None:
+def test_a_view_kept_up_to_date_tells_what_a_new_one_does_after_each_step(layout: Layout) -> None:
     kept = view_of(layout)
+    opened = {number: begin(layout, attempt) for number, attempt in enumerate((A0, B0))}
     steps: list[Callable[[], object]] = [
         lambda: intend(layout, A1, epoch=0),
         lambda: begin(layout, A1),
+        lambda: take(layout, A1, 3),
+        lambda: take(layout, B0, 4),
         lambda: take(layout, A1, 5),
-        lambda: close_dead(view_of(layout), A1, by="test"),
-        lambda: populate_after(layout),
+        lambda: finish(opened[1], 3, state="failed"),
+        lambda: close(view_of(layout), A1),
+        lambda: intend(layout, A0, epoch=1),
+        lambda: take(layout, A0, 3, f"{A1}.orphans"),
+        lambda: opened[0].append(JournalLine(task=0, round=0, state="started", batch=[1])),
+        lambda: finish(opened[0], 0, 1),
+        lambda: take(layout, B0, 2, "rank-0001"),
+        lambda: finish(opened[1], 6, state="failed"),
         lambda: publish_manifest(layout, "retry-01", [task(6, round=1)]),
         lambda: take(layout, A0, 1, "retry-01"),
+        lambda: publish_manifest(layout, "sweep-01", [task(9)]),
+        lambda: write_claim(layout, "sweep-01", 0, b"?"),
+        lambda: close(view_of(layout), B0),
         lambda: publish(layout.drain(7), b""),
+        lambda: close(view_of(layout), A0),
     ]
-    for step in steps:
+    for number, step in enumerate(steps):
         step()
-        assert snapshot(kept.refresh()) == snapshot(view_of(layout))
-    assert verdicts(kept) == "cc--------"
+        assert snapshot(kept.refresh()) == snapshot(view_of(layout)), f"step {number}"
+    assert verdicts(kept) == "cc-f------"
+    assert kept.open_attempts == []
     assert kept.next_epoch() == 8
 
 
-def populate_after(layout: Layout) -> None:
-    """Another attempt takes what the first left."""
-    intend(layout, A0, epoch=1)
-    first, second = begin(layout, A0), begin(layout, B0)
-    take(layout, A0, 3, f"{A1}.orphans")
-    take(layout, B0, 2, "rank-0001")
-    finish(first, 0, 1)
-    finish(second, 6, state="failed")
+def test_what_a_view_told_stays_as_it_was_until_the_next_refresh(layout: Layout) -> None:
+    populate(layout)
+    view = view_of(layout)
+    before = snapshot(view)
+    begin(layout, A1)
+    take(layout, A1, 5)
+    close(view_of(layout), A0)
+    assert {**snapshot(view), "next_epoch": None} == {**before, "next_epoch": None}
+    view.refresh()
+    assert view.open_attempts == [A1]
+    assert view.claims_by[A1] == [Claimed("rank-0000", 3, 5)]
+
+
+def test_questions_change_neither_the_view_nor_the_spool(layout: Layout) -> None:
+    """On a spool with an unreadable task, an unreadable claim and stranded tasks."""
+    path = layout.manifest("rank-0000")
+    path.write_bytes(path.read_bytes().replace(b'"t4"', b'"t?"'))
+    populate(layout)
+    take(layout, A0, 5)
+    write_claim(layout, "rank-0000", 5, b"")
+    view = view_of(layout)
+    before = snapshot(view)
+    ledger = copy.deepcopy(vars(view.ledger))
+    files = tree(layout.root)
+    for _ in range(2):
+        assert indices(stranded_tasks(view)) == [5]
+        assert indices(stranded_tasks(view, idle=A0)) == [2, 3, 5]
+        assert indices(orphans_of(view, A0)) == [2, 3]
+        assert sorted(view.ledger.failed()) == [4, 6]
+        assert list(view.ledger.unfinished()) == [2, 3, 5, 7, 8, 9]
+        assert run_state(view.ledger, True) == "running"
+        assert FailureDetector(view).life(A0) is Life.ALIVE
+        assert scene_of(view, B0).attempt == B0
+        assert view.missing_manifests() == []
+        assert indices(view.manifests["rank-0000"].tasks()) == [0, 1, 2, 3, 5]
+        assert view.latest_job() == some_run(10, 2).job
+    assert snapshot(view) == before
+    assert vars(view.ledger) == ledger
+    assert tree(layout.root) == files
+
+
+# What need not be read.
+
+
+def test_a_view_without_claims_opens_nothing_below_their_folder(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    populate(layout)
+    expected = snapshot(view_of(layout))
+    opened = watch_opens(monkeypatch)
+    view = open_view(layout.root, reads_claims=False).refresh()
+    below = f"{layout.root}/claims"
+    assert [path for path in opened if path.startswith(below)] == []
+    assert str(layout.journal(A0)) in opened
+    assert verdicts(view) == expected["verdicts"]
+    assert view.open_attempts == expected["open_attempts"]
+    open_view(layout.root)
+    assert [path for path in opened if path.startswith(below)], "one with claims opens some"
+
+
+def test_a_view_without_claims_refuses_questions_about_them(layout: Layout) -> None:
+    populate(layout)
+    view = open_view(layout.root, reads_claims=False)
+    questions: list[Callable[[], object]] = [
+        lambda: view.unclaimed,
+        lambda: view.claims_by,
+        lambda: view.chains,
+        lambda: list(view.claimed_by(A0)),
+        lambda: stranded_tasks(view),
+    ]
+    for ask in questions:
+        with pytest.raises(AssertionError, match="reads no claims"):
+            ask()
+
+
+def opens_of_a_refresh(layout: Layout, view: View, opened: list[str]) -> int:
+    """How often a refresh opens the journal of A0."""
+    opened.clear()
+    view.refresh()
+    return opened.count(str(layout.journal(A0)))
+
+
+def test_the_journal_of_an_attempt_closed_elsewhere_is_opened_until_the_grace_is_over(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = msgspec.structs.replace(dead_process(), host="another")
+    assert start_journal(layout, A0, elsewhere) is not None
+    close(view_of(layout), A0)
+    opened = watch_opens(monkeypatch)
+    view = view_of(layout)
+    assert [opens_of_a_refresh(layout, view, opened) for _ in range(3)] == [1, 1, 1]
+    monkeypatch.setattr("gpuspool.spool.view.LATE_LINES_S", 0.0)
+    assert [opens_of_a_refresh(layout, view, opened) for _ in range(3)] == [1, 0, 0]
+
+
+def test_the_journal_of_an_attempt_that_closed_itself_is_opened_once(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = msgspec.structs.replace(dead_process(), host="another")
+    assert start_journal(layout, A0, elsewhere) is not None
+    own_word = Closing(attempt=A0, state="complete", reason="finished", by=A0)
+    assert publish_orphans(layout, own_word, [])
+    opened = watch_opens(monkeypatch)
+    view = view_of(layout)
+    assert opened.count(str(layout.journal(A0))) == 1
+    assert opens_of_a_refresh(layout, view, opened) == 0
+
+
+def test_the_journal_of_a_closed_attempt_that_is_proved_dead_here_is_soon_not_opened(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first reading shows whose it is, so the second one is the last."""
+    assert start_journal(layout, A0, dead_process()) is not None
+    close(view_of(layout), A0)
+    opened = watch_opens(monkeypatch)
+    view = view_of(layout)
+    assert [opens_of_a_refresh(layout, view, opened) for _ in range(3)] == [1, 0, 0]
+
+
+# What stands in a journal, and who claimed what.
 
 
 def test_a_started_line_tells_what_was_in_hand_and_counts_for_nothing(layout: Layout) -> None:
@@ -442,13 +604,13 @@ def test_who_an_attempt_is_stands_in_its_journal_else_in_its_heartbeat(layout: L
 
 
 def test_a_line_of_an_attempt_that_was_closed_alive_still_counts(layout: Layout) -> None:
-    """A worker that was silent for longer than its lease publishes the task in hand before it
-    looks.
+    """A worker that was silent for longer than its lease may finish the task in hand before it
+    notices that it was closed.
     """
     writer = begin(layout, A0)
     take(layout, A0, 2)
     view = view_of(layout)
-    close_dead(view, A0, by="somebody far away")
+    close(view, A0, by="somebody far away")
     assert verdicts(view.refresh()) == "----------"
     finish(writer, 0)
     assert verdicts(view.refresh()) == "c---------"
