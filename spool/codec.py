@@ -239,9 +239,9 @@ def unseal(line: bytes, kind: type[R]) -> R:
 # A line takes 0.60 us, of which decoding takes 0.14. The plainest loop over the lines takes 0.75 us
 # for each, and `_unseal_each` 1.65 us. (Measured as above.)
 #
-# test_a_manifest_cut_at_any_byte_keeps_its_whole_lines and
-# test_a_flipped_bit_costs_the_line_it_lies_in in tests/test_manifest.py guard this, and
-# the tests of the same kind in tests/test_journal.py.
+# test_of_lines_checked_together_each_damaged_one_is_told_and_no_other_is_lost in
+# tests/test_records.py guards this. So do test_a_manifest_cut_at_any_byte_keeps_its_whole_lines and
+# test_a_flipped_bit_costs_the_line_it_lies_in in tests/test_manifest.py, on every byte and bit.
 def unseal_lines(
     data: bytes, at: int, kind: type[R], refuse: Callable[[int, str], None]
 ) -> Iterator[tuple[int, R]]:

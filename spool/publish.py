@@ -410,8 +410,8 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
 def open_plain(path: Path) -> int | None:
     """A descriptor for reading a file; None: there is none. Raises OSError.
 
-    For whoever reads a file in parts with `pread`. In the place of a link /dev/null is opened, which
-    has no bytes.
+    For whoever reads a file in parts with `pread`. In the place of a link /dev/null is opened,
+    which has no bytes.
     """
     # With O_NONBLOCK a fifo in the place of a file hangs nobody.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

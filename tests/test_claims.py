@@ -1,6 +1,4 @@
-"""Claims: whoever takes places of a manifest, each place is taken once, and the chain tells by
-whom.
-"""
+"""Claims: each place of a manifest is taken once, whoever wants it; the chain tells by whom."""
 
 import random
 from pathlib import Path
@@ -38,8 +36,10 @@ def spans(chain: ClaimChain) -> list[tuple[str, int, int]]:
 
 
 def hammer(root: Path, rank: int, end: int) -> list[tuple[str, int, int]]:
-    """Claim pieces of any size until nothing is left; returns what was got."""
-    chain, attempt, got = ClaimChain(Layout(root), M, end), attempt_name(rank, 0), []
+    """Claim pieces of any size until nothing is left; returns what this process got."""
+    chain = ClaimChain(Layout(root), M, end)
+    attempt = attempt_name(rank, 0)
+    got = []
     sizes = random.Random(rank)
     while chain.advance().unclaimed:
         claim = chain.take(attempt, min(chain.next + sizes.randint(1, 5), end))
@@ -57,9 +57,8 @@ def test_eight_processes_that_hammer_one_manifest_get_each_task_once(tmp_path: P
     layout = make_spool(tmp_path / "s", 800)
     got = race(hammer, *((layout.root, rank, 800) for rank in range(8)))
     everything = sorted((claim for part in got for claim in part), key=lambda claim: claim[1])
-    assert [place for _, start, stop in everything for place in range(start, stop)] == list(
-        range(800)
-    )
+    places = [place for _, start, stop in everything for place in range(start, stop)]
+    assert places == list(range(800))
     assert spans(chain_of(layout, 800)) == everything, "a chain read afresh tells the same"
     assert sum(bool(part) for part in got) > 1
     assert hidden_files(layout.root) == []
@@ -77,7 +76,8 @@ def test_a_claim_starts_where_the_last_one_stops(layout: Layout) -> None:
 
 
 def test_who_comes_second_gets_nothing_and_reads_on(layout: Layout) -> None:
-    first, second = chain_of(layout, 20), chain_of(layout, 20)
+    first = chain_of(layout, 20)
+    second = chain_of(layout, 20)
     assert first.take(A0, 8) is not None
     assert second.take(B0, 3) is None
     assert spans(second) == [(A0, 0, 8)]
@@ -139,7 +139,7 @@ def test_an_unreadable_claim_is_nobodys_and_reaches_to_the_next_listed_start(
 def test_an_unreadable_last_claim_reaches_to_the_end_until_a_later_one_is_listed(
     layout: Layout,
 ) -> None:
-    """Its places are never claimed again from here: they are for the sweep."""
+    """Nobody claims its places again in this manifest; the sweep finds their tasks."""
     write_claim(layout, M, 0, Claim(attempt=A0, start=0, stop=4, at=1.0))
     write_claim(layout, M, 4, b"")
     chain = chain_of(layout, 20)
@@ -167,13 +167,8 @@ def test_foreign_names_among_claims_are_ignored(layout: Layout) -> None:
         (folder / name).write_bytes(b"?")
     (folder / "folder").mkdir()
     assert spans(chain_of(layout, 20)) == [(NOBODY, 0, 20)]
-    assert [parse_start(name) for name in ("000000120", "³", "-1", "", "12a")] == [
-        120,
-        None,
-        None,
-        None,
-        None,
-    ]
+    assert parse_start("000000120") == 120
+    assert {parse_start(name) for name in ("³", "-1", "", "12a")} == {None}
 
 
 positive = st.floats(1e-12, 1e12)
@@ -219,17 +214,13 @@ def test_fast_tasks_are_claimed_by_the_fraction_and_slow_ones_singly() -> None:
     assert size_of(3, 1, 1e-6) == 1
 
 
-def test_the_more_draw_from_a_manifest_the_less_each_takes() -> None:
-    assert [size_of(8000, 1, 1e-6, claimers) for claimers in (1, 2, 10, 4000)] == [
-        2000,
-        1000,
-        200,
-        1,
-    ]
+def test_the_more_claimers_a_manifest_has_the_less_each_takes() -> None:
+    sizes = [size_of(8000, 1, 1e-6, claimers) for claimers in (1, 2, 10, 4000)]
+    assert sizes == [2000, 1000, 200, 1]
 
 
 def test_in_a_long_run_claims_are_longer() -> None:
-    """So that they are rare where that costs nobody anything: a small part of what is left."""
+    """Fewer claims are made where each is still a small part of what is left."""
     assert [size_of(left, 1, 0.1) for left in (100, 1000, 6400, 10**6)] == [5, 15, 100, 100]
     assert claim_size(6400, 1, (0.1, 0.001)) == 5, "by the shortest: most may be as short"
 
@@ -239,8 +230,8 @@ def test_who_skips_comes_to_the_same_end_as_who_reads_every_claim(
     tmp_path_factory: pytest.TempPathFactory, stops: set[int], read: int
 ) -> None:
     layout = make_spool(tmp_path_factory.mktemp("s") / "s", 200)
-    skipping, ordered = ChainEnd(layout, M, 200), sorted(stops)
-    for number, stop in enumerate(ordered):
+    skipping = ChainEnd(layout, M, 200)
+    for number, stop in enumerate(sorted(stops)):
         assert chain_of(layout, 200).take(attempt_name(number % 9, 0), stop) is not None
         if number == read:
             assert skipping.look().next == stop
@@ -259,8 +250,8 @@ def test_who_skips_passes_over_a_lost_claim(layout: Layout) -> None:
 
 
 def test_who_skips_does_not_fall_back_to_a_claim_that_another_covers(layout: Layout) -> None:
-    """As a power cut leaves it: one was lost and covered anew, one behind it was not, and the last
-    cannot be read.
+    """A power cut took one claim, whose places were claimed again together with later ones. One of
+    the claims behind it is still there, and the last one cannot be read.
     """
     for start, stop in ((0, 1), (1, 2), (2, 3), (3, 4), (4, 9), (6, 7)):
         write_claim(layout, M, start, Claim(attempt=A0, start=start, stop=stop, at=0.0))
@@ -270,7 +261,7 @@ def test_who_skips_does_not_fall_back_to_a_claim_that_another_covers(layout: Lay
     assert [skipping.look().next for _ in range(3)] == [10, 10, 10]
 
 
-def test_who_draws_from_a_manifest_is_told_by_its_claims(layout: Layout) -> None:
+def test_the_claimers_of_a_manifest_are_told_by_its_last_claims(layout: Layout) -> None:
     chain = ChainEnd(layout, M, 20)
     assert chain.claimers(A0) == 1
     for stop, attempt in enumerate([A0, B0, B0, A0, C0, B0, C0], 1):

@@ -1,4 +1,4 @@
-"""Proof of death: by the process table on this host, by a beat that stands still for one elsewhere."""
+"""Proof of death: by the process table on this host, by a beat that stands still elsewhere."""
 
 import os
 import subprocess
@@ -20,6 +20,7 @@ from gpuspool.spool.publish import replace
 from gpuspool.spool.records import Identity, ParentBeat
 from gpuspool.spool.states import Life
 
+# A lease that is over before anybody looks again.
 MOMENT_S = 1e-6
 
 
@@ -89,12 +90,12 @@ def test_a_command_name_that_looks_like_a_stat_line_changes_nothing() -> None:
 
 @pytest.mark.parametrize("pid", [2**22 + 1, 2**40, 2**80])
 def test_what_is_no_number_of_a_process_is_dead(pid: int) -> None:
-    """As damage makes them of those in orchestrator.json."""
+    """Damage may make such a number of one in orchestrator.json."""
     assert liveness(msgspec.structs.replace(myself(), pid=pid)) is Life.DEAD
 
 
 def verdicts(watch: LeaseWatch, beats: object, start: int, stop: int, name: str = "a") -> set[bool]:
-    """What was said in looks every 10 s, in seconds."""
+    """What the watch says in looks every 10 s, from second `start` to second `stop`."""
     return {watch.is_expired(name, beats, now=now) for now in range(start, stop + 1, 10)}
 
 
@@ -135,10 +136,8 @@ def test_no_beat_at_all_expires_too() -> None:
     assert watch.is_expired("a", (None, None), now=121.0)
 
 
-def test_who_did_not_look_for_a_lease_has_not_seen_that_nothing_moved() -> None:
-    """A host that was suspended: those that it watches may have been so too, and are given time to
-    beat.
-    """
+def test_time_in_which_nobody_looked_counts_for_little() -> None:
+    """A host that was suspended saw nothing; those that it watches must get time to beat."""
     watch = LeaseWatch(120.0)
     assert verdicts(watch, 7, 0, 60) == {False}
     assert not watch.is_expired("a", 7, now=10_000.0)
@@ -151,6 +150,7 @@ def test_who_did_not_look_for_a_lease_has_not_seen_that_nothing_moved() -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases may be shorter than three beats."""
     monkeypatch.setattr("gpuspool.spool.liveness.BEATS", 0)
 
 
@@ -168,7 +168,7 @@ def test_an_attempt_that_lives_is_no_orphan(layout: Layout) -> None:
 
 
 def test_a_dead_attempt_is_left_to_its_live_parent(layout: Layout) -> None:
-    """Nobody else knows how it ended."""
+    """The parent alone knows how it ended."""
     intend(layout, A0)
     assert start_journal(layout, A0, dead_process()) is not None
     detector = FailureDetector(view_of(layout))
@@ -204,9 +204,8 @@ def test_an_attempt_elsewhere_is_dead_once_no_beat_moved_for_a_lease(layout: Lay
         replace(path, encode(ParentBeat(beat=beat, at=1.0)))
         assert detector.life(A0) is Life.ELSEWHERE, "its parent's beat vouches for it"
     wait_until(lambda: detector.life(A0) is Life.DEAD)
-    assert FailureDetector(view_of(layout)).life(A0) is Life.ELSEWHERE, (
-        "who has just come has seen nothing yet"
-    )
+    newcomer = FailureDetector(view_of(layout))
+    assert newcomer.life(A0) is Life.ELSEWHERE, "it has seen nothing yet"
 
 
 @pytest.mark.usefixtures("short")
@@ -215,14 +214,15 @@ def test_an_orphan_elsewhere_is_found_after_one_lease(layout: Layout) -> None:
     elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
     intend(layout, A0, parent=elsewhere)
     assert start_journal(layout, A0, elsewhere) is not None
-    detector, looks = FailureDetector(view_of(layout), MOMENT_S), 1
+    detector = FailureDetector(view_of(layout), MOMENT_S)
+    looks = 1
     while not detector.is_orphan(A0):
         looks += 1
     assert 1 < looks < 10
 
 
 def test_a_lease_that_is_asked_for_is_never_shorter_than_three_beats(layout: Layout) -> None:
-    """Who resumes with a short lease would take workers for dead between two beats of theirs."""
+    """Else a resume with a short lease would take workers for dead between two of their beats."""
     elsewhere = msgspec.structs.replace(dead_process(), boot_id="another")
     intend(layout, A0, parent=elsewhere)
     assert start_journal(layout, A0, elsewhere) is not None

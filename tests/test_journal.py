@@ -1,6 +1,4 @@
-"""Journals: whole lines are read, all of them, and what is damaged costs itself alone and is told
-where.
-"""
+"""Journals: every whole line is read; a damaged one costs itself alone, and its place is told."""
 
 import os
 import random
@@ -39,33 +37,37 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def written(layout: Layout, tasks: int) -> bytes:
-    """The bytes of a journal with so many lines, which is then removed."""
+    """The bytes of a journal with so many lines, which is removed again."""
     writer = begin(layout, A0)
     for index in range(tasks):
-        writer.append(
-            JournalLine(task=index, round=0, state="complete", start=1.7e9 + index, seconds=0.012)
-        )
+        start = 1.7e9 + index
+        line = JournalLine(task=index, round=0, state="complete", start=start, seconds=0.012)
+        writer.append(line)
     data = layout.journal(A0).read_bytes()
     layout.journal(A0).unlink()
     return data
 
 
 def read(layout: Layout, data: bytes) -> tuple[list[int], list[Damage]]:
-    """(tasks of the lines that are read, reported damage) of a journal with these bytes."""
+    """(tasks of the lines that can be read, damage that is reported) of a journal's bytes."""
     layout.journal(A0).write_bytes(data)
     lines, damage = read_journal(layout, A0)
     return [decode(line, JournalBrief).task for _, line in lines], damage
 
 
 def start_and_tell(root: Path) -> bool:
+    """Start the attempt A0 if nobody else has."""
     return start_journal(Layout(root), A0, myself()) is not None
 
 
 def write_beyond_a_limit(root: Path) -> list[str]:
-    """Append to a journal that has room for its head and 500 bytes; returns what was raised, in the
-    end by `check`.
+    """Append to a journal that has room for its head and 500 bytes, until long after that.
+
+    The limit is lifted once it was met, so that later lines would fit. Returns what was raised, by
+    which line, and in the end by `check`.
     """
-    writer, raised = begin(Layout(root), A0), []
+    writer = begin(Layout(root), A0)
+    raised = []
     limit = Layout(root).journal(A0).stat().st_size + 500
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -74,9 +76,8 @@ def write_beyond_a_limit(root: Path) -> list[str]:
             finish(writer, index)
         except OSError as error:
             raised.append(f"{index}: {error.errno}")
-            resource.setrlimit(
-                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-            )
+            unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     try:
         writer.check()
     except OSError as error:
@@ -91,9 +92,12 @@ def test_what_was_appended_is_read_in_order_with_its_offset(layout: Layout) -> N
     lines, damage = read_journal(layout, A0)
     data = layout.journal(A0).read_bytes()
     assert damage == []
-    assert [
-        (decode(line, JournalBrief).task, decode(line, JournalBrief).state) for _, line in lines
-    ] == [(5, "complete"), (3, "complete"), (4, "failed")]
+    briefs = [decode(line, JournalBrief) for _, line in lines]
+    assert [(one.task, one.state) for one in briefs] == [
+        (5, "complete"),
+        (3, "complete"),
+        (4, "failed"),
+    ]
     assert all(data[at : at + len(line) + 1] == line + b"\n" for at, line in lines)
 
 
@@ -115,7 +119,7 @@ def test_a_journal_is_started_once(layout: Layout) -> None:
     assert hidden_files(layout.root) == []
 
 
-def test_of_processes_that_start_the_same_attempt_one_does(layout: Layout) -> None:
+def test_of_processes_that_start_one_attempt_exactly_one_succeeds(layout: Layout) -> None:
     assert sorted(race(start_and_tell, *[(layout.root,)] * 3)) == [False, False, True]
     assert layout.journal(A0).read_bytes().count(b"\n") == 1
     assert hidden_files(layout.root) == []
@@ -181,7 +185,8 @@ def test_a_flipped_bit_costs_the_line_it_lies_in(layout: Layout) -> None:
 def test_a_zeroed_block_costs_the_lines_it_touches(layout: Layout, block: int) -> None:
     data = written(layout, 900)
     lines = sealed_lines(data)
-    start, stop = block * 8192, min(block * 8192 + 8192, len(data))
+    start = block * 8192
+    stop = min(start + 8192, len(data))
     assert start < len(data)
     tasks, damage = read(layout, data[:start] + b"\0" * (stop - start) + data[stop:])
     touched = {index - 1 for index, (at, end) in enumerate(lines) if at <= stop and end >= start}
@@ -208,9 +213,12 @@ def test_whatever_bytes_a_journal_holds_no_line_is_made_up(
 
 def test_each_reading_gives_what_is_new_and_whole(layout: Layout) -> None:
     data = written(layout, 8)
-    rng, path = random.Random(7), layout.journal(A0)
+    rng = random.Random(7)
+    path = layout.journal(A0)
     path.write_bytes(b"")
-    reader, found, at = JournalReader(layout, A0, pytest.fail), [], 0
+    reader = JournalReader(layout, A0, pytest.fail)
+    found: list[int] = []
+    at = 0
     while at < len(data):
         step = rng.randint(1, 90)
         with open(path, "ab") as file:
@@ -257,11 +265,13 @@ def test_nothing_follows_a_line_that_was_written_in_part(layout: Layout) -> None
 
 
 def append_waiting(writer: JournalWriter, *tasks: int) -> None:
+    """Append the verdict on these tasks, which need not be written at once."""
     for index in tasks:
         writer.append(JournalLine(task=index, round=0, state="complete"), may_wait=True)
 
 
 def tasks_of(layout: Layout) -> list[int]:
+    """The tasks of the lines that stand in the journal of A0 by now."""
     return [line.task for _, line in JournalReader(layout, A0, pytest.fail).read(JournalBrief)]
 
 
@@ -279,7 +289,8 @@ def test_lines_that_may_wait_share_a_write_with_the_next_that_may_not(layout: La
 
 
 def test_two_threads_write_each_line_once_and_in_order(layout: Layout) -> None:
-    writer, end = begin(layout, A0), threading.Event()
+    writer = begin(layout, A0)
+    end = threading.Event()
 
     def keep_flushing() -> None:
         while not end.is_set():
@@ -307,7 +318,7 @@ def test_a_journal_is_read_a_chunk_at_a_time_whatever_its_lines(
 
 
 def test_a_failed_sync_is_never_tried_again_as_if_it_could_succeed(layout: Layout) -> None:
-    """The journal here is a pipe, which takes bytes and cannot be made durable."""
+    """The journal here is a pipe, which takes bytes but cannot be made durable."""
     reader, fd = os.pipe()
     writer = JournalWriter(fd, layout.journal(A0))
     writer.sync_if_dirty()

@@ -1,4 +1,4 @@
-"""Names: two different things never get the same one, and each parses back to what it was made of."""
+"""Names: two things never get the same one, and each parses back to what it was made of."""
 
 import os
 from pathlib import Path
@@ -30,10 +30,12 @@ from gpuspool.spool.layout import (
     rank_of,
 )
 
+# Keys that look alike, that mean something to a shell or a file system, or that are too long.
 NASTY = [
-    "a", "A", "a/b", "a%2Fb", "a%b", "a%%b", ".", "..", ".hidden", "%2Ehidden", "a.b", "cat/1.jpg", "dog/1.jpg", " ",
-    "a b", "a+b", "-rf", "~", "ä", "a\u0308", "漢字", "\U0001f600", "\udc80", "a\\b", "a\tb", "con", "t1", "t1.json",
-    "x" * 200, "x" * 201, "x" * 5000, "x" * 4999 + "y", "ä" * 100, "ä" * 101, "/" * 66, "/" * 67, "/" * 68, "%" * 300,
+    "a", "A", "a/b", "a%2Fb", "a%b", "a%%b", ".", "..", ".hidden", "%2Ehidden", "a.b",
+    "cat/1.jpg", "dog/1.jpg", " ", "a b", "a+b", "-rf", "~", "ä", "a\u0308", "漢字", "\U0001f600",
+    "\udc80", "a\\b", "a\tb", "con", "t1", "t1.json", "x" * 200, "x" * 201, "x" * 5000,
+    "x" * 4999 + "y", "ä" * 100, "ä" * 101, "/" * 66, "/" * 67, "/" * 68, "%" * 300,
 ]  # fmt: skip
 keys = st.text(
     st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300
@@ -96,7 +98,7 @@ def test_numbered_manifests_parse_back(kind: str, number: int) -> None:
 
 
 @given(st.integers(0, 10**7))
-def test_words_of_control_parse_back(epoch: int) -> None:
+def test_names_in_control_parse_back(epoch: int) -> None:
     assert parse_control(Layout("/s").drain(epoch).name) == ("drain", epoch)
     assert parse_control(Layout("/s").finished(epoch).name) == ("finished", epoch)
 
@@ -158,7 +160,7 @@ def test_digits_of_other_scripts_are_foreign(name: str) -> None:
     assert parse_numbered(name) is None
 
 
-def test_a_parents_beat_is_never_taken_for_an_attempts() -> None:
+def test_the_beat_of_a_parent_is_never_taken_for_that_of_an_attempt() -> None:
     for host in ("node-7", "rank-0000.a00", "../x", ""):
         path = Layout("/s").parent_heartbeat(2, host, 4711)
         assert path.parent == Path("/s/heartbeat")
@@ -167,7 +169,8 @@ def test_a_parents_beat_is_never_taken_for_an_attempts() -> None:
 
 def test_no_two_things_of_a_spool_share_a_path() -> None:
     layout = Layout("/s")
-    a, b = attempt_name(0, 0), attempt_name(0, 1)
+    a = attempt_name(0, 0)
+    b = attempt_name(0, 1)
     one_each = [name for name, member in vars(Layout).items() if isinstance(member, property)]
     of_attempts = (layout.intent, layout.heartbeat, layout.journal, layout.log, layout.orphans)
     paths = [getattr(layout, name) for name in one_each]

@@ -10,7 +10,7 @@ from spooling import (
     A0,
     B0,
     begin,
-    close_dead,
+    close,
     finish,
     indices,
     make_spool,
@@ -24,18 +24,19 @@ from gpuspool.spool.death import Told
 from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.manifest import publish_manifest, publish_orphans
 from gpuspool.spool.records import Closing, Error, TaskFailure
-from gpuspool.spool.states import LineState
+from gpuspool.spool.states import LineState, Verdict
 from gpuspool.spool.sweep import stranded_tasks
 
 
 def fed(tasks: int, *lines: tuple[int, int, str]) -> Ledger:
+    """A ledger that was fed lines, each a task, a round and a state."""
     ledger = Ledger(tasks)
     for line in lines:
         ledger.feed(line[0], line[1], LineState(line[2]))
     return ledger
 
 
-def test_a_task_without_a_word_has_no_verdict() -> None:
+def test_a_task_that_was_only_started_has_no_verdict() -> None:
     ledger = fed(3, (1, 0, "started"))
     assert [ledger.verdict(index) for index in range(3)] == [None, None, None]
     assert list(ledger.unfinished()) == [0, 1, 2]
@@ -74,7 +75,7 @@ def test_a_round_is_never_lowered() -> None:
     assert ledger.verdict(0) is None
 
 
-def test_a_line_needs_nobody_once_its_round_failed_or_its_task_is_complete() -> None:
+def test_nobody_needs_to_run_a_line_once_its_round_failed_or_its_task_is_complete() -> None:
     ledger = fed(3, (0, 1, "failed"), (1, 0, "complete"))
     assert [ledger.is_finished_in(0, round_) for round_ in (0, 1, 2)] == [True, True, False]
     assert ledger.is_finished_in(1, 7)
@@ -103,13 +104,15 @@ def test_a_task_that_nobody_can_describe_has_failed_unless_it_is_complete() -> N
 @pytest.mark.parametrize("index", [-1, 3, 10**9])
 def test_a_task_of_another_run_is_refused(index: int) -> None:
     ledger = Ledger(3)
-    for state in ("complete", "failed", "started"):
+    for state in LineState:
         with pytest.raises(IndexError):
             ledger.feed(index, 0, state)
+    with pytest.raises(IndexError):
+        ledger.raise_round(index, 1)
     assert list(ledger.unfinished()) == [0, 1, 2]
 
 
-def test_what_is_done_is_weighed_by_cost_where_costs_differ() -> None:
+def test_what_is_complete_is_weighed_by_cost_where_costs_differ() -> None:
     ledger = Ledger(3)
     ledger.weigh([1.0, 10.0, 100.0])
     for line in [(1, 0, "complete"), (1, 0, "complete"), (2, 0, "failed"), (0, 0, "complete")]:
@@ -118,27 +121,34 @@ def test_what_is_done_is_weighed_by_cost_where_costs_differ() -> None:
     assert fed(3, (2, 0, "complete")).cost_complete == 1.0
 
 
-lines = st.lists(
-    st.tuples(
-        st.integers(0, 4),
-        st.integers(0, 3),
-        st.sampled_from([LineState.COMPLETE, LineState.FAILED, LineState.STARTED]),
-    )
-)
+tasks = st.integers(0, 4)
+states = st.sampled_from([LineState.COMPLETE, LineState.FAILED, LineState.STARTED])
+fed_lines = st.tuples(tasks, st.integers(0, 3), states)
+raised_rounds = st.tuples(tasks, st.integers(1, 3))
+unreadable_tasks = st.frozensets(tasks)
 
 
-@given(
-    lines,
-    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3))),
-    st.randoms(use_true_random=False),
-)
+def tell(ledger: Ledger, event: tuple[object, ...] | frozenset[int]) -> None:
+    """Tell a ledger of a line, of a new round, or of the tasks that are unreadable now."""
+    match event:
+        case frozenset():
+            ledger.unreadable = event
+        case (int(task), int(round_), LineState() as state):
+            ledger.feed(task, round_, state)
+        case (int(task), int(round_)):
+            ledger.raise_round(task, round_)
+        case _:
+            pytest.fail(f"{event!r}")
+
+
+@given(st.lists(fed_lines), st.lists(raised_rounds), st.randoms(use_true_random=False))
 def test_the_order_in_which_lines_are_read_does_not_matter(
-    lines: list[tuple[int, int, str]], raised: list[tuple[int, int]], rng: random.Random
+    lines: list[tuple[int, int, LineState]], raised: list[tuple[int, int]], rng: random.Random
 ) -> None:
     def outcome(events: list[tuple[int, ...]]) -> tuple[object, ...]:
         ledger = Ledger(5)
         for event in events:
-            ledger.feed(*event) if len(event) == 3 else ledger.raise_round(*event)  # type: ignore[arg-type,call-arg,func-returns-value]
+            tell(ledger, event)
         assert ledger.n_complete + ledger.n_failed + len(list(ledger.unfinished())) == 5
         assert ledger.is_finished == (list(ledger.unfinished()) == [])
         return (
@@ -151,6 +161,35 @@ def test_the_order_in_which_lines_are_read_does_not_matter(
     shuffled = list(events)
     rng.shuffle(shuffled)
     assert outcome(events) == outcome(shuffled)
+
+
+@given(st.lists(fed_lines | raised_rounds | unreadable_tasks))
+def test_the_counts_that_are_kept_equal_a_recount_after_each_event(
+    events: list[tuple[object, ...] | frozenset[int]],
+) -> None:
+    ledger = Ledger(5)
+    for event in events:
+        tell(ledger, event)
+        verdicts = [ledger.verdict(index) for index in range(5)]
+        assert ledger.n_complete == verdicts.count(Verdict.COMPLETE)
+        assert ledger.n_failed == verdicts.count(Verdict.FAILED)
+        failed = {index for index, verdict in enumerate(verdicts) if verdict is Verdict.FAILED}
+        assert set(ledger.failed()) == failed
+        assert ledger.n_finished == 5 - verdicts.count(None)
+        assert ledger.is_finished == (None not in verdicts)
+
+
+def test_the_counts_are_kept_and_not_recounted_when_somebody_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger = fed(3, (0, 0, "failed"), (1, 0, "complete"), (2, 0, "failed"))
+
+    def refuse(self: Ledger, task: int) -> Verdict | None:
+        pytest.fail(f"somebody looked at task {task}")
+
+    monkeypatch.setattr(Ledger, "verdict", refuse)
+    assert (ledger.n_complete, ledger.n_failed, ledger.n_finished) == (1, 2, 3)
+    assert ledger.is_finished
 
 
 @pytest.mark.parametrize(
@@ -170,16 +209,15 @@ def test_the_order_in_which_lines_are_read_does_not_matter(
 def test_a_run_is_what_its_tasks_are_and_else_running_or_stopped(
     states: str, is_live: bool, expected: str
 ) -> None:
-    names = {"c": "complete", "f": "failed"}
-    ledger = fed(
-        len(states), *((i, 0, names[state]) for i, state in enumerate(states) if state != "-")
-    )
+    names = {"c": "complete", "f": "failed", "-": "started"}
+    ledger = fed(len(states), *((task, 0, names[state]) for task, state in enumerate(states)))
     assert run_state(ledger, is_live) == expected
 
 
 def test_each_state_of_a_task_as_it_stands_on_disk(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 10)
-    first, second = begin(layout, A0), begin(layout, B0)
+    first = begin(layout, A0)
+    second = begin(layout, B0)
     take(layout, A0, 4)
     take(layout, B0, 6)
     take(layout, A0, 8)
@@ -188,26 +226,17 @@ def test_each_state_of_a_task_as_it_stands_on_disk(tmp_path: Path) -> None:
     finish(second, 5)
     finish(second, 4, state="failed")
     error = Error(kind="lost", type="WorkerLost", message="")
-    assert publish_orphans(
-        layout,
-        Closing(
-            attempt=A0,
-            state="failed",
-            reason="crash",
-            by="p",
-            failures=[TaskFailure(task=2, error=error)],
-        ),
-        [task(3)],
-    )
+    failures = [TaskFailure(task=2, error=error)]
+    closing = Closing(attempt=A0, state="failed", reason="crash", by="p", failures=failures)
+    assert publish_orphans(layout, closing, [task(3)])
     view = view_of(layout)
     assert verdicts(view) == "cff-fc----"
     assert view.unclaimed == 3, "the orphan 3 and the tasks 8 and 9"
     assert indices(stranded_tasks(view)) == [6, 7], (
         "claimed by a closed attempt, and in no orphans manifest"
     )
-    assert publish_manifest(
-        layout, "retry-01", [task(1, round=1), task(2, round=1), task(5, round=1)]
-    )
+    again = [task(1, round=1), task(2, round=1), task(5, round=1)]
+    assert publish_manifest(layout, "retry-01", again)
     assert verdicts(view.refresh()) == "c---fc----"
 
 
@@ -216,8 +245,7 @@ def test_each_state_of_an_attempt_as_it_stands_on_disk(tmp_path: Path) -> None:
     begin(layout, A0)
     view = view_of(layout)
     assert (view.open_attempts, view.closed) == ([A0], {})
-    closing = close_dead(view, A0, by="test", death=Told())
-    assert closing is not None
+    closing = close(view, A0, death=Told())
     assert (view.open_attempts, view.closed) == ([], {A0: closing})
     assert closing.state == "stopped"
     assert layout.status("stopped", A0).exists()

@@ -1,12 +1,14 @@
-"""Manifests: places are line numbers, damage costs the line it touches and moves no other."""
+"""Manifests: places are line numbers; damage costs the line that it touches and moves no other."""
 
+import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from spooling import (
     A0,
     begin,
-    close_dead,
+    close,
     cuts,
     finish,
     flips,
@@ -36,7 +38,7 @@ CLOSING = Closing(attempt=A0, state="stopped", reason="drained", by=A0, at=1.0)
 
 
 def read(data: bytes, name: str = "rank-0000") -> tuple[list[int], list[Damage], Manifest]:
-    """(indices of the tasks that can be read, reported damage, the manifest)."""
+    """(tasks that can be read, damage that is reported, the manifest) of a manifest's bytes."""
     damage: list[Damage] = []
     manifest = Manifest(name, "path", data, damage.append)
     return indices(manifest.tasks()), damage, manifest
@@ -58,6 +60,21 @@ def test_a_manifest_gives_back_its_tasks_in_order(tmp_path: Path) -> None:
     assert list(manifest.tasks(2, 99)) == tasks[2:]
     assert manifest.task(1) == tasks[1]
     assert manifest.closing is None
+
+
+class Key(msgspec.Struct):
+    """A part of a TaskLine."""
+
+    key: str
+
+
+def test_a_manifest_can_be_read_as_records_that_hold_some_of_its_fields() -> None:
+    data = manifest_bytes(task(index) for index in range(5))
+    for planned in (None, zlib.crc32(data)):
+        manifest = Manifest("rank-0000", "path", data, pytest.fail, planned)
+        assert manifest.is_as_planned == (planned is not None)
+        assert list(manifest.records(Key, 1, 3)) == [Key("t1"), Key("t2")]
+        assert list(manifest.records(Key)) == [Key(f"t{index}") for index in range(5)]
 
 
 def test_every_manifest_is_longest_first(tmp_path: Path) -> None:
@@ -121,17 +138,16 @@ def test_a_flipped_bit_costs_the_line_it_lies_in() -> None:
     lines = sealed_lines(data)
     for at, flipped in flips(data):
         found, damage, manifest = read(flipped)
-        touched = [
-            index
-            for index, (start, end) in enumerate(lines)
-            if start <= at <= end or (at + 1 == start)
-        ]
-        assert set(range(4)) - set(found) <= set(touched)
+        touched = set()
+        for index, (start, end) in enumerate(lines):
+            # The newline in front of a line is the end of another one, and parts both.
+            if start - 1 <= at <= end:
+                touched.add(index)
+        assert {0, 1, 2, 3} - set(found) <= touched
         assert bool(damage) == (found != [0, 1, 2, 3])
         if data[at] != ord("\n") and flipped[at] != ord("\n"):
-            assert [manifest.task(index) for index in set(found)] == [
-                task(index) for index in set(found)
-            ]
+            for index in found:
+                assert manifest.task(index) == task(index)
             assert {one.offset for one in damage} <= {lines[index][0] for index in touched}
 
 
@@ -150,9 +166,8 @@ def test_a_damaged_line_is_reported_with_its_offset_and_moves_no_other() -> None
 def test_the_closing_at_the_head_of_orphans_is_no_place(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s")
     assert publish_orphans(layout, CLOSING, [task(7), task(8)])
-    assert not publish_orphans(
-        layout, Closing(attempt=A0, state="failed", reason="lost", by="me"), []
-    )
+    another = Closing(attempt=A0, state="failed", reason="lost", by="me")
+    assert not publish_orphans(layout, another, [])
     manifest = load_manifest(layout, f"{A0}.orphans", pytest.fail)
     assert manifest is not None
     assert manifest.closing == CLOSING
@@ -161,7 +176,8 @@ def test_the_closing_at_the_head_of_orphans_is_no_place(tmp_path: Path) -> None:
 
 
 def test_a_damaged_closing_costs_no_orphan() -> None:
-    head, tasks = seal(CLOSING), manifest_bytes([task(7), task(8)])
+    head = seal(CLOSING)
+    tasks = manifest_bytes([task(7), task(8)])
     for at, flipped in flips(head[:-1]):
         if flipped[at] == ord("\n"):
             continue
@@ -180,6 +196,7 @@ def test_damage_below_a_closing_is_reported_at_its_place_in_the_file() -> None:
 
 
 def zero_block(layout: Layout, at: int, size: int) -> None:
+    """Overwrite a part of the planned manifest with zeros."""
     path = layout.manifest("rank-0000")
     data = path.read_bytes()
     path.write_bytes(data[:at] + b"\0" * size + data[at + size :])
@@ -187,23 +204,22 @@ def zero_block(layout: Layout, at: int, size: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 4096, 36 * 1024])
 def test_a_zeroed_block_loses_no_task_that_can_still_be_read(tmp_path: Path, at: int) -> None:
-    """Places shift where newlines are gone: what claims then cover by mistake, the sweep finds."""
+    """Places shift where newlines are gone. The sweep finds the tasks that claims then miss."""
     layout = make_spool(tmp_path / "s", 800)
     writer = begin(layout, A0)
     take(layout, A0, 300)
     finish(writer, *range(100))
     zero_block(layout, at, 4096)
     view = view_of(layout)
-    close_dead(view, A0, by="test")
+    close(view, A0)
     sweep(view)
     lines = sealed_lines(manifest_bytes(map(task, range(800))))
     gone = {
         index for index, (start, end) in enumerate(lines) if start - 1 < at + 4096 and end >= at
     }
-    ready = [
-        indices(manifest.tasks(view.chains[name].next)) for name, manifest in view.manifests.items()
-    ]
-    waiting = {index for part in ready for index in part}
-    assert waiting | gone | set(range(100)) == set(range(800))
+    offered: set[int] = set()
+    for name, manifest in view.manifests.items():
+        offered.update(indices(manifest.tasks(view.chains[name].next)))
+    assert offered | gone | set(range(100)) == set(range(800))
     assert {index for index, letter in enumerate(verdicts(view)) if letter == "f"} <= gone
     assert any(damage.path == str(layout.manifest("rank-0000")) for damage in view.damage)

@@ -1,4 +1,4 @@
-"""Publication: a name is missing or leads to the whole content; the first who publishes it wins."""
+"""Publishing: a name is missing or leads to the whole content, and who publishes first wins."""
 
 import os
 import resource
@@ -26,7 +26,7 @@ BIG = 256 * 1024
 
 
 def publish_all(folder: Path, who: int) -> list[int]:
-    """Race for ROUNDS names, each from a common start; returns those that were won."""
+    """Race for ROUNDS names, each from a common start; returns those that this process won."""
     won = []
     for number in range(ROUNDS):
         together()
@@ -36,8 +36,9 @@ def publish_all(folder: Path, who: int) -> list[int]:
 
 
 def publish_too_much(folder: Path) -> list[str]:
-    """Publish, replace and begin a journal with more bytes than this process may write; returns
-    what was raised.
+    """Publish, replace and begin a journal, each with more bytes than this process may write.
+
+    Returns the names of the errors that were raised.
     """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (BIG // 2, BIG // 2))
@@ -75,7 +76,8 @@ def test_a_publisher_killed_at_any_moment_leaves_only_whole_files(tmp_path: Path
 import itertools, pathlib, sys
 from gpuspool.spool.publish import publish
 for number in itertools.count():
-    publish(pathlib.Path(sys.argv[1], f"{number:06d}"), f"{number:07d}\\n".encode() * 32768, durable=False)
+    path = pathlib.Path(sys.argv[1], f"{number:06d}")
+    publish(path, f"{number:07d}\\n".encode() * 32768, durable=False)
     print(number, flush=True)
 """
     for moment in (1, 2, 5, 9):
@@ -103,7 +105,8 @@ for number in itertools.count():
     if number == 0:
         print("there", flush=True)
 """
-    path, seen = tmp_path / "beat", []
+    path = tmp_path / "beat"
+    seen = []
     with python(script, path) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -141,8 +144,9 @@ def test_what_cannot_be_put_in_place_leaves_nothing_hidden(tmp_path: Path) -> No
 
 
 def test_a_refused_link_that_leads_to_the_own_file_has_won(tmp_path: Path) -> None:
-    """NFS: the reply to a link that happened was lost, and its repetition is refused."""
-    hidden, path = tmp_path / ".hidden", tmp_path / "name"
+    """As on NFS: the reply to a link that happened was lost, and its repetition is refused."""
+    hidden = tmp_path / ".hidden"
+    path = tmp_path / "name"
     hidden.write_bytes(b"mine")
     os.link(hidden, path)
     assert link_or_lose(hidden, path)
@@ -150,7 +154,8 @@ def test_a_refused_link_that_leads_to_the_own_file_has_won(tmp_path: Path) -> No
 
 
 def test_a_refused_link_to_equal_bytes_of_somebody_else_has_lost(tmp_path: Path) -> None:
-    hidden, path = tmp_path / ".hidden", tmp_path / "name"
+    hidden = tmp_path / ".hidden"
+    path = tmp_path / "name"
     hidden.write_bytes(b"same")
     path.write_bytes(b"same")
     assert not link_or_lose(hidden, path)
@@ -207,7 +212,7 @@ def test_a_file_that_is_missing_has_no_bytes_and_no_record(tmp_path: Path) -> No
 
 
 def test_a_link_or_a_folder_in_the_place_of_a_record_reads_as_empty(tmp_path: Path) -> None:
-    """A link is not followed: somebody else may have set it."""
+    """A link is not followed, since somebody else may have set it."""
     (tmp_path / "beat").write_bytes(encode(ParentBeat(beat=3, at=1.0)))
     (tmp_path / "link").symlink_to(tmp_path / "beat")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")

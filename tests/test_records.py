@@ -1,4 +1,4 @@
-"""Records and the seal of lines: bytes give the whole record or Damaged, never another record."""
+"""Records and seals: bytes give the record that was written or Damaged, never another record."""
 
 import json
 import zlib
@@ -148,10 +148,25 @@ def test_the_seal_is_what_the_format_says(record: Record) -> None:
 def test_lines_sealed_together_are_those_sealed_one_by_one(count: int) -> None:
     tasks = [task(index, payload=msgspec.Raw(b'"%d"' % index**5)) for index in range(count)]
     assert seal_lines(tasks) == [seal(one) for one in tasks]
-    lines = unseal_lines(
-        b"".join(seal_lines(tasks)), 0, TaskLine, lambda at, reason: pytest.fail(f"{at}: {reason}")
-    )
+    data = b"".join(seal_lines(tasks))
+    lines = unseal_lines(data, 0, TaskLine, lambda at, reason: pytest.fail(f"{at}: {reason}"))
     assert [one for _, one in lines] == tasks
+
+
+@pytest.mark.parametrize("damaged", [[0], [8], [3, 4], list(range(9))])
+def test_of_lines_checked_together_each_damaged_one_is_told_and_no_other_is_lost(
+    damaged: list[int],
+) -> None:
+    tasks = [task(index) for index in range(9)]
+    lines = seal_lines(tasks)
+    starts = [1000 + sum(map(len, lines[:index])) for index in range(9)]
+    for index in damaged:
+        lines[index] = lines[index].replace(b'"cost":1', b'"cost":2')
+    refused: list[int] = []
+    found = unseal_lines(b"".join(lines), 1000, TaskLine, lambda at, reason: refused.append(at))
+    whole = [index for index in range(9) if index not in damaged]
+    assert list(found) == [(starts[index], tasks[index]) for index in whole]
+    assert refused == [starts[index] for index in damaged]
 
 
 @sealed
@@ -163,7 +178,7 @@ def test_a_sealed_line_cut_at_any_byte_is_damaged(record: Record) -> None:
 
 @sealed
 def test_a_sealed_line_with_any_bit_flipped_is_damaged(record: Record) -> None:
-    """By its seal alone: readers of journals decode what passes it without another look."""
+    """The seal alone shows it: whatever has a right seal is decoded without another look."""
     for _, flipped in flips(seal(record)[:-1]):
         with pytest.raises(Damaged):
             check_seal(flipped)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from gpuspool.spool.values import decode_value, encode_value
 
-texts = st.text(
-    st.characters(codec=None), max_size=8
-)  # lone surrogates too, as in names that are not UTF-8
+# Lone surrogates too, as in file names that are not UTF-8.
+texts = st.text(st.characters(codec=None), max_size=8)
 scalars = (
     st.none()
     | st.booleans()
@@ -51,12 +50,12 @@ def test_a_dict_that_looks_like_a_mark_is_a_dict(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [b"x", 1j, {1}, object(), print, PurePosixPath("a"), Counter("a"), Exception("x")]
 )
-def test_anything_else_is_refused_by_its_place(value: Any) -> None:
+def test_any_other_value_is_refused_and_its_place_named(value: Any) -> None:
     with pytest.raises(TypeError, match=rf"^args\[1\]\['k'\]: a {type(value).__name__} \("):
         encode_value([0, {"k": value}], "args")
 
 
-def test_a_key_is_named_too() -> None:
+def test_a_key_that_is_refused_is_named_too() -> None:
     with pytest.raises(TypeError, match=r"^args\[0\], key b'x': a bytes"):
         encode_value([{b"x": 1}], "args")
 
