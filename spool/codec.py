@@ -229,8 +229,8 @@ def unseal(line: bytes, kind: type[R]) -> R:
 #     ,"crc":"718f1e62"}\n,"crc":"fcdba95b"}\n
 #
 # and compared with the seals that `_seals` makes of what stands in front of them. Where these are
-# equal, every checksum is right. The decoder splits the lines by itself and passes over empty ones,
-# so it must also find as many records as there are lines.
+# equal, every checksum is right. The decoder splits the data by itself, and would take two records
+# in one line, so it must also find as many records as there are lines.
 #
 # Where anything is wrong with any line, nothing is concluded from that: the lines are taken one by
 # one, which tells which of them are damaged and loses no other. A damaged line costs its chunk

@@ -17,6 +17,7 @@ from gpuspool.spool.codec import (
     encode,
     pretty,
     seal,
+    seal_bodies,
     seal_lines,
     unseal,
     unseal_lines,
@@ -167,6 +168,16 @@ def test_of_lines_checked_together_each_damaged_one_is_told_and_no_other_is_lost
     whole = [index for index in range(9) if index not in damaged]
     assert list(found) == [(starts[index], tasks[index]) for index in whole]
     assert refused == [starts[index] for index in damaged]
+
+
+def test_two_records_under_one_right_seal_are_no_record() -> None:
+    """The decoder of many lines would take both of them."""
+    two = encode(task(1)).removesuffix(b"\n") + encode(task(2)).removesuffix(b"}\n")
+    lines = [*seal_bodies([two]), seal(task(3))]
+    refused: list[int] = []
+    found = unseal_lines(b"".join(lines), 0, TaskLine, lambda at, reason: refused.append(at))
+    assert [one for _, one in found] == [task(3)]
+    assert refused == [0]
 
 
 @sealed

@@ -43,7 +43,15 @@ from gpuspool.spool.ledger import run_state
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.manifest import Damage, publish_manifest, publish_orphans
 from gpuspool.spool.publish import publish, replace
-from gpuspool.spool.records import Closing, Error, Heartbeat, Intent, JournalLine, TaskFailure
+from gpuspool.spool.records import (
+    Claim,
+    Closing,
+    Error,
+    Heartbeat,
+    Intent,
+    JournalLine,
+    TaskFailure,
+)
 from gpuspool.spool.states import Life
 from gpuspool.spool.sweep import stranded_tasks
 from gpuspool.spool.view import (
@@ -426,8 +434,9 @@ def test_a_view_kept_up_to_date_tells_what_a_new_one_does_after_each_step(layout
         lambda: finish(opened[1], 6, state="failed"),
         lambda: publish_manifest(layout, "retry-01", [task(6, round=1)]),
         lambda: take(layout, A0, 1, "retry-01"),
-        lambda: publish_manifest(layout, "sweep-01", [task(9)]),
+        lambda: publish_manifest(layout, "sweep-01", [task(7), task(8), task(9)]),
         lambda: write_claim(layout, "sweep-01", 0, b"?"),
+        lambda: write_claim(layout, "sweep-01", 2, Claim(attempt=B0, start=2, stop=3, at=1.0)),
         lambda: close(view_of(layout), B0),
         lambda: publish(layout.drain(7), b""),
         lambda: close(view_of(layout), A0),
