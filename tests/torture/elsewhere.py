@@ -1,4 +1,4 @@
-"""The first process of another host, or of odd surroundings: a script, see hosts.py."""
+"""The first process of another host, or of an odd environment. hosts.py starts this script."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ MS_BIND, PR_SET_CHILD_SUBREAPER = 0x1000, 36
 
 
 def be_host(spool: str, lock: str, *command: str) -> int:
-    """The first process of that host: run the command, reap whatever ends, return the command's
-    exit code.
+    """Be the first process of that host: run the command and reap whatever ends.
+
+    Returns the command's exit code.
     """
     socket.sethostname("another-host")
     target = os.fsencode(Path(spool, "orchestrator.lock"))

@@ -1,5 +1,4 @@
-"""The command line in forked children of a warm process: a whole `gpuspool run` without the cost of
-an interpreter.
+"""The command line in forked children of a warm process: `gpuspool run` at no interpreter's cost.
 
 A `Server` is one process that has imported everything. For each command it forks a child, which
 sets up what a fresh process would have (session, folder, environment, descriptors, signals) and
@@ -7,9 +6,10 @@ calls `gpuspool.orchestrator.cli.main.main`; there `subprocess.Popen` of `python
 gpuspool.worker` is replaced by a fork that calls `gpuspool.worker.__main__.main`. Nothing else is
 replaced: processes, pids, signals, locks and files are real, and each can be killed like any other.
 
-The server is a subreaper, so whatever a command left behind, whoever its parent was, is found below
-the server and reaped there: `left` lists it, `kill_left` ends it, and all of it dies with the
-server, which dies with its user. One server runs one case at a time; for two at a time make two.
+The server is a subreaper, so whatever a command leaves behind is found below the server and reaped
+there, whoever its parent was. `left` lists it and `kill_left` ends it. All of it dies with the
+server, and the server dies with its user. One server runs one case at a time; for two at a time
+make two.
 
 `run` is the short form, with one server for the whole process. A server may be started with an
 LD_PRELOAD library, the one of `faults.py`: a `plan` then tells its `faults_arm` what to do, by the
@@ -37,19 +37,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-PATIENCE_S = 30.0  # how long one command may take before it counts as hung
-# how long a killed process may take to be gone; only then is something wrong with the machine
+# How long one command may take before it counts as hung.
+PATIENCE_S = 30.0
+# How long a killed process may take to be gone. After that something is wrong with the machine.
 GONE_S = 10.0
 FOREIGN = ("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "OMP_", "PYTEST_", "PYTHON", "LD_PRELOAD")
 PR_SET_CHILD_SUBREAPER = 36
 
-Plan = Mapping[str, str]  # role -> what `faults_arm` of the preloaded library is told there
+# What `faults_arm` of the preloaded library is told in the process of each role.
+Plan = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that ended. code: -N for signal N; left: the pids that were alive when it had;
-    hung: patience over.
+    """A command that ended. code: -N for signal N. left: the pids that were alive afterwards.
+
+    hung: the patience was over before it ended.
     """
 
     code: int
@@ -91,8 +94,9 @@ class Server:
         env: Mapping[str, str | None] | None = None,
         plan: Plan | None = None,
     ) -> int:
-        """Start a command in the background; returns its pid, which `wait` takes. A variable that
-        is None is unset.
+        """Start a command in the background; returns its pid, which `wait` takes.
+
+        A variable that is None is unset.
         """
         stem = Path(self._folder.name, str(next(self._numbers)))
         began = time.monotonic()
@@ -107,9 +111,7 @@ class Server:
         return pid
 
     def wait(self, pid: int, patience_s: float = PATIENCE_S) -> Ended:
-        """The end of a started command; where its patience is over, all that lives below this
-        server is killed.
-        """
+        """Wait for a started command. After `patience_s` all below this server is killed."""
         answer = self._ask("wait", pid=pid, patience_s=patience_s)
         stem, began = self._started.pop(pid)
         said = {}
@@ -128,8 +130,9 @@ class Server:
         plan: Plan | None = None,
         keep: bool = False,
     ) -> Ended:
-        """Run a command to its end. What outlives it is killed then, unless `keep`: for a resume
-        that adopts it.
+        """Run a command to its end. What outlives it is killed.
+
+        keep: leave that alive, for a resume that adopts it.
         """
         ended = self.wait(self.start(*args, cwd=cwd, env=env, plan=plan), patience_s)
         if not keep:
@@ -141,7 +144,7 @@ class Server:
         return list(self._ask("left"))
 
     def kill_left(self) -> None:
-        """kill -9 of everything below this server; returns once all is gone."""
+        """Kill everything below this server with SIGKILL; returns once all of it is gone."""
         self._ask("kill_left")
 
     def close(self) -> None:
@@ -189,13 +192,11 @@ def run(
 def _serve(channel: socket.socket) -> None:
     """Answer requests until the user is gone."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, [signal.SIGCHLD]
-    )  # so that sigtimedwait may wait for it
+    # Blocked, so that sigtimedwait may wait for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     _warm_up()
-    codes: dict[
-        int, int | None
-    ] = {}  # of the commands that were started and not waited for: their exit codes
+    # The exit codes of the commands that were started and not waited for.
+    codes: dict[int, int | None] = {}
     file = channel.makefile("rw")
     for line in file:
         request = json.loads(line)
@@ -275,8 +276,9 @@ def _fork(
 def _become_fresh(
     argv: list[str], cwd: str, environment: Mapping[str, str], outputs: list[int]
 ) -> None:
-    """Session, descriptors, signals, folder, environment, streams: as exec(2) and the interpreter
-    would leave them.
+    """Set up session, descriptors, signals, folder, environment and streams.
+
+    They are left as exec(2) and the interpreter would leave them.
     """
     os.setsid()
     for fd in (0, 1, 2):
@@ -300,7 +302,7 @@ def _become_fresh(
 
 
 def _finish(function: Callable[[], Any]) -> NoReturn:
-    """Call it, and end as an interpreter ends."""
+    """Call the function, and end as an interpreter ends."""
     code: object = 1
     try:
         code = function()
@@ -318,7 +320,7 @@ def _finish(function: Callable[[], Any]) -> NoReturn:
 
 
 class Forked:
-    """A worker that was forked: what `gpuspool.orchestrator.supervise.launch` uses of a Popen."""
+    """A worker that was forked, with the part of a Popen that `supervise.launch` uses."""
 
     def __init__(
         self, plan: Plan, argv: list[str], cwd: str, env: Mapping[str, str], stdout: Any
@@ -365,8 +367,9 @@ class Forked:
 
 
 def _fork_workers(plan: Plan) -> None:
-    """In the parent of a run: from now on workers are forked, not executed. Everything else is
-    started as always.
+    """In the parent of a run: from now on workers are forked, not executed.
+
+    Everything else is started as always.
     """
     real = subprocess.Popen
 
@@ -396,8 +399,9 @@ def _wait(codes: dict[int, int | None], pid: int, patience_s: float) -> dict[str
 
 
 def _reap(codes: dict[int, int | None]) -> None:
-    """Collect every child that ended, and keep what is asked for. Pids come again, so no other may
-    be kept.
+    """Collect every child that ended, and keep the exit codes that are asked for.
+
+    Pids are used again, so no others may be kept.
     """
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -429,9 +433,7 @@ def _living() -> list[int]:
 
 
 def _kill_left(codes: dict[int, int | None]) -> None:
-    """SIGKILL, parents and children alike, until nobody is left; a fork bomb of jobs would need
-    more than this.
-    """
+    """SIGKILL parents and children until nobody is left. A fork bomb would need more than this."""
     deadline = time.monotonic() + GONE_S
     while pids := _living():
         assert time.monotonic() < deadline, f"these processes cannot be killed: {pids}"

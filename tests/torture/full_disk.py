@@ -1,15 +1,19 @@
-"""Row "full disk, full inodes, read-only": a file system goes bad half way through a run, and is
-mended.
+"""Row "full disk, full inodes, read-only": a file system goes bad half way, and is repaired.
 
-A case is named by four words: the file system (tmpfs, ext4), what lies on it (spool: the spool with
-its outputs; out: only `--out`; logs: only what workers and jobs print), what goes wrong (own-bytes,
-own-inodes: the run itself uses up what there is; bytes, inodes: somebody else does; read-only), and
-how the job writes (write, numpy, torch, tidy, command). Gates hold back the second half of the
-tasks until it has gone wrong.
+A case is named by four words:
 
-Required: the run ends by itself within 30 s, no process of it left, exit code 1 or 4, the system's
-own words and the path on stderr, no task failed. Once the file system is mended, the same command
-ends with exit code 0 and every output is there and right.
+- the file system: tmpfs, ext4
+- what lies on it: spool (the spool with its outputs), out (only `--out`), logs (only what workers
+  and jobs print)
+- what goes wrong: own-bytes, own-inodes (the run itself uses up what there is), bytes, inodes
+  (somebody else does), read-only
+- how the job writes: write, numpy, torch, tidy, command
+
+Gates hold back the second half of the tasks until the file system has gone bad.
+
+The run must end by itself within 30 s, with exit code 1 or 4, with the system's own words and the
+path on stderr. No process of it may be left, and no task may have failed. Once the file system is
+repaired, the same command must end with exit code 0, and every output must be there and right.
 
 `python -m torture.full_disk WORD WORD WORD WORD` plays one case and shows what the run said.
 """
@@ -37,10 +41,11 @@ from torture.rows import Row
 
 NAME = "full disk, full inodes, read-only"
 TASKS, HALF = 24, 12
-PATIENCE_S = 30.0  # from the fault to the end of the run and of its last process
+# How long it may take from the fault to the end of the run and of its last process.
+PATIENCE_S = 30.0
 SIZE, INODES = 20 << 20, 512
-# outputs for which there is room left, and half of one, where the run itself uses it up; fewer than
-# are due
+# Where the run itself uses up the disk, there is room for so many more outputs and half of one.
+# That is fewer than are due.
 ROOM = 5
 OUTPUT_BYTES = {
     "write": 4096,
@@ -55,7 +60,8 @@ CONTENT = {"tidy": disk_job.large_chunk}
 FAULTS = ("own-bytes", "bytes", "own-inodes", "inodes", "read-only")
 WORDS = ("No space left on device", "Read-only file system", "Input/output error")
 LOG_FAULTS = (("tmpfs", "bytes"), ("ext4", "bytes"), ("ext4", "read-only"))
-AT_ONCE = 6  # cases; most of their time is waiting for restarts
+# How many cases are played at once. They spend most of their time waiting for restarts.
+AT_ONCE = 6
 SMALL = (
     "tmpfs out bytes write",
     "tmpfs out bytes numpy",
@@ -76,7 +82,9 @@ class Case:
 
     @property
     def is_possible(self) -> bool:
-        """A tmpfs cannot be made read-only while a file is open; a log takes no new inode; only
+        """Whether the case makes sense.
+
+        A tmpfs cannot be made read-only while a file is open, a log needs no new inode, and only
         `write` prints.
         """
         if self.place == "logs":
@@ -87,7 +95,7 @@ class Case:
 
     @property
     def is_cheap(self) -> bool:
-        """torch takes a second for each worker: with it, one file system and two faults must do."""
+        """Whether it is played: torch takes a second for each worker, so few cases use it."""
         return self.writer != "torch" or (
             self.kind == "ext4" and self.fault in ("bytes", "read-only")
         )
@@ -100,11 +108,12 @@ class Verdict:
     counts: Counts = field(default_factory=Counts)
     problems: list[str] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
-    seconds: float = 0.0  # from the fault to the end
+    # From the fault to the end.
+    seconds: float = 0.0
 
 
 def cases(amount: str) -> Iterator[Case]:
-    """All that are to be played."""
+    """All cases that are played."""
     if amount == "small":
         yield from (Case(*text.split()) for text in SMALL)
         return
@@ -138,7 +147,7 @@ class Play:
                     self.server.run(*command, "--time-limit", "0s", cwd=self.home)
                     self.disk.show_at(self.spool / "logs")
                 self._break_half_way(self.server.start(*command, cwd=self.home))
-                self._mend_and_go_on(command)
+                self._repair_and_go_on(command)
         finally:
             self.server.kill_left()
         return self.verdict
@@ -148,7 +157,7 @@ class Play:
             (self.gates / str(index)).touch()
 
     def _command(self) -> list[str]:
-        """The run, and what it needs before it starts."""
+        """The command of the run. What it needs is made first."""
         options = ["run", "--ranks", "2", "--spool", str(self.spool)]
         if self.case.place == "out":
             options += ["--out", str(self.disk.path / "out")]
@@ -185,7 +194,7 @@ class Play:
         return [*options, f"{job}:{FUNCTION[self.case.writer]}"]
 
     def _break_half_way(self, pid: int) -> None:
-        """Let it run, break the disk, see how it ends."""
+        """Start the run, break the disk, and see how the run ends."""
         deadline = time.monotonic() + PATIENCE_S
         while len(self._facts().complete) < HALF and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -201,7 +210,7 @@ class Play:
         self.server.kill_left()
 
     def _break(self) -> None:
-        """Where the run itself is to use up the rest, some is left for it."""
+        """Break the disk. If the run itself is to use up the rest, some is left for it."""
         match self.case.fault:
             case "own-bytes":
                 self.disk.fill(leave=(2 * ROOM + 1) * OUTPUT_BYTES[self.case.writer] // 2)
@@ -235,17 +244,17 @@ class Play:
         if failed:
             problem(f"tasks {failed} failed for good because of the disk")
 
-    def _mend_and_go_on(self, command: list[str]) -> None:
-        """The cause goes away, and the same command ends well."""
+    def _repair_and_go_on(self, command: list[str]) -> None:
+        """Repair the disk; the same command must then end well."""
         looks = [checker.look(self._out())]
         self.disk.free()
         if self.case.fault == "read-only":
-            self.disk.mend()
+            self.disk.repair()
         ended = self.server.run(*command, cwd=self.home, patience_s=2 * PATIENCE_S)
         self.verdict.ended.append(ended)
         if ended.code != 0:
             self.verdict.problems.append(
-                f"mended, it ends with exit code {ended.code}: {ended.err[-600:]!r}"
+                f"after the repair it ends with exit code {ended.code}: {ended.err[-600:]!r}"
             )
         if self.case.writer == "write":
             self.verdict.counts = checker.check(
@@ -262,14 +271,14 @@ class Play:
         return self.disk.path / "out" if self.case.place == "out" else self.spool / "outputs"
 
     def _judge_large(self, is_claimed: bool, look: checker.Look) -> None:
-        """What the checker counts, of outputs that it does not know."""
+        """Count, as the checker does, in outputs that it does not know."""
         counts, facts, out = self.verdict.counts, self._facts(), self._out()
         for index in range(TASKS):
             key = f"{index:02d}" if self.case.writer == "command" else f"t{index}"
             path = out / f"{key}{SUFFIX[self.case.writer]}"
             lines = facts.complete.get(index)
             if facts.has_failed(index):
-                continue  # told already
+                continue
             if not lines or not path.exists():
                 counts.found(
                     "L",
@@ -290,7 +299,7 @@ class Play:
 
 
 def play_all(chosen: list[Case], home: Path, at_once: int) -> list[Verdict]:
-    """Some cases, a few at a time, each on a server that no other uses meanwhile."""
+    """Play cases, a few at a time, each with a server that no other uses meanwhile."""
     with contextlib.ExitStack() as stack:
         free: queue.SimpleQueue[Server] = queue.SimpleQueue()
         for _ in range(at_once):
@@ -320,12 +329,15 @@ def row(amount: str, home: Path) -> Row:
         texts = [*verdict.problems, *verdict.counts.notes]
         row.failures += [f"python -m torture.full_disk {case}: {text}" for text in texts]
     slowest = max(verdict.seconds for verdict in verdicts)
-    row.counts = f"{len(chosen)} disks went bad, each run ended in at most {slowest:.1f} s and went on once mended"
+    row.counts = (
+        f"{len(chosen)} disks went bad, each run ended in at most {slowest:.1f} s "
+        "and went on once the disk was repaired"
+    )
     return row
 
 
 def main(words: list[str]) -> int:
-    """One case, told in full."""
+    """Play one case and tell all of it."""
     reason = why_not()
     if reason:
         print(f"skipped: {reason}")

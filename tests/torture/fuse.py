@@ -1,8 +1,7 @@
-"""A file system on which a read never returns: our own server behind /dev/fuse, in as few messages
-as will do.
+"""A file system on which a read never returns: a minimal server of our own behind /dev/fuse.
 
-It holds one file, `hang`. Who reads it has handed a request to a server that never answers, and
-stands in uninterruptible sleep, as on a dead NFS server: not even SIGKILL ends it, until the
+It holds one file, `hang`. A process that reads it has handed a request to a server that never
+answers. It is in uninterruptible sleep, as on a dead NFS server: not even SIGKILL ends it until the
 connection is aborted.
 
 `hanging` mounts it, in the mount namespace of `mounts`, with the server in a process of its own.
@@ -36,16 +35,20 @@ LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, INIT, INTERRUPT, BATCH_FORGET = (
 )
 UNANSWERED = (READ, FORGET, BATCH_FORGET, INTERRUPT)
 MS_NOSUID, MS_NODEV, MNT_DETACH = 2, 4, 2
-BUFFER = 1 << 18  # more than the largest request
-ROOT, FILE = 1, 2  # node ids
+# More bytes than the largest request has.
+BUFFER = 1 << 18
+# The numbers of the two nodes of this file system.
+ROOT = 1
+FILE = 2
 FILE_SIZE = 4096
-FOPEN_DIRECT_IO = 1  # each read(2) is one request; a read of the page cache could be killed
+# With this flag each read(2) is one request. A process that reads the page cache could be killed.
+FOPEN_DIRECT_IO = 1
 VALID_S = 3600
 HEADER, REPLY = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
 
 
 def why_not() -> str:
-    """Why there can be none here; "" where it can."""
+    """Why it cannot be mounted here; "" if it can."""
     return "" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "/dev/fuse cannot be opened"
 
 
@@ -57,9 +60,7 @@ class Hanging:
         self._mount, self._server = mount, server
 
     def release(self) -> None:
-        """End the server: the kernel aborts the connection, and each reader goes on with an error,
-        or dies.
-        """
+        """End the server. The kernel aborts the connection; readers get an error, or die."""
         self._server.kill()
         self._server.wait()
         ctypes.CDLL(None).umount2(os.fsencode(self._mount), MNT_DETACH)

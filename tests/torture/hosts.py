@@ -1,13 +1,11 @@
-"""Another host, played by namespaces: its processes have a name, pids and file locks that mean
-nothing here.
+"""Another host, played by namespaces: its host name, pids and file locks mean nothing here.
 
 `OtherHost` starts a command there. The spool is shared, as on a cluster's file system, but the
 orchestrator's lock is a file of that host alone (a bind mount), as on Lustre mounted with
 `localflock`: nothing keeps two orchestrators apart. `freeze` and `thaw` stop and wake the whole
 host, as a hypervisor does, or a laptop's lid.
 
-`REAPER` is the other part of a process's surroundings that can be odd: a parent of orphans that
-never reaps them.
+`REAPER` is for another odd environment: a parent of orphans that never reaps them.
 """
 
 from __future__ import annotations
@@ -29,7 +27,8 @@ NAMESPACES = (
     "--mount-proc",
 )
 SCRIPT = (sys.executable, "-P", str(Path(__file__).with_name("elsewhere.py")))
-REAPER = (*SCRIPT, "reaper", GPUSPOOL)  # as `program` of a command: its orphans are never reaped
+# As `program` of a command: its orphans are never reaped.
+REAPER = (*SCRIPT, "reaper", GPUSPOOL)
 
 
 class OtherHost:
@@ -39,7 +38,7 @@ class OtherHost:
         self.box = box
 
     def start(self, spool: Path, *args: str) -> Started:
-        """Run gpuspool there; its exit code is that of what is returned."""
+        """Run gpuspool over there; what is returned ends with its exit code."""
         lock = self.box / "orchestrator.lock"
         lock.touch()
         return self.box.start(
@@ -47,7 +46,7 @@ class OtherHost:
         )
 
     def workers(self) -> list[tuple[str, int]]:
-        """(attempt, its pid as it is seen from here) of every worker over there."""
+        """(attempt, its pid as seen from here) of every worker over there."""
         found = []
         for pid in self.box.processes():
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
@@ -59,7 +58,7 @@ class OtherHost:
         return sorted(found)
 
     def freeze(self) -> None:
-        """Stop every process; returns once all stand still, those too that were only just started."""
+        """Stop every process; returns once all stand still, even those that have just started."""
         wait_until(self._stop_more)
 
     def _stop_more(self) -> bool:
@@ -73,7 +72,7 @@ class OtherHost:
 
 
 def state_of(pid: int) -> str:
-    """The state letter of a process; X where it is gone."""
+    """The state letter of a process; X if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     except OSError:
@@ -81,7 +80,7 @@ def state_of(pid: int) -> str:
 
 
 def freeze(pids: list[int]) -> None:
-    """SIGSTOP them; returns once all of them stand still."""
+    """Stop these processes with SIGSTOP; returns once all of them stand still."""
     for pid in pids:
         kill(pid, signal.SIGSTOP)
     wait_until(lambda: all(state_of(pid) in "TZX" for pid in pids))

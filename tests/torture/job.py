@@ -1,5 +1,7 @@
-"""The job that is tortured: each execution leaves a trace, and each output tells who wrote it and
-whether it is whole.
+"""The job that is tortured.
+
+Each execution leaves a trace, and each output tells which execution wrote it and whether it is
+whole.
 
 A payload is `{"n": index, "ms": milliseconds of work}`; with `"fail": true` the task raises, with
 `"exit": true` its process ends. `--arg executions=FOLDER` names an existing folder where every
@@ -61,7 +63,7 @@ def work(task, ctx):
 
 
 class Batched:
-    """The same, four at a time."""
+    """Do what `work` does, for four tasks at a time."""
 
     batch_size = 4
 

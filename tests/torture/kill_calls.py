@@ -1,16 +1,15 @@
-"""Row "kill at every file-system call": SIGKILL just before and just after each call that changes
-something.
+"""Row "kill at every file-system call": SIGKILL just before and just after each changing call.
 
-For the parent, a worker, a thief, and the parent of a resume that inherits dead workers: the run is
-killed at its n-th create, write, link, rename, unlink or mkdir below the spool's folder, for n = 1,
-2, … until a run makes fewer calls than n. Then `resume` (the same `run` where there is no spool
-yet) must end with exit code 0 within 10 s of its start, with nothing lost, doubled or wrong,
-nothing for `verify` to complain about, and no process left.
+Killed are the parent, a worker, a thief, and the parent of a resume that inherits dead workers:
+each at its n-th create, write, link, rename, unlink or mkdir below the spool's folder, for n = 1,
+2, … until a run makes fewer calls than n. Then `resume` (the same `run` if there is no spool yet)
+must end with exit code 0 within 10 s of its start. Nothing may be lost, doubled or wrong, `verify`
+must have nothing to complain about, and no process may be left.
 
-This is what `strace -f -e inject=link:signal=KILL:when=N` does, by a library (faults.c) that counts
-only the calls on the spool's own paths, and that knows both sides of a call; it takes a tenth of a
-second a case. A handful of cases with the real strace, on processes that were really executed,
-shows that both ways see the same.
+This is what `strace -f -e inject=link:signal=KILL:when=N` does. Here a library does it (faults.c),
+which counts only the calls on the spool's own paths, and can kill before and after a call. A case
+takes a tenth of a second. A handful of cases with the real strace, on processes that were really
+executed, shows that both ways agree.
 
 `cd tests && python -m torture.kill_calls "worker link 3 after - 1"` plays one case and tells all.
 """
@@ -44,10 +43,13 @@ from torture.faults import (
 from torture.job import payloads
 from torture.rows import Row
 
-RESUME_S = 10.0  # within which every resume must end
+# Every resume must end within this time.
+RESUME_S = 10.0
 AT_ONCE = 2
-SMALL = 30  # kills of the small amount
-# numbers beyond those counted: processes race, and on a busy machine a thief may claim all tasks
+# How many kills the small amount has.
+SMALL = 30
+# So many numbers beyond those that were counted are tried: processes race, and on a busy machine a
+# thief may claim all tasks.
 MORE = 12
 # (system call, n) for strace, which counts for each process by itself: fdatasync kills the workers,
 # the others the parent, at several stages of making a spool.
@@ -59,7 +61,7 @@ STRACED = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one case. hit: the call at which the process was killed, None if it made no such call."""
+    """How a case ended. hit: the call at which the process was killed; None if it made none."""
 
     hit: str | None
     counts: Counts
@@ -68,7 +70,7 @@ class Verdict:
 
 
 def play(scene: Scene, fault: Fault) -> Verdict:
-    """Kill, resume, judge."""
+    """Kill, resume, and judge."""
     first = scene.play(fault, patience_s=RESUME_S)
     hit = scene.hit()
     if hit is None:
@@ -102,17 +104,17 @@ def row(amount: str, home: Path) -> Row:
     began = time.monotonic()
     found = Row("kill at every file-system call", 0, "")
     try:
-        every = (
-            all_faults if amount == "full" else partial(all_faults, more=0)
-        )  # a sample is to hit
+        every = partial(all_faults)
+        if amount != "full":
+            # A sample should hit, so it tries no numbers beyond those that were counted.
+            every = partial(all_faults, more=0)
         faults = chosen(amount, every, SMALL, home)
     except NoCompiler as reason:
         found.counts = f"not run: {reason}"
         return found
     kills = dict.fromkeys(ROLES, 0)
-    last: dict[
-        tuple[str, str], bool
-    ] = {}  # whether the highest number of a class was still reached
+    # Whether the highest number that was tried for a role and class was still reached.
+    last: dict[tuple[str, str], bool] = {}
     slowest = 0.0
     for fault, verdict in played(faults, play, home, AT_ONCE):
         last[fault.role, fault.call] = verdict.hit is not None
@@ -150,7 +152,7 @@ def _add(found: Row, counts: Counts, problems: list[str], how: str) -> None:
 
 
 def strace(amount: str, home: Path, found: Row) -> int:
-    """The same with the real strace and processes that were executed; how many cases."""
+    """Kill with the real strace, processes that were really executed; returns how many cases."""
     if shutil.which("strace") is None:
         found.notes.append("no strace here")
         return 0

@@ -1,12 +1,12 @@
-"""Kill storm: SIGKILL of a random process of a run again and again, and the same run started again,
-until it is done.
+"""Row "kill storm": SIGKILL a random process of a run again and again, until the run is finished.
 
-Four workers and their parent, by the real command line, work on 500 tasks of 1-4 ms in batches of
-4. A parent that dies leaves workers behind, which its successor adopts; a worker that dies is seen
-by its parent, if that lives. Afterwards nothing may be lost, doubled or wrong, no task may have
-been executed after its line stood in a journal, and each kill may have cost the batch in hand at
-most. Kills come by progress or by time, whichever is first, so that a run that is fast gets as many
-as one that is slow. A seed decides who is killed when; a busy machine shifts it a little.
+The run is started again each time. Four workers and their parent, started by the real command line,
+work on 500 tasks of 1-4 ms in batches of 4. A parent that dies leaves workers behind, which its
+successor adopts. A worker that dies is seen by its parent, if that lives. Afterwards nothing may be
+lost, doubled or wrong. No task may have been executed after its line stood in a journal, and each
+kill may have cost at most the batch in hand. Kills come by progress or by time, whichever is first,
+so that a fast run gets as many kills as a slow one. A seed decides who is killed when; a busy
+machine shifts that a little.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ from torture.rows import Row
 
 JOB = Path(__file__).with_name("job.py")
 TASKS, BATCH, RANKS = 500, 4, 4
-KILLS = 12  # planned for each run; one that ends early gets fewer
-SOON_S, LATE_S = (
-    (0.02, 0.5),
-    (0.5, 2.0),
-)  # before a kill at the most: while processes start; when they work
+# How many kills are planned for each run. One that ends early gets fewer.
+KILLS = 12
+# How long to wait before a kill, at most: while processes start, and when they work.
+SOON_S = (0.02, 0.5)
+LATE_S = (0.5, 2.0)
 RUNS = {"small": 2, "full": 200}
 KILLED = {"small": 10, "full": 2000}
-MOST_RUNS = 2  # times the number of runs, where kills are missing
-PATIENCE_S = 60.0  # for one command, on a busy machine
+# If there were too few kills, at most so many times the planned number of runs are played.
+MOST_RUNS = 2
+# How long one command may take on a busy machine.
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -84,9 +86,7 @@ class Storm:
         ]
 
     def play(self) -> Outcome:
-        """The whole run; leaves no process, whatever happens, and files only where something is
-        wrong.
-        """
+        """Play the whole run. It leaves no process, and files only if something is wrong."""
         try:
             code = self._to_the_end()
             if code is not None:
@@ -107,8 +107,9 @@ class Storm:
         )
 
     def _to_the_end(self) -> int | None:
-        """Start, kill, start again; the exit code of the command that was left alive, None where
-        one failed.
+        """Start, kill, and start again.
+
+        Returns the exit code of the command that was left alive; None if one failed.
         """
         started = self._start()
         while True:
@@ -126,7 +127,7 @@ class Storm:
             started = self._start()
 
     def _start(self) -> Started:
-        """The same command again, or `resume` where there is something to resume."""
+        """Start the same command again, or `resume` if there is something to resume."""
         self.outcome.starts += 1
         is_there = (self._spool / "run.json").exists()
         if is_there and self._rng.random() < 0.5:
@@ -134,7 +135,7 @@ class Storm:
         return self._box.start(*self._run)
 
     def _pause(self, started: Started) -> None:
-        """Until it is time for the next kill, by the clock or by progress, or the run is over."""
+        """Wait for the next kill, by the clock or by progress, or for the end of the run."""
         until = time.monotonic() + self._rng.uniform(*self._rng.choice([SOON_S, LATE_S, LATE_S]))
         goal = count_lines(self._spool) + self._rng.uniform(0, 2 * TASKS / KILLS)
         wait_until(
@@ -158,7 +159,7 @@ class Storm:
             started.process.wait(PATIENCE_S)
 
     def _judge(self, code: int) -> None:
-        """The run has ended by itself: everything must be there, once, and nothing alive."""
+        """Once the run has ended by itself, everything must be there, once, and nothing alive."""
         if code != 0:
             self._fail(f"exit code {code}")
         wait_until(lambda: not self._box.processes(), PATIENCE_S)
@@ -183,7 +184,7 @@ class Storm:
 
 
 def outcomes(amount: str, home: Path) -> Iterator[Outcome]:
-    """One run after the other, a few side by side, until there were enough of both runs and kills."""
+    """Play runs, a few side by side, until there were enough runs and enough kills."""
     runs = kills = 0
     pending: set[Future[Outcome]] = set()
     with ThreadPoolExecutor(width()) as pool:
@@ -201,12 +202,12 @@ def outcomes(amount: str, home: Path) -> Iterator[Outcome]:
 
 
 def width() -> int:
-    """How many runs side by side: a run mostly waits for its processes to start."""
+    """How many runs are played side by side. A run mostly waits for its processes to start."""
     return len(os.sched_getaffinity(0))
 
 
 def row(amount: str, home: Path) -> Row:
-    """At least so many runs and so many kills as the amount asks for."""
+    """Play the row: at least as many runs and kills as the amount asks for."""
     began = time.monotonic()
     found = Row("kill storm", 0, "")
     kills = parents = starts = again = duplicates = 0
@@ -221,8 +222,9 @@ def row(amount: str, home: Path) -> Row:
         again, duplicates = again + counts.again, duplicates + counts.duplicates
     found.counts = f"{found.cases} runs, {kills} kills"
     found.notes.append(
-        f"{parents} parents and {kills - parents} workers killed, {starts} starts; {again} executions in vain "
-        f"(at most {BATCH} a worker allowed), {duplicates} lines of tasks that had one"
+        f"{parents} parents and {kills - parents} workers killed, {starts} starts; "
+        f"{again} executions in vain (at most {BATCH} a worker allowed), "
+        f"{duplicates} lines of tasks that had one"
     )
     if kills < KILLED[amount]:
         found.failures.append(f"only {kills} kills, {KILLED[amount]} were asked for")

@@ -1,7 +1,7 @@
-"""How what is in doubt at a moment may turn out: each turn gives one legal state, the random ones
-another each time.
+"""What may become of everything that is in doubt at a moment.
 
-A fate is what becomes of the data of one file, a turn what becomes of everything.
+A fate is what becomes of the data of one file, a turn what becomes of everything. Each turn gives
+one legal state; the random ones give another each time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from torture.replay import Moment, Names, State
 
 Fate = Callable[[bytes, bytes, random.Random], bytes]
 Turn = Callable[[Moment, random.Random], State]
-SHARES = (0.2, 0.5, 0.8, 0.95)  # of what is in doubt that survives a mixed turn
+# The share of what is in doubt that survives a mixed turn.
+SHARES = (0.2, 0.5, 0.8, 0.95)
 
 
 def _common(before: bytes, after: bytes) -> int:
-    """How many bytes at the beginning are the same."""
+    """How many bytes at the beginning are equal."""
     if after.startswith(before):
         return len(before)
     pairs = enumerate(zip(before, after, strict=False))
@@ -31,7 +32,7 @@ def torn(before: bytes, after: bytes, rng: random.Random) -> bytes:
 
 
 def zeroed(before: bytes, after: bytes, rng: random.Random) -> bytes:
-    """The new length; in place of the new data zeroes, from its beginning or from somewhere on."""
+    """The new length, with zeroes in place of the new data, all of it or from some byte on."""
     common = _common(before, after)
     start = rng.choice([common, rng.randint(common, len(after))])
     return after[:start] + bytes(len(after) - start)
@@ -73,7 +74,7 @@ def data_only(moment: Moment, rng: random.Random) -> State:
 
 
 def spoilt(fate: Fate) -> Turn:
-    """Every name is there, and the same has happened to all data that was not synced."""
+    """Every name is there, and all data that was not synced has met with one fate."""
 
     def turn(moment: Moment, rng: random.Random) -> State:
         return moment.state(

@@ -1,13 +1,11 @@
-"""Small file systems of our own, which a row fills up, wears out of inodes, or breaks; and mends
-again.
+"""Small file systems of our own, which a row fills up, runs out of inodes or breaks, and repairs.
 
-Everything is mounted in a mount namespace that only this process and its children see, so that
-nothing stays mounted however this process ends. `why_not` says why this machine does not allow
-that.
+Everything is mounted in a mount namespace that only this process and its children see, so nothing
+stays mounted however this process ends. `why_not` says why this machine does not allow that.
 
-Two kinds: a tmpfs, whose mode a remount changes, and an ext4 on a loop device, which becomes
-read-only as real ones do: by an error inside the file system, with files open for writing. Its
-uncommitted names are lost then.
+There are two kinds: a tmpfs, which a remount makes read-only; and an ext4 on a loop device, which
+becomes read-only as real ones do: by an error inside the file system, while files are open for
+writing. Its uncommitted names are then lost.
 """
 
 from __future__ import annotations
@@ -28,15 +26,15 @@ from pathlib import Path
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 CHUNK = 1 << 16
-# how long a file may be found open; jobs close theirs, and killed processes end, within
-# milliseconds
+# How long a file may be found open. Jobs close theirs, and killed processes end, in milliseconds.
 BUSY_S = 10.0
 
 
 @functools.cache
 def why_not() -> str:
-    """Why no file system can be mounted here; "" where it can. The first call makes this process's
-    own namespace.
+    """Why no file system can be mounted here; "" if one can.
+
+    The first call makes this process's own namespace.
     """
     if os.geteuid() != 0:
         return "mounting needs root"
@@ -54,7 +52,7 @@ def why_not() -> str:
 
 
 def call(*command: str | Path, ok: tuple[int, ...] = (0,)) -> str:
-    """Run a system tool; what it says, where it ends otherwise, is the error's text."""
+    """Run a system tool. If it ends otherwise than `ok`, its words are the error's text."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     if done.returncode not in ok:
         raise OSError(errno.EIO, f"{' '.join(map(str, command))}: {done.stderr.strip()}")
@@ -62,7 +60,7 @@ def call(*command: str | Path, ok: tuple[int, ...] = (0,)) -> str:
 
 
 def call_until_free(*command: str | Path) -> None:
-    """Run a system tool that the kernel refuses while somebody holds a file, until nobody does."""
+    """Run a system tool until the kernel allows it, which it does once nobody holds a file."""
     deadline = time.monotonic() + BUSY_S
     while True:
         try:
@@ -74,7 +72,7 @@ def call_until_free(*command: str | Path) -> None:
 
 
 class Disk(ABC):
-    """One mounted file system. What fills it is a file of somebody else's, `foreign`."""
+    """One mounted file system. It is filled by a file of somebody else's, `foreign`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,16 +85,19 @@ class Disk(ABC):
         self._also.append(path)
 
     def fill(self, leave: int = 0) -> None:
-        """Let a foreign file take all space but about `leave` bytes, again and again until nothing
-        more comes free.
+        """Let a foreign file take all space but about `leave` bytes.
+
+        It is filled again and again, until no more space comes free.
         """
         with open(self.foreign, "ab", buffering=0) as file:
             while self._append(file, leave):
-                os.fsync(file)  # what ext4 had put by for blocks not yet chosen is given back
+                # This gives back what ext4 had reserved for blocks that it had not chosen yet.
+                os.fsync(file)
 
     def _append(self, file: io.FileIO, leave: int) -> int:
-        """How many bytes found room: large pieces, then small ones, since ext4 refuses a piece as a
-        whole.
+        """Append as much as there is room for; returns how many bytes that was.
+
+        Large pieces come first, then small ones, since ext4 refuses a piece as a whole.
         """
         now = os.statvfs(self.path)
         todo = now.f_bavail * now.f_frsize - leave if leave else sys.maxsize
@@ -115,7 +116,7 @@ class Disk(ABC):
                 os.close(os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
 
     def free(self) -> None:
-        """Somebody removes all that is foreign."""
+        """Remove everything that is foreign."""
         for path in self.path.glob("foreign*"):
             path.unlink()
 
@@ -123,18 +124,18 @@ class Disk(ABC):
     def make_read_only(self) -> None: ...
 
     @abstractmethod
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Make it writable again, while nobody uses it."""
 
     def unmount(self) -> None:
-        """At the end; lazily where somebody still holds it."""
+        """Unmount it at the end; lazily if somebody still holds it."""
         for path in (*self._also, self.path):
             with contextlib.suppress(OSError):
                 call("umount", "--lazy", path)
 
 
 class Tmpfs(Disk):
-    """Becomes read-only by a remount, which is refused as long as a file is open for writing."""
+    """It is made read-only by a remount, which is refused while a file is open for writing."""
 
     def __init__(self, path: Path, size: int, inodes: int) -> None:
         super().__init__(path)
@@ -144,7 +145,7 @@ class Tmpfs(Disk):
     def make_read_only(self) -> None:
         call_until_free("mount", "-o", "remount,ro", self.path)
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         call("mount", "-o", "remount,rw", self.path)
 
 
@@ -164,16 +165,15 @@ class Ext4(Disk):
         call("mount", "-o", "loop,errors=remount-ro", self._image, self.path)
 
     def make_read_only(self) -> None:
-        """As an error of the device does it."""
+        """Make it read-only as an error of the device does."""
         device = call(
             "losetup", "--noheadings", "--output", "NAME", "--associated", self._image
         ).strip()
-        with contextlib.suppress(
-            OSError
-        ):  # the write itself tells that the file system is read-only now
+        # The write itself fails: the file system is read-only by then.
+        with contextlib.suppress(OSError):
             Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         also, self._also = self._also, []
         for path in (*also, self.path):
             call_until_free("umount", path)

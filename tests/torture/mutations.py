@@ -1,5 +1,6 @@
-"""What may happen to the files of a spool while nobody looks: one kind of damage each, done to one
-file or folder.
+"""What may happen to the files of a spool while nobody looks.
+
+Each function does one kind of damage to one file or folder.
 
 A mutation is what a bad disk, a power cut, a careless restore, an editor or another program leaves.
 `KINDS` are applied to each of `PLACES`; both are chosen by name, and where in a file is chosen by a
@@ -22,27 +23,27 @@ from pathlib import Path
 # Folders whose every file may be hit, and single files. What is not named here is found under
 # "root".
 PLACES = (
-    "FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal", "heartbeat", "complete", "failed",
-    "stopped", "failed-tasks", "control", "logs", "events.jsonl", "summary.json", "orchestrator.json",
-    "orchestrator.lock", "root",
+    "FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal", "heartbeat",
+    "complete", "failed", "stopped", "failed-tasks", "control", "logs", "events.jsonl",
+    "summary.json", "orchestrator.json", "orchestrator.lock", "root",
 )  # fmt: skip
 DECISIVE = {"FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal"}
 FOREIGN = (
-    "README", ".nfs000000000001", ".rank-0000.a00.json.swp", "notes.txt", "x.jsonl", "x.json", "rank-0000.a00.jsonl~",
-    "999999999999", "rank-0000", "rank-00.a0.json", "rank-0000.a00.orphans.json",
+    "README", ".nfs000000000001", ".rank-0000.a00.json.swp", "notes.txt", "x.jsonl", "x.json",
+    "rank-0000.a00.jsonl~", "999999999999", "rank-0000", "rank-00.a0.json",
+    "rank-0000.a00.orphans.json",
 )  # fmt: skip
 NOT_OURS = "not ours\n"
 BLOCK = 8192
 STALE = 1000
-ANOTHER_VERSION = re.compile(
-    rb"gpuspool -?\d+\n"
-)  # a FORMAT that says so must be refused: that is no damage
+# A FORMAT with another number is no damage, and must be refused.
+ANOTHER_VERSION = re.compile(rb"gpuspool -?\d+\n")
 HUGE = (b"9" * 40, b"-1", b"-" + b"9" * 25, b"1e400", b"18446744073709551616")
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """What was done: to which file, and whether it has content now that is not what it was."""
+    """What was done to which file, and whether its content is now another than before."""
 
     path: Path
     is_content: bool
@@ -62,7 +63,7 @@ def files_of(spool: Path, place: str) -> list[Path]:
 
 
 def torn(rng: random.Random, path: Path) -> None:
-    """Cut off anywhere, also at the end of a line."""
+    """Cut the file anywhere, perhaps at the end of a line."""
     os.truncate(path, rng.randrange(path.stat().st_size))
 
 
@@ -73,7 +74,7 @@ def flipped(rng: random.Random, path: Path) -> None:
 
 
 def wrong_digit(rng: random.Random, path: Path) -> None:
-    """One bit, but such that a number stays a number: what only a checksum or a second copy tells."""
+    """Flip a bit so that a number stays a number: only a checksum or a second copy shows it."""
     data = bytearray(path.read_bytes())
     at = rng.choice([at for at, byte in enumerate(data) if chr(byte).isdecimal()] or [0])
     data[at] ^= rng.choice([bit for bit in (1, 2, 4, 8) if chr(data[at] ^ bit).isdecimal()] or [1])
@@ -105,7 +106,7 @@ def emptied(rng: random.Random, path: Path) -> None:
 
 
 def duplicated(rng: random.Random, path: Path) -> None:
-    """One line once more, right behind itself or at the end."""
+    """Repeat one line, right behind itself or at the end."""
     lines = path.read_bytes().splitlines(keepends=True)
     at = rng.randrange(len(lines))
     lines.insert(rng.choice([at + 1, len(lines)]), lines[at])
@@ -113,7 +114,7 @@ def duplicated(rng: random.Random, path: Path) -> None:
 
 
 def swapped(rng: random.Random, path: Path) -> None:
-    """Two lines in each other's place."""
+    """Swap two lines."""
     lines = path.read_bytes().splitlines(keepends=True)
     first, second = rng.randrange(len(lines)), rng.randrange(len(lines))
     lines[first], lines[second] = lines[second], lines[first]
@@ -128,8 +129,9 @@ def oversize_line(rng: random.Random, path: Path) -> None:
 
 
 def huge_number(rng: random.Random, path: Path) -> None:
-    """Any number becomes one that fits into nothing; of a sealed file in a copy of a line at its
-    end, sealed anew.
+    """Replace a number by one that fits into nothing.
+
+    In a sealed file this is done to a copy of a line, which is sealed anew and put at the end.
     """
     data = path.read_bytes()
     lines = [line for line in data.splitlines(keepends=True) if b',"crc":"' in line]
@@ -177,7 +179,7 @@ def a_link(rng: random.Random, path: Path) -> None:
 
 
 def copied(rng: random.Random, path: Path) -> None:
-    """The same file under another name that could be one of ours: `cp`, or a restore gone wrong."""
+    """Copy the file to a name that could be one of ours, as by `cp` or a restore gone wrong."""
     number = re.search(r"\d+", path.name)
     name = f"copy-of-{path.name}"
     if number is not None:
@@ -217,7 +219,8 @@ def folder_stale(rng: random.Random, path: Path) -> None:
 
 
 ON_FILES: tuple[Kind, ...] = (
-    torn, flipped, wrong_digit, noise, zeroed, zeroes_appended, emptied, duplicated, swapped, oversize_line,
+    torn, flipped, wrong_digit, noise, zeroed, zeroes_appended, emptied, duplicated, swapped,
+    oversize_line,
     huge_number, no_record, missing, a_folder, a_link, copied,
 )  # fmt: skip
 ON_FOLDERS: tuple[Kind, ...] = (folder_missing, folder_a_file, folder_foreign, folder_stale)
@@ -232,9 +235,7 @@ WITHOUT_CONTENT = {
 
 
 def mutate(rng: random.Random, spool: Path, place: str, kind: str) -> Mutation | None:
-    """Damage one file (or the folder) of a place. None where this base has nothing there that it
-    could be done to.
-    """
+    """Damage one file (or the folder) of a place; None if there is nothing to be damaged so."""
     if kind.startswith("folder_"):
         path = spool if place == "root" else spool / place
         can_be = path.is_dir() and (path != spool or kind in ("folder_foreign", "folder_stale"))
@@ -259,4 +260,5 @@ def describe(mutation: Mutation, spool: Path) -> str:
     name = str(path.relative_to(spool))
     if not mutation.is_content or not path.is_file():
         return name
-    return f"{name}, now {path.stat().st_size} bytes: {json.dumps(path.read_bytes()[:60].decode(errors='replace'))}"
+    beginning = path.read_bytes()[:60].decode(errors="replace")
+    return f"{name}, now {path.stat().st_size} bytes: {json.dumps(beginning)}"

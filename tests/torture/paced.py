@@ -1,5 +1,4 @@
-"""The jobs of job.py, as slow as the environment says: slow while they are recorded, fast when a
-state is recovered.
+"""The jobs of job.py, slow while they are recorded, and fast when a state is recovered.
 
 TORTURE_PACE: seconds that each task takes, three times as many on rank 0, so that the others steal
 from it.
@@ -23,7 +22,7 @@ def work(task, ctx):
 
 
 class Batched(job.Batched):
-    """Four at a time."""
+    """Work on four tasks at a time."""
 
     def __call__(self, tasks, ctx):
         return [work(task, ctx) for task in tasks]

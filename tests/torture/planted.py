@@ -1,7 +1,7 @@
 """gpuspool with a bug: `python planted.py BUG ARG…` is `gpuspool ARG…` in which one thing is wrong.
 
-The bugs are those that crash states must reveal; a harness that does not see them proves nothing.
-They are planted here, in the processes of the parent and of its workers, and nowhere else.
+Crash states must reveal these bugs; a harness that does not see them proves nothing. They are
+planted here, in the processes of the parent and of its workers, and nowhere else.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def no_folder_fsync() -> None:
 
 
 def journal_first() -> None:
-    """A task's line is written, and then its outputs are published."""
+    """A task's line is written before its outputs are published."""
     from gpuspool.spool.journal import JournalWriter
     from gpuspool.worker.outputs import Outputs
 
@@ -66,7 +66,7 @@ def journal_first() -> None:
 
 
 def torn_tail() -> None:
-    """Whoever reads a journal takes all of it for whole lines."""
+    """Readers take the torn end of a journal for a whole line."""
     from gpuspool.spool.codec import R, decode
     from gpuspool.spool.journal import JournalReader
     from gpuspool.spool.publish import read_bytes
@@ -88,7 +88,7 @@ BUGS = {bug.__name__: bug for bug in (no_fsync, no_folder_fsync, journal_first, 
 
 
 def _plant_in_workers(bug: str) -> None:
-    """Workers that this process starts have the bug too."""
+    """Give the bug to the workers that this process starts, too."""
     start = subprocess.Popen
 
     def popen(argv: Any, **settings: Any) -> Any:
@@ -101,7 +101,8 @@ def _plant_in_workers(bug: str) -> None:
 
 def main() -> Any:
     bug = sys.argv.pop(1)
-    sys.path.pop(0)  # this folder: its modules are the tests', not a job's
+    # The first entry is this folder, whose modules are the tests' and not a job's.
+    sys.path.pop(0)
     BUGS[bug]()
     if sys.argv[1] == WORKER:
         from gpuspool.worker.__main__ import main as work

@@ -1,5 +1,6 @@
-"""What must be certain at every moment of a record, whatever is lost; looked up in the model,
-without any recovery.
+"""What must be certain at every moment of a recording, whatever is lost.
+
+This is looked up in the model, without any recovery.
 
 A line that calls a task complete may reach the disk as soon as it is written. So by then the task's
 output must be certain: its data, its name, and the names of all folders above it. When the command
@@ -17,7 +18,7 @@ Tree = dict[str, bytes | None]
 
 
 def certain(recording: Recording, cut: float) -> Tree:
-    """What is on disk if all that is in doubt is lost."""
+    """What is on disk if everything in doubt is lost."""
     moment = Moment(recording.record, cut)
     return moment.state([], {inode: before for inode, (before, _) in moment.data.items()}).tree()
 
@@ -31,12 +32,14 @@ def broken_promises(recording: Recording) -> list[str]:
             data = tree.get(f"{OUT}/{name}")
             if data is None or len(data) != size or nonce_of(data) is None:
                 found.append(
-                    f"cut {cut}: the line of task {line['task']} is written before {name} is certain"
+                    f"cut {cut}: the line of task {line['task']} is written "
+                    f"before {name} is certain"
                 )
     missing = sorted(set(range(TASKS)) - complete_tasks(certain(recording, float("inf"))))
     if missing:
         found.append(
-            f"after exit code 0 the lines of {len(missing)} tasks are not certain, task {missing[0]} for one"
+            f"after exit code 0 the lines of {len(missing)} tasks are not certain, "
+            f"task {missing[0]} for one"
         )
     return found
 

@@ -1,13 +1,12 @@
-"""Recording what a run does to its files: strace's log of it, read as the calls of `replay.py` in
-one order.
+"""Recording what a run does to its files: strace's log, read as calls of `replay.py` in one order.
 
-strace stops a process before and after each call, so for every call the log has a moment at which
-it had surely not begun and one at which it had surely ended. Calls are ordered by the first. That
-is a legal order: whoever could see what a call did, did so after it had begun. A sync covers only
-what had ended before it began.
+strace stops a process before and after each call. So for every call the log has a moment at which
+it had surely not begun, and one at which it had surely ended. Calls are ordered by the first. That
+is a legal order, since nobody can see what a call did before it has begun. A sync covers only what
+had ended before the sync began.
 
-That nothing is missing is proved, not hoped: what the record makes of the folder at its end must be
-what is there, byte for byte.
+That nothing is missing is proved: the folder that follows from the record must be, at its end, what
+is really there, byte for byte.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ RENAMING = ("rename", "renameat", "renameat2")
 WRITING = ("write", "pwrite64", "writev", "ftruncate")
 SYNCING = ("fsync", "fdatasync")
 UNKNOWN = (
-    "truncate", "fallocate", "sendfile", "copy_file_range", "splice", "pwritev", "pwritev2", "symlink", "symlinkat",
-    "mknod", "mknodat",
+    "truncate", "fallocate", "sendfile", "copy_file_range", "splice", "pwritev", "pwritev2",
+    "symlink", "symlinkat", "mknod", "mknodat",
 )  # fmt: skip
 CALLS = (*OPENING, *MAKING, *REMOVING, *LINKING, *RENAMING, *WRITING, *SYNCING, *UNKNOWN)
 
@@ -45,14 +44,12 @@ _TEXT = re.compile(r'"([^"]*)"')
 
 
 class NotRecorded(Exception):
-    """The record would not tell all that happened."""
+    """The recording would not tell everything that happened."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One system call that succeeded. begin, end: places in the log. All strings in args are in
-    hex.
-    """
+    """One system call that succeeded. begin, end: places in the log. args: strings are in hex."""
 
     begin: int
     end: int
@@ -62,7 +59,7 @@ class Call:
 
 
 def missing_strace() -> str | None:
-    """Why nothing can be recorded here; None where it can."""
+    """Why nothing can be recorded here; None if it can."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     done = subprocess.run([*STRACE, "-o", "/dev/null", "true"], capture_output=True, text=True)
@@ -72,14 +69,14 @@ def missing_strace() -> str | None:
 
 
 def record(box: Box, program: Sequence[str | Path], *, spared: str, **variables: str) -> Record:
-    """Run a program in the box's folder and record all that it and its children do to what is below
-    that folder.
+    """Run a program in the box's folder, and record everything that happens below that folder.
 
-    Below the folder `spared` nothing is ever lost: it is the test's own. Raises NotRecorded.
+    spared: a folder of the test's own, below which nothing is ever lost. Raises NotRecorded.
     """
     log = box.home.with_name(f"{box.home.name}.strace")
     translator = Translator(box.home, spared)
-    calls = ",".join(f"?{name}" for name in CALLS)  # not every machine has them all
+    # The question marks allow for machines that do not have every call.
+    calls = ",".join(f"?{name}" for name in CALLS)
     traced = (*STRACE, "-e", f"trace={calls}", "-o", str(log))
     box.run(*program, program=traced, env=variables)
     with open(log, encoding="ascii") as lines:
@@ -94,7 +91,7 @@ def record(box: Box, program: Sequence[str | Path], *, spared: str, **variables:
 
 
 def prove(found: Record) -> None:
-    """Raises NotRecorded where the record does not end in what is on disk."""
+    """Raises NotRecorded if the record does not end in what is on disk."""
     expected, actual = Moment(found, float("inf")).seen().tree(), tree(found.home)
     wrong = [
         path
@@ -146,9 +143,9 @@ class Translator:
         self._home, self._spared = f"{home}/", spared
         self._folders: dict[int, dict[str, int]] = {ROOT: {}}
         self._sizes: dict[int, int] = {}
-        self._opened: dict[
-            str, int
-        ] = {}  # by the path under which it was opened: what strace calls an fd for ever
+        # The inode of each open file, by the path under which it was opened: strace goes on calling
+        # a descriptor by that.
+        self._opened: dict[str, int] = {}
         self.start_data: dict[int, bytes] = {}
         for path, data in tree(home).items():
             folder, name = self._place(self._home + path)
@@ -158,7 +155,7 @@ class Translator:
         self.start_names = {inode: dict(names) for inode, names in self._folders.items()}
 
     def translate(self, call: Call) -> Iterator[Op]:
-        """What a call did below `home`, often nothing."""
+        """The changes that a call made below `home`; often none."""
         if call.name in UNKNOWN:
             descriptors = [os.fsdecode(_path_of(arg)) for arg in call.args]
             if any(map(self._is_ours, [*descriptors, *_paths(call, self._home)])):
@@ -250,9 +247,7 @@ class Translator:
         yield from self._change(call, new, folder, (name, self._find(old)))
 
     def _rename(self, call: Call, old: str, new: str) -> Iterator[Op]:
-        """Within a folder it is one change; from one to another each folder's is a change of its
-        own.
-        """
+        """A rename within a folder is one change; between two folders it is one in each."""
         (folder, name), (target, renamed) = self._place(old), self._place(new)
         inode = self._folders[folder][name]
         if folder == target:
@@ -282,7 +277,7 @@ class Translator:
 
 
 def _path_of(arg: str) -> bytes:
-    """The path that `-y` tells of a descriptor, empty where there is none."""
+    """The path that `-y` tells of a descriptor; "" if there is none."""
     match = _FD.fullmatch(arg)
     return _unhex(match[1]) if match and match[1].startswith("\\x") else b""
 

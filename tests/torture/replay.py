@@ -1,19 +1,18 @@
-"""What a disk may hold after a power cut: the model of a file system that promises no more than
-POSIX does.
+"""What a disk may hold after a power cut: a model file system that promises what POSIX promises.
 
-A record is a list of calls in one order. At a cut, a moment in it, whatever a finished fsync covers
-is certain:
+A record is a list of calls in one order. At a cut, a moment in it, everything is certain that a
+finished fsync covers:
 
 - fsync or fdatasync of a file covers what was written to it by calls that had returned before the
-  sync began;
+  sync began.
 - fsync of a folder covers the names that were made, moved or removed in it by calls that had
-  returned before.
+  returned before the sync began.
 
-Everything else is in doubt, each thing for itself and in any combination, as in ALICE (OSDI'14): a
-name may be as it was before, although a later one in the same folder is not; data may be missing,
-cut short at any byte, or zeroes of the right length; a name may be there without its file's data,
+Everything else is in doubt, each thing by itself and in any combination, as in ALICE (OSDI'14). A
+name may be as it was before, although a later one in the same folder is not. Data may be missing,
+cut short at any byte, or zeroes of the right length. A name may be there without its file's data,
 and data without its name. A rename within a folder is one change. Syncing a file promises nothing
-about its name, nor a folder anything about the files in it.
+about its name, and syncing a folder promises nothing about the files in it.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = (
-    0  # the inode of the folder that is recorded; other folders have numbers below it, files above
-)
+# The inode of the folder that is recorded. Other folders have numbers below it, files above.
+ROOT = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One call. begin, end: when it was made and when it had returned; `spared`: it is never lost."""
+    """One call. begin, end: when it was made and when it had returned. spared: it is not lost."""
 
     begin: int
     end: float
@@ -42,9 +40,7 @@ class Op:
 
 @dataclass(frozen=True, eq=False)
 class Names(Op):
-    """Names in the folder `inode` came to lead to a file or folder, or (None) to nothing, in one
-    step.
-    """
+    """In one step, names in the folder `inode` came to lead elsewhere, or to nothing (None)."""
 
     changes: tuple[tuple[str, int | None], ...]
 
@@ -71,9 +67,7 @@ class Sync(Op):
 
 @dataclass(frozen=True)
 class Record:
-    """What was on disk at the start, all of it certain, and every call since, in the order of their
-    begins.
-    """
+    """What was on disk at the start, all of it certain, and every call since, by its begin."""
 
     home: Path
     names: Mapping[int, Mapping[str, int]]
@@ -93,15 +87,16 @@ class Record:
 
 @dataclass(frozen=True)
 class State:
-    """What a disk holds: path -> inode (None for folders), inode -> bytes. Two paths may lead to
-    one inode.
+    """What a disk holds: path -> inode (None for folders), inode -> bytes.
+
+    Two paths may lead to one inode.
     """
 
     paths: Mapping[str, int | None]
     data: Mapping[int, bytes]
 
     def digest(self) -> str:
-        """Equal for states that nobody can tell apart."""
+        """A hash that is equal for states which nobody can tell apart."""
         first: dict[int, str] = {}
         known = hashlib.sha256()
         for path, inode in sorted(self.paths.items()):
@@ -114,17 +109,16 @@ class State:
         return known.hexdigest()
 
     def tree(self) -> dict[str, bytes | None]:
-        """As `helpers.tree` tells of a real folder."""
+        """The state in the form in which `helpers.tree` tells of a real folder."""
         return {
             path: None if inode is None else self.data[inode] for path, inode in self.paths.items()
         }
 
     def write(self, home: Path, was: Path) -> None:
-        """Make it a real folder. Where the data names the folder that was recorded, it names this
-        one instead.
+        """Make it a real folder. Where data names the recorded folder, it names this one instead.
 
-        Both names must be of the same length, so that no size changes. No sealed line may hold one;
-        run.json, which does, is sealed anew where its seal was right.
+        Both names must have the same length, so that no size changes. No sealed line may hold one.
+        run.json does, and is sealed anew if its seal was right.
         """
         old, new = os.fsencode(was), os.fsencode(home)
         assert len(old) == len(new), (was, home)
@@ -153,9 +147,9 @@ def _renamed(data: bytes, old: bytes, new: bytes) -> bytes:
 
 
 class Moment:
-    """A cut through a record: what is certain, `names` that are in doubt, and `data` that is.
+    """A cut through a record: what is certain, and the names and data that are in doubt.
 
-    `data` has for each such file what it holds for certain and what it held for the processes.
+    data: for each file in doubt, what it holds for certain, and what it held for the processes.
     """
 
     def __init__(self, record: Record, cut: float) -> None:
@@ -178,8 +172,9 @@ class Moment:
         return self.state(self.names, {})
 
     def state(self, names: Collection[Names], data: Mapping[int, bytes]) -> State:
-        """The disk with these of the names in doubt, and these contents; other files hold all of
-        theirs.
+        """The disk with these of the names in doubt and these contents.
+
+        Other files hold everything that was written to them.
         """
         kept = set(names)
         folders: dict[int, dict[str, int]] = {
@@ -206,7 +201,7 @@ def _change(folder: dict[str, int], op: Names) -> None:
 
 
 def _contents(start: Mapping[int, bytes], ops: Iterable[Op]) -> dict[int, bytes]:
-    """inode -> bytes, after these writes."""
+    """The bytes of each inode after these writes."""
     found = {inode: bytearray(data) for inode, data in start.items()}
     for op in ops:
         if isinstance(op, Write):

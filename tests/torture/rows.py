@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass
 class Row:
-    """The outcome of one kind of torture. `failures` are each reproducible: they say what to type."""
+    """The outcome of one kind of torture. failures: each says what to type to see it again."""
 
     name: str
     cases: int
@@ -32,17 +32,18 @@ class Row:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is wrong; R alone is a cost, and each row has its own limit for it."""
+        """Whether nothing is wrong. R alone is a cost, for which each row has its own limit."""
         return not (self.L or self.D or self.C or self.X or self.failures)
 
     def line(self) -> str:
         """The one line that is printed when the row ends."""
         letters = f"L {self.L}  D {self.D}  C {self.C}  X {self.X}  R {self.R}"
-        return f"{self.name}: {self.counts}; {letters}; {self.seconds:.1f} s{'' if self.is_clean else '  FAILED'}"
+        verdict = "" if self.is_clean else "  FAILED"
+        return f"{self.name}: {self.counts}; {letters}; {self.seconds:.1f} s{verdict}"
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system that holds a path ("ext4"), by the longest mount point above it."""
+    """The type of the file system that holds a path ("ext4"): that of the nearest mount point."""
     best, kind = "", "unknown"
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mount, name = line.split()[:3]
@@ -54,7 +55,8 @@ def file_system(path: Path) -> str:
 def machine(home: Path) -> str:
     """Where the figures come from: cores, Python, kernel and file system."""
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores, Python {platform.python_version()}, Linux {platform.release()}, {file_system(home)}"
+    python, kernel = platform.python_version(), platform.release()
+    return f"{cores} cores, Python {python}, Linux {kernel}, {file_system(home)}"
 
 
 def table(rows: Sequence[Row]) -> str:

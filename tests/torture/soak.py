@@ -1,15 +1,15 @@
-"""Row "soak": one orchestrator and thousands of tasks, of which some do what tasks do on a long
-night.
+"""Row "soak": one orchestrator and thousands of tasks, some of which misbehave in every known way.
 
 They eat memory until the kernel kills their worker (in a memory cgroup, as a scheduler gives each
 job), leak descriptors until there are none, crash, hang in Python and in C, raise, and leave
-children behind, in sessions of their own too. Some do it once and are fine the next time; some are
+children behind, even in sessions of their own. Some do it once and are fine the next time; some are
 poison.
 
-Required: exit code 3; the tasks that failed are exactly the poison ones, each of the kind that it
-deserves; between a warm-up (at least until it watches its folders) and the end the parent's
-descriptors and memory (RSS) grow by at most 5 %; nothing is left in the cgroup, whatever its
-session; no task whose line stood was run again; and the checker finds nothing.
+The exit code must be 3. The tasks that failed must be exactly the poison ones, each with the kind
+that it deserves. Between a warm-up (at least until it watches its folders) and the end, the
+parent's descriptors and memory (RSS) may grow by at most 5 %. Nothing may be left in the cgroup,
+whatever its session, no task whose line stood may have been run again, and the checker must find
+nothing.
 
 `python -m torture.soak [small|full]` plays it.
 """
@@ -38,22 +38,22 @@ NAME = "soak"
 JOB = Path(__file__).with_name("soak_job.py")
 TASKS = {"small": 400, "full": 10_000}
 RANKS = 4
-MEMORY = (
-    512 << 20
-)  # of the whole run: some 40 MB for the parent and each worker, the rest is for who eats it
+# How much memory the whole run has. The parent and each worker need some 40 MB; the rest is for the
+# tasks that eat it.
+MEMORY = 512 << 20
 TASK_TIMEOUT_S = 3.0
 PATIENCE_S = {"small": 60.0, "full": 600.0}
 GROWTH = 1.05
-WARM, LATE = (
-    (0.15, 0.4),
-    (0.75, 1.0),
-)  # shares of the tasks done, between which samples are taken to compare
+# The samples to compare are taken while the share of finished tasks lies between these.
+WARM = (0.15, 0.4)
+LATE = (0.75, 1.0)
 SAMPLE_S = {"small": 0.02, "full": 0.2}
-GONE_S = 2.0  # for a process that was killed to be gone
-# deed: how many of 10,000 tasks; at least one of each
+# How long a killed process may take to be gone.
+GONE_S = 2.0
+# How many of 10,000 tasks do each of these deeds; there is at least one of each.
 HARMLESS = {
-    "oom-once": 20, "descriptors-once": 20, "descriptors-late-once": 10, "crash-once": 15, "quit-once": 5,
-    "child": 100, "session": 100, "daemon": 50,
+    "oom-once": 20, "descriptors-once": 20, "descriptors-late-once": 10, "crash-once": 15,
+    "quit-once": 5, "child": 100, "session": 100, "daemon": 50,
 }  # fmt: skip
 POISON = {
     "oom": (4, "host_oom"), "descriptors": (2, "lost"), "crash": (3, "lost"), "quit": (2, "lost"),
@@ -65,7 +65,8 @@ POISON = {
 class Sample:
     """The parent at one moment."""
 
-    done: float  # share of the tasks
+    # The share of the tasks that were finished.
+    done: float
     descriptors: int
     rss: int
     uss: int
@@ -81,8 +82,9 @@ class Outcome:
     counts: checker.Counts = field(default_factory=checker.Counts)
 
     def growth(self, what: str) -> tuple[float, float]:
-        """The medians after the warm-up and at the end; of a quick run perhaps of one sample, the
-        nearest.
+        """The medians after the warm-up and at the end.
+
+        In a quick run this may be the nearest single sample.
         """
         medians = []
         for low, high in (WARM, LATE):
@@ -95,7 +97,7 @@ class Outcome:
 
 
 def plan(tasks: int) -> list[dict[str, Any]]:
-    """The payloads; the deeds are dealt out at random, the same each time."""
+    """The payloads. Deeds are dealt out at random, but the same each time."""
     deeds = HARMLESS | {deed: count for deed, (count, _) in POISON.items()}
     wanted = [deed for deed, count in deeds.items() for _ in range(max(1, count * tasks // 10_000))]
     chosen = random.Random("soak").sample(range(tasks), len(wanted))
@@ -126,10 +128,10 @@ def play(amount: str, home: Path, group: Group) -> Outcome:
 
 
 def _watch(parent: Started, spool: Path, tasks: int, outcome: Outcome, amount: str) -> None:
-    """Take samples until the end, or until the patience is over; the first once the parent watches
-    its folders.
+    """Take samples until the end, or until the patience is over.
 
-    It starts to only after a while, and a quick run has done half of its tasks by then.
+    The first sample is taken once the parent watches its folders. It begins that only after a
+    while; a quick run has finished half of its tasks by then.
     """
     deadline = time.monotonic() + PATIENCE_S[amount]
     while not parent.is_over() and time.monotonic() < deadline:
@@ -159,11 +161,12 @@ def _sample(pid: int, done: float) -> Sample:
 def _judge(
     parent: Started, box: Box, planned: list[dict[str, Any]], outcome: Outcome, group: Group
 ) -> None:
-    """What must hold once the parent has ended."""
+    """Note whatever does not hold once the parent has ended."""
     fail = outcome.failures.append
     if not parent.is_over():
         fail(
-            f"had not ended after {PATIENCE_S} s; {_verdicts(box / 'S')} verdicts: {parent.err[-500:]!r}"
+            f"had not ended after {PATIENCE_S} s; "
+            f"{_verdicts(box / 'S')} verdicts: {parent.err[-500:]!r}"
         )
         return
     code = parent.wait().code
@@ -183,7 +186,8 @@ def _judge(
     outcome.deaths = sum(record["by"] != record["attempt"] for record in _closings(box / "S"))
     if not outcome.samples:
         fail(
-            "the parent never watched its folders: on a network file system it polls, so this row needs a local one"
+            "the parent never watched its folders: on a network file system it polls, "
+            "so this row needs a local one"
         )
         return
     for what in ("descriptors", "rss"):
@@ -198,7 +202,7 @@ def _closings(spool: Path) -> list[dict[str, Any]]:
 
 
 def row(amount: str, home: Path) -> Row:
-    """One long run."""
+    """Play the row: one long run."""
     reason = why_not()
     if reason:
         return Row(NAME, 0, f"skipped: {reason}", notes=[reason])
@@ -222,7 +226,7 @@ def row(amount: str, home: Path) -> Row:
 
 
 def main(words: list[str]) -> int:
-    """The row, told in full."""
+    """Play the row and tell all of it."""
     with tempfile.TemporaryDirectory() as home:
         done = row(words[0] if words else "small", Path(home))
     print(done.line(), *done.notes, *done.failures, sep="\n")

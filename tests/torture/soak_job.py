@@ -1,8 +1,7 @@
-"""The job of the row "soak": as `job.work`, but what a payload's "do" names goes wrong, once or
-each time.
+"""The job of the row "soak": `job.work`, and the deed that a payload's "do" names.
 
-Names that end in "-once" leave a mark in `--arg marks=FOLDER` first, and do nothing out of the
-ordinary when it is there. What is leaked stays leaked as long as the worker lives.
+Deeds whose names end in "-once" leave a mark in `--arg marks=FOLDER` first, and are not done if it
+is there. What is leaked stays leaked as long as the worker lives.
 """
 
 import ctypes
@@ -13,19 +12,21 @@ import subprocess
 import time
 from pathlib import Path
 
-DESCRIPTORS = 256  # the worker's limit, so that running out of them is quick
-PIECE = 16 << 20  # bytes that are asked for at a time
+# The worker's limit of descriptors, so that it runs out of them quickly.
+DESCRIPTORS = 256
+# How many bytes are asked for at a time.
+PIECE = 16 << 20
 LEAKED = []
 
 
 def eat_memory():
-    """Until the kernel ends it."""
+    """Eat memory until the kernel kills this process."""
     while True:
         LEAKED.append(bytearray(os.urandom(4096)) * (PIECE // 4096))
 
 
 def leak_descriptors():
-    """Until there are no more; raises that error."""
+    """Open descriptors until there are no more; raises that error."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     while True:
         LEAKED.append(open(os.devnull, "rb"))  # noqa: SIM115 - that is the point
@@ -58,7 +59,8 @@ DEEDS = {
     "quit": lambda: os._exit(3),
     "raise": say_no,
     "hang": lambda: time.sleep(1000),
-    "hang-in-c": lambda: ctypes.PyDLL(None).sleep(1000),  # keeps the interpreter's lock
+    # A PyDLL keeps the interpreter's lock in its calls.
+    "hang-in-c": lambda: ctypes.PyDLL(None).sleep(1000),
     "child": start_child,
     "session": lambda: start_child(start_new_session=True),
     "daemon": lambda: subprocess.run(
@@ -69,7 +71,8 @@ DEEDS = {
 
 def work(task, ctx):
     """Do the deed, then the work; "descriptors-late" is done after it."""
-    from job import work as plain  # a neighbour in the folder of the job file
+    # It lies beside this file.
+    from job import work as plain
 
     deed, once, _ = task.payload.get("do", "").partition("-once")
     mark = Path(ctx.args["marks"], str(task.index))

@@ -1,13 +1,15 @@
-"""What is recorded: a run that dies half way, and how it comes to its end.
+"""What is recorded: a run that dies half way, and how it ends after all.
 
-`python two_epochs.py HOW HALF JOB PROGRAM…` in a folder that holds tasks.jsonl: PROGRAM is started
-with `run`; at HALF finished tasks the parent and two of the four workers are killed. HOW "adopted":
-`resume` is started at once, finds two workers alive, and closes the other two. HOW "alone": the two
-workers close the dead and finish all the tasks, and then `resume` finds nothing to do. HOW "whole":
-nobody is killed.
+`python two_epochs.py HOW HALF JOB PROGRAM…` is started in a folder that holds tasks.jsonl. It
+starts PROGRAM with `run`; at HALF finished tasks it kills the parent and two of the four workers.
+HOW is
 
-It only reads, so that all that is recorded is gpuspool's. Its exit code is that of the last
-command.
+- "adopted": `resume` is started at once, finds two workers alive, and closes the other two.
+- "alone": the two workers close the dead and finish all tasks; then `resume` finds nothing to do.
+- "whole": nobody is killed.
+
+This program only reads, so that everything that is recorded is gpuspool's. Its exit code is that of
+the last command.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 RANKS = 4
-SPOOL, OUT = "runs/new/S", "results/new/OUT"  # in folders that are yet to be made
+# Both lie in folders that do not exist yet.
+SPOOL = "runs/new/S"
+OUT = "results/new/OUT"
 RUN = ["--tasks", "tasks.jsonl", "--ranks", str(RANKS), "--spool", SPOOL, "--out", OUT, "-q"]
 RUN += ["--arg", "executions=executions"]
 PATIENCE_S = 40.0
@@ -34,7 +38,7 @@ def journals() -> list[Path]:
 
 
 def count_finished() -> int:
-    """How many lines of finished tasks there are; the first line of a journal is none."""
+    """How many lines of finished tasks there are. The first line of a journal does not count."""
     return sum(path.read_bytes().count(b"\n") - 1 for path in journals())
 
 

@@ -1,15 +1,12 @@
-"""The job of the row "zombies": as `job.work`, but some tasks read, once, a file of which no read
-ever returns.
-"""
+"""The job of the row "zombies": `job.work`, but some tasks once read a file, and never return."""
 
 from pathlib import Path
 
 
 def work(task, ctx):
-    """Tasks named in `--arg stuck=[…]` read `--arg hang=FILE` the first time, and leave a mark
-    before they do.
-    """
-    from job import work as plain  # a neighbour in the folder of the job file
+    """Do the work. Tasks in `--arg stuck=[…]` leave a mark and read `--arg hang=FILE`, once."""
+    # It lies beside this file.
+    from job import work as plain
 
     mark = Path(ctx.args["marks"], str(task.index))
     if task.index in ctx.args.get("stuck", ()) and not mark.exists():

@@ -1,17 +1,20 @@
-"""Row "zombies": workers that are neither alive nor gone, and others that take over what they had
-in hand.
+"""Row "zombies": workers that are neither alive nor gone, and others that take over their tasks.
 
-Five plays. `stalls`: workers are stopped (SIGSTOP) for longer than `--stall-timeout`, and their
-parent ends them. `stuck`: workers sleep inside a read that no signal ends, on a file system of our
-own; they are killed and stay. `unreaped`: workers were killed and nobody reaps them. `frozen`: a
-whole other host stands still for longer than the lease, an orchestrator here takes over, and the
-host wakes in the middle of it or afterwards. `vouched`: one worker over there stands still, but its
-parent beats, so nobody may take over.
+There are five plays:
 
-Counted are takeovers: attempts that somebody else closed. A false one closed a worker that nobody
+- `stalls`: workers are stopped (SIGSTOP) for longer than `--stall-timeout`, and their parent ends
+  them.
+- `stuck`: workers sleep inside a read that no signal ends, on a file system of our own; they are
+  killed and stay.
+- `unreaped`: workers were killed and nobody reaps them.
+- `frozen`: a whole other host stands still for longer than the lease. An orchestrator here takes
+  over, and the host wakes in the middle of that or afterwards.
+- `vouched`: one worker over there stands still, but its parent beats, so nobody may take over.
+
+Takeovers are counted: attempts that somebody else closed. A false one closed a worker that nobody
 had harmed; a missed one is a harmed worker that nobody closed. Both must be 0, a parent that is
-asked to stop must be out within 30 s, and the checker must find every spool in order. A worker that
-wakes finishes the one task in hand, so R is at most that.
+asked to stop must have ended within 30 s, and the checker must find every spool in order. A worker
+that wakes finishes the one task in hand, so R is at most that.
 
 `python -m torture.zombies PLAY SEED` plays one.
 """
@@ -42,11 +45,14 @@ from torture.rows import Row
 
 NAME = "zombies"
 JOB = Path(__file__).with_name("zombie_job.py")
-STOP_S = 30.0  # within which a parent that is asked must be out
+# A parent that is asked to stop must have ended within this time.
+STOP_S = 30.0
 LEASE_S = 2.0
-THERE = 6  # workers of the other host
+# How many workers the other host has.
+THERE = 6
 VOUCHED_S = 2.5 * LEASE_S
-DEFAULT_GRACE = 4  # the seed of "stuck" that leaves the grace as it is
+# The seed of "stuck" that leaves the grace as it is.
+DEFAULT_GRACE = 4
 PLAYS = {
     "small": ("stalls 0", "stuck 0", "frozen 0"),
     "full": (
@@ -57,7 +63,8 @@ PLAYS = {
         "vouched 0",
     ),
 }
-AT_ONCE = 3  # plays; most of their time is waiting
+# How many plays are played at once. They spend most of their time waiting.
+AT_ONCE = 3
 
 
 @dataclass
@@ -69,7 +76,8 @@ class Tally:
     missed: list[str] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     problems: list[str] = field(default_factory=list)
-    stopped_s: float = 0.0  # how long a parent took to be out, at the most
+    # The longest time that a parent took to end.
+    stopped_s: float = 0.0
 
     @property
     def failures(self) -> list[str]:
@@ -104,14 +112,14 @@ class Play:
         return [*command, *options]
 
     def wait_for_lines(self, count: int, parent: Started) -> None:
-        """Until the journals hold so many lines; the parent must not have ended before."""
+        """Wait until the journals hold so many lines. The parent must not have ended before."""
         wait_until(lambda: count_lines(self.spool) >= count or parent.is_over())
         assert not parent.is_over(), (
             f"the run had ended before {count} lines: {parent.err[-500:]!r}"
         )
 
     def closings(self) -> dict[str, dict[str, Any]]:
-        """attempt -> the first line of its orphans manifest."""
+        """The closing of each closed attempt."""
         found = {}
         for path in (self.spool / "manifests").glob("*.orphans.jsonl"):
             found.update(
@@ -120,7 +128,7 @@ class Play:
         return found
 
     def healthy(self) -> dict[str, int]:
-        """attempt -> pid of all that began, are not closed, and were not harmed."""
+        """The pid of each attempt that began, is not closed, and was not harmed."""
         closed = self.closings()
         found = identities(self.spool)
         return {
@@ -130,7 +138,7 @@ class Play:
         }
 
     def wait_for_takeovers(self) -> None:
-        """Until every harmed attempt was closed by somebody else."""
+        """Wait until every harmed attempt was closed by somebody else."""
         with contextlib.suppress(AssertionError):
             wait_until(lambda: self.harmed <= self.closings().keys())
 
@@ -147,7 +155,7 @@ class Play:
             )
 
     def finish(self) -> None:
-        """Take what failed once more, and judge the whole."""
+        """Give failed tasks another round, and judge the whole."""
         self.expect_failures_of_the_harmed()
         code = self.box.run("retry", "S", code=None).code
         if code != 0:
@@ -164,16 +172,15 @@ class Play:
         )
 
     def _is_takeover(self, attempt: str, closing: dict[str, Any]) -> bool:
-        """Not where it was asked to stop while it still started: it just dies, and its parent says
-        so.
+        """Whether somebody took over.
+
+        A worker that was asked to stop while it still started just dies, and its parent says so.
         """
         is_begun = attempt in self.harmed or _has_begun_a_task(self.spool, attempt)
         return closing["by"] != attempt and (is_begun or closing["state"] != "stopped")
 
     def expect_failures_of_the_harmed(self) -> None:
-        """A task may fail for the time it took; for nothing else, and only in the hands of a harmed
-        worker.
-        """
+        """Only tasks in the hands of harmed workers may fail, and only as time-outs."""
         for result in self.box.results("S"):
             error = result.get("error")
             if error is not None and (
@@ -183,8 +190,9 @@ class Play:
 
 
 def stalls(play: Play) -> None:
-    """Seven workers of eight ranks stop, each at a moment of its own; then, by the seed, their
-    parent is asked to.
+    """Stop seven workers of eight ranks, each at a moment of its own.
+
+    The seed decides whether their parent is then asked to stop.
     """
     command = play.command(600, 20, "--ranks", "8", "--stall-timeout", "3s", "--grace", "5s")
     parent = play.box.start(*command)
@@ -207,14 +215,12 @@ def stalls(play: Play) -> None:
 
 
 def _has_begun_a_task(spool: Path, attempt: str) -> bool:
-    """Before that it has nothing in hand, and may be silent for longer than the stall time-out."""
+    """Whether an attempt has begun a task. Before, it may be silent past the stall time-out."""
     return (spool / "journal" / f"{attempt}.jsonl").read_bytes().count(b"\n") > 1
 
 
 def stuck(play: Play) -> None:
-    """Two of four workers read what never comes. Four ways on, by the seed: see the branches of
-    `_go_on`.
-    """
+    """Two of four workers read what never comes. The seed chooses a way on: see `_go_on`."""
     with fuse.hanging(play.box / "fuse") as system:
         options = [
             [],
@@ -244,15 +250,15 @@ def _stuck_attempts(play: Play) -> Iterator[str]:
 
 def _go_on(play: Play, parent: Started, command: list[str | Path], system: Hanging) -> None:
     way = play.seed % 4
-    if (
-        way == 0
-    ):  # nothing limits the time; the parent is asked to stop, and its workers cannot be killed
+    if way == 0:
+        # Nothing limits the time. The parent is asked to stop, and its workers cannot be killed.
         parent.signal(signal.SIGTERM)
         play.is_out(parent, {75}, "drained with workers that cannot die")
         play.is_out(play.box.start(*command), {0}, "resumed beside them")
     elif way in (1, 2):
         play.is_out(parent, {3}, "timed out with workers that cannot die")
-    else:  # the parent dies, the next one adopts them and is asked to stop
+    else:
+        # The parent dies; the next one adopts its workers and is asked to stop.
         parent.signal(signal.SIGKILL)
         parent.wait(-signal.SIGKILL)
         again = play.box.start(*command)
@@ -280,8 +286,9 @@ def unreaped(play: Play) -> None:
 
 
 def start_host(play: Play) -> tuple[OtherHost, Started, Started]:
-    """Six workers and their orchestrator on another host, others and theirs on this one: (host,
-    there, here).
+    """Start six workers with their orchestrator on another host, and others with theirs here.
+
+    Returns (host, the orchestrator there, the one here).
     """
     command = play.command(400, 40, "--lease", f"{LEASE_S}s", "--time-limit", "0s")
     play.box.run(*command, code=75)
@@ -298,7 +305,7 @@ def start_host(play: Play) -> tuple[OtherHost, Started, Started]:
 
 
 def frozen(play: Play) -> None:
-    """The whole other host stands still; this one takes over, and the other wakes."""
+    """Let the whole other host stand still; this one takes over, and the other wakes."""
     host, there, here = start_host(play)
     host.freeze()
     play.harmed |= {attempt for attempt in play.healthy() if rank_number(attempt) < THERE}
@@ -313,9 +320,7 @@ def frozen(play: Play) -> None:
 
 
 def vouched(play: Play) -> None:
-    """One worker there stands still for longer than the lease, but its parent lives: nobody may
-    take over.
-    """
+    """Stop one worker there for longer than the lease. Its parent lives, so nobody takes over."""
     host, there, here = start_host(play)
     attempt, pid = next(item for item in host.workers() if item[0] in play.healthy())
     freeze([pid])
@@ -334,7 +339,7 @@ def rank_number(attempt: str) -> int:
 
 
 def play(name: str, home: Path) -> Tally:
-    """One play, named "stalls 3"; nothing of it is left."""
+    """Play one, named like "stalls 3"; nothing of it is left."""
     kind, seed = name.split()
     one = Play(home / name.replace(" ", "-"), int(seed))
     kinds: dict[str, Callable[[Play], None]] = {
@@ -351,7 +356,7 @@ def play(name: str, home: Path) -> Tally:
 
 
 def row(amount: str, home: Path) -> Row:
-    """All plays of an amount."""
+    """Play the row: all plays of an amount."""
     reason = mounts.why_not() or fuse.why_not()
     if reason:
         return Row(NAME, 0, f"skipped: {reason}", notes=[reason])
@@ -360,7 +365,9 @@ def row(amount: str, home: Path) -> Row:
         tallies = list(pool.map(lambda name: play(name, home), names))
     takeovers, false, missed = (
         sum(counts)
-        for counts in zip(*((t.takeovers, len(t.false), len(t.missed)) for t in tallies), strict=True)
+        for counts in zip(
+            *((t.takeovers, len(t.false), len(t.missed)) for t in tallies), strict=True
+        )
     )  # fmt: skip
     slowest = max(tally.stopped_s for tally in tallies)
     row = Row(
@@ -377,7 +384,7 @@ def row(amount: str, home: Path) -> Row:
 
 
 def main(words: list[str]) -> int:
-    """One play, told in full."""
+    """Play one and tell all of it."""
     reason = mounts.why_not() or fuse.why_not()
     if reason:
         print(f"skipped: {reason}")
