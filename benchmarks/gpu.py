@@ -131,7 +131,7 @@ def bare(home: Path, size: str, seconds: float, handle: Any, visible: str) -> di
 def spooled(
     home: Path, size: str, n: int, per_gpu: int, handle: Any, visible: str
 ) -> dict[str, Any]:
-    """The same number of tasks under gpuspool."""
+    """As many tasks under gpuspool as the bare loop did."""
     with folder_in(home, "spooled") as folder:
         (folder / "lines").write_text("".join(f"{seed}\n" for seed in range(n)))
         program = str(Path(sys.executable).with_name("gpuspool"))

@@ -1,5 +1,6 @@
-"""The one fixture of the end-to-end tests: a folder to run commands in, left without a process
-behind.
+"""The one fixture of the end-to-end tests: a folder to run commands in.
+
+No process is left behind in it.
 """
 
 from __future__ import annotations

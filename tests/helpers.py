@@ -1,9 +1,9 @@
 """Real processes and real files for the end-to-end tests.
 
-A `Box` is one test's folder with the command line run in it. Everything it starts carries the
-folder's name in its environment, so that `processes` finds all of it, whoever its parent is by now.
-What a spool holds is read here by other code than the one under test: `journal_lines` checks each
-line by itself.
+A `Box` is the folder of one test, in which the command line is run. Everything that it starts
+carries the folder's name in its environment, so `processes` finds all of it, whoever its parent is
+by now. What a spool holds is read here by other code than the code under test: `journal_lines`
+checks each line by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gpuspool.orchestrator.report.verify import verify
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.view import open_view
 
-# how long anything may take on a busy machine before a test gives it up; never a measurement
+# How long anything may take on a busy machine before a test gives up. It measures nothing.
 PATIENCE_S = 40.0
 POLL_S = 0.004
 TESTS = Path(__file__).resolve().parent
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T], timeout: float = PATIENCE_S, poll: float = POLL_S) -> T:
-    """What `condition` returns, once that is true; fails the test if it never is."""
+    """Wait until `condition` returns something true, and return that; fails if it never does."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {timeout} s in vain for {condition}"
@@ -90,7 +90,7 @@ class Started:
         return self.process.poll() is not None
 
     def wait(self, code: int | None = None) -> Done:
-        """Wait for its end, and check its exit code where one is given (-N for signal N)."""
+        """Wait for its end, and check its exit code if one is given (-N for signal N)."""
         status = self.process.wait(PATIENCE_S)
         done = Done(status, self._stem.with_suffix(".out").read_text(errors="replace"), self.err)
         assert code is None or status == code, (
@@ -108,8 +108,8 @@ class Box:
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(OUR_VARIABLES)
         }
-        # No GPU is seen, so that the tests are the same on every machine; those about devices say
-        # otherwise.
+        # No GPU is seen, so that tests are the same on every machine. Those about devices change
+        # this.
         self.environment = {**kept, MARK: str(home), "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def __truediv__(self, name: str) -> Path:
@@ -143,8 +143,9 @@ class Box:
         stdin: str | None = None,
         cwd: Path | None = None,
     ) -> Started:
-        """Start a command in the background; its output goes to files. A variable that is None is
-        not set at all.
+        """Start a command in the background; its output goes to files.
+
+        A variable that is None is not set at all.
         """
         stem = self.home.parent / f"{self.home.name}-cli" / f"{len(self._started)}"
         stem.parent.mkdir(exist_ok=True)
@@ -189,7 +190,7 @@ class Box:
         return verify(open_view(self.home / spool)).problems
 
     def processes(self) -> list[int]:
-        """The pids of all that lives and was started, directly or not, by this box."""
+        """The pids of all living processes that this box started, directly or not."""
         return [
             pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_ours(pid)
         ]
@@ -202,8 +203,9 @@ class Box:
         return f"{MARK}={self.home}\0".encode() in environment and pid != os.getpid()
 
     def kill_all(self) -> None:
-        """kill -9 of everything: the parents first, so that nobody watches anybody die. Returns
-        once all are gone.
+        """Kill everything with SIGKILL; returns once all are gone.
+
+        The parents are killed first, so that nobody sees its workers die.
         """
 
         def is_empty() -> bool:
@@ -220,7 +222,7 @@ class Box:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal; that the process is gone is fine."""
+    """Send a signal. It is fine if the process is gone."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -244,7 +246,7 @@ def has_gpu() -> bool:
 
 
 def names(folder: Path) -> list[str]:
-    """`ls`: the names in a folder, none where it does not exist."""
+    """The names in a folder, as `ls` prints them; none if it does not exist."""
     return (
         sorted(name for name in os.listdir(folder) if not name.startswith("."))
         if folder.is_dir()
@@ -262,14 +264,14 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def count_lines(spool: Path) -> int:
-    """`cat journal/* | wc -l`."""
+    """How many lines all journals hold, as `cat journal/* | wc -l` counts them."""
     return sum(
         (spool / "journal" / name).read_bytes().count(b"\n") for name in names(spool / "journal")
     )
 
 
 def check_line(line: bytes) -> Any:
-    """The JSON of one sealed line, None where its checksum is wrong."""
+    """The JSON of one sealed line; None if its checksum is wrong."""
     body, _, tail = line.rpartition(b',"crc":"')
     return json.loads(line) if tail == b'%08x"}' % zlib.crc32(body) else None
 
@@ -294,7 +296,7 @@ def seal(fields: dict[str, Any]) -> bytes:
 
 
 def seal_pretty(fields: dict[str, Any]) -> bytes:
-    """The same for a file that ends with its checksum."""
+    """A record for a file that ends with its checksum, with the right one."""
     body = json.dumps(
         {name: value for name, value in fields.items() if name != "crc"}, indent=2
     ).encode()[:-2]
@@ -307,7 +309,7 @@ def record(path: Path) -> Any:
 
 
 def identities(spool: Path) -> dict[str, int]:
-    """attempt -> pid, from the first lines of the journals."""
+    """The pid of each attempt, from the first lines of the journals."""
     found = {}
     for name in names(spool / "journal"):
         head = check_line((spool / "journal" / name).read_bytes().partition(b"\n")[0])
@@ -317,9 +319,7 @@ def identities(spool: Path) -> dict[str, int]:
 
 
 def assert_sound(box: Box, spool: str | Path, tasks: int) -> list[Any]:
-    """A finished spool: every result there once, in order, and nothing for `verify` to complain
-    about.
-    """
+    """Check a finished spool: each result is there once, in order, and `verify` finds nothing."""
     results = box.results(spool)
     assert [result["index"] for result in results] == list(range(tasks))
     assert {result["state"] for result in results} <= {"complete"}
@@ -330,8 +330,9 @@ def assert_sound(box: Box, spool: str | Path, tasks: int) -> list[Any]:
 def start_gated(
     box: Box, payloads: list[Any], *options: str, spool: str = "S", job: str = "gated"
 ) -> tuple[Started, list[str | Path]]:
-    """Start a job of gates.py, which waits at the file "gate" where a payload is "wait"; returns
-    its command too.
+    """Start a job of gates.py; returns it and its command.
+
+    Tasks whose payload is "wait" wait for the file "gate".
     """
     command: list[str | Path] = ["run", f"{JOBS}/gates.py:{job}", "--tasks", box.tasks(payloads)]
     command += ["--arg", f"gate={box / 'gate'}", "--spool", spool]
@@ -351,8 +352,9 @@ def ran(box: Box) -> list[int]:
 
 
 def half_done(box: Box, *options: str, ranks: int = 1) -> list[str | Path]:
-    """A spool S whose every process was killed with tasks 0-19 done, of 20-39 one for each rank in
-    hand.
+    """A spool S whose processes were all killed half way.
+
+    Tasks 0-19 were complete, and of 20-39 each rank had one in hand.
 
     Returns its command; the gate is open now.
     """

@@ -1,5 +1,6 @@
-"""What the workers of test_gpu_coordinator.py do. Imported by the tests and, in fresh interpreters,
-by the workers.
+"""What the workers of test_gpu_coordinator.py do.
+
+The tests import this, and so do the workers, in fresh interpreters.
 """
 
 import os
@@ -13,7 +14,7 @@ CHANGED_BY_THE_PARENT = "no"
 
 
 def tell(rank, world_size, results_queue, *args):
-    """Report all that a worker can know."""
+    """Report everything that a worker can know."""
     results_queue.put(
         {
             "rank": rank,
@@ -39,8 +40,9 @@ def wait_for(rank, world_size, results_queue, gate):
 
 
 def end_in_its_way(rank, world_size, results_queue, ways, gate):
-    """Report something large, then end as this rank is told to; who is to return does so once the
-    gate is there.
+    """Report something large, then end as this rank is told to.
+
+    A rank that is to return does so once the gate is there.
     """
     results_queue.put({"rank": rank, "text": str(rank) * 200_000})
     way = ways[rank]
@@ -63,7 +65,7 @@ def put_many(rank, world_size, results_queue, count):
 
 
 def put_odd(rank, world_size, results_queue, path):
-    """What JSON has no words for; then what nobody has."""
+    """Put values that JSON does not have, then one that nobody can write."""
     import numpy
 
     results_queue.put(
@@ -78,7 +80,7 @@ def put_odd(rank, world_size, results_queue, path):
 
 
 def be_stuck(rank, world_size, results_queue, deaf):
-    """With a child of its own; one that is deaf hears no SIGTERM, nor does its child."""
+    """Hang, with a child. A deaf worker ignores SIGTERM, and so does its child."""
     if rank in deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])

@@ -1,5 +1,4 @@
-"""The benchmarks work and tell the truth: a smoke test of every bench, and the parts that figures
-rest on.
+"""The benchmarks work and tell the truth: a smoke test of every bench, and tests of their parts.
 
 Nothing here is about speed: how long something took is never compared with anything.
 """
@@ -16,7 +15,8 @@ import pytest
 from helpers import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # benchmarks is a folder of the checkout, and no installed package
+# benchmarks is a folder of the checkout, and no installed package.
+sys.path.append(str(ROOT))
 
 from benchmarks import paired, peers, report, targets, timed, traces  # noqa: E402
 from benchmarks.__main__ import BENCHES, SLOW, arguments, main, run_all  # noqa: E402
@@ -26,9 +26,7 @@ from benchmarks.sizes import QUICK  # noqa: E402
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the smoke test writes: its figures by bench, peer, case and metric, and its other files'
-    text.
-    """
+    """What the smoke test writes: its figures by bench, peer, case and metric, and its texts."""
     home = tmp_path_factory.mktemp("quick")
     command = [
         sys.executable,
@@ -140,7 +138,8 @@ def test_shares_are_shares(quick: dict[str, Any]) -> None:
 
 def test_a_page_gets_the_tables_of_what_was_measured_and_keeps_the_rest() -> None:
     figures = report.gather([Point("idle", "gpuspool", "8 ranks", "CPU", "%", 0.5)])
-    page = "# P\n<!-- idle -->\nold\n<!-- end of idle -->\ntext\n<!-- scan -->\nkept\n<!-- end of scan -->\n"
+    before = "# P\n<!-- idle -->\nold\n<!-- end of idle -->\n"
+    page = f"{before}text\n<!-- scan -->\nkept\n<!-- end of scan -->\n"
     made = report.splice(page, figures, "today")
     assert made.startswith("# P\n<!-- idle -->\n| system | 8 ranks, CPU, % |\n")
     assert "| gpuspool | 0.500 |" in made.replace("0.5000", "0.500")

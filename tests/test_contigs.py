@@ -1,5 +1,6 @@
-"""The demo's job on a small part of its data, killed half way: real sequences, a real torch model,
-the known labels.
+"""The demo's job on a small part of its data, killed half way.
+
+The sequences and the torch model are real, and the labels are known.
 """
 
 import signal
@@ -16,7 +17,7 @@ LIMIT = "40"
 
 @pytest.fixture(scope="module")
 def data() -> None:
-    """The weights and sequences, downloaded where they are not there yet."""
+    """The weights and sequences, downloaded if they are not there yet."""
     command = [sys.executable, str(EXAMPLE / "fetch_data.py")]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0 and "could not download" in done.stderr:

@@ -1,5 +1,6 @@
-"""Damaged and foreign files in a half-done spool: named by `verify`, survived by `resume`, kept in
-corrupt/.
+"""Damaged and foreign files in a half-done spool.
+
+`verify` names them, `resume` survives them, and what was damaged is kept in corrupt/.
 """
 
 import os
@@ -48,8 +49,9 @@ def results_of(box: Box, code: int, command: list[str | Path]) -> list[Any]:
 
 
 def expect_complete(box: Box, command: list[str | Path], allowed: set[str] | None = None) -> None:
-    """The same command ends complete with the right results; all that `verify` then names is the
-    damage itself.
+    """Run the command again: it ends complete with the right results.
+
+    After that `verify` names the damage itself and nothing else.
     """
     results = results_of(box, 0, command)
     assert [result["state"] for result in results] == ["complete"] * 40
@@ -214,9 +216,7 @@ def test_a_claim_in_the_name_of_an_attempt_that_never_was(box: Box, place: int) 
 
 @pytest.mark.parametrize("line", [3, 20, 35, -1])
 def test_a_damaged_manifest_line(box: Box, line: int) -> None:
-    """A task that was done stays done; one that no readable line describes any more fails as
-    unreadable.
-    """
+    """A complete task stays complete. One that no readable line describes fails as unreadable."""
     command = half_done(box)
     path = box / "S" / MANIFEST
     offset = line_start(path, line)
@@ -277,7 +277,7 @@ def killed_twice(box: Box) -> list[str | Path]:
     ],
 )
 def test_an_emptied_file(box: Box, file: str) -> None:
-    """As a power cut leaves what was not fsynced."""
+    """A power cut leaves files so that were not fsynced."""
     command = killed_twice(box)
     assert (box / "S" / file).exists()
     (box / "S" / file).write_bytes(b"")
@@ -294,9 +294,7 @@ def test_verify_names_an_emptied_status_record(box: Box) -> None:
 
 
 def test_the_head_of_an_orphans_manifest_is_lost(box: Box) -> None:
-    """The attempt stays closed, as something that was lost; the tasks behind the head are still
-    there.
-    """
+    """The attempt stays closed, as lost. The tasks behind the head are still there."""
     command = killed_twice(box)
     orphans = "manifests/rank-0000.a00.orphans.jsonl"
     flip(box / "S" / orphans, 20)
@@ -357,7 +355,7 @@ def test_folders_where_files_should_be(box: Box) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_noise_anywhere_is_survived(box: Box, seed: int) -> None:
-    """Whatever a few random blocks of noise hit: no crash, an end, and no wrong result."""
+    """Whatever a few random blocks of noise hit, the run ends without a wrong result."""
     rng = random.Random(seed)
     command = half_done(box, "--lease", "1s", ranks=2)
     spool = box / "S"

@@ -1,6 +1,4 @@
-"""examples/huge_fasta: ids and rows cannot come apart, whatever is killed, resumed, refused or
-oddly written.
-"""
+"""examples/huge_fasta: ids and rows stay together, whatever is killed, resumed or oddly written."""
 
 from __future__ import annotations
 
@@ -65,7 +63,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 def bgzip(text: bytes, size: int) -> bytes:
-    """What htslib's bgzip writes, with blocks of so many bytes of text, so that lines cross them."""
+    """The bytes that htslib's bgzip writes, in blocks so small that lines cross them."""
     out = b""
     for block in [*(text[at : at + size] for at in range(0, len(text), size)), b""]:
         packer = zlib.compressobj(wbits=-15)
@@ -328,7 +326,10 @@ from embed import Embed
 
 
 class Held(Embed):
-    '''Stands still once its worker has done as many tasks as it may: one more output is written, and not published.'''
+    '''Stands still once its worker has done as many tasks as it may.
+
+    One more output is then written and not published.
+    '''
 
     done = 0
 
@@ -346,9 +347,7 @@ def merged(box: Box, spool: str, out: str, *options: str, code: int = 0) -> Done
 
 
 def assert_aligned(box: Box, out: str, records: list[tuple[bytes, bytes]]) -> None:
-    """Each row of the merged file equals, bit for bit, that of its record alone; each id is that
-    record's.
-    """
+    """Each merged row must equal, bit for bit, that of its record alone; each id is its own."""
     network = embed.Network("cpu")
     rows = np.load(box / f"{out}.npy")
     assert rows.dtype == np.float32

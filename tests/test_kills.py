@@ -1,9 +1,8 @@
-"""kill -9 of anything at any moment, and the same command again: every result once, every output
-whole.
+"""SIGKILL of anything at any moment, and the same command again: each result is there once.
 
-The moments are random but told by progress, never by a clock: "when so many lines are journaled",
-"when the spool appears". A seed that fails fails again with the same victim at the same kind of
-moment.
+And each output is whole. The moments are random but chosen by progress, never by a clock: "when so
+many lines are in the journals", "when the spool appears". A seed that fails fails again with the
+same victim at the same kind of moment.
 """
 
 import random
@@ -28,7 +27,8 @@ from helpers import (
 )
 
 TASKS = 48
-ROUNDS = 3  # in each test; with the seeds and victims below 36 in all
+# How many rounds each test plays. With the seeds and victims below that makes 36 in all.
+ROUNDS = 3
 EARLY_AND_LATE = (
     "building",
     "spool",
@@ -41,7 +41,7 @@ EARLY_AND_LATE = (
 
 
 def random_moment(box: Box, rng: random.Random) -> Callable[[], bool]:
-    """Mostly a count of journal lines, now and then the appearance of something."""
+    """A condition: mostly a count of journal lines, sometimes the appearance of something."""
     spool = box / "S"
     if rng.random() < 0.75:
         lines = rng.randrange(1, TASKS + 3)
@@ -57,7 +57,7 @@ def random_moment(box: Box, rng: random.Random) -> Callable[[], bool]:
 
 
 def strike(box: Box, started: Started, victim: str, rng: random.Random) -> None:
-    """Kill the victim where it (still) lives."""
+    """Kill the victim, if it lives."""
     if victim == "all":
         box.kill_all()
     elif victim == "parent":
@@ -78,8 +78,10 @@ def executions(box: Box) -> list[tuple[int, str]]:
 
 
 def check_outputs(box: Box, results: list[Any]) -> None:
-    """Each output is there once, whole, and that of an execution of its task: the one that the
-    result names, unless the worker died between publishing and journaling, and then an earlier one.
+    """Each output must be there once, whole, and written by an execution of its task.
+
+    That is the execution that the result names. If the worker died between publishing and
+    journaling, it is an earlier one.
     """
     outputs = box / "S" / "outputs"
     assert sorted(path.name for path in outputs.iterdir() if path.name != ".gpuspool") == sorted(
@@ -98,9 +100,7 @@ def check_outputs(box: Box, results: list[Any]) -> None:
 
 
 def play_round(box: Box, victim: str, rng: random.Random) -> None:
-    """Start, kill at a random moment (now and then twice), and go on with the same command to the
-    exact result.
-    """
+    """Start, kill at a random moment (sometimes twice), and repeat the command to the exact end."""
     job = rng.choice(["output", "Batches"])
     command: list[str | Path] = [
         "run",
@@ -114,7 +114,8 @@ def play_round(box: Box, victim: str, rng: random.Random) -> None:
     for _ in range(rng.choice([1, 1, 2])):
         started = box.start(*command)
         is_time = random_moment(box, rng)
-        wait_until(lambda: is_time() or started.is_over(), poll=0.001)  # noqa: B023 - called at once
+        # The condition is only asked within this round, so it may use the loop's variables.
+        wait_until(lambda: is_time() or started.is_over(), poll=0.001)  # noqa: B023
         strike(box, started, victim, rng)
         done = started.wait()
         assert done.code == 0 if victim == "worker" else done.code in (0, -signal.SIGKILL), done.err

@@ -1,5 +1,6 @@
-"""Tasks that take their worker along are found, told with all that is known, and cost no other;
-stopping early.
+"""Tasks that take their worker along are found, told in detail, and cost no other task.
+
+And a run with many failures stops early.
 """
 
 import os
@@ -55,7 +56,7 @@ def test_a_task_that_makes_its_process_unusable_fails_and_the_next_process_goes_
 
 
 def test_what_was_done_before_a_process_became_unusable_is_not_done_again(box: Box) -> None:
-    """Also the last of many tiny tasks, whose lines wait for each other."""
+    """This holds for the last of many tiny tasks too, whose lines wait for each other."""
     box.write(
         "job.py",
         """
@@ -89,7 +90,8 @@ def test_too_many_failures_stop_a_run_early(box: Box) -> None:
     payloads = ["bad", "bad", "wait", *["go"] * 5]
     started, command = start_gated(box, payloads, "--max-failed", "2")
     wait_until(lambda: "--max-failed 2" in started.err)
-    (box / "gate").touch()  # the worker may have come to it by then, or not
+    # The worker may or may not have come to the gate by then.
+    (box / "gate").touch()
     done = started.wait(4)
     assert re.search(
         "stopped early, since --max-failed is reached: [01] of 8 tasks complete, 2 failed", done.err

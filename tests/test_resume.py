@@ -1,6 +1,4 @@
-"""Going on: with another world size, after a move, with a changed job; and what is refused, with
-what differs.
-"""
+"""Going on with another world size, after a move, with a changed job; and what is refused."""
 
 import json
 import os
@@ -155,7 +153,7 @@ def test_fresh_renames_the_old_spool(box: Box) -> None:
 
 
 def test_fresh_with_an_output_folder_of_its_own(box: Box) -> None:
-    """The outputs of the old run are not the new one's to overwrite unless it is told so."""
+    """The new run may not overwrite the old one's outputs unless it is told to."""
     command = [
         "run",
         f"{JOBS}/plain.py:write",
@@ -361,7 +359,7 @@ def test_a_second_orchestrator_is_told_who_holds_the_spool(box: Box) -> None:
 
 
 def test_a_living_worker_closes_a_dead_one_where_no_orchestrator_does(box: Box) -> None:
-    """And takes over what that one had claimed."""
+    """It takes over the tasks that the dead one had claimed."""
     started, _ = start_gated(box, ["wait", "wait", *["go"] * 6], "--ranks", "2")
     wait_until(lambda: len(waiting(box)) == 2)
     started.signal(signal.SIGKILL)
@@ -390,16 +388,12 @@ def move_to_another_host(spool: Path, attempt: str) -> None:
 def test_a_silent_worker_of_another_host_is_closed_after_a_lease(
     box: Box, options: list[list[str]]
 ) -> None:
-    """Nothing on this host proves it dead but that its beat stands still; the lease may be given
-    late.
-    """
+    """Only a beat that stands still proves it dead. The lease may be given as late as that."""
     command = half_done(box, *options[0])
     move_to_another_host(box / "S", "rank-0000.a00")
     done = box.run(*command, *options[1])
-    assert (
-        "rank-0000.a00 ran elsewhere; it counts as alive until its heartbeat has stood still for 1 s"
-        in done.err
-    )
+    waits = "it counts as alive until its heartbeat has stood still for 1 s"
+    assert f"rank-0000.a00 ran elsewhere; {waits}" in done.err
     assert_sound(box, "S", 40)
     assert sorted(ran(box)) == list(range(40))
     assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "lost"

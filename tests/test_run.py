@@ -1,4 +1,4 @@
-"""Runs that nothing disturbs: every kind of job, every kind of input, and what is told about them."""
+"""Runs that nothing disturbs: each kind of job and of input, and what is told about them."""
 
 import os
 import sys
@@ -124,7 +124,8 @@ def test_a_job_sees_its_own_folder_file_and_names(box: Box) -> None:
     box.write("jobs/sibling.py", "VALUE = 'beside'\n")
     box.write(
         "jobs/tells.py",
-        "import os, sibling\nclass Outer:\n    class Inner:\n        def __call__(self, task, ctx):\n"
+        "import os, sibling\nclass Outer:\n    class Inner:\n"
+        "        def __call__(self, task, ctx):\n"
         "            return [sibling.VALUE, __file__, os.getcwd(), __name__]\n",
     )
     box.run("run", "jobs/tells.py:Outer.Inner", "--lines", box.lines(1), "--spool", "S")
@@ -267,7 +268,7 @@ def test_the_interpreter_that_runs_the_command_runs_the_workers(box: Box) -> Non
 
 
 def test_a_terminal_gets_a_bar(box: Box) -> None:
-    """With the tasks done and in all, and what failed; nothing of it where stderr is no terminal."""
+    """It tells finished tasks, all tasks and failures. Without a terminal there is no bar."""
     on_a_terminal = (
         sys.executable,
         "-c",

@@ -1,6 +1,4 @@
-"""The rule of claims in virtual time: how near the whole run comes to the arithmetic bound,
-whatever the machine.
-"""
+"""The rule of claims in virtual time: how near a whole run comes to the arithmetic bound."""
 
 import sys
 from pathlib import Path
@@ -8,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.append(
-    str(Path(__file__).resolve().parent.parent)
-)  # for benchmarks, a folder of the checkout
+# benchmarks is a folder of the checkout, and no installed package.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.simulate import guided, lognormal, simulate, skewed
 

@@ -36,7 +36,9 @@ needs_strace = pytest.mark.skipif(
     MISSING is not None, reason=f"calls cannot be recorded: {MISSING}"
 )
 SEEDS = range(60)
-F, G = 1, 2  # inodes of files
+# The inodes of two files.
+F = 1
+G = 2
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,8 @@ def test_every_call_is_recorded_and_told_apart(box: Box) -> None:
     (box / "spared").mkdir()
     found = record_calls(box, [sys.executable, "-c", PROGRAM], spared="spared")
     assert tree(box.home) == {
-        "d": None, "d/file": b"first, second", "new": b"Old\n", "cut": b"new", "spared": None, "spared/x": b"x"
+        "d": None, "d/file": b"first, second", "new": b"Old\n", "cut": b"new",
+        "spared": None, "spared/x": b"x",
     }  # fmt: skip
     last = Moment(found, float("inf"))
     bare = TURNS["bare"](last, random.Random()).tree()
@@ -182,8 +185,9 @@ def test_a_record_that_lacks_a_call_is_refused(box: Box) -> None:
     changes = [op for op in found.ops if not isinstance(op, Sync)]
     assert len(changes) > 8
     for missing in changes:
+        # A name that comes and goes is not missed at the end.
         if isinstance(missing, Names) and missing.changes[0][0] == "hidden":
-            continue  # it comes and goes
+            continue
         with pytest.raises(NotRecorded):
             prove(dataclasses.replace(found, ops=[op for op in found.ops if op is not missing]))
 

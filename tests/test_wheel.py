@@ -1,5 +1,6 @@
-"""What people install: a wheel, in an environment of its own, away from the checkout, beside a
-torch that is there.
+"""What people install: a wheel, in an environment of its own, away from the checkout.
+
+The torch that is there already is used.
 """
 
 import json
@@ -52,8 +53,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     (site / "there.pth").write_text("\n".join(there) + "\n")
-    # --no-index: whatever were missing, another torch above all, could not be had, so this would
-    # fail.
+    # With --no-index nothing can be downloaded. If anything were missing, above all another
+    # torch, this would fail.
     install = [
         str(python),
         "-m",

@@ -1,4 +1,4 @@
-"""The same tasks as gpuspool jobs."""
+"""The tasks of the benches, as gpuspool jobs."""
 
 import os
 import signal

@@ -1,6 +1,4 @@
-"""A job that keeps each rank at its first task until all have one, so that every rank has something
-to tell.
-"""
+"""A job that keeps each rank at its first task until all ranks have one."""
 
 import os
 

@@ -20,9 +20,7 @@ def pass_gate(path):
 
 
 def gated(task, ctx):
-    """Tasks with the payload "wait" wait for the gate, and say before that they do; "bad" ones
-    fail.
-    """
+    """Tasks with the payload "wait" say that they wait, then wait for the gate; "bad" ones fail."""
     if task.payload == "bad":
         raise ValueError(f"{task.key} is bad")
     if task.payload == "wait":
@@ -48,9 +46,7 @@ def with_children(task, ctx):
 
 
 def dies(task, ctx):
-    """The payload "once" kills its worker as long as there is no gate, the payload "always" always
-    does.
-    """
+    """The payload "once" kills its worker as long as there is no gate; "always" always does."""
     gate = Path(ctx.args["gate"])
     if task.payload == "always" or (task.payload == "once" and not gate.exists()):
         gate.touch()

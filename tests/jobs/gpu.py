@@ -1,4 +1,4 @@
-"""A small job for real GPUs; a careless one, that takes the CPU where it finds none."""
+"""A small job for real GPUs, and a careless one that takes the CPU if it finds none."""
 
 import torch
 

@@ -23,7 +23,8 @@ def hang(how):
     if how == "sleep":
         time.sleep(LONG_S)
     if how == "in C":
-        ctypes.PyDLL(None).sleep(LONG_S)  # called with the interpreter's lock held
+        # A PyDLL keeps the interpreter's lock in its calls.
+        ctypes.PyDLL(None).sleep(LONG_S)
     if how == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     if how == "with a child":
@@ -49,7 +50,7 @@ class HangsInBatches:
 
 
 class HangsWhileItLoads:
-    """Once: the second attempt loads."""
+    """Hangs while it loads, once: the second attempt loads."""
 
     def __init__(self, ctx):
         gate = Path(ctx.args["gate"])
@@ -70,7 +71,7 @@ def raises_once(task, ctx):
 
 
 class NeedsDevice:
-    """Does not load where its device is the bad one."""
+    """Does not load on the bad device."""
 
     def __init__(self, ctx):
         if os.environ["CUDA_VISIBLE_DEVICES"] == ctx.args["bad"]:
@@ -83,7 +84,7 @@ class NeedsDevice:
 
 
 def dies_on_device(task, ctx):
-    """Kills whoever runs it on the bad device; elsewhere it waits for the gate."""
+    """Kills its worker on the bad device; elsewhere it waits for the gate."""
     if os.environ["CUDA_VISIBLE_DEVICES"] == ctx.args["bad"]:
         note(f"{ctx.args['gate']}.died", task.index)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -99,7 +100,7 @@ def out_of_descriptors(task, ctx):
 
 
 def breaks_its_device(task, ctx):
-    """What torch raises once a kernel went wrong: no call of this process will work from now on."""
+    """Raises what torch raises once a kernel went wrong: no call of this process works any more."""
     import torch
 
     if task.payload == "bad":
@@ -108,7 +109,7 @@ def breaks_its_device(task, ctx):
 
 
 def leaves_a_daemon(task, ctx):
-    """A child in a session of its own, which no process group reaches."""
+    """Leaves a child in a session of its own, which no process group reaches."""
     child = subprocess.Popen(["sleep", str(LONG_S)], start_new_session=True)
     note(ctx.args["children"], child.pid)
     if task.payload == "die":
@@ -117,13 +118,13 @@ def leaves_a_daemon(task, ctx):
 
 
 def leaves_a_bare_child(task, ctx):
-    """In a session of its own, and without a trace of gpuspool in its environment."""
+    """Leaves a child in a session of its own, with nothing of gpuspool in its environment."""
     child = subprocess.Popen(["sleep", str(LONG_S)], start_new_session=True, env={})
     note(ctx.args["children"], child.pid)
 
 
 def forks(task, ctx):
-    """A child that comes back from the job, while its parent is still in it."""
+    """Forks a child that comes back from the job while its parent is still in it."""
     child = os.fork()
     if child == 0:
         if task.payload == "exits":
@@ -135,7 +136,7 @@ def forks(task, ctx):
 
 
 def wraps_a_full_disk(task, ctx):
-    """What a library does that cleans up after itself: no errno of its own, and room again."""
+    """Does what a tidy library does on a full disk: it makes room and raises without an errno."""
     if not Path(ctx.args["gate"]).exists():
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -145,7 +146,7 @@ def wraps_a_full_disk(task, ctx):
 
 
 def ends_a_forked_process(task, ctx):
-    """As a pool does with its processes at its end."""
+    """Ends a process that it forked, as a pool does when it closes."""
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(LONG_S,))
     process.start()
     process.terminate()
@@ -154,7 +155,7 @@ def ends_a_forked_process(task, ctx):
 
 
 class KeepsAPool:
-    """It ends its pool as Python does: when the interpreter exits."""
+    """Keeps a pool, which ends as Python ends it: when the interpreter exits."""
 
     def __init__(self, ctx):
         atexit.register(note, ctx.args["exits"], "exited")
@@ -165,7 +166,7 @@ class KeepsAPool:
 
 
 class Tee:
-    """What people put in the place of stdout; not all of it."""
+    """A part of what people put in the place of stdout."""
 
     def __init__(self, stream):
         self.write = stream.write
@@ -182,9 +183,7 @@ def changes_its_file(task, ctx):
 
 
 class LeavesWaiters:
-    """A process, and a thread that the interpreter waits for at its end, which waits for that
-    process.
-    """
+    """Leaves a process, and a thread that waits for it, for which the interpreter waits at exit."""
 
     def __init__(self, ctx):
         child = subprocess.Popen(["sleep", str(LONG_S)])

@@ -12,7 +12,7 @@ from plain import note
 
 
 class Loads:
-    """The payload decides what happens in load; results tell what came of it."""
+    """The payload decides what happens in load; the result tells what came of it."""
 
     def load(self, task):
         if task.payload == "bad":
@@ -31,7 +31,7 @@ class LoadsBatches(Loads):
 
 
 class LoadsAndRaises(LoadsBatches):
-    """A batch with the payload "worse" raises as a whole; what is loaded is used up by each call."""
+    """A batch with the payload "worse" raises as a whole. Each call uses up what was loaded."""
 
     def __call__(self, tasks, ctx):
         found = [task.loaded.pop("of") for task in tasks]
@@ -59,7 +59,7 @@ class SleepsAlone(Sleeps):
 
 
 class Counted:
-    """Tells of each load and call; the call of the first task waits for the gate."""
+    """Notes each load and call. The call of the first task waits for the gate."""
 
     def __init__(self, ctx):
         self.notes, self.gate = ctx.args["notes"], ctx.args["gate"]
@@ -76,7 +76,7 @@ class Counted:
 
 
 class Hangs:
-    """Loading the payload "sleep" or "in C" never ends, "segv" and "kill" take the process along."""
+    """Loading "sleep" or "in C" never ends; "segv" and "kill" take the process along."""
 
     def __init__(self, ctx):
         import resource
@@ -87,7 +87,8 @@ class Hangs:
         if task.payload == "sleep":
             time.sleep(1000)
         if task.payload == "in C":
-            ctypes.PyDLL(None).sleep(1000)  # called with the interpreter's lock held
+            # A PyDLL keeps the interpreter's lock in its calls.
+            ctypes.PyDLL(None).sleep(1000)
         if task.payload == "segv":
             os.kill(os.getpid(), signal.SIGSEGV)
         return task.payload
@@ -98,9 +99,7 @@ class Hangs:
 
 
 class Warms:
-    """Notes who warms up and who is made; the argument "how" says what becomes of the first
-    warm-up.
-    """
+    """Notes who warms up and who is made. The argument "how" says how the first warm-up ends."""
 
     @classmethod
     def warmup(cls, ctx):

@@ -6,7 +6,7 @@ import sys
 
 
 class Array:
-    """What numpy and torch have: a way to become plain values."""
+    """A value that can become plain values, as those of numpy and torch can."""
 
     def __init__(self, values):
         self.values = values
@@ -35,7 +35,7 @@ def returns(task, ctx):
 
 
 def writes(task, ctx):
-    """Outputs of every kind."""
+    """Writes outputs of every kind."""
     what = task.payload
     if what == "several":
         ctx.output(task, ".a").write_bytes(b"a")
@@ -69,7 +69,7 @@ class Own(Exception):
 
 
 def raises(task, ctx):
-    """All that user code may raise without taking the worker along."""
+    """Raises anything that user code may raise without taking its worker along."""
     kind = task.payload
     if kind == "exit":
         sys.exit(3)
@@ -90,9 +90,7 @@ def raises(task, ctx):
 
 
 class Picky:
-    """A batch that raises where one of its tasks is bad; an exception in its results fails that
-    task alone.
-    """
+    """A batch raises if one of its tasks is bad. An exception among its results fails one task."""
 
     batch_size = 16
 
@@ -114,7 +112,7 @@ class Short:
 
 
 class Budget:
-    """Batches of a summed cost of at most 10, which it decides when it is made."""
+    """Takes batches that cost at most 10 in all, which it decides when it is made."""
 
     def __init__(self, ctx):
         self.batch_size = 100
@@ -126,9 +124,7 @@ class Budget:
 
 
 class NoMemory:
-    """Has room for five tasks at once, on a device that is made up; never for one with the payload
-    "huge".
-    """
+    """Has room for five tasks at once on a made-up device, and never for the payload "huge"."""
 
     batch_size = 16
 

@@ -11,7 +11,7 @@ def double(task, ctx):
 
 
 def describe(task, ctx):
-    """All that a job can know."""
+    """Returns everything that a job can know."""
     return {
         "task": [task.index, task.key, task.payload, task.cost],
         "path": str(task.path) if isinstance(task.payload, dict) else None,

@@ -14,9 +14,7 @@ def body(key, nonce):
 
 
 def output(task, ctx):
-    """A few milliseconds of work, an output that belongs to this execution alone, and a result that
-    names it.
-    """
+    """Works for some milliseconds, writes an output of this execution alone, and names it."""
     nonce = secrets.token_hex(8)
     until = time.perf_counter() + 0.003
     note(ctx.args["notes"], f"{task.index} {nonce}")
@@ -27,7 +25,7 @@ def output(task, ctx):
 
 
 class Batches:
-    """The same, eight at a time."""
+    """Does what `output` does, for eight tasks at a time."""
 
     batch_size = 8
 
