@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gpuspool.orchestrator.api.runs import drain, resume, retry, run
     from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
     from gpuspool.orchestrator.plan.options import RunOptions, StartOptions
-    from gpuspool.orchestrator.report.results import Result
+    from gpuspool.orchestrator.report.results import Result, ResultState
     from gpuspool.orchestrator.report.verify import Findings
     from gpuspool.orchestrator.supervise.doctor import Check
     from gpuspool.spool.errors import (
@@ -72,6 +72,7 @@ __all__ = [
     "Report",
     "Result",
     "ResultError",
+    "ResultState",
     "RunOptions",
     "RunState",
     "SpoolError",
@@ -103,6 +104,7 @@ _HOMES = {
     "GPUProcessCoordinator": "gpuspool.orchestrator.gpu_coordinator",
     "Report": "gpuspool.orchestrator.api.report",
     "Result": "gpuspool.orchestrator.report.results",
+    "ResultState": "gpuspool.orchestrator.report.results",
     "RunOptions": "gpuspool.orchestrator.plan.options",
     "RunState": "gpuspool.spool.states",
     "StartOptions": "gpuspool.orchestrator.plan.options",

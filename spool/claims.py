@@ -18,7 +18,8 @@ import itertools
 import time
 from collections.abc import Iterator
 
-from gpuspool.spool.codec import Damaged, decode, encode
+from gpuspool.spool.codec import decode, encode
+from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import Layout, parse_attempt
 from gpuspool.spool.manifest import Damage, OnDamage
 from gpuspool.spool.publish import listdir, publish, read_bytes

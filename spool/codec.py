@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gpuspool.spool.errors import Damaged as Damaged
+from gpuspool.spool.errors import Damaged
 
 # A sealed line is the JSON of its record without the closing brace, then a seal: this, eight
 # digits, and this.

@@ -21,16 +21,10 @@ from pathlib import Path
 from msgspec.structs import asdict
 
 from gpuspool.spool.codec import R, seal, seal_lines, unseal_lines
+from gpuspool.spool.errors import SyncError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import Damage, OnDamage
-from gpuspool.spool.publish import (
-    SyncError,
-    create_journal,
-    open_plain,
-    patiently,
-    pread,
-    write_all,
-)
+from gpuspool.spool.publish import create_journal, open_plain, patiently, pread, write_all
 from gpuspool.spool.records import Identity, JournalHead, Record
 
 # A reader takes so much of a journal at once, however long that has grown. It bounds the memory of

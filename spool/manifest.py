@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from gpuspool.spool.codec import Damaged, R, decode_lines, seal, unseal, unseal_lines
+from gpuspool.spool.codec import R, decode_lines, seal, unseal, unseal_lines
+from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import Layout, orphans_name, parse_orphans, rank_name
 from gpuspool.spool.publish import is_regular, publish, read_bytes
 from gpuspool.spool.records import Closing, Run, TaskLine

@@ -37,8 +37,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpuspool.spool.codec import R, decode, unseal_pretty
-from gpuspool.spool.errors import Damaged
-from gpuspool.spool.errors import SyncError as SyncError
+from gpuspool.spool.errors import Damaged, SyncError
 from gpuspool.spool.layout import hidden_name
 
 # The permissions of files and folders before the umask. Nobody outside the group may write: a spool

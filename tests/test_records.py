@@ -11,7 +11,6 @@ from spooling import A0, JOB, cuts, flips, some_run, task
 
 from gpuspool.spool.codec import (
     SEALED_AT_ONCE,
-    Damaged,
     check_seal,
     decode,
     encode,
@@ -22,6 +21,7 @@ from gpuspool.spool.codec import (
     unseal,
     unseal_lines,
 )
+from gpuspool.spool.errors import Damaged
 from gpuspool.spool.identity import myself
 from gpuspool.spool.records import (
     Claim,

@@ -22,8 +22,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line. Always ends with SystemExit, or ends the process.
 
     arguments: the words after the program's name. None for those of this process: then it ends
-    right here. The interpreter would first take apart a million task records one by one, which
-    takes seconds and serves nobody; what must happen at the end (exit functions, flushing) is done.
+    right here, after the exit functions and the flushing. The interpreter would take all modules
+    and what they hold apart before it ends, which takes time and serves nobody.
     """
     try:
         _main(sys.argv[1:] if arguments is None else arguments)

@@ -27,7 +27,7 @@ import msgspec
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.spool import __version__
 from gpuspool.spool.codec import seal_pretty
-from gpuspool.spool.errors import UsageError
+from gpuspool.spool.errors import SyncError, UsageError
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
     OUT_MARK,
@@ -39,7 +39,6 @@ from gpuspool.spool.layout import (
 )
 from gpuspool.spool.publish import (
     FOLDER_MODE,
-    SyncError,
     fsync_dir,
     fsync_file,
     make_folder,

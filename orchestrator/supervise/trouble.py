@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpuspool.orchestrator.supervise.telling import Telling
-from gpuspool.spool.publish import SyncError, probe_folder
+from gpuspool.spool.errors import SyncError
+from gpuspool.spool.publish import probe_folder
 from gpuspool.spool.records import Closing
 from gpuspool.spool.states import Reason
 from gpuspool.spool.view import View
