@@ -440,8 +440,8 @@ def test_a_time_limit_is_that_of_one_start(box: Box) -> None:
     started = box.start("resume", "S")
     wait_until(lambda: (box / "S" / "attempts" / "rank-0000.a01.json").exists())
     limits = [
-        record(path)["options"].get("time_limit_s")
-        for path in sorted((box / "S" / "attempts").iterdir())
+        record(box / "S" / "attempts" / name)["options"].get("time_limit_s")
+        for name in names(box / "S" / "attempts")
     ]
     assert limits == [0.1, None]
     (box / "gate").touch()
