@@ -50,15 +50,7 @@ def assign(
     pool = find_pool(devices, environment)
     if not pool:
         return [CPU] * (ranks or 1)
-    if len(pool) % gpus_per_rank:
-        raise UsageError(
-            f"--gpus-per-rank {gpus_per_rank} does not divide the {len(pool)} devices "
-            f"{','.join(pool)}."
-        )
-    groups = [
-        ",".join(pool[start : start + gpus_per_rank])
-        for start in range(0, len(pool), gpus_per_rank)
-    ]
+    groups = _group(pool, gpus_per_rank)
     most = len(groups) * ranks_per_gpu
     if ranks is None:
         ranks = most
@@ -68,6 +60,17 @@ def assign(
             f"at most {most}, or put several ranks on each device with --ranks-per-gpu."
         )
     return [groups[rank % len(groups)] for rank in range(ranks)]
+
+
+def _group(pool: list[str], gpus_per_rank: int) -> list[str]:
+    """The devices that consecutive tokens of the pool make. Raises UsageError for a remainder."""
+    if len(pool) % gpus_per_rank:
+        raise UsageError(
+            f"--gpus-per-rank {gpus_per_rank} does not divide the {len(pool)} devices "
+            f"{','.join(pool)}."
+        )
+    starts = range(0, len(pool), gpus_per_rank)
+    return [",".join(pool[start : start + gpus_per_rank]) for start in starts]
 
 
 def find_pool(devices: str | None, environment: Mapping[str, str]) -> list[str]:
@@ -185,13 +188,9 @@ def near_cpus(device: str) -> set[int]:
     nvml = None if device == CPU else _nvml()
     if nvml is None:
         return set()
-    first = device.split(",")[0]
     count = ((os.cpu_count() or 1) + AFFINITY_BITS - 1) // AFFINITY_BITS
     try:
-        if first.isdigit():
-            handle = nvml.nvmlDeviceGetHandleByIndex(int(first))
-        else:
-            handle = nvml.nvmlDeviceGetHandleByUUID(first)
+        handle = _handle(nvml, device.split(",")[0])
         words = nvml.nvmlDeviceGetCpuAffinity(handle, count)
     except nvml.NVMLError:
         return set()
@@ -202,6 +201,13 @@ def near_cpus(device: str) -> set[int]:
         if word >> bit & 1
     }
     return near & os.sched_getaffinity(0)
+
+
+def _handle(nvml: Any, token: str) -> Any:
+    """What NVML calls the device of a token, an index or a UUID. Raises NVMLError."""
+    if token.isdigit():
+        return nvml.nvmlDeviceGetHandleByIndex(int(token))
+    return nvml.nvmlDeviceGetHandleByUUID(token)
 
 
 def environment_for(device: str, ranks: int, environment: Mapping[str, str]) -> dict[str, str]:

@@ -128,11 +128,21 @@ def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
 
 def _read_lines(source: str) -> list[str]:
     """The lines of a text file or of standard input, without their ends. Raises UsageError."""
+    text = _read_text(source)
+    if not text:
+        return []
+    # Not str.splitlines: a payload may hold any of the other characters that it splits at.
+    found = text.removesuffix("\n").split("\n")
+    if "\r" not in text:
+        return found
+    return [line.rstrip("\r") for line in found]
+
+
+def _read_text(source: str) -> str:
     if source == "-" and sys.stdin is None:
         raise UsageError("there is no stdin. Name a file.")
     try:
-        data = _read(source)
-        text = data.decode()
+        return _read(source).decode()
     except OSError as error:
         raise UsageError(
             f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin."
@@ -141,13 +151,6 @@ def _read_lines(source: str) -> list[str]:
         raise UsageError(
             f"{source}, byte {error.start}: not UTF-8. Convert it, e.g. with iconv."
         ) from None
-    if not data:
-        return []
-    # Not str.splitlines: a payload may hold any of the other characters that it splits at.
-    found = text.removesuffix("\n").split("\n")
-    if "\r" not in text:
-        return found
-    return [line.rstrip("\r") for line in found]
 
 
 def _read(source: str) -> bytes:

@@ -48,12 +48,7 @@ def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
     if command:
         return _command_job(command), b""
     _refuse_while_loading()
-    spec = job if isinstance(job, str) else _spec_of(job)
-    where, colon, name = spec.rpartition(":")
-    if not colon or not where or not all(part.isidentifier() for part in name.split(".")):
-        raise UsageError(
-            f"JOB {job!r} is not file.py:Name or package.module:Name. Example: classify.py:Contigs"
-        )
+    where, name = _split_spec(job if isinstance(job, str) else _spec_of(job))
     if where.endswith(".py") or "/" in where:
         return _file_job(where, name)
     _refuse_our_name(where.partition(".")[0], where)
@@ -61,6 +56,16 @@ def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
         return _module_job(where, name, _find_module(where, os.getcwd()), [os.getcwd()])
     loaded = sys.modules.get(where, sys.modules["__main__"])
     return _module_job(where, name, getattr(loaded, "__file__", None), _sys_path())
+
+
+def _split_spec(spec: str) -> tuple[str, str]:
+    """The file or module, and the name in it, of "where:Name". Raises UsageError."""
+    where, _, name = spec.rpartition(":")
+    if not where or not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(
+            f"JOB {spec!r} is not file.py:Name or package.module:Name. Example: classify.py:Contigs"
+        )
+    return where, name
 
 
 def parse_call(function: Any) -> tuple[Job, bytes]:
@@ -262,8 +267,7 @@ def _spec_of(target: Any) -> str:
     """file.py:Name or module:Name of a class or function object. Raises UsageError."""
     module = getattr(target, "__module__", None)
     name = getattr(target, "__qualname__", None)
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
     if module == "__main__" and spec is not None:
         # Started with `python -m package.script`: a worker imports it under that name.
         module = spec.name
@@ -276,10 +280,15 @@ def _spec_of(target: Any) -> str:
         )
     if module != "__main__":
         return f"{module}:{name}"
-    file = getattr(main, "__file__", None)
+    return f"{_script(name)}:{name}"
+
+
+def _script(name: str) -> str:
+    """The script that is being run. Raises UsageError where there is none, as in a notebook."""
+    file: str | None = getattr(sys.modules["__main__"], "__file__", None)
     if file is None:
         raise UsageError(
             f"{name} is defined in a notebook or at a prompt, where a worker cannot import it. Put "
             f"it into a file: begin its cell with %%writefile job.py, then pass 'job.py:{name}'."
         )
-    return f"{os.path.abspath(file)}:{name}"
+    return os.path.abspath(file)

@@ -36,6 +36,11 @@ def check_out(out: Path, overwrite: bool, tasks: TaskList) -> None:
             f"--out {out} is not empty. Name another folder, or move all of it to {aside_of(out)} "
             "with --overwrite."
         )
+    _refuse_inputs_inside(out, tasks)
+
+
+def _refuse_inputs_inside(out: Path, tasks: TaskList) -> None:
+    """Raise UsageError if an input is a file in OUT, also by way of a symbolic link."""
     whole = out.resolve()
     for path in _input_paths(tasks):
         if os.path.lexists(path) and Path(os.path.realpath(path)).is_relative_to(whole):
