@@ -1,12 +1,12 @@
 """`python -m benchmarks.scale`: what looking at large spools costs, and closing many dead attempts.
 
-Printed are CPU seconds of the whole command, since those hardly depend on what else the machine does,
-and how many files of the spool it opened, since on a network file system each open is a round trip.
-With `--against DIR`, the root of another checkout that has a `.venv` of its own, each figure stands
-beside that of the other version, measured right after it on the same files.
+Printed are CPU seconds of the whole command, since those hardly depend on what else the machine
+does, and how many files of the spool it opened, since on a network file system each open is a round
+trip. With `--against DIR`, the root of another checkout that has a `.venv` of its own, each figure
+stands beside that of the other version, measured right after it on the same files.
 
-The spools are made by hand, in the bytes that a run would have left: to run a million tasks first would
-take longer than all else here.
+The spools are made by hand, in the bytes that a run would have left: to run a million tasks first
+would take longer than all else here.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Size:
     tasks_a_claim: int
 
 
-# The last two are what the targets are about. The first beside the second shows whether opens grow with
-# the number of tasks.
+# The last two are what the targets are about. The first beside the second shows whether opens grow
+# with the number of tasks.
 FULL = (Size(25_000, 64, 4), Size(100_000, 64, 4), Size(1_000_000, 2, 64))
 QUICK = (Size(400, 4, 4), Size(1_600, 4, 4))
 DEAD_FULL = (50, 100, 200, 400, 800)

@@ -1,5 +1,5 @@
-"""The tasks that failed for good, as a person wants to see them: each kind of failure once, with the
-tasks that it struck.
+"""The tasks that failed for good, as a person wants to see them: each kind of failure once, with
+the tasks that it struck.
 
 The command line and the Python API call this.
 """

@@ -1,8 +1,8 @@
 """What the workers printed, as text that comes in chunks.
 
-Guarantees: of a log of any size a chunk at a time is held, `ranges.READ_BYTES` long. Bytes that are no
-UTF-8 become U+FFFD; a character that is cut by the end of a chunk is put together again. The text is
-as the job printed it: make it `printable` before it goes to a terminal.
+Guarantees: of a log of any size a chunk at a time is held, `ranges.READ_BYTES` long. Bytes that are
+no UTF-8 become U+FFFD; a character that is cut by the end of a chunk is put together again. The
+text is as the job printed it: make it `printable` before it goes to a terminal.
 
 The command line and the Python API call this.
 """
@@ -31,8 +31,8 @@ class _Logged(Record, frozen=True, kw_only=True):
 def log_chunks(view: View, attempt: str) -> Iterator[str]:
     """The log of an attempt, from its beginning to where it ends now.
 
-    Line ends of all kinds become a newline, so that a progress bar that goes back to the beginning of
-    its line is readable. A log that does not exist has no text. Raises OSError.
+    Line ends of all kinds become a newline, so that a progress bar that goes back to the beginning
+    of its line is readable. A log that does not exist has no text. Raises OSError.
     """
     decoder = io.IncrementalNewlineDecoder(_utf8(), translate=True)
     for data in read_chunks(view.layout.log(attempt)):
@@ -48,7 +48,8 @@ def task_log_chunks(view: View, key: str) -> Iterator[str]:
     tasks = tasks_of(view, key)
     if not tasks:
         raise UsageError(
-            f"{view.layout.root} has no task with the key {key!r}. `gpuspool results` lists the keys."
+            f"{view.layout.root} has no task with the key {key!r}. "
+            "`gpuspool results` lists the keys."
         )
     return _task_log(view, tasks)
 

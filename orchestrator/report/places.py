@@ -2,11 +2,11 @@
 
 A task may have several lines: a try in each round, and a second complete line where it ran twice.
 One of them is its result. Of complete lines that is the first, by attempt and then by offset, so
-that the answer does not change when a task that ran twice is told again. A task that is not complete
-has failed by the last line of its newest round.
+that the answer does not change when a task that ran twice is told again. A task that is not
+complete has failed by the last line of its newest round.
 
-The lines themselves stay on disk, since a result may be 1 MiB long and there may be millions. Of each
-task three numbers are kept; lines are then read for some tasks at a time, in bulk.
+The lines themselves stay on disk, since a result may be 1 MiB long and there may be millions. Of
+each task three numbers are kept; lines are then read for some tasks at a time, in bulk.
 
 Guarantees: the places are those that the view knew when they were found, whatever a live run has
 appended since. A line that is damaged costs itself alone. At most one descriptor is open.
@@ -51,7 +51,7 @@ class Places:
         self._attempts = names
         # By the number of a journal; the last one is found by NOWHERE.
         self._ranks: list[int | None] = [*map(rank_of, names), None]
-        # By task: the number of its journal in `_attempts`, and where in it the line starts and stops.
+        # By task: the number of its journal in `_attempts`, and where in that its line lies.
         self._journal = array.array("i", [NOWHERE]) * view.run.tasks
         self._start = array.array("q", [0]) * view.run.tasks
         self._stop = array.array("q", [0]) * view.run.tasks
@@ -61,10 +61,10 @@ class Places:
     def _find_in(self, number: int, attempt: str) -> None:
         """Note the lines of one journal that tell what became of their tasks.
 
-        Whoever reads results passes through this loop once for each finished task. A line stops where
-        the next readable one starts, or where the view stopped reading: so `stop` is noted one line
-        later, and damaged lines in between are part of the range. They are skipped again when it is
-        read.
+        Whoever reads results passes through this loop once for each finished task. A line stops
+        where the next readable one starts, or where the view stopped reading: so `stop` is noted
+        one line later, and damaged lines in between are part of the range. They are skipped again
+        when it is read.
         """
         ledger = self._view.ledger
         is_complete = ledger.complete
@@ -121,8 +121,8 @@ class Places:
     def read(self, window: list[int], kind: type[R]) -> dict[int, R]:
         """The lines of a window's tasks, by task, as records of this kind.
 
-        A task without a line has no entry. Neither has one whose line was there when it was found and
-        cannot be read any more; that is reported to the view.
+        A task without a line has no entry. Neither has one whose line was there when it was found
+        and cannot be read any more; that is reported to the view.
         """
         by_journal: dict[int, list[int]] = {}
         for task in window:
@@ -138,8 +138,8 @@ class Places:
     def _read_from(self, attempt: str, tasks: list[int], kind: type[R]) -> dict[int, R]:
         """The lines of these tasks, which stand in this order in the journal of an attempt.
 
-        All of them are checked and decoded by one call, which costs a fraction of one by one. Only if
-        that finds fewer lines than it was given is each looked at, to say which.
+        All of them are checked and decoded by one call, which costs a fraction of one by one. Only
+        if that finds fewer lines than it was given is each looked at, to say which.
         """
         path = self._view.layout.journal(attempt)
         ranges = [(self._start[task], self._stop[task]) for task in tasks]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -37,19 +38,20 @@ def read_ranges(path: Path, ranges: Sequence[Range]) -> list[bytes]:
 
 
 def _read_ranges(path: Path, ranges: Sequence[Range]) -> list[bytes]:
+    nothing = [b""] * len(ranges)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        return [b""] * len(ranges)
+        return nothing
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return [b""] * len(ranges)
+            return nothing
         raise
     try:
         with naming(path):
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return nothing
             return _read_parts(fd, ranges)
-    except IsADirectoryError:
-        return [b""] * len(ranges)
     finally:
         os.close(fd)
 

@@ -1,12 +1,12 @@
 """What became of each task, in input order.
 
-Guarantees: the answers are those of the view that was asked, so all of them agree with its ledger and
-with each other, whatever a live run does meanwhile. Results come one after the other while lines are
-read for some thousand tasks at a time: however many tasks there are and however large their results,
-little is held in memory, and one file is open at a time.
+Guarantees: the answers are those of the view that was asked, so all of them agree with its ledger
+and with each other, whatever a live run does meanwhile. Results come one after the other while
+lines are read for some thousand tasks at a time: however many tasks there are and however large
+their results, little is held in memory, and one file is open at a time.
 
-The command line, `Report.results` and the other modules of `report` call this. It reads no claims, so
-a view without them will do.
+The command line, `Report.results` and the other modules of `report` call this. It reads no claims,
+so a view without them will do.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Results:
     def failed(self) -> Iterator[Result]:
         """The results of the tasks that failed, in input order. Lines of other tasks are not read."""
         for result in self.of(sorted(self._view.ledger.failed())):
-            # Only a journal that was damaged since the view was refreshed makes another state of it.
+            # A journal that was damaged since the view was refreshed makes a task MISSING.
             if result.state is ResultState.FAILED:
                 yield result
 

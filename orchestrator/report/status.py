@@ -1,7 +1,7 @@
-"""How a run stands, from files alone: it needs no torch, no GPU and no orchestrator, and writes nothing.
+"""How a run stands, from files alone.
 
-It reads the manifests, the journals, and a heartbeat for each rank, but no claims: a view without them
-will do, and the files opened grow with the ranks and not with the tasks.
+It needs no torch, no GPU and no orchestrator, and writes nothing. It reads the manifests, the journals, and a heartbeat for each rank, but no claims: a view without
+them will do, and the files opened grow with the ranks and not with the tasks.
 
 The command line (`status`, `wait`) and the Python API call this.
 """
@@ -46,7 +46,7 @@ def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any
     is_live = is_holder_alive(view.layout) or any(life is not Life.DEAD for life in lives.values())
     ledger = view.ledger
     ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in _newest_of_each_rank(view)]
-    # A worker may have finished the task in its last heartbeat since; no more tasks run than are left.
+    # A worker may have finished the task that its last heartbeat names. No more run than are left.
     unfinished = ledger.tasks - ledger.n_finished
     running = min(sum(row["task"] is not None for row in ranks), unfinished)
     return {

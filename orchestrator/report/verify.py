@@ -1,10 +1,10 @@
-"""`gpuspool verify`: everything in a spool that is not as the format says, named with file and offset.
+"""`gpuspool verify`: whatever in a spool is not as the format says, named with file and offset.
 
-A problem is damage or a contradiction. A note is what a crash leaves behind and the protocol has dealt
-with, or will.
+A problem is damage or a contradiction. A note is what a crash leaves behind and the protocol has
+dealt with, or will.
 
-Guarantees: every file of the protocol is read, and nothing is written. A live run is no problem: what
-it adds while we look is either seen whole or not at all.
+Guarantees: every file of the protocol is read, and nothing is written. A live run is no problem:
+what it adds while we look is either seen whole or not at all.
 
 Called by the command line and the Python API. It needs a view that reads claims.
 """
@@ -37,8 +37,8 @@ class Findings:
 def verify(view: View) -> Findings:
     """Compare all that stands in a spool with the format. Refreshes the view; raises OSError.
 
-    Names are listed before the view is refreshed and compared with it afterwards. In the other order
-    a claim that a live run makes in between would be in the listing and not in the view.
+    Names are listed before the view is refreshed and compared with it afterwards. In the other
+    order a claim that a live run makes in between would be in the listing and not in the view.
     """
     claims = {name: _listed_claims(view, name) for name in view.manifests}
     view.refresh()

@@ -1,0 +1,192 @@
+"""What looking at a spool holds and opens, however many ranks, tasks and bytes there are.
+
+Nothing here is about speed: counts of descriptors, opens and bytes are compared, never seconds.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from helpers import GPUSPOOL
+from msgspec import Raw
+from spooling import A0, begin, intend, make_spool
+
+from gpuspool.orchestrator.report.logs import log_chunks
+from gpuspool.orchestrator.report.places import WINDOW_BYTES
+from gpuspool.orchestrator.report.ranges import READ_BYTES
+from gpuspool.orchestrator.report.results import Results
+from gpuspool.spool.records import JournalLine
+from gpuspool.spool.states import LineState
+from gpuspool.spool.view import open_view
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # benchmarks is a folder of the checkout, and no installed package
+
+from benchmarks.scale import Size, make_finished  # noqa: E402
+
+RANKS = 1100
+DESCRIPTORS = 256
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on more ranks than a process may have files open."""
+    spool = tmp_path_factory.mktemp("wide") / "S"
+    make_finished(spool, Size(tasks=RANKS, ranks=RANKS, tasks_a_claim=1))
+    return spool
+
+
+def with_few_descriptors(*arguments: str | Path) -> str:
+    command = ["bash", "-c", f'ulimit -n {DESCRIPTORS} && exec "$@"', "bash", GPUSPOOL]
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_every_verb_reads_more_journals_than_it_may_open(wide: Path) -> None:
+    counts = json.loads(with_few_descriptors("status", "--json", wide))["tasks"]
+    assert (counts["total"], counts["complete"]) == (RANKS, RANKS)
+    results = [json.loads(line) for line in with_few_descriptors("results", wide).splitlines()]
+    assert [(result["index"], result["rank"]) for result in results] == [
+        (index, index) for index in range(RANKS)
+    ]
+    assert {result["state"] for result in results} == {"complete"}
+    assert with_few_descriptors("failed", wide) == ""
+    assert with_few_descriptors("verify", wide).startswith("0 problems; 1100 complete")
+    assert with_few_descriptors("logs", wide).count("==> ") == RANKS
+    assert with_few_descriptors("logs", "--task", "t7", wide) == ""
+    assert "1100 complete, 0 failed" in with_few_descriptors("wait", wide)
+
+
+COUNT_OPENS = """
+import sys
+
+opened = []
+def note(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(sys.argv[1]):
+        opened.append(arguments[0])
+
+from gpuspool.orchestrator.report.results import Results
+from gpuspool.orchestrator.report.status import status
+from gpuspool.spool.view import open_view
+
+sys.addaudithook(note)
+view = open_view(sys.argv[1], reads_claims=False)
+if sys.argv[2] == "status":
+    status(view)
+else:
+    assert sum(1 for _ in Results(view)) == view.run.tasks
+print(len(opened))
+"""
+
+
+def opens(verb: str, spool: Path) -> int:
+    """How many files of a spool a reader opens."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_OPENS, spool, verb],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("verb", ["status", "results"])
+def test_opens_grow_with_ranks_and_not_with_tasks(verb: str, tmp_path: Path) -> None:
+    few, many, wider = tmp_path / "few", tmp_path / "many", tmp_path / "wider"
+    make_finished(few, Size(tasks=40, ranks=4, tasks_a_claim=2))
+    make_finished(many, Size(tasks=4000, ranks=4, tasks_a_claim=2))
+    make_finished(wider, Size(tasks=40, ranks=8, tasks_a_claim=2))
+    assert 4 < opens(verb, few) == opens(verb, many) < opens(verb, wider)
+
+
+def peak_bytes(read: str, spool: Path) -> int:
+    """The most memory that Python allocates while all of something is read."""
+    view = open_view(spool, reads_claims=False)
+    tracemalloc.start()
+    try:
+        if read == "results":
+            for result in Results(view):
+                assert len(result.result) > 1
+        else:
+            assert sum(map(len, log_chunks(view, A0))) > 0
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+# Results of half a MiB, so many that together they are many times a window.
+COUNT = 160
+BYTES = 512 * 1024
+
+
+def make_large(root: Path, small: int = 0) -> Path:
+    """A spool with large results; of each eight tasks the last so many have a small one."""
+    layout = make_spool(root, COUNT)
+    intend(layout, A0)
+    writer = begin(layout, A0)
+    for index in range(COUNT):
+        result = Raw(b'"' + b"x" * BYTES + b'"')
+        if index % 8 >= 8 - small:
+            result = Raw(b"1")
+        line = JournalLine(task=index, round=0, state=LineState.COMPLETE, result=result)
+        writer.append(line)
+    return root
+
+
+def test_large_results_are_not_held_together(tmp_path: Path) -> None:
+    # A window is held as it was read, joined, and split for checking; besides, one call's bytes.
+    bound = 6 * WINDOW_BYTES
+    assert bound < COUNT * BYTES / 2
+    assert peak_bytes("results", make_large(tmp_path / "s")) < bound
+
+
+def test_a_result_that_is_kept_keeps_no_window(tmp_path: Path) -> None:
+    view = open_view(make_large(tmp_path / "s", small=7), reads_claims=False)
+    tracemalloc.start()
+    try:
+        kept = [result for result in Results(view) if result.result == Raw(b"1")]
+        assert len(kept) == COUNT * 7 / 8
+        assert tracemalloc.get_traced_memory()[0] < BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_log_is_not_held_whole(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 1)
+    intend(layout, A0)
+    begin(layout, A0)
+    with layout.log(A0).open("wb") as log:
+        log.truncate(64 * READ_BYTES)
+    assert peak_bytes("log", layout.root) < 8 * READ_BYTES
+
+
+def test_the_bench_measures_two_versions_side_by_side(tmp_path: Path) -> None:
+    """This version against itself; what it prints is looked at, not how large the figures are."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    command = [sys.executable, "-m", "benchmarks.scale", "--quick", "--runs", "1"]
+    done = subprocess.run(
+        [*command, "--home", home, "--against", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [re.split("  +", line) for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows if "opens" not in row[0]] == [
+        "status, 400 tasks x 4 ranks: CPU s",
+        "results, 400 tasks x 4 ranks: CPU s",
+        "status, 1,600 tasks x 4 ranks: CPU s",
+        "results, 1,600 tasks x 4 ranks: CPU s",
+        "resume, 2 dead attempts: CPU s",
+        "resume, 4 dead attempts: CPU s",
+    ]
+    for what, ours, theirs, *_ in rows:
+        if "opens" in what:
+            assert ours == theirs, what
+    assert list(home.iterdir()) == [], "the bench left something behind"
