@@ -1,10 +1,12 @@
-"""Who is to blame when a worker dies: what its death does to the tasks it had claimed and not finished.
+"""Who is to blame when a worker dies: what its death does to the tasks it had claimed and not
+finished.
 
 A crash counts only with a witness, and only against a task that was certainly in hand, alone. Tasks
 that were perhaps in hand run alone from then on (`careful`), so the next crash names the culprit. A
 time-out names it at once. Nobody else is ever blamed.
 
-`judge` is pure. `scene_of` reads what a failure's record tells people: device, host, end of the log.
+`judge` is pure. `scene_of` reads what a failure's record tells people: device, host, end of the
+log.
 """
 
 from __future__ import annotations
@@ -164,8 +166,8 @@ def _judge_time_out(
 ) -> Judgement:
     """The task that was in hand for sure fails at once.
 
-    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash, so
-    no crash is counted.
+    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash,
+    so no crash is counted.
     """
     kept: list[TaskLine] = []
     failures: list[TaskFailure] = []

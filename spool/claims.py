@@ -4,8 +4,8 @@ The claim at place 0 says where it stops; the claim with that name says where th
 the first name that does not exist is where the next claim starts. One link(2) makes a claim, so of
 two processes that want the same start one wins and the other reads on.
 
-Claims are not fsynced. A claim that a power cut emptied reaches to the next start that is listed and
-belongs to nobody, so the sweep finds its tasks.
+Claims are not fsynced. A claim that a power cut emptied reaches to the next start that is listed
+and belongs to nobody, so the sweep finds its tasks.
 
 Two readers follow a chain. `ClaimChain` reads every claim: a view needs to know who holds what.
 `ChainEnd` looks only for the end: a worker needs to know where it may claim next, and a thousand
@@ -159,9 +159,9 @@ class ClaimChain:
 class ChainEnd:
     """Where the next claim of one manifest starts, and who claimed last.
 
-    It passes over most of what others claim. Where a claim in the middle is lost it passes over that
-    too, and over the places that the lost claim held: the sweep finds their tasks. A worker that
-    was told of unclaimed places which it does not see starts over with `look_closely`.
+    It passes over most of what others claim. Where a claim in the middle is lost it passes over
+    that too, and over the places that the lost claim held: the sweep finds their tasks. A worker
+    that was told of unclaimed places which it does not see starts over with `look_closely`.
     """
 
     def __init__(self, layout: Layout, manifest: str, end: int) -> None:
@@ -247,10 +247,10 @@ def claim_size(
 ) -> int:
     """How many tasks the next claim takes: whole batches, and at least one of them.
 
-    left: unclaimed places of the manifest. batch: tasks of one call. seconds: what the first and the
-    last of the tasks that are left are estimated to take; manifests are longest first, so these are
-    the longest and the shortest. None while nothing is known: then one batch. claimers: how many
-    attempts draw from this manifest.
+    left: unclaimed places of the manifest. batch: tasks of one call. seconds: what the first and
+    the last of the tasks that are left are estimated to take; manifests are longest first, so these
+    are the longest and the shortest. None while nothing is known: then one batch. claimers: how
+    many attempts draw from this manifest.
 
     This is guided self-scheduling: a fixed fraction of each claimer's share of what is left, but no
     more than a target of time. So claims are large at first and small at the end of a run.

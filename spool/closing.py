@@ -1,9 +1,9 @@
 """Closing attempts: how nothing is lost when anything dies.
 
-A closing is one record: the first line of `manifests/<attempt>.orphans.jsonl`. The link(2) that gives
-that manifest its name is the commit instant: before it the attempt is open, after it the tasks in the
-manifest are anybody's to claim. Who loses the link adopts what is there. The status record and the
-failed-tasks folder are copies that anybody may make again.
+A closing is one record: the first line of `manifests/<attempt>.orphans.jsonl`. The link(2) that
+gives that manifest its name is the commit instant: before it the attempt is open, after it the
+tasks in the manifest are anybody's to claim. Who loses the link adopts what is there. The status
+record and the failed-tasks folder are copies that anybody may make again.
 
 A worker that ends in peace closes itself with `publish_closing`. Attempts that are proved dead are
 closed by `close_attempts`.

@@ -1,8 +1,8 @@
 """How an attempt died, as a value.
 
-Whoever closes a dead attempt gathers what it knows as `Evidence`; `classify` makes a `Death` of it, and
-nobody else judges. The first row that applies is the death; what follows from it for the tasks is
-decided in `blame`.
+Whoever closes a dead attempt gathers what it knows as `Evidence`; `classify` makes a `Death` of it,
+and nobody else judges. The first row that applies is the death; what follows from it for the tasks
+is decided in `blame`.
 
 evidence                                           death           state    reason
 its own timer left stacks, or its parent killed
@@ -36,8 +36,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     stacks: where every thread stood when the worker's own timer ended it; "" if it did not.
     exit_code: as its own parent saw it, -N for signal N; None where nobody saw it. is_oom: the
-    kernel's counters explain the SIGKILL. max_crashes, max_kills: how often a task may be in hand when
-    its worker crashes or is killed.
+    kernel's counters explain the SIGKILL. max_crashes, max_kills: how often a task may be in hand
+    when its worker crashes or is killed.
     """
 
     stacks: str = ""

@@ -36,7 +36,8 @@ class Ledger:
     """The verdicts of all tasks of a run, as the lines of its journals are fed to it in any order.
 
     `complete` has one byte for each task. Failures, rounds of retries and unreadable tasks are few,
-    and each stands in a dict or set. Every count is kept while lines are fed, so asking costs nothing.
+    and each stands in a dict or set. Every count is kept while lines are fed, so asking costs
+    nothing.
     """
 
     def __init__(self, tasks: int) -> None:

@@ -16,7 +16,8 @@ from gpuspool.spool.records import Intent, ParentBeat
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
-# Seconds between two beats, of a worker and of a parent. Twelve fit into the default lease of 120 s.
+# Seconds between two beats, of a worker and of a parent. Twelve fit into the default lease of 120
+# s.
 BEAT_S = 10.0
 # The shortest lease that anybody may judge an attempt by is so many of its own beats.
 BEATS = 3
@@ -52,8 +53,8 @@ class LeaseWatch:
 class FailureDetector:
     """Judges the attempts of one spool.
 
-    Keep one for as long as you watch a spool: leases take time to run out, and only looks of the same
-    detector count. Raises OSError where a heartbeat cannot be read.
+    Keep one for as long as you watch a spool: leases take time to run out, and only looks of the
+    same detector count. Raises OSError where a heartbeat cannot be read.
     """
 
     def __init__(self, view: View, lease_s: float | None = None) -> None:

@@ -1,9 +1,9 @@
 """Mending the chains of claims after a power cut.
 
 Claims are not fsynced, so a power cut may take back the last ones while the journals, which are
-synced every second, still tell what was done under them. A chain that is too short offers its places
-again, and finished tasks would run twice. So each start of an orchestrator after the first mends the
-chains, once nothing that is proved dead is open any more and before it starts anybody:
+synced every second, still tell what was done under them. A chain that is too short offers its
+places again, and finished tasks would run twice. So each start of an orchestrator after the first
+mends the chains, once nothing that is proved dead is open any more and before it starts anybody:
 
 1. Take every task that an open attempt holds a claim on as known.
 2. Walk over the places of each manifest that look unclaimed. A place was claimed before if its task
@@ -27,8 +27,8 @@ from gpuspool.spool.view import View
 def mend_claims(view: View) -> int:
     """Extend every chain over what was claimed before; returns how many claims were made.
 
-    The view was just refreshed, and nothing dead is open. Where no attempt is closed yet, nothing was
-    ever claimed by anybody who is gone, so there is nothing to mend.
+    The view was just refreshed, and nothing dead is open. Where no attempt is closed yet, nothing
+    was ever claimed by anybody who is gone, so there is nothing to mend.
     """
     nobody = next(iter(view.closed), None)
     if nobody is None:

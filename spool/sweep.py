@@ -32,12 +32,12 @@ def stranded_tasks(view: View, idle: str = "") -> list[TaskLine]:
     """The tasks that must be swept, in order, on a view that was just refreshed.
 
     A task is stranded when it has no verdict, no unclaimed place of a manifest offers its newest
-    round, and no open attempt other than `idle` holds a claim on that. Of several lines that describe
-    it, the one with the newest round and the longest history of crashes is kept: what was learnt
-    about a task must not be forgotten.
+    round, and no open attempt other than `idle` holds a claim on that. Of several lines that
+    describe it, the one with the newest round and the longest history of crashes is kept: what was
+    learnt about a task must not be forgotten.
 
-    The whole of the view's order of reading is for this: manifests, then claims, then journals, each
-    of which only grows. What looks stranded in that order really is.
+    The whole of the view's order of reading is for this: manifests, then claims, then journals,
+    each of which only grows. What looks stranded in that order really is.
     """
     best: dict[int, TaskLine | None] = dict.fromkeys(view.ledger.unfinished())
     if not best:

@@ -6,8 +6,8 @@ The sweep relies on it: a task that looks finished by nobody and held by nobody 
 is.
 
 A view is the one source of derived facts: which attempts there are and which are open, who claimed
-what, how much is unclaimed, every verdict. `refresh` computes them and nothing else changes them, so
-whatever asks, in whatever order, gets the same answers until the next refresh.
+what, how much is unclaimed, every verdict. `refresh` computes them and nothing else changes them,
+so whatever asks, in whatever order, gets the same answers until the next refresh.
 
 A damaged or foreign file costs what it held and no more. Every damage is kept in `damage`, once.
 """
@@ -56,9 +56,9 @@ from gpuspool.spool.records import (
 )
 from gpuspool.spool.states import AttemptState, Life, LineState, Reason
 
-# For so long after somebody else closed an attempt its journal is read on. A worker that stood still
-# and was taken for dead may finish the task in hand before it notices. What it writes later than
-# this is read by whoever comes new to the spool; until then its tasks are with others anyway.
+# For so long after somebody else closed an attempt its journal is read on. A worker that stood
+# still and was taken for dead may finish the task in hand before it notices. What it writes later
+# than this is read by whoever comes new to the spool; until then its tasks are with others anyway.
 LATE_LINES_S = 30.0
 
 # Who closed an attempt whose closing cannot be read.
@@ -176,11 +176,12 @@ def _order(attempt: str) -> tuple[int, int]:
 
 
 class View:
-    """What stands in a spool, as of the last `refresh`. Everything is to be read, not to be changed.
+    """What stands in a spool, as of the last `refresh`. Everything is to be read, not to be
+    changed.
 
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
-    ended. started: the call that an attempt is in. finished_by, failed_by: how many tasks an attempt
-    finished, and how many of these failed.
+    ended. started: the call that an attempt is in. finished_by, failed_by: how many tasks an
+    attempt finished, and how many of these failed.
     """
 
     def __init__(
@@ -224,8 +225,8 @@ class View:
         self._closed_at: dict[str, float] = {}
         self._reported: set[Damage] = set()
         self._planned = planned_checksums(run)
-        # The manifests whose bytes are the planned ones. So long as these are all that were planned,
-        # every task has a readable line, and `_described` need not be filled.
+        # The manifests whose bytes are the planned ones. So long as these are all that were
+        # planned, every task has a readable line, and `_described` need not be filled.
         self._trusted: list[Manifest] = []
         # One byte for each task: whether a manifest that was read line by line describes it.
         self._described = bytearray(run.tasks)
@@ -302,9 +303,9 @@ class View:
     def _find_unreadable(self) -> None:
         """Tell the ledger which tasks no readable line describes any more.
 
-        That takes a planned manifest that is damaged or gone, so the usual spool costs one comparison.
-        In the other kind every manifest is read line by line, once, since any of them may still
-        describe a task whose first line is destroyed.
+        That takes a planned manifest that is damaged or gone, so the usual spool costs one
+        comparison. In the other kind every manifest is read line by line, once, since any of them
+        may still describe a task whose first line is destroyed.
         """
         if len(self._trusted) == self.run.manifests:
             return
@@ -372,7 +373,8 @@ class View:
     def _index_claims(self, name: str, chain: ClaimChain) -> None:
         """Note whose the new claims of a manifest are.
 
-        A last claim that belongs to NOBODY waits: the chain looks at it anew, and it may be replaced.
+        A last claim that belongs to NOBODY waits: the chain looks at it anew, and it may be
+        replaced.
         """
         first = self._n_indexed.get(name, 0)
         for claim in chain.claims[first:]:
@@ -407,8 +409,8 @@ class View:
     def _is_settled(self, attempt: str, journal: JournalReader, closing: Closing) -> bool:
         """Whether the journal of a closed attempt will not grow, so that it is read once more.
 
-        It is asked before that reading. Who closed itself writes nothing afterwards, and neither does
-        who is proved dead. Others are given LATE_LINES_S.
+        It is asked before that reading. Who closed itself writes nothing afterwards, and neither
+        does who is proved dead. Others are given LATE_LINES_S.
         """
         if closing.by == attempt:
             return True
@@ -491,7 +493,9 @@ class View:
             yield from self.manifests[places.manifest].tasks(places.start, places.stop)
 
     def identity(self, attempt: str) -> Identity | None:
-        """The process that an attempt is, by its journal, else its heartbeat; None if it never began."""
+        """The process that an attempt is, by its journal, else its heartbeat; None if it never
+        began.
+        """
         journal = self.journals.get(attempt)
         if journal is not None and journal.head is not None:
             return journal.head

@@ -1,7 +1,8 @@
 """How a run stands, from files alone.
 
-It needs no torch, no GPU and no orchestrator, and writes nothing. It reads the manifests, the journals, and a heartbeat for each rank, but no claims: a view without
-them will do, and the files opened grow with the ranks and not with the tasks.
+It needs no torch, no GPU and no orchestrator, and writes nothing. It reads the manifests, the
+journals, and a heartbeat for each rank, but no claims: a view without them will do, and the files
+opened grow with the ranks and not with the tasks.
 
 The command line (`status`, `wait`) and the Python API call this.
 """
