@@ -7,7 +7,8 @@ states, errors, exits       the names of all states; the errors and their exit c
 layout, records             every file name; every record
 codec, values               records and values as bytes
 publish                     files that appear in one atomic step
-identity, processes, oom    which process is meant, is it dead here, what it started, who ran out of memory
+identity, processes, oom    which process is meant and whether it is dead here; what it started;
+                            whether the kernel killed it for want of memory
 manifest, claims, journal   the three kinds of files that tasks stand in
 ledger                      verdicts, from what was read
 view, holder                one reading of a whole spool; start here to look at a run

@@ -7,7 +7,8 @@ from pathlib import Path
 
 # Types of file systems that other hosts may write to, so that inotify does not tell all.
 NETWORK_TYPES = (
-    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "9p", "afs", "panfs", "wekafs",
+    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "9p", "afs", "panfs",
+    "wekafs",
 )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ class Ledger:
 
 
 def run_state(ledger: Ledger, is_live: bool) -> RunState:
-    """How a run stands. `is_live`: an orchestrator or an attempt of it lives, as far as is known."""
+    """How a run stands. is_live: its orchestrator or one of its attempts may be alive."""
     if ledger.is_finished:
         if ledger.n_complete == ledger.tasks:
             return RunState.COMPLETE

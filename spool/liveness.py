@@ -117,7 +117,7 @@ class FailureDetector:
 
 
 def read_parent_beat(view: View, intent: Intent) -> int | None:
-    """The number of the last beat of the parent that wrote this intent; None where there is none."""
+    """The number of the last beat of the parent that wrote this intent, None without any."""
     parent = intent.parent
     path = view.layout.parent_heartbeat(intent.epoch, parent.host, parent.pid)
     beat = read_record(path, ParentBeat)

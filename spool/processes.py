@@ -41,7 +41,7 @@ def kill_marked(marked_run: str, attempts: Container[str], spare: Container[int]
 
 
 def kill_descendants(pid: int) -> int:
-    """SIGKILL the children of a process, and theirs, whatever their environment; returns how many."""
+    """SIGKILL the children of a process, and theirs, with any environment; returns how many."""
     parents: dict[int, int] = {}
     for child in _pids():
         with contextlib.suppress(OSError):

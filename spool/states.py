@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Life(StrEnum):
-    """What is known of a process. `ELSEWHERE`: nothing is proved, as of a process on another host."""
+    """What is known of a process. ELSEWHERE: nothing is proved, as it may run on another host."""
 
     ALIVE = "alive"
     DEAD = "dead"

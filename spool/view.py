@@ -176,8 +176,7 @@ def _order(attempt: str) -> tuple[int, int]:
 
 
 class View:
-    """What stands in a spool, as of the last `refresh`. Everything is to be read, not to be
-    changed.
+    """What stands in a spool, as of the last `refresh`. Read its attributes, never change them.
 
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
     ended. started: the call that an attempt is in. finished_by, failed_by: how many tasks an
@@ -493,9 +492,7 @@ class View:
             yield from self.manifests[places.manifest].tasks(places.start, places.stop)
 
     def identity(self, attempt: str) -> Identity | None:
-        """The process that an attempt is, by its journal, else its heartbeat; None if it never
-        began.
-        """
+        """The process of an attempt, by its journal or its heartbeat; None if it never began."""
         journal = self.journals.get(attempt)
         if journal is not None and journal.head is not None:
             return journal.head
@@ -513,7 +510,7 @@ class View:
         return intent.options
 
     def next_epoch(self) -> int:
-        """One more than any epoch that an attempt, a drain or the word that all is finished names."""
+        """One more than any epoch that an intent or a file in control/ names."""
         epochs = [intent.epoch for intent in self.intents.values() if intent is not None]
         return max([*epochs, drain_epoch(self.layout), finished_epoch(self.layout)]) + 1
 
@@ -536,7 +533,7 @@ class View:
         return [name for name in planned if name not in self.manifests]
 
     def latest_job(self) -> Job:
-        """The job of the newest epoch: --keep-done may have changed it since run.json was written."""
+        """The job of the newest epoch, which --keep-done may have changed since the run was made."""
         intents = [intent for intent in self.intents.values() if intent is not None]
         if not intents:
             return self.run.job

@@ -9,7 +9,7 @@ from gpuspool.spool.view import View
 
 
 class TaskKey(Record, frozen=True, kw_only=True):
-    """What names a task in a manifest line. The rest is skipped, which costs a third of decoding."""
+    """What names a task in a manifest line. The rest is skipped, at a third of the cost."""
 
     task: int
     key: str

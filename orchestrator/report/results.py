@@ -98,7 +98,7 @@ class Results:
         return self.of(range(self._view.run.tasks))
 
     def failed(self) -> Iterator[Result]:
-        """The results of the tasks that failed, in input order. Lines of other tasks are not read."""
+        """The results of the failed tasks, in input order. Lines of other tasks are not read."""
         for result in self.of(sorted(self._view.ledger.failed())):
             # A journal that was damaged since the view was refreshed makes a task MISSING.
             if result.state is ResultState.FAILED:
@@ -127,7 +127,7 @@ class Results:
                 )
 
     def _without_line(self, task: int) -> Result:
-        """The result of a task of which no journal tells, or told before the journal was damaged."""
+        """The result of a task that no journal tells of, or none that can still be read."""
         result = Result(index=task, key=self._keys[task], state=ResultState.MISSING)
         if self._view.ledger.verdict(task) is not Verdict.FAILED:
             return result
