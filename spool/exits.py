@@ -9,7 +9,7 @@ from gpuspool.spool.errors import EXIT_UNUSABLE
 
 
 def signal_of(code: int) -> str:
-    """The name of the signal behind an exit code (-N, or a shell's 128+N); "" where there is none."""
+    """The name of the signal behind an exit code, -N or a shell's 128+N; "" for none."""
     number = -code if code < 0 else code - 128
     with contextlib.suppress(ValueError):
         return signal.Signals(number).name

@@ -117,7 +117,12 @@ class Ledger:
         return self.newest_round.get(task, 0)
 
     def is_finished_in(self, task: int, round_: int) -> bool:
-        """Whether nobody needs to run this task's line of this round."""
+        """Whether nobody needs to run this task's line of this round.
+
+        Nobody ever needs to run a task that the run does not have, as a foreign line may name one.
+        """
+        if not 0 <= task < self.tasks:
+            return True
         return bool(self.complete[task]) or self.failed_round.get(task, -1) >= round_
 
     def verdict(self, task: int) -> Verdict | None:

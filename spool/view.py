@@ -533,7 +533,7 @@ class View:
         return [name for name in planned if name not in self.manifests]
 
     def latest_job(self) -> Job:
-        """The job of the newest epoch, which --keep-done may have changed since the run was made."""
+        """The job of the newest epoch. --keep-done may have changed it since the run was made."""
         intents = [intent for intent in self.intents.values() if intent is not None]
         if not intents:
             return self.run.job
