@@ -17,7 +17,7 @@ workers for what they report.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,22 +56,36 @@ def encode_value(
     if value is None or kind is bool or kind is int:
         return value
     if kind is float:
-        if math.isfinite(value):
-            return value
-        return {"$float": repr(value)}
+        return _encode_float(value)
     if kind is str:
-        if _is_utf8(value):
-            return value
-        return {"$str": value.encode("utf-8", "surrogatepass").hex()}
+        return _encode_text(value)
     if kind is type(Path()):
         return {"$path": inner(str(value), where)}
     if kind is list:
-        return [inner(item, f"{where}[{place}]") for place, item in enumerate(value)]
+        return _encode_items(value, where, inner)
     if kind is tuple:
-        return {"$tuple": [inner(item, f"{where}[{place}]") for place, item in enumerate(value)]}
+        return {"$tuple": _encode_items(value, where, inner)}
     if kind is dict:
         return _encode_dict(value, where, inner)
     return inner(default(value, where), where)
+
+
+def _encode_float(value: float) -> Any:
+    if math.isfinite(value):
+        return value
+    return {"$float": repr(value)}
+
+
+def _encode_text(value: str) -> Any:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return {"$str": value.encode("utf-8", "surrogatepass").hex()}
+    return value
+
+
+def _encode_items(value: Iterable[Any], where: str, inner: Callable[[Any, str], Any]) -> list[Any]:
+    return [inner(item, f"{where}[{place}]") for place, item in enumerate(value)]
 
 
 def _encode_dict(value: dict[Any, Any], where: str, inner: Callable[[Any, str], Any]) -> Any:
@@ -104,11 +118,3 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$tuple": tuple,
     "$dict": dict,
 }
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
