@@ -39,22 +39,30 @@ def stranded_tasks(view: View, idle: str = "") -> list[TaskLine]:
     The whole of the view's order of reading is for this: manifests, then claims, then journals,
     each of which only grows. What looks stranded in that order really is.
     """
-    best: dict[int, TaskLine | None] = dict.fromkeys(view.ledger.unfinished())
-    if not best:
+    unfinished = set(view.ledger.unfinished())
+    if not unfinished:
         return []
+    best: dict[int, TaskLine] = {}
     held: set[int] = set()
+    for task, is_held in _lines(view, idle):
+        if task.task not in unfinished:
+            continue
+        if is_held and task.round >= view.ledger.round_of(task.task):
+            held.add(task.task)
+        known = best.get(task.task)
+        if known is None or _history(task) > _history(known):
+            best[task.task] = task
+    # A task that no line describes is not in `best`: it is unreadable and so has failed, which the
+    # view sees to.
+    return [best[task] for task in sorted(best.keys() - held)]
+
+
+def _lines(view: View, idle: str) -> Iterator[tuple[TaskLine, bool]]:
+    """(task line, whether somebody has it) for each readable line of all manifests."""
     for name, manifest in view.manifests.items():
         for start, stop, is_held in _parts(view, name, idle):
             for task in manifest.tasks(start, stop):
-                if task.task not in best:
-                    continue
-                if is_held and task.round >= view.ledger.round_of(task.task):
-                    held.add(task.task)
-                known = best[task.task]
-                if known is None or _history(task) > _history(known):
-                    best[task.task] = task
-    # A task that no line describes is unreadable, and so has failed; the view sees to that.
-    return [task for task in best.values() if task is not None and task.task not in held]
+                yield task, is_held
 
 
 def _parts(view: View, manifest: str, idle: str) -> Iterator[tuple[int, int, bool]]:

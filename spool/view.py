@@ -82,19 +82,8 @@ def load_run(layout: Layout, on_damage: OnDamage | None = None) -> Run:
     text = read_bytes(layout.format)
     run = read_sealed(layout.run, Run)
     found = run or read_sealed(layout.run_copy, Run)
-    if found is None and text is None:
-        what = "does not exist"
-        if layout.root.is_dir():
-            what = "is not a spool: it has no FORMAT file"
-        raise UsageError(
-            f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it."
-        )
     if text != FORMAT_TEXT.encode():
-        if found is None or (text is not None and _ANOTHER_FORMAT.fullmatch(text)):
-            raise SpoolError(
-                f"{layout.root}: its FORMAT says {(text or b'')[:40]!r}, this version reads "
-                f"{FORMAT_TEXT!r}. Use the gpuspool version that wrote it."
-            )
+        _refuse_format(layout, text, found)
         _report(on_damage, layout.format, "not the name of a format")
     if found is None:
         raise SpoolError(
@@ -105,6 +94,26 @@ def load_run(layout: Layout, on_damage: OnDamage | None = None) -> Run:
         reason = f"not a run record; its copy {layout.run_copy} says what it should"
         _report(on_damage, layout.run, reason)
     return found
+
+
+def _refuse_format(layout: Layout, text: bytes | None, run: Run | None) -> None:
+    """Raise unless a FORMAT that is not ours is only damaged: a run record of ours still tells.
+
+    text: what stands in FORMAT, None where there is no such file.
+    """
+    if text is None and run is None:
+        what = "does not exist"
+        if layout.root.is_dir():
+            what = "is not a spool: it has no FORMAT file"
+        raise UsageError(
+            f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it."
+        )
+    is_another = text is not None and _ANOTHER_FORMAT.fullmatch(text) is not None
+    if run is None or is_another:
+        raise SpoolError(
+            f"{layout.root}: its FORMAT says {(text or b'')[:40]!r}, this version reads "
+            f"{FORMAT_TEXT!r}. Use the gpuspool version that wrote it."
+        )
 
 
 def _report(on_damage: OnDamage | None, path: Path, reason: str) -> None:
