@@ -238,7 +238,9 @@ class Table:
 
     def __init__(self, versions: Sequence[Path]) -> None:
         self._versions = versions
-        names = ["this", "other", "ratio"] if len(versions) > 1 else ["this"]
+        names = ["this"]
+        if len(versions) > 1:
+            names += ["other", "ratio"]
         print(f"{'':44}" + "".join(f"{name:>12}" for name in names), flush=True)
 
     def add(self, what: str, measure: Callable[[Path], float | None]) -> None:

@@ -247,6 +247,18 @@ def test_what_a_live_run_adds_is_not_told_before_the_next_refresh(tmp_path: Path
     assert [told(result) for result in Results(view.refresh())] == [0, 1, 2]
 
 
+def test_a_line_that_comes_after_the_refresh_replaces_none_that_was_there(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 2)
+    writer = begin(layout, A0)
+    fail(writer, 1, "known")
+    complete(begin(layout, B0), 0, 20)
+    view = view_of(layout)
+    complete(writer, 0, 10)
+    fail(writer, 1, "new")
+    assert [told(result) for result in Results(view)] == [20, "known"]
+    assert [told(result) for result in Results(view.refresh())] == [10, "new"]
+
+
 @pytest.mark.parametrize("spoil", ["flip", "cut", "join"])
 def test_a_damaged_line_costs_itself_alone(spoil: str, tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 5)

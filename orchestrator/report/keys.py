@@ -9,7 +9,7 @@ from gpuspool.spool.view import View
 
 
 class TaskKey(Record, frozen=True, kw_only=True):
-    """What names a task in a manifest line. The rest is skipped, at a third of the cost."""
+    """What names a task in a manifest line; the rest is skipped, which costs less than decoding."""
 
     task: int
     key: str

@@ -30,8 +30,8 @@ from gpuspool.spool.states import LineState, Verdict
 from gpuspool.spool.view import View
 
 # Lines are read for at most so many tasks at once. A window takes one open for each journal that it
-# touches, so a small one costs opens where there are many journals, and a large one memory: 16,384
-# lines of 200 bytes and the records made of them are about 15 MB.
+# touches, so a small one costs opens where there are many journals, and a large one costs memory:
+# 16,384 lines of 200 bytes are 3 MB, and the records made of them some times that.
 WINDOW_TASKS = 16 * 1024
 
 # The lines of a window have together at most so many bytes, unless a single one has more.
@@ -71,13 +71,13 @@ class Places:
         journals = self._journal
         starts = self._start
         stops = self._stop
+        # Bound here, since looking up a member of an enum costs several times a comparison with it.
         complete = LineState.COMPLETE
+        reader = JournalReader(self._view.layout, attempt, self._view.report)
         end = self._view.journals[attempt].offset
         # The task that the line before this one told of, if that line was noted.
         last = NOWHERE
-        for start, line in JournalReader(self._view.layout, attempt, self._view.report).read(
-            JournalBrief
-        ):
+        for start, line in reader.read(JournalBrief):
             if last != NOWHERE:
                 stops[last] = start
                 last = NOWHERE
@@ -152,7 +152,7 @@ class Places:
             for _, record in unseal_lines(line, 0, kind, _ignore):
                 found[task] = record
             if task not in found:
-                reason = f"the line that told of task {task} was whole a moment ago"
+                reason = f"the line that told of task {task} was whole when it was found"
                 self._view.report(Damage(str(path), self._start[task], reason))
         return found
 
@@ -163,4 +163,4 @@ def _is_verdict(ledger: Ledger, task: int, round_: int) -> bool:
 
 
 def _ignore(at: int, reason: str) -> None:
-    """Of lines that are read a second time; their damage is told otherwise."""
+    """Damage in a range of lines. It says nothing yet: the caller looks which lines are there."""

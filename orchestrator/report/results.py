@@ -45,6 +45,8 @@ class Result(msgspec.Struct, kw_only=True, gc=False):
     result: JSON text, `null` where there is none; `value()` decodes it. error: why the task failed.
     seconds: how long the job took over it. rank: whose line tells this. outputs: names of files,
     relative to the folder for outputs.
+
+    `gc=False`: results hold no cycles, and the collector would look at a million of them in vain.
     """
 
     index: int

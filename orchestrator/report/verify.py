@@ -165,7 +165,7 @@ def _check_outputs(view: View, found: Findings) -> None:
 
 
 def _check_outputs_of(result: Result, folder: Path, owner: dict[str, int], found: Findings) -> None:
-    """Check the outputs of one task, and note those that no other task had first as its own."""
+    """Check the outputs of one task, and note that they are its own if nobody had them first."""
     for name in result.outputs:
         first = owner.setdefault(name, result.index)
         if first != result.index:
@@ -181,7 +181,7 @@ def _check_outputs_of(result: Result, folder: Path, owner: dict[str, int], found
 
 
 def _add_damage(view: View, found: Findings) -> None:
-    """Damage is a problem, but for the torn last line of a journal, which a crash leaves."""
+    """Damage is a problem, except for the torn last line of a journal: a crash leaves that."""
     for damage in view.damage:
         if damage.reason.startswith("torn line"):
             found.notes.append(str(damage))
