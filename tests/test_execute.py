@@ -2,6 +2,7 @@
 the right one.
 """
 
+import dataclasses
 import gc
 import time
 import weakref
@@ -171,6 +172,61 @@ def test_whatever_user_code_raises_fails_its_task_alone(
     assert states(lines) == "ccfc"
     assert lines[2].error is not None
     assert lines[2].error.type == type(error).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """No attribute of it may be assigned, not even its traceback."""
+
+    why: str
+
+
+class OwnTraceback(Exception):
+    """Its class has another meaning for the method that sets a traceback."""
+
+    def with_traceback(self, tb: Any) -> Any:
+        raise AssertionError("called by somebody who does not know this class")
+
+
+@pytest.mark.parametrize("error", [Frozen("no"), OwnTraceback("no")])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_an_exception_that_lets_nobody_change_it_fails_its_task_alone(
+    tmp_path: Path, error: Exception, batch_size: int | None
+) -> None:
+    def call(tasks: Any, ctx: Context) -> Any:
+        several = [tasks] if batch_size is None else tasks
+        if any(one.index == 1 for one in several):
+            raise error
+        return 7 if batch_size is None else [7] * len(several)
+
+    lines = run(executor_of(tmp_path, call, batch_size), 2)
+    assert states(lines) == "cf"
+    assert lines[1].error is not None
+    assert lines[1].error.where.startswith("test_execute.py:")
+
+
+def test_a_task_whose_load_raised_has_its_verdict_when_its_batch_is_split(tmp_path: Path) -> None:
+    """Task 1 cannot be loaded, and the call of the others raises because of task 2."""
+    loads: list[int] = []
+
+    def load(one: Task) -> int:
+        loads.append(one.index)
+        if one.index == 1:
+            raise OSError("cannot read it")
+        return one.index
+
+    def call(tasks: list[Task], ctx: Context) -> list[int]:
+        if any(one.index == 2 for one in tasks):
+            raise ValueError("no")
+        return [one.loaded for one in tasks]
+
+    outputs = Outputs(tmp_path, A0)
+    context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False)
+    job = LoadedJob(call=call, batch_size=4, load=load, prefetch=0)
+    lines = run(Settling(job, context, outputs, 7), 4)
+    assert states(lines) == "cffc"
+    assert [line.error.type for line in lines if line.error] == ["OSError", "ValueError"]
+    assert loads.count(1) == 1, "it is not tried again by the back door"
 
 
 def test_an_exception_among_the_results_fails_that_task_alone_and_once(tmp_path: Path) -> None:

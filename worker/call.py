@@ -105,16 +105,18 @@ class Call:
             threads = threads_for(job.batch_size, job.prefetch)
             self.prefetcher = Prefetcher(job.load, self._task, threads)
 
-    def make(self, lines: list[TaskLine]) -> CallEnd:
+    def make(self, lines: list[TaskLine]) -> tuple[CallEnd, list[TaskLine]]:
         """Call the job with these tasks: one, or as many as a batch may have.
 
-        Raises OSError and Unusable where no task is to blame.
+        Returns how the call ended, and the tasks that it left without a verdict: all that were in
+        it, or none. A task whose load raised was not in it. Raises OSError and Unusable where no
+        task is to blame.
         """
         if self._settler.is_announcing or lines[0].careful:
             self._settler.announce(lines, self._loading_beside(lines))
         lines, tasks = self._take_inputs(lines)
         if not lines:
-            return CallEnd.SETTLED
+            return CallEnd.SETTLED, []
         start, clock = self._begin(lines[0])
         results, raised = call_user_code(self._invoke, tasks)
         seconds = perf_counter() - clock
@@ -124,10 +126,10 @@ class Call:
         else:
             failure = self._judge(raised)
             if len(lines) > 1:
-                return _end_of(raised)
+                return _end_of(raised), lines
             outcomes = [failure]
         self._finish(lines, outcomes, start, seconds / len(lines))
-        return CallEnd.SETTLED
+        return CallEnd.SETTLED, []
 
     # This is `make` for one task, written for speed. An empty task costs 1.5 µs from here to its
     # verdict, and through `make` it would cost twice that, a quarter more in the whole run. What is

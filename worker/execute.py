@@ -90,18 +90,20 @@ class Executor:
         return ran
 
     def _run_batch(self, lines: list[TaskLine]) -> None:
-        half = (len(lines) + 1) // 2
-        match self.call.make(lines):
+        end, left = self.call.make(lines)
+        # Not of `lines`: a task whose load raised has its verdict already.
+        half = (len(left) + 1) // 2
+        match end:
             case CallEnd.SETTLED:
                 return
             case CallEnd.RAISED:
                 pass
             case CallEnd.OUT_OF_MEMORY:
-                self._shrink(len(lines), half)
-            case end:
+                self._shrink(len(left), half)
+            case _:
                 assert_never(end)
-        self._run_batch(lines[:half])
-        self._run_batch(lines[half:])
+        self._run_batch(left[:half])
+        self._run_batch(left[half:])
 
     def _shrink(self, tasks: int, half: int) -> None:
         """A batch of so many tasks did not fit: from now on no batch is larger than half of it."""

@@ -67,7 +67,9 @@ def forget_frames(raised: BaseException) -> None:
     exception, so that all of it is a cycle, which lives until the collector comes by.
     """
     for error in _causes(raised):
-        error.__traceback__ = None
+        # Not by an assignment, nor by the exception's own method: a frozen dataclass refuses the
+        # one, and a class of the user's may have another meaning for the other.
+        BaseException.with_traceback(error, None)
 
 
 def _judge(error: BaseException, raised: BaseException, places: set[Path]) -> None:
