@@ -315,7 +315,9 @@ class View:
         comparison. In the other kind every manifest is read line by line, once, since any of them
         may still describe a task whose first line is destroyed.
         """
-        if len(self._trusted) == self.run.manifests:
+        # Where a refresh saw none of the planned manifests, and this one sees all of them, what
+        # that one found is to be taken back.
+        if len(self._trusted) == self.run.manifests and not self.ledger.unreadable:
             return
         for manifest in self._trusted:
             self._describe(manifest)

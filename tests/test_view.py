@@ -2,6 +2,7 @@
 
 import copy
 import os
+import zlib
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,7 @@ from gpuspool.spool.codec import decode, encode, seal_pretty
 from gpuspool.spool.errors import SpoolError, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import start_journal
-from gpuspool.spool.layout import SUBDIRS, Layout
+from gpuspool.spool.layout import SUBDIRS, Layout, rank_name
 from gpuspool.spool.ledger import run_state
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.manifest import Damage, publish_manifest, publish_orphans
@@ -394,6 +395,23 @@ def test_a_planned_manifest_that_is_gone_is_missing(layout: Layout) -> None:
     assert view_of(layout).missing_manifests() == []
     layout.manifest("rank-0001").unlink()
     assert view_of(layout).missing_manifests() == ["rank-0001"]
+
+
+def test_planned_manifests_that_come_back_describe_their_tasks_again(tmp_path: Path) -> None:
+    """As when a network file system lists an empty folder once."""
+    layout = make_spool(tmp_path / "t", 3, 2)
+    planned = [layout.manifest(rank_name(rank)) for rank in range(2)]
+    checksums = [zlib.crc32(path.read_bytes()) for path in planned]
+    run = msgspec.structs.replace(some_run(5, 2), manifests_crc32=checksums)
+    replace(layout.run, seal_pretty(run))
+    layout.manifests.rename(tmp_path / "aside")
+    layout.manifests.mkdir()
+    view = view_of(layout)
+    assert verdicts(view) == "fffff"
+    layout.manifests.rmdir()
+    (tmp_path / "aside").rename(layout.manifests)
+    assert verdicts(view.refresh()) == verdicts(view.refresh()) == "-----"
+    assert not view.ledger.is_finished
 
 
 # What is new.
