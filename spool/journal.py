@@ -24,7 +24,7 @@ from gpuspool.spool.codec import R, seal, seal_lines, unseal_lines
 from gpuspool.spool.errors import SyncError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import Damage, OnDamage
-from gpuspool.spool.publish import create_journal, open_plain, patiently, pread, write_all
+from gpuspool.spool.publish import create_journal, read_bytes, write_all
 from gpuspool.spool.records import Identity, JournalHead, Record
 
 # A reader takes so much of a journal at once, however long that has grown. It bounds the memory of
@@ -172,29 +172,21 @@ class JournalReader:
     def _new_lines(self) -> Iterator[bytes]:
         """The whole lines behind `offset`, some at a time; the caller moves `offset` on.
 
-        The file is opened once for all of them.
+        The file is opened for each chunk: on a network file system a descriptor may become stale,
+        and to read again helps only with a new one.
         """
-        fd = patiently(lambda: open_plain(self._path))
-        if fd is None:
-            return
-        try:
-            size = CHUNK_BYTES
-            while True:
-                data = self._read_chunk(fd, size)
-                end = data.rfind(b"\n") + 1
-                if end > 0:
-                    yield data[:end]
-                if len(data) < size:
-                    return
-                if end > 0:
-                    size = CHUNK_BYTES
-                else:
-                    size *= 2
-        finally:
-            os.close(fd)
-
-    def _read_chunk(self, fd: int, size: int) -> bytes:
-        return patiently(lambda: pread(fd, self._path, self.offset, size))
+        size = CHUNK_BYTES
+        while True:
+            data = read_bytes(self._path, self.offset, size) or b""
+            end = data.rfind(b"\n") + 1
+            if end > 0:
+                yield data[:end]
+            if len(data) < size:
+                return
+            if end > 0:
+                size = CHUNK_BYTES
+            else:
+                size *= 2
 
     def _refuse(self, at: int, reason: str) -> None:
         self._report(Damage(self.path, at, reason))

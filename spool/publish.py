@@ -397,20 +397,19 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
 
 
 def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
-    fd = open_plain(path)
+    fd = _open_plain(path)
     if fd is None:
         return None
     try:
-        return pread(fd, path, offset, size)
+        return _pread(fd, path, offset, size)
     finally:
         os.close(fd)
 
 
-def open_plain(path: Path) -> int | None:
+def _open_plain(path: Path) -> int | None:
     """A descriptor for reading a file; None: there is none. Raises OSError.
 
-    For whoever reads a file in parts with `pread`. In the place of a link /dev/null is opened,
-    which has no bytes.
+    In the place of a link /dev/null is opened, which has no bytes.
     """
     # With O_NONBLOCK a fifo in the place of a file hangs nobody.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -425,7 +424,7 @@ def open_plain(path: Path) -> int | None:
         raise
 
 
-def pread(fd: int, path: Path, offset: int, size: int) -> bytes:
+def _pread(fd: int, path: Path, offset: int, size: int) -> bytes:
     """At most `size` bytes of an open file from `offset` on, all where that is negative.
 
     path: for error messages. b"" of a folder. Raises OSError.

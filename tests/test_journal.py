@@ -1,11 +1,13 @@
 """Journals: every whole line is read; a damaged one costs itself alone, and its place is told."""
 
+import errno
 import os
 import random
 import resource
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -354,3 +356,28 @@ for index in itertools.count():
     assert damage == []
     assert len(lines) in (said, said + 1)
     assert [decode(line, JournalBrief).task for _, line in lines] == list(range(len(lines)))
+
+
+def test_a_journal_whose_descriptor_became_stale_is_opened_again(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where a server that comes back may not know the handles of before."""
+    finish(begin(layout, A0), 0, 1, 2)
+    reader = JournalReader(layout, A0, print)
+    real_open = os.open
+    real_pread = os.pread
+    opened = 0
+
+    def count_open(*args: Any, **more: Any) -> int:
+        nonlocal opened
+        opened += 1
+        return real_open(*args, **more)
+
+    def stale_at_first(*args: Any) -> bytes:
+        if opened < 2:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real_pread(*args)
+
+    monkeypatch.setattr(os, "open", count_open)
+    monkeypatch.setattr(os, "pread", stale_at_first)
+    assert [line.task for _, line in reader.read(JournalBrief)] == [0, 1, 2]
