@@ -77,9 +77,14 @@ class Witness(msgspec.Struct, frozen=True):
 
 
 class TimedOut(msgspec.Struct, frozen=True):
-    """It took too long. stacks: where every thread stood, "" where that is not known."""
+    """It took too long.
+
+    stacks: where every thread stood, "" where that is not known. exit_code: of a worker that its
+    own timer ended, where its parent saw it; None where the parent killed it.
+    """
 
     stacks: str = ""
+    exit_code: int | None = None
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -115,8 +120,10 @@ Death = TimedOut | Told | NeverStarted | Lost | CannotClose | DeviceFault | Cras
 
 def classify(evidence: Evidence) -> Death:
     """How an attempt died, by the table above."""
-    if evidence.stacks or evidence.is_overdue:
+    if evidence.is_overdue:
         return TimedOut(evidence.stacks)
+    if evidence.stacks:
+        return TimedOut(evidence.stacks, evidence.exit_code)
     if evidence.was_told:
         return Told()
     if evidence.never_started:
@@ -153,7 +160,7 @@ def ending_of(death: Death) -> tuple[AttemptState, Reason]:
 def exit_code_of(death: Death) -> int | None:
     """The exit code that the closing of a dead attempt tells, where it was seen and matters."""
     match death:
-        case DeviceFault(exit_code):
+        case DeviceFault(exit_code) | TimedOut(_, exit_code):
             return exit_code
         case Crashed(witness):
             return witness.exit_code

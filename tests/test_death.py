@@ -32,6 +32,7 @@ STACKS = "Thread 0x1 (most recent call first): ..."
 # above it, and the death.
 ROWS: list[tuple[Evidence, Death]] = [
     (Evidence(stacks=STACKS), TimedOut(STACKS)),
+    (Evidence(stacks=STACKS, exit_code=1), TimedOut(STACKS, 1)),
     (Evidence(is_overdue=True, exit_code=-9), TimedOut()),
     (Evidence(was_told=True, exit_code=-15), Told()),
     (Evidence(never_started=True), NeverStarted()),
@@ -43,7 +44,7 @@ ROWS: list[tuple[Evidence, Death]] = [
 
 # One death of each kind, with the state, the reason and the exit code that its closing tells.
 ENDINGS: list[tuple[Death, str, str, int | None]] = [
-    (TimedOut(STACKS), "failed", "timeout", None),
+    (TimedOut(STACKS, 1), "failed", "timeout", 1),
     (Told(), "stopped", "killed", None),
     (NeverStarted(), "failed", "io", None),
     (Lost(), "failed", "lost", None),
