@@ -50,7 +50,7 @@ HELPERS = 8
 HELPING = 0.1
 # A sweep reads every manifest. An idle attempt sweeps at its first help, then waits so long before
 # the next, and twice as long each time, up to the second.
-FIRST_SWEEP_S = 1.0
+FIRST_SWEEP_S = 2.0
 LONGEST_SWEEP_S = 60.0
 
 
@@ -152,8 +152,8 @@ class Idling:
         if deaths and close_attempts(view, deaths, by=me):
             return Word.NEW_MANIFEST
         if time.monotonic() >= self._next_sweep:
-            self._sweep_pause_s = min(self._sweep_pause_s * 2, LONGEST_SWEEP_S)
             self._next_sweep = time.monotonic() + self._sweep_pause_s
+            self._sweep_pause_s = min(self._sweep_pause_s * 2, LONGEST_SWEEP_S)
             # What only this attempt has claimed is stranded too: it has nothing in hand.
             if sweep(view, idle=me):
                 return Word.NEW_MANIFEST
