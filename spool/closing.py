@@ -85,15 +85,28 @@ def close_attempts(view: View, deaths: Mapping[str, Death], by: str) -> dict[str
     4. Read the closings back: where somebody else was faster, theirs is the one that counts.
 
     An attempt that had not begun when it was judged and has since is left out of what is returned:
-    judge it again. Raises OSError where a journal cannot be made durable: then nobody may say what
-    that attempt finished.
+    judge it again. Where the journal of one attempt cannot be made durable nobody may say what that
+    attempt finished: it stays open, the others are closed, and the OSError is raised at the end.
+    What was closed then stands in `view.closed`.
     """
-    ready = [attempt for attempt in deaths if _seal_off(view, attempt)]
+    ready: list[str] = []
+    trouble: OSError | None = None
+    for attempt in deaths:
+        try:
+            if _seal_off(view, attempt):
+                ready.append(attempt)
+        except OSError as error:
+            trouble = error
     view.refresh()
+    # The (task, round) of what this pass fails. Another dead attempt may hold the same task, and
+    # must not give it back.
+    failed: set[tuple[int, int]] = set()
     for attempt in ready:
         if attempt not in view.closed:
-            _close(view, attempt, deaths[attempt], by)
+            _close(view, attempt, deaths[attempt], by, failed)
     view.refresh()
+    if trouble is not None:
+        raise trouble
     return {attempt: view.closed[attempt] for attempt in ready if attempt in view.closed}
 
 
@@ -105,12 +118,15 @@ def _seal_off(view: View, attempt: str) -> bool:
     return link_empty_journal(view.layout, attempt)
 
 
-def _close(view: View, attempt: str, death: Death, by: str) -> None:
-    """Publish the closing of a dead attempt, on a view that was refreshed after it died."""
+def _close(view: View, attempt: str, death: Death, by: str, failed: set[tuple[int, int]]) -> None:
+    """Publish the closing of a dead attempt, on a view that was refreshed after it died.
+
+    failed: the (task, round) that closings since that refresh failed; those of this one are added.
+    """
     scene = scene_of(view, attempt)
-    judgement = judge(
-        death, orphans_of(view, attempt), view.started.get(attempt), view.options_of(attempt), scene
-    )
+    orphans = [task for task in orphans_of(view, attempt) if (task.task, task.round) not in failed]
+    started = view.started.get(attempt)
+    judgement = judge(death, orphans, started, view.options_of(attempt), scene)
     error = None
     if isinstance(death, TimedOut):
         error = Error(
@@ -132,6 +148,7 @@ def _close(view: View, attempt: str, death: Death, by: str) -> None:
         error=error,
     )
     publish_closing(view.layout, closing, judgement.orphans)
+    failed.update((failure.task, failure.round) for failure in judgement.failures)
 
 
 def orphans_of(view: View, attempt: str) -> list[TaskLine]:

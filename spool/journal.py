@@ -13,6 +13,7 @@ that is damaged costs that line alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from gpuspool.spool.codec import R, seal, seal_lines, unseal_lines
 from gpuspool.spool.errors import SyncError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import Damage, OnDamage
-from gpuspool.spool.publish import create_journal, read_bytes, write_all
+from gpuspool.spool.publish import OpenFile, create_journal, write_all
 from gpuspool.spool.records import Identity, JournalHead, Record
 
 # A reader takes so much of a journal at once, however long that has grown. It bounds the memory of
@@ -170,23 +171,20 @@ class JournalReader:
     # result may be 1 MiB, and a traceback comes on top) would never end in any, so then twice as
     # much is read.
     def _new_lines(self) -> Iterator[bytes]:
-        """The whole lines behind `offset`, some at a time; the caller moves `offset` on.
-
-        The file is opened for each chunk: on a network file system a descriptor may become stale,
-        and to read again helps only with a new one.
-        """
+        """The whole lines behind `offset`, some at a time; the caller moves `offset` on."""
         size = CHUNK_BYTES
-        while True:
-            data = read_bytes(self._path, self.offset, size) or b""
-            end = data.rfind(b"\n") + 1
-            if end > 0:
-                yield data[:end]
-            if len(data) < size:
-                return
-            if end > 0:
-                size = CHUNK_BYTES
-            else:
-                size *= 2
+        with contextlib.closing(OpenFile(self._path)) as file:
+            while True:
+                data = file.read(self.offset, size)
+                end = data.rfind(b"\n") + 1
+                if end > 0:
+                    yield data[:end]
+                if len(data) < size:
+                    return
+                if end > 0:
+                    size = CHUNK_BYTES
+                else:
+                    size *= 2
 
     def _refuse(self, at: int, reason: str) -> None:
         self._report(Damage(self.path, at, reason))

@@ -406,6 +406,38 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
         os.close(fd)
 
 
+class OpenFile:
+    """One file that is read in several calls, with one open unless a read fails.
+
+    On a network file system a descriptor may become stale, and reading again helps only with a new
+    one. So after a failure the file is opened anew. Close it at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset` on; b"" where there is no file. Raises OSError."""
+        return patiently(lambda: self._read(offset, size))
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if self._fd is None:
+            self._fd = _open_plain(self._path)
+        if self._fd is None:
+            return b""
+        try:
+            return _pread(self._fd, self._path, offset, size)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
 def _open_plain(path: Path) -> int | None:
     """A descriptor for reading a file; None: there is none. Raises OSError.
 

@@ -233,6 +233,7 @@ class View:
         self._closed_at: dict[str, float] = {}
         self._reported: set[Damage] = set()
         self._planned = planned_checksums(run)
+        self._planned_names = [rank_name(rank) for rank in range(run.manifests)]
         # The manifests whose bytes are the planned ones. So long as these are all that were
         # planned, every task has a readable line, and `_described` need not be filled.
         self._trusted: list[Manifest] = []
@@ -269,9 +270,16 @@ class View:
             name = filename.removesuffix(".jsonl")
             if name in self.manifests or name == filename or not is_manifest(name):
                 continue
-            manifest = load_manifest(self.layout, name, self.report, self._planned.get(name))
-            if manifest is not None:
-                self._add_manifest(manifest)
+            self._load_manifest(name)
+        # A planned manifest that is not listed is asked for by its name. The listing of a network
+        # file system may be older than the run, and a run must not end for that.
+        for name in self.missing_manifests():
+            self._load_manifest(name)
+
+    def _load_manifest(self, name: str) -> None:
+        manifest = load_manifest(self.layout, name, self.report, self._planned.get(name))
+        if manifest is not None:
+            self._add_manifest(manifest)
 
     def _add_manifest(self, manifest: Manifest) -> None:
         self.manifests[manifest.name] = manifest
@@ -540,8 +548,7 @@ class View:
 
     def missing_manifests(self) -> list[str]:
         """The planned manifests that are gone."""
-        planned = map(rank_name, range(self.run.manifests))
-        return [name for name in planned if name not in self.manifests]
+        return [name for name in self._planned_names if name not in self.manifests]
 
     def latest_job(self) -> Job:
         """The job of the newest epoch. --keep-done may have changed it since the run was made."""

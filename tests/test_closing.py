@@ -409,3 +409,19 @@ def test_of_a_closer_killed_between_two_links_the_rest_stays_open_until_somebody
     assert view.open_attempts == []
     assert [indices(orphans_left(layout, attempt)) for attempt in attempts] == [[0], [1], [2]]
     assert hidden_files(layout.root) == []
+
+
+def test_a_task_that_one_closing_fails_is_given_back_by_no_other_of_the_same_pass(
+    layout: Layout,
+) -> None:
+    """Two dead attempts hold it, as after a claim was lost and its task swept."""
+    for attempt, manifest in ((A0, M), (A1, "sweep-01")):
+        if manifest != M:
+            assert publish_manifest(layout, manifest, [task(0, crashes=1, careful=True)])
+        writer = begin(layout, attempt)
+        take(layout, attempt, 1, manifest)
+        writer.append(JournalLine(task=0, round=0, state="started", start=1.0))
+    deaths = {A1: Crashed(SEGV), A0: Lost()}
+    closings = close_attempts(view_of(layout), deaths, by="test")
+    assert [failure.task for failure in closings[A1].failures] == [0]
+    assert orphans_left(layout, A0) == orphans_left(layout, A1) == []

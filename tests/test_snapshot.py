@@ -1,17 +1,22 @@
 """What the loop knows when it decides: taken from spools made by hand."""
 
+import errno
+import os
 from pathlib import Path
 
+import pytest
 from spooling import A0, A1, B0, JOB, begin, dead_process, finish, intend, make_spool, take, view_of
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.snapshot import History, Situation
 from gpuspool.orchestrator.supervise.workers import BY_PARENT, BY_RESUME, Workers
+from gpuspool.spool import closing
 from gpuspool.spool.closing import publish_closing
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.manifest import publish_orphans
+from gpuspool.spool.publish import SyncError
 from gpuspool.spool.records import Closing, Options
 from gpuspool.spool.states import AttemptState, Life, Reason
 from gpuspool.spool.view import View
@@ -28,8 +33,8 @@ def situation_of(view: View, epoch: int = 0) -> Situation:
 
 
 def close(layout: Layout, attempt: str, by: str = BY_PARENT) -> None:
-    closing = Closing(attempt=attempt, state=AttemptState.FAILED, reason=Reason.CRASH, by=by)
-    assert publish_closing(layout, closing, [])
+    word = Closing(attempt=attempt, state=AttemptState.FAILED, reason=Reason.CRASH, by=by)
+    assert publish_closing(layout, word, [])
 
 
 def test_an_unreadable_task_counts_as_left_while_anybody_is_open_and_then_as_failed(
@@ -127,7 +132,7 @@ def test_many_dead_of_an_earlier_epoch_are_closed_in_one_pass(tmp_path: Path) ->
     workers = workers_of(view, 1)
     assert {workers.life(attempt) for attempt in attempts} == {Life.DEAD}
     before = view.refreshes
-    ended = workers.close(attempts)
+    ended = list(workers.close(attempts))
     assert view.refreshes - before <= 2
     assert [one.closing.attempt for one in ended] == attempts
     assert {(one.closing.by, one.closing.reason) for one in ended} == {(BY_RESUME, Reason.LOST)}
@@ -155,5 +160,32 @@ def test_an_attempt_that_closed_itself_before_it_was_closed_is_not_told_of(tmp_p
     workers = workers_of(view, 1)
     own = Closing(attempt=A0, state=AttemptState.STOPPED, reason=Reason.DRAINED, by=A0)
     assert publish_orphans(layout, own, [])
-    assert workers.close([A0]) == []
+    assert list(workers.close([A0])) == []
     assert view.closed[A0].by == A0
+
+
+def test_an_attempt_that_cannot_be_closed_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is closed is told of; then the trouble is raised, and the next try closes the rest."""
+    layout = make_spool(tmp_path / "s", 2)
+    gone = dead_process()
+    for number, attempt in enumerate((A0, B0)):
+        intend(layout, attempt, parent=gone)
+        assert start_journal(layout, attempt, gone) is not None
+        take(layout, attempt, number + 1)
+    workers = workers_of(view_of(layout), 1)
+    real_sync = closing.fsync_file
+
+    def broken(path: Path) -> None:
+        if A0 in path.name:
+            raise SyncError(errno.EIO, os.strerror(errno.EIO), str(path))
+        real_sync(path)
+
+    monkeypatch.setattr(closing, "fsync_file", broken)
+    told = workers.close([A0, B0])
+    assert next(told).closing.attempt == B0
+    with pytest.raises(SyncError):
+        next(told)
+    monkeypatch.setattr(closing, "fsync_file", real_sync)
+    assert [ended.closing.attempt for ended in workers.close([A0])] == [A0]

@@ -33,6 +33,7 @@ from spooling import (
     write_claim,
 )
 
+from gpuspool.spool import view as view_module
 from gpuspool.spool.blame import scene_of
 from gpuspool.spool.closing import orphans_of
 from gpuspool.spool.codec import decode, encode, seal_pretty
@@ -412,6 +413,21 @@ def test_planned_manifests_that_come_back_describe_their_tasks_again(tmp_path: P
     (tmp_path / "aside").rename(layout.manifests)
     assert verdicts(view.refresh()) == verdicts(view.refresh()) == "-----"
     assert not view.ledger.is_finished
+
+
+def test_a_planned_manifest_that_is_not_listed_is_found_by_its_name(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listing of a network file system may be older than the run."""
+    listed = view_module.listdir
+
+    def stale(path: Path) -> list[str]:
+        return [] if path == layout.manifests else listed(path)
+
+    monkeypatch.setattr(view_module, "listdir", stale)
+    view = view_of(layout)
+    assert (verdicts(view), view.unclaimed) == ("-" * 10, 10)
+    assert view.missing_manifests() == []
 
 
 # What is new.

@@ -15,7 +15,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -75,6 +75,7 @@ class Workers:
         self._interventions = Interventions()
         self._overdue = OverdueWatch(view)
         self._disks = DiskWatch(view)
+        self._examined: dict[str, Evidence] = {}
         self._forensics = Forensics(
             view, self.children, self._interventions, self.life, options.max_crashes
         )
@@ -149,33 +150,49 @@ class Workers:
             return False
         return self._overdue.is_overdue(attempt, time.monotonic())
 
-    def close(self, attempts: Iterable[str]) -> list[Ended]:
+    def close(self, attempts: Iterable[str]) -> Iterator[Ended]:
         """Close attempts that are proved dead, each in the way that its death asks for.
 
-        What they left running is killed first. All whose death this process can explain are closed
-        in one pass over the spool, and all others in a second. Nothing is returned for an attempt
-        that, since it was judged, began after all or closed itself.
+        What they left running is killed first. However many they are, the spool is read a few
+        times. Left out of what is yielded are those with nothing to tell: since they were judged
+        they began after all, or closed themselves. Raises OSError, after it has yielded what was
+        closed, where some could not be.
         """
         dead = tuple(attempts)
         kill_marked(self._mark, dead)
-        evidence = {attempt: self._forensics.examine(attempt) for attempt in dead}
+        evidence = {attempt: self._examine(attempt) for attempt in dead}
         seen = {attempt: one for attempt, one in evidence.items() if _is_explained(one)}
         unseen = {attempt: one for attempt, one in evidence.items() if not _is_explained(one)}
-        closings = {**self._close(seen, BY_PARENT), **self._close(unseen, BY_RESUME)}
-        ended = []
-        for attempt, closing in closings.items():
+        trouble: OSError | None = None
+        for group, by in ((seen, BY_PARENT), (unseen, BY_RESUME)):
+            try:
+                self._close(group, by)
+            except OSError as error:
+                trouble = error
+        for attempt in dead:
+            closing = self._view.closed.get(attempt)
+            if closing is None:
+                continue
+            del self._examined[attempt]
             if closing.by == attempt:
                 continue
             self._disks.note(closing)
             self._keep_stacks(closing)
-            ended.append(Ended(closing, self._describe_end(closing, evidence[attempt])))
-        return ended
+            yield Ended(closing, self._describe_end(closing, evidence[attempt]))
+        if trouble is not None:
+            raise trouble
 
-    def _close(self, evidence: dict[str, Evidence], by: str) -> dict[str, Closing]:
-        if not evidence:
-            return {}
-        deaths = {attempt: classify(one) for attempt, one in evidence.items()}
-        return close_attempts(self._view, deaths, by)
+    # Examining a death may use evidence up: a kill for want of memory explains one death only. So
+    # what was found is kept until the attempt is closed, which a full disk may put off.
+    def _examine(self, attempt: str) -> Evidence:
+        if attempt not in self._examined:
+            self._examined[attempt] = self._forensics.examine(attempt)
+        return self._examined[attempt]
+
+    def _close(self, evidence: dict[str, Evidence], by: str) -> None:
+        if evidence:
+            deaths = {attempt: classify(one) for attempt, one in evidence.items()}
+            close_attempts(self._view, deaths, by)
 
     def _keep_stacks(self, closing: Closing) -> None:
         """Append where every thread stood, when the worker's timer ended it, to the attempt's log.
