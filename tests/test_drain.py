@@ -4,8 +4,10 @@ left running.
 
 import os
 import signal
+import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from helpers import (
     GPUSPOOL,
@@ -21,15 +23,28 @@ from helpers import (
     wait_until,
     waiting,
 )
-from spooling import make_spool
+from spooling import intend, make_spool
 
 from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch
+from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import publish
 from gpuspool.spool.states import Ending
 
 PAYLOADS = ["wait", "wait", *["go"] * 8]
 GRACE_S = 25.0
+
+
+def spoil_a_heartbeat(layout: Layout) -> Path:
+    """Let there be an attempt of another host whose parent's heartbeat cannot be read: its path.
+
+    A socket cannot be opened as a file is, whoever tries: ENXIO.
+    """
+    parent = msgspec.structs.replace(myself(), host="elsewhere", boot_id="another")
+    heartbeat = layout.parent_heartbeat(0, parent.host, parent.pid)
+    os.mknod(heartbeat, stat.S_IFSOCK | 0o600)
+    intend(layout, "rank-0002.a00", parent=parent)
+    return heartbeat
 
 
 def finish_drain(box: Box, command: list[str | Path]) -> None:
@@ -153,6 +168,35 @@ def test_the_time_limit_drains(box: Box) -> None:
     box.run(*command, "--time-limit", "1h")
     results = assert_sound(box, "S", 4)
     assert sum(result["result"] for result in results) == len(before) <= 2
+
+
+def test_a_drain_that_could_not_be_told_is_told_when_the_trouble_is_over(box: Box) -> None:
+    """A worker of another host is judged by heartbeats; while one cannot be read no look succeeds.
+
+    The orchestrator's own workers are told all the same, and everybody else later.
+    """
+    started, _ = start_gated(box, ["wait"] * 4, "--ranks", "2", job="gated_polite")
+    wait_until(lambda: len(waiting(box)) == 2)
+    heartbeat = spoil_a_heartbeat(Layout(box / "S"))
+    wait_until(lambda: "trying again" in started.err)
+    started.signal(signal.SIGTERM)
+    wait_until(lambda: len(journal_lines(box / "S")) == 2)
+    assert "SIGTERM received" not in started.err
+    heartbeat.unlink()
+    done = started.wait(75)
+    assert "SIGTERM received: workers finish the tasks in hand" in done.err
+    assert "drained with 2 of 4 tasks complete" in done.err
+
+
+def test_trouble_that_lasts_ends_the_workers_before_the_run(box: Box) -> None:
+    started, _ = start_gated(box, ["wait"] * 4, "--ranks", "2", job="gated_polite")
+    wait_until(lambda: len(waiting(box)) == 2)
+    spoil_a_heartbeat(Layout(box / "S"))
+    done = started.wait(1)
+    assert "trying again for 8 s" in done.err
+    assert "workers are stopped" in done.err
+    assert box.processes() == []
+    assert len(journal_lines(box / "S")) == 2, "what was in hand was finished"
 
 
 def test_a_second_interrupt_kills(box: Box) -> None:
@@ -289,8 +333,10 @@ def test_a_drain_says_why_and_when_its_grace_is_over(layout: Layout) -> None:
     drain = Drain("SIGTERM received", 10.0 + GRACE_S)
     assert watch.hear(10.0) == drain
     assert (drain.ending, drain.is_interrupted) == (Ending.DRAINED, False)
-    assert watch.hear(11.0) is None, "it began already"
-    assert watch.drain == drain, "and the grace does not begin anew"
+    assert watch.hear(11.0) == drain, "nobody was told yet, and the grace does not begin anew"
+    watch.note_told(drain)
+    assert watch.hear(12.0) is None
+    assert watch.drain == drain
 
 
 def test_the_time_limit_and_the_control_folder_ask_for_a_drain(layout: Layout) -> None:
@@ -307,11 +353,14 @@ def test_the_time_limit_and_the_control_folder_ask_for_a_drain(layout: Layout) -
 def test_a_second_interrupt_ends_the_grace_at_once(layout: Layout) -> None:
     received: list[int] = [signal.SIGINT]
     watch = DrainWatch(layout, 3, GRACE_S, received)
-    assert watch.hear(10.0) == Drain("SIGINT received", 10.0 + GRACE_S)
+    drain = watch.hear(10.0)
+    assert drain == Drain("SIGINT received", 10.0 + GRACE_S)
+    watch.note_told(drain)
     received.append(signal.SIGINT)
     interrupted = watch.hear(12.0)
     assert interrupted is not None
     assert (interrupted.kill_at, interrupted.ending) == (12.0, Ending.INTERRUPTED)
+    watch.note_told(interrupted)
     received.append(signal.SIGINT)
     assert watch.hear(13.0) is None, "it cannot become harder"
     assert watch.drain == interrupted
@@ -320,8 +369,11 @@ def test_a_second_interrupt_ends_the_grace_at_once(layout: Layout) -> None:
 def test_an_interrupt_ends_the_grace_of_any_drain(layout: Layout) -> None:
     received: list[int] = []
     watch = DrainWatch(layout, 3, GRACE_S, received)
-    begun = watch.begin("3 tasks failed, --max-failed 3", 10.0, Ending.TOO_MANY_FAILED)
-    assert begun.kill_at == 10.0 + GRACE_S
+    watch.begin("3 tasks failed, --max-failed 3", 10.0, Ending.TOO_MANY_FAILED)
+    begun = watch.hear(10.0)
+    assert begun is not None
+    assert (begun.kill_at, begun.ending) == (10.0 + GRACE_S, Ending.TOO_MANY_FAILED)
+    watch.note_told(begun)
     received.append(signal.SIGINT)
     assert watch.hear(11.0) is None, "it drains already"
     received.append(signal.SIGINT)

@@ -59,6 +59,9 @@ class DrainWatch:
         deadline: float = math.inf,
     ) -> None:
         self.drain: Drain | None = None
+        # The drain that workers and people were told of; an older one while a harder one is not
+        # told yet.
+        self._told: Drain | None = None
         self._layout = layout
         self._epoch = epoch
         self._grace_s = grace_s
@@ -71,29 +74,32 @@ class DrainWatch:
         return self.drain is not None or self._deadline < math.inf
 
     def hear(self, now: float) -> Drain | None:
-        """The drain that began or became harder since the last call; None where nothing changed.
+        """The drain that is still to be told, since it began or became harder; None if none is.
 
-        Raises OSError where control/ cannot be listed.
+        The same drain is returned again until `note_told`: whoever tells it may fail on the way,
+        because a file system is in trouble. Raises OSError where control/ cannot be listed.
         """
         if self._received.count(signal.SIGINT) > 1:
-            return self._interrupt(now)
-        if self.drain is not None:
+            self._interrupt(now)
+        elif self.drain is None:
+            why = self._reason(now)
+            if why is not None:
+                self.begin(why, now)
+        if self.drain == self._told:
             return None
-        why = self._reason(now)
-        if why is None:
-            return None
-        return self.begin(why, now)
+        return self.drain
 
-    def begin(self, why: str, now: float, ending: Ending = Ending.DRAINED) -> Drain:
+    def begin(self, why: str, now: float, ending: Ending = Ending.DRAINED) -> None:
         """Drain from now on; the grace begins."""
         self.drain = Drain(why, now + self._grace_s, ending)
-        return self.drain
 
-    def _interrupt(self, now: float) -> Drain | None:
-        if self.drain is not None and self.drain.is_interrupted:
-            return None
-        self.drain = Drain("SIGINT received twice", now, Ending.INTERRUPTED)
-        return self.drain
+    def note_told(self, drain: Drain) -> None:
+        """Workers and people were told of this drain."""
+        self._told = drain
+
+    def _interrupt(self, now: float) -> None:
+        if self.drain is None or not self.drain.is_interrupted:
+            self.drain = Drain("SIGINT received twice", now, Ending.INTERRUPTED)
 
     def _reason(self, now: float) -> str | None:
         if self._received:

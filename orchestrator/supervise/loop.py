@@ -115,23 +115,35 @@ class Orchestrator:
     def _abandon(self, trouble: OSError, bell: Bell) -> None:
         """End the workers of a spool that cannot be used any more.
 
-        Nobody could account for them. All else is left as it is.
+        Nobody could account for them. All else is left as it is. The children are told first, and
+        that reads nothing; that others cannot be judged now keeps nobody from seeing them off.
         """
         text = f"{trouble}; workers are stopped, at most {ABANDON_S:.0f} s"
         self._telling.tell("abandoned", text)
-        self._workers.tell_to_stop()
+        with contextlib.suppress(OSError):
+            self._workers.tell_to_stop()
         self._workers.see_off(bell, ABANDON_S)
 
     def _loop(self, bell: Bell) -> Ending:
-        """Step and wait until a step ends the epoch."""
+        """Step and wait until a step ends the epoch.
+
+        One try is a step and the wait after it: whom to wait for is read from the spool too, and
+        that fails as any look does.
+        """
         patience = Patience(self._telling)
         longest_s = min(self._telling.every_s, self._heartbeat.every_s)
         pace = Pace(bell.quiet_s, longest_s, self._view.ledger.n_complete)
         while True:
-            ending = patience.attempt(self._step)
+            ending = patience.attempt(lambda: self._step_and_wait(bell, pace))
             if ending is not None:
                 return ending
+
+    def _step_and_wait(self, bell: Bell, pace: Pace) -> Ending | None:
+        """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
+        ending = self._step()
+        if ending is None:
             bell.wait(pace.nap_s(self._moment(bell)), self._workers.pids())
+        return ending
 
     def _moment(self, bell: Bell) -> Moment:
         restart_in_s = None
@@ -170,7 +182,8 @@ class Orchestrator:
         now = time.monotonic()
         drain = self._drains.hear(now)
         if drain is not None:
-            self._begin(drain)
+            self._tell_of_drain(drain)
+            self._drains.note_told(drain)
         self._heartbeat.beat_if_due(now)
         self._view.refresh()
         for damage in self._damage.keep_new():
@@ -182,7 +195,7 @@ class Orchestrator:
             text = f"{attempt} took too long and is killed"
             self._telling.tell("overdue", text, attempt=attempt)
 
-    def _begin(self, drain: Drain) -> None:
+    def _tell_of_drain(self, drain: Drain) -> None:
         """Tell the workers of a drain first, and then people."""
         # A second Ctrl-C only ends the grace, and the workers are about to be killed for it.
         if drain.is_interrupted:
@@ -245,7 +258,8 @@ class Orchestrator:
     def _stop(self) -> None:
         failed = self._view.ledger.n_failed
         why = f"{failed} tasks failed, --max-failed {self._orders.options.max_failed}"
-        self._begin(self._drains.begin(why, time.monotonic(), Ending.TOO_MANY_FAILED))
+        # The next look hears of it, and tells the workers.
+        self._drains.begin(why, time.monotonic(), Ending.TOO_MANY_FAILED)
 
     def _launch(self, slot: Slot) -> None:
         child = self._workers.launch(slot)

@@ -109,12 +109,14 @@ class Workers:
         """SIGTERM to every worker of this host, its own first.
 
         However any attempt ends from now on, nobody is blamed. That holds for those on other hosts
-        too, which hear of the drain through the spool.
+        too, which hear of the drain through the spool. Harmless to repeat. Raises OSError where an
+        attempt that this process did not start cannot be judged.
         """
+        self._interventions.note_told(self.children.attempts())
         for pid in self.children.running().values():
             _terminate(pid)
+        # Only from here on is the spool read, which may fail: the children were told by then.
         living = [name for name in self._view.open_attempts if self.life(name) is not Life.DEAD]
-        self._interventions.note_told(self.children.attempts())
         self._interventions.note_told(living)
         for pid in self.others.running().values():
             _terminate(pid)
