@@ -4,10 +4,11 @@ nothing is lost.
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import JOBS, MARK, Box, Done, names, tree
+from helpers import GPUSPOOL, JOBS, MARK, Box, Done, names, tree
 
 PLAIN = f"{JOBS}/plain.py"
 DOUBLE = f"{PLAIN}:double"
@@ -147,6 +148,24 @@ def test_inputs_that_cannot_be_taken(box: Box) -> None:
     refused(box, "run", DOUBLE, "--tasks", "bad", says="bad, line 3")
     refused(box, "run", DOUBLE, "--tasks", "twice", says="tasks 0 and 1 have the same key 'k'")
     refused(box, "run", DOUBLE, "in/a", "--arg", "novalue", says="--arg novalue: write KEY=VALUE")
+
+
+def test_a_job_that_cannot_be_run_is_refused_before_its_inputs_are_read(box: Box) -> None:
+    """The inputs come from a pipe whose writer has not begun, as `find | gpuspool run` may."""
+    reader, writer = os.pipe()
+    done = subprocess.run(
+        [GPUSPOOL, "run", "absent.py:f", "--files-from", "-"],
+        stdin=reader,
+        capture_output=True,
+        text=True,
+        cwd=box.home,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    os.close(reader)
+    assert done.returncode == 2
+    assert "job file" in done.stderr
 
 
 @pytest.mark.parametrize("key", ["../x", "/etc/x", "a\\u0000b"])

@@ -13,7 +13,7 @@ from gpuspool.orchestrator.api.opening import describe, open_or_create, refuse_c
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.differences import job_difference
 from gpuspool.orchestrator.plan.inputs import collect
-from gpuspool.orchestrator.plan.jobs import with_source
+from gpuspool.orchestrator.plan.jobs import parse_job, with_source
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import make_request
@@ -64,10 +64,13 @@ def run(
     quiet: show no progress on stderr.
     """
     given = without_none(options)
+    # Before the inputs, which may come from a pipe that is still being written, or take a while to
+    # list: a job that cannot be run is refused at once.
+    record, source = parse_job(job, command)
     request = make_request(
+        record,
+        source,
         collect(inputs or (), files_from, lines, tasks, items),
-        job=job,
-        command=command,
         args=args,
         out=out,
         options=given,
@@ -76,8 +79,6 @@ def run(
     if dry_run:
         return describe(layout, request, given, fresh)
     view = open_or_create(layout, request, fresh=fresh, overwrite=overwrite, keep_done=keep_done)
-    record = request.job
-    source = request.source
     # The list of a million tasks is large, and nobody needs it while the run goes on.
     del request
     return supervise(view, record, source, given, quiet=quiet)

@@ -28,8 +28,8 @@ SHOWN_CHARS = 100
 def job_difference(view: View, job: Job, source: bytes) -> list[str]:
     """The lines of a diff from the job that the spool last ran to this one.
 
-    None where nothing changed. A command has no source to compare, so the two command lines are
-    shown.
+    An empty list where nothing changed. A command has no source to compare, so the two command
+    lines are shown.
     """
     old = view.latest_job()
     if old.sha256 == job.sha256:

@@ -86,8 +86,8 @@ def collect(
     count = sum(named) + (items is not None)
     if count != 1:
         raise UsageError(
-            "name the inputs in one way: paths or globs, --files-from, --lines, --tasks, or in "
-            f"Python items ({count} of them were given)."
+            "name the inputs in one way: paths or globs, --files-from, --lines or --tasks, or "
+            f"`items` from Python ({count} of them were given)."
         )
     if items is not None:
         return from_values(items)

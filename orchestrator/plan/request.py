@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 
 from gpuspool.orchestrator.plan.inputs import TaskList
-from gpuspool.orchestrator.plan.jobs import parse_job
 from gpuspool.orchestrator.plan.options import options_of_new_run
 from gpuspool.spool.codec import refuse_depth
 from gpuspool.spool.errors import UsageError
@@ -66,22 +65,21 @@ class Request(msgspec.Struct, frozen=True, dict=True):
 
 
 def make_request(
+    job: Job,
+    source: bytes,
     tasks: TaskList,
     *,
-    job: Any = None,
-    command: list[str] | None = None,
     args: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Request:
-    """The request for a run over these tasks.
+    """The request for a run of a job over these tasks.
 
-    job or command: as `parse_job` takes them. args: what becomes `ctx.args`. options: those that
+    job, source: as `parse_job` returns them. args: what becomes `ctx.args`. options: those that
     were given, without None. Raises UsageError.
     """
-    record, source = parse_job(job, command)
     return Request(
-        job=record,
+        job=job,
         source=source,
         args=_plain(args or {}),
         tasks=tasks,
