@@ -272,5 +272,5 @@ class Orchestrator:
         count = sweep(self._view)
         self._situation.note_sweep()
         if count:
-            text = f"{count} tasks whose claims were lost are given out again"
+            text = f"{count} stranded tasks are given out again: nobody held them"
             self._telling.tell("swept", text, tasks=count)
