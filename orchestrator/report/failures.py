@@ -40,28 +40,39 @@ def failures_text(results: Iterable[Result]) -> str:
     for result in results:
         error = result.error
         assert error is not None, result.index
-        group = groups.setdefault((error.kind, error.type, error.where), _Group())
+        how = (error.kind, error.type, error.where)
+        group = groups.setdefault(how, _Group())
         group.count += 1
         if group.count <= SHOWN:
             group.shown.append(_line(result, error))
-    largest_first = sorted(groups.items(), key=lambda item: -item[1].count)
-    return "".join(_group_text(*how, group) for how, group in largest_first)
+    text = ""
+    for how, group in sorted(groups.items(), key=lambda item: -item[1].count):
+        kind, type_, where = how
+        text += _headline(kind, type_, where, group.count)
+        text += _group_text(group)
+    return text
 
 
-def _group_text(kind: str, type_: str, where: str, group: _Group) -> str:
+def _headline(kind: str, type_: str, where: str, count: int) -> str:
     tasks = "1 task"
-    if group.count > 1:
-        tasks = f"{group.count} tasks"
+    if count > 1:
+        tasks = f"{count} tasks"
     text = f"{tasks}: {kind}, {type_}"
     if where:
         text += f" at {where}"
-    text += "\n"
+    return f"{text}\n"
+
+
+def _group_text(group: _Group) -> str:
+    text = ""
     for line in group.shown:
         text += f"    {line}\n"
-    if group.count > SHOWN:
-        text += f"    … and {group.count - SHOWN} more; `--json` lists all\n"
+    n_more = group.count - SHOWN
+    if n_more > 0:
+        text += f"    … and {n_more} more; `--json` lists all\n"
     return text
 
 
 def _line(result: Result, error: Error) -> str:
-    return f"{result.key or result.index}  {error.kind}  {error.type}: {error.message}"
+    task = result.key or result.index
+    return f"{task}  {error.kind}  {error.type}: {error.message}"

@@ -23,14 +23,11 @@ def read_keys(view: View) -> list[str | None]:
     """
     keys: list[str | None] = [None] * view.run.tasks
     planned = {rank_name(rank) for rank in range(view.run.manifests)}
-    for name, manifest in view.manifests.items():
-        if name in planned:
-            _take(manifest, keys)
-    if None not in keys:
-        return keys
-    for name, manifest in view.manifests.items():
-        if name not in planned:
-            _take(manifest, keys)
+    for name in sorted(view.manifests.keys() & planned):
+        _take(view.manifests[name], keys)
+    if None in keys:
+        for name in sorted(view.manifests.keys() - planned):
+            _take(view.manifests[name], keys)
     return keys
 
 

@@ -17,7 +17,9 @@ Called by `results` alone.
 from __future__ import annotations
 
 import array
+import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from gpuspool.orchestrator.report.ranges import read_ranges
 from gpuspool.spool.codec import R, unseal_lines
@@ -47,55 +49,55 @@ class Places:
     def __init__(self, view: View) -> None:
         """Reads every journal once, as far as the view has read it."""
         self._view = view
+        n_tasks = view.run.tasks
         names = [name for name in view.attempts if name in view.journals]
         self._attempts = names
         # By the number of a journal; the last one is found by NOWHERE.
         self._ranks: list[int | None] = [*map(rank_of, names), None]
         # By task: the number of its journal in `_attempts`, and where in that its line lies.
-        self._journal = array.array("i", [NOWHERE]) * view.run.tasks
-        self._start = array.array("q", [0]) * view.run.tasks
-        self._stop = array.array("q", [0]) * view.run.tasks
+        self._journal = array.array("i", [NOWHERE]) * n_tasks
+        self._start = array.array("q", [0]) * n_tasks
+        self._stop = array.array("q", [0]) * n_tasks
         for number, attempt in enumerate(names):
             self._find_in(number, attempt)
 
     def _find_in(self, number: int, attempt: str) -> None:
         """Note the lines of one journal that tell what became of their tasks.
 
-        Whoever reads results passes through this loop once for each finished task. A line stops
-        where the next readable one starts, or where the view stopped reading: so `stop` is noted
-        one line later, and damaged lines in between are part of the range. They are skipped again
-        when it is read.
+        A line stops where the next readable one starts, or where the view stopped reading. So
+        damaged lines in between are part of the range. They are skipped again when it is read.
         """
+        # Whoever reads results passes through this loop once for each journal line, a million times
+        # for a million tasks. Looking up an attribute costs as much as the comparison that it is
+        # for, so everything is bound to a local name before, and nothing is called for a line that
+        # tells of a complete task.
         ledger = self._view.ledger
+        n_tasks = ledger.tasks
         is_complete = ledger.complete
         journals = self._journal
         starts = self._start
         stops = self._stop
-        # Bound here, since looking up a member of an enum costs several times a comparison with it.
         complete = LineState.COMPLETE
+        failed = LineState.FAILED
+
         reader = JournalReader(self._view.layout, attempt, self._view.report)
         end = self._view.journals[attempt].offset
-        # The task that the line before this one told of, if that line was noted.
-        last = NOWHERE
-        for start, line in reader.read(JournalBrief):
-            if last != NOWHERE:
-                stops[last] = start
-                last = NOWHERE
+        behind = (end, JournalBrief(task=NOWHERE, round=0, state=complete))
+        lines = itertools.chain(reader.read(JournalBrief), [behind])
+        for (start, line), (stop, _) in itertools.pairwise(lines):
             if start >= end:
                 return
             task = line.task
-            if not 0 <= task < ledger.tasks:
+            if not 0 <= task < n_tasks:
                 continue
             if is_complete[task]:
                 tells = line.state is complete and journals[task] == NOWHERE
             else:
-                tells = line.state is LineState.FAILED and _is_verdict(ledger, task, line.round)
+                tells = line.state is failed and _is_verdict(ledger, task, line.round)
             if tells:
                 journals[task] = number
                 starts[task] = start
-                last = task
-        if last != NOWHERE:
-            stops[last] = end
+                stops[task] = stop
 
     def windows(self, tasks: Iterable[int]) -> Iterator[list[int]]:
         """The tasks in the order given, as many at a time as may be read at once."""
@@ -105,7 +107,8 @@ class Places:
         stops = self._stop
         for task in tasks:
             size = stops[task] - starts[task]
-            if window and (len(window) == WINDOW_TASKS or n_bytes + size > WINDOW_BYTES):
+            is_full = len(window) == WINDOW_TASKS or n_bytes + size > WINDOW_BYTES
+            if is_full and window:
                 yield window
                 window = []
                 n_bytes = 0
@@ -124,15 +127,20 @@ class Places:
         A task without a line has no entry. Neither has one whose line was there when it was found
         and cannot be read any more; that is reported to the view.
         """
-        by_journal: dict[int, list[int]] = {}
-        for task in window:
+        found: dict[int, R] = {}
+        for number, tasks in self._by_journal(window).items():
+            tasks.sort(key=self._start.__getitem__)
+            records = self._read_from(self._attempts[number], tasks, kind)
+            found.update(records)
+        return found
+
+    def _by_journal(self, tasks: list[int]) -> dict[int, list[int]]:
+        """The tasks that have a line, by the number of the journal in which it stands."""
+        found: dict[int, list[int]] = {}
+        for task in tasks:
             number = self._journal[task]
             if number != NOWHERE:
-                by_journal.setdefault(number, []).append(task)
-        found: dict[int, R] = {}
-        for number, tasks in by_journal.items():
-            tasks.sort(key=self._start.__getitem__)
-            found.update(self._read_from(self._attempts[number], tasks, kind))
+                found.setdefault(number, []).append(task)
         return found
 
     def _read_from(self, attempt: str, tasks: list[int], kind: type[R]) -> dict[int, R]:
@@ -144,22 +152,36 @@ class Places:
         path = self._view.layout.journal(attempt)
         ranges = [(self._start[task], self._stop[task]) for task in tasks]
         lines = read_ranges(path, ranges)
-        records = [record for _, record in unseal_lines(b"".join(lines), 0, kind, _ignore)]
+        records = _records(b"".join(lines), kind)
         if len(records) == len(tasks):
             return dict(zip(tasks, records, strict=True))
+
         found: dict[int, R] = {}
         for task, line in zip(tasks, lines, strict=True):
-            for _, record in unseal_lines(line, 0, kind, _ignore):
-                found[task] = record
-            if task not in found:
-                reason = f"the line that told of task {task} was whole when it was found"
-                self._view.report(Damage(str(path), self._start[task], reason))
+            readable = _records(line, kind)
+            if readable:
+                found[task] = readable[-1]
+            else:
+                self._report_unreadable(path, task)
         return found
+
+    def _report_unreadable(self, path: Path, task: int) -> None:
+        """Tell the view of a line that was there when it was found, and cannot be read any more."""
+        reason = f"the line that told of task {task} was whole when it was found"
+        damage = Damage(str(path), self._start[task], reason)
+        self._view.report(damage)
+
+
+def _records(data: bytes, kind: type[R]) -> list[R]:
+    """The readable lines of some bytes, as records of this kind."""
+    return [record for _, record in unseal_lines(data, 0, kind, _ignore)]
 
 
 def _is_verdict(ledger: Ledger, task: int, round_: int) -> bool:
     """Whether a task has failed, and this round is the last in which it did."""
-    return round_ == ledger.failed_round.get(task) and ledger.verdict(task) is Verdict.FAILED
+    if round_ != ledger.failed_round.get(task):
+        return False
+    return ledger.verdict(task) is Verdict.FAILED
 
 
 def _ignore(at: int, reason: str) -> None:

@@ -9,13 +9,12 @@ Called by `places`, for the journal lines of some tasks, and by `logs`.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpuspool.spool.publish import naming, patiently, read_bytes
+from gpuspool.spool.publish import open_plain, patiently, pread, read_bytes
 
 # A half-open range of bytes of a file: start, stop.
 Range = tuple[int, int]
@@ -38,77 +37,54 @@ def read_ranges(path: Path, ranges: Sequence[Range]) -> list[bytes]:
 
 
 def _read_ranges(path: Path, ranges: Sequence[Range]) -> list[bytes]:
-    nothing = [b""] * len(ranges)
+    fd = open_plain(path)
+    if fd is None:
+        return [b""] * len(ranges)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return nothing
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return nothing
-        raise
-    try:
-        with naming(path):
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return nothing
-            return _read_parts(fd, ranges)
+        return _read_parts(fd, path, ranges)
     finally:
         os.close(fd)
 
 
-def _read_parts(fd: int, ranges: Sequence[Range]) -> list[bytes]:
+def _read_parts(fd: int, path: Path, ranges: Sequence[Range]) -> list[bytes]:
     found: list[bytes] = []
-    for first, last in _neighbours(ranges):
-        begin = ranges[first][0]
-        end = ranges[last - 1][1]
-        data = _read_whole(fd, begin, end)
-        if len(data) < end - begin:
-            found += [
-                _whole(data, start - begin, stop - begin) for start, stop in ranges[first:last]
-            ]
-        else:
-            found += [data[start - begin : stop - begin] for start, stop in ranges[first:last]]
+    for neighbours in _neighbours(ranges):
+        begin = neighbours[0][0]
+        end = neighbours[-1][1]
+        data = pread(fd, path, begin, end - begin)
+        found += _cut(data, begin, neighbours)
     return found
 
 
-def _whole(data: bytes, start: int, stop: int) -> bytes:
-    """A part of some bytes, or none of it where they end too early."""
-    if stop > len(data):
-        return b""
-    return data[start:stop]
+def _cut(data: bytes, begin: int, ranges: Sequence[Range]) -> list[bytes]:
+    """The bytes of each range, taken from those that stand in the file from `begin` on.
+
+    Of a range that lies not wholly in there, b"".
+    """
+    found: list[bytes] = []
+    for start, stop in ranges:
+        part = data[start - begin : stop - begin]
+        if len(part) < stop - start:
+            part = b""
+        found.append(part)
+    return found
 
 
-def _neighbours(ranges: Sequence[Range]) -> Iterator[tuple[int, int]]:
-    """Which ranges are read together: the first of them, and the one behind the last."""
+def _neighbours(ranges: Sequence[Range]) -> Iterator[Sequence[Range]]:
+    """The ranges in groups, each of which is read with one call."""
+    if not ranges:
+        return
     first = 0
-    begin = end = -1
+    begin, end = ranges[0]
     for index, (start, stop) in enumerate(ranges):
-        if index == first:
-            begin = start
-        elif start - end > GAP_BYTES or stop - begin > READ_BYTES:
-            yield first, index
+        gap = start - end
+        size = stop - begin
+        if index > first and (gap > GAP_BYTES or size > READ_BYTES):
+            yield ranges[first:index]
             first = index
             begin = start
         end = stop
-    if first < len(ranges):
-        yield first, len(ranges)
-
-
-def _read_whole(fd: int, start: int, stop: int) -> bytes:
-    """The bytes start..stop of an open file, or those before its end if that comes first."""
-    data = os.pread(fd, stop - start, start)
-    if len(data) == stop - start or not data:
-        return data
-    # A read may be cut short by a signal or by a file system that gives less at once.
-    parts = [data]
-    at = start + len(data)
-    while at < stop:
-        part = os.pread(fd, stop - at, at)
-        if not part:
-            break
-        parts.append(part)
-        at += len(part)
-    return b"".join(parts)
+    yield ranges[first:]
 
 
 def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -117,11 +93,11 @@ def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator
     Of a file that grows while it is read, what is added may or may not be among them. A file that
     does not exist has none. Raises OSError.
     """
+    if stop is None:
+        stop = sys.maxsize
     at = start
-    while stop is None or at < stop:
-        size = READ_BYTES
-        if stop is not None:
-            size = min(size, stop - at)
+    while at < stop:
+        size = min(READ_BYTES, stop - at)
         data = read_bytes(path, at, size)
         if not data:
             return

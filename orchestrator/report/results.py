@@ -108,6 +108,10 @@ class Results:
 
     def of(self, tasks: Iterable[int]) -> Iterator[Result]:
         """The results of some tasks, in the order given."""
+        # A line is read long after its place was found. If it was damaged meanwhile, its task has
+        # no outcome here, although the ledger counts it as complete or failed. Such a task is
+        # answered from what else is known, so that each task asked for gives one result, and one
+        # bad sector does not end the listing of a million.
         for window in self._places.windows(tasks):
             outcomes = self._places.read(window, _Outcome)
             ranks = self._places.ranks(window)

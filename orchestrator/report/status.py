@@ -10,12 +10,13 @@ The command line (`status`, `wait`) and the Python API call this.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from gpuspool.orchestrator.text.printable import printable
 from gpuspool.spool.holder import is_holder_alive, read_holder
 from gpuspool.spool.layout import rank_of
-from gpuspool.spool.ledger import run_state
+from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import Closing, Heartbeat
 from gpuspool.spool.states import Life
@@ -23,6 +24,9 @@ from gpuspool.spool.view import View
 
 # Of the object that `gpuspool status --json` prints. A field that is added leaves it as it is.
 SCHEMA_VERSION = 1
+
+# The tasks of a run in the first line of `status_text`.
+_COUNTS = "{complete} complete, {failed} failed, {running} running, {waiting} waiting of {total}"
 
 # The table of `status_text`: a line for the names of its columns, and one for each rank.
 _NAMES = (
@@ -44,29 +48,41 @@ def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any
     if detector is None:
         detector = FailureDetector(view)
     lives = {attempt: detector.life(attempt) for attempt in view.open_attempts}
-    is_live = is_holder_alive(view.layout) or any(life is not Life.DEAD for life in lives.values())
-    ledger = view.ledger
-    ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in _newest_of_each_rank(view)]
-    # A worker may have finished the task that its last heartbeat names. No more run than are left.
-    unfinished = ledger.tasks - ledger.n_finished
-    running = min(sum(row["task"] is not None for row in ranks), unfinished)
+    newest = _newest_of_each_rank(view)
+    ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in newest]
     return {
         "schema_version": SCHEMA_VERSION,
         "spool": str(view.layout.root),
         "job": view.latest_job().spec,
-        "state": run_state(ledger, is_live),
+        "state": run_state(view.ledger, _is_live(view, lives.values())),
         "epoch": view.next_epoch() - 1,
         "orchestrator": _orchestrator(view),
-        "tasks": {
-            "total": ledger.tasks,
-            "complete": ledger.n_complete,
-            "failed": ledger.n_failed,
-            "running": running,
-            "waiting": unfinished - running,
-        },
-        "ran_twice": ledger.duplicates,
+        "tasks": _tasks(view.ledger, ranks),
+        "ran_twice": view.ledger.duplicates,
         "damage": [str(damage) for damage in view.damage],
         "ranks": ranks,
+    }
+
+
+def _is_live(view: View, lives: Iterable[Life]) -> bool:
+    """Whether the orchestrator, or any worker that is open, may still be at work."""
+    if is_holder_alive(view.layout):
+        return True
+    return any(life is not Life.DEAD for life in lives)
+
+
+def _tasks(ledger: Ledger, ranks: list[dict[str, Any]]) -> dict[str, int]:
+    """How many tasks there are of each kind. `ranks` are the rows of the table."""
+    n_at_work = sum(row["task"] is not None for row in ranks)
+    # A worker may have finished the task that its last heartbeat names. No more run than are left.
+    unfinished = ledger.tasks - ledger.n_finished
+    running = min(n_at_work, unfinished)
+    return {
+        "total": ledger.tasks,
+        "complete": ledger.n_complete,
+        "failed": ledger.n_failed,
+        "running": running,
+        "waiting": unfinished - running,
     }
 
 
@@ -130,12 +146,8 @@ def _state(closing: Closing | None, life: Life | None, heartbeat: Heartbeat | No
 
 def status_text(now: dict[str, Any]) -> str:
     """What `gpuspool status` prints for people, of what `status` returned."""
-    tasks = now["tasks"]
-    lines = [
-        f"{now['job']}  {now['state']}  {tasks['complete']} complete, {tasks['failed']} failed, "
-        f"{tasks['running']} running, {tasks['waiting']} waiting of {tasks['total']}",
-        _NAMES,
-    ]
+    counts = _COUNTS.format(**now["tasks"])
+    lines = [f"{now['job']}  {now['state']}  {counts}", _NAMES]
     lines += [_row_text(row) for row in now["ranks"]]
     lines += [f"damaged: {text}" for text in now["damage"]]
     return printable("\n".join(lines))
@@ -143,7 +155,8 @@ def status_text(now: dict[str, Any]) -> str:
 
 def _row_text(row: dict[str, Any]) -> str:
     cells = {name: "" if value is None else value for name, value in row.items()}
+    age_s = row["beat_age_s"]
     beat = ""
-    if row["beat_age_s"] is not None:
-        beat = f"{row['beat_age_s']:.0f} s ago"
+    if age_s is not None:
+        beat = f"{age_s:.0f} s ago"
     return _ROW.format(beat=beat, **cells)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from gpuspool.orchestrator.report.keys import TaskKey
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.spool.layout import STATES, SUBDIRS
+from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import Closing, Run
 from gpuspool.spool.sweep import stranded_tasks
@@ -45,24 +46,31 @@ def verify(view: View) -> Findings:
     found = Findings()
     _check_names(view, found)
     _check_job(view, found)
+    _check_run_copy(view, found)
     _check_tasks(view, found)
+    _check_stranded(view, found)
     _check_claims(view, claims, found)
     _check_status_records(view, found)
     _check_outputs(view, found)
     # Last, since what came before reads files too and tells the view of their damage.
     _add_damage(view, found)
-    if view.ledger.duplicates:
-        found.notes.append(f"{view.ledger.duplicates} tasks ran twice and are counted once")
-    ledger = view.ledger
-    found.counts["total"] = ledger.tasks
-    found.counts["complete"] = ledger.n_complete
-    found.counts["failed"] = ledger.n_failed
+    _count_tasks(view.ledger, found)
     return found
 
 
 def _listed_claims(view: View, manifest: str) -> set[str]:
     """The names of a manifest's claims, whether or not its chain leads to them."""
-    return {name for name in listdir(view.layout.claims(manifest)) if name.isdigit()}
+    names = listdir(view.layout.claims(manifest))
+    return {name for name in names if name.isdigit()}
+
+
+def _count_tasks(ledger: Ledger, found: Findings) -> None:
+    """What the journals tell of the tasks, in numbers."""
+    if ledger.duplicates:
+        found.notes.append(f"{ledger.duplicates} tasks ran twice and are counted once")
+    found.counts["total"] = ledger.tasks
+    found.counts["complete"] = ledger.n_complete
+    found.counts["failed"] = ledger.n_failed
 
 
 def _check_names(view: View, found: Findings) -> None:
@@ -75,23 +83,30 @@ def _check_names(view: View, found: Findings) -> None:
 
 
 def _check_job(view: View, found: Findings) -> None:
-    """Every copy of the job that an attempt was told to run, and the second copy of run.json."""
-    jobs = [view.run.job]
-    jobs += [intent.job for intent in view.intents.values() if intent is not None]
+    """Every copy of the job that an attempt was told to run."""
+    intents = [intent for intent in view.intents.values() if intent is not None]
+    jobs = [view.run.job, *(intent.job for intent in intents)]
+    # By the name of the copy, since most attempts were told to run the same one.
     hashes = {job.copy: job.sha256 for job in jobs if job.copy}
     for copy, sha256 in hashes.items():
         path = view.layout.job_copy(copy)
         data = read_bytes(path) or b""
-        if hashlib.sha256(data).hexdigest() != sha256:
+        found_sha256 = hashlib.sha256(data).hexdigest()
+        if found_sha256 != sha256:
             found.problems.append(
                 f"{path}: not the job that the run began with; resume restores it if it can"
             )
-    if read_sealed(view.layout.run_copy, Run) is None:
-        found.problems.append(f"{view.layout.run_copy}: not a run record; resume restores it")
+
+
+def _check_run_copy(view: View, found: Findings) -> None:
+    """The second copy of run.json. The first was read to make the view."""
+    path = view.layout.run_copy
+    if read_sealed(path, Run) is None:
+        found.problems.append(f"{path}: not a run record; resume restores it")
 
 
 def _check_tasks(view: View, found: Findings) -> None:
-    """That the manifests describe each task of the run and no other, and that none is stranded."""
+    """That the manifests describe each task of the run and no other."""
     n_tasks = view.run.tasks
     described = bytearray(n_tasks)
     for manifest in view.manifests.values():
@@ -104,9 +119,14 @@ def _check_tasks(view: View, found: Findings) -> None:
                 )
     n_absent = described.count(0)
     if n_absent:
+        first = described.find(0)
         found.problems.append(
-            f"{n_absent} tasks stand in no readable manifest line, the first is {described.find(0)}"
+            f"{n_absent} tasks stand in no readable manifest line, the first is {first}"
         )
+
+
+def _check_stranded(view: View, found: Findings) -> None:
+    """That no task is stranded. A crash leaves such tasks, so they are only noted."""
     n_stranded = len(stranded_tasks(view))
     if n_stranded:
         found.notes.append(
@@ -125,27 +145,38 @@ def _check_claims(view: View, listed: dict[str, set[str]], found: Findings) -> N
                 found.problems.append(
                     f"{path}: no attempt {claim.attempt!r} began; resume sweeps its tasks"
                 )
-        for start in sorted(listed.get(name, set()) - chained):
-            found.problems.append(f"{view.layout.claims(name)}/{start}: outside the chain")
+        folder = view.layout.claims(name)
+        outside = listed.get(name, set()) - chained
+        for start in sorted(outside):
+            found.problems.append(f"{folder}/{start}: outside the chain")
 
 
 def _check_status_records(view: View, found: Findings) -> None:
     """That each status record says what the closing says of which it is a copy."""
     for state in STATES:
-        for filename in listdir(view.layout.subdir(state)):
-            path = view.layout.subdir(state) / filename
-            attempt = filename.removesuffix(".json")
-            closing = view.closed.get(attempt)
-            if read_record(path, Closing) is None:
-                found.problems.append(
-                    f"{path}: not a status record; its orphans manifest says what it should"
-                )
-            elif closing is None:
-                # An attempt that was closed since the view was refreshed has a manifest by now.
-                if not view.layout.orphans(path.stem).exists():
-                    found.problems.append(f"{path}: no orphans manifest closes this attempt")
-            elif closing.state != state and closing.by != UNREADABLE:
-                found.problems.append(f"{path}: its orphans manifest says {closing.state}")
+        folder = view.layout.subdir(state)
+        for filename in listdir(folder):
+            path = folder / filename
+            problem = _status_problem(view, state, path)
+            if problem:
+                found.problems.append(f"{path}: {problem}")
+
+
+def _status_problem(view: View, state: str, path: Path) -> str:
+    """What is wrong with one status record in the folder of a state; "" if nothing is."""
+    if read_record(path, Closing) is None:
+        return "not a status record; its orphans manifest says what it should"
+    attempt = path.name.removesuffix(".json")
+    closing = view.closed.get(attempt)
+    if closing is None:
+        # An attempt that was closed since the view was refreshed has a manifest by now.
+        if view.layout.orphans(path.stem).exists():
+            return ""
+        return "no orphans manifest closes this attempt"
+    # A closing that cannot be read any more was given a state, which says nothing of its copy.
+    if closing.by == UNREADABLE or closing.state == state:
+        return ""
+    return f"its orphans manifest says {closing.state}"
 
 
 def _check_outputs(view: View, found: Findings) -> None:
@@ -155,29 +186,33 @@ def _check_outputs(view: View, found: Findings) -> None:
     for result in Results(view):
         if result.outputs:
             _check_outputs_of(result, folder, owner, found)
-    for name, index in owner.items():
-        for parent in map(str, PurePosixPath(name).parents):
-            if parent in owner and owner[parent] != index:
-                found.problems.append(
-                    f"task {index}: its output {name} lies in {parent}, "
-                    f"an output of task {owner[parent]}"
-                )
+    _check_nesting(owner, found)
 
 
 def _check_outputs_of(result: Result, folder: Path, owner: dict[str, int], found: Findings) -> None:
     """Check the outputs of one task, and note that they are its own if nobody had them first."""
+    task = f"{result.index} ({result.key})"
     for name in result.outputs:
         first = owner.setdefault(name, result.index)
         if first != result.index:
             found.problems.append(
-                f"tasks {first} and {result.index} ({result.key}) have one output {name}; "
-                "the first stayed"
+                f"tasks {first} and {task} have one output {name}; the first stayed"
             )
-    missing = [name for name in result.outputs if not (folder / name).exists()]
+    paths = [folder / name for name in result.outputs]
+    missing = [path for path in paths if not path.exists()]
     if missing:
-        found.problems.append(
-            f"task {result.index} ({result.key}): its output {folder / missing[0]} is missing"
-        )
+        found.problems.append(f"task {task}: its output {missing[0]} is missing")
+
+
+def _check_nesting(owner: dict[str, int], found: Findings) -> None:
+    """That no output lies inside of one that another task made as a folder."""
+    for name, index in owner.items():
+        for parent in PurePosixPath(name).parents:
+            other = owner.get(str(parent), index)
+            if other != index:
+                found.problems.append(
+                    f"task {index}: its output {name} lies in {parent}, an output of task {other}"
+                )
 
 
 def _add_damage(view: View, found: Findings) -> None:
