@@ -57,11 +57,19 @@ def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
     steal from each other later, so this only needs to be nearly fair; it lets the largest tasks
     begin first, so that none of them is left for the end. Tasks of one cost are dealt out in turn.
     """
+    n_tasks = len(costs)
     if not costs or min(costs) == max(costs):
-        return [range(rank, len(costs), ranks) for rank in range(ranks)]
+        return [range(rank, n_tasks, ranks) for rank in range(ranks)]
+    return _longest_first(costs, ranks)
+
+
+def _longest_first(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
+    """Give each task, by falling cost, to the rank that has the least so far."""
     planned = [array.array("q") for _ in range(ranks)]
+    # A heap: the rank that has the least, and of equals the lowest, comes first.
     loads = [(0.0, rank) for rank in range(ranks)]
-    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+    by_falling_cost = sorted(range(len(costs)), key=lambda index: -costs[index])
+    for index in by_falling_cost:
         load, rank = loads[0]
         planned[rank].append(index)
         heapq.heapreplace(loads, (load + costs[index], rank))
@@ -74,6 +82,10 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
     None where another process has made this spool just now. Raises UsageError where it cannot be
     made, and SyncError where nobody can say whether it would outlive a power cut.
     """
+    # The hidden name holds our pid, so no other process builds in this folder. Renaming a folder
+    # onto one that holds anything fails, so of two that make the same spool the second one gets an
+    # error, finds run.json there, and knows that it was too late. Whatever else fails, what was
+    # built is removed: nothing refers to it yet.
     run = _run_record(request, ranks)
     building = Layout(layout.root.parent / hidden_name(layout.root.name))
     try:
@@ -104,17 +116,20 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
 
 def half_made(layout: Layout) -> list[Path]:
     """The hidden folders of processes that died while they made this spool. Nothing uses them."""
-    if not layout.root.parent.is_dir():
+    folder = layout.root.parent
+    if not folder.is_dir():
         return []
-    found: list[Path] = []
-    for path in layout.root.parent.iterdir():
-        hidden = parse_hidden(path.name)
-        if hidden is None:
-            continue
-        name, pid = hidden
-        if name == layout.root.name and not Path(f"/proc/{pid}").exists():
-            found.append(path)
-    return found
+    return [path for path in folder.iterdir() if _is_half_made(path, layout.root.name)]
+
+
+def _is_half_made(path: Path, spool_name: str) -> bool:
+    """Whether a path is the hidden folder of a dead process that made the spool of this name."""
+    hidden = parse_hidden(path.name)
+    if hidden is None:
+        return False
+    name, pid = hidden
+    is_alive = Path(f"/proc/{pid}").exists()
+    return name == spool_name and not is_alive
 
 
 def _run_record(request: Request, ranks: int) -> Run:
@@ -150,10 +165,12 @@ def _build(layout: Layout, run: Run, request: Request) -> dict[str, bytes]:
         layout.subdir(name).mkdir(FOLDER_MODE)
     made: list[Path] = []
     if request.source:
-        made.append(write_file(layout.job_copy(run.job.copy), request.source))
+        copy = layout.job_copy(run.job.copy)
+        made.append(write_file(copy, request.source))
     if run.out is None:
         layout.outputs.mkdir()
-        made.append(write_file(layout.outputs / OUT_MARK, f"{run.id}\n".encode()))
+        mark = layout.outputs / OUT_MARK
+        made.append(write_file(mark, f"{run.id}\n".encode()))
     manifests = _manifests(request, run.manifests)
     for name, data in manifests.items():
         layout.claims(name).mkdir()
@@ -172,15 +189,17 @@ def _build(layout: Layout, run: Run, request: Request) -> dict[str, bytes]:
 def _manifests(request: Request, ranks: int) -> dict[str, bytes]:
     """For each rank its planned manifest: the sealed lines of its tasks."""
     lines = request.tasks.lines
-    return {
-        rank_name(rank): b"".join(map(lines.__getitem__, planned))
-        for rank, planned in enumerate(plan(request.tasks.costs, ranks))
-    }
+    manifests: dict[str, bytes] = {}
+    for rank, planned in enumerate(plan(request.tasks.costs, ranks)):
+        manifests[rank_name(rank)] = b"".join(map(lines.__getitem__, planned))
+    return manifests
 
 
 def _sync(layout: Layout, made: list[Path]) -> None:
     """Make files durable, and their names in all folders but the root, which `publish` syncs."""
     for path in made:
         fsync_file(path)
-    for folder in {path.parent for path in made} - {layout.root}:
+    folders = {path.parent for path in made}
+    folders.discard(layout.root)
+    for folder in folders:
         fsync_dir(folder)

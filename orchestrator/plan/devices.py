@@ -14,7 +14,7 @@ that imports NVML.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,18 @@ def assign(
     most = len(groups) * ranks_per_gpu
     if ranks is None:
         ranks = most
+    _refuse_more_ranks(ranks, most, pool)
+    # In turn, so that each device gets its second rank only once every device has its first.
+    return [groups[rank % len(groups)] for rank in range(ranks)]
+
+
+def _refuse_more_ranks(ranks: int, most: int, pool: list[str]) -> None:
+    """Raise UsageError for more ranks than there is room for."""
     if ranks > most:
         raise UsageError(
             f"--ranks {ranks}, but {len(pool)} device(s) ({','.join(pool)}) give {most}. Ask for "
             f"at most {most}, or put several ranks on each device with --ranks-per-gpu."
         )
-    return [groups[rank % len(groups)] for rank in range(ranks)]
 
 
 def _group(pool: list[str], gpus_per_rank: int) -> list[str]:
@@ -82,12 +88,22 @@ def find_pool(devices: str | None, environment: Mapping[str, str]) -> list[str]:
         return inherited
     if devices == "cpu":
         return []
-    wanted = [token.strip() for token in devices.split(",")]
-    if "" in wanted or len(set(wanted)) < len(wanted):
-        raise UsageError(f"--devices {devices}: an empty or repeated entry.")
+    wanted = _tokens(devices)
+    # Whoever started us, mostly a scheduler, has shared the devices of this host out with that
+    # variable. A job that takes others disturbs its neighbours, and where the system fences devices
+    # off it finds none. Whether a token is one of those can only be told if it is written as it
+    # stands there: "0" may be "GPU-1b2c…", but CUDA alone knows.
     if inherited is not None:
         _refuse_outside(wanted, inherited)
     return wanted
+
+
+def _tokens(devices: str) -> list[str]:
+    """The entries of --devices. Raises UsageError."""
+    tokens = [token.strip() for token in devices.split(",")]
+    if "" in tokens or len(set(tokens)) < len(tokens):
+        raise UsageError(f"--devices {devices}: an empty or repeated entry.")
+    return tokens
 
 
 def _refuse_outside(wanted: list[str], inherited: list[str]) -> None:
@@ -121,19 +137,28 @@ def _inherited(environment: Mapping[str, str]) -> list[str] | None:
 def _found(environment: Mapping[str, str]) -> list[str]:
     """What NVML lists. Raises UsageError where there should be a GPU and NVML lists none."""
     tokens = _nvml_tokens()
-    if tokens:
-        return tokens
+    # No GPU may mean two things: a host without any, on which a run on the CPU is what everybody
+    # expects, or a host whose driver broke. On the second a run that falls back to the CPU would
+    # take days for what takes hours, and nobody would notice before. So whatever tells of GPUs that
+    # NVML does not list is a reason to refuse.
+    if not tokens:
+        _refuse_broken_promise(environment)
+    return tokens
+
+
+def _refuse_broken_promise(environment: Mapping[str, str]) -> None:
+    """Raise UsageError where Slurm or the device files tell of a GPU."""
     for name in PROMISES:
-        if environment.get(name, "0") not in ("", "0"):
+        value = environment.get(name, "0")
+        if value not in ("", "0"):
             raise UsageError(
-                f"{name}={environment[name]} promises GPUs, but neither CUDA_VISIBLE_DEVICES nor "
+                f"{name}={value} promises GPUs, but neither CUDA_VISIBLE_DEVICES nor "
                 "NVML shows one. Look at nvidia-smi on this node, or say --devices cpu."
             )
     if any(Path("/dev").glob("nvidia[0-9]*")):
         raise UsageError(
             "/dev/nvidia* exists, but NVML shows no GPU. Look at nvidia-smi, or say --devices cpu."
         )
-    return []
 
 
 def _nvml() -> Any:
@@ -185,22 +210,31 @@ def near_cpus(device: str) -> set[int]:
 
     Empty for the CPU, and where NVML does not tell.
     """
-    nvml = None if device == CPU else _nvml()
+    if device == CPU:
+        return set()
+    nvml = _nvml()
     if nvml is None:
         return set()
-    count = ((os.cpu_count() or 1) + AFFINITY_BITS - 1) // AFFINITY_BITS
+    n_cpus = os.cpu_count() or 1
+    n_words = (n_cpus + AFFINITY_BITS - 1) // AFFINITY_BITS
+    first, _, _ = device.partition(",")
     try:
-        handle = _handle(nvml, device.split(",")[0])
-        words = nvml.nvmlDeviceGetCpuAffinity(handle, count)
+        handle = _handle(nvml, first)
+        words = nvml.nvmlDeviceGetCpuAffinity(handle, n_words)
     except nvml.NVMLError:
         return set()
-    near = {
-        AFFINITY_BITS * place + bit
-        for place, word in enumerate(words)
-        for bit in range(AFFINITY_BITS)
-        if word >> bit & 1
-    }
-    return near & os.sched_getaffinity(0)
+    return _bits(words) & os.sched_getaffinity(0)
+
+
+def _bits(words: Iterable[int]) -> set[int]:
+    """The places of all bits that are set, counted from the lowest bit of the first word."""
+    places: set[int] = set()
+    for number, word in enumerate(words):
+        first = AFFINITY_BITS * number
+        for bit in range(AFFINITY_BITS):
+            if word >> bit & 1:
+                places.add(first + bit)
+    return places
 
 
 def _handle(nvml: Any, token: str) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import array
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,13 @@ from gpuspool.spool.records import TaskLine
 # A cost must be less than this. The costs of all tasks are added up, and even a million of the
 # largest must not become infinite.
 COST_LIMIT = 1e200
+
+# Parts of a path that name no file of their own. With one of them a key could lead out of OUT, or
+# two keys could lead to one place.
+NO_NAMES = frozenset({"", ".", ".."})
+
+# The control characters of ASCII and Latin-1: in a name they garble terminals and listings.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class TaskList:
@@ -82,13 +90,7 @@ def collect(
     become a task.
     """
     given = [os.fspath(path) for path in paths]
-    named = [bool(given), files_from is not None, lines is not None, tasks is not None]
-    count = sum(named) + (items is not None)
-    if count != 1:
-        raise UsageError(
-            "name the inputs in one way: paths or globs, --files-from, --lines or --tasks, or "
-            f"`items` from Python ({count} of them were given)."
-        )
+    _refuse_unless_one(given or None, files_from, lines, tasks, items)
     if items is not None:
         return from_values(items)
     if lines is not None:
@@ -98,6 +100,16 @@ def collect(
     if files_from is not None:
         return _from_files([path for path in _read_lines(files_from) if path])
     return _from_files(_expand(given))
+
+
+def _refuse_unless_one(*sources: object) -> None:
+    """Raise UsageError unless exactly one source was named; those that were not are None."""
+    count = sum(source is not None for source in sources)
+    if count != 1:
+        raise UsageError(
+            "name the inputs in one way: paths or globs, --files-from, --lines or --tasks, or "
+            f"`items` from Python ({count} of them were given)."
+        )
 
 
 def from_values(values: Iterable[Any]) -> TaskList:
@@ -113,6 +125,10 @@ def from_values(values: Iterable[Any]) -> TaskList:
 
 
 def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
+    # There may be millions of values, so the encoder is made once, and what is too short to be
+    # nested too deeply is not looked at again. The depth must be limited here: whoever reads the
+    # spool later decodes all lines of a manifest, and one that its decoder gives up on would look
+    # like damage there.
     encode = msgspec.json.Encoder().encode
     for index, value in enumerate(values):
         try:
@@ -200,12 +216,15 @@ def _parse_spec(text: str, where: str) -> TaskSpec:
 
 
 def _task(index: int, spec: TaskSpec, where: str) -> TaskLine:
-    cost = 1.0 if spec.cost is None else spec.cost
+    cost = spec.cost
+    if cost is None:
+        cost = 1.0
     if not 0 <= cost < COST_LIMIT:
         raise UsageError(
             f"{where}: cost {cost} is not a number from 0 to {COST_LIMIT:g}; nothing was run."
         )
-    return TaskLine(task=index, key=spec.key or f"t{index}", payload=spec.payload, cost=cost)
+    key = spec.key or f"t{index}"
+    return TaskLine(task=index, key=key, payload=spec.payload, cost=cost)
 
 
 def _expand(patterns: Iterable[str]) -> list[str]:
@@ -217,33 +236,47 @@ def _expand(patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         if os.path.lexists(pattern):
             files.append(pattern)
-            continue
-        found: list[str] = []
-        if glob.has_magic(pattern):
-            found = sorted(glob.glob(pattern, recursive=True))
-        found = [path for path in found if not os.path.isdir(path)]
-        if not found:
-            raise UsageError(
-                f"{pattern} matches no file. Check the path; quote a glob so that gpuspool "
-                "expands it."
-            )
-        files += found
+        else:
+            files += _matches(pattern)
     return files
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a glob matches, sorted. Raises UsageError where there are none."""
+    found: list[str] = []
+    if glob.has_magic(pattern):
+        for path in glob.glob(pattern, recursive=True):
+            if not os.path.isdir(path):
+                found.append(path)
+    if not found:
+        raise UsageError(
+            f"{pattern} matches no file. Check the path; quote a glob so that gpuspool expands it."
+        )
+    return sorted(found)
 
 
 def _from_files(paths: list[str]) -> TaskList:
     """One task for each file: its size is its cost, its path below the common parent its key."""
     absolute = [os.path.abspath(path) for path in paths]
-    parents = [os.path.dirname(path) for path in absolute]
-    top = os.path.commonpath(parents) if parents else ""
+    top = _common_parent(absolute)
     tasks: list[TaskLine] = []
     newest = 0.0
     for index, (given, path) in enumerate(zip(paths, absolute, strict=True)):
         payload, stat = _look_at(given, path)
         newest = max(newest, stat.st_mtime)
         key = os.path.relpath(path, top)
-        tasks.append(TaskLine(task=index, key=key, payload=payload, cost=float(stat.st_size)))
+        cost = float(stat.st_size)
+        task = TaskLine(task=index, key=key, payload=payload, cost=cost)
+        tasks.append(task)
     return seal_tasks(_checked(tasks), newest)
+
+
+def _common_parent(paths: list[str]) -> str:
+    """The lowest folder that holds all of these files; "" if there are none."""
+    if not paths:
+        return ""
+    parents = [os.path.dirname(path) for path in paths]
+    return os.path.commonpath(parents)
 
 
 def _look_at(given: str, path: str) -> tuple[msgspec.Raw, os.stat_result]:
@@ -287,9 +320,9 @@ def _refusal(key: str) -> str | None:
     parts = key.split("/")
     if key.startswith("/"):
         return "is absolute; outputs go below OUT"
-    if any(part in ("", ".", "..") for part in parts):
+    if not NO_NAMES.isdisjoint(parts):
         return "has an empty part, '.' or '..'; outputs go below OUT"
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in key):
+    if CONTROL.search(key):
         return "holds control characters"
     if any(part.startswith(OUT_MARK) for part in parts):
         return f"begins with {OUT_MARK}, which gpuspool keeps for itself"

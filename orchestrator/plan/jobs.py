@@ -48,12 +48,19 @@ def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
     if command:
         return _command_job(command), b""
     _refuse_while_loading()
-    where, name = _split_spec(job if isinstance(job, str) else _spec_of(job))
+    spec = job
+    if not isinstance(job, str):
+        spec = _spec_of(job)
+    where, name = _split_spec(spec)
     if where.endswith(".py") or "/" in where:
         return _file_job(where, name)
-    _refuse_our_name(where.partition(".")[0], where)
+    package, _, _ = where.partition(".")
+    _refuse_our_name(package, where)
     if isinstance(job, str):
-        return _module_job(where, name, _find_module(where, os.getcwd()), [os.getcwd()])
+        here = os.getcwd()
+        return _module_job(where, name, _find_module(where, here), [here])
+    # An object is in a module that was imported here already, maybe by finders that only this
+    # process has. So its file is not searched for, and workers get the sys.path of this process.
     loaded = sys.modules.get(where, sys.modules["__main__"])
     return _module_job(where, name, getattr(loaded, "__file__", None), _sys_path())
 
@@ -82,13 +89,9 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
         raise UsageError(
             f"worker_fn {name} is not in a file, where a worker could import it. Put it into one."
         )
-    # The module of a script has no spec, or that of `python -m`. Its own name is not "__main__" in
-    # a worker, so such a function is found by its file instead.
-    spec = getattr(module, "__spec__", None)
-    dotted = ""
-    if spec is not None and spec.name != "__main__":
-        dotted = spec.name
-    _refuse_our_name(dotted.partition(".")[0] or Path(file).stem, file)
+    dotted = _dotted_name(module)
+    package, _, _ = dotted.partition(".")
+    _refuse_our_name(package or Path(file).stem, file)
     job = Job(
         kind=JobKind.CALL,
         spec=f"{dotted or file}:{name}",
@@ -100,8 +103,24 @@ def parse_call(function: Any) -> tuple[Job, bytes]:
     return with_source(job, Path(file))
 
 
+def _dotted_name(module: ModuleType) -> str:
+    """The name by which a worker can import a module; "" where its file has to do.
+
+    The module of a script has no spec, or that of `python -m`. It is called "__main__" here, and a
+    worker's module of this name is another one.
+    """
+    spec = getattr(module, "__spec__", None)
+    if spec is None or spec.name == "__main__":
+        return ""
+    name: str = spec.name
+    return name
+
+
 def _module_of(function: Any) -> ModuleType:
     """The module in which a function is found by its name. Raises TypeError where it is not."""
+    # The name is followed as a worker will follow it. A lambda, a function inside of another one
+    # and one that a decorator replaced all bear some name, but the name leads nowhere or to
+    # something else. That is better said now than by every worker after it has started.
     module = sys.modules.get(getattr(function, "__module__", ""))
     found: Any = module
     for part in getattr(function, "__qualname__", "").split("."):
@@ -120,11 +139,7 @@ def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
     Checks what can be checked without running it: that the file is there, that only its owner may
     write it, that it parses, and that it defines the job's name. Raises UsageError.
     """
-    if path.exists() and path.stat().st_mode & 0o002:
-        raise UsageError(
-            f"{path} may be written by everybody, so it will not be run. Look at it, then "
-            "`chmod o-w` it."
-        )
+    _refuse_writable_by_all(path)
     try:
         source = path.read_bytes()
         names = _top_level_names(source, path)
@@ -136,11 +151,21 @@ def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
         raise UsageError(
             f"job file {path} does not parse: {error}. Fix it and run the same command again."
         ) from None
-    first = job.name.partition(".")[0]
+    first, _, _ = job.name.partition(".")
     if names is not None and first not in names:
-        raise UsageError(f"{path} has no {first}. It has: {', '.join(sorted(names)) or 'nothing'}.")
-    sha = hashlib.sha256(source).hexdigest()
-    return msgspec.structs.replace(job, copy=path.name, sha256=sha), source
+        known = ", ".join(sorted(names)) or "nothing"
+        raise UsageError(f"{path} has no {first}. It has: {known}.")
+    sha256 = hashlib.sha256(source).hexdigest()
+    return msgspec.structs.replace(job, copy=path.name, sha256=sha256), source
+
+
+def _refuse_writable_by_all(path: Path) -> None:
+    """Raise UsageError for a file in which anybody may have put code for us to run."""
+    if path.exists() and path.stat().st_mode & 0o002:
+        raise UsageError(
+            f"{path} may be written by everybody, so it will not be run. Look at it, then "
+            "`chmod o-w` it."
+        )
 
 
 def _command_job(command: list[str]) -> Job:
@@ -242,6 +267,9 @@ def _find_in_child(module: str) -> str | None:
 
 def _walk_to(parts: list[str]) -> str | None:
     """The file of a module, from package to package as an import goes. Raises where that fails."""
+    # Each finder is asked for one module at a time, in the folders where the package above it said
+    # that its modules are; None stands for sys.path. `importlib.util.find_spec("a.b")` would do the
+    # same, but imports `a` on the way, and so would run code of the user.
     where: Sequence[str] | None = None
     file = None
     for end in range(1, len(parts) + 1):
@@ -259,18 +287,18 @@ def _top_level_names(source: bytes, path: Path) -> set[str] | None:
     """What the file defines at its top; None where only running it could tell."""
     if b"import *" in source or b"globals()" in source:
         return None
-    symbols = symtable.symtable(source, str(path), "exec").get_symbols()  # type: ignore[arg-type]
-    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+    table = symtable.symtable(source, str(path), "exec")  # type: ignore[arg-type]
+    names: set[str] = set()
+    for symbol in table.get_symbols():
+        if symbol.is_assigned() or symbol.is_imported():
+            names.add(symbol.get_name())
+    return names
 
 
 def _spec_of(target: Any) -> str:
     """file.py:Name or module:Name of a class or function object. Raises UsageError."""
-    module = getattr(target, "__module__", None)
+    module = _module_name(target)
     name = getattr(target, "__qualname__", None)
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if module == "__main__" and spec is not None:
-        # Started with `python -m package.script`: a worker imports it under that name.
-        module = spec.name
     if not module or not name:
         raise UsageError(f"the job {target!r:.80} is not a class, a function or 'file.py:Name'.")
     if "<" in name:
@@ -281,6 +309,16 @@ def _spec_of(target: Any) -> str:
     if module != "__main__":
         return f"{module}:{name}"
     return f"{_script(name)}:{name}"
+
+
+def _module_name(target: Any) -> str | None:
+    """The name of the module in which an object was defined; None where it does not tell."""
+    module: str | None = getattr(target, "__module__", None)
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if module == "__main__" and spec is not None:
+        # Started with `python -m package.script`: a worker imports it under that name.
+        module = spec.name
+    return module
 
 
 def _script(name: str) -> str:

@@ -20,14 +20,21 @@ def find_spool(spool: str | os.PathLike[str] | None) -> Path:
     """
     if spool is not None:
         return Path(spool)
-    found = [
-        path
-        for path in sorted(Path().glob("spool-*"))
-        if Layout(path).format.exists() and ASIDE.search(path.name) is None
-    ]
+    found = _spools_here()
     if len(found) != 1:
         names = ", ".join(map(str, found)) or "none"
         raise UsageError(
             f"SPOOL is not given and there is not just one ./spool-* ({names}). Name one."
         )
     return found[0]
+
+
+def _spools_here() -> list[Path]:
+    """The spools in the current folder that were not moved aside, by name."""
+    found: list[Path] = []
+    for path in sorted(Path().glob("spool-*")):
+        is_spool = Layout(path).format.exists()
+        is_aside = ASIDE.search(path.name) is not None
+        if is_spool and not is_aside:
+            found.append(path)
+    return found

@@ -98,15 +98,21 @@ def options_of_start(recorded: Options, given: Mapping[str, Any]) -> Options:
     Raises UsageError for an option that does not exist, that cannot be taken, or that is fixed for
     the whole run.
     """
-    fixed = sorted(FIXED & given.keys())
-    if fixed and given[fixed[0]] != getattr(recorded, fixed[0]):
-        raise UsageError(
-            f"{fixed[0]}={given[fixed[0]]!r}, but the run was made with "
-            f"{getattr(recorded, fixed[0])!r}, and this cannot change. Leave it out, or make a "
-            "new run."
-        )
+    _refuse_to_change_fixed(recorded, given)
     base = msgspec.structs.replace(recorded, time_limit_s=None)
     return _checked(base, given, list(RunOptions.__annotations__))
+
+
+def _refuse_to_change_fixed(recorded: Options, given: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that a run keeps for good and that now shall differ."""
+    for name in sorted(FIXED & given.keys()):
+        before = getattr(recorded, name)
+        now = given[name]
+        if now != before:
+            raise UsageError(
+                f"{name}={now!r}, but the run was made with {before!r}, and this cannot change. "
+                "Leave it out, or make a new run."
+            )
 
 
 def without_none(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,8 +128,9 @@ def _checked(base: Options, given: Mapping[str, Any], known: list[str]) -> Optio
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{name}={value} is not possible; it must be finite.")
+    values = {**msgspec.structs.asdict(base), **given}
     try:
-        return msgspec.convert({**msgspec.structs.asdict(base), **given}, Options)
+        return msgspec.convert(values, Options)
     except msgspec.ValidationError as error:
         raise UsageError(f"an option is not possible: {error}") from None
 
@@ -138,24 +145,32 @@ def shows_options(options: type) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        signature = inspect.signature(function, eval_str=True)
-        parameters = [
-            parameter
-            for parameter in signature.parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        for name, kind in typing.get_type_hints(options).items():
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
-                )
-            )
-        signature = signature.replace(parameters=parameters)
-        function.__signature__ = signature  # type: ignore[attr-defined]
-        texts = [inspect.getdoc(function), inspect.getdoc(StartOptions)]
-        if options is RunOptions:
-            texts.append(inspect.getdoc(RunOptions))
-        function.__doc__ = "\n\n".join(text for text in texts if text is not None)
+        function.__signature__ = _signature_with(function, options)  # type: ignore[attr-defined]
+        function.__doc__ = _docstring_with(function, options)
         return function
 
     return decorate
+
+
+def _signature_with(function: Callable[..., Any], options: type) -> inspect.Signature:
+    """The signature of a function with each option in the place of `**options`."""
+    signature = inspect.signature(function, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            parameters.append(parameter)
+    hints = typing.get_type_hints(options)
+    for name, kind in hints.items():
+        option = inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
+        )
+        parameters.append(option)
+    return signature.replace(parameters=parameters)
+
+
+def _docstring_with(function: Callable[..., Any], options: type) -> str:
+    """The docstring of a function, and below it those of the options."""
+    texts = [inspect.getdoc(function), inspect.getdoc(StartOptions)]
+    if options is RunOptions:
+        texts.append(inspect.getdoc(RunOptions))
+    return "\n\n".join(text for text in texts if text is not None)

@@ -41,9 +41,13 @@ def check_out(out: Path, overwrite: bool, tasks: TaskList) -> None:
 
 def _refuse_inputs_inside(out: Path, tasks: TaskList) -> None:
     """Raise UsageError if an input is a file in OUT, also by way of a symbolic link."""
+    # A folder of inputs that is named as OUT by mistake, or by way of a link, would be renamed
+    # before the first task is read: every task would fail, and the user would look for data that
+    # is gone from its place. So paths are compared as the kernel resolves them, not as written.
     whole = out.resolve()
     for path in _input_paths(tasks):
-        if os.path.lexists(path) and Path(os.path.realpath(path)).is_relative_to(whole):
+        real_path = Path(os.path.realpath(path))
+        if real_path.is_relative_to(whole) and os.path.lexists(path):
             raise UsageError(
                 f"--out {out} holds the input {path}, so it is not moved aside. Name another "
                 "folder."

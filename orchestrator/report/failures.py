@@ -46,8 +46,8 @@ def failures_text(results: Iterable[Result]) -> str:
         if group.count <= SHOWN:
             group.shown.append(_line(result, error))
     text = ""
-    for how, group in sorted(groups.items(), key=lambda item: -item[1].count):
-        kind, type_, where = how
+    largest_first = sorted(groups.items(), key=lambda item: -item[1].count)
+    for (kind, type_, where), group in largest_first:
         text += _headline(kind, type_, where, group.count)
         text += _group_text(group)
     return text

@@ -10,11 +10,12 @@ Called by `places`, for the journal lines of some tasks, and by `logs`.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpuspool.spool.publish import open_plain, patiently, pread, read_bytes
+from gpuspool.spool.publish import naming, open_plain, patiently, read_bytes
 
 # A half-open range of bytes of a file: start, stop.
 Range = tuple[int, int]
@@ -41,17 +42,20 @@ def _read_ranges(path: Path, ranges: Sequence[Range]) -> list[bytes]:
     if fd is None:
         return [b""] * len(ranges)
     try:
-        return _read_parts(fd, path, ranges)
+        with naming(path):
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return [b""] * len(ranges)
+            return _read_parts(fd, ranges)
     finally:
         os.close(fd)
 
 
-def _read_parts(fd: int, path: Path, ranges: Sequence[Range]) -> list[bytes]:
+def _read_parts(fd: int, ranges: Sequence[Range]) -> list[bytes]:
     found: list[bytes] = []
     for neighbours in _neighbours(ranges):
         begin = neighbours[0][0]
         end = neighbours[-1][1]
-        data = pread(fd, path, begin, end - begin)
+        data = _read_whole(fd, begin, end)
         found += _cut(data, begin, neighbours)
     return found
 
@@ -85,6 +89,22 @@ def _neighbours(ranges: Sequence[Range]) -> Iterator[Sequence[Range]]:
             begin = start
         end = stop
     yield ranges[first:]
+
+
+def _read_whole(fd: int, start: int, stop: int) -> bytes:
+    """The bytes start..stop of an open file, or those before its end if that comes first."""
+    # Not by publish.pread: lines that lie far apart take one call each, and it looks at the file
+    # once more for each call. A read may be cut short by a signal or by a file system that gives
+    # less at once, so it goes on until all is there or nothing comes.
+    parts: list[bytes] = []
+    at = start
+    while at < stop:
+        part = os.pread(fd, stop - at, at)
+        if not part:
+            break
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts)
 
 
 def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
