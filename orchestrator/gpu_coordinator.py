@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import queue
@@ -125,6 +126,9 @@ class Worker:
         Whatever else of its process group runs is killed. False while it runs itself; once it was
         settled, calling again does nothing.
         """
+        # It is noted as settled before its attempt is closed. If that fails it is not tried again
+        # at each later look: the exit code is known all the same, and the program must be able to
+        # go on. What is not closed here counts as a dead attempt to whoever opens the spool.
         if self._is_settled:
             return True
         code = self._child.exit_code()
@@ -132,7 +136,8 @@ class Worker:
             return False
         self._is_settled = True
         try:
-            _close(self._view.refresh(), self.attempt, code, self._was_told)
+            self._view.refresh()
+            _close(self._view, self.attempt, code, self._was_told)
             why = _why(self._view, self.attempt)
         except OSError as error:
             why = f"and its end cannot be written: {error}"
@@ -145,8 +150,9 @@ class Worker:
         elif self._was_told:
             logger.warning("Worker %d terminated (%s)", self.rank, describe_exit(code))
         else:
+            log = self._view.layout.log(self.attempt)
             text = "Worker %d failed with exit code %d (log %s): %s"
-            logger.error(text, self.rank, code, self._view.layout.log(self.attempt), why)
+            logger.error(text, self.rank, code, log, why)
 
 
 def _close(view: View, attempt: str, code: int, was_told: bool) -> None:
@@ -161,7 +167,8 @@ def _close(view: View, attempt: str, code: int, was_told: bool) -> None:
         max_crashes=1,
         max_kills=1,
     )
-    close_attempts(view, {attempt: classify(evidence)}, BY_PARENT)
+    death = classify(evidence)
+    close_attempts(view, {attempt: death}, BY_PARENT)
 
 
 def _why(view: View, attempt: str) -> str:
@@ -188,14 +195,22 @@ def wait_for(workers: Iterable[Worker], timeout: float | None) -> list[Worker]:
 
     Each is settled as soon as it has ended.
     """
-    deadline = float("inf") if timeout is None else time.monotonic() + timeout
+    deadline = math.inf
+    if timeout is not None:
+        deadline = time.monotonic() + timeout
     alive = list(workers)
     while True:
-        alive = [worker for worker in alive if not worker.settle()]
+        alive = _still_running(alive)
         left_s = deadline - time.monotonic()
         if not alive or left_s <= 0:
             return alive
-        _sleep_until_one_ends([worker.pid for worker in alive], min(left_s, WAIT_S))
+        pids = [worker.pid for worker in alive]
+        _sleep_until_one_ends(pids, min(left_s, WAIT_S))
+
+
+def _still_running(workers: Iterable[Worker]) -> list[Worker]:
+    """Those that run. All others are settled."""
+    return [worker for worker in workers if not worker.settle()]
 
 
 def _sleep_until_one_ends(pids: list[int], timeout_s: float) -> None:
@@ -249,7 +264,13 @@ class ResultsQueue:
         return found
 
     def _read(self) -> None:
-        for layout in self._generations or generations(self._root)[-1:]:
+        # A reader for each file remembers how far it has read, and nothing else does. So a report
+        # is given once by this object, and a new coordinator after a crash of the old one, which
+        # begins with no readers, gives all of them again.
+        layouts = self._generations
+        if not layouts:
+            layouts = generations(self._root)[-1:]
+        for layout in layouts:
             for filename in listdir(layout.reports):
                 attempt = filename.removesuffix(".jsonl")
                 if attempt != filename and parse_attempt(attempt) is not None:
@@ -260,7 +281,8 @@ class ResultsQueue:
         if path not in self._readers:
             self._readers[path] = JournalReader(layout, attempt, _warn, path)
         for _, record in self._readers[path].read(QueuedReport):
-            self._found.append(decode_value(msgspec.json.decode(record.report)))
+            encoded = msgspec.json.decode(record.report)
+            self._found.append(decode_value(encoded))
 
 
 def _warn(damage: Damage) -> None:
@@ -284,7 +306,8 @@ def device_tokens(world_size: int) -> tuple[list[str], dict[str, str]]:
     nobody can check them.
     """
     pool = find_pool(None, os.environ)
-    if not pool and not any(name in os.environ for name in VARIABLES):
+    is_told = any(name in os.environ for name in VARIABLES)
+    if not pool and not is_told:
         return [str(rank) for rank in range(world_size)], UNCHECKED
     if not pool:
         return [CPU] * world_size, {}
@@ -326,7 +349,13 @@ class GPUProcessCoordinator:
         tokens, variables = device_tokens(self.world_size)
         options = Options()
         request = Request(
-            job, source, {"worker_args": args}, self._calls(), options, None, sys.argv
+            job=job,
+            source=source,
+            args={"worker_args": args},
+            tasks=self._calls(),
+            options=options,
+            out=None,
+            argv=sys.argv,
         )
         # Where another coordinator took a generation's number just now, the next one is tried.
         while create(layout := self._next_generation(), request, self.world_size) is None:
@@ -347,11 +376,11 @@ class GPUProcessCoordinator:
 
     def _refuse_while_any_runs(self) -> None:
         """Settle the last generation's workers. Raises UsageError while one of them runs."""
-        alive = [str(rank) for rank, worker in self.workers.items() if not worker.settle()]
+        alive = _still_running(self.workers.values())
         if alive:
+            ranks = ", ".join(str(worker.rank) for worker in alive)
             raise UsageError(
-                f"workers {', '.join(alive)} still run. Wait for them, or end them with "
-                "terminate_all()."
+                f"workers {ranks} still run. Wait for them, or end them with terminate_all()."
             )
 
     def _calls(self) -> TaskList:
@@ -385,11 +414,12 @@ class GPUProcessCoordinator:
         for worker in alive:
             text = "Worker %d timed out after %g s (pid %d); it goes on"
             logger.warning(text, worker.rank, timeout, worker.pid)
-        running = {worker.rank for worker in alive}
-        return {
-            rank: rank not in running and worker.exitcode == 0
-            for rank, worker in self.workers.items()
-        }
+        # The exit code alone will not do: a worker may end between the deadline and this line, and
+        # would be False in the log and True in the answer.
+        has_completed: dict[int, bool] = {}
+        for rank, worker in self.workers.items():
+            has_completed[rank] = worker not in alive and worker.exitcode == 0
+        return has_completed
 
     def collect_results(self) -> list[dict[str, Any]]:
         """The reports that this object has not given yet, in the order of rank and put.
@@ -404,7 +434,7 @@ class GPUProcessCoordinator:
         """End every worker and its children: SIGTERM, then SIGKILL for whoever is still there after
         GRACE_S.
         """
-        alive = [worker for worker in self.workers.values() if not worker.settle()]
+        alive = _still_running(self.workers.values())
         for worker in alive:
             logger.warning("Terminating worker %d (pid %d)", worker.rank, worker.pid)
             worker.terminate()
@@ -422,4 +452,8 @@ def _encode_args(worker_args: Sequence[Any]) -> list[Any]:
     if not isinstance(worker_args, (tuple, list)):
         kind = type(worker_args).__name__
         raise TypeError(f"worker_args is a {kind}; it must be a tuple of arguments")
-    return [encode_value(value, f"worker_args[{place}]") for place, value in enumerate(worker_args)]
+    encoded: list[Any] = []
+    for place, value in enumerate(worker_args):
+        where = f"worker_args[{place}]"
+        encoded.append(encode_value(value, where))
+    return encoded

@@ -31,6 +31,7 @@ from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.text.progress import Progress, make_progress
 from gpuspool.spool.errors import OrchestratorLive
+from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job, Run, TaskLine
@@ -55,6 +56,10 @@ def supervise(
     layout = view.layout
     options = options_of_start(view.run.options, given)
     slots = slots_for(options)
+    # Signals are caught as soon as the lock is held, so that a Ctrl-C from there on ends in a drain
+    # and not in the middle of a repair. The repair comes before the view is read again, since it
+    # makes whole what a view is read from. Whatever happens, orchestrator.json must not go on to
+    # name this process: a caller of the Python API lives on, and `gpuspool wait` would wait for it.
     received: list[int] = []
     make_way(layout.lock)
     with hold(layout) as lock_warning, signals_to(received):
@@ -112,24 +117,37 @@ def _publish_retry(view: View) -> int:
 
     The link of the retry manifest is the moment at which these tasks count as unfinished again.
     """
-    ledger = view.ledger
-    failed = set(ledger.failed())
-    newest: dict[int, TaskLine] = {}
-    for manifest in view.manifests.values():
-        newest.update({task.task: task for task in manifest.tasks() if task.task in failed})
-    if not newest:
+    # What is on record of the task's crashes is forgotten: the user says that the cause is gone,
+    # and with the old counts the first crash of the new round would fail it again. The files of the
+    # old failures are filed away only after the link, since until then they are what is true. If
+    # this process dies in between, the end of the next epoch does it.
+    lines = _failed_lines(view)
+    if not lines:
         return 0
-    tasks: list[TaskLine] = []
-    for index in sorted(newest):
-        last = max(ledger.round_of(index), ledger.failed_round.get(index, 0))
-        tasks.append(
-            msgspec.structs.replace(
-                newest[index], round=last + 1, crashes=0, kills=0, crashed_in=(), careful=False
-            )
-        )
+    tasks = [_in_next_round(view.ledger, line) for line in lines]
     publish_manifest(view.layout, view.next_numbered("retry"), tasks)
     file_away_old_failures(view.refresh())
     return len(tasks)
+
+
+def _failed_lines(view: View) -> list[TaskLine]:
+    """Of each failed task the newest readable line that describes it, in input order."""
+    failed = set(view.ledger.failed())
+    newest: dict[int, TaskLine] = {}
+    for manifest in view.manifests.values():
+        for line in manifest.tasks():
+            if line.task in failed:
+                newest[line.task] = line
+    return [newest[task] for task in sorted(newest)]
+
+
+def _in_next_round(ledger: Ledger, line: TaskLine) -> TaskLine:
+    """The line of a failed task with which it begins its next round, with a clean record."""
+    failed_round = ledger.failed_round.get(line.task, 0)
+    last_round = max(ledger.round_of(line.task), failed_round)
+    return msgspec.structs.replace(
+        line, round=last_round + 1, crashes=0, kills=0, crashed_in=(), careful=False
+    )
 
 
 def _warn(progress: Progress, *warnings: str | None) -> None:

@@ -39,6 +39,10 @@ def _end_now(code: int) -> None:
     A stream is None where its descriptor was closed before the start. Nobody hears an error about
     stderr. An error about stdout means that data is missing, so the usual end must tell of it.
     """
+    # What the interpreter does at its end for others to see is done here: the exit functions first,
+    # because they may print, then stderr, then stdout. All that is left out is the taking apart of
+    # modules and objects, whose memory the kernel takes back anyway. If stdout cannot be flushed,
+    # os._exit is not reached, and the interpreter's own end reports it.
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError, AttributeError):
         sys.stderr.flush()
@@ -52,7 +56,7 @@ def _main(arguments: list[str]) -> NoReturn:
 
     With --debug it is raised on, so that its traceback is seen.
     """
-    is_debug = "--debug" in arguments or os.environ.get("GPUSPOOL_DEBUG", "").lower() not in OFF
+    is_debug = _is_debug(arguments)
     try:
         cli.main(args=arguments, prog_name="gpuspool", standalone_mode=False)
     except (GpuspoolError, OSError) as error:
@@ -68,10 +72,19 @@ def _main(arguments: list[str]) -> NoReturn:
     sys.exit(0)
 
 
+def _is_debug(arguments: list[str]) -> bool:
+    """Whether a traceback is wanted. Asked of the words, since parsing them may be what fails."""
+    if "--debug" in arguments:
+        return True
+    return os.environ.get("GPUSPOOL_DEBUG", "").lower() not in OFF
+
+
 def _paragraph(error: Exception) -> str:
     """What is said of an error: its message, or of one of the file system what, where and next."""
     if not isinstance(error, OSError):
         return str(error)
-    where = f" ({error.filename})" if error.filename else ""
+    where = ""
+    if error.filename:
+        where = f" ({error.filename})"
     what = error.strerror or str(error)
     return f"{what}{where}, errno {error.errno}. Fix it, then run the same command again."

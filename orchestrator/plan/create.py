@@ -82,7 +82,7 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
     None where another process has made this spool just now. Raises UsageError where it cannot be
     made, and SyncError where nobody can say whether it would outlive a power cut.
     """
-    # The hidden name holds our pid, so no other process builds in this folder. Renaming a folder
+    # The hidden name is ours alone, so no other process builds in this folder. Renaming a folder
     # onto one that holds anything fails, so of two that make the same spool the second one gets an
     # error, finds run.json there, and knows that it was too late. Whatever else fails, what was
     # built is removed: nothing refers to it yet.

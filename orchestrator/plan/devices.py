@@ -91,8 +91,8 @@ def find_pool(devices: str | None, environment: Mapping[str, str]) -> list[str]:
     wanted = _tokens(devices)
     # Whoever started us, mostly a scheduler, has shared the devices of this host out with that
     # variable. A job that takes others disturbs its neighbours, and where the system fences devices
-    # off it finds none. Whether a token is one of those can only be told if it is written as it
-    # stands there: "0" may be "GPU-1b2c…", but CUDA alone knows.
+    # off it finds none. A token is compared as it is written, so "0" is not taken for the
+    # "GPU-1b2c…" that it may be: two ways to name one device could give it to two ranks.
     if inherited is not None:
         _refuse_outside(wanted, inherited)
     return wanted

@@ -126,9 +126,8 @@ def from_values(values: Iterable[Any]) -> TaskList:
 
 def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
     # There may be millions of values, so the encoder is made once, and what is too short to be
-    # nested too deeply is not looked at again. The depth must be limited here: whoever reads the
-    # spool later decodes all lines of a manifest, and one that its decoder gives up on would look
-    # like damage there.
+    # nested too deeply is not looked at again. The depth must be limited here, where the user can
+    # be told: in the spool a line that is too deep for its decoder would look like damage.
     encode = msgspec.json.Encoder().encode
     for index, value in enumerate(values):
         try:

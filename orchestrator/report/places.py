@@ -53,7 +53,8 @@ class Places:
         names = [name for name in view.attempts if name in view.journals]
         self._attempts = names
         # By the number of a journal; the last one is found by NOWHERE.
-        self._ranks: list[int | None] = [*map(rank_of, names), None]
+        self._ranks: list[int | None] = [rank_of(name) for name in names]
+        self._ranks.append(None)
         # By task: the number of its journal in `_attempts`, and where in that its line lies.
         self._journal = array.array("i", [NOWHERE]) * n_tasks
         self._start = array.array("q", [0]) * n_tasks

@@ -77,7 +77,8 @@ def _check_names(view: View, found: Findings) -> None:
     """The planned manifests and the folders of a spool."""
     for name in view.missing_manifests():
         found.problems.append(f"{name}: this planned manifest is missing")
-    for path in map(view.layout.subdir, SUBDIRS):
+    for name in SUBDIRS:
+        path = view.layout.subdir(name)
         if not path.is_dir():
             found.problems.append(f"{path}: this folder is missing")
 

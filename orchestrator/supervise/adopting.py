@@ -21,6 +21,9 @@ def adopt(view: View, workers: Workers, job: Job, epoch: int, telling: Telling) 
     lives = {attempt: workers.life(attempt) for attempt in workers.others.open()}
     living = [attempt for attempt, life in lives.items() if life is not Life.DEAD]
     how = "goes on"
+    # The drain is published before anybody is signalled: workers of other hosts hear of it in no
+    # other way. It bears the number of the epoch before, which every earlier attempt obeys and
+    # none of this epoch does.
     if _runs_other_code(view, living, job):
         publish(view.layout.drain(epoch - 1), b"")
         workers.tell_to_stop()
@@ -31,13 +34,20 @@ def adopt(view: View, workers: Workers, job: Job, epoch: int, telling: Telling) 
             telling.tell("adopted", text, attempt=attempt)
         else:
             lease_s = workers.others.lease_s(attempt)
-            text = (
-                f"{attempt} ran elsewhere; it counts as alive until its heartbeat has stood still "
-                f"for {lease_s:.0f} s"
-            )
-            telling.tell("waiting", text, attempt=attempt)
+            _tell_of_waiting(telling, attempt, lease_s)
+
+
+def _tell_of_waiting(telling: Telling, attempt: str, lease_s: float) -> None:
+    text = (
+        f"{attempt} ran elsewhere; it counts as alive until its heartbeat has stood still "
+        f"for {lease_s:.0f} s"
+    )
+    telling.tell("waiting", text, attempt=attempt)
 
 
 def _runs_other_code(view: View, attempts: list[str], job: Job) -> bool:
-    intents = [view.intents.get(attempt) for attempt in attempts]
-    return any(intent is not None and intent.job.sha256 != job.sha256 for intent in intents)
+    for attempt in attempts:
+        intent = view.intents.get(attempt)
+        if intent is not None and intent.job.sha256 != job.sha256:
+            return True
+    return False

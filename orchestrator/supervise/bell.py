@@ -152,6 +152,9 @@ class Bell:
 
     def _wait_early(self, timeout_s: float, pids: set[int]) -> None:
         """Wait as `wait` does, without an observer; make one once it is time for that."""
+        # When the time for inotify has come, this returns even though nothing rang. A file may have
+        # been published after the last look at the folders and before the observer began to watch
+        # them; nobody would ever ring for it. The caller's next look finds it.
         until = time.monotonic() + timeout_s
         while True:
             now = time.monotonic()
@@ -167,6 +170,9 @@ class Bell:
 
     def _sleep(self, timeout_s: float, pids: set[int]) -> bool:
         """Sleep in poll(2); whether anything but time ended it. Rings that wait are used up."""
+        # A pidfd is kept from one sleep to the next, which spares two system calls for each process
+        # at each look. It must go once nobody asks for its process any more: each one takes up a
+        # descriptor, and a run may start thousands of attempts.
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         for pid in self._pidfds.keys() - pids:

@@ -59,11 +59,11 @@ class Children:
 
     def running(self) -> dict[str, int]:
         """attempt -> pid of the children that run."""
-        return {
-            attempt: child.pid
-            for attempt, child in self._children.items()
-            if child.exit_code() is None
-        }
+        found: dict[str, int] = {}
+        for attempt, child in self._children.items():
+            if child.exit_code() is None:
+                found[attempt] = child.pid
+        return found
 
     def is_stillborn(self, attempt: str) -> bool:
         """Whether this very process published the intent of an attempt and could not start it.

@@ -202,11 +202,13 @@ def _with_life(snapshot: Snapshot, life: Life) -> tuple[str, ...]:
 def _finish(snapshot: Snapshot, now: float) -> list[Action]:
     """Every task has a verdict: see the open attempts off."""
     if snapshot.finished_at is not None:
-        return _await_end(snapshot, Ending.FINISHED, snapshot.finished_at + FAREWELL_S, now)
+        kill_at = snapshot.finished_at + FAREWELL_S
+        return _await_end(snapshot, Ending.FINISHED, kill_at, now)
     said: list[Action] = []
     if snapshot.open:
         said.append(SayFinished())
-    return said + _await_end(snapshot, Ending.FINISHED, now + FAREWELL_S, now)
+    kill_at = now + FAREWELL_S
+    return said + _await_end(snapshot, Ending.FINISHED, kill_at, now)
 
 
 def _await_end(snapshot: Snapshot, ending: Ending, kill_at: float, now: float) -> list[Action]:
@@ -225,8 +227,10 @@ def _await_end(snapshot: Snapshot, ending: Ending, kill_at: float, now: float) -
 
 def _loads_nowhere(past: Sequence[RankPast]) -> bool:
     """Whether every attempt that ended had failed to load its job, and at least one did."""
-    reasons = [closing.reason for rank in past for closing in rank.closings]
-    return bool(reasons) and all(reason is Reason.LOAD for reason in reasons)
+    reasons: set[Reason] = set()
+    for rank in past:
+        reasons.update(closing.reason for closing in rank.closings)
+    return reasons == {Reason.LOAD}
 
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
@@ -234,24 +238,25 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     if not able and not snapshot.open:
         return [End(Ending.GAVE_UP)]
     # An attempt that has claimed nothing yet will claim something, so it counts as work that is
-    # taken: else the last few tasks would have every rank started for them.
-    starting = sum(attempt.is_starting for attempt in snapshot.open)
-    wanted = max(0, snapshot.unclaimed - starting)
+    # taken: else the last few tasks would have every rank started for them. If it dies before it
+    # claims anything, the tasks are still unclaimed and the next look starts somebody else.
+    n_starting = sum(attempt.is_starting for attempt in snapshot.open)
+    n_wanted = max(0, snapshot.unclaimed - n_starting)
     ready = [rank for rank in able if restart_at(rank) <= now]
-    return [Launch(rank.slot) for rank in ready[:wanted]]
+    return [Launch(rank.slot) for rank in ready[:n_wanted]]
 
 
 def _able(snapshot: Snapshot, policy: Policy) -> list[RankPast]:
     """The slots without an open attempt whose rank and device were not given up."""
     busy = {attempt.rank for attempt in snapshot.open}
     sick = sick_devices(snapshot.past, policy.max_restarts)
-    return [
-        rank
-        for rank in snapshot.past
-        if rank.rank not in busy
-        and rank.device not in sick
-        and failures_in_a_row(rank) <= policy.max_restarts
-    ]
+    able: list[RankPast] = []
+    for rank in snapshot.past:
+        if rank.rank in busy or rank.device in sick:
+            continue
+        if failures_in_a_row(rank) <= policy.max_restarts:
+            able.append(rank)
+    return able
 
 
 def next_restart_at(snapshot: Snapshot, policy: Policy, now: float) -> float | None:
@@ -260,10 +265,12 @@ def next_restart_at(snapshot: Snapshot, policy: Policy, now: float) -> float | N
     A rank that was given up waits for nothing. Neither does one whose moment has come: if it was
     not launched, there was no work for it, and an event will tell when there is.
     """
-    if snapshot.drain is not None or snapshot.tasks_left == 0 or not snapshot.unclaimed:
+    is_ending = snapshot.drain is not None or snapshot.tasks_left == 0
+    if is_ending or not snapshot.unclaimed:
         return None
-    moments = map(restart_at, _able(snapshot, policy))
-    return min((moment for moment in moments if moment > now), default=None)
+    moments = [restart_at(rank) for rank in _able(snapshot, policy)]
+    later = [moment for moment in moments if moment > now]
+    return min(later, default=None)
 
 
 def restart_at(past: RankPast) -> float:
@@ -275,7 +282,9 @@ def backoff_s(failures: int) -> float:
     """How long a restart waits after so many failures in a row."""
     if not failures:
         return 0.0
-    return min(BACKOFF_FIRST_S * 2.0 ** (failures - 1), BACKOFF_MOST_S)
+    doublings = failures - 1
+    wait_s = BACKOFF_FIRST_S * 2.0**doublings
+    return min(wait_s, BACKOFF_MOST_S)
 
 
 def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:
@@ -291,12 +300,31 @@ def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:
 
 
 def _is_sick(device: str, past: Sequence[RankPast], max_restarts: int) -> bool:
-    works_elsewhere = any(rank.done for rank in past if rank.device != device)
-    ends = [end for rank in past if rank.device == device for end in rank.ends]
-    # An attempt that ended in peace and found no work says nothing about its device.
-    telling = [end for end in ends if end.closing.state is AttemptState.FAILED or end.finished]
+    # The excuse of a suspect task ends once another device gets something done. The same tasks go
+    # round all devices, so if they were at fault the others would crash as well. Before that
+    # nobody can tell a bad device from a bad first task, and giving the only device up for the
+    # task would end the run for nothing.
+    others = [rank for rank in past if rank.device != device]
+    works_elsewhere = any(rank.done for rank in others)
+    n_fruitless = _fruitless(_telling_ends(device, past), is_excused=not works_elsewhere)
+    return n_fruitless > max_restarts
+
+
+def _telling_ends(device: str, past: Sequence[RankPast]) -> list[AttemptEnd]:
+    """The ends that say something about a device, oldest first.
+
+    An attempt that ended in peace and found no work says nothing.
+    """
+    telling: list[AttemptEnd] = []
+    for rank in past:
+        if rank.device != device:
+            continue
+        for end in rank.ends:
+            is_failed = end.closing.state is AttemptState.FAILED
+            if is_failed or end.finished:
+                telling.append(end)
     telling.sort(key=lambda end: end.closing.at)
-    return _fruitless(telling, is_excused=not works_elsewhere) > max_restarts
+    return telling
 
 
 def failures_in_a_row(past: RankPast) -> int:
@@ -325,6 +353,10 @@ def _fruitless(ends: Sequence[AttemptEnd], is_excused: bool) -> int:
 def _failed_for_nothing(end: AttemptEnd, is_excused: bool) -> bool:
     """Whether an attempt failed, and nothing but itself explains it. A failed task always does."""
     closing = end.closing
-    if closing.state is not AttemptState.FAILED or end.finished or closing.failures:
+    if closing.state is not AttemptState.FAILED:
         return False
-    return not (is_excused and closing.suspects)
+    if end.finished or closing.failures:
+        return False
+    if closing.suspects:
+        return not is_excused
+    return True

@@ -67,13 +67,16 @@ class Forensics:
             exit_code=code,
             max_crashes=self._max_crashes,
         )
-        # Only a crash is looked into further. A kill for want of memory explains one death, so it
-        # must not be spent on one that is explained already.
+        # Only a crash is looked into further. The device comes before the memory, because a fault
+        # of the device clears the task of all blame. And a kill for want of memory explains one
+        # death, so it must not be spent on one that is explained already: the next attempt that the
+        # kernel killed would count as a crash, and its task as a suspect.
         if code is None or not isinstance(classify(evidence), Crashed):
             return evidence
         if self._died_fast(attempt):
-            self._fast_deaths.setdefault(self._device(attempt), set()).add(rank_of(attempt))
-            if self._is_device_fault(self._device(attempt)):
+            device = self._device(attempt)
+            self._fast_deaths.setdefault(device, set()).add(rank_of(attempt))
+            if self._is_device_fault(device):
                 return msgspec.structs.replace(evidence, is_device_fault=True)
         is_oom = self._oom.explains(code, time.monotonic())
         return msgspec.structs.replace(evidence, is_oom=is_oom)

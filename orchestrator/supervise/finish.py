@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import msgspec
 
@@ -47,6 +47,8 @@ def finish(
     `sick` are the devices whose last attempt failed for nothing, with their ranks. summary.json is
     replaced by rename(2). Raises OSError.
     """
+    # The summary comes last, so that whoever sees it finds all that it speaks of. Hidden files are
+    # removed only while nobody is open: an attempt of another host may be writing one right now.
     _make_missing_copies(view)
     file_away_old_failures(view)
     if not view.open_attempts:
@@ -82,10 +84,12 @@ def _make_missing_copies(view: View) -> None:
     Whoever closed an attempt may have died before it made them.
     """
     layout = view.layout
-    told = {(state, name) for state in STATES for name in listdir(layout.subdir(state))}
+    # The folders are listed once instead of asking for each record whether it is there: a run may
+    # have thousands of attempts, and on a network each question is a round trip.
+    told = {state: set(listdir(layout.subdir(state))) for state in STATES}
     for closing in view.closed.values():
-        name = layout.status(closing.state, closing.attempt).name
-        if (closing.state, name) not in told:
+        path = layout.status(closing.state, closing.attempt)
+        if path.name not in told[closing.state]:
             publish_copies(layout, closing)
 
 
@@ -97,7 +101,10 @@ def file_away_old_failures(view: View) -> None:
     """
     for filename in listdir(view.layout.failed_tasks):
         path = view.layout.failed_tasks / filename
-        record = read_record(path, FailedTask) if path.is_file() else None
+        # The folders of earlier rounds are in there too.
+        if not path.is_file():
+            continue
+        record = read_record(path, FailedTask)
         if record is not None and _is_overtaken(view, record):
             folder = view.layout.failed_round(record.round)
             folder.mkdir(exist_ok=True)
@@ -135,16 +142,27 @@ def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
             )
         case Ending.DRAINED | Ending.INTERRUPTED:
             return f"{ending} with {counts}. {go_on}"
-        case Ending.LOAD:
-            what = f"no rank could load the job {view.run.job.spec}; nothing is lost."
-        case Ending.GAVE_UP:
-            what = f"not finished: every rank failed too often; {counts}."
-        case Ending.STUCK:
-            why = "no rank has anything to do: try `gpuspool verify`"
-            what = f"not finished: {why}; {counts}."
+        case Ending.LOAD | Ending.GAVE_UP | Ending.STUCK:
+            what = _what_went_wrong(view, ending, counts)
+            return f"{what}\n{_first_error(view, epoch)}\n{go_on}"
         case _:
             assert_never(ending)
-    return f"{what}\n{_first_error(view, epoch)}\n{go_on}"
+
+
+def _what_went_wrong(
+    view: View, ending: Literal[Ending.LOAD, Ending.GAVE_UP, Ending.STUCK], counts: str
+) -> str:
+    """Why the orchestrator could not go on, although nobody had told it to stop."""
+    match ending:
+        case Ending.LOAD:
+            return f"no rank could load the job {view.run.job.spec}; nothing is lost."
+        case Ending.GAVE_UP:
+            return f"not finished: every rank failed too often; {counts}."
+        case Ending.STUCK:
+            why = "no rank has anything to do: try `gpuspool verify`"
+            return f"not finished: {why}; {counts}."
+        case _:
+            assert_never(ending)
 
 
 def _counts(view: View, root: str) -> str:
@@ -162,19 +180,27 @@ def _counts(view: View, root: str) -> str:
 
 def _first_error(view: View, epoch: int) -> str:
     """What the last attempt of the lowest rank that failed in this epoch said; "" if none did."""
-    attempts = [
-        intent.attempt
-        for intent in view.intents.values()
-        if intent is not None and intent.epoch == epoch
-    ]
+    attempts = _attempts_of(view, epoch)
     # The newest first, and then by rank: sorting keeps the order of equals.
     attempts.sort(reverse=True)
     attempts.sort(key=rank_of)
     for attempt in attempts:
         closing = view.closed.get(attempt)
-        if closing is not None and (closing.error is not None or _is_failed(closing)):
+        if closing is not None and _has_error(closing):
             return _last_words(view, closing)
     return ""
+
+
+def _attempts_of(view: View, epoch: int) -> list[str]:
+    found: list[str] = []
+    for intent in view.intents.values():
+        if intent is not None and intent.epoch == epoch:
+            found.append(intent.attempt)
+    return found
+
+
+def _has_error(closing: Closing) -> bool:
+    return closing.error is not None or _is_failed(closing)
 
 
 def _is_failed(closing: Closing) -> bool:
@@ -186,22 +212,33 @@ def _last_words(view: View, closing: Closing) -> str:
     log = view.layout.log(closing.attempt)
     if closing.error is None:
         return f"{closing.attempt} ended ({closing.reason}), see {log}"
-    device = closing.stats.device if closing.stats else "?"
-    text = closing.error.traceback or f"{closing.error.type}: {closing.error.message}"
+    device = "?"
+    if closing.stats is not None:
+        device = closing.stats.device
+    text = closing.error.traceback or _why(closing)
     return f"{closing.attempt} on device {device}, log {log}:\n{text.rstrip()}"
 
 
 def _about_device(view: View, device: str, ranks: list[int]) -> str:
     """One line about a device on which the last attempts failed, and what the very last said."""
-    closings = [view.closed[name] for name in view.attempts if name in view.closed]
-    failed = [one for one in closings if _is_failed(one) and rank_of(one.attempt) in ranks]
-    last = max(failed, key=lambda closing: closing.at)
+    last = _last_failure(view, ranks)
     names = ", ".join(f"rank {rank}" for rank in ranks)
+    host = os.uname().nodename
+    log = view.layout.log(last.attempt)
     return (
-        f"Look at device {device} ({names}, host {os.uname().nodename}): the last attempts on it "
-        f"failed, while others did its tasks. The last was {last.attempt}, log "
-        f"{view.layout.log(last.attempt)}: {_why(last)}"
+        f"Look at device {device} ({names}, host {host}): the last attempts on it "
+        f"failed, while others did its tasks. The last was {last.attempt}, log {log}: {_why(last)}"
     )
+
+
+def _last_failure(view: View, ranks: list[int]) -> Closing:
+    """The closing of the last attempt of these ranks that failed; there must be one."""
+    failed: list[Closing] = []
+    for attempt in view.attempts:
+        closing = view.closed.get(attempt)
+        if closing is not None and _is_failed(closing) and rank_of(attempt) in ranks:
+            failed.append(closing)
+    return max(failed, key=lambda closing: closing.at)
 
 
 def _why(closing: Closing) -> str:
@@ -237,11 +274,15 @@ def _attempt(view: View, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "attempt": name,
         "rank": rank_of(name),
-        "state": closing.state if closing else "open",
-        "reason": closing.reason if closing else "",
+        "state": "open",
+        "reason": "",
         "finished": view.finished_by.get(name, 0),
     }
-    stats = closing.stats if closing else None
+    if closing is None:
+        return row
+    row["state"] = closing.state
+    row["reason"] = closing.reason
+    stats = closing.stats
     if stats is not None:
         row["seconds"] = stats.seconds
         row["busy_s"] = stats.busy_s

@@ -89,6 +89,9 @@ class Child:
         Its process group is killed before: until the leader is reaped its pid, which names the
         group, can belong to nobody else.
         """
+        # Looking does not reap, so between the look and the kill the pid is still taken by the dead
+        # leader. In the other order the kernel could give it to a new process in between, and the
+        # kill would hit a stranger's group.
         code = self.peek_exit_code()
         if code is not None and self._process.returncode is None:
             kill_group(self.pid)
@@ -114,6 +117,10 @@ def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
     the process then cannot be started, the intent stays behind and counts as a dead attempt.
     Raises OSError.
     """
+    # Of two processes that launch the same attempt, which there may be where locks do not work, one
+    # links the intent, and the other raises before it has started anything. Its caller looks again
+    # and takes the next number. The process comes last: once it runs, all that must be known of it
+    # is on disk, even if this process dies at once.
     number = view.next_number(slot.rank)
     attempt = attempt_name(slot.rank, number)
     argv = _argv(view, slot.rank, number)

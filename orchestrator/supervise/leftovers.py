@@ -27,19 +27,22 @@ def remove_leftovers(view: View) -> None:
     for folder in _folders(view):
         for entry in os.scandir(folder):
             _remove_if_ours(entry)
+    # OUT belongs to the user and may hold millions of files, so it is walked only if some attempt
+    # may have left something there, and only what bears the name of such an attempt is removed.
+    # Most runs end without looking into OUT at all.
     dirty = {name for name, closing in view.closed.items() if _is_dirty(closing)}
     if dirty:
-        _remove_hidden_outputs(Path(view.run.out or view.layout.outputs), dirty)
+        out = Path(view.run.out or view.layout.outputs)
+        _remove_hidden_outputs(out, dirty)
 
 
 def _folders(view: View) -> list[Path]:
     """Every folder of the spool in which files are published."""
-    claims = os.scandir(view.layout.subdir("claims"))
-    return [
-        view.layout.root,
-        *map(view.layout.subdir, SUBDIRS),
-        *(Path(entry.path) for entry in claims if entry.is_dir()),
-    ]
+    folders = [view.layout.root, *map(view.layout.subdir, SUBDIRS)]
+    for entry in os.scandir(view.layout.subdir("claims")):
+        if entry.is_dir():
+            folders.append(Path(entry.path))
+    return folders
 
 
 def _remove_if_ours(entry: os.DirEntry[str]) -> None:
@@ -69,6 +72,7 @@ def _remove_hidden_outputs(out: Path, attempts: set[str]) -> None:
         for name in [*folders, *files]:
             if parse_hidden_output(name) in attempts:
                 _remove_quietly(Path(folder, name))
+        # os.walk goes down into what is left in this list, so it is changed in place.
         folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]
 
 

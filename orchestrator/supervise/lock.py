@@ -36,6 +36,10 @@ def hold(layout: Layout) -> Iterator[str | None]:
     Yields None, or a warning where the file system has no locks. Raises OrchestratorLive where
     somebody else holds it, OSError.
     """
+    # The file of the lock stays when the lock is given back. If it were unlinked, one process could
+    # hold the lock on the old file while another makes a new one and locks that, and both would
+    # run. No fallback to a soft lock either: a file that is there or not outlives a killed process,
+    # and every later start would be refused until somebody deletes it by hand.
     lock = FileLock(
         layout.lock, fallback_to_soft=False, preserve_lock_file=True, thread_local=False
     )
@@ -85,8 +89,10 @@ def renounce(layout: Layout) -> None:
     """
     holder = read_holder(layout)
     me = myself()
-    if holder is not None and (holder.host, holder.pid) == (me.host, me.pid):
-        replace(layout.holder, pretty(replaced(holder, until=time.time())))
+    if holder is None or holder.host != me.host or holder.pid != me.pid:
+        return
+    ended = replaced(holder, until=time.time())
+    replace(layout.holder, pretty(ended))
 
 
 def describe_holder(layout: Layout) -> str:

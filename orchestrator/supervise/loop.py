@@ -69,9 +69,8 @@ class Orchestrator:
         if options.time_limit_s is not None:
             deadline = self._began + options.time_limit_s
         self._drains = DrainWatch(view.layout, epoch, options.grace_s, received, deadline)
-        self._policy = d.Policy(
-            options.max_restarts, most_failed(options.max_failed, view.run.tasks)
-        )
+        max_failed = most_failed(options.max_failed, view.run.tasks)
+        self._policy = d.Policy(options.max_restarts, max_failed)
         self._workers = Workers(view, self._orders)
         self._situation = Situation(view, self._workers, epoch, slots)
         self._telling = Telling(view.layout, epoch, progress)
@@ -91,7 +90,8 @@ class Orchestrator:
         self._telling.record("run_started", text=f"epoch {epoch}", ranks=self._orders.world_size)
         weigh_progress(self._view)
         adopt(self._view, self._workers, self._orders.job, epoch, self._telling)
-        with contextlib.closing(Bell(self._view.layout.root, self._orders.options.poll_s)) as bell:
+        bell = Bell(self._view.layout.root, self._orders.options.poll_s)
+        with contextlib.closing(bell):
             try:
                 bell.watch_soon(self._folders_to_watch())
                 ending = self._loop(bell)
@@ -142,7 +142,8 @@ class Orchestrator:
         """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
         ending = self._step()
         if ending is None:
-            bell.wait(pace.nap_s(self._moment(bell)), self._workers.pids())
+            nap_s = pace.nap_s(self._moment(bell))
+            bell.wait(nap_s, self._workers.pids())
         return ending
 
     def _moment(self, bell: Bell) -> Moment:
@@ -209,7 +210,9 @@ class Orchestrator:
         """Tell of an attempt that closed itself since it could not go on."""
         if closing.state is not AttemptState.FAILED or closing.by != closing.attempt:
             return
-        why = closing.error.message if closing.error else ""
+        why = ""
+        if closing.error is not None:
+            why = closing.error.message
         text = f"{closing.attempt} failed ({closing.reason}): {why}"
         self._telling.tell("attempt_failed", text, attempt=closing.attempt)
 

@@ -39,7 +39,8 @@ class Others:
 
     def running(self) -> dict[str, int]:
         """attempt -> pid of the open ones that are proved alive on this host."""
-        return self._pids([name for name in self.open() if self.life(name) is Life.ALIVE])
+        alive = [name for name in self.open() if self.life(name) is Life.ALIVE]
+        return self._pids(alive)
 
     def pid_here(self, attempt: str) -> int | None:
         """The pid of an attempt whose process is, or was, one of this host."""
@@ -50,14 +51,22 @@ class Others:
 
     def leaving(self) -> dict[str, int]:
         """attempt -> pid of the closed ones whose processes still run on this host."""
-        heads = {name: journal.head for name, journal in self._view.journals.items()}
-        return {
-            name: head.pid
-            for name, head in heads.items()
-            if name in self._view.closed and name not in self._children
-            if head is not None and liveness(head) is Life.ALIVE
-        }
+        # The view holds the heads of all journals, so no file is read: there may be thousands of
+        # closed attempts, and this is asked until the last process has gone. A pid alone proves
+        # nothing, since it may be somebody else's by now; `liveness` compares when it was started.
+        found: dict[str, int] = {}
+        for name, journal in self._view.journals.items():
+            head = journal.head
+            if head is None or name not in self._view.closed or name in self._children:
+                continue
+            if liveness(head) is Life.ALIVE:
+                found[name] = head.pid
+        return found
 
     def _pids(self, attempts: list[str]) -> dict[str, int]:
-        known = {name: self._view.identity(name) for name in attempts}
-        return {name: who.pid for name, who in known.items() if who is not None}
+        found: dict[str, int] = {}
+        for name in attempts:
+            who = self._view.identity(name)
+            if who is not None:
+                found[name] = who.pid
+        return found

@@ -31,12 +31,19 @@ class _Sign(msgspec.Struct, frozen=True):
     limit_s: float | None
 
 
+class _Seen(msgspec.Struct, frozen=True):
+    """The last sign of an attempt, and when it was first seen, on the monotonic clock."""
+
+    sign: _Sign
+    since: float
+
+
 class OverdueWatch:
     """Remembers since when each attempt has shown no sign of getting on."""
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._seen: dict[str, tuple[_Sign, float]] = {}
+        self._seen: dict[str, _Seen] = {}
 
     def is_limited(self, attempt: str) -> bool:
         """Whether the attempt was given any limit of time. Costs nothing."""
@@ -48,19 +55,24 @@ class OverdueWatch:
         """
         sign = self._sign_of(attempt)
         seen = self._seen.get(attempt)
-        if seen is None or _is_moved(seen[0], sign):
-            self._seen[attempt] = (sign, now)
+        if seen is None or _is_moved(seen.sign, sign):
+            self._seen[attempt] = _Seen(sign, now)
             return False
-        still_s = now - seen[1]
-        return sign.limit_s is not None and still_s > parent_limit_s(sign.limit_s)
+        if sign.limit_s is None:
+            return False
+        still_s = now - seen.since
+        return still_s > parent_limit_s(sign.limit_s)
 
     def _sign_of(self, attempt: str) -> _Sign:
         options = self._view.options_of(attempt)
         journal = self._view.journals.get(attempt)
-        offset = 0 if journal is None else journal.offset
+        offset = 0
+        if journal is not None:
+            offset = journal.offset
         call = self._view.started.get(attempt)
         if call is not None:
-            return _Sign(offset, None, limit_s(options, len(call.tasks)))
+            call_limit_s = limit_s(options, len(call.tasks))
+            return _Sign(offset, None, call_limit_s)
         beat = self._view.heartbeat(attempt)
         if beat is None or beat.state is Phase.LOADING:
             return _Sign(offset, None, options.stall_timeout_s)
@@ -68,7 +80,7 @@ class OverdueWatch:
 
 
 def _is_moved(old: _Sign, new: _Sign) -> bool:
-    return (old.offset, old.beat) != (new.offset, new.beat)
+    return old.offset != new.offset or old.beat != new.beat
 
 
 def _silence_s(options: Options) -> float | None:

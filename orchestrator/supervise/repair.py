@@ -63,11 +63,10 @@ def repair(layout: Layout, run: Run) -> None:
     """Make the folders that are missing, and FORMAT and both copies of run.json where they are
     damaged. Raises OSError.
     """
-    for folder in map(layout.subdir, SUBDIRS):
-        if not folder.is_dir():
-            _move_aside(folder)
-            folder.mkdir(FOLDER_MODE)
-            fsync_dir(layout.root)
+    # The folders come first, because the copies of what is damaged go to one of them. A run record
+    # that is whole says all that the other one does. Both may be damaged only since the caller read
+    # one, so `run` is that reading, and not what stands there now.
+    _make_folders(layout)
     if read_bytes(layout.format) != FORMAT_TEXT.encode():
         _restore(layout, layout.format, FORMAT_TEXT.encode())
     for path in (layout.run, layout.run_copy):
@@ -75,6 +74,15 @@ def repair(layout: Layout, run: Run) -> None:
             _restore(layout, path, seal_pretty(run))
     for path in (layout.summary, layout.holder):
         make_way(path)
+
+
+def _make_folders(layout: Layout) -> None:
+    """Make the folders that are missing. Raises OSError."""
+    for folder in map(layout.subdir, SUBDIRS):
+        if not folder.is_dir():
+            _move_aside(folder)
+            folder.mkdir(FOLDER_MODE)
+            fsync_dir(layout.root)
 
 
 def repair_job(layout: Layout, job: Job, source: bytes | None) -> None:
@@ -85,6 +93,9 @@ def repair_job(layout: Layout, job: Job, source: bytes | None) -> None:
     """
     if job.kind is JobKind.COMMAND:
         return
+    # The job is known by this hash. What has another one is other code, whether a disk or a person
+    # changed it, and the tasks that are left must not run it unless the user says so: one run would
+    # hold results of both. What has the hash is the same code, wherever it comes from.
     copy = layout.job_copy(job.copy)
     if _sha256(read_bytes(copy)) == job.sha256:
         return

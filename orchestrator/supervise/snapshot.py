@@ -17,6 +17,7 @@ from gpuspool.orchestrator.supervise.decide import OpenAttempt, RankPast, Snapsh
 from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.workers import BY_RESUME, Workers
 from gpuspool.spool.layout import rank_of
+from gpuspool.spool.records import Closing
 from gpuspool.spool.view import View
 
 
@@ -45,22 +46,34 @@ class History:
         intents = self._view.intents
         for attempt in itertools.islice(intents, self._intents_read, len(intents)):
             intent = intents[attempt]
+            if intent is None or intent.epoch != self._epoch:
+                continue
             rank = rank_of(attempt)
-            if intent is not None and intent.epoch == self._epoch and rank in self._attempts:
+            if rank in self._attempts:
                 self._attempts[rank].append(attempt)
         self._intents_read = len(intents)
 
     def _past_of(self, slot: Slot) -> RankPast:
+        # A restart waits from the moment at which this process saw the end, not from the time in
+        # the closing: that was written by a clock which may be another host's, or may have been
+        # set. A backoff that is reckoned from it could be over at once, or last for hours.
         attempts = self._attempts[slot.rank]
         finished_by = self._view.finished_by
-        ended = [attempt for attempt in attempts if attempt in self._view.closed]
-        for attempt in ended:
-            self._ended_at.setdefault(attempt, time.monotonic())
+        closings: list[Closing] = []
+        finished: list[int] = []
+        ended_at = 0.0
+        for attempt in attempts:
+            closing = self._view.closed.get(attempt)
+            if closing is None:
+                continue
+            closings.append(closing)
+            finished.append(finished_by.get(attempt, 0))
+            ended_at = self._ended_at.setdefault(attempt, time.monotonic())
         return RankPast(
             slot,
-            closings=tuple(self._view.closed[attempt] for attempt in ended),
-            finished=tuple(finished_by.get(attempt, 0) for attempt in ended),
-            ended_at=self._ended_at[ended[-1]] if ended else 0.0,
+            closings=tuple(closings),
+            finished=tuple(finished),
+            ended_at=ended_at,
             done=sum(finished_by.get(attempt, 0) for attempt in attempts),
         )
 
@@ -109,16 +122,21 @@ class Situation:
         if not self._view.open_attempts:
             return 0
         ledger = self._view.ledger
-        return sum(
-            not ledger.is_finished_in(task, ledger.round_of(task)) for task in ledger.unreadable
-        )
+        count = 0
+        for task in ledger.unreadable:
+            newest_round = ledger.round_of(task)
+            if not ledger.is_finished_in(task, newest_round):
+                count += 1
+        return count
 
     def _open(self) -> list[OpenAttempt]:
         have_claimed = self._view.claims_by
-        return [
-            OpenAttempt(name, rank_of(name), self._workers.life(name), name not in have_claimed)
-            for name in self._view.open_attempts
-        ]
+        found: list[OpenAttempt] = []
+        for name in self._view.open_attempts:
+            life = self._workers.life(name)
+            is_starting = name not in have_claimed
+            found.append(OpenAttempt(name, rank_of(name), life, is_starting))
+        return found
 
     def _is_mending_due(self) -> bool:
         """Whether claims may lack what a power cut took back: they are not synced.
@@ -159,7 +177,7 @@ class Situation:
         Whether the device was given up does not matter.
         """
         sick = sick_devices(self._history.past(), max_restarts=0)
-        return {
-            device: [slot.rank for slot in self._slots if slot.device == device]
-            for device in sorted(sick)
-        }
+        ranks: dict[str, list[int]] = {}
+        for device in sorted(sick):
+            ranks[device] = [slot.rank for slot in self._slots if slot.device == device]
+        return ranks

@@ -63,6 +63,9 @@ class Patience:
         return result
 
     def _bear(self, trouble: OSError) -> None:
+        # The patience is measured over the whole row of failures, not for each step, so that a file
+        # system which fails now here and now there cannot keep a run in limbo for ever. It is told
+        # once for each row: a line for every try would fill the terminal.
         now = time.monotonic()
         if self._troubled_since is None:
             self._troubled_since = now
@@ -92,6 +95,9 @@ class DiskWatch:
         """Return if a worker may be started; raises OSError while some folder takes no data."""
         if not self._is_suspect:
             return
+        # They are tried by writing, since nothing else tells: a full disk may keep space for root,
+        # and a quota may be counted for a user, a group or a folder. Each folder is tried, because
+        # what holds for one of them need not hold for another.
         layout = self._view.layout
         out = Path(self._view.run.out or layout.outputs)
         for folder in (out, layout.root, layout.subdir("logs")):

@@ -115,8 +115,11 @@ class Workers:
         self._interventions.note_told(self.children.attempts())
         for pid in self.children.running().values():
             _terminate(pid)
-        # Only from here on is the spool read, which may fail: the children were told by then.
-        living = [name for name in self._view.open_attempts if self.life(name) is not Life.DEAD]
+        # Only from here on is the spool read, which may fail: the children were told by then. They
+        # come first because a scheduler may kill all of us within seconds, and they need the time
+        # to finish what is in hand.
+        open_attempts = self._view.open_attempts
+        living = [name for name in open_attempts if self.life(name) is not Life.DEAD]
         self._interventions.note_told(living)
         for pid in self.others.running().values():
             _terminate(pid)
@@ -130,15 +133,24 @@ class Workers:
         """Kill the process group of a worker, if that is proved to be one that lives here."""
         if self.life(attempt) is not Life.ALIVE:
             return
-        child = self.children.get(attempt)
-        pid = self.others.pid_here(attempt) if child is None else child.pid
+        pid = self._pid_here(attempt)
         if pid is not None:
             kill_group(pid)
             self._interventions.note_killed(attempt, time.monotonic())
 
+    def _pid_here(self, attempt: str) -> int | None:
+        """The pid of an attempt of this host, whoever started it; None where it is elsewhere."""
+        child = self.children.get(attempt)
+        if child is not None:
+            return child.pid
+        return self.others.pid_here(attempt)
+
     def kill_overdue(self) -> list[str]:
         """Kill the attempts that are in a call beyond its limit, or silent; returns which."""
         self._forensics.look_at_memory()
+        # First all are judged, then they are killed. Each is noted as overdue before its signal,
+        # since its end may be seen at once: without the note it would be taken for a crash, and
+        # would count against a task that was only slow.
         late = [attempt for attempt in self._view.open_attempts if self._is_overdue(attempt)]
         for attempt in late:
             self._interventions.note_overdue(attempt)
@@ -160,17 +172,13 @@ class Workers:
         they began after all, or closed themselves. Raises OSError, after it has yielded what was
         closed, where some could not be.
         """
+        # A closing gives the attempt's tasks to others. So what a dead worker started is killed
+        # before: it could still write to the outputs of a task that somebody else is about to
+        # begin, or hold memory of the device that the next attempt needs.
         dead = tuple(attempts)
         kill_marked(self._mark, dead)
         evidence = {attempt: self._examine(attempt) for attempt in dead}
-        seen = {attempt: one for attempt, one in evidence.items() if _is_explained(one)}
-        unseen = {attempt: one for attempt, one in evidence.items() if not _is_explained(one)}
-        trouble: OSError | None = None
-        for group, by in ((seen, BY_PARENT), (unseen, BY_RESUME)):
-            try:
-                self._close(group, by)
-            except OSError as error:
-                trouble = error
+        trouble = self._close_all(evidence)
         for attempt in dead:
             closing = self._view.closed.get(attempt)
             if closing is None:
@@ -180,7 +188,8 @@ class Workers:
                 continue
             self._disks.note(closing)
             self._keep_stacks(closing)
-            yield Ended(closing, self._describe_end(closing, evidence[attempt]))
+            how = self._describe_end(closing, evidence[attempt])
+            yield Ended(closing, how)
         if trouble is not None:
             raise trouble
 
@@ -191,10 +200,19 @@ class Workers:
             self._examined[attempt] = self._forensics.examine(attempt)
         return self._examined[attempt]
 
-    def _close(self, evidence: dict[str, Evidence], by: str) -> None:
-        if evidence:
-            deaths = {attempt: classify(one) for attempt, one in evidence.items()}
-            close_attempts(self._view, deaths, by)
+    def _close_all(self, evidence: dict[str, Evidence]) -> OSError | None:
+        """Close what this process can explain, then all others; returns what went wrong last."""
+        explained = [attempt for attempt, one in evidence.items() if _is_explained(one)]
+        unexplained = [attempt for attempt in evidence if attempt not in explained]
+        trouble: OSError | None = None
+        for attempts, by in ((explained, BY_PARENT), (unexplained, BY_RESUME)):
+            deaths = {attempt: classify(evidence[attempt]) for attempt in attempts}
+            try:
+                if deaths:
+                    close_attempts(self._view, deaths, by)
+            except OSError as error:
+                trouble = error
+        return trouble
 
     def _keep_stacks(self, closing: Closing) -> None:
         """Append where every thread stood, when the worker's timer ended it, to the attempt's log.
@@ -209,8 +227,7 @@ class Workers:
 
     def _describe_end(self, closing: Closing, evidence: Evidence) -> str:
         if closing.reason is Reason.TIMEOUT:
-            has_stacks = closing.error is not None and closing.error.traceback
-            return "it took too long" if has_stacks else "it took too long and was killed"
+            return _describe_timeout(closing)
         if evidence.exit_code is not None:
             return describe_exit(evidence.exit_code)
         if evidence.never_started:
@@ -236,18 +253,24 @@ class Workers:
 
         Afterwards no process of the run is left on this host, except what hangs in the kernel.
         """
+        # What hangs in the kernel is not among those that linger, so this ends even if a driver
+        # does not. The marks are looked for last: only once no worker lives can none of them start
+        # another process behind our back.
         began = time.monotonic()
         while lingering := self._lingering():
-            left_s = began + patience_s - time.monotonic()
-            nap_s = min(max(left_s, SEE_OFF_PAUSE_S), SEE_OFF_LOOK_S)
-            bell.wait(nap_s, lingering.values())
-            self._kill_lingering(lingering, time.monotonic() - began, patience_s)
+            waited_s = time.monotonic() - began
+            nap_s = max(patience_s - waited_s, SEE_OFF_PAUSE_S)
+            bell.wait(min(nap_s, SEE_OFF_LOOK_S), lingering.values())
+            waited_s = time.monotonic() - began
+            self._kill_lingering(lingering, waited_s, patience_s)
         kill_marked(self._mark, self._view.closed)
 
     def _kill_lingering(self, attempts: Iterable[str], waited_s: float, patience_s: float) -> None:
         others_patience_s = min(patience_s, OTHERS_S)
         for attempt in attempts:
-            allowed_s = patience_s if attempt in self.children else others_patience_s
+            allowed_s = others_patience_s
+            if attempt in self.children:
+                allowed_s = patience_s
             if waited_s > allowed_s:
                 self._kill(attempt)
 
@@ -255,11 +278,18 @@ class Workers:
         """attempt -> pid of children that run, and of other attempts that closed and still run."""
         found = {**self.children.running(), **self.others.leaving()}
         now = time.monotonic()
-        return {
-            attempt: pid
-            for attempt, pid in found.items()
-            if not self._interventions.is_beyond_help(attempt, now)
-        }
+        lingering: dict[str, int] = {}
+        for attempt, pid in found.items():
+            if not self._interventions.is_beyond_help(attempt, now):
+                lingering[attempt] = pid
+        return lingering
+
+
+def _describe_timeout(closing: Closing) -> str:
+    """A worker whose own timer ended it has left its stacks; any other was killed."""
+    if closing.error is not None and closing.error.traceback:
+        return "it took too long"
+    return "it took too long and was killed"
 
 
 def _is_explained(evidence: Evidence) -> bool:

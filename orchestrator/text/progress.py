@@ -79,11 +79,14 @@ class Lines:
             return
         self._last = now
         seconds = now - self._began
-        finished = complete + failed - self._first[0]
-        cost = cost_done - self._first[1]
-        rate = f"{finished / seconds:.1f} tasks/s"
+        finished_before, cost_before = self._first
+        finished = complete + failed - finished_before
+        cost = cost_done - cost_before
+        tasks_per_s = finished / seconds
+        rate = f"{tasks_per_s:.1f} tasks/s"
         if cost > 0:
-            left_s = (self._cost - cost_done) / cost * seconds
+            cost_left = self._cost - cost_done
+            left_s = cost_left / cost * seconds
             rate += f", {duration(left_s)} left"
         text = f"{complete} complete, {failed} failed of {self._total} ({rate}) {note}"
         self.say(text.rstrip())
@@ -130,7 +133,8 @@ class Bar:
         began, before = self._first
         rate = ""
         if now > began + 1:
-            rate = f"{(done - before) / (now - began):.1f}/s"
+            tasks_per_s = (done - before) / (now - began)
+            rate = f"{tasks_per_s:.1f}/s"
         self._bar.update(
             self._task, completed=cost_done, done=done, failed=failed, rate=rate, note=note
         )
