@@ -397,7 +397,7 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
 
 
 def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
-    fd = _open_plain(path)
+    fd = open_plain(path)
     if fd is None:
         return None
     try:
@@ -423,7 +423,7 @@ class OpenFile:
 
     def _read(self, offset: int, size: int) -> bytes:
         if self._fd is None:
-            self._fd = _open_plain(self._path)
+            self._fd = open_plain(self._path)
         if self._fd is None:
             return b""
         try:
@@ -438,7 +438,7 @@ class OpenFile:
             self._fd = None
 
 
-def _open_plain(path: Path) -> int | None:
+def open_plain(path: Path) -> int | None:
     """A descriptor for reading a file; None: there is none. Raises OSError.
 
     In the place of a link /dev/null is opened, which has no bytes.

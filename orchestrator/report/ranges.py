@@ -93,7 +93,7 @@ def _neighbours(ranges: Sequence[Range]) -> Iterator[Sequence[Range]]:
 
 def _read_whole(fd: int, start: int, stop: int) -> bytes:
     """The bytes start..stop of an open file, or those before its end if that comes first."""
-    # Not by publish.pread: lines that lie far apart take one call each, and it looks at the file
+    # Not by publish.OpenFile: lines that lie far apart take one call each, and it looks at the file
     # once more for each call. A read may be cut short by a signal or by a file system that gives
     # less at once, so it goes on until all is there or nothing comes.
     parts: list[bytes] = []
