@@ -203,7 +203,7 @@ class Workers:
     def _close_all(self, evidence: dict[str, Evidence]) -> OSError | None:
         """Close what this process can explain, then all others; returns what went wrong last."""
         explained = [attempt for attempt, one in evidence.items() if _is_explained(one)]
-        unexplained = [attempt for attempt in evidence if attempt not in explained]
+        unexplained = [attempt for attempt, one in evidence.items() if not _is_explained(one)]
         trouble: OSError | None = None
         for attempts, by in ((explained, BY_PARENT), (unexplained, BY_RESUME)):
             deaths = {attempt: classify(evidence[attempt]) for attempt in attempts}
