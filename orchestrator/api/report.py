@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.spool.view import open_view
+
+if TYPE_CHECKING:
+    from gpuspool.orchestrator.report.results import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,4 +40,7 @@ class Report:
 
     def results(self) -> Iterator[Result]:
         """One `Result` for each task, in input order, read from the spool as they are asked for."""
+        # Imported here, since every start of a run imports this module and few ask for results.
+        from gpuspool.orchestrator.report.results import Results
+
         return iter(Results(open_view(self.spool, reads_claims=False)))
