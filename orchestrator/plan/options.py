@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -152,20 +151,36 @@ def shows_options(options: type) -> Callable[[F], F]:
     return decorate
 
 
+class _Source(str):
+    """An annotation as it is written, shown without quotes.
+
+    `help` prints the repr of an annotation. Evaluating the annotations instead would cost every
+    start of a run a millisecond, for a text that hardly anybody asks for.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def _signature_with(function: Callable[..., Any], options: type) -> inspect.Signature:
     """The signature of a function with each option in the place of `**options`."""
-    signature = inspect.signature(function, eval_str=True)
+    signature = inspect.signature(function)
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-            parameters.append(parameter)
-    hints = typing.get_type_hints(options)
-    for name, kind in hints.items():
+            parameters.append(parameter.replace(annotation=_Source(parameter.annotation)))
+    for name, reference in options.__annotations__.items():
         option = inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=_Source(reference.__forward_arg__),
         )
         parameters.append(option)
-    return signature.replace(parameters=parameters)
+    result = _Source(signature.return_annotation)
+    return signature.replace(parameters=parameters, return_annotation=result)
 
 
 def _docstring_with(function: Callable[..., Any], options: type) -> str:
