@@ -86,7 +86,8 @@ def some_run(tasks: int, manifests: int = 1) -> Run:
 def make_spool(root: Path, *planned: int | Sequence[TaskLine]) -> Layout:
     """A spool with one manifest for each rank, which holds these tasks, or so many new ones.
 
-    What is on disk in the end is what `gpuspool run` leaves there before it starts any worker.
+    What is on disk in the end is what `gpuspool run` leaves there before it starts any worker, but
+    for the checksums of the manifests: so a test may change these, and each line is checked.
     """
     layout = Layout(root)
     root.mkdir(parents=True)

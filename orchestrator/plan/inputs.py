@@ -297,7 +297,7 @@ def _look_at(given: str, path: str) -> tuple[msgspec.Raw, os.stat_result]:
 
 
 def _checked(tasks: Iterable[TaskLine]) -> Iterator[TaskLine]:
-    """The same tasks, each once its key is known to be unique and safe as a path below OUT."""
+    """The tasks, each once its key is known to be unique and safe as a path below OUT."""
     seen: dict[str, int] = {}
     for task in tasks:
         reason = _refusal(task.key)
