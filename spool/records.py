@@ -159,8 +159,9 @@ class Stats(Record, frozen=True, kw_only=True):
     done, failed: how many tasks. seconds: since the process began. busy_s: in calls of the job.
     idle_s: all other seconds, by cause ("start", "load", "inputs", "publish", "work"). ready: the
     job was loaded. peak_memory_bytes: resident. peak_device_memory_bytes: held by torch.
-    batch_size: at its end; None where the job was not loaded. oom_halvings: how often it was halved
-    for want of device memory. left_behind: how many unfinished outputs it could not remove.
+    batch_size: at its end; None where the job was not loaded. oom_halvings: how often several
+    tasks at once did not fit into memory. left_behind: how many unfinished outputs it could not
+    remove.
     """
 
     done: int = 0

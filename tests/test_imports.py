@@ -36,8 +36,8 @@ SPOOL_ORDER = (
     "closing",
 )
 WORKER_ORDER = (
-    "context devices drain reports resources say standing supply timer",
-    "backlog children outputs parent warmup",
+    "causes context devices drain reports resources say standing supply timer",
+    "backlog batch_size children memory outputs parent warmup",
     "beat idle results",
     "job prefetch settle trouble",
     "call prepare",

@@ -15,7 +15,8 @@ Limits on time, and the line that says what is in hand, hold from step 1 on: wai
 part of the call.
 
 A call with several tasks that raises settles none of them: the executor splits it, until the task
-that is to blame is alone.
+that is to blame is alone. Nor is a task settled for which memory ran out, unless the call was made
+for it alone, with all memory that could be had.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ import msgspec
 
 from gpuspool.spool.errors import OutputError, ResultError, Unusable
 from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
-from gpuspool.spool.states import LineState
+from gpuspool.spool.states import ErrorKind, LineState
 from gpuspool.worker.beat import Doing
+from gpuspool.worker.causes import forget_frames
 from gpuspool.worker.context import Context, Task
-from gpuspool.worker.devices import is_device_oom
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.prefetch import Prefetcher, threads_for
 from gpuspool.worker.results import call_user_code, to_error, to_json
-from gpuspool.worker.trouble import forget_frames, raise_trouble
+from gpuspool.worker.trouble import raise_trouble
 
 # Complete tasks that took less than this get no range of the log in their lines, and the size of
 # the log is looked at no more often: a look costs as much as a tiny task.
@@ -49,6 +50,8 @@ _decode = msgspec.json.Decoder().decode
 # of what a tiny task costs.
 _COMPLETE = LineState.COMPLETE
 _FAILED = LineState.FAILED
+# Errors that say that memory ran out.
+_OUT_OF_MEMORY = (ErrorKind.GPU_OOM, ErrorKind.HOST_OOM)
 
 
 class CallEnd(Enum):
@@ -58,8 +61,12 @@ class CallEnd(Enum):
     SETTLED = auto()
     # It raised, and any of its tasks may be to blame. None is settled.
     RAISED = auto()
-    # Its device had not enough memory for all of its tasks at once. None is settled.
+    # There was not enough memory for all of its tasks, or for some. Those are not settled.
     OUT_OF_MEMORY = auto()
+
+
+class OutOfMemory(Exception):
+    """There was not enough memory for the one task of a call, which is not settled."""
 
 
 class Settles(Protocol):
@@ -105,18 +112,18 @@ class Call:
             threads = threads_for(job.batch_size, job.prefetch)
             self.prefetcher = Prefetcher(job.load, self._task, threads)
 
-    def make(self, lines: list[TaskLine]) -> tuple[CallEnd, list[TaskLine]]:
+    def make(self, lines: list[TaskLine], is_alone: bool = False) -> tuple[CallEnd, list[TaskLine]]:
         """Call the job with these tasks: one, or as many as a batch may have.
 
-        Returns how the call ended, and the tasks that it left without a verdict: all that were in
-        it, or none. A task whose load raised was not in it. Raises OSError and Unusable where no
-        task is to blame.
+        is_alone: it is one task, and nothing else takes memory, so that it is to blame if there is
+        not enough. Returns how the call ended, and the tasks that it left without a verdict. A task
+        whose load raised has one. Raises OSError and Unusable where no task is to blame.
         """
         if self._settler.is_announcing or lines[0].careful:
             self._settler.announce(lines, self._loading_beside(lines))
-        lines, tasks = self._take_inputs(lines)
+        lines, tasks, too_large = self._take_inputs(lines, is_alone)
         if not lines:
-            return CallEnd.SETTLED, []
+            return _end_of(too_large), too_large
         start, clock = self._begin(lines[0])
         results, raised = call_user_code(self._invoke, tasks)
         seconds = perf_counter() - clock
@@ -125,11 +132,17 @@ class Call:
             outcomes = [self._outcome(result) for result in results]
         else:
             failure = self._judge(raised)
+            if failure.kind in _OUT_OF_MEMORY and not is_alone:
+                return CallEnd.OUT_OF_MEMORY, [*lines, *too_large]
             if len(lines) > 1:
-                return _end_of(raised), lines
+                return CallEnd.RAISED, [*lines, *too_large]
             outcomes = [failure]
-        self._finish(lines, outcomes, start, seconds / len(lines))
-        return CallEnd.SETTLED, []
+        if not is_alone:
+            lines, outcomes, others = _set_aside_too_large(lines, outcomes)
+            too_large.extend(others)
+            self.outputs.discard(line.task for line in others)
+        self._finish(lines, outcomes, start, seconds / max(1, len(lines)))
+        return _end_of(too_large), too_large
 
     # This is `make` for one task, written for speed. An empty task costs 1.5 µs from here to its
     # verdict, and through `make` it would cost twice that, a quarter more in the whole run. What is
@@ -145,7 +158,8 @@ class Call:
     def make_single(self, line: TaskLine) -> float:
         """Call a job that has neither batches nor `load` with one task.
 
-        Returns the clock at the end of the call. Raises OSError and Unusable.
+        Returns the clock at the end of the call. Raises OutOfMemory, and OSError and Unusable where
+        no task is to blame.
         """
         if self._settler.is_announcing or line.careful:
             self._settler.announce([line], [])
@@ -160,6 +174,9 @@ class Call:
         else:
             outcome = self._judge(raised)
         if isinstance(outcome, Error) or self.outputs.asked or seconds >= LOG_FROM_S:
+            if isinstance(outcome, Error) and outcome.kind in _OUT_OF_MEMORY:
+                self.outputs.discard()
+                raise OutOfMemory
             self._finish([line], [outcome], start, seconds)
             return ended
         self._settler.settle(
@@ -182,13 +199,16 @@ class Call:
         ours = {line.task for line in lines}
         return [task for task in self.prefetcher.on_their_way() if task not in ours]
 
-    def _take_inputs(self, lines: list[TaskLine]) -> tuple[list[TaskLine], list[Task]]:
-        """The tasks with their inputs, and the lines of these tasks.
+    def _take_inputs(
+        self, lines: list[TaskLine], is_alone: bool
+    ) -> tuple[list[TaskLine], list[Task], list[TaskLine]]:
+        """The lines of the tasks whose inputs are there, these tasks, and the lines of others.
 
-        Those whose load raised are left out: they are settled here.
+        The others are those for whose inputs memory ran out. Where a load raised for another
+        reason, or for this one although the task was alone, the task is settled here.
         """
         if self.prefetcher is None:
-            return lines, [self._task(line) for line in lines]
+            return lines, [self._task(line) for line in lines], []
         start = time()
         clock = perf_counter()
         taken = [(line, *self.prefetcher.take(line)) for line in lines]
@@ -196,6 +216,7 @@ class Call:
         self.inputs_s += wait_s
         good: list[TaskLine] = []
         tasks: list[Task] = []
+        too_large: list[TaskLine] = []
         failed: list[TaskLine] = []
         errors: list[msgspec.Raw | Error] = []
         for line, task, raised in taken:
@@ -204,11 +225,14 @@ class Call:
                 tasks.append(task)
                 continue
             self._refuse_trouble(raised)
+            error = _record(raised)
+            if error.kind in _OUT_OF_MEMORY and not is_alone:
+                too_large.append(line)
+                continue
             failed.append(line)
-            errors.append(to_error(raised))
-            forget_frames(raised)
+            errors.append(error)
         self._finish(failed, errors, start, wait_s / len(lines))
-        return good, tasks
+        return good, tasks, too_large
 
     def _task(self, line: TaskLine) -> Task:
         return Task(line.task, line.key, _decode(line.payload), line.cost, self._run_seed)
@@ -256,9 +280,7 @@ class Call:
         assert raised is not None
         self._refuse_trouble(raised)
         self.outputs.discard()
-        error = to_error(raised)
-        forget_frames(raised)
-        return error
+        return _record(raised)
 
     def _refuse_trouble(self, raised: BaseException) -> None:
         """Raise where no task is to blame.
@@ -277,11 +299,11 @@ class Call:
             return NO_JSON
         if isinstance(result, BaseException):
             self._refuse_trouble(result)
-            return to_error(result)
+            return _record(result)
         encoded: msgspec.Raw
         encoded, raised = call_user_code(to_json, result)
         if raised is not None:
-            return to_error(raised)
+            return _record(raised)
         return encoded
 
     def _finish(
@@ -350,11 +372,37 @@ class Call:
         return published
 
 
-def _end_of(raised: BaseException | None) -> CallEnd:
-    """The end of a call with several tasks that raised."""
-    if raised is not None and is_device_oom(raised):
+def _record(raised: BaseException) -> Error:
+    """The record of what user code raised. Its frames, and what they hold, are forgotten."""
+    error = to_error(raised)
+    forget_frames(raised)
+    return error
+
+
+def _end_of(too_large: list[TaskLine]) -> CallEnd:
+    """The end of a call that returned, but for these tasks."""
+    if too_large:
         return CallEnd.OUT_OF_MEMORY
-    return CallEnd.RAISED
+    return CallEnd.SETTLED
+
+
+def _set_aside_too_large(
+    lines: list[TaskLine], outcomes: list[msgspec.Raw | Error]
+) -> tuple[list[TaskLine], list[msgspec.Raw | Error], list[TaskLine]]:
+    """The tasks that have an outcome, their outcomes, and those for which memory ran out."""
+    too_large = [
+        line
+        for line, outcome in zip(lines, outcomes, strict=True)
+        if isinstance(outcome, Error) and outcome.kind in _OUT_OF_MEMORY
+    ]
+    if not too_large:
+        return lines, outcomes, []
+    left = [
+        (line, outcome)
+        for line, outcome in zip(lines, outcomes, strict=True)
+        if line not in too_large
+    ]
+    return [line for line, _ in left], [outcome for _, outcome in left], too_large
 
 
 def _rounded(seconds: float) -> float:

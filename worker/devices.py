@@ -6,6 +6,8 @@ runs without torch. Called while the job is made, when a call fails, and for the
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
 from typing import Any
@@ -16,6 +18,12 @@ from gpuspool.spool.errors import DeviceError
 
 # With the value "off", what torch sees is not compared with what the worker was given.
 CHECK_VARIABLE = "GPUSPOOL_DEVICE_CHECK"
+# CUDA_SUCCESS, and the codes of a driver that is not used here (NOT_INITIALIZED, DEINITIALIZED,
+# INVALID_CONTEXT): these say nothing of a device.
+_HEALTHY = (0, 3, 4, 201)
+# While a graph is captured nothing may wait for the device, and the driver says so with one of
+# these codes. That is the job's own error.
+_CAPTURING = range(900, 909)
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -62,29 +70,63 @@ def check_devices(tokens: str) -> Device:
     return Device(name, uuid)
 
 
-def is_device_oom(error: BaseException) -> bool:
-    """Whether this is torch's own out-of-memory error, by its type."""
-    torch = _torch()
-    if torch is None:
-        return False
-    kind = getattr(torch, "OutOfMemoryError", None) or torch.cuda.OutOfMemoryError
-    return isinstance(error, kind)
+# An error of CUDA is either the call's own (an ordinal that is not there, memory that ran out), or
+# it spoils the context, and from then on every call in this process fails with it. Types and
+# messages do not tell which: torch raises the same AcceleratorError for both. The driver does: to
+# wait for the work that was handed to the device fails if, and only if, the context is spoiled.
+def find_device_fault() -> str:
+    """Look whether the device of this process takes work; says why not, or "" if it does.
 
-
-def is_device_broken(error: BaseException) -> bool:
-    """Whether this is torch's error of a device that takes no more work in this process.
-
-    torch has such a type since 2.8; of older versions nobody can tell.
+    Where the job has not begun to use a device there is nothing to look at. Costs some µs on a
+    device that is idle. To be called after user code has raised, in the thread that it ran in.
     """
-    kind = getattr(_torch(), "AcceleratorError", None)
-    return kind is not None and isinstance(error, kind)
+    code = _driver_code()
+    if code is not None:
+        if code in _HEALTHY or code in _CAPTURING:
+            return ""
+        return f"the driver reports error {code}"
+    torch = _torch()
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def _driver_code() -> int | None:
+    """What NVIDIA's driver says of this thread's context; None where there is none."""
+    # Only here: a worker whose job raises nothing does without.
+    import ctypes
+
+    try:
+        # RTLD_NOLOAD: a process that has not loaded the driver by now has no context.
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+        return None
+    context = ctypes.c_void_p()
+    if driver.cuCtxGetCurrent(ctypes.byref(context)) != 0 or not context.value:
+        return None
+    return int(driver.cuCtxSynchronize())
 
 
 def release_memory() -> None:
-    """Give cached device memory back, before a smaller batch is tried."""
-    torch = _torch()
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    """Give back all memory that nobody uses, before something is tried that needs much.
+
+    First the collector: objects that hold each other keep what they hold until it comes by. Then
+    the caches of libraries, which keep memory that was freed.
+    """
+    gc.collect()
+    # A cache that cannot be emptied stays: a device in trouble is found by whoever uses it next.
+    with contextlib.suppress(Exception):
+        torch = _torch()
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    with contextlib.suppress(Exception):
+        cupy = sys.modules.get("cupy")
+        if cupy is not None:
+            cupy.get_default_memory_pool().free_all_blocks()
 
 
 def peak_memory_bytes() -> int:

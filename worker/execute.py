@@ -1,9 +1,10 @@
 """Running tasks: how many go into a call, and what is done with a call that raised.
 
 A batch that raises is split until the task that is to blame is alone: the other tasks complete, and
-exactly the bad ones fail. A batch that does not fit into the memory of its device is split too, and
-the batch size stays halved for the rest of the attempt; a task that does not fit alone fails as
-`gpu_oom`.
+exactly the bad ones fail. A batch that does not fit into memory is split too, and later ones are
+smaller for a while (see `batch_size`). A single task for which memory ran out is run once more,
+alone: nothing is being loaded or kept for other tasks, and all memory that nobody uses was given
+back. If it does not fit then it fails, as `gpu_oom` or `host_oom`.
 
 A job without batches is called with one task after the other, in stretches: many calls, if they are
 short, before the work loop looks around again. Called by the work loop.
@@ -16,7 +17,8 @@ from time import perf_counter
 from typing import assert_never
 
 from gpuspool.spool.records import TaskLine
-from gpuspool.worker.call import Call, CallEnd
+from gpuspool.worker.batch_size import BatchSize
+from gpuspool.worker.call import Call, CallEnd, OutOfMemory
 from gpuspool.worker.devices import release_memory
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.job import LoadedJob
@@ -34,9 +36,8 @@ class Executor:
     """Runs the tasks of one attempt."""
 
     def __init__(self, job: LoadedJob, call: Call, drain: Drain) -> None:
-        self.batch_size = job.batch_size or 1
         self.batch_cost = job.batch_cost
-        self.oom_halvings = 0
+        self._size = BatchSize(job.batch_size or 1)
         self.call = call
         self._drain = drain
         self._prefetcher = call.prefetcher
@@ -46,6 +47,16 @@ class Executor:
         self.is_stretching = job.batch_size is None and self._prefetcher is None
         # How many calls the next stretch may well come to.
         self._calls = 1
+
+    @property
+    def batch_size(self) -> int:
+        """How many tasks a batch may have now."""
+        return self._size.current
+
+    @property
+    def oom_halvings(self) -> int:
+        """How often tasks did not fit into memory together."""
+        return self._size.refusals
 
     @property
     def wanted(self) -> int:
@@ -82,39 +93,77 @@ class Executor:
         until = began + STRETCH_S
         ran = 0
         for line in lines:
-            ended = self.call.make_single(line)
+            try:
+                ended = self.call.make_single(line)
+            except OutOfMemory:
+                self._run_alone(line)
+                ended = perf_counter()
             ran += 1
             if ended >= until or self._drain.is_requested:
                 break
         self._calls = min(MOST_CALLS, 1 + int(ran * STRETCH_S / (perf_counter() - began)))
         return ran
 
+    # The parts of a batch come in order, each half right after the first one. So verdicts come as
+    # soon as they can, and what `BatchSize` learns of one part is of use for the next.
     def _run_batch(self, lines: list[TaskLine]) -> None:
-        end, left = self.call.make(lines)
-        # Not of `lines`: a task whose load raised has its verdict already.
-        half = (len(left) + 1) // 2
-        match end:
-            case CallEnd.SETTLED:
-                return
-            case CallEnd.RAISED:
-                pass
-            case CallEnd.OUT_OF_MEMORY:
-                self._shrink(len(left), half)
-            case _:
-                assert_never(end)
-        self._run_batch(left[:half])
-        self._run_batch(left[half:])
+        size_before = self._size.current
+        self._size.begin()
+        parts = [lines]
+        while parts:
+            part = parts.pop()
+            if len(part) > self._size.part:
+                parts.extend(reversed(_cut(part, self._size.part)))
+                continue
+            end, left = self.call.make(part)
+            match end:
+                case CallEnd.SETTLED:
+                    self._size.ran(len(part))
+                case CallEnd.RAISED:
+                    # Not of `part`: a task whose load raised has its verdict already.
+                    parts.extend(reversed(_halves(left)))
+                case CallEnd.OUT_OF_MEMORY:
+                    parts.extend(reversed(self._make_room(part, left)))
+                case _:
+                    assert_never(end)
+        self._size.end(len(lines))
+        if self._size.current < size_before:
+            say(f"gpuspool: from now on at most {self._size.current} tasks at once")
 
-    def _shrink(self, tasks: int, half: int) -> None:
-        """A batch of so many tasks did not fit: from now on no batch is larger than half of it."""
-        self.batch_size = min(self.batch_size, half)
-        self.oom_halvings += 1
+    def _make_room(self, part: list[TaskLine], left: list[TaskLine]) -> list[list[TaskLine]]:
+        """Memory ran out for some tasks of a call: give back what can be. Returns what to run next.
+
+        A single task is run here, alone. So are some of several tasks, where the others have their
+        verdicts: their own loads or results said that they did not fit.
+        """
+        if len(left) == 1 or len(left) < len(part):
+            self._size.refused(1)
+            for line in left:
+                self._run_alone(line)
+            return []
+        say(f"gpuspool: out of memory with {len(left)} tasks at once; they are run in parts")
+        self._size.refused(len(left))
         release_memory()
-        say(
-            f"gpuspool: out of device memory with {tasks} tasks; from now on at most {half} at once"
-        )
+        return _halves(left)
+
+    def _run_alone(self, line: TaskLine) -> None:
+        """Run a task for which memory ran out once more, with nothing beside it."""
+        say(f"gpuspool: out of memory with task {line.key}; it is run once more, alone")
+        if self._prefetcher is not None:
+            self._prefetcher.drop()
+        release_memory()
+        self.call.make([line], is_alone=True)
 
     def close(self) -> None:
         """Load nothing more."""
         if self._prefetcher is not None:
             self._prefetcher.close()
+
+
+def _halves(lines: list[TaskLine]) -> list[list[TaskLine]]:
+    return _cut(lines, (len(lines) + 1) // 2)
+
+
+def _cut(lines: list[TaskLine], size: int) -> list[list[TaskLine]]:
+    """The tasks in parts of so many, in order."""
+    return [lines[start : start + size] for start in range(0, len(lines), size)]

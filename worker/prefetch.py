@@ -53,6 +53,22 @@ class _Load:
             self.task = msgspec.structs.replace(self.task, loaded=value)
             self.is_over.set()
 
+    def take(self) -> tuple[Task, BaseException | None]:
+        """The task with its input, and what its load raised, once that is over.
+
+        Neither is kept here: the queue may know this object for as long as all threads are busy.
+        """
+        self.is_over.wait()
+        taken = (self.task, self.error)
+        self.task = msgspec.structs.replace(self.task, loaded=None)
+        self.error = None
+        return taken
+
+    def drop(self) -> None:
+        """See to it that it is not being loaded, nor will be."""
+        if not self._begun.acquire(blocking=False):
+            self.is_over.wait()
+
 
 class Prefetcher:
     """The inputs of one attempt's tasks."""
@@ -100,8 +116,18 @@ class Prefetcher:
         if load is None:
             load = _Load(self._task_of(line))
         load.run(self._load)
-        load.is_over.wait()
-        return load.task, load.error
+        return load.take()
+
+    def drop(self) -> None:
+        """Forget all that was asked for, once nothing is being loaded any more.
+
+        For a call that needs all memory. What is forgotten is loaded when it is taken, or asked for
+        again.
+        """
+        loads = list(self._loads.values())
+        self._loads.clear()
+        for load in loads:
+            load.drop()
 
     def close(self) -> None:
         """Load nothing more, and wait a little for loads that are under way."""

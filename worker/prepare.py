@@ -17,6 +17,7 @@ from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Error, Intent
 from gpuspool.spool.states import ErrorKind, Phase
 from gpuspool.worker.beat import Beat
+from gpuspool.worker.causes import forget_frames
 from gpuspool.worker.context import Context
 from gpuspool.worker.devices import Device, check_devices
 from gpuspool.worker.drain import Drain
@@ -65,6 +66,7 @@ class Preparation:
         if self._is_of_the_spool(raised):
             raise raised
         error = to_error(raised)
+        forget_frames(raised)
         say(error.traceback or error.message)
         kind = ErrorKind.LOAD
         if isinstance(raised, DeviceError):

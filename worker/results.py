@@ -28,7 +28,7 @@ from gpuspool.spool.layout import TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, Error
 from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
-from gpuspool.worker.devices import is_device_oom
+from gpuspool.worker.memory import is_device_oom, is_host_oom
 
 # A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
 RESULT_BYTES = 1024 * 1024
@@ -132,7 +132,7 @@ def _to_utf8(text: str) -> bytes:
 
 
 def to_error(error: BaseException, tries: int = 1) -> Error:
-    """The record of what user code raised. Its kind comes from the type of the error alone."""
+    """The record of what user code raised. Its kind comes from its type, and those behind it."""
     trace = ""
     if not isinstance(error, TaskError):
         trace = _traceback(error)
@@ -154,10 +154,8 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
 
 
 def _kind(error: BaseException) -> ErrorKind:
-    if is_device_oom(error):
-        return ErrorKind.GPU_OOM
     match error:
-        case MemoryError() | CommandOutOfMemory():
+        case CommandOutOfMemory():
             return ErrorKind.HOST_OOM
         case CommandFailed():
             return ErrorKind.EXIT
@@ -165,6 +163,10 @@ def _kind(error: BaseException) -> ErrorKind:
             return ErrorKind.RESULT
         case OutputError():
             return ErrorKind.OUTPUT
+        case _ if is_device_oom(error):
+            return ErrorKind.GPU_OOM
+        case _ if is_host_oom(error):
+            return ErrorKind.HOST_OOM
         case _:
             return ErrorKind.EXCEPTION
 

@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpuspool.spool.errors import Unusable
 from gpuspool.spool.publish import probe_folder
-from gpuspool.worker.devices import is_device_broken
+from gpuspool.worker.causes import causes
+from gpuspool.worker.devices import find_device_fault
 from gpuspool.worker.results import to_error
 
 # A full disk and a used-up quota: no input is ever to blame for these.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # This process, or the whole system, may open no more files.
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-# So many exceptions of a chain of causes are looked at: libraries wrap what the system said. Chains
-# may contain themselves, so there must be an end.
-MOST_CAUSES = 10
 # A file system with less room than this counts as full: since the write that failed, a neighbour
 # may have made a little.
 LOW_BYTES = 1024 * 1024
@@ -41,42 +39,20 @@ def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:
     trouble, Unusable for this process.
     """
     places = set(folders)
-    for error in _causes(raised):
+    for error in causes(raised):
         _judge(error, raised, places)
+    fault = find_device_fault()
+    if fault:
+        words = f"gpuspool: its device is unusable after this: {fault}"
+        raise Unusable(f"{to_error(raised).traceback}{words}")
     _look_at_log()
     for folder in places:
         probe_folder(folder)
         _refuse_full(os.statvfs(folder), str(folder), LOW_BYTES, LOW_INODES)
 
 
-def _causes(raised: BaseException) -> Iterator[BaseException]:
-    """The exception, and those behind it."""
-    error: BaseException | None = raised
-    for _ in range(MOST_CAUSES):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def forget_frames(raised: BaseException) -> None:
-    """Let go of the frames in which an exception, and those behind it, were raised.
-
-    They hold what the call worked on: tensors, which the next call needs the memory of. And they
-    would hold it for long: a frame knows its caller, and the caller of user code knows the
-    exception, so that all of it is a cycle, which lives until the collector comes by.
-    """
-    for error in _causes(raised):
-        # Not by an assignment, nor by the exception's own method: a frozen dataclass refuses the
-        # one, and a class of the user's may have another meaning for the other.
-        BaseException.with_traceback(error, None)
-
-
 def _judge(error: BaseException, raised: BaseException, places: set[Path]) -> None:
     """Raise if `error`, one of the causes of `raised`, is never a task's fault."""
-    if is_device_broken(error):
-        words = "gpuspool: its device is unusable after this"
-        raise Unusable(f"{to_error(raised).traceback}{words}")
     if not isinstance(error, OSError):
         return
     if error.errno in NO_DESCRIPTORS:

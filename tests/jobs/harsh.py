@@ -103,7 +103,12 @@ def breaks_its_device(task, ctx):
     """Raises what torch raises once a kernel went wrong: no call of this process works any more."""
     import torch
 
+    def is_broken():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
     if task.payload == "bad":
+        torch.cuda.is_initialized = lambda: True
+        torch.cuda.synchronize = is_broken
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     return task.payload
 
