@@ -58,6 +58,9 @@ EXIT_UNUSABLE = 76
 # A second Ctrl-C: the workers were killed. Shells report 128 + SIGINT like this.
 EXIT_INTERRUPTED = 130
 
+# The reader of standard output went away, as `head` does. Shells report 128 + SIGPIPE like this.
+EXIT_READER_GONE = 141
+
 
 class GpuspoolError(Exception):
     """The root of all errors of gpuspool.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
+import io
 import os
 import sys
+import traceback
+import types
 from typing import NoReturn
 
 import click
 
+from gpuspool.orchestrator.cli.streams import Output, RunEnded, flush_stderr, standard_output
 from gpuspool.orchestrator.cli.verbs import cli
-from gpuspool.orchestrator.text.progress import say
+from gpuspool.orchestrator.text.progress import say, write_message
 from gpuspool.spool.errors import EXIT_INTERRUPTED, GpuspoolError, UsageError
 
 # Values of GPUSPOOL_DEBUG with which it counts as not set.
@@ -25,33 +28,33 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     right here, after the exit functions and the flushing. The interpreter would take all modules
     and what they hold apart before it ends, which takes time and serves nobody.
     """
-    try:
-        _main(sys.argv[1:] if arguments is None else arguments)
-    except SystemExit as end:
-        if arguments is None and isinstance(end.code, int):
-            _end_now(end.code)
-        raise
+    is_program = arguments is None
+    if arguments is None:
+        arguments = sys.argv[1:]
+    with standard_output() as output:
+        if is_program:
+            sys.excepthook = _show_traceback
+        try:
+            _main(arguments, output)
+        except SystemExit as end:
+            if is_program:
+                # Exit functions may print, so they come before the last look at stdout.
+                atexit._run_exitfuncs()
+            code = output.end(_code_of(end), isinstance(end, RunEnded))
+        if is_program:
+            flush_stderr()
+            os._exit(code)
+    sys.exit(code)
 
 
-def _end_now(code: int) -> None:
-    """End the process with this code; returns only if stdout cannot be written to.
-
-    A stream is None where its descriptor was closed before the start. Nobody hears an error about
-    stderr. An error about stdout means that data is missing, so the usual end must tell of it.
-    """
-    # What the interpreter does at its end for others to see is done here: the exit functions first,
-    # because they may print, then stderr, then stdout. All that is left out is the taking apart of
-    # modules and objects, whose memory the kernel takes back anyway. If stdout cannot be flushed,
-    # os._exit is not reached, and the interpreter's own end reports it.
-    atexit._run_exitfuncs()
-    with contextlib.suppress(OSError, AttributeError):
-        sys.stderr.flush()
-    with contextlib.suppress(OSError, AttributeError):
-        sys.stdout.flush()
-        os._exit(code)
+def _code_of(end: SystemExit) -> int:
+    """The exit code that a SystemExit asks for."""
+    if isinstance(end.code, int):
+        return end.code
+    return 0 if end.code is None else GpuspoolError.exit_code
 
 
-def _main(arguments: list[str]) -> NoReturn:
+def _main(arguments: list[str], output: Output) -> NoReturn:
     """Run a verb. An error of ours or of the file system becomes one paragraph and an exit code.
 
     With --debug it is raised on, so that its traceback is seen.
@@ -62,14 +65,33 @@ def _main(arguments: list[str]) -> NoReturn:
     except (GpuspoolError, OSError) as error:
         if is_debug:
             raise
-        say(_paragraph(error))
+        # What stdout met is told at the end, where the last of it is met too.
+        if error is not output.error:
+            say(_paragraph(error))
         sys.exit(getattr(error, "exit_code", GpuspoolError.exit_code))
     except click.ClickException as error:
-        error.show()
+        _show_usage(error)
         sys.exit(UsageError.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def _show_usage(error: click.ClickException) -> None:
+    """What click says of words that it does not understand, which it quotes as they are."""
+    text = io.StringIO()
+    error.show(text)
+    write_message(text.getvalue())
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """Show an error that nobody expected, made safe for a terminal.
+
+    Called by the interpreter, which then ends with exit code 1.
+    """
+    write_message("".join(traceback.format_exception(kind, error, trace)))
 
 
 def _is_debug(arguments: list[str]) -> bool:

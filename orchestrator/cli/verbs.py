@@ -6,9 +6,9 @@ fast and loads neither torch nor rich nor watchdog.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,13 +25,15 @@ from gpuspool.orchestrator.cli.options import (
     running,
     spool_argument,
 )
-from gpuspool.orchestrator.text.printable import printable
+from gpuspool.orchestrator.cli.streams import RunEnded
+from gpuspool.orchestrator.text.printable import one_line, plain_json, printable
 from gpuspool.orchestrator.text.progress import say
 from gpuspool.spool import __version__
 from gpuspool.spool.errors import (
     EXIT_COMPLETE,
     EXIT_NOT_FINISHED,
     EXIT_SOME_FAILED,
+    GpuspoolError,
     SpoolError,
     UsageError,
 )
@@ -103,7 +105,7 @@ def run(
         job = job_and_inputs[0]
         inputs = job_and_inputs[1:]
     report = runs.run(job, inputs, command=command, args=dict(map(pair, args)), **given)
-    _end(report, as_json)
+    _end(report, as_json, is_told=given["dry_run"])
 
 
 @cli.command()
@@ -134,7 +136,7 @@ def drain(spool: str | None) -> None:
     from gpuspool.orchestrator.api import runs
 
     root = runs.drain(spool)
-    click.echo(f"draining {root}; `gpuspool wait` returns when it has stopped", err=True)
+    say(f"draining {root}; `gpuspool wait` returns when it has stopped")
 
 
 @cli.command()
@@ -148,7 +150,10 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
     from gpuspool.orchestrator.report.status import status_text
 
     for now in reading.follow_status(spool):
-        click.echo(json.dumps(now) if as_json else status_text(now))
+        if as_json:
+            _print_json(now)
+        else:
+            click.echo(status_text(now))
         if not watch or now["state"] != RunState.RUNNING:
             return
         time.sleep(WATCH_LOOK_S)
@@ -195,10 +200,11 @@ def failed(spool: str | None, as_json: bool) -> None:
 
     found = reading.failed(spool)
     if not as_json:
-        click.echo(printable(failures_text(found)), nl=False)
+        click.echo(failures_text(found), nl=False)
         return
+    write = sys.stdout.buffer.write
     for result in found:
-        click.echo(encode_result(result))
+        write(plain_json(encode_result(result)) + b"\n")
 
 
 @cli.command()
@@ -209,11 +215,9 @@ def results(spool: str | None) -> None:
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.results import encode_result
 
-    # The reader of a pipe, like `head`, may have seen enough: end as other programs do.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     write = sys.stdout.buffer.write
     for result in reading.results(spool):
-        write(encode_result(result) + b"\n")
+        write(plain_json(encode_result(result)) + b"\n")
 
 
 @cli.command()
@@ -226,12 +230,12 @@ def verify(spool: str | None, as_json: bool) -> None:
 
     found = reading.verify(spool)
     if as_json:
-        click.echo(json.dumps({"problems": found.problems, "notes": found.notes}))
+        _print_json({"problems": found.problems, "notes": found.notes})
     else:
         for text in found.problems:
-            click.echo(f"problem: {printable(text)}")
+            click.echo(f"problem: {one_line(text)}")
         for text in found.notes:
-            click.echo(f"note: {printable(text)}")
+            click.echo(f"note: {one_line(text)}")
         counts = "{complete} complete, {failed} failed of {total}".format(**found.counts)
         click.echo(f"{len(found.problems)} problems; {counts}")
     if found.problems:
@@ -252,28 +256,37 @@ def doctor(folder: str, as_json: bool) -> None:
         rows = [
             {"name": check.name, "state": check.state, "detail": check.detail} for check in checks
         ]
-        click.echo(
-            json.dumps({"folder": os.path.abspath(folder), "is_fit": is_fit, "checks": rows})
-        )
+        _print_json({"folder": os.path.abspath(folder), "is_fit": is_fit, "checks": rows})
     else:
         for check in checks:
-            click.echo(f"{check.name:10} {check.state:8} {printable(check.detail)}")
+            click.echo(f"{check.name:10} {check.state:8} {one_line(check.detail)}")
         verdict = "fit" if is_fit else "not fit"
-        click.echo(f"{folder} is {verdict} for a spool")
+        click.echo(f"{one_line(folder)} is {verdict} for a spool")
     if not is_fit:
         sys.exit(1)
 
 
-def _end(report: Report, as_json: bool) -> NoReturn:
-    """The last line of a run, and its exit code."""
-    if as_json:
-        record = {
-            "spool": str(report.spool),
-            "exit_code": report.exit_code,
-            "tasks": report.counts,
-            "message": report.message,
-        }
-        click.echo(json.dumps(record))
-    else:
-        say(report.message)
-    sys.exit(report.exit_code)
+def _end(report: Report, as_json: bool, *, is_told: bool = False) -> NoReturn:
+    """The last line of a run, and its exit code.
+
+    is_told: the message is all that was asked for, so it is an error if nobody can be told.
+    """
+    if not as_json:
+        if not say(report.message) and is_told:
+            sys.exit(GpuspoolError.exit_code)
+        raise RunEnded(report.exit_code)
+    record = {
+        "spool": os.fsdecode(report.spool),
+        "exit_code": report.exit_code,
+        "tasks": report.counts,
+        "message": report.message,
+    }
+    # The error is kept, and `main` tells of it.
+    with contextlib.suppress(OSError):
+        _print_json(record)
+    raise RunEnded(report.exit_code)
+
+
+def _print_json(value: Any) -> None:
+    """Print one line of JSON. It has ASCII alone, so any stream can say it."""
+    click.echo(plain_json(json.dumps(value).encode()))

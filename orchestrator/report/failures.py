@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from gpuspool.orchestrator.report.results import Result, Results
+from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.spool.records import Error
 from gpuspool.spool.view import View
 
@@ -34,7 +35,8 @@ def failed_results(view: View) -> Iterator[Result]:
 def failures_text(results: Iterable[Result]) -> str:
     """Failures grouped by kind, type and the line that raised, the largest group first.
 
-    "" if nothing failed. Of the results, all of which must have an error, few are held at a time.
+    Each line is safe for a terminal, whatever keys and messages hold. "" if nothing failed. Of the
+    results, all of which must have an error, few are held at a time.
     """
     groups: dict[tuple[str, str, str], _Group] = {}
     for result in results:
@@ -60,7 +62,7 @@ def _headline(kind: str, type_: str, where: str, count: int) -> str:
     text = f"{tasks}: {kind}, {type_}"
     if where:
         text += f" at {where}"
-    return f"{text}\n"
+    return f"{one_line(text)}\n"
 
 
 def _group_text(group: _Group) -> str:
@@ -75,4 +77,4 @@ def _group_text(group: _Group) -> str:
 
 def _line(result: Result, error: Error) -> str:
     task = result.key or result.index
-    return f"{task}  {error.kind}  {error.type}: {error.message}"
+    return one_line(f"{task}  {error.kind}  {error.type}: {error.message}")

@@ -2,7 +2,9 @@
 
 Guarantees: of a log of any size a chunk at a time is held, `ranges.READ_BYTES` long. Bytes that are
 no UTF-8 become U+FFFD; a character that is cut by the end of a chunk is put together again. The
-text is as the job printed it: make it `printable` before it goes to a terminal.
+text is as the job printed it: make it `printable` before it goes to a terminal. Line ends of all
+kinds become a newline, so that a progress bar that goes back to the beginning of its line is
+readable.
 
 The command line and the Python API call this.
 """
@@ -31,13 +33,9 @@ class _Logged(Record, frozen=True, kw_only=True):
 def log_chunks(view: View, attempt: str) -> Iterator[str]:
     """The log of an attempt, from its beginning to where it ends now.
 
-    Line ends of all kinds become a newline, so that a progress bar that goes back to the beginning
-    of its line is readable. A log that does not exist has no text. Raises OSError.
+    A log that does not exist has no text. Raises OSError.
     """
-    decoder = io.IncrementalNewlineDecoder(_utf8(), translate=True)
-    for data in read_chunks(view.layout.log(attempt)):
-        yield decoder.decode(data)
-    yield decoder.decode(b"", final=True)
+    return _text(view, attempt, 0, None)
 
 
 def task_log_chunks(view: View, key: str) -> Iterator[str]:
@@ -62,13 +60,13 @@ def _task_log(view: View, tasks: set[int]) -> Iterator[str]:
         for _, line in journal.read(_Logged):
             if line.task in tasks and line.log is not None:
                 yield f"==> {attempt} <==\n"
-                yield from _text(view, attempt, line.log)
+                yield from _text(view, attempt, *line.log)
 
 
-def _text(view: View, attempt: str, part: Range) -> Iterator[str]:
-    """What stands in a range of bytes of an attempt's log."""
-    decoder = _utf8()
-    for data in read_chunks(view.layout.log(attempt), *part):
+def _text(view: View, attempt: str, start: int, stop: int | None) -> Iterator[str]:
+    """What stands in the bytes start..stop of an attempt's log; to its end if there is no stop."""
+    decoder = io.IncrementalNewlineDecoder(_utf8(), translate=True)
+    for data in read_chunks(view.layout.log(attempt), start, stop):
         yield decoder.decode(data)
     yield decoder.decode(b"", final=True)
 

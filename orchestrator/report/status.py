@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from gpuspool.orchestrator.text.printable import printable
+from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.spool.holder import is_holder_alive, read_holder
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import Ledger, run_state
@@ -150,7 +150,7 @@ def status_text(now: dict[str, Any]) -> str:
     lines = [f"{now['job']}  {now['state']}  {counts}", _NAMES]
     lines += [_row_text(row) for row in now["ranks"]]
     lines += [f"damaged: {text}" for text in now["damage"]]
-    return printable("\n".join(lines))
+    return "\n".join(map(one_line, lines))
 
 
 def _row_text(row: dict[str, Any]) -> str:

@@ -177,10 +177,20 @@ def make_progress(total: int, cost: float, quiet: bool) -> Progress:
     return Silent()
 
 
-def say(text: str) -> None:
-    """One message on stderr, if anybody listens there."""
-    if sys.stderr is not None:
-        Unheard(Lines(0, 0)).say(text)
+def say(text: str) -> bool:
+    """One message on stderr. False: nobody listens there."""
+    return write_message(f"gpuspool: {text}\n")
+
+
+def write_message(text: str) -> bool:
+    """Write whole lines to stderr, made safe for a terminal. False: nobody listens there."""
+    if sys.stderr is None:
+        return False
+    try:
+        print(printable(text), end="", file=sys.stderr, flush=True)
+    except UNHEARD:
+        return False
+    return True
 
 
 def warn(text: str) -> None:
