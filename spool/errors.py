@@ -18,7 +18,7 @@
     │   raised inside a worker, and recorded as the reason why a task failed
     └── TaskError                      1
         ├── ResultError                1   the job returned what is not a JSON value
-        ├── OutputError                1   an output is missing, or in the way of another one
+        ├── OutputError                1   an output is missing, is none, or is in the way of another
         └── CommandFailed              1   a command ended with a status other than 0
             └── CommandOutOfMemory     1   a command was killed because memory ran out
 
@@ -131,7 +131,11 @@ class ResultError(TaskError):
 
 
 class OutputError(TaskError):
-    """A job asked for an output and wrote none, or another task's output is in its way."""
+    """An output that cannot be published, or would never be.
+
+    It was asked for elsewhere than in its task's call, is missing, is no file or folder of its own,
+    or another task's output is in its way.
+    """
 
 
 class CommandFailed(TaskError):

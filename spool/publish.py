@@ -178,8 +178,11 @@ def sync(fd: int, path: str | os.PathLike[str]) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make a file's data durable, whoever wrote it; raises SyncError."""
-    _fsync(path, 0)
+    """Make a file's data durable, whoever wrote it; raises SyncError.
+
+    A link is not followed, and a fifo is not waited for: OSError.
+    """
+    _fsync(path, os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def fsync_dir(path: Path) -> None:

@@ -37,8 +37,8 @@ SPOOL_ORDER = (
 )
 WORKER_ORDER = (
     "causes context devices drain reports resources say standing supply timer",
-    "backlog batch_size children memory outputs parent warmup",
-    "beat idle results",
+    "backlog batch_size children memory parent warmup",
+    "beat idle outputs results",
     "job prefetch settle trouble",
     "call prepare",
     "execute",

@@ -125,7 +125,9 @@ class Call:
         if not lines:
             return _end_of(too_large), too_large
         start, clock = self._begin(lines[0])
+        self.outputs.in_hand = {line.task for line in lines}
         results, raised = call_user_code(self._invoke, tasks)
+        self.outputs.in_hand = ()
         seconds = perf_counter() - clock
         self.call_s += seconds
         if raised is None and self.outputs.trouble is None:
@@ -165,7 +167,9 @@ class Call:
             self._settler.announce([line], [])
         task = self._task(line)
         start, clock = self._begin(line)
+        self.outputs.in_hand = (line.task,)
         result, raised = call_user_code(self._job.call, task, self._context)
+        self.outputs.in_hand = ()
         ended = perf_counter()
         seconds = ended - clock
         self.call_s += seconds

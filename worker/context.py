@@ -75,14 +75,15 @@ class Context(msgspec.Struct, frozen=True, weakref=True):
         """A path to write one output of this task to; it ends in `suffix` and its folder exists.
 
         Write a file or make a folder there. When the task completes, it becomes OUT/<key><suffix>.
-        A path that was asked for and not written fails the task. Raises ValueError for a suffix
-        with a slash.
+        A path that was asked for and not written fails the task. To be asked for in the call that
+        got the task, and written before that call returns. Raises ValueError for a suffix with a
+        slash, and OutputError where the task is not in hand or its output cannot be made.
         """
         return self._output(task, suffix)
 
     def is_draining(self) -> bool:
         """Whether this worker was told to stop soon.
 
-        A long task may save its work and return early.
+        Whatever a task returns makes it complete: one that is not finished must not return.
         """
         return self._is_draining()

@@ -11,36 +11,69 @@ The order of events, for one call of the job:
 
 Whoever finds the final name taken deletes its own: the task ran twice, and its output exists once
 and is never replaced. After a crash only hidden names are left, which the orchestrator removes.
+
+A path is given only for a task in hand, while its call lasts. So nobody, in another call, thread or
+process, can write what no journal line will ever tell of.
+
+What is published is whole and nobody else's: a plain file, or a folder of such. Anything else that
+lies at a hidden path is the fault of its task, and so is an error that the system has for this one
+name while the folder takes data. All other errors are the file system's, and fail no task.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from gpuspool.spool.errors import OutputError
+from gpuspool.spool.errors import OutputError, SyncError
 from gpuspool.spool.layout import hidden_output
 from gpuspool.spool.publish import (
     fsync_dir,
     fsync_file,
-    is_regular,
     link_or_not,
+    probe_folder,
     remove_quietly,
     remove_tree_quietly,
     rename,
 )
+from gpuspool.worker import children
 from gpuspool.worker.context import Task
 
 # The end of a complaint about a name that another task's output has.
 IN_THE_WAY = (
     "was there first, as another task's output or around one; give all outputs the same suffix"
 )
-# The longest name that the file systems in use take, in bytes.
+# The longest name that the file systems in use take, in bytes, and the longest path.
 NAME_BYTES = 255
+PATH_BYTES = 4095
+# Errors that the system has for one name: it is too long for this file system or holds what that
+# does not take, something else is at its place, or whoever made it allows nobody to use it. Whether
+# the name is to blame or all of the file system shows when another name is tried.
+OF_ONE_NAME = (
+    errno.EACCES,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENXIO,
+)
+# What a path may be, other than a file or a folder, in words.
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a fifo",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -56,8 +89,13 @@ class Outputs:
     def __init__(self, root: Path, attempt: str) -> None:
         self.root = root
         self.attempt = attempt
+        # The tasks whose call is under way: only these may ask. Whoever calls the job says so.
+        self.in_hand: Container[int] = ()
         # task -> suffix -> what was asked for, of the tasks in hand
         self.asked: dict[int, dict[str, _Asked]] = {}
+        # How often outputs were deleted. It is part of later hidden names: a thread that outlives
+        # a call which failed must not write into what the next one does.
+        self._discards = 0
         # How many hidden names could not be removed.
         self.left_behind = 0
         # What `path` met, whatever the job made of it: no task is to blame for that.
@@ -68,16 +106,33 @@ class Outputs:
     def path(self, task: Task, suffix: str) -> Path:
         """The hidden path for one output; asked again, it is the same.
 
-        Raises ValueError for a suffix that no file name can end in, OutputError where another
-        task's output is in the way, and OSError.
+        Raises ValueError for a suffix that no file name can end in, OutputError where the task is
+        not in hand, or its output cannot be made and no other task is concerned, and OSError.
         """
+        self._refuse_others(task)
         asked = self.asked.setdefault(task.index, {})
         if suffix not in asked:
             final = self._final(task, suffix)
             self._make_folder_for(final)
-            hidden = final.parent / hidden_output(self.attempt, task.index, suffix)
+            ending = suffix
+            if self._discards:
+                ending = f"{self._discards}-{suffix}"
+            hidden = final.parent / hidden_output(self.attempt, task.index, ending)
             asked[suffix] = _Asked(hidden, final)
         return asked[suffix].hidden
+
+    def _refuse_others(self, task: Task) -> None:
+        """Raise OutputError where what is written would never be published."""
+        if children.is_fork:
+            raise OutputError(
+                f"ctx.output for task {task.key} was asked for in a process that the job started; "
+                "ask in the job's call, and hand the path to the process"
+            )
+        if task.index not in self.in_hand:
+            raise OutputError(
+                f"ctx.output for task {task.key} was asked for outside of its call; ask in the "
+                "call that gets the task, before that call returns"
+            )
 
     def _final(self, task: Task, suffix: str) -> Path:
         """Where this output will be published. Raises ValueError."""
@@ -87,12 +142,19 @@ class Outputs:
             )
         final = self.root / f"{task.key}{suffix}"
         try:
-            size = len(final.name.encode())
+            suffix.encode()
         except UnicodeEncodeError:
             raise ValueError(f"ctx.output: suffix {suffix!r} is not UTF-8") from None
-        if size > NAME_BYTES:
-            raise ValueError(
-                f"the output {final.name!r} would have a name of more than {NAME_BYTES} bytes"
+        for name in f"{task.key}{suffix}".split("/"):
+            if len(os.fsencode(name)) > NAME_BYTES:
+                raise OutputError(
+                    f"the output of task {task.key!r:.100} would have a name of more than "
+                    f"{NAME_BYTES} bytes in its path, {name!r:.300}; give the task a shorter key"
+                )
+        if len(os.fsencode(final)) > PATH_BYTES:
+            raise OutputError(
+                f"the output of task {task.key!r:.100} would have a path of more than "
+                f"{PATH_BYTES} bytes; give the task a shorter key"
             )
         return final
 
@@ -104,8 +166,29 @@ class Outputs:
                 f"{error.filename} {IN_THE_WAY}: it cannot hold {final.name!r}"
             ) from None
         except OSError as error:
-            self.trouble = error
-            raise
+            try:
+                self._judge(error, final.parent)
+            except OSError as trouble:
+                self.trouble = trouble
+                raise
+            raise OutputError(f"the folder of {final} cannot be made: {error}") from None
+
+    def _judge(self, error: OSError, folder: Path) -> None:
+        """Return where an error concerns one name in this folder alone; else raise OSError.
+
+        The folder need not be there: then the nearest one above it that is, is tried.
+        """
+        if error.errno not in OF_ONE_NAME:
+            raise error
+        while folder != self.root and not os.path.isdir(folder):
+            folder = folder.parent
+        try:
+            probe_folder(folder)
+        except OSError:
+            # Whoever made this folder of OUT keeps others out of it. That is no trouble of OUT.
+            if folder == self.root:
+                raise
+            probe_folder(self.root)
 
     def _make_folder(self, folder: Path) -> None:
         """mkdir -p; each new name is durable before anything is made below it."""
@@ -126,7 +209,10 @@ class Outputs:
         if tasks is None:
             tasks = list(self.asked)
         for index in tasks:
-            self._remove_all(self.asked.pop(index, {}))
+            asked = self.asked.pop(index, {})
+            if asked:
+                self._discards += 1
+                self._remove_all(asked)
 
     def _remove_all(self, asked: dict[str, _Asked]) -> None:
         for one in asked.values():
@@ -145,12 +231,12 @@ class Outputs:
             asked = self.asked.pop(index, {})
             if not asked:
                 continue
-            complaint = _complaint(asked)
-            if complaint:
+            try:
+                published[index] = self._publish_all(asked)
+            except OutputError as complaint:
                 self._remove_all(asked)
-                published[index] = OutputError(complaint)
+                published[index] = complaint
                 continue
-            published[index] = [self._publish(one) for one in asked.values()]
             folders.update(one.final.parent for one in asked.values())
         for folder in folders:
             fsync_dir(folder)
@@ -166,6 +252,18 @@ class Outputs:
             self._named.add(folder)
             folder = folder.parent
             fsync_dir(folder)
+
+    def _publish_all(self, asked: dict[str, _Asked]) -> list[tuple[str, int]]:
+        """Publish all that one task wrote. Raises OutputError where the task is to blame."""
+        try:
+            _check(asked)
+            return [self._publish(one) for one in asked.values()]
+        except SyncError:
+            raise
+        except OSError as error:
+            self._judge(error, next(iter(asked.values())).final.parent)
+            # A thread or process of the job may have taken it away meanwhile.
+            raise OutputError(f"what was written cannot be published: {error}") from None
 
     def _publish(self, asked: _Asked) -> tuple[str, int]:
         """Give one output its final name; returns that name below the root, and its bytes."""
@@ -185,6 +283,7 @@ class Outputs:
         except OSError:
             if not asked.final.is_dir():
                 raise
+            _refuse_namesake(asked.final)
             if not _remove(asked.hidden):
                 self.left_behind += 1
 
@@ -194,23 +293,120 @@ class Outputs:
             is_ours = link_or_not(asked.hidden, asked.final)
             if not is_ours and asked.final.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(asked.final))
+            if not is_ours:
+                _refuse_namesake(asked.final)
         finally:
             if not remove_quietly(asked.hidden):
                 self.left_behind += 1
 
 
-def _complaint(asked: dict[str, _Asked]) -> str:
-    """Why a task's outputs cannot be published; "" where they can."""
+def _check(asked: dict[str, _Asked]) -> None:
+    """Raise OutputError where a task's outputs cannot be published. Raises OSError."""
     for suffix, one in asked.items():
-        if not one.hidden.exists():
-            return (
+        try:
+            wrote = os.lstat(one.hidden)
+        except FileNotFoundError:
+            raise OutputError(
                 f"ctx.output(task, {suffix!r}) was asked for and nothing was written to the path "
                 "it gave"
+            ) from None
+        what = f"ctx.output(task, {suffix!r})"
+        if stat.S_ISDIR(wrote.st_mode):
+            _check_folder(one.hidden, what)
+        else:
+            _check_file(wrote, 1, what)
+        _check_final(one.final, stat.S_ISDIR(wrote.st_mode))
+
+
+def _check_file(wrote: os.stat_result, names: int, what: str) -> None:
+    """Raise OutputError for what is no plain file, or has more names than these."""
+    kind = _KINDS.get(stat.S_IFMT(wrote.st_mode))
+    if kind is not None:
+        raise OutputError(f"{what} is {kind}; an output is a file or a folder of its own")
+    if wrote.st_nlink > names:
+        raise OutputError(
+            f"{what} is a hard link to a file elsewhere, which may change; write a copy"
+        )
+
+
+def _check_folder(root: Path, what: str) -> None:
+    """Raise OutputError for a folder that holds anything but files, folders and links within it.
+
+    Raises OSError for a folder that cannot be read.
+    """
+    # Files that are there under several names of the same folder are as much its own as others.
+    names: Counter[tuple[int, int]] = Counter()
+    files: dict[tuple[int, int], tuple[os.stat_result, str]] = {}
+    for path in _files_in(root):
+        about = os.lstat(path)
+        inside = f"{what}: {path.relative_to(root)}"
+        if stat.S_ISLNK(about.st_mode):
+            _check_link(path, root, inside)
+            continue
+        names[about.st_dev, about.st_ino] += 1
+        files[about.st_dev, about.st_ino] = (about, inside)
+    for inode, (about, inside) in files.items():
+        _check_file(about, names[inode], inside)
+
+
+def _check_link(path: Path, root: Path, what: str) -> None:
+    """Raise OutputError for a link that leads to nothing, or out of its folder."""
+    if os.path.isabs(os.readlink(path)):
+        raise OutputError(f"{what} is a link with an absolute path, and the folder gets a new name")
+    target = os.path.realpath(path)
+    # Of a link that leads to itself `realpath` makes what it was given.
+    if not path.exists() or not Path(target).is_relative_to(os.path.realpath(root)):
+        raise OutputError(f"{what} is a link that leads out of the folder, or to nothing")
+
+
+def _files_in(root: Path) -> Iterator[Path]:
+    """All that lies in a folder and those below it, but for the folders. Raises OSError."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        for name in names:
+            yield Path(folder, name)
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                yield Path(folder, name)
+
+
+def _check_final(final: Path, is_folder: bool) -> None:
+    """Raise OutputError where something other than this kind of output has its final name."""
+    try:
+        there = os.lstat(final)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(there.st_mode) and not is_folder:
+        raise OutputError(f"{final} {IN_THE_WAY}: it is a folder")
+    if stat.S_ISREG(there.st_mode) and is_folder:
+        raise OutputError(f"{final} {IN_THE_WAY}: it is a file")
+    kind = _KINDS.get(stat.S_IFMT(there.st_mode))
+    if kind is not None:
+        raise OutputError(f"{final} was there first: it is {kind}. Remove it, then retry")
+
+
+# Some file systems do not tell names apart that differ in case, or in how an accent is encoded. On
+# these the second of two such outputs finds its name taken, as if its task had run before; it would
+# be dropped, and its task be complete. The listing shows under which name the first one came. A
+# name that is not listed proves nothing: listings of network file systems may be old.
+def _refuse_namesake(final: Path) -> None:
+    """Raise OutputError where what has this output's name was published under another name."""
+    listed = os.listdir(final.parent)
+    if final.name in listed:
+        return
+    for name in listed:
+        if _folded(name) == _folded(final.name):
+            raise OutputError(
+                f"{final} {IN_THE_WAY}: this file system does not tell its name from {name!r}"
             )
-        if one.final.exists() and one.final.is_dir() != one.hidden.is_dir():
-            what = "folder" if one.final.is_dir() else "file"
-            return f"{one.final} {IN_THE_WAY}: it is a {what}"
-    return ""
+
+
+def _folded(name: str) -> str:
+    """A name without what some file systems ignore."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _remove(path: Path) -> bool:
@@ -224,13 +420,13 @@ def _remove(path: Path) -> bool:
 def _sync_tree(root: Path) -> None:
     """Make all that lies in a folder durable.
 
-    Links and sockets hold no data of their own: syncing their folder is enough.
+    Links hold no data of their own: syncing their folder is enough.
     """
     for folder, _, names in os.walk(root):
         for name in names:
-            path = Path(folder, name)
-            if is_regular(path):
-                fsync_file(path)
+            path = os.path.join(folder, name)
+            if not os.path.islink(path):
+                fsync_file(Path(path))
         fsync_dir(Path(folder))
 
 

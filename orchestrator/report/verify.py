@@ -12,12 +12,13 @@ Called by the command line and the Python API. It needs a view that reads claims
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from gpuspool.orchestrator.report.keys import TaskKey
 from gpuspool.orchestrator.report.results import Result, Results
-from gpuspool.spool.layout import STATES, SUBDIRS
+from gpuspool.spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden_output
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import Closing, Run
@@ -52,6 +53,7 @@ def verify(view: View) -> Findings:
     _check_claims(view, claims, found)
     _check_status_records(view, found)
     _check_outputs(view, found)
+    _check_hidden_outputs(view, found)
     # Last, since what came before reads files too and tells the view of their damage.
     _add_damage(view, found)
     _count_tasks(view.ledger, found)
@@ -203,6 +205,26 @@ def _check_outputs_of(result: Result, folder: Path, owner: dict[str, int], found
     missing = [path for path in paths if not path.exists()]
     if missing:
         found.problems.append(f"task {task}: its output {missing[0]} is missing")
+
+
+def _check_hidden_outputs(view: View, found: Findings) -> None:
+    """Note what attempts that are closed have written to OUT and never published.
+
+    A crash leaves such files, until the end of the run. So does a job that goes on writing after
+    its call has returned.
+    """
+    folder = Path(view.run.out or view.layout.outputs)
+    hidden: list[str] = []
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if parse_hidden_output(name) in view.closed:
+                hidden.append(os.path.join(parent, name))
+        folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]
+    if hidden:
+        found.notes.append(
+            f"{len(hidden)} hidden files or folders in {folder} were written and never published, "
+            f"the first is {min(hidden)}"
+        )
 
 
 def _check_nesting(owner: dict[str, int], found: Findings) -> None:
