@@ -485,7 +485,9 @@ def test_a_single_call_comes_to_the_same_verdict_as_a_batch_of_one(tmp_path: Pat
         [(_, other)] = batches.settle([task(index)])
         assert (line.state, line.outputs) == (other.state, other.outputs), index
         assert bytes(line.result) == bytes(other.result), index
-        assert (line.log is None) == (other.log is None), index
+        # A long call gets a range of the log, and on a busy machine any call may be long.
+        if (line.seconds >= LOG_FROM_S) == (other.seconds >= LOG_FROM_S):
+            assert (line.log is None) == (other.log is None), index
         assert kinds([line]) == kinds([other]), index
         if line.error is not None and other.error is not None:
             assert (line.error.type, line.error.message) == (other.error.type, other.error.message)
