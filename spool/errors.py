@@ -18,7 +18,7 @@
     │   raised inside a worker, and recorded as the reason why a task failed
     └── TaskError                      1
         ├── ResultError                1   the job returned what is not a JSON value
-        ├── OutputError                1   an output is missing, is none, or is in the way of another
+        ├── OutputError                1   an output is missing, or none, or in the way of another
         └── CommandFailed              1   a command ended with a status other than 0
             └── CommandOutOfMemory     1   a command was killed because memory ran out
 
@@ -45,8 +45,11 @@ EXIT_SOME_FAILED = 3
 # The run ended early and can be resumed. A worker ends with this code when its attempt failed.
 EXIT_NOT_FINISHED = 4
 
-# A worker could not write how it ended. Its parent closes the attempt and blames no task for it.
-EXIT_CANNOT_CLOSE = 74
+# A worker could not write how it ended. Its parent closes the attempt and blames no task for it. As
+# the parent sees it: -N for signal N. It is a real-time signal (34 or 35 to 64 on Linux), which
+# nobody sends by accident. A job may end its process with any exit code, so none of these is proof
+# of what the worker itself had to say.
+EXIT_CANNOT_CLOSE = -45
 
 # The run, or the worker, was told to stop and did. A batch script may submit itself again on this
 # code: it is EX_TEMPFAIL of sysexits.h.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 
-from gpuspool.spool.errors import EXIT_UNUSABLE
+from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, EXIT_UNUSABLE
 
 
 def signal_of(code: int) -> str:
@@ -20,6 +20,8 @@ def signal_of(code: int) -> str:
 
 def describe_exit(code: int) -> str:
     """ "killed by SIGSEGV", "exit code 3", "exit code 139 (SIGSEGV)"."""
+    if code == EXIT_CANNOT_CLOSE:
+        return "it could not write how it ended"
     if code == EXIT_UNUSABLE:
         return f"exit code {code} (its device or process had become unusable, see the log)"
     name = signal_of(code)

@@ -87,8 +87,9 @@ def test_the_exit_codes_that_several_parts_use_are_those_of_the_docs() -> None:
         "EXIT_COMPLETE": 0,
         "EXIT_SOME_FAILED": 3,
         "EXIT_NOT_FINISHED": 4,
-        "EXIT_CANNOT_CLOSE": 74,
+        "EXIT_CANNOT_CLOSE": -45,
         "EXIT_DRAINED": 75,
         "EXIT_UNUSABLE": 76,
         "EXIT_INTERRUPTED": 130,
+        "EXIT_READER_GONE": 141,
     }

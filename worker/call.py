@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from pathlib import Path
 from time import perf_counter, time
 from typing import Any, Protocol
 
@@ -133,7 +134,7 @@ class Call:
         if raised is None and self.outputs.trouble is None:
             outcomes = [self._outcome(result) for result in results]
         else:
-            failure = self._judge(raised)
+            failure = self._judge(raised, lines)
             if failure.kind in _OUT_OF_MEMORY and not is_alone:
                 return CallEnd.OUT_OF_MEMORY, [*lines, *too_large]
             if len(lines) > 1:
@@ -176,7 +177,7 @@ class Call:
         if raised is None and self.outputs.trouble is None:
             outcome = self._outcome(result)
         else:
-            outcome = self._judge(raised)
+            outcome = self._judge(raised, [line])
         if isinstance(outcome, Error) or self.outputs.asked or seconds >= LOG_FROM_S:
             if isinstance(outcome, Error) and outcome.kind in _OUT_OF_MEMORY:
                 self.outputs.discard()
@@ -228,7 +229,7 @@ class Call:
                 good.append(line)
                 tasks.append(task)
                 continue
-            self._refuse_trouble(raised)
+            self._refuse_trouble(raised, [line])
             error = _record(raised)
             if error.kind in _OUT_OF_MEMORY and not is_alone:
                 too_large.append(line)
@@ -273,8 +274,8 @@ class Call:
             )
         return results
 
-    def _judge(self, raised: BaseException | None) -> Error:
-        """The error of a call that raised, whose outputs are deleted.
+    def _judge(self, raised: BaseException | None, lines: list[TaskLine]) -> Error:
+        """The error of a call with these tasks that raised, whose outputs are deleted.
 
         Raises OSError or Unusable where no task is to blame for it.
         """
@@ -282,17 +283,18 @@ class Call:
             self.outputs.discard()
             raise self.outputs.trouble
         assert raised is not None
-        self._refuse_trouble(raised)
+        self._refuse_trouble(raised, lines)
         self.outputs.discard()
         return _record(raised)
 
-    def _refuse_trouble(self, raised: BaseException) -> None:
-        """Raise where no task is to blame.
+    def _refuse_trouble(self, raised: BaseException, lines: Iterable[TaskLine] = ()) -> None:
+        """Raise where no task is to blame. lines: the tasks whose inputs may be in trouble.
 
         What was written so far is deleted, which makes room on a full disk to say what happened.
         """
         try:
-            raise_trouble(raised, self.outputs.folders())
+            inputs = filter(None, map(_input_of, lines))
+            raise_trouble(raised, self.outputs.folders(), self.outputs.root, inputs)
         except (OSError, Unusable):
             self.outputs.discard()
             raise
@@ -374,6 +376,14 @@ class Call:
             else:
                 published[line.task] = found
         return published
+
+
+def _input_of(line: TaskLine) -> Path | None:
+    """The input file of a task, where it has one."""
+    payload = _decode(line.payload)
+    if isinstance(payload, dict) and isinstance(payload.get("path"), str):
+        return Path(payload["path"])
+    return None
 
 
 def _record(raised: BaseException) -> Error:

@@ -25,6 +25,7 @@ from gpuspool.worker.job import LoadedJob, load_job
 from gpuspool.worker.results import call_user_code, to_error
 from gpuspool.worker.say import say
 from gpuspool.worker.timer import Timer
+from gpuspool.worker.trouble import raise_trouble_at
 from gpuspool.worker.warmup import Drained, wait_until, warm_up
 
 
@@ -63,8 +64,7 @@ class Preparation:
         """The error of a job that could not be made. Raises what is not the job's fault."""
         if isinstance(raised, Drained):
             raise raised
-        if self._is_of_the_spool(raised):
-            raise raised
+        self._refuse_trouble_of_spool(raised)
         error = to_error(raised)
         forget_frames(raised)
         say(error.traceback or error.message)
@@ -73,11 +73,14 @@ class Preparation:
             kind = ErrorKind.DEVICE
         return msgspec.structs.replace(error, kind=kind)
 
-    def _is_of_the_spool(self, raised: BaseException) -> bool:
-        """Whether a file of the spool is in trouble, rather than one of the job's."""
-        if not isinstance(raised, OSError):
-            return False
-        return str(raised.filename).startswith(str(self._layout.root))
+    def _refuse_trouble_of_spool(self, raised: BaseException) -> None:
+        """Raise OSError where the spool is in trouble, rather than a file of the job's.
+
+        The path of the error tells where to look, and the look tells whose fault it is: the job may
+        well miss a file of its own in the spool, or beside it.
+        """
+        if isinstance(raised, OSError) and raised.errno is not None:
+            raise_trouble_at(raised, self._layout.root)
 
     def _check_devices(self) -> None:
         self.device = check_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))

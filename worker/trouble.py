@@ -5,7 +5,11 @@ device whose context is broken, or a process without file descriptors. In all th
 attempt ends and its tasks stay without a verdict.
 
 The judgement is by type and errno, and by looking; never by text, since numpy and torch report a
-full disk without any errno. Called for everything that user code raises. Decision 10 says more.
+full disk without any errno. An error says where to look: the folder of the file that it names, of
+the inputs, of the outputs. What is found there decides: a file that is missing or cannot be read in
+a folder that can is the task's own affair.
+
+Called for everything that user code raises. Decision 10 says more.
 """
 
 from __future__ import annotations
@@ -23,6 +27,20 @@ from gpuspool.worker.results import to_error
 
 # A full disk and a used-up quota: no input is ever to blame for these.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# A file system that is dead or stale, like the mount of a server that is gone, gives one of these
+# for all that lies on it. Some are also those of one bad file.
+DEAD = (
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EIO,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.ENXIO,
+    errno.EREMOTEIO,
+    errno.ESHUTDOWN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
 # This process, or the whole system, may open no more files.
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 # A file system with less room than this counts as full: since the write that failed, a neighbour
@@ -32,15 +50,26 @@ LOW_BYTES = 1024 * 1024
 LOW_INODES = 64
 
 
-def raise_trouble(raised: BaseException, folders: Iterable[Path]) -> None:
+def raise_trouble(
+    raised: BaseException,
+    folders: Iterable[Path],
+    out: Path | None = None,
+    inputs: Iterable[Path] = (),
+) -> None:
     """Return where the task is to blame for what it raised.
 
-    folders: those that the tasks in hand were to write to. Raises OSError for a file system in
-    trouble, Unusable for this process.
+    folders: those that the tasks in hand were to write to. out: the folder that all outputs lie in.
+    inputs: the files that these tasks read. Raises OSError for a file system in trouble, Unusable
+    for this process.
     """
     places = set(folders)
+    files = list(inputs)
     for error in causes(raised):
         _judge(error, raised, places)
+        if isinstance(error, OSError):
+            if out is not None:
+                raise_trouble_at(error, out)
+            _refuse_dead(error, files)
     fault = find_device_fault()
     if fault:
         words = f"gpuspool: its device is unusable after this: {fault}"
@@ -61,6 +90,49 @@ def _judge(error: BaseException, raised: BaseException, places: set[Path]) -> No
     if error.errno in FULL:
         where = error.filename or str(next(iter(places), "somewhere in the job"))
         raise OSError(error.errno, os.strerror(error.errno), where)
+
+
+def raise_trouble_at(error: OSError, home: Path) -> None:
+    """Raise OSError where an error names something in this folder, and the folder is in trouble."""
+    if not any(_is_in(path, home) for path in _paths(error)):
+        return
+    if error.errno in FULL:
+        raise error
+    probe_folder(home)
+    _refuse_full(os.statvfs(home), str(home), LOW_BYTES, LOW_INODES)
+
+
+def _paths(error: OSError) -> list[Path]:
+    """The files that an error of the system names: none, one or two."""
+    named = (error.filename, error.filename2)
+    # A number is a descriptor: its file may have any name by now.
+    return [Path(os.fsdecode(name)) for name in named if isinstance(name, (str, bytes, Path))]
+
+
+# By whole names: `spool-K` is not the folder of `spool-K-weights`.
+def _is_in(path: Path, home: Path) -> bool:
+    """Whether a path leads into a folder, by its names or through links."""
+    if path.absolute().is_relative_to(home.absolute()):
+        return True
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home))
+
+
+def _refuse_dead(error: OSError, inputs: list[Path]) -> None:
+    """Raise OSError where an error may come from a dead file system, and a look confirms it.
+
+    The look is at the folders of what the error names, and of the inputs: errors of read(2) name
+    nothing.
+    """
+    if error.errno not in DEAD:
+        return
+    for path in [*_paths(error), *inputs]:
+        folder = path.absolute().parent
+        try:
+            with os.scandir(folder) as entries:
+                next(entries, None)
+        except OSError as trouble:
+            if trouble.errno in DEAD:
+                raise OSError(trouble.errno, os.strerror(trouble.errno), str(folder)) from None
 
 
 def _look_at_log() -> None:

@@ -1,0 +1,246 @@
+"""Whose trouble it is: a task's own is not taken for the disk's, nor the disk's for a task's."""
+
+import ctypes
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Box, assert_sound, names, record
+
+from gpuspool.spool.errors import EXIT_CANNOT_CLOSE
+from gpuspool.spool.exits import describe_exit
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root mounts")
+
+
+# A job may end its process with any exit code, so also with those that workers have.
+
+
+@pytest.mark.parametrize("code", [0, 1, 4, 74, 75, 76])
+def test_whatever_code_a_job_exits_with_its_task_is_blamed(box: Box, code: int) -> None:
+    box.write(
+        "job.py",
+        "import os\n"
+        "def f(task, ctx):\n"
+        "    if task.index == 1:\n"
+        f"        os._exit({code})\n"
+        "    return 1\n",
+    )
+    box.run("run", "job.py:f", "--lines", box.lines(4), "--spool", "S", "--ranks", "1", code=3)
+    results = box.results("S")
+    assert [result["state"] for result in results] == ["complete", "failed", "complete", "complete"]
+    assert (results[1]["error"]["kind"], results[1]["error"]["exit_code"]) == ("lost", code)
+
+
+@pytest.mark.parametrize("code", [4, 74, 75, 76])
+def test_whatever_code_a_command_exits_with_its_task_fails_with_it(box: Box, code: int) -> None:
+    script = f'test "$1" != 1 || exit {code}'
+    command = ["--spool", "S", "--ranks", "1", "--", "sh", "-c", script, "sh", "{input}"]
+    box.run("run", "--lines", box.lines(3), *command, code=3)
+    results = box.results("S")
+    assert [result["state"] for result in results] == ["complete", "failed", "complete"]
+    assert (results[1]["error"]["kind"], results[1]["error"]["exit_code"]) == ("exit", code)
+
+
+def test_a_job_that_exits_while_it_is_made_is_no_disk_in_trouble(box: Box) -> None:
+    box.write("job.py", "import os\nos._exit(74)\ndef f(task, ctx): return 1\n")
+    command = ["run", "job.py:f", "--lines", box.lines(2), "--spool", "S", "--ranks", "1"]
+    done = box.run(*command, "--max-restarts", "0", code=4)
+    assert "exit code 74" in done.err
+    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "crash"
+
+
+# Starts a worker with all signals blocked, as a job may leave them.
+BLOCKED = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.executable, [sys.executable, "-P", "-m", "gpuspool.worker", *sys.argv[1:]])
+"""
+
+
+@as_root
+def test_a_worker_that_cannot_write_says_so_by_a_signal_of_its_own(box: Box) -> None:
+    """Its spool is on a file system that an error has made read-only."""
+    box.write("job.py", "def f(task, ctx): return 1\n")
+    mounted = box / "disk"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
+    try:
+        box.run("run", "job.py:f", "--lines", box.lines(1), "--spool", "disk/S", "--ranks", "1")
+        attempts = mounted / "S" / "attempts"
+        shutil.copy(attempts / "rank-0000.a00.json", attempts / "rank-0000.a01.json")
+        subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
+        words = ["--spool", mounted / "S", "--rank", "0", "--attempt", "1"]
+        ended = subprocess.run(
+            [sys.executable, "-P", "-c", BLOCKED, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+    assert ended.returncode == EXIT_CANNOT_CLOSE, ended.stdout + ended.stderr
+    assert "Read-only file system" in ended.stdout + ended.stderr
+    assert describe_exit(ended.returncode) == "it could not write how it ended"
+
+
+# A path belongs to the folder that it lies in, not to one whose name begins alike.
+
+
+@pytest.mark.parametrize("where", ["S-weights.txt", "Sweights", "S/outputs/weights.txt"])
+def test_a_file_that_a_job_misses_is_its_own_wherever_it_would_lie(box: Box, where: str) -> None:
+    box.write(
+        "job.py",
+        "class Job:\n"
+        "    def __init__(self, ctx):\n"
+        f"        open({str(box / where)!r})\n"
+        "    def __call__(self, task, ctx): return 1\n",
+    )
+    command = ["run", "job.py:Job", "--lines", box.lines(2), "--spool", "S", "--ranks", "1"]
+    done = box.run(*command, code=4)
+    assert "FileNotFoundError" in done.err
+    assert "open(" in done.err, "the traceback is there"
+    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"], "no restart helps"
+    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "load"
+
+
+@pytest.mark.parametrize(
+    "raises",
+    [
+        "open(ctx.output(task).parent / ('n' * 300), 'w')",
+        "open(ctx.output(task).parent / 'missing' / 'file')",
+        "open('/proc/self/mem', 'rb').read(1)",
+        "open('/proc/self/nosuch/input')",
+        "open('/dev/null/x')",
+        "os.rename('/proc/self/a', ctx.output(task))",
+        "raise_(OSError(errno.ESTALE, 'stale', 'lines'))",
+        "raise_(OSError(errno.EIO, 'a bad sector', __file__))",
+        "raise_(OSError(errno.ENOTCONN, 'a socket of its own'))",
+        "raise_(OSError(errno.ETIMEDOUT, 'a server of its own', 7))",
+        "raise_(OSError(errno.EROFS, 'Read-only', b'/usr/x'))",
+    ],
+)
+def test_an_error_of_the_system_in_a_healthy_folder_fails_its_task_alone(
+    box: Box, raises: str
+) -> None:
+    box.write(
+        "job.py",
+        "import errno, os\n"
+        "def raise_(error): raise error\n"
+        "def f(task, ctx):\n"
+        "    if task.index == 1:\n"
+        f"        {raises}\n"
+        "    return 1\n",
+    )
+    box.run("run", "job.py:f", "--lines", box.lines(3), "--spool", "S", "--ranks", "1", code=3)
+    states = [result["state"] for result in box.results("S")]
+    assert states == ["complete", "failed", "complete"]
+    assert box.results("S")[1]["error"]["kind"] == "exception"
+    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+
+
+@pytest.fixture
+def dead_mount(tmp_path: Path) -> Iterator[Path]:
+    """A FUSE mount whose server is gone: whatever is done there fails with ENOTCONN."""
+    if os.getuid() != 0 or not Path("/dev/fuse").exists():
+        pytest.skip("needs root and /dev/fuse")
+    folder = tmp_path / "dead"
+    folder.mkdir()
+    fuse = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+    libc = ctypes.CDLL(None, use_errno=True)
+    mounted = libc.mount(b"none", os.fsencode(folder), b"fuse", 0, options)
+    number = ctypes.get_errno()
+    os.close(fuse)
+    if mounted != 0:
+        pytest.skip(f"cannot mount FUSE here: {os.strerror(number)}")
+    try:
+        yield folder
+    finally:
+        libc.umount2(os.fsencode(folder), 2)
+
+
+READS = """
+class Job:
+    def __call__(self, task, ctx):
+        {read}
+        return 1
+"""
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "open(task.path).read()",
+        # What read(2) raises names no file.
+        "raise OSError(107, 'Transport endpoint is not connected')",
+        "\n        try:\n            open(task.path)\n        except OSError as error:\n"
+        "            raise RuntimeError('cannot decode') from error",
+    ],
+)
+def test_inputs_on_a_mount_whose_server_is_gone_fail_no_task(
+    box: Box, dead_mount: Path, read: str
+) -> None:
+    box.write("job.py", READS.format(read=read))
+    tasks = box.tasks([{"path": str(dead_mount / f"{index}.txt")} for index in range(3)])
+    command = ["run", "job.py:Job", "--tasks", tasks, "--spool", "S", "--ranks", "1"]
+    done = box.run(*command, "--max-restarts", "0", code=4)
+    assert "Transport endpoint is not connected" in done.err
+    assert names(box / "S" / "failed-tasks") == []
+    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "io"
+    ctypes.CDLL(None).umount2(os.fsencode(dead_mount), 2)
+    for index in range(3):
+        (dead_mount / f"{index}.txt").write_text("back again")
+    box.write("job.py", READS.format(read="open(task.path).read()"))
+    box.run(*command, "--keep-done")
+    assert_sound(box, "S", 3)
+
+
+def test_loads_that_read_from_a_dead_mount_fail_no_task(box: Box, dead_mount: Path) -> None:
+    box.write(
+        "job.py",
+        "class Job:\n"
+        "    batch_size = 2\n"
+        "    def load(self, task): return open(task.path).read()\n"
+        "    def __call__(self, tasks, ctx): return [1 for task in tasks]\n",
+    )
+    tasks = box.tasks([{"path": str(dead_mount / f"{index}.txt")} for index in range(3)])
+    command = ["run", "job.py:Job", "--tasks", tasks, "--spool", "S", "--ranks", "1"]
+    box.run(*command, "--max-restarts", "0", code=4)
+    assert names(box / "S" / "failed-tasks") == []
+
+
+@as_root
+def test_an_out_that_became_read_only_fails_no_task_that_writes_beside_its_output(box: Box) -> None:
+    """The error names a file in OUT that was never asked for, and a look there confirms it."""
+    box.write(
+        "job.py",
+        "import pathlib, subprocess\n"
+        "def f(task, ctx):\n"
+        f"    out = pathlib.Path({str(box / 'disk' / 'out')!r})\n"
+        "    if not pathlib.Path('once').exists():\n"
+        "        subprocess.run(['mount', '-o', 'remount,ro', out.parent], check=True)\n"
+        "        pathlib.Path('once').touch()\n"
+        "    (out / f'.{task.key}.lock').touch()\n"
+        "    return 1\n",
+    )
+    mounted = box / "disk"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
+    try:
+        command: list[Any] = ["run", "job.py:f", "--lines", box.lines(3), "--spool", "S"]
+        command += ["--out", mounted / "out", "--ranks", "1"]
+        done = box.run(*command, "--max-restarts", "0", code=4)
+        assert os.strerror(errno.EROFS) in done.err
+        assert names(box / "S" / "failed-tasks") == []
+        subprocess.run(["mount", "-o", "remount,rw", mounted], check=True)
+        box.run(*command)
+        assert_sound(box, "S", 3)
+    finally:
+        subprocess.run(["umount", mounted], check=True)
