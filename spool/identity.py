@@ -71,6 +71,12 @@ def liveness(who: Identity) -> Life:
     return Life.ALIVE
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this host is stopped, by a signal or a debugger, and runs nothing."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] in "Tt"
+
+
 def _is_hidden(pid: int) -> bool:
     """Whether there is such a process, of another user, that /proc does not show (hidepid)."""
     try:

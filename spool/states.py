@@ -70,11 +70,16 @@ class Reason(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a worker is at, in its heartbeat. WAITING: for another process to warm its host up."""
+    """What a worker is at, in its heartbeat.
+
+    WAITING: for another process to warm its host up. PUBLISHING: the outputs of the call in hand,
+    for which no limit of time holds.
+    """
 
     LOADING = "loading"
     WAITING = "waiting"
     RUNNING = "running"
+    PUBLISHING = "publishing"
     IDLE = "idle"
 
 

@@ -1,12 +1,13 @@
 """Limits of time: how long a call may take, and how a worker that took too long ended.
 
-Worker and parent share these limits. The worker comes first: it arms a timer that needs no
-interpreter lock. Past the limit the timer writes the stack of every thread to
-`logs/<attempt>.stacks` and ends the process, even where that is stuck in C. The file is empty
-unless the timer went off, so what it holds is proof of a time-out, whoever closes the attempt.
+Worker and parent share these limits. They count the time for which processes ran, not the time for
+which they stood still. The worker comes first: past the limit its timer writes the stack of every
+thread to `logs/<attempt>.stacks` and ends the process. The file is empty unless a limit was passed,
+so what it holds is proof of a time-out, whoever closes the attempt.
 
-Where the process stands still as a whole (it was stopped, or hangs in the kernel), its timer stands
-still too. Then the parent, which grants some time more, kills it.
+Where the worker's timer cannot count, since a call in C keeps the interpreter's lock or the process
+hangs in the kernel, the parent kills it some time later. First it asks for the stacks, by
+STACKS_SIGNAL.
 
 docs/decisions/0009 says why there are two.
 """
@@ -14,14 +15,18 @@ docs/decisions/0009 says why there are two.
 from __future__ import annotations
 
 import re
+import signal
 
 from gpuspool.spool.layout import TRACEBACK_BYTES, Layout
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.records import Options
 
-# A timer serves for all calls that begin within this fraction of its limit, and so may go off that
-# much late. Tiny tasks then need no timer each.
+# A limit may be kept this fraction of it late: a timer counts ticks, and calls begin between two.
 SLACK = 0.1
+
+# A worker with limits answers this signal by writing all stacks to its file and dying, even while a
+# call in C keeps the interpreter's lock. A signal that nobody else is likely to use.
+STACKS_SIGNAL = signal.SIGRTMAX - 5
 
 # Past a worker's limit its parent waits for half of the limit again, but no less than the first of
 # these and no more than the second: long enough for the timer to write all stacks, which say where
@@ -54,9 +59,13 @@ def limit_s(options: Options, tasks: int) -> float | None:
 
 def parent_limit_s(limit: float) -> float:
     """How long the parent waits before it kills a worker whose call may take `limit` seconds."""
+    return limit * (1 + SLACK) + parent_patience_s(limit)
+
+
+def parent_patience_s(limit: float) -> float:
+    """How much longer than the worker's own timer the parent waits."""
     least, most = PARENT_WAITS_S
-    patience = min(max(limit / 2, least), most)
-    return limit * (1 + SLACK) + patience
+    return min(max(limit / 2, least), most)
 
 
 def describe_limit(options: Options, tasks: int) -> tuple[str, str]:

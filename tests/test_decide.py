@@ -240,12 +240,13 @@ def test_backoff_doubles_up_to_its_end() -> None:
         (past("crash", finished=1), 0),
         (past("crash", "crash", suspects=1), 0),
         (past("finished", state=AttemptState.COMPLETE), 0),
-        (past("drained", state=AttemptState.STOPPED), 0),
+        (past("drained", "drained", state=AttemptState.STOPPED), 2),
+        (past("drained", state=AttemptState.STOPPED, finished=1), 0),
         (past("killed", state=AttemptState.STOPPED), 0),
     ],
 )
 def test_what_counts_as_a_failed_start(rank: RankPast, failures: int) -> None:
-    """Not one that was lost, was stopped, finished something or made a task suspect."""
+    """Not one that was lost or killed by its parent, finished something or made a task suspect."""
     assert failures_in_a_row(rank) == failures
 
 

@@ -41,6 +41,9 @@ class Kept:
     def announce(self, lines: list[TaskLine], loading: list[int]) -> None:
         self.announced.append(([line.task for line in lines], loading))
 
+    def publishing(self) -> None:
+        pass
+
     def settle(self, line: TaskLine, verdict: JournalLine) -> None:
         self.settled.append((line, verdict))
 

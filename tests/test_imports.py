@@ -36,8 +36,8 @@ SPOOL_ORDER = (
     "closing",
 )
 WORKER_ORDER = (
-    "causes context devices drain reports resources say standing supply timer",
-    "backlog batch_size children memory parent warmup",
+    "causes context devices drain reports resources say standing supply",
+    "backlog batch_size children memory parent timer warmup",
     "beat idle outputs results",
     "job prefetch settle trouble",
     "call prepare",

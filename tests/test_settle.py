@@ -39,7 +39,7 @@ class Scene:
             self.journal,
             self.backlog,
             self.standing,
-            Timer(self.layout, A0, wanted),
+            Timer(self.layout, A0, wanted, lambda: True),
             self.doing,
         )
         self.settler.take_in_hand([task(index) for index in range(10)])

@@ -103,7 +103,7 @@ class Attempt:
         self._drain = Drain(is_possible=not self._is_call)
         self._parent = Parent(intent, self._drain)
         self._standing = Standing(layout, self.name, intent.options.lease_s)
-        self._timer = Timer(layout, self.name, intent.options)
+        self._timer = Timer(layout, self.name, intent.options, self._parent.is_there)
         self._beat = Beat(layout, intent, myself(), journal, self._drain, self._standing)
         self._preparation = Preparation(layout, intent, self._beat, self._timer, self._drain)
         self._settler, self._work = self._make_loop()
@@ -159,6 +159,7 @@ class Attempt:
         # processes ends its own.
         atexit.register(end_children)
         self._beat.start()
+        self._timer.start(self._beat.beat)
         code = self._end(self._live())
         if self._executor is not None:
             self._executor.close()
@@ -177,15 +178,18 @@ class Attempt:
     def _live(self) -> Ended | ClosedByAnother:
         """Load the job and work. Returns how it came to an end, whatever was raised."""
         try:
-            return self._load_and_work()
+            end = self._load_and_work()
         except Drained:
-            return Ended(Reason.DRAINED)
+            end = Ended(Reason.DRAINED)
         except OSError as trouble:
             say(f"gpuspool: this attempt ends: {trouble}")
             error = Error(kind=ErrorKind.IO, type=type(trouble).__name__, message=str(trouble))
-            return Ended(Reason.IO, error)
+            end = Ended(Reason.IO, error)
         except Unusable as broken:
             self._die(broken)
+        # Whatever was in hand is so no longer, and no limit holds for how this attempt ends.
+        self._timer.end()
+        return end
 
     def _load_and_work(self) -> Ended | ClosedByAnother:
         out = Path(self._run.out) if self._run.out else self._layout.outputs

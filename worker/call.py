@@ -77,6 +77,8 @@ class Settles(Protocol):
 
     def announce(self, lines: list[TaskLine], loading: list[int]) -> None: ...
 
+    def publishing(self) -> None: ...
+
     def settle(self, line: TaskLine, verdict: JournalLine) -> None: ...
 
 
@@ -96,6 +98,7 @@ class Call:
         self.call_s = 0.0
         self.inputs_s = 0.0
         self.outputs = outputs
+        outputs.on_progress = settler.publishing
         self._job = job
         self._context = context
         self._run_seed = run_seed
@@ -367,6 +370,7 @@ class Call:
             if isinstance(outcome, Error)
         ]
         self.outputs.discard(failed)
+        self._settler.publishing()
         written = self.outputs.publish(line.task for line in lines)
         published: dict[int, list[tuple[str, int]]] = {}
         for place, line in enumerate(lines):

@@ -27,7 +27,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -98,6 +98,8 @@ class Outputs:
         self._discards = 0
         # How many hidden names could not be removed.
         self.left_behind = 0
+        # Called before each file that is published, since no limit of time holds for all of them.
+        self.on_progress: Callable[[], None] = _ignore
         # What `path` met, whatever the job made of it: no task is to blame for that.
         self.trouble: OSError | None = None
         # The folders below the root whose own names are durable.
@@ -267,6 +269,7 @@ class Outputs:
 
     def _publish(self, asked: _Asked) -> tuple[str, int]:
         """Give one output its final name; returns that name below the root, and its bytes."""
+        self.on_progress()
         if asked.hidden.is_dir():
             self._publish_folder(asked)
         else:
@@ -274,7 +277,7 @@ class Outputs:
         return str(asked.final.relative_to(self.root)), _size(asked.final)
 
     def _publish_folder(self, asked: _Asked) -> None:
-        _sync_tree(asked.hidden)
+        _sync_tree(asked.hidden, self.on_progress)
         try:
             # rename(2) alone would replace a folder that came first and is empty.
             if asked.final.is_dir():
@@ -417,8 +420,12 @@ def _remove(path: Path) -> bool:
     return remove_quietly(path)
 
 
-def _sync_tree(root: Path) -> None:
-    """Make all that lies in a folder durable.
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
+def _sync_tree(root: Path, on_progress: Callable[[], None]) -> None:
+    """Make all that lies in a folder durable; `on_progress` is called before each file.
 
     Links hold no data of their own: syncing their folder is enough.
     """
@@ -426,6 +433,7 @@ def _sync_tree(root: Path) -> None:
         for name in names:
             path = os.path.join(folder, name)
             if not os.path.islink(path):
+                on_progress()
                 fsync_file(Path(path))
         fsync_dir(Path(folder))
 

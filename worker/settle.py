@@ -30,7 +30,7 @@ from gpuspool.spool.closing import FailedTask, publish_failed_task
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Error, JournalLine, Options, TaskLine
-from gpuspool.spool.states import LineState
+from gpuspool.spool.states import LineState, Phase
 from gpuspool.spool.timeouts import is_limited
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
@@ -90,6 +90,7 @@ class Settler:
         along.
         """
         self._timer.begin(len(lines))
+        self._doing.phase = Phase.RUNNING
         first = lines[0]
         others = [line.task for line in lines[1:]]
         self._journal.append(
@@ -101,6 +102,11 @@ class Settler:
                 batch=others + loading,
             )
         )
+
+    def publishing(self) -> None:
+        """The call is over; the next file of its outputs is published now."""
+        self._doing.phase = Phase.PUBLISHING
+        self._timer.publish()
 
     def settle(self, line: TaskLine, verdict: JournalLine) -> None:
         """Journal what is known of a task now. A failed one may be tried again instead."""

@@ -114,6 +114,8 @@ class Work:
             executor.look_ahead(self._backlog.ahead(lines, executor.batch_size, executor.window))
         began = perf_counter()
         ran = executor.run(lines)
+        self._timer.end()
+        self._doing.phase = Phase.RUNNING
         self._journal.flush()
         took_s = perf_counter() - began
         self._doing.task = None

@@ -331,7 +331,7 @@ def failures_in_a_row(past: RankPast) -> int:
     """How many of the rank's last attempts failed for nothing.
 
     The row is broken by an attempt that finished a task, made a task suspect, failed a task, or
-    was told to end. An attempt whose death nobody saw is passed over.
+    was killed by its parent. An attempt whose death nobody saw is passed over.
     """
     return _fruitless(past.ends, is_excused=True)
 
@@ -351,9 +351,15 @@ def _fruitless(ends: Sequence[AttemptEnd], is_excused: bool) -> int:
 
 
 def _failed_for_nothing(end: AttemptEnd, is_excused: bool) -> bool:
-    """Whether an attempt failed, and nothing but itself explains it. A failed task always does."""
+    """Whether an attempt failed, or was stopped by a stranger, and nothing but itself explains it.
+
+    A failed task always does.
+    """
     closing = end.closing
-    if closing.state is not AttemptState.FAILED:
+    # A stop that this parent ordered begins a drain, and a drain launches nothing. So whoever is
+    # asked about here was stopped by somebody else.
+    was_stopped = closing.reason is Reason.DRAINED
+    if closing.state is not AttemptState.FAILED and not was_stopped:
         return False
     if end.finished or closing.failures:
         return False

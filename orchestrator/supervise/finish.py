@@ -27,7 +27,7 @@ from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import STATES, rank_of
 from gpuspool.spool.publish import listdir, read_record, rename, replace
 from gpuspool.spool.records import Closing
-from gpuspool.spool.states import AttemptState, Ending
+from gpuspool.spool.states import AttemptState, Ending, Reason
 from gpuspool.spool.view import View
 
 
@@ -200,7 +200,9 @@ def _attempts_of(view: View, epoch: int) -> list[str]:
 
 
 def _has_error(closing: Closing) -> bool:
-    return closing.error is not None or _is_failed(closing)
+    # Whoever drained itself counts too: this is asked of an epoch that nobody told to drain.
+    was_stopped = closing.reason is Reason.DRAINED
+    return closing.error is not None or _is_failed(closing) or was_stopped
 
 
 def _is_failed(closing: Closing) -> bool:
@@ -210,6 +212,8 @@ def _is_failed(closing: Closing) -> bool:
 def _last_words(view: View, closing: Closing) -> str:
     """The error of an attempt that failed, and where its log is."""
     log = view.layout.log(closing.attempt)
+    if closing.reason is Reason.DRAINED:
+        return f"{closing.attempt} was told to stop by a signal of somebody else, see {log}"
     if closing.error is None:
         return f"{closing.attempt} ended ({closing.reason}), see {log}"
     device = "?"

@@ -40,10 +40,10 @@ from gpuspool.spool.layout import STATES
 from gpuspool.spool.mending import mend_claims
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Closing, Job, Options
-from gpuspool.spool.states import AttemptState, Ending
+from gpuspool.spool.states import AttemptState, Ending, Reason
 from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import is_limited
-from gpuspool.spool.view import View
+from gpuspool.spool.view import View, drain_epoch
 
 
 class Orchestrator:
@@ -191,10 +191,9 @@ class Orchestrator:
             text = f"damaged: {damage}; what it held is looked up elsewhere or run again"
             self._telling.tell("damage", text)
         for closing in self._workers.reap():
-            self._tell_of_failure(closing)
-        for attempt in self._workers.kill_overdue():
-            text = f"{attempt} took too long and is killed"
-            self._telling.tell("overdue", text, attempt=attempt)
+            self._tell_of_end(closing)
+        for attempt, why in self._workers.kill_overdue().items():
+            self._telling.tell("overdue", f"{attempt} {why}", attempt=attempt)
 
     def _tell_of_drain(self, drain: Drain) -> None:
         """Tell the workers of a drain first, and then people."""
@@ -206,9 +205,19 @@ class Orchestrator:
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"
         self._telling.tell("draining", text, why=drain.why)
 
-    def _tell_of_failure(self, closing: Closing) -> None:
-        """Tell of an attempt that closed itself since it could not go on."""
-        if closing.state is not AttemptState.FAILED or closing.by != closing.attempt:
+    def _tell_of_end(self, closing: Closing) -> None:
+        """Tell of an attempt that closed itself since it could not go on, or was stopped."""
+        if closing.by != closing.attempt:
+            return
+        if closing.reason is Reason.DRAINED:
+            # A worker may hear of `gpuspool drain` before this process does.
+            is_ours = drain_epoch(self._view.layout) >= self._orders.epoch
+            if is_ours or self._drains.drain is not None:
+                return
+            text = f"{closing.attempt} was told to stop by somebody else, by a signal, and did"
+            self._telling.tell("attempt_stopped", text, attempt=closing.attempt)
+            return
+        if closing.state is not AttemptState.FAILED:
             return
         why = ""
         if closing.error is not None:

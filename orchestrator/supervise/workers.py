@@ -16,6 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from typing import assert_never
 
 import msgspec
 
@@ -27,14 +28,16 @@ from gpuspool.orchestrator.supervise.evidence import Forensics
 from gpuspool.orchestrator.supervise.interventions import Interventions
 from gpuspool.orchestrator.supervise.launch import Child, Orders, kill_group, open_log
 from gpuspool.orchestrator.supervise.others import Others
-from gpuspool.orchestrator.supervise.overdue import OverdueWatch
+from gpuspool.orchestrator.supervise.overdue import Lateness, OverdueWatch
 from gpuspool.orchestrator.supervise.trouble import DiskWatch
 from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.death import Evidence, classify
 from gpuspool.spool.exits import describe_exit
+from gpuspool.spool.identity import is_stopped
 from gpuspool.spool.processes import kill_marked, run_mark
 from gpuspool.spool.records import Closing
 from gpuspool.spool.states import Life, Reason
+from gpuspool.spool.timeouts import STACKS_SIGNAL
 from gpuspool.spool.view import View
 
 # What a closing says of who closed the attempt: a parent that knows how it died, or whoever found
@@ -51,6 +54,11 @@ SEE_OFF_LOOK_S = 1.0
 
 # And no more often than this, however late it is: what was just killed takes a moment to be gone.
 SEE_OFF_PAUSE_S = 0.05
+
+# A worker that is about to be killed has so long to write its stacks, which it does in C within
+# milliseconds unless it hangs in the kernel. It is looked at this often meanwhile.
+STACKS_S = 0.5
+STACKS_LOOK_S = 0.02
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -145,24 +153,54 @@ class Workers:
             return child.pid
         return self.others.pid_here(attempt)
 
-    def kill_overdue(self) -> list[str]:
-        """Kill the attempts that are in a call beyond its limit, or silent; returns which."""
+    def kill_overdue(self) -> dict[str, str]:
+        """Kill the attempts that are in a call beyond its limit, or that stand still as a whole.
+
+        Returns what people are told of each.
+        """
         self._forensics.look_at_memory()
-        # First all are judged, then they are killed. Each is noted as overdue before its signal,
-        # since its end may be seen at once: without the note it would be taken for a crash, and
-        # would count against a task that was only slow.
-        late = [attempt for attempt in self._view.open_attempts if self._is_overdue(attempt)]
+        # First all are judged, then they are killed. Who takes too long is noted as overdue before
+        # its signal, since its end may be seen at once: without the note it would be taken for a
+        # crash, and would count against a task that was only slow.
+        found = {attempt: self._lateness(attempt) for attempt in self._view.open_attempts}
+        late = [attempt for attempt, lateness in found.items() if lateness is Lateness.TOO_LONG]
         for attempt in late:
             self._interventions.note_overdue(attempt)
+        self._ask_for_stacks(late)
+        told: dict[str, str] = {}
+        for attempt, lateness in found.items():
+            match lateness:
+                case Lateness.NONE:
+                    continue
+                case Lateness.TOO_LONG:
+                    told[attempt] = "took too long and is killed"
+                case Lateness.STANDS_STILL:
+                    told[attempt] = "stands still (is it stopped?) and is killed; no task failed"
+                case _:
+                    assert_never(lateness)
             self._kill(attempt)
-        return late
+        return told
 
-    def _is_overdue(self, attempt: str) -> bool:
+    def _lateness(self, attempt: str) -> Lateness:
         if not self._overdue.is_limited(attempt) or self._interventions.was_killed(attempt):
-            return False
+            return Lateness.NONE
         if self.life(attempt) is not Life.ALIVE:
-            return False
-        return self._overdue.is_overdue(attempt, time.monotonic())
+            return Lateness.NONE
+        pid = self._pid_here(attempt)
+        return self._overdue.look(attempt, pid is not None and is_stopped(pid), time.monotonic())
+
+    def _ask_for_stacks(self, attempts: list[str]) -> None:
+        """Let workers that are about to be killed write where they hang; wait a moment for it."""
+        asked = []
+        for attempt in attempts:
+            pid = self._pid_here(attempt)
+            if pid is not None and self.life(attempt) is Life.ALIVE:
+                _send(pid, STACKS_SIGNAL)
+                asked.append(attempt)
+        until = time.monotonic() + STACKS_S
+        while asked and time.monotonic() < until:
+            time.sleep(STACKS_LOOK_S)
+            asked = [attempt for attempt in asked if self.life(attempt) is Life.ALIVE]
 
     def close(self, attempts: Iterable[str]) -> Iterator[Ended]:
         """Close attempts that are proved dead, each in the way that its death asks for.
@@ -301,5 +339,10 @@ def _is_explained(evidence: Evidence) -> bool:
 
 def _terminate(pid: int) -> None:
     """SIGTERM; a process that has gone already is fine."""
+    _send(pid, signal.SIGTERM)
+
+
+def _send(pid: int, number: int) -> None:
+    """Send a signal; a process that has gone already is fine."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, number)

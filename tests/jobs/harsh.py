@@ -197,3 +197,42 @@ class LeavesWaiters:
 
     def __call__(self, task, ctx):
         return 1
+
+
+class PublishesMany:
+    """Its outputs are folders of very many files, made before the first call."""
+
+    def __init__(self, ctx):
+        self.folder = Path(ctx.args["folder"])
+        self.folder.mkdir()
+        for number in range(int(ctx.args["files"])):
+            (self.folder / str(number)).touch()
+
+    def __call__(self, task, ctx):
+        if task.index == 0:
+            self.folder.rename(ctx.output(task, ""))
+        return task.payload
+
+
+def keeps_the_lock_for(task, ctx):
+    """Keeps the interpreter's lock in C until the gate is open, which it looks for in between."""
+    if task.payload == "wait":
+        note(f"{ctx.args['gate']}.waiting", os.getpid())
+    while task.payload == "wait" and not Path(ctx.args["gate"]).exists():
+        ctypes.PyDLL(None).usleep(50_000)
+    return task.payload
+
+
+class StoppedAtOnce:
+    """A stranger stops every worker while it loads: by the signals of `stop`, one after the other.
+
+    With a `gate` the first worker that finds it there is left alone.
+    """
+
+    def __init__(self, ctx):
+        note(ctx.args["starts"], os.getpid())
+        if not Path(ctx.args["gate"]).exists():
+            os.kill(os.getpid(), getattr(signal, ctx.args["stop"]))
+
+    def __call__(self, task, ctx):
+        return task.payload
