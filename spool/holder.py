@@ -18,3 +18,9 @@ def is_holder_alive(layout: Layout) -> bool:
     """Whether the orchestrator that announced itself last is proved alive on this host."""
     holder = read_holder(layout)
     return holder is not None and holder.until is None and liveness(holder) is Life.ALIVE
+
+
+def is_holder_there(layout: Layout) -> bool:
+    """Whether the orchestrator that announced itself last may still run, here or elsewhere."""
+    holder = read_holder(layout)
+    return holder is not None and holder.until is None and liveness(holder) is not Life.DEAD

@@ -24,14 +24,19 @@ from gpuspool.spool.records import Options
 # A limit may be kept this fraction of it late: a timer counts ticks, and calls begin between two.
 SLACK = 0.1
 
-# A worker with limits answers this signal by writing all stacks to its file and dying, even while a
-# call in C keeps the interpreter's lock. A signal that nobody else is likely to use.
+# A worker with limits answers this signal by writing all stacks to its file and dying, even while
+# a call in C keeps the interpreter's lock. A signal that nobody else is likely to use.
 STACKS_SIGNAL = signal.SIGRTMAX - 5
 
 # Past a worker's limit its parent waits for half of the limit again, but no less than the first of
 # these and no more than the second: long enough for the timer to write all stacks, which say where
 # the task hung, and never long for whoever waits for the run.
 PARENT_WAITS_S = (1.0, 5.0)
+
+# Once its attempt is over, a worker's process has this long for the threads and exit handlers of
+# its job. Those that upload a log or close a driver take seconds; what takes longer hangs. It is
+# less than the parent grants, so that the worker itself can say what hung.
+LEAVING_S = 12.0
 
 # A frame of a stack that faulthandler wrote.
 _FRAME = re.compile(r'File "(.*)", line (\d+)')

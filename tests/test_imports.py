@@ -37,7 +37,7 @@ SPOOL_ORDER = (
 )
 WORKER_ORDER = (
     "causes context devices drain reports resources say standing supply",
-    "backlog batch_size children memory parent timer warmup",
+    "backlog batch_size children leaving memory parent timer warmup",
     "beat idle outputs results",
     "job prefetch settle trouble",
     "call prepare",

@@ -5,12 +5,8 @@ Not for people.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import faulthandler
 import gc
-import os
-import signal
 import sys
 
 if __name__ == "__main__":
@@ -25,6 +21,7 @@ from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.publish import read_sealed
 from gpuspool.spool.records import Intent
 from gpuspool.spool.view import load_run, refuse_unsafe
+from gpuspool.worker import leaving
 from gpuspool.worker.attempt import Attempt
 from gpuspool.worker.say import say
 
@@ -62,31 +59,6 @@ def _run(layout: Layout, rank: int, name: str) -> int:
     return Attempt(layout, run, intent, rank, journal).run()
 
 
-class _LastWord:
-    """How this process ends once all exit handlers have run.
-
-    An exit code below 0 stands for a signal: the worker's own word, which no job can say by
-    accident (see EXIT_CANNOT_CLOSE). Python itself ends by exit codes only.
-    """
-
-    def __init__(self) -> None:
-        self.code = 0
-        # The handler that was registered first runs last.
-        atexit.register(self._say)
-
-    def _say(self) -> None:
-        if self.code >= 0:
-            return
-        number = -self.code
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        # The job may have set its own handler, or blocked all signals.
-        signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-        os.kill(os.getpid(), number)
-
-
 def main() -> int:
     """The process of one worker; returns its exit code, or -N for the signal that shall end it."""
     words = sys.argv[1:]
@@ -113,6 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    last_word = _LastWord()
-    last_word.code = main()
-    sys.exit(max(0, last_word.code))
+    leaving.end(main())

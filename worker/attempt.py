@@ -44,7 +44,7 @@ from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import Damage, planned_checksums
 from gpuspool.spool.records import Closing, Error, Intent, Run
 from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, Reason
-from gpuspool.worker import children
+from gpuspool.worker import children, leaving
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.call import Call
@@ -161,6 +161,9 @@ class Attempt:
         self._beat.start()
         self._timer.start(self._beat.beat)
         code = self._end(self._live())
+        # A call of the seed API behaves as multiprocessing does, which waits for its threads.
+        if not self._is_call:
+            leaving.watch(code)
         if self._executor is not None:
             self._executor.close()
         children.call_soon(end_children)

@@ -80,7 +80,9 @@ def end_all(root: Path, run_id: str, attempt: str, parent: int) -> None:
     with contextlib.suppress(ChildProcessError):
         # Raises if there is no child at all, which spares us a walk through /proc.
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        kill_descendants(os.getpid())
+        killed = kill_descendants(os.getpid())
+        if killed:
+            say(f"gpuspool: {killed} processes that the job left running are killed")
     if os.getppid() != parent:
         with contextlib.suppress(OSError):
             kill_marked(run_mark(root, run_id), (attempt,), spare=(os.getpid(),))

@@ -97,6 +97,8 @@ class Timer:
         self._has_parent = has_parent
         self._hand = NOTHING
         self._fd: int | None = None
+        # Whether faulthandler's timer was set here.
+        self._is_set = False
         # Called when a publication takes long enough for the parent to ask what is going on.
         self._tell: Callable[[], None] | None = None
         if not is_limited(options):
@@ -165,8 +167,12 @@ class Timer:
         if self._has_parent():
             return
         if hand.limit_s is None or hand.is_publishing:
-            faulthandler.cancel_dump_traceback_later()
+            # Only what was set here: the end of this process sets faulthandler's timer too.
+            if self._is_set:
+                self._is_set = False
+                faulthandler.cancel_dump_traceback_later()
             return
+        self._is_set = True
         left_s = max(0.0, parent_limit_s(hand.limit_s) - run_s)
         seconds = left_s + TICKS_COUNTED * self._tick_s
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._fd)

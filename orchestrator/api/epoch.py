@@ -36,7 +36,7 @@ from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job, Run, TaskLine
 from gpuspool.spool.states import JobKind
-from gpuspool.spool.view import View, load_run
+from gpuspool.spool.view import View, drain_epoch, load_run
 
 
 def supervise(
@@ -54,6 +54,8 @@ def supervise(
     of this start, without None. Raises GpuspoolError, and OSError where the file system does.
     """
     layout = view.layout
+    # Who drains from here on means this start, which nobody can name before it has told its epoch.
+    drained = drain_epoch(layout)
     options = options_of_start(view.run.options, given)
     slots = slots_for(options)
     # Signals are caught as soon as the lock is held, so that a Ctrl-C from there on ends in a drain
@@ -71,7 +73,7 @@ def supervise(
             _warn(progress, lock_warning, *warnings_of(layout.root))
             if is_retry:
                 progress.say(f"{_publish_retry(view)} failed tasks get another round")
-            outcome = Orchestrator(view, slots, job, options, progress, received).run()
+            outcome = Orchestrator(view, slots, job, options, progress, received, drained).run()
         finally:
             progress.close()
             with contextlib.suppress(OSError):

@@ -18,11 +18,11 @@ from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import make_request
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.holder import read_holder
+from gpuspool.spool.holder import is_holder_there, read_holder
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import publish
 from gpuspool.spool.states import JobKind
-from gpuspool.spool.view import open_view, refuse_unsafe
+from gpuspool.spool.view import View, open_view, refuse_unsafe
 
 
 @shows_options(RunOptions)
@@ -150,11 +150,24 @@ def drain(spool: str | os.PathLike[str] | None = None) -> Path:
     spool: the spool's folder. Default: the only ./spool-* there is.
     """
     view = open_view(find_spool(spool), reads_claims=False)
-    # An orchestrator that started just now has told its epoch, but may have no attempts yet.
+    layout = view.layout
+    who = f"{os.uname().nodename} {os.getpid()} {time.time()}\n".encode()
+    drained = -1
+    while drained < (epoch := _epoch_to_drain(view)):
+        # A start that has not told its epoch yet looks whether a drain is new. So where nobody has
+        # told one, this drain gets a number of its own, even if the epoch before was drained.
+        is_told = is_holder_there(layout)
+        drained = epoch
+        while not publish(layout.drain(drained), who) and not is_told:
+            drained += 1
+    return layout.root
+
+
+def _epoch_to_drain(view: View) -> int:
+    """The newest epoch that anybody told of.
+
+    An orchestrator that started just now has told its epoch, but may have no attempts yet.
+    """
     holder = read_holder(view.layout)
-    epoch = view.next_epoch() - 1
-    if holder is not None:
-        epoch = max(epoch, holder.epoch)
-    who = f"{os.uname().nodename} {os.getpid()} {time.time()}\n"
-    publish(view.layout.drain(max(epoch, 0)), who.encode())
-    return view.layout.root
+    told = 0 if holder is None else holder.epoch
+    return max(view.next_epoch() - 1, told, 0)

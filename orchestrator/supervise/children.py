@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 
 from gpuspool.orchestrator.plan.slots import Slot
-from gpuspool.orchestrator.supervise.decide import FAREWELL_S
 from gpuspool.orchestrator.supervise.launch import Child, Orders, launch
 from gpuspool.spool.identity import myself
 from gpuspool.spool.records import Closing
@@ -78,16 +77,14 @@ class Children:
             return False
         return self._view.identity(attempt) is None
 
-    def lingering(self, now: float) -> list[str]:
-        """The children that still run FAREWELL_S after they were seen to be closed."""
-        late = []
+    def leaving(self, now: float) -> dict[str, float]:
+        """attempt -> for how many seconds it was seen to be closed, of children that still run."""
+        found: dict[str, float] = {}
         for attempt in self._children:
-            if attempt not in self._view.closed:
-                continue
-            closed_at = self._closed_at.setdefault(attempt, now)
-            if now > closed_at + FAREWELL_S and self.exit_code(attempt) is None:
-                late.append(attempt)
-        return late
+            if attempt in self._view.closed and self.exit_code(attempt) is None:
+                closed_at = self._closed_at.setdefault(attempt, now)
+                found[attempt] = now - closed_at
+        return found
 
     def reap(self) -> list[Closing]:
         """Forget the children that are closed and have ended; returns their closings."""

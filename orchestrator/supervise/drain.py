@@ -25,6 +25,9 @@ from gpuspool.spool.view import drain_epoch
 # schedulers are told to send some time before the end of a job.
 DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+# Why a run drains that was told so through its control/ folder.
+ASKED = "`gpuspool drain` asked for it"
+
 
 class Drain(msgspec.Struct, frozen=True):
     """Workers finish the tasks in hand and claim no more, and the epoch ends.
@@ -107,7 +110,7 @@ class DrainWatch:
         if now > self._deadline:
             return "the time limit is reached"
         if drain_epoch(self._layout) >= self._epoch:
-            return "`gpuspool drain` asked for it"
+            return ASKED
         return None
 
 

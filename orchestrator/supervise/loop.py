@@ -24,7 +24,7 @@ from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise import decide as d
 from gpuspool.orchestrator.supervise.adopting import adopt
 from gpuspool.orchestrator.supervise.bell import Bell
-from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch, most_failed
+from gpuspool.orchestrator.supervise.drain import ASKED, Drain, DrainWatch, most_failed
 from gpuspool.orchestrator.supervise.finish import Outcome, finish
 from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.lock import announce
@@ -42,7 +42,7 @@ from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Closing, Job, Options
 from gpuspool.spool.states import AttemptState, Ending, Reason
 from gpuspool.spool.sweep import sweep
-from gpuspool.spool.timeouts import is_limited
+from gpuspool.spool.timeouts import LEAVING_S, is_limited
 from gpuspool.spool.view import View, drain_epoch
 
 
@@ -60,8 +60,11 @@ class Orchestrator:
         options: Options,
         progress: Progress,
         received: Sequence[int],
+        drained: int,
     ) -> None:
+        """drained: the newest epoch that was drained when this start began, -1 for none."""
         self._view = view
+        self._drained = drained
         self._orders = Orders(view.next_epoch(), job, options, len(slots))
         self._began = time.monotonic()
         epoch = self._orders.epoch
@@ -87,6 +90,10 @@ class Orchestrator:
         """
         epoch = self._orders.epoch
         announce(self._view.layout, epoch)
+        # Whoever drained since this start began could not name its epoch, and named one before it.
+        # Whoever drains from here on reads the announcement.
+        if drain_epoch(self._view.layout) > self._drained:
+            self._drains.begin(ASKED, self._began)
         self._telling.record("run_started", text=f"epoch {epoch}", ranks=self._orders.world_size)
         weigh_progress(self._view)
         adopt(self._view, self._workers, self._orders.job, epoch, self._telling)
@@ -98,7 +105,7 @@ class Orchestrator:
             except OSError as trouble:
                 self._abandon(trouble, bell)
                 raise
-            self._workers.see_off(bell)
+            self._workers.see_off(bell, self._tell_of_slow)
         seconds = time.monotonic() - self._began
         outcome = finish(self._view, ending, epoch, seconds, self._situation.sick_devices())
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
@@ -122,7 +129,7 @@ class Orchestrator:
         self._telling.tell("abandoned", text)
         with contextlib.suppress(OSError):
             self._workers.tell_to_stop()
-        self._workers.see_off(bell, ABANDON_S)
+        self._workers.see_off(bell, self._tell_of_slow, ABANDON_S)
 
     def _loop(self, bell: Bell) -> Ending:
         """Step and wait until a step ends the epoch.
@@ -190,7 +197,7 @@ class Orchestrator:
         for damage in self._damage.keep_new():
             text = f"damaged: {damage}; what it held is looked up elsewhere or run again"
             self._telling.tell("damage", text)
-        for closing in self._workers.reap():
+        for closing in self._workers.reap(self._tell_of_slow):
             self._tell_of_end(closing)
         for attempt, why in self._workers.kill_overdue().items():
             self._telling.tell("overdue", f"{attempt} {why}", attempt=attempt)
@@ -224,6 +231,15 @@ class Orchestrator:
             why = closing.error.message
         text = f"{closing.attempt} failed ({closing.reason}): {why}"
         self._telling.tell("attempt_failed", text, attempt=closing.attempt)
+
+    def _tell_of_slow(self, attempt: str) -> None:
+        """Tell of a worker whose process goes on although its work is over."""
+        log = self._view.layout.log(attempt)
+        text = (
+            f"{attempt} has done its work, but threads or exit handlers of the job go on; after "
+            f"{LEAVING_S:.0f} s they are cut off, and {log} says where they stood"
+        )
+        self._telling.tell("slow_to_end", text, attempt=attempt)
 
     def _act(self, action: d.Act) -> None:
         match action:

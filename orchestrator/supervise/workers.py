@@ -15,7 +15,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import assert_never
 
 import msgspec
@@ -60,6 +60,12 @@ SEE_OFF_PAUSE_S = 0.05
 STACKS_S = 0.5
 STACKS_LOOK_S = 0.02
 
+# People are told of a worker whose process goes on for so long after its work.
+SLOW_S = 4.0
+
+# Is given the name of such an attempt.
+OnSlow = Callable[[str], None]
+
 
 class Ended(msgspec.Struct, frozen=True):
     """An attempt that this process closed. `how` is the end as people are told of it."""
@@ -84,6 +90,8 @@ class Workers:
         self._overdue = OverdueWatch(view)
         self._disks = DiskWatch(view)
         self._examined: dict[str, Evidence] = {}
+        # Those that people were told of since their processes go on and on.
+        self._slow: set[str] = set()
         self._forensics = Forensics(
             view, self.children, self._interventions, self.life, options.max_crashes
         )
@@ -274,22 +282,30 @@ class Workers:
             return "it hangs in the kernel"
         return "its orchestrator and then it itself died"
 
-    def reap(self) -> list[Closing]:
+    def reap(self, on_slow: OnSlow) -> list[Closing]:
         """Forget the children that closed themselves and have ended; returns their closings.
 
-        A child that lingers after its closing is killed.
+        A child that lingers after its closing is killed. `on_slow` is told of it before, once.
         """
-        for attempt in self.children.lingering(time.monotonic()):
-            self._kill(attempt)
+        for attempt, waited_s in self.children.leaving(time.monotonic()).items():
+            self._note_slow(attempt, waited_s, on_slow)
+            if waited_s > FAREWELL_S:
+                self._kill(attempt)
         closings = self.children.reap()
         for closing in closings:
             self._disks.note(closing)
         return closings
 
-    def see_off(self, bell: Bell, patience_s: float = FAREWELL_S) -> None:
+    def _note_slow(self, attempt: str, waited_s: float, on_slow: OnSlow) -> None:
+        if waited_s > SLOW_S and attempt not in self._slow:
+            self._slow.add(attempt)
+            on_slow(attempt)
+
+    def see_off(self, bell: Bell, on_slow: OnSlow, patience_s: float = FAREWELL_S) -> None:
         """Wait for every worker of this host to exit; kill those that linger, and what they left.
 
-        Afterwards no process of the run is left on this host, except what hangs in the kernel.
+        `on_slow` is told, once, of each that takes long. Afterwards no process of the run is left
+        on this host, except what hangs in the kernel.
         """
         # What hangs in the kernel is not among those that linger, so this ends even if a driver
         # does not. The marks are looked for last: only once no worker lives can none of them start
@@ -300,6 +316,8 @@ class Workers:
             nap_s = max(patience_s - waited_s, SEE_OFF_PAUSE_S)
             bell.wait(min(nap_s, SEE_OFF_LOOK_S), lingering.values())
             waited_s = time.monotonic() - began
+            for attempt in lingering:
+                self._note_slow(attempt, waited_s, on_slow)
             self._kill_lingering(lingering, waited_s, patience_s)
         kill_marked(self._mark, self._view.closed)
 

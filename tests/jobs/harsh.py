@@ -236,3 +236,37 @@ class StoppedAtOnce:
 
     def __call__(self, task, ctx):
         return task.payload
+
+
+class LetsNotGo:
+    """Leaves something that keeps its process from ending, made in its first call."""
+
+    def __init__(self, ctx):
+        self.is_done = False
+
+    def __call__(self, task, ctx):
+        if not self.is_done:
+            self.is_done = True
+            getattr(self, ctx.args["what"])()
+        if "fill" in ctx.args:
+            with open(ctx.args["fill"], "ab", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        return task.payload
+
+    def thread(self):
+        threading.Thread(target=time.sleep, args=(LONG_S,), name="uploads").start()
+
+    def handler(self):
+        atexit.register(time.sleep, LONG_S)
+
+    def object_in_c(self):
+        """Hangs while the interpreter is taken apart, as a driver may."""
+        self.keeps = KeepsTheLock()
+
+
+class KeepsTheLock:
+    sleep = ctypes.PyDLL(None).sleep
+
+    def __del__(self, sleep=sleep):
+        sleep(LONG_S)
