@@ -22,8 +22,13 @@ def run_mark(root: Path, run_id: str) -> str:
 
 
 def mark_of(run: str, attempt: str) -> str:
-    """The mark of one attempt; `run` is what `run_mark` gave."""
-    return f"{run}/{attempt}"
+    """What one attempt finds in its environment; `run` is what `run_mark` gave.
+
+    That is its own mark behind those of this process: a run that a task of another run started
+    belongs to that task, and must end with it.
+    """
+    outer = os.environ.get(MARK, "").split()
+    return " ".join([*outer, f"{run}/{attempt}"])
 
 
 def kill_marked(marked_run: str, attempts: Container[str], spare: Container[int] = ()) -> int:
@@ -66,7 +71,7 @@ def _kill(pid: int) -> None:
 
 
 def _marked() -> Iterator[tuple[int, str]]:
-    """(pid, mark) of every process that bears one and that this user may look into."""
+    """(pid, mark) for every mark of every process that this user may look into."""
     begin = f"{MARK}=".encode()
     for pid in _pids():
         with contextlib.suppress(OSError):
@@ -74,4 +79,5 @@ def _marked() -> Iterator[tuple[int, str]]:
                 continue
             for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 if entry.startswith(begin):
-                    yield pid, entry[len(begin) :].decode(errors="replace")
+                    for mark in entry[len(begin) :].decode(errors="replace").split():
+                        yield pid, mark

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from gpuspool.orchestrator.cli.reaper import run_below_reaper
 from gpuspool.orchestrator.cli.streams import Output, RunEnded, flush_stderr, standard_output
 from gpuspool.orchestrator.cli.verbs import cli
 from gpuspool.orchestrator.text.progress import say, write_message
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     is_program = arguments is None
     if arguments is None:
         arguments = sys.argv[1:]
+        run_below_reaper()
     with standard_output() as output:
         if is_program:
             sys.excepthook = _show_traceback

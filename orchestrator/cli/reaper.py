@@ -1,0 +1,78 @@
+"""A process of its own that reaps, where gpuspool is the first process of a container.
+
+Whoever's parent dies becomes a child of process 1, and stays a zombie until that one waits for it.
+gpuspool waits only for the workers that it started, so as process 1 it would collect what jobs
+leave behind, until the container's limit of processes is reached and every fork fails.
+
+So it forks before it does anything: the child is gpuspool, and process 1 does nothing but wait for
+everybody, pass signals on, and end with the child's exit code. Where gpuspool is called from
+Python nothing of the like is done, since that program may have children of its own: `docker run
+--init` gives a container a process 1 that reaps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
+
+# What is passed on: all that people, terminals and schedulers send to a run.
+PASSED_ON = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+
+
+def run_below_reaper() -> None:
+    """As process 1, fork; return in the child, as in every process that is not process 1."""
+    if os.getpid() != 1:
+        return
+    # A signal that comes before the child is known is passed on later: process 1 would drop it.
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    child = os.fork()
+    if child == 0:
+        _take_terminal()
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        return
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in PASSED_ON:
+        # nohup has SIGHUP ignored, which must stay so.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    _reap(child)
+
+
+def _take_terminal() -> None:
+    """Be a process group of one's own, and the one that the terminal sends its signals to.
+
+    Else a Ctrl-C would come twice, from the terminal and from process 1; a second one means that
+    somebody does not want to wait.
+    """
+    os.setpgid(0, 0)
+    # The kernel stops a process in the background that takes the terminal, unless it ignores this.
+    old = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, old)
+
+
+def _reap(child: int) -> NoReturn:
+    """Wait for everybody until the child ends, and end as it did."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            # A shell's way to tell of a signal: process 1 cannot die of one itself.
+            os._exit(code if code >= 0 else 128 - code)
