@@ -87,8 +87,10 @@ def _exit(code: int) -> NoReturn:
         with contextlib.suppress(Exception):
             stream.flush()
     if code < 0:
-        # The job may have set its own handler, or blocked all signals.
-        signal.signal(-code, signal.SIG_DFL)
+        # The job may have set its own handler, or blocked all signals. Only the main thread may
+        # change the first of these.
+        with contextlib.suppress(ValueError):
+            signal.signal(-code, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [-code])
         os.kill(os.getpid(), -code)
     os._exit(abs(code))
