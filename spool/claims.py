@@ -22,7 +22,7 @@ from gpuspool.spool.codec import decode, encode
 from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import Layout, parse_attempt
 from gpuspool.spool.manifest import Damage, OnDamage
-from gpuspool.spool.publish import listdir, publish, read_bytes
+from gpuspool.spool.publish import is_folder, listdir, make_subfolder, publish, read_bytes
 from gpuspool.spool.records import Claim
 
 # One claim takes at most this fraction of a claimer's share of what is left, so that other ranks
@@ -91,8 +91,8 @@ def _publish_claim(
     """Claim the places from `start` to `stop` by link(2). None: somebody claimed `start` before."""
     claim = Claim(attempt=attempt, start=start, stop=stop, at=time.time())
     path = layout.claim(manifest, start)
-    if not path.parent.is_dir():
-        path.parent.mkdir(exist_ok=True)
+    if not is_folder(path.parent):
+        make_subfolder(path.parent)
     if publish(path, encode(claim), durable=False):
         return claim
     return None

@@ -21,7 +21,7 @@ from gpuspool.spool.journal import link_empty_journal
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import publish_orphans
 from gpuspool.spool.publish import fsync_file, publish
-from gpuspool.spool.records import Closing, Error, Record, TaskLine
+from gpuspool.spool.records import Closing, Count, Error, Record, TaskLine
 from gpuspool.spool.states import ErrorKind
 from gpuspool.spool.view import View
 
@@ -31,7 +31,7 @@ class FailedTask(Record, frozen=True, kw_only=True):
 
     key: str
     task: int
-    round: int
+    round: Count
     attempt: str
     at: float
     error: Error

@@ -164,6 +164,9 @@ class JournalReader:
 
     def _take_head(self, line: bytes) -> None:
         for _, head in unseal_lines(line, 0, JournalHead, self._refuse):
+            if head.attempt != self.attempt:
+                self._refuse(0, f"the journal of another attempt, {head.attempt}")
+                continue
             self.head = head
 
     # What is read may end in the middle of a line: that one is being written, or the chunk ends

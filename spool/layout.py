@@ -46,14 +46,33 @@ _KEY_BYTES = 200
 # Of a key that is cut so many bytes stay readable, in front of its digest.
 _KEY_BYTES_LEFT = 150
 
-_ATTEMPT = re.compile(r"rank-(\d{4,})\.a(\d{2,})", re.ASCII)
-_PLANNED = re.compile(r"rank-(\d{4,})", re.ASCII)
-_ORPHANS = re.compile(r"(rank-\d{4,}\.a\d{2,})\.orphans", re.ASCII)
-_NUMBERED = re.compile(r"(retry|sweep)-(\d{2,})", re.ASCII)
-_CONTROL = re.compile(r"(drain|finished)\.(\d{4,})", re.ASCII)
-_GENERATION = re.compile(r"spool-([0-9]{4,})", re.ASCII)
-_HIDDEN_OUTPUT = re.compile(r"\.gpuspool-(rank-\d{4,}\.a\d{2,})-\d+", re.ASCII)
+# What an attempt's name looks like. No number of ours has more than nine digits: a name with more
+# was made up, and names that are made from it, or the next number after it, might be too long for a
+# file.
+ATTEMPT_PATTERN = r"rank-[0-9]{4,9}\.a[0-9]{2,9}"
+
+_ATTEMPT = re.compile(r"rank-(\d{4,9})\.a(\d{2,9})", re.ASCII)
+_PLANNED = re.compile(r"rank-(\d{4,9})", re.ASCII)
+_ORPHANS = re.compile(rf"({ATTEMPT_PATTERN})\.orphans", re.ASCII)
+_NUMBERED = re.compile(r"(retry|sweep)-(\d{2,9})", re.ASCII)
+_CONTROL = re.compile(r"(drain|finished)\.(\d{4,9})", re.ASCII)
+_GENERATION = re.compile(r"spool-([0-9]{4,9})", re.ASCII)
+_HIDDEN_OUTPUT = re.compile(rf"\.gpuspool-({ATTEMPT_PATTERN})-\d+", re.ASCII)
 _HIDDEN = re.compile(r"\.(.+)\.(\d+)\.\d+\.[0-9a-f]{8}", re.ASCII | re.DOTALL)
+
+# What the name of a job's copy looks like: one plain name, so that the copy lies in job/ and
+# nowhere else. It is not hidden, and not that of the record which lies there too.
+COPY_PATTERN = r"(?![.])(?!run[.]json\Z)[^/\x00]+"
+
+# The longest name that the file systems in use take, in bytes.
+NAME_BYTES = 255
+
+# Parts of a path that name no file of their own. With one of them a key could lead out of OUT, or
+# two keys could lead to one place.
+_NO_NAMES = frozenset({"", ".", ".."})
+
+# The control characters of ASCII and Latin-1: in a name they garble terminals and listings.
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 # Tells apart the hidden names that this process makes.
 _counter = itertools.count()
@@ -160,6 +179,49 @@ def encode_key(key: str) -> str:
         return name
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{name[:_KEY_BYTES_LEFT]}%%{digest[:32]}"
+
+
+def leads_out(path: str) -> str | None:
+    """Why a path is none that lies below OUT; None where it is one.
+
+    Keys and the names of outputs are such paths. They are asked when a run is made, and again where
+    they are read of a record, which somebody else may have written.
+    """
+    if path.startswith("/"):
+        return "is absolute; outputs go below OUT"
+    if not _NO_NAMES.isdisjoint(path.split("/")):
+        return "has an empty part, '.' or '..'; outputs go below OUT"
+    if "\0" in path:
+        return "holds a zero byte"
+    return None
+
+
+def refuse_key(key: str) -> str | None:
+    """Why a key cannot be the path of an output; None where it can."""
+    reason = leads_out(key)
+    if reason is not None:
+        return reason
+    if _CONTROL_CHARACTER.search(key):
+        return "holds control characters"
+    if any(part.startswith(OUT_MARK) for part in key.split("/")):
+        return f"begins with {OUT_MARK}, which gpuspool keeps for itself"
+    return None
+
+
+def copy_name(source: str, sha256: str = "") -> str:
+    """The name in job/ of the copy of a source file with this name.
+
+    sha256: of a source that changed; its beginning tells the copy from the first one.
+    """
+    stem, suffix = os.path.splitext(source)
+    if sha256:
+        suffix = f".{sha256[:8]}{suffix}"
+    stem = stem.lstrip(".") or "job"
+    if f"{stem}{suffix}" == "run.json":
+        stem = "run.job"
+    # Room for the rest of the name is made where the file system would not take all of it.
+    short = os.fsencode(stem)[: NAME_BYTES - len(os.fsencode(suffix))]
+    return short.decode(errors="ignore") + suffix
 
 
 def hidden_output(attempt: str, task: int, suffix: str) -> str:

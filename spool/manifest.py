@@ -23,7 +23,7 @@ import msgspec
 from gpuspool.spool.codec import R, decode_lines, seal, unseal, unseal_lines
 from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import Layout, orphans_name, parse_orphans, rank_name
-from gpuspool.spool.publish import is_regular, publish, read_bytes
+from gpuspool.spool.publish import Owners, is_regular, publish, read_bytes
 from gpuspool.spool.records import Closing, Run, TaskLine
 
 # Newlines are counted for each block of so many bytes. To find one line, one block is split, which
@@ -84,9 +84,16 @@ class Manifest:
         head, newline, _ = self._data.partition(b"\n")
         self._base = len(head) + len(newline)
         try:
-            self.closing = unseal(head, Closing)
+            closing = unseal(head, Closing)
         except Damaged as error:
             self._refuse(0, str(error))
+            return
+        # Files are named after the attempt in the closing, so it may be no other than the one that
+        # the name of the manifest says.
+        if closing.attempt != parse_orphans(self.name):
+            self._refuse(0, f"the closing of another attempt, {closing.attempt}")
+            return
+        self.closing = closing
 
     def _count_lines(self) -> None:
         """Count the newlines before each block, which `_offset` needs, and so the places."""
@@ -170,14 +177,18 @@ def planned_checksums(run: Run) -> dict[str, int]:
 
 
 def load_manifest(
-    layout: Layout, name: str, report: OnDamage, planned: int | None = None
+    layout: Layout,
+    name: str,
+    report: OnDamage,
+    planned: int | None = None,
+    owners: Owners | None = None,
 ) -> Manifest | None:
     """The manifest with this name, None where there is none; raises OSError.
 
-    report, planned: as for `Manifest`.
+    report, planned: as for `Manifest`. owners: as for `read_bytes`.
     """
     path = layout.manifest(name)
-    data = read_bytes(path)
+    data = read_bytes(path, owners=owners)
     if data is None:
         return None
     if data == b"" and not is_regular(path):

@@ -45,6 +45,11 @@ from gpuspool.spool.layout import hidden_name
 FILE_MODE = 0o664
 FOLDER_MODE = 0o775
 
+# A record that is larger than this is none of ours: those that hold the most, a run record with all
+# its arguments or an intent, take some kilobytes. So a file of a terabyte in the place of a record
+# costs nobody his memory.
+RECORD_BYTES = 64 * 1024 * 1024
+
 # Errors that may pass by themselves, as when a file server comes back or a descriptor is closed.
 TRANSIENT = (
     errno.EINTR, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.EMFILE, errno.ENFILE
@@ -57,6 +62,9 @@ PATIENCE_S = (0.05, 0.2, 0.5)
 # So much is written to see whether a folder takes data. A file system that has no room for a file
 # may still have some for a few bytes.
 PROBE_BYTES = 64 * 1024
+
+# The users who own files that were read, by number, each with the first such file.
+Owners = dict[int, str]
 
 T = TypeVar("T")
 
@@ -166,6 +174,44 @@ def ring(folder: Path) -> None:
         remove_quietly(_write_hidden(folder / "ring", b"", False))
 
 
+# A file that several processes append to, one after the other, is opened by its name again and
+# again, so somebody else may have put anything there. A link would lead the lines into another
+# file, and so would a second name of another file; a fifo would make the open wait for ever.
+def open_to_append(path: Path) -> int:
+    """A descriptor for appending to a file, which is made where there is none.
+
+    Raises OSError, also for whatever is no plain file with one name.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags, FILE_MODE)
+    there = os.fstat(fd)
+    if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1:
+        os.close(fd)
+        raise OSError(
+            errno.EPERM, "it is no plain file of its own, so nothing is written", str(path)
+        )
+    # Processes that get this descriptor as their stdout expect that it waits.
+    os.set_blocking(fd, True)
+    return fd
+
+
+def make_subfolder(path: Path) -> None:
+    """Make one folder in a spool, unless it is there. Raises OSError, also for a link."""
+    try:
+        os.mkdir(path, FOLDER_MODE)
+    except FileExistsError:
+        if not is_folder(path):
+            raise
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, and no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 # Durability.
 
 
@@ -213,7 +259,7 @@ def make_folder(path: Path) -> None:
 
     Raises OSError where it cannot be made, SyncError where a name cannot be made durable.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    _make_folders(path)
     device = path.stat().st_dev
     for parent in path.parents:
         if parent.stat().st_dev != device:
@@ -225,6 +271,16 @@ def make_folder(path: Path) -> None:
         except SyncError as error:
             if error.errno not in (errno.EINVAL, errno.EROFS):
                 raise
+
+
+def _make_folders(path: Path) -> None:
+    """`mkdir -p`, but that nobody outside the group may write to what it makes, at any umask."""
+    missing: list[Path] = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(FOLDER_MODE, exist_ok=True)
 
 
 # Making visible.
@@ -390,20 +446,25 @@ def is_regular(path: Path) -> bool:
         return False
 
 
-def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes | None:
+def read_bytes(
+    path: Path, offset: int = 0, size: int = -1, owners: Owners | None = None
+) -> bytes | None:
     """A file's bytes from `offset` on, at most `size` of them, all where that is negative.
 
-    None where there is no file. b"" where a folder or a link has its place: a link is not followed,
-    since anybody may have set it. Raises OSError.
+    owners: told who owns the file. It is the one whose bytes are returned, whatever has its name by
+    then. None where there is no file. b"" where a folder or a link has its place: a link is not
+    followed, since anybody may have set it. Raises OSError.
     """
-    return patiently(lambda: _read_bytes(path, offset, size))
+    return patiently(lambda: _read_bytes(path, offset, size, owners))
 
 
-def _read_bytes(path: Path, offset: int, size: int) -> bytes | None:
+def _read_bytes(path: Path, offset: int, size: int, owners: Owners | None) -> bytes | None:
     fd = open_plain(path)
     if fd is None:
         return None
     try:
+        if owners is not None:
+            owners.setdefault(os.fstat(fd).st_uid, str(path))
         return _pread(fd, path, offset, size)
     finally:
         os.close(fd)
@@ -472,6 +533,9 @@ def _pread(fd: int, path: Path, offset: int, size: int) -> bytes:
             return _pread_all(fd, offset, left)
     except IsADirectoryError:
         return b""
+    except (MemoryError, OverflowError):
+        # Somebody has put a file of terabytes there, which costs him nothing if it has holes.
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path)) from None
 
 
 def _pread_all(fd: int, offset: int, size: int) -> bytes:
@@ -493,18 +557,18 @@ def read_record(path: Path, kind: type[R]) -> R | None:
     None where there is no such file, or where it cannot be read as one. Raises OSError.
     """
     try:
-        return decode(read_bytes(path) or b"", kind)
+        return decode(read_bytes(path, 0, RECORD_BYTES) or b"", kind)
     except Damaged:
         return None
 
 
-def read_sealed(path: Path, kind: type[R]) -> R | None:
+def read_sealed(path: Path, kind: type[R], owners: Owners | None = None) -> R | None:
     """The record that a file holds which ends with its checksum.
 
-    None where there is no such file, where the checksum is wrong, or where it cannot be read as
-    one. Raises OSError.
+    owners: as for `read_bytes`. None where there is no such file, where the checksum is wrong, or
+    where it cannot be read as one. Raises OSError.
     """
     try:
-        return unseal_pretty(read_bytes(path) or b"", kind)
+        return unseal_pretty(read_bytes(path, 0, RECORD_BYTES, owners) or b"", kind)
     except Damaged:
         return None

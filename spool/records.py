@@ -14,7 +14,22 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gpuspool.spool.layout import ATTEMPT_PATTERN, COPY_PATTERN
 from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, LineState, Phase, Reason
+
+# Names in a record that files are found or made by. A record that holds any other name is none that
+# gpuspool wrote, and counts as damaged: whoever can write to a spool could lead its next reader or
+# writer to any file otherwise. The patterns are checked when a record is decoded.
+AttemptName = Annotated[str, Meta(pattern=rf"^{ATTEMPT_PATTERN}\Z")]
+CopyName = Annotated[str, Meta(pattern=rf"^({COPY_PATTERN})?\Z")]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")]
+# A path as Python tells it, which may be relative or empty.
+SomePath = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]
+
+# Numbers that files are named after, and sizes that memory is taken for. They are far larger than
+# any run that was ever made, and small enough to be neither too long for a name nor too large for
+# the memory of whoever looks at a spool.
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 # An absent JSON value, which is left out when its record is written.
 NO_JSON = msgspec.Raw(b"")
@@ -110,7 +125,7 @@ class Identity(Record, frozen=True, kw_only=True):
 class JournalHead(Identity, frozen=True, kw_only=True):
     """The first line of a journal: the attempt and its process."""
 
-    attempt: str
+    attempt: AttemptName
 
 
 class JournalLine(Record, frozen=True, kw_only=True):
@@ -191,7 +206,7 @@ class Closing(Record, frozen=True, kw_only=True):
     itself.
     """
 
-    attempt: str
+    attempt: AttemptName
     state: AttemptState
     reason: Reason
     by: str
@@ -211,7 +226,7 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     done, failed: how many tasks so far.
     """
 
-    attempt: str
+    attempt: AttemptName
     beat: int
     parent: str
     device: str
@@ -258,9 +273,9 @@ class Job(Record, frozen=True, kw_only=True):
     kind: JobKind
     spec: str
     name: str = ""
-    file: str = ""
+    file: SomePath = ""
     module: str = ""
-    copy: str = ""
+    copy: CopyName = ""
     sha256: str = ""
     command: list[str] = msgspec.field(default_factory=list)
     sys_path: list[str] = msgspec.field(default_factory=list)
@@ -295,11 +310,12 @@ class Intent(Record, frozen=True, kw_only=True):
     """That a parent is about to start an attempt, and all that the attempt needs to know.
 
     job, options: those of the epoch, which may differ from the run's. environment: the variables
-    about devices and threads that the worker is started with.
+    about devices and threads that the worker is started with. trusted: the numbers of the users
+    that the parent was told to trust beside its own and root.
     """
 
-    attempt: str
-    epoch: int
+    attempt: AttemptName
+    epoch: Count
     device: str
     world_size: int
     argv: list[str]
@@ -308,6 +324,7 @@ class Intent(Record, frozen=True, kw_only=True):
     options: Options
     environment: dict[str, str]
     at: float
+    trusted: list[int] = msgspec.field(default_factory=list)
 
 
 class Fingerprint(Record, frozen=True, kw_only=True):
@@ -332,15 +349,15 @@ class Run(Record, frozen=True, kw_only=True):
     id: str
     job: Job
     args: dict[str, Any]
-    tasks: Annotated[int, Meta(ge=0)]
+    tasks: Count
     cost: float
     fingerprint: Fingerprint
     options: Options
-    submit_dir: str
-    out: str | None
+    submit_dir: AbsolutePath
+    out: AbsolutePath | None
     created_at: float
     versions: dict[str, str]
     argv: list[str]
-    manifests: Annotated[int, Meta(ge=0)]
+    manifests: Count
     manifests_crc32: list[int] = msgspec.field(default_factory=list)
     format: int = 1

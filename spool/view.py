@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import bisect
 import re
-import stat as stat_
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +28,6 @@ from gpuspool.spool.identity import liveness
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
-    SUBDIRS,
     Layout,
     is_manifest,
     numbered_name,
@@ -42,7 +40,7 @@ from gpuspool.spool.layout import (
 )
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import Damage, Manifest, OnDamage, load_manifest, planned_checksums
-from gpuspool.spool.publish import is_regular, listdir, read_bytes, read_record, read_sealed
+from gpuspool.spool.publish import Owners, is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
     Closing,
     Heartbeat,
@@ -73,15 +71,17 @@ _FAILED = LineState.FAILED
 _ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
 
 
-def load_run(layout: Layout, on_damage: OnDamage | None = None) -> Run:
+def load_run(
+    layout: Layout, on_damage: OnDamage | None = None, owners: Owners | None = None
+) -> Run:
     """run.json of a spool of our format, else its second copy; tells `on_damage` what is damaged.
 
-    Raises UsageError where there is no spool, SpoolError where it is of another format or neither
-    copy can be read.
+    owners: told who owns what was read. Raises UsageError where there is no spool, SpoolError where
+    it is of another format or neither copy can be read.
     """
     text = read_bytes(layout.format)
-    run = read_sealed(layout.run, Run)
-    found = run or read_sealed(layout.run_copy, Run)
+    run = read_sealed(layout.run, Run, owners)
+    found = run or read_sealed(layout.run_copy, Run, owners)
     if text != FORMAT_TEXT.encode():
         _refuse_format(layout, text, found)
         _report(on_damage, layout.format, "not the name of a format")
@@ -119,26 +119,6 @@ def _refuse_format(layout: Layout, text: bytes | None, run: Run | None) -> None:
 def _report(on_damage: OnDamage | None, path: Path, reason: str) -> None:
     if on_damage is not None:
         on_damage(Damage(str(path), 0, reason))
-
-
-def refuse_unsafe(layout: Layout) -> None:
-    """Refuse a spool in which somebody else may make its owner run code, or write elsewhere.
-
-    That is one that everybody may write, and one whose own folders are links. Raises UsageError.
-    """
-    job = layout.subdir("job")
-    for path in (layout.root, layout.run, job, *map(job.joinpath, listdir(job))):
-        if path.exists() and path.stat().st_mode & stat_.S_IWOTH:
-            raise UsageError(
-                f"{path} may be written by everybody, so its job cannot be trusted. "
-                f"`chmod -R o-w {layout.root}` and look at it before you go on."
-            )
-    for folder in map(layout.subdir, SUBDIRS):
-        if folder.is_symlink():
-            raise UsageError(
-                f"{folder} is a symbolic link; inside a spool none is followed. "
-                "Move the folder that it names into its place."
-            )
 
 
 def drain_epoch(layout: Layout) -> int:
@@ -189,7 +169,8 @@ class View:
 
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
     ended. started: the call that an attempt is in. finished_by, failed_by: how many tasks an
-    attempt finished, and how many of these failed.
+    attempt finished, and how many of these failed. owners: who owns the run record, the intents and
+    the manifests that were read.
     """
 
     def __init__(
@@ -219,6 +200,7 @@ class View:
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
+        self.owners: Owners = {}
         self._reads_claims = reads_claims
         self._chains: dict[str, ClaimChain] = {}
         self._claims_by: dict[str, list[Claimed]] = {}
@@ -277,7 +259,8 @@ class View:
             self._load_manifest(name)
 
     def _load_manifest(self, name: str) -> None:
-        manifest = load_manifest(self.layout, name, self.report, self._planned.get(name))
+        checksum = self._planned.get(name)
+        manifest = load_manifest(self.layout, name, self.report, checksum, self.owners)
         if manifest is not None:
             self._add_manifest(manifest)
 
@@ -360,9 +343,12 @@ class View:
             if attempt in self.intents or parse_attempt(attempt) is None:
                 continue
             path = self.layout.intent(attempt)
-            intent = read_sealed(path, Intent)
+            intent = read_sealed(path, Intent, self.owners)
             if intent is None and read_bytes(path) is None:
                 continue  # A network file system lists it, and cannot give it yet.
+            # What belongs to another attempt says nothing of this one.
+            if intent is not None and intent.attempt != attempt:
+                intent = None
             self.intents[attempt] = intent
             self._add_attempt(attempt)
             if intent is None:
@@ -567,8 +553,10 @@ def open_view(
     """
     layout = Layout(spool)
     damage: list[Damage] = []
-    run = load_run(layout, damage.append)
+    owners: Owners = {}
+    run = load_run(layout, damage.append, owners)
     view = View(layout, run, reads_claims=reads_claims, written=written)
+    view.owners.update(owners)
     for one in damage:
         view.report(one)
     return view.refresh()

@@ -29,7 +29,7 @@ SPOOL_ORDER = (
     "records",
     "codec ledger identity death",
     "publish values",
-    "manifest timeouts holder",
+    "manifest timeouts holder trust",
     "claims journal",
     "view",
     "liveness blame sweep mending",

@@ -56,6 +56,7 @@ from gpuspool.spool.records import (
 )
 from gpuspool.spool.states import Life
 from gpuspool.spool.sweep import stranded_tasks
+from gpuspool.spool.trust import Trust, refuse_unsafe
 from gpuspool.spool.view import (
     Claimed,
     Started,
@@ -64,7 +65,6 @@ from gpuspool.spool.view import (
     finished_epoch,
     load_run,
     open_view,
-    refuse_unsafe,
 )
 
 
@@ -194,12 +194,12 @@ def test_what_everybody_may_write_is_refused(layout: Layout, name: str) -> None:
     (layout.root / "job" / "job.py").write_text("def work(task, ctx): ...\n")
     path = layout.root / name
     before = path.stat().st_mode
-    refuse_unsafe(layout)
+    refuse_unsafe(layout, Trust(), {})
     path.chmod(before | 0o020)
-    refuse_unsafe(layout)
+    refuse_unsafe(layout, Trust(), {})
     path.chmod(before | 0o002)
     with pytest.raises(UsageError, match="written by everybody") as caught:
-        refuse_unsafe(layout)
+        refuse_unsafe(layout, Trust(), {})
     assert str(path) in str(caught.value)
 
 

@@ -18,18 +18,26 @@ from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
-from gpuspool.spool.publish import read_sealed
+from gpuspool.spool.publish import Owners, read_sealed
 from gpuspool.spool.records import Intent
-from gpuspool.spool.view import load_run, refuse_unsafe
+from gpuspool.spool.trust import Trust, refuse_strangers, refuse_unsafe
+from gpuspool.spool.view import load_run
 from gpuspool.worker import leaving
 from gpuspool.worker.attempt import Attempt
 from gpuspool.worker.say import say
 
 
 def _read_intent(layout: Layout, name: str) -> Intent:
-    """What the parent wrote for this attempt. Raises SpoolError where it cannot be read."""
+    """What the parent wrote for this attempt.
+
+    Raises SpoolError where it cannot be read, and UsageError where another user wrote it.
+    """
+    # All that this process will run stands in there, and the parent is a process of the same user.
+    # So nobody else may have written it, whomever the parent trusts.
     path = layout.intent(name)
-    intent = read_sealed(path, Intent)
+    owners: Owners = {}
+    intent = read_sealed(path, Intent, owners)
+    refuse_strangers(layout, Trust(), owners)
     if intent is None:
         raise SpoolError(f"{path} cannot be read; the parent starts the next attempt")
     return intent
@@ -45,9 +53,10 @@ def _parse(words: list[str]) -> dict[str, str] | None:
 
 def _run(layout: Layout, rank: int, name: str) -> int:
     """Begin the attempt and run it; returns the exit code. Raises GpuspoolError and OSError."""
-    refuse_unsafe(layout)
-    run = load_run(layout)
     intent = _read_intent(layout, name)
+    owners: Owners = {}
+    run = load_run(layout, owners=owners)
+    refuse_unsafe(layout, Trust(intent.trusted), owners)
     journal = start_journal(layout, name, myself())
     if journal is None:
         say(f"gpuspool: {name} was started or closed before; this process ends")

@@ -33,8 +33,9 @@ from pathlib import Path
 import msgspec
 
 from gpuspool.spool.errors import OutputError, SyncError
-from gpuspool.spool.layout import hidden_output
+from gpuspool.spool.layout import NAME_BYTES, hidden_output, leads_out, refuse_key
 from gpuspool.spool.publish import (
+    FOLDER_MODE,
     fsync_dir,
     fsync_file,
     link_or_not,
@@ -50,8 +51,7 @@ from gpuspool.worker.context import Task
 IN_THE_WAY = (
     "was there first, as another task's output or around one; give all outputs the same suffix"
 )
-# The longest name that the file systems in use take, in bytes, and the longest path.
-NAME_BYTES = 255
+# The longest path that the file systems in use take, in bytes.
 PATH_BYTES = 4095
 # Errors that the system has for one name: it is too long for this file system or holds what that
 # does not take, something else is at its place, or whoever made it allows nobody to use it. Whether
@@ -142,7 +142,12 @@ class Outputs:
             raise ValueError(
                 f"ctx.output: suffix {suffix!r} holds a slash; let the output be a folder instead"
             )
-        final = self.root / f"{task.key}{suffix}"
+        # The key stands in a manifest, which others may have written.
+        name = f"{task.key}{suffix}"
+        reason = refuse_key(task.key) or leads_out(name)
+        if reason is not None:
+            raise ValueError(f"ctx.output: the name {name!r:.120} {reason}")
+        final = self.root / name
         try:
             suffix.encode()
         except UnicodeEncodeError:
@@ -199,7 +204,7 @@ class Outputs:
             missing.append(folder)
             folder = folder.parent
         for folder in reversed(missing):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(FOLDER_MODE, exist_ok=True)
             fsync_dir(folder.parent)
 
     def folders(self) -> list[Path]:

@@ -19,7 +19,7 @@ from gpuspool.spool.codec import seal
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import create_journal, fsync_dir
+from gpuspool.spool.publish import create_journal, fsync_dir, make_subfolder
 from gpuspool.spool.records import JournalHead, QueuedReport
 from gpuspool.spool.values import encode_value, refuse
 
@@ -35,7 +35,7 @@ class ReportQueue:
 
         Raises FileExistsError where the attempt has such a file, and OSError.
         """
-        layout.reports.mkdir(exist_ok=True)
+        make_subfolder(layout.reports)
         fsync_dir(layout.root)
         path = layout.report(attempt)
         head = JournalHead(**asdict(myself()), attempt=attempt)

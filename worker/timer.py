@@ -40,7 +40,7 @@ import msgspec
 
 from gpuspool.spool.errors import EXIT_CANNOT_CLOSE
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import FILE_MODE
+from gpuspool.spool.publish import open_to_append
 from gpuspool.spool.records import Options
 from gpuspool.spool.timeouts import SLACK, STACKS_SIGNAL, is_limited, limit_s, parent_limit_s
 from gpuspool.worker.say import say
@@ -103,8 +103,7 @@ class Timer:
         self._tell: Callable[[], None] | None = None
         if not is_limited(options):
             return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(layout.stacks(attempt), flags, FILE_MODE)
+        self._fd = open_to_append(layout.stacks(attempt))
         self._tick_s = tick_s(options)
 
     def start(self, tell: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ from msgspec.structs import asdict
 from gpuspool.spool.codec import encode
 from gpuspool.spool.identity import liveness, myself
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import publish, read_record
+from gpuspool.spool.publish import make_subfolder, publish, read_record
 from gpuspool.spool.records import Identity, JournalHead
 from gpuspool.spool.states import Life
 from gpuspool.worker.drain import Drain
@@ -57,7 +57,7 @@ def warm_up(
     """
     me = myself()
     kernel = me.boot_id + me.pid_ns
-    layout.warmups.mkdir(exist_ok=True)
+    make_subfolder(layout.warmups)
     done = layout.warmup(epoch, me.host, kernel, "done")
     who = encode(JournalHead(**asdict(me), attempt=attempt))
     for number in range(TRIES):

@@ -13,7 +13,6 @@ Called by `run`, `resume` and `retry`.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,11 +30,13 @@ from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.text.progress import Progress, make_progress
 from gpuspool.spool.errors import OrchestratorLive
+from gpuspool.spool.layout import copy_name
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job, Run, TaskLine
 from gpuspool.spool.states import JobKind
+from gpuspool.spool.trust import Trust
 from gpuspool.spool.view import View, drain_epoch, load_run
 
 
@@ -44,6 +45,7 @@ def supervise(
     job: Job,
     source: bytes | None,
     given: Mapping[str, Any],
+    trust: Trust,
     *,
     quiet: bool,
     is_retry: bool = False,
@@ -51,7 +53,8 @@ def supervise(
     """Start the run of a spool and see it to its end.
 
     job, source: what to run; a source of None leaves the spool's copy as it is. given: the options
-    of this start, without None. Raises GpuspoolError, and OSError where the file system does.
+    of this start, without None. trust: whose files its workers may obey. Raises GpuspoolError, and
+    OSError where the file system does.
     """
     layout = view.layout
     # Who drains from here on means this start, which nobody can name before it has told its epoch.
@@ -73,7 +76,10 @@ def supervise(
             _warn(progress, lock_warning, *warnings_of(layout.root))
             if is_retry:
                 progress.say(f"{_publish_retry(view)} failed tasks get another round")
-            outcome = Orchestrator(view, slots, job, options, progress, received, drained).run()
+            orchestrator = Orchestrator(
+                view, slots, job, options, progress, received, drained, trust.named
+            )
+            outcome = orchestrator.run()
         finally:
             progress.close()
             with contextlib.suppress(OSError):
@@ -108,8 +114,7 @@ def _publish_job(view: View, job: Job, source: bytes | None) -> Job:
         job = msgspec.structs.replace(job, copy=old.copy)
         repair_job(view.layout, job, source)
         return job
-    stem, suffix = os.path.splitext(job.copy)
-    job = msgspec.structs.replace(job, copy=f"{stem}.{job.sha256[:8]}{suffix}")
+    job = msgspec.structs.replace(job, copy=copy_name(job.copy, job.sha256))
     publish(view.layout.job_copy(job.copy), source)
     return job
 

@@ -27,23 +27,24 @@ from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import Options
 from gpuspool.spool.states import Life
-from gpuspool.spool.view import View, load_run, open_view, refuse_unsafe
+from gpuspool.spool.trust import Trust, refuse_unsafe
+from gpuspool.spool.view import View, load_run, open_view
 
 
 def open_or_create(
-    layout: Layout, request: Request, *, fresh: bool, overwrite: bool, keep_done: bool
+    layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool, keep_done: bool
 ) -> View:
     """A view of the spool that holds this request.
 
-    fresh: move a spool that is there aside, and make a new one. overwrite: an OUT that holds
-    anything may be moved aside. keep_done: a changed job is fine. Raises UsageError, SpoolError and
-    OrchestratorLive.
+    trust: whose spool is accepted. fresh: move a spool that is there aside, and make a new one.
+    overwrite: an OUT that holds anything may be moved aside. keep_done: a changed job is fine.
+    Raises UsageError, SpoolError and OrchestratorLive.
     """
     written = None
     if fresh or not is_made(layout):
-        written = _make(layout, request, fresh=fresh, overwrite=overwrite)
+        written = _make(layout, request, trust, fresh=fresh, overwrite=overwrite)
     view = open_view(layout.root, written=written)
-    refuse_unsafe(layout)
+    refuse_unsafe(layout, trust, view.owners)
     if written is None:
         _refuse_another_request(view, request, keep_done)
     return view
@@ -93,14 +94,14 @@ def refuse_changed_job(difference: list[str], keep_done: bool, layout: Layout) -
 
 
 def _make(
-    layout: Layout, request: Request, *, fresh: bool, overwrite: bool
+    layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
 ) -> dict[str, bytes] | None:
     """Make the spool; returns its manifests, or None where another process was faster."""
     ranks = len(slots_for(request.options))
     if request.out is not None:
         check_out(Path(request.out), overwrite, request.tasks)
     if fresh and layout.root.exists():
-        _move_spool_aside(layout)
+        _move_spool_aside(layout, trust)
     if request.out is not None:
         clear_out(Path(request.out))
     for path in half_made(layout):
@@ -108,7 +109,7 @@ def _make(
     return create(layout, request, ranks)
 
 
-def _move_spool_aside(layout: Layout) -> None:
+def _move_spool_aside(layout: Layout, trust: Trust) -> None:
     """--fresh: rename the spool that is there, once nothing of its run is alive.
 
     A worker that still lives has the spool's path, and would go on writing into the new spool. A
@@ -119,6 +120,8 @@ def _move_spool_aside(layout: Layout) -> None:
         raise UsageError(
             f"{layout.root} is not a spool; it is not renamed. Choose another --spool."
         )
+    # Taking its lock opens a file in there for writing.
+    refuse_unsafe(layout, trust, {})
     with hold(layout):
         alive = _alive_attempts(layout)
         if alive:

@@ -22,7 +22,8 @@ from gpuspool.spool.holder import is_holder_there, read_holder
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import publish
 from gpuspool.spool.states import JobKind
-from gpuspool.spool.view import View, open_view, refuse_unsafe
+from gpuspool.spool.trust import refuse_unsafe, trust_in
+from gpuspool.spool.view import View, open_view
 
 
 @shows_options(RunOptions)
@@ -43,6 +44,7 @@ def run(
     fresh: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    trust_owner: str | Iterable[str] = (),
     **options: Unpack[RunOptions],
 ) -> Report:
     """Run a job over inputs, or go on with this run where it stopped. Returns when it has ended.
@@ -62,7 +64,10 @@ def run(
     fresh: start anew; a spool that is there is renamed, never deleted.
     dry_run: say in the report's message what would be done, and do nothing.
     quiet: show no progress on stderr.
+    trust_owner: a user, or several, by name or number: go on with a spool although it, or some of
+        what decides about code in it, is theirs.
     """
+    trust = trust_in(trust_owner)
     given = without_none(options)
     # Before the inputs, which may come from a pipe that is still being written, or take a while to
     # list: a job that cannot be run is refused at once.
@@ -78,10 +83,12 @@ def run(
     layout = Layout(spool or request.default_spool)
     if dry_run:
         return describe(layout, request, given, fresh)
-    view = open_or_create(layout, request, fresh=fresh, overwrite=overwrite, keep_done=keep_done)
+    view = open_or_create(
+        layout, request, trust, fresh=fresh, overwrite=overwrite, keep_done=keep_done
+    )
     # The list of a million tasks is large, and nobody needs it while the run goes on.
     del request
-    return supervise(view, record, source, given, quiet=quiet)
+    return supervise(view, record, source, given, trust, quiet=quiet)
 
 
 @shows_options(StartOptions)
@@ -91,6 +98,7 @@ def resume(
     keep_done: bool = False,
     quiet: bool = False,
     retry: bool = False,
+    trust_owner: str | Iterable[str] = (),
     **options: Unpack[StartOptions],
 ) -> Report:
     """Go on with a run wherever it stopped. Returns when it has ended.
@@ -103,10 +111,12 @@ def resume(
     keep_done: the job changed: finished tasks stay, the rest use the new code.
     quiet: show no progress on stderr.
     retry: give every failed task another round, as `gpuspool.retry` does.
+    trust_owner: users whose spool is accepted, as for `run`.
     """
+    trust = trust_in(trust_owner)
     view = open_view(find_spool(spool))
     layout = view.layout
-    refuse_unsafe(layout)
+    refuse_unsafe(layout, trust, view.owners)
     job = view.latest_job()
     if job.kind is JobKind.CALL:
         raise UsageError(
@@ -117,7 +127,8 @@ def resume(
     if job.kind is not JobKind.COMMAND and Path(job.file).exists():
         job, source = with_source(job, Path(job.file))
         refuse_changed_job(job_difference(view, job, source), keep_done, layout)
-    return supervise(view, job, source, without_none(options), quiet=quiet, is_retry=retry)
+    given = without_none(options)
+    return supervise(view, job, source, given, trust, quiet=quiet, is_retry=retry)
 
 
 @shows_options(StartOptions)
@@ -126,6 +137,7 @@ def retry(
     *,
     keep_done: bool = False,
     quiet: bool = False,
+    trust_owner: str | Iterable[str] = (),
     **options: Unpack[StartOptions],
 ) -> Report:
     """Give every failed task another round, and go on with the run. Returns when it has ended.
@@ -136,11 +148,16 @@ def retry(
     spool: the spool's folder. Default: the only ./spool-* there is.
     keep_done: the job changed: finished tasks stay, the rest use the new code.
     quiet: show no progress on stderr.
+    trust_owner: users whose spool is accepted, as for `run`.
     """
-    return resume(spool, keep_done=keep_done, quiet=quiet, retry=True, **options)
+    return resume(
+        spool, keep_done=keep_done, quiet=quiet, retry=True, trust_owner=trust_owner, **options
+    )
 
 
-def drain(spool: str | os.PathLike[str] | None = None) -> Path:
+def drain(
+    spool: str | os.PathLike[str] | None = None, *, trust_owner: str | Iterable[str] = ()
+) -> Path:
     """Ask a live run, on whatever host, to finish the tasks in hand and stop. It can be resumed.
 
     Returns the spool's folder, at once; `wait` returns when the run has stopped. Without a live run
@@ -148,9 +165,12 @@ def drain(spool: str | os.PathLike[str] | None = None) -> Path:
     SpoolError where it cannot be read.
 
     spool: the spool's folder. Default: the only ./spool-* there is.
+    trust_owner: users whose spool is accepted, as for `run`.
     """
+    trust = trust_in(trust_owner)
     view = open_view(find_spool(spool), reads_claims=False)
     layout = view.layout
+    refuse_unsafe(layout, trust, view.owners)
     who = f"{os.uname().nodename} {os.getpid()} {time.time()}\n".encode()
     drained = -1
     while drained < (epoch := _epoch_to_drain(view)):

@@ -93,6 +93,14 @@ debug = click.option(
     help="Show tracebacks of errors.",
 )
 
+# Of all verbs that write to a spool.
+trusting = option(
+    "--trust-owner",
+    multiple=True,
+    metavar="NAME",
+    help="Accept a spool, or parts of it, that this user owns. Can be repeated.",
+)
+
 # What `run`, `resume` and `retry` have in common.
 running = _all(
     option("--ranks", type=int, help="Number of workers. Default: one per device; on the CPU one."),
@@ -160,6 +168,7 @@ running = _all(
         is_flag=True,
         help="The job changed: finished tasks stay, the rest use the new code.",
     ),
+    trusting,
     as_json,
     debug,
 )

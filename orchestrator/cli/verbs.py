@@ -24,6 +24,7 @@ from gpuspool.orchestrator.cli.options import (
     pair,
     running,
     spool_argument,
+    trusting,
 )
 from gpuspool.orchestrator.cli.streams import RunEnded
 from gpuspool.orchestrator.text.printable import one_line, plain_json, printable
@@ -130,12 +131,13 @@ def retry(spool: str | None, as_json: bool, **given: Any) -> None:
 
 @cli.command()
 @spool_argument
+@trusting
 @debug
-def drain(spool: str | None) -> None:
+def drain(spool: str | None, trust_owner: tuple[str, ...]) -> None:
     """Ask a live run, on whatever host, to finish the tasks in hand and stop; it can be resumed."""
     from gpuspool.orchestrator.api import runs
 
-    root = runs.drain(spool)
+    root = runs.drain(spool, trust_owner=trust_owner)
     say(f"draining {root}; `gpuspool wait` returns when it has stopped")
 
 

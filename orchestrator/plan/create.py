@@ -168,12 +168,12 @@ def _build(layout: Layout, run: Run, request: Request) -> dict[str, bytes]:
         copy = layout.job_copy(run.job.copy)
         made.append(write_file(copy, request.source))
     if run.out is None:
-        layout.outputs.mkdir()
+        layout.outputs.mkdir(FOLDER_MODE)
         mark = layout.outputs / OUT_MARK
         made.append(write_file(mark, f"{run.id}\n".encode()))
     manifests = _manifests(request, run.manifests)
     for name, data in manifests.items():
-        layout.claims(name).mkdir()
+        layout.claims(name).mkdir(FOLDER_MODE)
         made.append(write_file(layout.manifest(name), data))
     made.append(write_file(layout.format, FORMAT_TEXT.encode()))
     checksums = [zlib.crc32(data) for data in manifests.values()]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import array
 import glob
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,19 +23,12 @@ import msgspec
 
 from gpuspool.spool.codec import SHALLOW_BYTES, refuse_depth, seal_bodies, seal_lines, unseal
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import OUT_MARK
+from gpuspool.spool.layout import refuse_key
 from gpuspool.spool.records import TaskLine
 
 # A cost must be less than this. The costs of all tasks are added up, and even a million of the
 # largest must not become infinite.
 COST_LIMIT = 1e200
-
-# Parts of a path that name no file of their own. With one of them a key could lead out of OUT, or
-# two keys could lead to one place.
-NO_NAMES = frozenset({"", ".", ".."})
-
-# The control characters of ASCII and Latin-1: in a name they garble terminals and listings.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class TaskList:
@@ -300,7 +292,7 @@ def _checked(tasks: Iterable[TaskLine]) -> Iterator[TaskLine]:
     """The tasks, each once its key is known to be unique and safe as a path below OUT."""
     seen: dict[str, int] = {}
     for task in tasks:
-        reason = _refusal(task.key)
+        reason = refuse_key(task.key)
         if reason is not None:
             raise UsageError(
                 f"task {task.task}: the key {task.key!r:.120} {reason}. Nothing was run."
@@ -312,17 +304,3 @@ def _checked(tasks: Iterable[TaskLine]) -> Iterator[TaskLine]:
             )
         seen[task.key] = task.task
         yield task
-
-
-def _refusal(key: str) -> str | None:
-    """Why a key cannot be the path of an output; None where it can."""
-    parts = key.split("/")
-    if key.startswith("/"):
-        return "is absolute; outputs go below OUT"
-    if not NO_NAMES.isdisjoint(parts):
-        return "has an empty part, '.' or '..'; outputs go below OUT"
-    if CONTROL.search(key):
-        return "holds control characters"
-    if any(part.startswith(OUT_MARK) for part in parts):
-        return f"begins with {OUT_MARK}, which gpuspool keeps for itself"
-    return None

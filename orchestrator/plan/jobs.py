@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from gpuspool.spool.errors import UsageError
+from gpuspool.spool.layout import copy_name
 from gpuspool.spool.records import Job
 from gpuspool.spool.states import JobKind
 
@@ -156,7 +157,7 @@ def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
         known = ", ".join(sorted(names)) or "nothing"
         raise UsageError(f"{path} has no {first}. It has: {known}.")
     sha256 = hashlib.sha256(source).hexdigest()
-    return msgspec.structs.replace(job, copy=path.name, sha256=sha256), source
+    return msgspec.structs.replace(job, copy=copy_name(path.name), sha256=sha256), source
 
 
 def _refuse_writable_by_all(path: Path) -> None:

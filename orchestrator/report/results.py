@@ -19,7 +19,8 @@ import msgspec
 
 from gpuspool.orchestrator.report.keys import read_keys
 from gpuspool.orchestrator.report.places import Places
-from gpuspool.spool.layout import rank_of
+from gpuspool.spool.layout import leads_out, rank_of
+from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import Error, Record, TaskFailure
 from gpuspool.spool.states import ErrorKind, Verdict
 from gpuspool.spool.view import View
@@ -129,8 +130,23 @@ class Results:
                     error=outcome.error,
                     seconds=outcome.seconds,
                     rank=rank,
-                    outputs=[name for name, _ in outcome.outputs],
+                    outputs=self._outputs(task, outcome),
                 )
+
+    def _outputs(self, task: int, outcome: _Outcome) -> list[str]:
+        """The names of a task's outputs. One that does not lie below OUT is reported, not told.
+
+        Whoever joins these names to OUT would read another file, or write to one.
+        """
+        names: list[str] = []
+        for name, _ in outcome.outputs:
+            reason = leads_out(name)
+            if reason is None:
+                names.append(name)
+                continue
+            text = f"task {task}: the output {name!r:.120} {reason}"
+            self._view.report(Damage(str(self._view.layout.journals), 0, text))
+        return names
 
     def _without_line(self, task: int) -> Result:
         """The result of a task that no journal tells of, or none that can still be read."""

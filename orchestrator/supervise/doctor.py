@@ -22,7 +22,7 @@ import msgspec
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.spool.file_system import file_system_type, is_network
 from gpuspool.spool.layout import PROBE_NAME, hidden_name
-from gpuspool.spool.publish import fsync_dir, fsync_file, remove_tree_quietly
+from gpuspool.spool.publish import FOLDER_MODE, fsync_dir, fsync_file, remove_tree_quietly
 
 # Less free space than this is warned of. It holds an epoch's journals, logs and small outputs. How
 # much large outputs need is not known here.
@@ -50,7 +50,7 @@ def examine(folder: Path, is_thorough: bool = True) -> list[Check]:
     """
     folder = Path(os.path.abspath(folder))
     inside = folder / hidden_name(PROBE_NAME)
-    inside.mkdir()
+    inside.mkdir(FOLDER_MODE)
     tries: list[Callable[[Path], Check]] = [_exclusive, _link, _rename, _lock, _space]
     if is_thorough:
         tries += [_sync, _inotify]

@@ -25,7 +25,7 @@ from gpuspool.spool.errors import (
 )
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import STATES, rank_of
-from gpuspool.spool.publish import listdir, read_record, rename, replace
+from gpuspool.spool.publish import listdir, make_subfolder, read_record, rename, replace
 from gpuspool.spool.records import Closing
 from gpuspool.spool.states import AttemptState, Ending, Reason
 from gpuspool.spool.view import View
@@ -107,7 +107,7 @@ def file_away_old_failures(view: View) -> None:
         record = read_record(path, FailedTask)
         if record is not None and _is_overtaken(view, record):
             folder = view.layout.failed_round(record.round)
-            folder.mkdir(exist_ok=True)
+            make_subfolder(folder)
             rename(path, folder / filename)
 
 

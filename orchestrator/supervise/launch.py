@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,7 +27,7 @@ from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import attempt_name
 from gpuspool.spool.processes import MARK, mark_of, run_mark
-from gpuspool.spool.publish import FILE_MODE, publish
+from gpuspool.spool.publish import open_to_append, publish
 from gpuspool.spool.records import Intent, Job, Options
 from gpuspool.spool.view import View
 
@@ -48,12 +48,17 @@ RECORDED = (
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """What all attempts of one epoch are told alike. `world_size` is how many slots there are."""
+    """What all attempts of one epoch are told alike.
+
+    world_size: how many slots there are. trusted: the numbers of the users whose files count as
+    this user's own.
+    """
 
     epoch: int
     job: Job
     options: Options
     world_size: int
+    trusted: Sequence[int] = ()
 
 
 class Child:
@@ -99,11 +104,6 @@ class Child:
         return code
 
 
-def open_log(path: str, flags: int) -> int:
-    """An opener for `open` that follows no link in the place of a log."""
-    return os.open(path, flags | os.O_NOFOLLOW, FILE_MODE)
-
-
 def kill_group(pid: int) -> None:
     """SIGKILL the whole process group that a worker leads; that it is gone already is fine."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -136,6 +136,7 @@ def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
         options=orders.options,
         environment={name: environment[name] for name in RECORDED if name in environment},
         at=time.time(),
+        trusted=list(orders.trusted),
     )
     if not publish(view.layout.intent(attempt), seal_pretty(intent)):
         raise FileExistsError(f"{attempt} was started by somebody else just now")
@@ -171,7 +172,8 @@ def _start(
     folder = view.run.submit_dir
     if not Path(folder).is_dir():
         folder = str(view.layout.root)
-    with open(view.layout.log(attempt), "ab", buffering=0, opener=open_log) as log:
+    log = open_to_append(view.layout.log(attempt))
+    try:
         return subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -181,6 +183,8 @@ def _start(
             env=environment,
             start_new_session=True,
         )
+    finally:
+        os.close(log)
 
 
 def _offer_to_oom_killer(pid: int) -> None:

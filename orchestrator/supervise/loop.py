@@ -50,6 +50,7 @@ class Orchestrator:
     """Sees one run through one epoch. Made under the spool's lock, and used for one `run`.
 
     `received` collects the numbers of the signals that ask for an end, as `signals_to` does.
+    `trusted` are the numbers of the users whom this one trusts.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class Orchestrator:
         progress: Progress,
         received: Sequence[int],
         drained: int,
+        trusted: Sequence[int] = (),
     ) -> None:
         """drained: the newest epoch that was drained when this start began, -1 for none."""
         self._view = view
         self._drained = drained
-        self._orders = Orders(view.next_epoch(), job, options, len(slots))
+        self._orders = Orders(view.next_epoch(), job, options, len(slots), trusted)
         self._began = time.monotonic()
         epoch = self._orders.epoch
         deadline = math.inf

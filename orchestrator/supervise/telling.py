@@ -16,7 +16,7 @@ import msgspec
 
 from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import FILE_MODE, write_all
+from gpuspool.spool.publish import open_to_append, write_all
 from gpuspool.spool.view import View
 
 
@@ -37,9 +37,8 @@ class Telling:
         """Append one line to events.jsonl with a single write(2)."""
         story = {"at": time.time(), "event": event, "epoch": self._epoch, **fields}
         line = msgspec.json.encode(story) + b"\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         with contextlib.suppress(OSError):
-            fd = os.open(self._path, flags, FILE_MODE)
+            fd = open_to_append(self._path)
             try:
                 write_all(fd, line)
             finally:

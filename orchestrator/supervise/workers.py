@@ -26,7 +26,7 @@ from gpuspool.orchestrator.supervise.children import Children
 from gpuspool.orchestrator.supervise.decide import FAREWELL_S
 from gpuspool.orchestrator.supervise.evidence import Forensics
 from gpuspool.orchestrator.supervise.interventions import Interventions
-from gpuspool.orchestrator.supervise.launch import Child, Orders, kill_group, open_log
+from gpuspool.orchestrator.supervise.launch import Child, Orders, kill_group
 from gpuspool.orchestrator.supervise.others import Others
 from gpuspool.orchestrator.supervise.overdue import Lateness, OverdueWatch
 from gpuspool.orchestrator.supervise.trouble import DiskWatch
@@ -35,6 +35,7 @@ from gpuspool.spool.death import Evidence, classify
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.identity import is_stopped
 from gpuspool.spool.processes import kill_marked, run_mark
+from gpuspool.spool.publish import open_to_append
 from gpuspool.spool.records import Closing
 from gpuspool.spool.states import Life, Reason
 from gpuspool.spool.timeouts import STACKS_SIGNAL
@@ -268,7 +269,7 @@ class Workers:
         if closing.error is None or not closing.error.traceback:
             return
         path = self._view.layout.log(closing.attempt)
-        with contextlib.suppress(OSError), open(path, "a", opener=open_log) as log:
+        with contextlib.suppress(OSError), open(open_to_append(path), "a") as log:
             log.write(closing.error.traceback)
 
     def _describe_end(self, closing: Closing, evidence: Evidence) -> str:
