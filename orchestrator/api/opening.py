@@ -16,6 +16,7 @@ from gpuspool.orchestrator.plan.aside import move_aside
 from gpuspool.orchestrator.plan.create import create, half_made, plan
 from gpuspool.orchestrator.plan.devices import assign
 from gpuspool.orchestrator.plan.differences import job_difference, other_differences
+from gpuspool.orchestrator.plan.holds import refuse_to_rename
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.out import check_out, clear_out
 from gpuspool.orchestrator.plan.request import Request
@@ -99,9 +100,9 @@ def _make(
     """Make the spool; returns its manifests, or None where another process was faster."""
     ranks = len(slots_for(request.options))
     if request.out is not None:
-        check_out(Path(request.out), overwrite, request.tasks)
+        check_out(Path(request.out), overwrite, request, layout.root)
     if fresh and layout.root.exists():
-        _move_spool_aside(layout, trust)
+        _move_spool_aside(layout, request, trust)
     if request.out is not None:
         clear_out(Path(request.out))
     for path in half_made(layout):
@@ -109,7 +110,7 @@ def _make(
     return create(layout, request, ranks)
 
 
-def _move_spool_aside(layout: Layout, trust: Trust) -> None:
+def _move_spool_aside(layout: Layout, request: Request, trust: Trust) -> None:
     """--fresh: rename the spool that is there, once nothing of its run is alive.
 
     A worker that still lives has the spool's path, and would go on writing into the new spool. A
@@ -120,6 +121,7 @@ def _move_spool_aside(layout: Layout, trust: Trust) -> None:
         raise UsageError(
             f"{layout.root} is not a spool; it is not renamed. Choose another --spool."
         )
+    refuse_to_rename(layout.root, "--fresh", request, None)
     # Taking its lock opens a file in there for writing.
     refuse_unsafe(layout, trust, {})
     with hold(layout):

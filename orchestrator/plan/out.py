@@ -7,28 +7,26 @@ inside of a spool needs none of this: it is made, and marked, with the spool.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from gpuspool.orchestrator.plan.aside import aside_of, move_aside
-from gpuspool.orchestrator.plan.inputs import TaskList
+from gpuspool.orchestrator.plan.holds import refuse_in_spool, refuse_to_rename
+from gpuspool.orchestrator.plan.request import Request
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import OUT_MARK
 from gpuspool.spool.publish import make_folder, publish, read_bytes
 from gpuspool.spool.records import Run
 
 
-def check_out(out: Path, overwrite: bool, tasks: TaskList) -> None:
-    """Refuse an OUT that is not a folder, or that holds anything and may not be moved aside.
+def check_out(out: Path, overwrite: bool, request: Request, spool: Path) -> None:
+    """Refuse an OUT that is not a folder, that lies in a spool, or that holds anything.
 
-    overwrite: whether it may be moved aside. Even then it is refused if one of the inputs is in
-    there, because the run would not find this input any more. Changes nothing; raises UsageError.
+    overwrite: one that holds anything may be moved aside, unless something in there is needed where
+    it is. Changes nothing; raises UsageError.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not a folder.")
+    refuse_in_spool(out, spool)
     if not _holds_anything(out):
         return
     if not overwrite:
@@ -36,22 +34,7 @@ def check_out(out: Path, overwrite: bool, tasks: TaskList) -> None:
             f"--out {out} is not empty. Name another folder, or move all of it to {aside_of(out)} "
             "with --overwrite."
         )
-    _refuse_inputs_inside(out, tasks)
-
-
-def _refuse_inputs_inside(out: Path, tasks: TaskList) -> None:
-    """Raise UsageError if an input is a file in OUT, also by way of a symbolic link."""
-    # A folder of inputs that is named as OUT by mistake, or by way of a link, would be renamed
-    # before the first task is read: every task would fail, and the user would look for data that
-    # is gone from its place. So paths are compared as the kernel resolves them, not as written.
-    whole = out.resolve()
-    for path in _input_paths(tasks):
-        real_path = Path(os.path.realpath(path))
-        if real_path.is_relative_to(whole) and os.path.lexists(path):
-            raise UsageError(
-                f"--out {out} holds the input {path}, so it is not moved aside. Name another "
-                "folder."
-            )
+    refuse_to_rename(out, "--overwrite", request, spool)
 
 
 def clear_out(out: Path) -> None:
@@ -79,11 +62,3 @@ def mark_out(run: Run) -> None:
 
 def _holds_anything(out: Path) -> bool:
     return out.is_dir() and any(out.iterdir())
-
-
-def _input_paths(tasks: TaskList) -> Iterator[str]:
-    """The paths of those tasks that are files."""
-    for task in tasks:
-        payload = msgspec.json.decode(task.payload)
-        if isinstance(payload, dict) and isinstance(payload.get("path"), str):
-            yield payload["path"]
