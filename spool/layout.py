@@ -62,7 +62,7 @@ _HIDDEN = re.compile(r"\.(.+)\.(\d+)\.\d+\.[0-9a-f]{8}", re.ASCII | re.DOTALL)
 
 # What the name of a job's copy looks like: one plain name, so that the copy lies in job/ and
 # nowhere else. It is not hidden, and not that of the record which lies there too.
-COPY_PATTERN = r"(?![.])(?!run[.]json\Z)[^/\x00]+"
+COPY_PATTERN = r"(?![.])(?!run[.]json\Z)[^/\x00]{1,255}"
 
 # The longest name that the file systems in use take, in bytes.
 NAME_BYTES = 255

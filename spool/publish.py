@@ -514,6 +514,9 @@ def open_plain(path: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        # No file has a name that is longer than the file system takes.
+        if error.errno == errno.ENAMETOOLONG:
+            return None
         # ELOOP: it is a link.
         if error.errno == errno.ELOOP:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

@@ -344,7 +344,7 @@ class View:
                 continue
             path = self.layout.intent(attempt)
             intent = read_sealed(path, Intent, self.owners)
-            if intent is None and read_bytes(path) is None:
+            if intent is None and read_bytes(path, 0, 1) is None:
                 continue  # A network file system lists it, and cannot give it yet.
             # What belongs to another attempt says nothing of this one.
             if intent is not None and intent.attempt != attempt:

@@ -60,9 +60,9 @@ def hold(layout: Layout) -> Iterator[str | None]:
                 patiently(lock.release)
 
 
-# Whoever can open a file, be it for reading only, can lock it, and would keep every orchestrator out
-# for as long as he likes. So the lock is for those alone who may write to the spool: they could stop
-# a run in other ways too.
+# Whoever can open a file, be it for reading only, can lock it, and would keep every orchestrator
+# out for as long as he likes. So the lock is for those alone who may write to the spool: they could
+# stop a run in other ways too.
 def _mode(layout: Layout) -> int:
     """The permissions of the lock's file: those of the spool's folder, but without its readers."""
     if os.stat(layout.root).st_mode & stat.S_IWGRP:

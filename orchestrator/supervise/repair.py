@@ -96,6 +96,11 @@ def repair_job(layout: Layout, job: Job, source: bytes | None) -> None:
     # The job is known by this hash. What has another one is other code, whether a disk or a person
     # changed it, and the tasks that are left must not run it unless the user says so: one run would
     # hold results of both. What has the hash is the same code, wherever it comes from.
+    if not job.copy:
+        raise SpoolError(
+            f"{layout.root}: its newest intent, or its run record, names no copy of the job. Make "
+            "a new run, with another --spool or with --fresh."
+        )
     copy = layout.job_copy(job.copy)
     if _sha256(read_bytes(copy)) == job.sha256:
         return

@@ -1,0 +1,329 @@
+"""Records that hold names which lead elsewhere, and files that are not what their names say.
+
+Whoever can write to a spool could lead its next reader or writer to any file otherwise. The reading
+verbs take a spool of anybody, so every name that a file is found or made by is checked where it is
+read.
+"""
+
+import os
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from helpers import Box, tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spooling import A0, make_spool, some_run, task, view_of
+
+import gpuspool
+from gpuspool.spool.codec import decode, encode, seal
+from gpuspool.spool.errors import Damaged, GpuspoolError
+from gpuspool.spool.layout import NAME_BYTES, Layout, copy_name, leads_out, refuse_key
+from gpuspool.spool.publish import make_subfolder, open_to_append, read_bytes, read_record
+from gpuspool.spool.records import Closing, Heartbeat, Intent, Job, JournalHead, Run
+
+# Names that lead elsewhere, or to nothing.
+ELSEWHERE = [
+    "../x", "../../x", "/tmp/x", "a/../../x", "..", ".", "", "a/b", "a\0b", "a/", "/",
+    "rank-0000.a00/x",
+    "rank-0000.a00\n", "../rank-0000.a00", "rank-0000.a", "rank-٣٣٣٣.a٠٠", "rank-0000.a00\0",
+    "rank-" + "9" * 200 + ".a00", "x" * 5000, ".hidden", "run.json", "~/x", "C:\\x", "\udcff",
+]  # fmt: skip
+hostile = st.sampled_from([name for name in ELSEWHERE if name != "\udcff"]) | st.text(
+    st.characters(exclude_categories=["Cs"]), max_size=30
+)
+
+
+def resealed(data: bytes, **changes: Any) -> bytes:
+    """The bytes of a sealed record, indented or a line, with other values in some fields."""
+    record = msgspec.json.decode(data)
+    record.pop("crc", None)
+    for field, value in changes.items():
+        *path, last = field.split("__")
+        inner = record
+        for part in path:
+            inner = inner[part]
+        inner[last] = value
+    if data.startswith(b"{\n"):
+        body = msgspec.json.format(msgspec.json.encode(record), indent=2).removesuffix(b"\n}")
+        return body + b',\n  "crc": "%08x"\n}\n' % zlib.crc32(body)
+    body = msgspec.json.encode(record).removesuffix(b"}")
+    return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+# Every field that a file is found or made by, or that looks as if it were: the file, the number of
+# the line in it (None: the whole file), and the field.
+FIELDS = [
+    ("run.json", None, "job__copy"),
+    ("run.json", None, "job__name"),
+    ("run.json", None, "id"),
+    (f"attempts/{A0}.json", None, "attempt"),
+    (f"attempts/{A0}.json", None, "job__copy"),
+    (f"attempts/{A0}.json", None, "device"),
+    (f"attempts/{A0}.json", None, "parent__host"),
+    (f"manifests/{A0}.orphans.jsonl", 0, "attempt"),
+    (f"manifests/{A0}.orphans.jsonl", 0, "by"),
+    (f"manifests/{A0}.orphans.jsonl", 0, "stats__device"),
+    ("manifests/rank-0000.jsonl", 0, "key"),
+    ("manifests/rank-0000.jsonl", 1, "key"),
+    (f"journal/{A0}.jsonl", 0, "attempt"),
+    (f"journal/{A0}.jsonl", 0, "host"),
+    (f"journal/{A0}.jsonl", 1, "outputs"),
+    (f"heartbeat/{A0}.json", None, "attempt"),
+    (f"heartbeat/{A0}.json", None, "host"),
+    ("claims/rank-0000/000000000", None, "attempt"),
+    ("orchestrator.json", None, "host"),
+    (f"complete/{A0}.json", None, "attempt"),
+    ("failed-tasks/t1.json", None, "key"),
+    ("failed-tasks/t1.json", None, "attempt"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run with an output and a failed task, in a folder of its own."""
+    home = tmp_path_factory.mktemp("finished") / "home"
+    home.mkdir()
+    box = Box(home)
+    box.write(
+        "job.py",
+        "def f(task, ctx):\n"
+        "    assert task.index == 0\n"
+        "    open(ctx.output(task), 'w').write('1')\n",
+    )
+    # Every field that may hold a hostile name was written by a process, not made up here.
+    box.run("run", "job.py:f", "--lines", box.lines(2), "--spool", "S", code=3)
+    yield home
+    box.kill_all()
+
+
+def set_field(path: Path, line: int | None, field: str, value: Any) -> None:
+    """Set one field of a record on disk, with a checksum that is right wherever there was one."""
+    data = path.read_bytes()
+    if line is None:
+        path.write_bytes(resealed(data, **{field: value}))
+        return
+    lines = data.splitlines(keepends=True)
+    lines[line] = resealed(lines[line], **{field: value})
+    path.write_bytes(b"".join(lines))
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(FIELDS), hostile)
+def test_no_name_in_a_record_leads_anywhere_else(
+    finished: Path, field: tuple[str, int | None, str], name: str
+) -> None:
+    """Whatever one field says, all verbs end in peace or with an error of ours, and nothing outside
+    of the spool is made, changed or named as an output.
+    """
+    file, line, what = field
+    with tempfile.TemporaryDirectory() as top:
+        root = Path(top, "deep", "down", "S")
+        shutil.copytree(finished / "S", root)
+        Path(top, "x").write_text("precious")
+        # So that every copy is made again, under the names that the records tell.
+        for state in ("complete", "failed"):
+            for record in (root / state).iterdir():
+                if f"{state}/{record.name}" != file:
+                    record.unlink()
+        value: Any = name.replace("/tmp/", f"{top}/")
+        if what == "outputs":
+            value = [[value, 1]]
+        set_field(root / file, line, what, value)
+        if file == "run.json":
+            shutil.copy(root / file, root / "job" / "run.json")
+        before = outside(Path(top), root)
+        for call in (
+            gpuspool.status,
+            gpuspool.verify,
+            lambda spool: "".join(gpuspool.logs(spool)),
+            lambda spool: check_outputs(list(gpuspool.results(spool))),
+            lambda spool: check_outputs(gpuspool.failed(spool)),
+            lambda spool: gpuspool.resume(spool, quiet=True, keep_done=True),
+            gpuspool.drain,
+            gpuspool.verify,
+        ):
+            try:
+                call(root)
+            except GpuspoolError:
+                continue
+        assert outside(Path(top), root) == before
+
+
+def outside(top: Path, root: Path) -> dict[str, bytes | None]:
+    """All that lies in a folder but not in the spool."""
+    inside = str(root.relative_to(top))
+    everything = tree(top).items()
+    return {name: data for name, data in everything if not name.startswith(f"{inside}/")}
+
+
+def check_outputs(results: list[gpuspool.Result]) -> None:
+    for result in results:
+        for name in result.outputs:
+            assert leads_out(name) is None
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_record_with_such_a_name_is_damaged(finished: Path, name: str) -> None:
+    if name == "\udcff":
+        pytest.skip("JSON cannot hold it")
+    layout = Layout(finished / "S")
+    heads = [
+        (layout.heartbeat(A0).read_bytes(), Heartbeat),
+        (layout.intent(A0).read_bytes(), Intent),
+        (layout.journal(A0).read_bytes().splitlines()[0], JournalHead),
+        (layout.orphans(A0).read_bytes().splitlines()[0], Closing),
+    ]
+    for data, kind in heads:
+        decode(data, kind)
+        with pytest.raises(Damaged):
+            decode(resealed(data, attempt=name), kind)
+    run = layout.run.read_bytes()
+    if not name.startswith("/") or "\0" in name:
+        for field in ("out", "submit_dir"):
+            with pytest.raises(Damaged):
+                decode(resealed(run, **{field: name}), Run)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", ".", "..", "a/b", "a\0b", ".hidden", "run.json", "x" * 256]
+)
+def test_a_copy_of_the_job_has_one_plain_name(finished: Path, name: str) -> None:
+    data = Layout(finished / "S").run.read_bytes()
+    with pytest.raises(Damaged):
+        decode(resealed(data, job__copy=name), Run)
+
+
+# A key becomes a path in the worker.
+
+
+@pytest.mark.parametrize("key", ["../out", "../../x", "/tmp/gpuspool-x", "a/../../x", ".gpuspool"])
+def test_a_worker_writes_no_output_elsewhere(box: Box, key: str) -> None:
+    box.write(
+        "job.py",
+        "def f(task, ctx):\n"
+        "    open(ctx.output(task, '.txt'), 'w').write('1')\n"
+        "    assert task.index != 0 or task.round > 0\n",
+    )
+    box.run(
+        "run", "job.py:f", "--lines", box.lines(2), "--spool", "S", "--time-limit", "1h", code=3
+    )
+    # The retry that follows reads the key from the first manifest.
+    set_field(box / "S" / "manifests" / "rank-0000.jsonl", 0, "key", key)
+    before = outside(box.home, box / "S")
+    box.run("retry", "S", code=3)
+    assert outside(box.home, box / "S") == before
+    assert not Path("/tmp/gpuspool-x.txt").exists()
+    [failed] = [result for result in box.results("S") if result["state"] == "failed"]
+    assert "ctx.output" in failed["error"]["message"]
+
+
+# Files that are not what their names say.
+
+
+def test_nothing_is_appended_to_what_is_no_plain_file_of_its_own(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    link, second, fifo, folder = (tmp_path / name for name in ("link", "second", "fifo", "folder"))
+    link.symlink_to(victim)
+    os.link(victim, second)
+    os.mkfifo(fifo)
+    folder.mkdir()
+    for path in (link, second, fifo, folder):
+        with pytest.raises(OSError, match=str(path)):
+            open_to_append(path)
+    assert victim.read_text() == "precious"
+    fd = open_to_append(tmp_path / "new")
+    os.write(fd, b"one")
+    assert os.get_blocking(fd)
+    os.close(fd)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) & stat.S_IWOTH == 0
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "second name", "socket-like folder"])
+@pytest.mark.parametrize("name", ["events.jsonl", "orchestrator.json", "summary.json"])
+def test_a_start_writes_through_nothing_that_was_planted(box: Box, kind: str, name: str) -> None:
+    box.run("run", "--lines", box.lines(1), "--spool", "S", "--", "true")
+    victim = box.write("victim", "precious")
+    path = box / "S" / name
+    path.unlink()
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "second name":
+        os.link(victim, path)
+    else:
+        path.mkdir()
+    for verb in ("resume", "status", "verify", "results", "logs", "failed"):
+        box.run(verb, "S", code=None)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("log", ["log", "stacks"])
+def test_a_worker_whose_log_was_planted_does_not_begin(box: Box, log: str) -> None:
+    box.write("job.py", "def f(task, ctx): assert ctx.attempt[-1] != '0'\n")
+    victim = box.write("victim", "precious")
+    command = ["run", "job.py:f", "--lines", box.lines(1), "--spool", "S", "--task-timeout", "60"]
+    box.run(*command, code=3)
+    # The task is given another round, as by a retry that was killed before it started anything.
+    (box / "S" / "manifests" / "retry-01.jsonl").write_bytes(seal(task(0, round=1)))
+    (box / "S" / "logs" / f"rank-0000.a01.{log}").symlink_to(victim)
+    box.run("resume", "S", code=None)
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_is_no_folder_of_a_spool(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "claims").symlink_to("elsewhere")
+    with pytest.raises(OSError, match="claims"):
+        make_subfolder(tmp_path / "claims")
+    make_subfolder(tmp_path / "new")
+    make_subfolder(tmp_path / "new")
+
+
+def test_a_file_of_terabytes_takes_nobodys_memory(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "S", 2)
+    for path in (layout.heartbeat(A0), layout.holder, layout.intent(A0), layout.run):
+        with open(path, "wb") as file:
+            file.truncate(1 << 42)
+    assert read_record(layout.holder, Heartbeat) is None
+    layout.run_copy.write_bytes(resealed(pretty_run()))
+    view = view_of(layout)
+    assert any("run.json" in damage.path or A0 in damage.path for damage in view.damage)
+    with pytest.raises(OSError, match=str(layout.run)) as caught:
+        read_bytes(layout.run)
+    assert caught.value.errno is not None
+
+
+def pretty_run() -> bytes:
+    return msgspec.json.format(encode(some_run(2)), indent=2)
+
+
+# Names.
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1))
+def test_every_source_gets_a_copy_with_one_plain_name(name: str) -> None:
+    for sha256 in ("", "0" * 64):
+        copy = copy_name(name[:80], sha256)
+        assert len(os.fsencode(copy)) <= NAME_BYTES
+        job = Job(kind="file", spec="", copy=copy)
+        assert decode(encode(job), Job).copy == copy
+        assert Layout("/s").job_copy(copy).parent == Path("/s/job")
+    assert copy_name("job.py") == "job.py"
+    assert copy_name("job.py", "0123456789") == "job.01234567.py"
+
+
+@given(hostile)
+def test_a_key_that_is_taken_lies_below_out(key: str) -> None:
+    if refuse_key(key) is None:
+        path = os.path.normpath(f"/out/{key}")
+        assert path.startswith("/out/")
+        assert path == f"/out/{key}"
