@@ -36,7 +36,7 @@ from gpuspool.orchestrator.plan.devices import CPU, find_pool
 from gpuspool.orchestrator.plan.inputs import TaskList, seal_tasks
 from gpuspool.orchestrator.plan.jobs import parse_call
 from gpuspool.orchestrator.plan.request import Request
-from gpuspool.orchestrator.plan.slots import make_slots
+from gpuspool.orchestrator.plan.slots import Slot, make_slots
 from gpuspool.orchestrator.supervise.bell import BLIND_S
 from gpuspool.orchestrator.supervise.launch import Child, Orders, launch
 from gpuspool.orchestrator.supervise.workers import BY_PARENT
@@ -299,24 +299,26 @@ def generations(root: Path) -> list[Layout]:
     return [Layout(root / generation_name(number)) for number in sorted(numbers)]
 
 
-def device_tokens(world_size: int) -> tuple[list[str], dict[str, str]]:
-    """The device of each rank, and what else must stand in its environment. Raises UsageError.
+def slots_of_host(world_size: int) -> tuple[list[Slot], dict[str, str]]:
+    """The slot of each rank, and what else must stand in its environment. Raises UsageError.
 
     Where nothing tells of any device the tokens are the ranks, as the old coordinator had it;
     nobody can check them.
     """
-    pool = find_pool(None, os.environ)
+    pool = find_pool(None)
     is_told = any(name in os.environ for name in VARIABLES)
-    if not pool and not is_told:
-        return [str(rank) for rank in range(world_size)], UNCHECKED
-    if not pool:
-        return [CPU] * world_size, {}
-    if world_size > len(pool):
+    tokens = pool.tokens
+    if not tokens and not is_told:
+        return make_slots([str(rank) for rank in range(world_size)], pool), UNCHECKED
+    if not tokens:
+        return make_slots([CPU] * world_size, pool), {}
+    if world_size > len(tokens):
         raise UsageError(
-            f"world_size {world_size}, but there are {len(pool)} device(s): {','.join(pool)}. "
+            f"world_size {world_size}, but there are {len(tokens)} device(s): {','.join(tokens)}. "
             "Ask for one worker for each, or show more with CUDA_VISIBLE_DEVICES."
         )
-    return pool[:world_size], {}
+    logger.info("%s", pool)
+    return make_slots(tokens[:world_size], pool), {}
 
 
 class GPUProcessCoordinator:
@@ -346,7 +348,7 @@ class GPUProcessCoordinator:
         self._refuse_while_any_runs()
         args = _encode_args(worker_args)
         job, source = parse_call(worker_fn)
-        tokens, variables = device_tokens(self.world_size)
+        slots, variables = slots_of_host(self.world_size)
         options = Options()
         request = Request(
             job=job,
@@ -365,7 +367,7 @@ class GPUProcessCoordinator:
         self.workers = {}
         orders = Orders(epoch=0, job=job, options=options, world_size=self.world_size)
         try:
-            for slot in make_slots(tokens):
+            for slot in slots:
                 child = launch(view, slot, orders, **variables)
                 self.workers[slot.rank] = Worker(slot.rank, child, view)
                 text = "Spawned worker %d (CUDA_VISIBLE_DEVICES=%s)"

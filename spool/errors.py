@@ -13,6 +13,7 @@
     ├── AttemptError                   1
     │   ├── JobDamaged                 1   the spool's copy of the job is not what it was
     │   ├── DeviceError                1   the worker does not see the devices it was given
+    │   ├── DevicesChanged             1   the job changed the variables that name its devices
     │   └── Unusable                  76   the device or the process is broken
     │
     │   raised inside a worker, and recorded as the reason why a task failed
@@ -114,6 +115,10 @@ class JobDamaged(AttemptError):
 
 class DeviceError(AttemptError):
     """The worker does not see exactly the devices that it was given."""
+
+
+class DevicesChanged(AttemptError):
+    """The job changed the variables that name its devices, which every worker has for itself."""
 
 
 class Unusable(AttemptError):

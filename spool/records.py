@@ -311,7 +311,10 @@ class Intent(Record, frozen=True, kw_only=True):
 
     job, options: those of the epoch, which may differ from the run's. environment: the variables
     about devices and threads that the worker is started with. trusted: the numbers of the users
-    that the parent was told to trust beside its own and root.
+    that the parent was told to trust beside its own and root. device_uuids: of each device that
+    `device` names by an index, the UUID that is meant, "" where it is not known. withheld: the
+    parent's variables that the worker is not given, since they name the parent's own rank in a
+    process group.
     """
 
     attempt: AttemptName
@@ -325,6 +328,8 @@ class Intent(Record, frozen=True, kw_only=True):
     environment: dict[str, str]
     at: float
     trusted: list[int] = msgspec.field(default_factory=list)
+    device_uuids: list[str] = msgspec.field(default_factory=list)
+    withheld: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Fingerprint(Record, frozen=True, kw_only=True):

@@ -1,15 +1,18 @@
-"""The one fixture of the end-to-end tests: a folder to run commands in.
+"""The fixtures of the end-to-end tests: a folder to run commands in, and an NVML to ask.
 
-No process is left behind in it.
+No process is left behind in the folder.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Box
+from helpers import TESTS, Box, Nvml
 from hypothesis import settings
 
 # How long one example takes says more of the machine than of the code.
@@ -24,3 +27,18 @@ def box(tmp_path: Path) -> Iterator[Box]:
     one = Box(home)
     yield one
     one.kill_all()
+
+
+@pytest.fixture(scope="session")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> Nvml:
+    """A libnvidia-ml.so.1 that says what a test tells it, for the real bindings to load."""
+    compiler = os.environ.get("CC") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler (cc) to build a libnvidia-ml.so.1 with")
+    folders = {}
+    for name, flags in (("new", []), ("old", ["-DWITHOUT_MIG"])):
+        folders[name] = tmp_path_factory.mktemp(f"nvml-{name}")
+        library = folders[name] / "libnvidia-ml.so.1"
+        command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-D_GNU_SOURCE", *flags]
+        subprocess.run([*command, "-o", library, TESTS / "nvml" / "nvml.c"], check=True)
+    return Nvml(folders["new"], folders["old"])

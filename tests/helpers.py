@@ -221,6 +221,27 @@ class Box:
             started.process.wait(PATIENCE_S)
 
 
+@dataclass(frozen=True)
+class Nvml:
+    """The folders of a libnvidia-ml.so.1 of a driver of today, and of one from before MIG."""
+
+    new: Path
+    old: Path
+
+    def lists(self, cards: str = "", *, is_old: bool = False, **variables: str | None) -> Any:
+        """The environment in which NVML lists these cards. nvml/nvml.c tells how they are written.
+
+        Nothing else tells of devices, unless `variables` do.
+        """
+        folder = self.old if is_old else self.new
+        return {
+            "LD_LIBRARY_PATH": str(folder),
+            "CUDA_VISIBLE_DEVICES": None,
+            "NVML_CARDS": cards,
+            **variables,
+        }
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal. It is fine if the process is gone."""
     try:
@@ -240,7 +261,7 @@ def is_alive(pid: int) -> bool:
 def has_gpu() -> bool:
     """Whether this machine has a GPU, whatever this process may see of it."""
     try:
-        return bool(find_pool(None, {}))
+        return bool(find_pool(None, {}).tokens)
     except UsageError:
         return False
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from helpers import JOBS, Box, has_gpu, names, record
 
-from gpuspool.orchestrator.plan.devices import assign, environment_for, find_pool
+from gpuspool.orchestrator.plan.devices import find_pool, share_out
+from gpuspool.orchestrator.plan.environment import environment_for
 from gpuspool.spool.errors import UsageError
 
 UUIDS = "GPU-aaaa,GPU-bbbb"
@@ -24,7 +25,7 @@ def assigned(
     per_rank: int = 1,
 ) -> list[str]:
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    return assign(devices, ranks, per_gpu, per_rank, environment)
+    return share_out(find_pool(devices, environment), ranks, per_gpu, per_rank)
 
 
 def test_each_inherited_token_is_one_rank() -> None:
@@ -100,7 +101,7 @@ def test_what_stands_behind_an_entry_that_names_nothing_is_ignored_as_cuda_does(
 
 
 def test_rocm_has_a_variable_of_its_own() -> None:
-    assert assign(None, None, 1, 1, {"HIP_VISIBLE_DEVICES": "3,4"}) == ["3", "4"]
+    assert find_pool(None, {"HIP_VISIBLE_DEVICES": "3,4"}).tokens == ["3", "4"]
     assert environment_for("3", 2, {"HIP_VISIBLE_DEVICES": "3,4"})["HIP_VISIBLE_DEVICES"] == "3"
     assert "HIP_VISIBLE_DEVICES" not in environment_for("3", 2, {})
 
@@ -109,9 +110,8 @@ def test_rocm_has_a_variable_of_its_own() -> None:
 @pytest.mark.parametrize("variable", ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"])
 def test_a_promised_gpu_that_is_not_there_is_never_silently_the_cpu(variable: str) -> None:
     with pytest.raises(UsageError, match=f"{variable}=1 promises GPUs"):
-        assign(None, None, 1, 1, {variable: "1"})
-    assert assign("cpu", 1, 1, 1, {variable: "1"}) == [""]
-    assert assign(None, 1, 1, 1, {variable: "0"}) == [""]
+        find_pool(None, {variable: "1"})
+    assert find_pool("cpu", {variable: "1"}).tokens == []
 
 
 def test_indices_are_those_of_the_bus() -> None:
@@ -121,12 +121,11 @@ def test_indices_are_those_of_the_bus() -> None:
     assert "CUDA_DEVICE_ORDER" not in environment_for("", 1, {})
 
 
-def test_cpu_ranks_share_the_cores_unless_the_user_said_otherwise() -> None:
-    cores = len(os.sched_getaffinity(0))
-    assert environment_for("", 1, {})["OMP_NUM_THREADS"] == str(cores)
-    assert environment_for("", 10 * cores, {})["OMP_NUM_THREADS"] == "1"
-    assert "OMP_NUM_THREADS" not in environment_for("", 1, {"OMP_NUM_THREADS": "3"})
-    assert "OMP_NUM_THREADS" not in environment_for("GPU-aaaa", 1, {})
+def test_ranks_share_the_cores_unless_the_user_said_otherwise() -> None:
+    for device in ("", "GPU-aaaa"):
+        assert environment_for(device, 5, {})["OMP_NUM_THREADS"] == "5"
+        assert environment_for(device, 0, {})["OMP_NUM_THREADS"] == "1"
+        assert "OMP_NUM_THREADS" not in environment_for(device, 5, {"OMP_NUM_THREADS": "3"})
 
 
 def seen_by_ranks(box: Box, visible: str, *options: str, tasks: int = 12) -> dict[int, list[Any]]:
@@ -207,7 +206,7 @@ def test_a_worker_that_does_not_see_its_device_computes_nothing(box: Box) -> Non
 def test_a_real_gpu_is_seen_used_and_named(box: Box) -> None:
     if not has_gpu():
         pytest.skip("needs a real GPU: NVML finds none here")
-    ranks = str(min(2, len(find_pool(None, {}))))
+    ranks = str(min(2, len(find_pool(None, {}).tokens)))
     command = [
         "run",
         f"{JOBS}/gpu.py:Matrix",

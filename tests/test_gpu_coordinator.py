@@ -36,7 +36,7 @@ Make = Callable[[int], GPUProcessCoordinator]
 
 def has_gpu() -> bool:
     try:
-        return bool(find_pool(None, {}))
+        return bool(find_pool(None, {}).tokens)
     except UsageError:
         return True
 

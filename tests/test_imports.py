@@ -25,7 +25,7 @@ ONE_PACKAGE = {"click": "gpuspool.orchestrator.cli"}
 # one line know nothing of each other. A module that is missing here fails the test.
 SPOOL_ORDER = (
     "states errors file_system",
-    "layout exits oom processes",
+    "layout exits oom cores processes",
     "records",
     "codec ledger identity death",
     "publish values",
@@ -37,7 +37,7 @@ SPOOL_ORDER = (
 )
 WORKER_ORDER = (
     "causes context devices drain reports resources say standing supply",
-    "backlog batch_size children leaving memory parent timer warmup",
+    "backlog batch_size children leaving memory parent pinning timer warmup",
     "beat idle outputs results",
     "job prefetch settle trouble",
     "call prepare",

@@ -36,6 +36,7 @@ from gpuspool.spool.errors import (
     EXIT_DRAINED,
     EXIT_NOT_FINISHED,
     EXIT_UNUSABLE,
+    AttemptError,
     Unusable,
 )
 from gpuspool.spool.identity import myself
@@ -55,7 +56,7 @@ from gpuspool.worker.idle import Idling
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.parent import Parent
-from gpuspool.worker.prepare import Preparation
+from gpuspool.worker.prepare import Preparation, judge_load
 from gpuspool.worker.say import say
 from gpuspool.worker.settle import Settler
 from gpuspool.worker.standing import Standing
@@ -190,6 +191,10 @@ class Attempt:
             end = Ended(Reason.IO, error)
         except Unusable as broken:
             self._die(broken)
+        except AttemptError as misled:
+            # Found out by the first call: no rank can use this job, or this device.
+            error = judge_load(misled)
+            end = Ended(Reason(error.kind), error)
         # Whatever was in hand is so no longer, and no limit holds for how this attempt ends.
         self._timer.end()
         return end
@@ -234,6 +239,8 @@ class Attempt:
     def _make_executor(self, job: LoadedJob, context: Context, outputs: Outputs) -> Executor:
         seed = self._intent.options.seed
         call = Call(job, context, outputs, seed, self._beat.doing, self._settler)
+        if self._intent.job.kind in (JobKind.FILE, JobKind.MODULE):
+            call.check_first(self._preparation.check_first_call)
         return Executor(job, call, self._drain)
 
     def _die(self, broken: Unusable) -> NoReturn:

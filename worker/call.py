@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from time import perf_counter, time
@@ -31,7 +31,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from gpuspool.spool.errors import OutputError, ResultError, Unusable
+from gpuspool.spool.errors import AttemptError, OutputError, ResultError
 from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
 from gpuspool.spool.states import ErrorKind, LineState
 from gpuspool.worker.beat import Doing
@@ -115,6 +115,23 @@ class Call:
         if job.load is not None:
             threads = threads_for(job.batch_size, job.prefetch)
             self.prefetcher = Prefetcher(job.load, self._task, threads)
+
+    def check_first(self, check: Callable[[], None]) -> None:
+        """Have something looked at once, after the first call of the job; `check` may raise.
+
+        What it raises counts as raised by the call, so the tasks of the call are not settled.
+        """
+        # The job is put back as it was after that, so that no later call pays for this.
+        job = self._job
+
+        def first(*args: Any) -> Any:
+            try:
+                return job.call(*args)
+            finally:
+                self._job = job
+                check()
+
+        self._job = msgspec.structs.replace(job, call=first)
 
     def make(self, lines: list[TaskLine], is_alone: bool = False) -> tuple[CallEnd, list[TaskLine]]:
         """Call the job with these tasks: one, or as many as a batch may have.
@@ -298,7 +315,7 @@ class Call:
         try:
             inputs = filter(None, map(_input_of, lines))
             raise_trouble(raised, self.outputs.folders(), self.outputs.root, inputs)
-        except (OSError, Unusable):
+        except (OSError, AttemptError):
             self.outputs.discard()
             raise
 

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -24,6 +25,11 @@ _HEALTHY = (0, 3, 4, 201)
 # While a graph is captured nothing may wait for the device, and the driver says so with one of
 # these codes. That is the job's own error.
 _CAPTURING = range(900, 909)
+
+
+def is_checking() -> bool:
+    """Whether devices are to be compared at all."""
+    return os.environ.get(CHECK_VARIABLE) != "off"
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -42,15 +48,16 @@ def _torch() -> Any:
     return torch
 
 
-def check_devices(tokens: str) -> Device:
+def check_devices(tokens: str, uuids: Sequence[str] = ()) -> Device:
     """Compare what torch sees with the device tokens that this worker was given.
 
     Returns the first device, once it is sure that torch sees as many devices as `tokens` (joined by
-    commas) names, and the right one. Without tokens (a CPU rank), without torch, or with
+    commas) names, and the right ones as far as their UUIDs are known. uuids: those of tokens that
+    are indices, "" where it is not known. Without tokens (a CPU rank), without torch, or with
     GPUSPOOL_DEVICE_CHECK=off there is nothing to compare. Raises DeviceError.
     """
     torch = _torch()
-    if not tokens or torch is None or os.environ.get(CHECK_VARIABLE) == "off":
+    if not tokens or torch is None or not is_checking():
         return Device()
     wanted = tokens.split(",")
     seen = torch.cuda.device_count()
@@ -60,13 +67,26 @@ def check_devices(tokens: str) -> Device:
             f"{torch.__version__} sees {seen}. Look at nvidia-smi and at the driver; "
             f"{CHECK_VARIABLE}=off skips this check."
         )
-    name = str(torch.cuda.get_device_name(0))
-    uuid = str(getattr(torch.cuda.get_device_properties(0), "uuid", ""))
-    if not uuid:
-        return Device(name)
-    uuid = f"GPU-{uuid}"
-    if wanted[0].startswith("GPU-") and not uuid.startswith(wanted[0]):
-        raise DeviceError(f"this worker was given {wanted[0]} and sees {uuid} ({name})")
+    devices = [_device(torch, place) for place in range(seen)]
+    meant = list(uuids) or [""] * len(wanted)
+    for device, token, uuid in zip(devices, wanted, meant, strict=True):
+        # A token may be the beginning of a UUID.
+        start = token if token.startswith("GPU-") else uuid
+        if device.uuid and start.startswith("GPU-") and not device.uuid.startswith(start):
+            raise DeviceError(
+                f"this worker was given {token} ({start}) and sees {device.uuid} ({device.name}). "
+                f"Look at CUDA_DEVICE_ORDER and at nvidia-smi; {CHECK_VARIABLE}=off skips this "
+                "check."
+            )
+    return devices[0]
+
+
+def _device(torch: Any, place: int) -> Device:
+    """One device as torch sees it. Old versions of torch do not tell the UUID."""
+    name = str(torch.cuda.get_device_name(place))
+    uuid = str(getattr(torch.cuda.get_device_properties(place), "uuid", ""))
+    if uuid:
+        uuid = f"GPU-{uuid}"
     return Device(name, uuid)
 
 

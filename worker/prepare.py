@@ -6,7 +6,6 @@ one to warm the host up. Called by `attempt`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from gpuspool.worker.context import Context
 from gpuspool.worker.devices import Device, check_devices
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.job import LoadedJob, load_job
+from gpuspool.worker.pinning import Pinning
 from gpuspool.worker.results import call_user_code, to_error
 from gpuspool.worker.say import say
 from gpuspool.worker.timer import Timer
@@ -37,6 +37,7 @@ class Preparation:
     ) -> None:
         # What the worker sees as its first device, once that was looked at.
         self.device = Device()
+        self._pinning = Pinning(intent.environment)
         self._layout = layout
         self._intent = intent
         self._beat = beat
@@ -50,28 +51,19 @@ class Preparation:
         used.
         """
         self._timer.begin(0)
+        self._pinning.watch()
         job, raised = call_user_code(
-            load_job, self._layout, self._intent.job, context, self._check_devices, self._warm_up
+            load_job, self._layout, self._intent.job, context, self.check_devices, self._warm_up
         )
         if raised is not None:
-            return self._judge(raised)
+            if isinstance(raised, Drained):
+                raise raised
+            self._refuse_trouble_of_spool(raised)
+            return judge_load(raised)
         assert isinstance(job, LoadedJob)
         self._beat.doing.device = self.device
         self._tell(Phase.RUNNING)
         return job
-
-    def _judge(self, raised: BaseException) -> Error:
-        """The error of a job that could not be made. Raises what is not the job's fault."""
-        if isinstance(raised, Drained):
-            raise raised
-        self._refuse_trouble_of_spool(raised)
-        error = to_error(raised)
-        forget_frames(raised)
-        say(error.traceback or error.message)
-        kind = ErrorKind.LOAD
-        if isinstance(raised, DeviceError):
-            kind = ErrorKind.DEVICE
-        return msgspec.structs.replace(error, kind=kind)
 
     def _refuse_trouble_of_spool(self, raised: BaseException) -> None:
         """Raise OSError where the spool is in trouble, rather than a file of the job's.
@@ -82,8 +74,20 @@ class Preparation:
         if isinstance(raised, OSError) and raised.errno is not None:
             raise_trouble_at(raised, self._layout.root)
 
-    def _check_devices(self) -> None:
-        self.device = check_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    def check_devices(self) -> None:
+        """Look whether the job uses the devices that it was given. Raises AttemptError."""
+        self._pinning.check()
+        tokens = self._intent.environment.get("CUDA_VISIBLE_DEVICES", "")
+        self.device = check_devices(tokens, self._intent.device_uuids)
+
+    def check_first_call(self) -> None:
+        """Look once more: a job may import its libraries, or choose its device, in a call.
+
+        Raises AttemptError.
+        """
+        self._pinning.unwatch()
+        self.check_devices()
+        self._beat.doing.device = self.device
 
     def _warm_up(self, warmup: Callable[[], Any]) -> None:
         intent = self._intent
@@ -101,3 +105,14 @@ class Preparation:
         """Tell of a new phase at once."""
         self._beat.doing.phase = phase
         self._beat.beat()
+
+
+def judge_load(raised: BaseException) -> Error:
+    """The error of a job that cannot be made or used, of kind "load" or "device". It is logged."""
+    error = to_error(raised)
+    forget_frames(raised)
+    say(error.traceback or error.message)
+    kind = ErrorKind.LOAD
+    if isinstance(raised, DeviceError):
+        kind = ErrorKind.DEVICE
+    return msgspec.structs.replace(error, kind=kind)

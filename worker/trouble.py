@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpuspool.spool.errors import Unusable
+from gpuspool.spool.errors import AttemptError, Unusable
 from gpuspool.spool.publish import probe_folder
 from gpuspool.worker.causes import causes
 from gpuspool.worker.devices import find_device_fault
@@ -60,7 +60,7 @@ def raise_trouble(
 
     folders: those that the tasks in hand were to write to. out: the folder that all outputs lie in.
     inputs: the files that these tasks read. Raises OSError for a file system in trouble, Unusable
-    for this process.
+    for this process, and any other AttemptError as it is.
     """
     places = set(folders)
     files = list(inputs)
@@ -82,6 +82,8 @@ def raise_trouble(
 
 def _judge(error: BaseException, raised: BaseException, places: set[Path]) -> None:
     """Raise if `error`, one of the causes of `raised`, is never a task's fault."""
+    if isinstance(error, AttemptError):
+        raise error
     if not isinstance(error, OSError):
         return
     if error.errno in NO_DESCRIPTORS:

@@ -28,6 +28,7 @@ from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failur
 from gpuspool.orchestrator.supervise.lock import hold, renounce
 from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
+from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.text.progress import Progress, make_progress
 from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.layout import copy_name
@@ -60,7 +61,7 @@ def supervise(
     # Who drains from here on means this start, which nobody can name before it has told its epoch.
     drained = drain_epoch(layout)
     options = options_of_start(view.run.options, given)
-    slots = slots_for(options)
+    pool, slots = slots_for(options)
     # Signals are caught as soon as the lock is held, so that a Ctrl-C from there on ends in a drain
     # and not in the middle of a repair. The repair comes before the view is read again, since it
     # makes whole what a view is read from. Whatever happens, orchestrator.json must not go on to
@@ -73,6 +74,7 @@ def supervise(
         mark_out(view.run)
         progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
         try:
+            Telling(layout, view.next_epoch(), progress).tell("devices", str(pool))
             _warn(progress, lock_warning, *warnings_of(layout.root))
             if is_retry:
                 progress.say(f"{_publish_retry(view)} failed tasks get another round")

@@ -14,7 +14,7 @@ from typing import Any
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.aside import move_aside
 from gpuspool.orchestrator.plan.create import create, half_made, plan
-from gpuspool.orchestrator.plan.devices import assign
+from gpuspool.orchestrator.plan.devices import Pool, find_pool, share_out
 from gpuspool.orchestrator.plan.differences import job_difference, other_differences
 from gpuspool.orchestrator.plan.holds import refuse_to_rename
 from gpuspool.orchestrator.plan.options import options_of_start
@@ -56,11 +56,11 @@ def is_made(layout: Layout) -> bool:
     return layout.run.exists() or layout.run_copy.exists()
 
 
-def slots_for(options: Options) -> list[Slot]:
-    """The slots that these options ask for, one for each rank. Raises UsageError."""
-    return make_slots(
-        assign(options.devices, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
-    )
+def slots_for(options: Options) -> tuple[Pool, list[Slot]]:
+    """The pool, and the slots that these options ask for, one for each rank. Raises UsageError."""
+    pool = find_pool(options.devices)
+    devices = share_out(pool, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
+    return pool, make_slots(devices, pool)
 
 
 def describe(layout: Layout, request: Request, given: Mapping[str, Any], fresh: bool) -> Report:
@@ -75,8 +75,9 @@ def describe(layout: Layout, request: Request, given: Mapping[str, Any], fresh: 
         verb = "go on, if nothing but the job differs, with"
         options = options_of_start(load_run(layout).options, given)
     costs = request.tasks.costs
-    slots = slots_for(options)
+    pool, slots = slots_for(options)
     text = f"would {verb} {layout.root} for {len(costs)} tasks on {len(slots)} ranks"
+    text += f"\n{pool}"
     for slot, planned in zip(slots, plan(costs, len(slots)), strict=True):
         cost = sum(costs[index] for index in planned)
         text += f"\nrank {slot.rank} on {slot.device_name}: "
@@ -98,7 +99,7 @@ def _make(
     layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
 ) -> dict[str, bytes] | None:
     """Make the spool; returns its manifests, or None where another process was faster."""
-    ranks = len(slots_for(request.options))
+    _, slots = slots_for(request.options)
     if request.out is not None:
         check_out(Path(request.out), overwrite, request, layout.root)
     if fresh and layout.root.exists():
@@ -107,7 +108,7 @@ def _make(
         clear_out(Path(request.out))
     for path in half_made(layout):
         warn(f"{path} was left half made; it is not used, delete it")
-    return create(layout, request, ranks)
+    return create(layout, request, len(slots))
 
 
 def _move_spool_aside(layout: Layout, request: Request, trust: Trust) -> None:

@@ -21,14 +21,18 @@ from pathlib import Path
 
 import msgspec
 
-from gpuspool.orchestrator.plan.devices import environment_for, near_cpus
+from gpuspool.orchestrator.plan.devices import CPU
+from gpuspool.orchestrator.plan.environment import environment_for, group_variables
+from gpuspool.orchestrator.plan.nvml import cores_near
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.spool.codec import seal_pretty
+from gpuspool.spool.cores import usable_cores
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import attempt_name
 from gpuspool.spool.processes import MARK, mark_of, run_mark
 from gpuspool.spool.publish import open_to_append, publish
 from gpuspool.spool.records import Intent, Job, Options
+from gpuspool.spool.states import JobKind
 from gpuspool.spool.view import View
 
 # Added to a worker's oom_score_adj: to the kernel's out-of-memory killer it looks as if it held
@@ -42,6 +46,7 @@ RECORDED = (
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",
     "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
     "SLURM_JOB_ID",
 )
@@ -124,7 +129,18 @@ def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
     number = view.next_number(slot.rank)
     attempt = attempt_name(slot.rank, number)
     argv = _argv(view, slot.rank, number)
-    environment = _environment(view, attempt, slot, orders.world_size, variables)
+    near = _cores_near(slot)
+    foreign: dict[str, str] = {}
+    # A program that spawns functions may well have made its own workers a group by these variables.
+    if orders.job.kind is not JobKind.CALL:
+        foreign = group_variables(os.environ)
+    cores = usable_cores() // orders.world_size
+    if near:
+        cores = min(cores, len(near))
+    environment = {name: text for name, text in os.environ.items() if name not in foreign}
+    environment.update(environment_for(slot.device, cores, os.environ))
+    environment[MARK] = mark_of(run_mark(view.layout.root, view.run.id), attempt)
+    environment.update(variables)
     intent = Intent(
         attempt=attempt,
         epoch=orders.epoch,
@@ -135,6 +151,8 @@ def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
         job=orders.job,
         options=orders.options,
         environment={name: environment[name] for name in RECORDED if name in environment},
+        device_uuids=list(slot.uuids),
+        withheld=foreign,
         at=time.time(),
         trusted=list(orders.trusted),
     )
@@ -142,7 +160,7 @@ def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
         raise FileExistsError(f"{attempt} was started by somebody else just now")
     child = Child(attempt, _start(view, attempt, argv, environment))
     _offer_to_oom_killer(child.pid)
-    _keep_near_device(child.pid, slot.device)
+    _keep_near_device(child.pid, near)
     return child
 
 
@@ -153,16 +171,6 @@ def _argv(view: View, rank: int, number: int) -> list[str]:
     argv += ["--spool", str(view.layout.root)]
     argv += ["--rank", str(rank), "--attempt", str(number)]
     return argv
-
-
-def _environment(
-    view: View, attempt: str, slot: Slot, world_size: int, variables: Mapping[str, str]
-) -> dict[str, str]:
-    environment = dict(os.environ)
-    environment.update(environment_for(slot.device, world_size, os.environ))
-    environment[MARK] = mark_of(run_mark(view.layout.root, view.run.id), attempt)
-    environment.update(variables)
-    return environment
 
 
 def _start(
@@ -195,9 +203,21 @@ def _offer_to_oom_killer(pid: int) -> None:
         path.write_text(str(score))
 
 
-def _keep_near_device(pid: int, device: str) -> None:
+def _cores_near(slot: Slot) -> set[int]:
+    """The cores next to the first GPU of a slot that this process may use.
+
+    Empty for the CPU, and where NVML does not tell.
+    """
+    if slot.device == CPU:
+        return set()
+    first, _, _ = slot.device.partition(",")
+    if slot.uuids and slot.uuids[0]:
+        first = slot.uuids[0]
+    return cores_near(first) & os.sched_getaffinity(0)
+
+
+def _keep_near_device(pid: int, near: set[int]) -> None:
     """Let a worker run on the cores next to its GPU only, where NVML tells which these are."""
-    cpus = near_cpus(device)
-    if cpus:
+    if near:
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(pid, cpus)
+            os.sched_setaffinity(pid, near)

@@ -52,12 +52,12 @@ class Group:
             time.sleep(0.01)
 
 
-def _parents() -> Iterator[Path]:
+def _parents(controller: str = "memory") -> Iterator[Path]:
     """Where a group could be made: below our own, in v1 or v2."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, group = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            yield MOUNTS / "memory" / group[1:]
+        if controller in controllers.split(","):
+            yield MOUNTS / controller / group[1:]
         elif not controllers:
             yield from (top / group[1:] for top in (MOUNTS, MOUNTS / "unified"))
 
@@ -83,6 +83,37 @@ def _limit(path: Path, limit: int) -> bool:
     for name in there:
         (path / name).write_text(str(limit * LIMITS[name]))
     return bool(there)
+
+
+def cpu_groups(cores: int) -> list[Group]:
+    """A group with so many cores' worth of time, and one below it without a limit of its own.
+
+    Raises OSError if none can be made.
+    """
+    for parent in _parents("cpu"):
+        path = parent / f"torture-{os.getpid()}-{time.monotonic_ns()}"
+        with contextlib.suppress(OSError):
+            path.mkdir()
+            if _limit_time(path, cores):
+                (path / "inner").mkdir()
+                return [Group(path), Group(path / "inner")]
+            path.rmdir()
+    raise OSError("no cpu cgroup can be made below our own")
+
+
+def _limit_time(path: Path, cores: int) -> bool:
+    """Whether the group has a cpu controller, which now has a quota."""
+    if (path / "cpu.cfs_quota_us").exists():
+        (path / "cpu.cfs_quota_us").write_text(str(100_000 * cores))
+        (path / "cpu.cfs_period_us").write_text("100000")
+        return True
+    if not (path / "cpu.max").exists():
+        with contextlib.suppress(OSError):
+            (path.parent / "cgroup.subtree_control").write_text("+cpu")
+    if (path / "cpu.max").exists():
+        (path / "cpu.max").write_text(f"{100_000 * cores} 100000")
+        return True
+    return False
 
 
 def why_not() -> str:
