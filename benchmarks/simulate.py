@@ -100,8 +100,8 @@ class Followed(ChainEnd):
         self.calls.names += self.unclaimed > 0
         return self
 
-    def take(self, attempt: str, stop: int) -> Claim:
-        claim = Claim(attempt=attempt, start=self.next, stop=stop, at=0.0)
+    def take(self, attempt: str, stop: int, number: int = 0) -> Claim:
+        claim = Claim(attempt=attempt, start=self.next, stop=stop, at=0.0, number=number)
         self.planned.claims.append(claim)
         self.read += 1
         self.calls.names += CALLS

@@ -86,10 +86,10 @@ def _read_beyond(layout: Layout, manifest: str, start: int, end: int, most: int)
 
 
 def _publish_claim(
-    layout: Layout, manifest: str, attempt: str, start: int, stop: int
+    layout: Layout, manifest: str, attempt: str, start: int, stop: int, number: int
 ) -> Claim | None:
     """Claim the places from `start` to `stop` by link(2). None: somebody claimed `start` before."""
-    claim = Claim(attempt=attempt, start=start, stop=stop, at=time.time())
+    claim = Claim(attempt=attempt, start=start, stop=stop, at=time.time(), number=number)
     path = layout.claim(manifest, start)
     if not is_folder(path.parent):
         make_subfolder(path.parent)
@@ -145,10 +145,13 @@ class ClaimChain:
         strays = _read_beyond(self.layout, self.manifest, self.next, self.end, self.end)
         return max((claim.stop for claim in strays), default=0) - 1
 
-    def take(self, attempt: str, stop: int) -> Claim | None:
-        """Claim the places from `next` to `stop`. None: somebody was faster; the chain read on."""
+    def take(self, attempt: str, stop: int, number: int = 0) -> Claim | None:
+        """Claim the places from `next` to `stop`. None: somebody was faster; the chain read on.
+
+        number: how many claims the attempt has tried to make; 0 for a claim that nobody will run.
+        """
         assert self.next < stop <= self.end, (self.manifest, self.next, stop, self.end)
-        claim = _publish_claim(self.layout, self.manifest, attempt, self.next, stop)
+        claim = _publish_claim(self.layout, self.manifest, attempt, self.next, stop, number)
         if claim is None:
             self.advance()
         else:
@@ -213,10 +216,13 @@ class ChainEnd:
         self.next = 0
         self._recent = []
 
-    def take(self, attempt: str, stop: int) -> Claim | None:
-        """Claim the places from `next` to `stop`. None: somebody was faster; look again."""
+    def take(self, attempt: str, stop: int, number: int = 0) -> Claim | None:
+        """Claim the places from `next` to `stop`. None: somebody was faster; look again.
+
+        number: how many claims the attempt has tried to make, with this one.
+        """
         assert self.next < stop <= self.end, (self.manifest, self.next, stop, self.end)
-        claim = _publish_claim(self.layout, self.manifest, attempt, self.next, stop)
+        claim = _publish_claim(self.layout, self.manifest, attempt, self.next, stop, number)
         if claim is None:
             while self._step():
                 pass

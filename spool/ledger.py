@@ -4,7 +4,7 @@ a task is      when
 complete       a journal says so, in any round
 failed         else: its newest round says so, in a journal or in a closing; or no readable
                manifest line describes it any more
-claimed        else: an attempt that is not closed holds a claim on its line
+claimed        else: an open attempt holds a claim on its line, and did not say that it gave it up
 unclaimed      else: its line lies beyond the last claim of a manifest
 stranded       else: its claim was lost or damaged; the sweep publishes it again
 

@@ -130,7 +130,14 @@ def _create_hidden(path: Path, flags: int, data: bytes, durable: bool) -> tuple[
     flags: how to open it, for open(2). Where it cannot be written whole, nothing is left of it.
     """
     hidden = path.parent / hidden_name(path.name)
-    fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    flags |= os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(hidden, flags, FILE_MODE)
+    except FileExistsError:
+        # Nobody else makes this name. The call was carried out, its reply was lost, and it was
+        # carried out again.
+        remove_quietly(hidden)
+        fd = os.open(hidden, flags, FILE_MODE)
     try:
         with naming(path):
             write_all(fd, data)
@@ -196,12 +203,20 @@ def open_to_append(path: Path) -> int:
 
 
 def make_subfolder(path: Path) -> None:
-    """Make one folder in a spool, unless it is there. Raises OSError, also for a link."""
-    try:
-        os.mkdir(path, FOLDER_MODE)
-    except FileExistsError:
-        if not is_folder(path):
-            raise
+    """Make one folder in a spool, unless it is there. Raises OSError, also for a link. Not synced.
+
+    mkdir(2) may report any error although it was carried out, so what counts is whether the folder
+    is there.
+    """
+
+    def make() -> None:
+        try:
+            os.mkdir(path, FOLDER_MODE)
+        except OSError:
+            if not is_folder(path):
+                raise
+
+    patiently(make)
 
 
 def is_folder(path: Path) -> bool:
@@ -288,58 +303,80 @@ def _make_folders(path: Path) -> None:
 
 # The reply to a link(2) may be lost: an NFS client then sends the call once more, and the server
 # refuses it since the name exists, or the call times out although it was carried out. So an error
-# says nothing. The question "did I win?" is answered by the inode: the hidden name and the final
-# name lead to the same file if and only if this very link has happened, since nobody else knows the
-# hidden name. Equal content would prove nothing, as two publishers may well say the same.
+# says nothing. The question "did I win?" is answered by what stands under the final name. All that
+# is published, where it matters who won, says who publishes it: a journal names its process, an
+# intent its parent, a claim the attempt and how many claims that has tried to make. Where two
+# publishers do say the same, either may as well have won.
+#
+# The inode would tell as well, on most file systems: the hidden name and the final name lead to the
+# same file if and only if this very link has happened. But some make inode numbers up anew at each
+# look, and some give all files the same. So it is asked only where the content cannot tell: of
+# empty files, where nothing depends on the answer, and of outputs, whose loser keeps what is there.
 #
 # Whoever took such an error at its word would leave what it had won to nobody. A claimer would hold
 # tasks that it never runs, and a worker whose journal was linked would think that its attempt had
 # begun elsewhere, and exit.
-def link_or_not(hidden: Path, path: Path) -> bool:
+def link_or_not(hidden: Path, path: Path, data: bytes | None = None) -> bool:
     """link(2) `hidden` to `path`. False: somebody else took the name before.
 
-    The hidden name stays. Raises OSError where the link fails for another reason.
+    data: what stands in the hidden file; None for a file that is too large to compare. The hidden
+    name stays. Raises OSError where the link fails for another reason.
     """
 
     def link() -> bool:
         try:
             os.link(hidden, path)
         except OSError as error:
-            if _is_same(hidden, path):
-                return True
             if isinstance(error, FileExistsError):
-                return False
+                _await_visible(path)
+                return _is_ours(hidden, path, data)
+            if _is_ours(hidden, path, data):
+                return True
             raise
         return True
 
     return patiently(link)
 
 
-def link_or_lose(hidden: Path, path: Path) -> bool:
+def link_or_lose(hidden: Path, path: Path, data: bytes | None = None) -> bool:
     """link(2) `hidden` to `path`, and remove the hidden name whatever came of it.
 
-    False: somebody else took the name before. Raises OSError where the link fails for another
-    reason.
+    data: as for `link_or_not`. False: somebody else took the name before. Raises OSError where the
+    link fails for another reason.
     """
     try:
-        return link_or_not(hidden, path)
+        return link_or_not(hidden, path, data)
     finally:
         remove_quietly(hidden)
 
 
-def _is_same(hidden: Path, path: Path) -> bool:
-    """Whether both names lead to one file."""
+def _await_visible(path: Path) -> None:
+    """Wait for about a second, if need be, until a name that is taken can be seen.
+
+    A network file system may remember for a while that it did not find a name.
+    """
+    for wait_s in PATIENCE_S:
+        if os.path.lexists(path):
+            return
+        time.sleep(wait_s)
+
+
+def _is_ours(hidden: Path, path: Path, data: bytes | None) -> bool:
+    """Whether `path` holds this `data`; without any, whether it leads to the hidden file."""
+    if data:
+        return _read_bytes(path, 0, len(data) + 1) == data
     try:
         return os.path.samestat(os.lstat(hidden), os.lstat(path))
     except FileNotFoundError:
         return False
 
 
-def rename(old: Path, new: Path) -> None:
+def rename(old: Path, new: Path, data: bytes | None = None) -> None:
     """rename(2) `old`, which is nobody else's, to `new`; raises OSError where that did not happen.
 
     As with a link, the reply may be lost and an error may be told of a rename that did happen. Then
-    the old name is gone, and the new one leads to the file that had it.
+    the old name is gone, and the new one leads to the file that had it. data: what stands in that
+    file, which tells more than an inode; None for a folder or a large file.
     """
     was = os.lstat(old)
     try:
@@ -347,7 +384,10 @@ def rename(old: Path, new: Path) -> None:
     except OSError:
         if os.path.lexists(old) or not os.path.lexists(new):
             raise
-        if not os.path.samestat(was, os.lstat(new)):
+        is_ours = os.path.samestat(was, os.lstat(new))
+        if data:
+            is_ours = _read_bytes(new, 0, len(data) + 1) == data
+        if not is_ours:
             raise
 
 
@@ -357,11 +397,11 @@ def publish(path: Path, data: bytes, *, durable: bool = True) -> bool:
     False: the name was taken, and what is there stays. Raises OSError.
     """
     try:
-        won = link_or_lose(_write_hidden(path, data, durable), path)
+        won = link_or_lose(_write_hidden(path, data, durable), path, data)
     except FileNotFoundError:
         # An orchestrator that ended took the hidden file for a leftover and removed it. It does so
         # once, so one more try is enough; where the folder itself is missing, that fails as well.
-        won = link_or_lose(_write_hidden(path, data, durable), path)
+        won = link_or_lose(_write_hidden(path, data, durable), path, data)
     if durable:
         fsync_dir(path.parent)
     return won
@@ -381,7 +421,7 @@ def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
 def _replace(path: Path, data: bytes, durable: bool) -> None:
     hidden = _write_hidden(path, data, durable)
     try:
-        rename(hidden, path)
+        rename(hidden, path, data)
     except OSError:
         remove_quietly(hidden)
         raise
@@ -394,7 +434,7 @@ def create_journal(path: Path, data: bytes) -> int | None:
     """
     hidden, fd = patiently(lambda: _create_hidden(path, os.O_RDWR | os.O_APPEND, data, True))
     try:
-        won = link_or_lose(hidden, path)
+        won = link_or_lose(hidden, path, data)
         fsync_dir(path.parent)
     except OSError:
         os.close(fd)

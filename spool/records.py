@@ -99,12 +99,17 @@ class TaskFailure(Record, frozen=True, kw_only=True):
 
 
 class Claim(Record, frozen=True, kw_only=True):
-    """An attempt took the places start..stop of a manifest; `stop` is the first that it left."""
+    """An attempt took the places start..stop of a manifest; `stop` is the first that it left.
+
+    number: how many claims the attempt had tried to make, with this one. No two tries of an attempt
+    have one number, so it knows a claim as its own by what the claim says. 0: not told.
+    """
 
     attempt: str
     start: int
     stop: int
     at: float
+    number: int = 0
 
 
 class Identity(Record, frozen=True, kw_only=True):
@@ -149,13 +154,28 @@ class JournalLine(Record, frozen=True, kw_only=True):
     batch: list[int] = msgspec.field(default_factory=list)
 
 
-class JournalBrief(Record, frozen=True, kw_only=True):
-    """The part of a journal line that the accounting needs; the rest is skipped, not decoded."""
+class IdleLine(Record, frozen=True, kw_only=True):
+    """The line of a journal that says that its attempt has no task in hand.
 
-    task: int
-    round: int
+    state: always IDLE. claims: the number of its last claim. Whatever it has claimed up to that
+    one and not finished by the lines before this one is nobody's from here on.
+    """
+
     state: LineState
+    claims: int
+
+
+class JournalBrief(Record, frozen=True, kw_only=True):
+    """The part of a journal line that the accounting needs; the rest is skipped, not decoded.
+
+    A `JournalLine` or an `IdleLine`, which has no task.
+    """
+
+    state: LineState
+    task: int = -1
+    round: int = 0
     batch: tuple[int, ...] = ()
+    claims: int = 0
 
 
 class QueuedReport(Record, frozen=True, kw_only=True):

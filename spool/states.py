@@ -22,13 +22,14 @@ class LineState(StrEnum):
     """What a line of a journal says of its task.
 
     STARTED: a call with it begins. DEFERRED: a try failed, and `--retries` gives it another.
-    COMPLETE and FAILED are verdicts.
+    COMPLETE and FAILED are verdicts. IDLE speaks of no task: the attempt has none in hand.
     """
 
     STARTED = "started"
     DEFERRED = "deferred"
     COMPLETE = "complete"
     FAILED = "failed"
+    IDLE = "idle"
 
 
 class Verdict(StrEnum):

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 
 from gpuspool.spool.layout import parse_attempt
 from gpuspool.spool.manifest import publish_manifest
-from gpuspool.spool.records import TaskLine
+from gpuspool.spool.records import Claim, TaskLine
 from gpuspool.spool.view import View
 
 
-def sweep(view: View, idle: str = "") -> int:
+def sweep(view: View) -> int:
     """Publish the stranded tasks as the next sweep manifest, by link(2); returns how many.
 
-    idle: the attempt that asks, which says by asking that it holds nothing. The view is refreshed
-    before and after. Of two sweeps at once one wins the name, and the other finds nothing left.
+    The view is refreshed before and after. Of two sweeps at once one wins the name, and the other
+    finds nothing left.
     """
-    tasks = stranded_tasks(view.refresh(), idle)
+    tasks = stranded_tasks(view.refresh())
     if not tasks:
         return 0
     publish_manifest(view.layout, view.next_numbered("sweep"), tasks)
@@ -28,12 +28,13 @@ def sweep(view: View, idle: str = "") -> int:
     return len(tasks)
 
 
-def stranded_tasks(view: View, idle: str = "") -> list[TaskLine]:
+def stranded_tasks(view: View) -> list[TaskLine]:
     """The tasks that must be swept, in order, on a view that was just refreshed.
 
     A task is stranded when it has no verdict, no unclaimed place of a manifest offers its newest
-    round, and no open attempt other than `idle` holds a claim on that. Of several lines that
-    describe it, the one with the newest round and the longest history of crashes is kept: what was
+    round, and no open attempt holds a claim on that. An attempt that is idle says in its journal
+    which claims it does not hold any more, however it came by them. Of several lines that describe
+    the task, the one with the newest round and the longest history of crashes is kept: what was
     learnt about a task must not be forgotten.
 
     The whole of the view's order of reading is for this: manifests, then claims, then journals,
@@ -44,7 +45,7 @@ def stranded_tasks(view: View, idle: str = "") -> list[TaskLine]:
         return []
     best: dict[int, TaskLine] = {}
     held: set[int] = set()
-    for task, is_held in _lines(view, idle):
+    for task, is_held in _lines(view):
         if task.task not in unfinished:
             continue
         if is_held and task.round >= view.ledger.round_of(task.task):
@@ -57,33 +58,34 @@ def stranded_tasks(view: View, idle: str = "") -> list[TaskLine]:
     return [best[task] for task in sorted(best.keys() - held)]
 
 
-def _lines(view: View, idle: str) -> Iterator[tuple[TaskLine, bool]]:
+def _lines(view: View) -> Iterator[tuple[TaskLine, bool]]:
     """(task line, whether somebody has it) for each readable line of all manifests."""
     for name, manifest in view.manifests.items():
-        for start, stop, is_held in _parts(view, name, idle):
+        for start, stop, is_held in _parts(view, name):
             for task in manifest.tasks(start, stop):
                 yield task, is_held
 
 
-def _parts(view: View, manifest: str, idle: str) -> Iterator[tuple[int, int, bool]]:
+def _parts(view: View, manifest: str) -> Iterator[tuple[int, int, bool]]:
     """(start, stop, whether somebody has these places) for each claim of a manifest and its rest.
 
     Places that nobody has claimed count as held: whoever claims them next runs their tasks.
     """
     chain = view.chains[manifest]
     for claim in chain.claims:
-        yield claim.start, claim.stop, _may_run(view, claim.attempt, idle)
+        yield claim.start, claim.stop, _may_run(view, claim)
     yield chain.next, chain.end, True
 
 
-def _may_run(view: View, attempt: str, idle: str) -> bool:
-    """Whether an attempt that holds a claim may still run its tasks.
+def _may_run(view: View, claim: Claim) -> bool:
+    """Whether the attempt that made a claim may still run its tasks.
 
     Who claims has a journal, and journals are read after claims. So a name without one is nobody's:
     it stands in a damaged claim. That a journal is missing is looked up by its name as well, since
     what a network file system lists may be older.
     """
-    if attempt in view.closed or attempt == idle:
+    attempt = claim.attempt
+    if attempt in view.closed or view.is_released(attempt, claim.number):
         return False
     if attempt in view.journals:
         return True

@@ -63,10 +63,11 @@ LATE_LINES_S = 30.0
 UNREADABLE = "unreadable"
 
 # Looking up a member of an enum costs some 100 ns, a name of this module 20. `View._follow` needs
-# these three for every line of every journal.
+# these for every line of every journal.
 _STARTED = LineState.STARTED
 _DEFERRED = LineState.DEFERRED
 _FAILED = LineState.FAILED
+_IDLE = LineState.IDLE
 
 _ANOTHER_FORMAT = re.compile(rb"gpuspool \d+\n")
 
@@ -152,11 +153,12 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """The places start..stop of a manifest, which one attempt claimed."""
+    """The places start..stop of a manifest, which one attempt claimed by its `number`th try."""
 
     manifest: str
     start: int
     stop: int
+    number: int
 
 
 def _order(attempt: str) -> tuple[int, int]:
@@ -197,6 +199,8 @@ class View:
         self.attempts: list[str] = []
         self.open_attempts: list[str] = []
         self.started: dict[str, Started] = {}
+        # attempt -> the number of its last claim of which nothing is in its hand any more.
+        self._released: dict[str, int] = {}
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
         self.damage: list[Damage] = []
@@ -385,7 +389,7 @@ class View:
             if claim.attempt == NOBODY and claim is chain.claims[-1]:
                 break
             first += 1
-            places = Claimed(name, claim.start, claim.stop)
+            places = Claimed(name, claim.start, claim.stop, claim.number)
             self._claims_by.setdefault(claim.attempt, []).append(places)
         self._n_indexed[name] = first
 
@@ -444,6 +448,9 @@ class View:
                     self._settle_started(attempt, line.task)
                 if state is _DEFERRED:
                     continue
+                if state is _IDLE:
+                    self._released[attempt] = line.claims
+                    continue
                 n_finished += 1
                 if state is _FAILED:
                     n_failed += 1
@@ -492,9 +499,18 @@ class View:
         return self._unclaimed
 
     def claimed_by(self, attempt: str) -> Iterator[TaskLine]:
-        """The readable task lines that an attempt claimed, finished or not."""
+        """The readable task lines that an attempt claimed, finished or not.
+
+        Left out are claims of which it has nothing in hand any more, by its own word. What it has
+        not finished of these is stranded, whether or not the attempt lives.
+        """
         for places in self.claims_by.get(attempt, []):
-            yield from self.manifests[places.manifest].tasks(places.start, places.stop)
+            if not self.is_released(attempt, places.number):
+                yield from self.manifests[places.manifest].tasks(places.start, places.stop)
+
+    def is_released(self, attempt: str, number: int) -> bool:
+        """Whether an attempt said that of its claim of this number it has nothing in hand."""
+        return number <= self._released.get(attempt, -1)
 
     def identity(self, attempt: str) -> Identity | None:
         """The process of an attempt, by its journal or its heartbeat; None if it never began."""

@@ -30,6 +30,7 @@ from gpuspool.spool.records import (
     Closing,
     Fingerprint,
     Identity,
+    IdleLine,
     Intent,
     Job,
     JournalLine,
@@ -37,6 +38,7 @@ from gpuspool.spool.records import (
     Run,
     TaskLine,
 )
+from gpuspool.spool.states import LineState
 from gpuspool.spool.view import View, load_run
 
 # Four attempts: two of rank 0, and the first ones of ranks 1 and 2.
@@ -137,13 +139,15 @@ def begin(layout: Layout, attempt: str) -> JournalWriter:
     return writer
 
 
-def take(layout: Layout, attempt: str, stop: int, manifest: str = rank_name(0)) -> Claim:
+def take(
+    layout: Layout, attempt: str, stop: int, manifest: str = rank_name(0), number: int = 0
+) -> Claim:
     """Claim the places of a manifest from where its claims end to `stop`."""
     end = layout.manifest(manifest).read_bytes().count(b"\n")
     if manifest.endswith(".orphans"):
         # The closing has no place.
         end -= 1
-    claim = ClaimChain(layout, manifest, end).advance().take(attempt, stop)
+    claim = ClaimChain(layout, manifest, end).advance().take(attempt, stop, number)
     assert claim is not None
     return claim
 
@@ -154,6 +158,11 @@ def finish(writer: JournalWriter, *tasks: int, round_: int = 0, state: str = "co
         writer.append(
             JournalLine(task=index, round=round_, state=state, start=1700000000.0, seconds=0.25)
         )
+
+
+def say_idle(writer: JournalWriter, claims: int) -> None:
+    """Append the line of an attempt that has nothing of its first so many claims in hand."""
+    writer.append(IdleLine(state=LineState.IDLE, claims=claims))
 
 
 # Closing it.

@@ -5,10 +5,23 @@ from pathlib import Path
 
 import pytest
 from helpers import names
-from spooling import A0, B0, begin, dead_process, finish, indices, intend, make_spool, take, view_of
+from spooling import (
+    A0,
+    B0,
+    begin,
+    dead_process,
+    finish,
+    indices,
+    intend,
+    make_spool,
+    say_idle,
+    take,
+    task,
+    view_of,
+)
 
 from gpuspool.spool.closing import publish_closing
-from gpuspool.spool.journal import start_journal
+from gpuspool.spool.journal import JournalWriter, start_journal
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.publish import publish
@@ -33,6 +46,14 @@ class Scene:
         self.idling = Idling(self.layout, run, intent, self.journal, self.drain, parent)
 
 
+def live(layout: Layout, attempt: str, stop: int) -> JournalWriter:
+    """An attempt that lives, as this process does; returns its journal after it claimed."""
+    intend(layout, attempt)
+    journal = begin(layout, attempt)
+    take(layout, attempt, stop, number=1)
+    return journal
+
+
 def die(layout: Layout, attempt: str) -> None:
     """An attempt whose process, and whose parent's, are dead; it has claimed two tasks."""
     dead = dead_process()
@@ -44,7 +65,7 @@ def die(layout: Layout, attempt: str) -> None:
 def test_the_word_that_all_is_finished_ends_the_wait(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
     publish(scene.layout.finished(0), b"")
-    assert scene.idling.wait() is Word.FINISHED
+    assert scene.idling.wait(1) is Word.FINISHED
 
 
 def test_a_drain_ends_the_wait(tmp_path: Path) -> None:
@@ -52,7 +73,7 @@ def test_a_drain_ends_the_wait(tmp_path: Path) -> None:
     take(scene.layout, A0, 2)
     timer = threading.Timer(0.05, scene.drain.request)
     timer.start()
-    assert scene.idling.wait() is Word.DRAINED
+    assert scene.idling.wait(1) is Word.DRAINED
     timer.join()
 
 
@@ -60,7 +81,7 @@ def test_another_manifest_ends_the_wait(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
     timer = threading.Timer(0.1, lambda: publish_manifest(scene.layout, "retry-01", []))
     timer.start()
-    assert scene.idling.wait() is Word.NEW_MANIFEST
+    assert scene.idling.wait(1) is Word.NEW_MANIFEST
     timer.join()
 
 
@@ -68,20 +89,20 @@ def test_without_a_word_an_attempt_finds_out_itself_that_all_is_finished(tmp_pat
     scene = Scene(tmp_path, 2)
     take(scene.layout, A0, 2)
     finish(scene.journal, 0, 1)
-    assert scene.idling.wait() is Word.FINISHED
+    assert scene.idling.wait(1) is Word.FINISHED
 
 
 def test_without_a_word_an_attempt_finds_out_that_it_was_closed(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
     closing = Closing(attempt=A0, state=AttemptState.FAILED, reason=Reason.LOST, by="test")
     assert publish_closing(scene.layout, closing, [])
-    assert scene.idling.wait() is Word.CLOSED
+    assert scene.idling.wait(1) is Word.CLOSED
 
 
 def test_without_a_word_an_attempt_finds_places_that_nobody_claimed(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
     take(scene.layout, A0, 1)
-    assert scene.idling.wait() is Word.OVERLOOKED
+    assert scene.idling.wait(1) is Word.OVERLOOKED
 
 
 def test_without_a_word_an_attempt_closes_the_dead_and_their_tasks_come_back(
@@ -89,7 +110,7 @@ def test_without_a_word_an_attempt_closes_the_dead_and_their_tasks_come_back(
 ) -> None:
     scene = Scene(tmp_path, 2)
     die(scene.layout, B0)
-    assert scene.idling.wait() is Word.NEW_MANIFEST
+    assert scene.idling.wait(1) is Word.NEW_MANIFEST
     assert names(scene.layout.root / "failed") == [f"{B0}.json"]
     view = view_of(scene.layout)
     assert indices(view.manifests[f"{B0}.orphans"].tasks()) == [0, 1]
@@ -100,7 +121,7 @@ def test_without_a_word_an_attempt_publishes_stranded_tasks_again(tmp_path: Path
     scene = Scene(tmp_path, 2)
     take(scene.layout, A0, 2)
     finish(scene.journal, 0)
-    assert scene.idling.wait() is Word.NEW_MANIFEST
+    assert scene.idling.wait(1) is Word.NEW_MANIFEST
     assert indices(view_of(scene.layout).manifests["sweep-01"].tasks()) == [1]
 
 
@@ -110,4 +131,40 @@ def test_a_journal_that_broke_ends_the_wait(tmp_path: Path) -> None:
     broken = OSError(5, "broken")
     scene.journal._broken = broken
     with pytest.raises(OSError, match="broken"):
-        scene.idling.wait()
+        scene.idling.wait(1)
+
+
+def test_two_idle_attempts_that_each_hold_a_claim_they_do_not_know_finish_the_run(
+    tmp_path: Path,
+) -> None:
+    """Each link(2) was carried out and told as an error, so nobody runs what the claims hold.
+
+    What the first of them gave out again was claimed like that by the other.
+    """
+    scene = Scene(tmp_path, 4)
+    take(scene.layout, A0, 2, number=1)
+    other = live(scene.layout, B0, 4)
+    publish_manifest(scene.layout, "sweep-01", [task(0), task(1)])
+    take(scene.layout, B0, 2, "sweep-01", number=2)
+    say_idle(other, 2)
+    assert scene.idling.wait(1) is Word.NEW_MANIFEST
+    assert indices(view_of(scene.layout).manifests["sweep-02"].tasks()) == [0, 1, 2, 3]
+
+
+def test_what_another_attempt_has_in_hand_is_not_given_out_again(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 4)
+    take(scene.layout, A0, 2, number=1)
+    other = live(scene.layout, B0, 3)
+    say_idle(other, 1)
+    take(scene.layout, B0, 4, number=2)
+    assert scene.idling.wait(1) is Word.NEW_MANIFEST
+    assert indices(view_of(scene.layout).manifests["sweep-01"].tasks()) == [0, 1, 2]
+
+
+def test_an_attempt_says_once_for_all_its_claims_that_it_is_idle(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+    publish(scene.layout.finished(0), b"")
+    for claims in (0, 3, 3, 4):
+        assert scene.idling.wait(claims) is Word.FINISHED
+    lines = scene.layout.journal(A0).read_bytes().splitlines()
+    assert [line.count(b'"state":"idle"') for line in lines] == [0, 1, 1]

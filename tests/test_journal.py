@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from spooling import (
     A0,
     begin,
+    dead_process,
     finish,
     flips,
     hidden_files,
@@ -115,7 +116,7 @@ def test_a_journal_says_first_whose_it_is(layout: Layout) -> None:
 def test_a_journal_is_started_once(layout: Layout) -> None:
     begin(layout, A0)
     before = layout.journal(A0).read_bytes()
-    assert start_journal(layout, A0, myself()) is None
+    assert start_journal(layout, A0, dead_process()) is None
     assert not link_empty_journal(layout, A0)
     assert layout.journal(A0).read_bytes() == before
     assert hidden_files(layout.root) == []
@@ -129,7 +130,7 @@ def test_of_processes_that_start_one_attempt_exactly_one_succeeds(layout: Layout
 
 def test_an_attempt_that_was_kept_from_beginning_cannot_begin(layout: Layout) -> None:
     assert link_empty_journal(layout, A0)
-    assert start_journal(layout, A0, myself()) is None
+    assert start_journal(layout, A0, dead_process()) is None
     assert read_journal(layout, A0) == ([], [])
 
 

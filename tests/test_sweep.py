@@ -7,7 +7,6 @@ from spooling import (
     A0,
     A1,
     B0,
-    C0,
     begin,
     close,
     finish,
@@ -15,6 +14,7 @@ from spooling import (
     make_spool,
     orphans_left,
     race,
+    say_idle,
     take,
     task,
     together,
@@ -125,18 +125,26 @@ def test_what_an_open_attempt_holds_or_nobody_claimed_is_not_swept(layout: Layou
     assert listdir(layout.manifests) == ["rank-0000.jsonl"]
 
 
-def test_an_idle_attempt_does_not_hold_its_own_claims(layout: Layout) -> None:
-    """By asking it says that it has nothing in hand, so what it did not finish is stranded."""
+def test_an_idle_attempt_does_not_hold_what_it_claimed_before_it_said_so(layout: Layout) -> None:
     writer = begin(layout, A0)
-    take(layout, A0, 5)
+    take(layout, A0, 5, number=1)
     finish(writer, 0, 1, 2)
     begin(layout, B0)
-    take(layout, B0, 7)
+    take(layout, B0, 7, number=1)
     view = view_of(layout)
-    assert sweep(view, idle=C0) == 0
-    assert sweep(view, idle=A0) == 2
+    assert sweep(view) == 0
+    say_idle(writer, 1)
+    assert sweep(view) == 2
     assert indices(view.manifests["sweep-01"].tasks()) == [3, 4]
-    assert sweep(view, idle=A0) == 0
+    assert sweep(view) == 0
+
+
+def test_what_an_attempt_claims_after_it_was_idle_is_its_own(layout: Layout) -> None:
+    writer = begin(layout, A0)
+    take(layout, A0, 2, number=1)
+    say_idle(writer, 1)
+    take(layout, A0, 5, number=2)
+    assert indices(stranded_tasks(view_of(layout))) == [0, 1]
 
 
 def test_an_open_attempt_holds_only_the_newest_round(layout: Layout) -> None:

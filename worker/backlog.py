@@ -42,6 +42,11 @@ class Backlog:
         # task -> how often it has failed here
         self._tries: dict[int, int] = {}
 
+    @property
+    def claims_tried(self) -> int:
+        """How many claims this attempt has tried to make, whatever came of it."""
+        return self._supply.claims_tried
+
     def look_closely(self) -> None:
         """There are places that nobody has claimed, and that were passed over."""
         self._supply.look_closely()

@@ -30,7 +30,8 @@ from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.publish import listdir
-from gpuspool.spool.records import Intent, Run
+from gpuspool.spool.records import IdleLine, Intent, Run
+from gpuspool.spool.states import LineState
 from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.view import View, finished_epoch
@@ -89,16 +90,20 @@ class Idling:
         self._journal = journal
         self._drain = drain
         self._parent = parent
+        # The number of claims that the last idle line in the journal tells of.
+        self._claims_told = 0
         # Made at the first help: it reads the whole spool, and most attempts never need to.
         self._detector: FailureDetector | None = None
         self._sweep_pause_s = FIRST_SWEEP_S
         self._next_sweep = 0.0
 
-    def wait(self) -> Word:
+    def wait(self, claims_tried: int) -> Word:
         """Wait, and help, until there is a word; never returns SILENCE.
 
-        Raises OSError where the spool cannot be read or the journal is broken.
+        claims_tried: how many claims this attempt has tried to make. Raises OSError where the spool
+        cannot be read or the journal is broken.
         """
+        self._say_idle(claims_tried)
         share = max(1.0, self._intent.world_size / HELPERS)
         # How long to wait while the parent lives, spread so that not all ranks help at once,
         patience_s = SILENCE_S * share * random.uniform(1, 2)
@@ -115,6 +120,18 @@ class Idling:
             took_s = time.monotonic() - began
             alone_s = max(LONGEST_PAUSE_S, took_s / HELPING)
             patience_s = max(alone_s, min(2 * patience_s, LONGEST_SWEEP_S))
+
+    # An attempt may hold claims that it does not know: each link(2) was carried out, and told as an
+    # error. As long as it lives these look like work in hand. Two such attempts would wait for each
+    # other for ever, each with the last tasks of the other. So whoever becomes idle says so, in the
+    # one file that tells in order what it finished and what it did not.
+    def _say_idle(self, claims_tried: int) -> None:
+        """Say in the journal that no claim so far is in hand, unless that was said before."""
+        if claims_tried > self._claims_told:
+            self._journal.append(IdleLine(state=LineState.IDLE, claims=claims_tried))
+            self._claims_told = claims_tried
+        else:
+            self._journal.flush()
 
     def _await_word(self, patience_s: float, alone_s: float) -> Word:
         """Wait for a word, for `patience_s` while the parent lives and `alone_s` without it."""
@@ -154,8 +171,7 @@ class Idling:
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + self._sweep_pause_s
             self._sweep_pause_s = min(self._sweep_pause_s * 2, LONGEST_SWEEP_S)
-            # What only this attempt has claimed is stranded too: it has nothing in hand.
-            if sweep(view, idle=me):
+            if sweep(view):
                 return Word.NEW_MANIFEST
         return Word.SILENCE
 

@@ -136,6 +136,10 @@ class Supply:
         self._chains: dict[str, ChainEnd] = {}
         # The manifests in memory, those looked at most recently last.
         self._held: dict[str, Manifest] = {}
+        # How many tasks the held manifests of others have together.
+        self._n_held = 0
+        # How many claims this attempt has tried to make, whatever came of it.
+        self.claims_tried = 0
 
     def take(
         self, batch: int, seconds_per_cost: float | None, is_ahead: bool = False
@@ -155,9 +159,15 @@ class Supply:
                 size = claim_size(
                     chain.unclaimed, batch, source.seconds(seconds_per_cost), claimers
                 )
-                claim = chain.take(self.attempt, chain.next + size)
+                start = chain.next
+                self.claims_tried += 1
+                claim = chain.take(self.attempt, start + size, self.claims_tried)
                 if claim is not None:
                     return source.manifest.tasks(claim.start, claim.stop)
+                if chain.next == start:
+                    # Somebody's claim is there and cannot be seen yet, as on a network file system
+                    # that remembers for a while what it did not find. Others may have work.
+                    break
         return None
 
     def look_closely(self) -> None:
@@ -223,7 +233,7 @@ class Supply:
             return Source(manifest, chain)
         self._exhausted.add(name)
         del self._chains[name]
-        del self._held[name]
+        self._let_go(name)
         return None
 
     def _discover(self) -> None:
@@ -236,23 +246,34 @@ class Supply:
     def _manifest(self, name: str) -> Manifest | None:
         """A manifest, loaded unless it is in memory; None where it is not there."""
         manifest = self._held.pop(name, None)
+        if manifest is not None:
+            self._held[name] = manifest
+            return manifest
+        planned = self._planned.get(name)
+        manifest = load_manifest(self.layout, name, self._on_damage, planned)
         if manifest is None:
-            planned = self._planned.get(name)
-            manifest = load_manifest(self.layout, name, self._on_damage, planned)
-            if manifest is None:
-                return None
+            return None
         self._held[name] = manifest
-        self._forget_oldest()
+        if name != self._own:
+            self._n_held += len(manifest)
+            self._forget_oldest(name)
         return manifest
 
-    def _forget_oldest(self) -> None:
-        """Forget manifests of others until those that are held are few, or one is left."""
-        others = [name for name in self._held if name != self._own]
-        tasks = sum(len(self._held[name]) for name in others)
-        for name in others[:-1]:
-            if tasks <= MOST_HELD:
+    def _forget_oldest(self, newest: str) -> None:
+        """Forget manifests of others until those that are held are few; never the newest."""
+        if self._n_held <= MOST_HELD:
+            return
+        for name in list(self._held):
+            if self._n_held <= MOST_HELD:
                 return
-            tasks -= len(self._held.pop(name))
+            if name not in (self._own, newest):
+                self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        """Forget a manifest that is held."""
+        manifest = self._held.pop(name)
+        if name != self._own:
+            self._n_held -= len(manifest)
 
     def _new_chain(self, name: str, end: int) -> ChainEnd:
         chain = ChainEnd(self.layout, name, end)

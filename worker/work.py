@@ -130,11 +130,10 @@ class Work:
         if self._idling is None:
             return WorkEnd.FINISHED
         self._timer.end()
-        self._journal.flush()
         self._doing.phase = Phase.IDLE
         # The parent may be asleep; what this attempt finished may have been the last.
         ring(self._layout.control)
-        word = self._idling.wait()
+        word = self._idling.wait(self._backlog.claims_tried)
         match word:
             case Word.FINISHED:
                 return WorkEnd.FINISHED

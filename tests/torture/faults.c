@@ -9,6 +9,8 @@
      class=link      the calls of this class are spoiled (see `names`), counted from 1
      n=3             the first that is spoiled
      many=1          how many in a row; 0: all from there on
+     every=2         of these only every second one is spoiled; 1: each
+     inodes=lie      each look at a file finds another inode number
      action=fail     not done, fails with errno
             did      done, and reported failed with errno
             half     (writes) the first is cut short in the middle, the others fail with errno
@@ -52,7 +54,8 @@ enum kind { UNDER, STARTS, EXCEPT };
 #define RULES 8
 static struct {
     int is_armed, class, action, error, record;
-    long n, many;
+    long n, many, every;
+    int lies;
     struct { enum kind kind; char path[PATH_MAX]; } rules[RULES];
     int rule_count;
 } plan = {.record = -1};
@@ -79,6 +82,8 @@ static void set(const char *name, const char *value) {
         plan.action = index_of(value, actions, sizeof actions / sizeof *actions);
     else if (!strcmp(name, "n")) plan.n = atol(value);
     else if (!strcmp(name, "many")) plan.many = atol(value);
+    else if (!strcmp(name, "every")) plan.every = atol(value);
+    else if (!strcmp(name, "inodes")) plan.lies = !strcmp(value, "lie");
     else if (!strcmp(name, "errno")) plan.error = atoi(value);
     else if (!strcmp(name, "record")) {
         int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
@@ -94,6 +99,7 @@ void faults_arm(const char *text) {
     memset(&plan, 0, sizeof plan);
     plan.record = -1;
     plan.class = -1;
+    plan.every = 1;
     for (int i = 0; i < CLASSES; i++) counted[i] = 0;
     char *copy = strdup(text), *rest = copy, *line;
     while ((line = strsep(&rest, "\n"))) {
@@ -168,7 +174,8 @@ static enum action judge(int class, int fd, const char *name, int other_fd,
     enum action action = PASS;
     if (counts(path) || (other[0] && counts(other))) {
         long n = ++counted[class];
-        int is_hit = class == plan.class && n >= plan.n && (!plan.many || n < plan.n + plan.many);
+        int is_hit = class == plan.class && n >= plan.n && (!plan.many || n < plan.n + plan.many)
+                     && (n - plan.n) % plan.every == 0;
         if (is_hit) action = plan.action == HALF && n > plan.n ? FAIL : plan.action;
         note(class, n, path, other, action);
         if (action == BEFORE) die();
@@ -278,15 +285,23 @@ struct dirent64 *readdir64(DIR *folder) {
     enum action action = telldir(folder) == 0 ? FILED(LIST, dirfd(folder)) : PASS;
     return PLAY(action, NULL, REAL(readdir64)(folder));
 }
+/* A file system that makes up an inode number at each look. */
+static int lied(int result, struct stat64 *to) {
+    static atomic_long made_up = 1;
+    if (!result && plan.lies) to->st_ino = ++made_up;
+    return result;
+}
 int stat64(const char *restrict path, struct stat64 *restrict to) {
-    return PLAY(NAMED(STAT, AT_FDCWD, path), -1, REAL(stat64)(path, to));
+    return lied(PLAY(NAMED(STAT, AT_FDCWD, path), -1, REAL(stat64)(path, to)), to);
 }
 int lstat64(const char *restrict path, struct stat64 *restrict to) {
-    return PLAY(NAMED(STAT, AT_FDCWD, path), -1, REAL(lstat64)(path, to));
+    return lied(PLAY(NAMED(STAT, AT_FDCWD, path), -1, REAL(lstat64)(path, to)), to);
 }
-int fstat64(int fd, struct stat64 *to) { return PLAY(FILED(STAT, fd), -1, REAL(fstat64)(fd, to)); }
+int fstat64(int fd, struct stat64 *to) {
+    return lied(PLAY(FILED(STAT, fd), -1, REAL(fstat64)(fd, to)), to);
+}
 int fstatat64(int fd, const char *restrict path, struct stat64 *restrict to, int flags) {
-    return PLAY(NAMED(STAT, fd, path), -1, REAL(fstatat64)(fd, path, to, flags));
+    return lied(PLAY(NAMED(STAT, fd, path), -1, REAL(fstatat64)(fd, path, to, flags)), to);
 }
 int flock(int fd, int how) { return PLAY(FILED(LOCK, fd), -1, REAL(flock)(fd, how)); }
 int inotify_add_watch(int fd, const char *path, uint32_t mask) {
