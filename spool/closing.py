@@ -146,9 +146,18 @@ def _close(view: View, attempt: str, death: Death, by: str, failed: set[tuple[in
         suspects=judgement.suspects,
         failures=judgement.failures,
         error=error,
+        journal_bytes=_bytes_read(view, attempt),
     )
     publish_closing(view.layout, closing, judgement.orphans)
     failed.update((failure.task, failure.round) for failure in judgement.failures)
+
+
+def _bytes_read(view: View, attempt: str) -> int | None:
+    """How far the journal of an attempt was read; None where it was not seen."""
+    journal = view.journals.get(attempt)
+    if journal is None:
+        return None
+    return journal.offset
 
 
 def orphans_of(view: View, attempt: str) -> list[TaskLine]:

@@ -45,8 +45,12 @@ class JournalWriter:
     `flush` and `check`.
     """
 
-    def __init__(self, fd: int, path: Path) -> None:
-        """fd: the journal, opened for appending; it is never closed. path: for error messages."""
+    def __init__(self, fd: int, path: Path, n_bytes: int) -> None:
+        """fd: the journal, opened for appending; it is never closed. path: for error messages.
+        n_bytes: how long it is.
+        """
+        # How long the journal is, up to the end of the last line that was written whole.
+        self.n_bytes = n_bytes
         self._fd = fd
         self._path = str(path)
         self._waiting: list[Record] = []
@@ -70,13 +74,15 @@ class JournalWriter:
             count = len(self._waiting)
             if count == 0:
                 return
+            data = b"".join(seal_lines(self._waiting[:count]))
             try:
-                write_all(self._fd, b"".join(seal_lines(self._waiting[:count])))
+                write_all(self._fd, data)
             except OSError as error:
                 error.filename = self._path
                 self._broken = error
                 raise
             del self._waiting[:count]
+            self.n_bytes += len(data)
             self._dirty = True
 
     def sync_if_dirty(self) -> None:
@@ -109,11 +115,11 @@ def start_journal(layout: Layout, attempt: str, who: Identity) -> JournalWriter 
     None: the attempt was started or closed before, and this process must not be it. Raises OSError.
     """
     path = layout.journal(attempt)
-    head = JournalHead(**asdict(who), attempt=attempt)
-    fd = create_journal(path, seal(head))
+    head = seal(JournalHead(**asdict(who), attempt=attempt))
+    fd = create_journal(path, head)
     if fd is None:
         return None
-    return JournalWriter(fd, path)
+    return JournalWriter(fd, path, len(head))
 
 
 def link_empty_journal(layout: Layout, attempt: str) -> bool:

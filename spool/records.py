@@ -223,7 +223,8 @@ class Closing(Record, frozen=True, kw_only=True):
     attempt. exit_code: as its parent saw it, -N for signal N. suspects: how many tasks' records
     this death made worse; while there are any, the rank itself is not blamed. failures: the tasks
     that fail for good by it. error: why the attempt itself failed. stats: only where it closed
-    itself.
+    itself. journal_bytes: how long the journal was, up to the end of its last whole line, by the
+    attempt's own count or as far as whoever closed it had read; None where that was not told.
     """
 
     attempt: AttemptName
@@ -236,6 +237,7 @@ class Closing(Record, frozen=True, kw_only=True):
     failures: list[TaskFailure] = msgspec.field(default_factory=list, name="lost")
     error: Error | None = None
     stats: Stats | None = None
+    journal_bytes: Annotated[int, Meta(ge=0)] | None = None
 
 
 class Heartbeat(Identity, frozen=True, kw_only=True):

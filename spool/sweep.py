@@ -20,10 +20,14 @@ def sweep(view: View) -> int:
     The view is refreshed before and after. Of two sweeps at once one wins the name, and the other
     finds nothing left.
     """
-    tasks = stranded_tasks(view.refresh())
-    if not tasks:
+    if not stranded_tasks(view.refresh()):
         return 0
-    publish_manifest(view.layout, view.next_numbered("sweep"), tasks)
+    # That a task is stranded rests on what was not found, and this view may have kept what a
+    # network file system once showed of an older state. So a second view reads everything anew.
+    fresh = view.again()
+    tasks = stranded_tasks(fresh)
+    if tasks:
+        publish_manifest(view.layout, fresh.next_numbered("sweep"), tasks)
     view.refresh()
     return len(tasks)
 
@@ -81,10 +85,13 @@ def _may_run(view: View, claim: Claim) -> bool:
     """Whether the attempt that made a claim may still run its tasks.
 
     Who claims has a journal, and journals are read after claims. So a name without one is nobody's:
-    it stands in a damaged claim. That a journal is missing is looked up by its name as well, since
+    it stands in a damaged claim. Where the journal of a closed attempt was not read whole, nobody
+    knows yet what it finished. That a journal is missing is looked up by its name as well, since
     what a network file system lists may be older.
     """
     attempt = claim.attempt
+    if attempt in view.unsettled:
+        return True
     if attempt in view.closed or view.is_released(attempt, claim.number):
         return False
     if attempt in view.journals:

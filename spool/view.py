@@ -24,6 +24,7 @@ import msgspec
 
 from gpuspool.spool.claims import NOBODY, ClaimChain
 from gpuspool.spool.errors import SpoolError, UsageError
+from gpuspool.spool.file_system import file_system_type, is_network
 from gpuspool.spool.identity import liveness
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.layout import (
@@ -54,10 +55,17 @@ from gpuspool.spool.records import (
 )
 from gpuspool.spool.states import AttemptState, Life, LineState, Reason
 
-# For so long after somebody else closed an attempt its journal is read on. A worker that stood
-# still and was taken for dead may finish the task in hand before it notices. What it writes later
-# than this is read by whoever comes new to the spool; until then its tasks are with others anyway.
+# For so long after an attempt was closed its journal is read at each look, where it may grow: a
+# worker that stood still and was taken for dead may finish the task in hand before it notices.
 LATE_LINES_S = 30.0
+# Later than that it is read ever more seldom: after another such part of the time since then. So
+# every line is found by everybody, however late, and a thousand such journals cost little.
+LATE_LOOK_FRACTION = 8
+
+# For so long a network file system may show a file, or the listing of a folder, as it was before.
+# Attribute caches keep for 60 s at most by the defaults of NFS, for less elsewhere. Within this
+# time, a journal that is shorter than its closing says is taken to be older than that.
+STALE_S = 75.0
 
 # Who closed an attempt whose closing cannot be read.
 UNREADABLE = "unreadable"
@@ -170,9 +178,9 @@ class View:
     """What stands in a spool, as of the last `refresh`. Read its attributes, never change them.
 
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
-    ended. started: the call that an attempt is in. finished_by, failed_by: how many tasks an
-    attempt finished, and how many of these failed. owners: who owns the run record, the intents and
-    the manifests that were read.
+    ended. started: the call that an attempt is in. unsettled: closed attempts whose journals may be
+    seen longer in a moment. finished_by, failed_by: how many tasks an attempt finished, and how many
+    of these failed. owners: who owns the run record, the intents and the manifests that were read.
     """
 
     def __init__(
@@ -214,9 +222,18 @@ class View:
         self._known_attempts: set[str] = set()
         self._next_numbers: dict[int, int] = {}
         self._is_open_stale = False
-        # The journals that are still read, and since when those of closed attempts are late.
+        # The closed attempts whose journals are shorter here than their closings say, and may be
+        # seen whole in a moment. What they claimed counts as held: nobody knows yet what of it they
+        # have finished.
+        self.unsettled: frozenset[str] = frozenset()
+        # The journals that are still read; of those of closed attempts, since when that is known
+        # and when they are read next.
         self._followed: dict[str, JournalReader] = {}
         self._closed_at: dict[str, float] = {}
+        self._next_look: dict[str, float] = {}
+        # The closed attempts whose journals were not seen yet.
+        self._unlisted: set[str] = set()
+        self._patience_s: float | None = None
         self._reported: set[Damage] = set()
         self._planned = planned_checksums(run)
         self._planned_names = [rank_name(rank) for rank in range(run.manifests)]
@@ -248,6 +265,29 @@ class View:
             self._is_open_stale = False
         self._find_unreadable()
         return self
+
+    def again(self) -> View:
+        """A view of the same spool that has read everything anew.
+
+        It is for a second look before something is done that rests on what is *not* there. It knows
+        for how long this view has waited for what its journals lack.
+        """
+        fresh = View(self.layout, self.run, reads_claims=self._reads_claims)
+        fresh._closed_at = dict(self._closed_at)
+        return fresh.refresh()
+
+    def read_late_lines(self) -> View:
+        """Refresh, and read each journal that may have grown, however long ago it was closed."""
+        self._next_look.clear()
+        return self.refresh()
+
+    @property
+    def patience_s(self) -> float:
+        """For how long what is seen here may be older than what other hosts have written."""
+        if self._patience_s is None:
+            is_shared = is_network(file_system_type(self.layout.root))
+            self._patience_s = STALE_S if is_shared else 0.0
+        return self._patience_s
 
     # Manifests, and with them closings.
 
@@ -331,6 +371,7 @@ class View:
                 attempt=attempt, state=AttemptState.FAILED, reason=Reason.LOST, by=UNREADABLE
             )
         self.closed[attempt] = closing
+        self._unlisted.add(attempt)
         self._add_attempt(attempt)
         self._is_open_stale = True
         for failure in closing.failures:
@@ -400,32 +441,73 @@ class View:
             attempt = filename.removesuffix(".jsonl")
             if attempt in self.journals or attempt == filename or not parse_attempt(attempt):
                 continue
-            journal = JournalReader(self.layout, attempt, self.report)
-            self.journals[attempt] = self._followed[attempt] = journal
-            self._add_attempt(attempt)
+            journal = self._add_journal(attempt)
             if not is_regular(self.layout.journal(attempt)):
                 self.report(Damage(journal.path, 0, "not a file"))
+        self._find_unlisted()
+        now = time.monotonic()
         for attempt, journal in list(self._followed.items()):
             closing = self.closed.get(attempt)
-            is_settled = closing is not None and self._is_settled(attempt, journal, closing)
-            self._follow(journal)
-            if closing is not None:
-                journal.report_torn_tail()
-            if is_settled:
-                del self._followed[attempt]
+            if closing is None:
+                self._follow(journal)
+            elif now >= self._next_look.get(attempt, 0.0):
+                self._follow_closed(journal, closing, now)
+        self._find_unsettled(now)
 
-    def _is_settled(self, attempt: str, journal: JournalReader, closing: Closing) -> bool:
-        """Whether the journal of a closed attempt will not grow, so that it is read once more.
+    def _add_journal(self, attempt: str) -> JournalReader:
+        journal = JournalReader(self.layout, attempt, self.report)
+        self.journals[attempt] = journal
+        self._followed[attempt] = journal
+        self._add_attempt(attempt)
+        return journal
 
-        It is asked before that reading. Who closed itself writes nothing afterwards, and neither
-        does who is proved dead. Others are given LATE_LINES_S.
-        """
-        if closing.by == attempt:
-            return True
-        if journal.head is not None and liveness(journal.head) is Life.DEAD:
-            return True
-        now = time.monotonic()
-        return now - self._closed_at.setdefault(attempt, now) > LATE_LINES_S
+    def _find_unlisted(self) -> None:
+        """Ask by their names for journals of closed attempts: a listing may be older."""
+        self._unlisted -= self.journals.keys()
+        for attempt in sorted(self._unlisted):
+            if is_regular(self.layout.journal(attempt)):
+                self._add_journal(attempt)
+                self._unlisted.remove(attempt)
+
+    # A journal of a closed attempt is settled, and not read again, once two things hold. It cannot
+    # grow: its attempt closed itself, or its process is proved dead. And it was read as far as the
+    # closing says that it reaches. A network file system may show the closing, which is a new file,
+    # and yet the journal as it was a minute ago. Whoever took that for the whole would run again
+    # what was finished in the last minute.
+    def _follow_closed(self, journal: JournalReader, closing: Closing, now: float) -> None:
+        """Read the journal of a closed attempt, and settle it or say when to read it again."""
+        attempt = journal.attempt
+        # Asked before the reading: what was written after it is not read.
+        is_over = closing.by == attempt
+        if not is_over and journal.head is not None:
+            is_over = liveness(journal.head) is Life.DEAD
+        self._follow(journal)
+        journal.report_torn_tail()
+        if is_over and journal.offset >= (closing.journal_bytes or 0):
+            del self._followed[attempt]
+            self._next_look.pop(attempt, None)
+            return
+        waited_s = now - self._closed_at.setdefault(attempt, now)
+        if waited_s > LATE_LINES_S:
+            self._next_look[attempt] = now + waited_s / LATE_LOOK_FRACTION
+
+    def _find_unsettled(self, now: float) -> None:
+        """Find the closed attempts whose journals may be seen longer in a moment."""
+        short: list[str] = []
+        for attempt in [*self._followed, *self._unlisted]:
+            closing = self.closed.get(attempt)
+            if closing is None or not closing.journal_bytes:
+                continue
+            journal = self.journals.get(attempt)
+            if journal is None or journal.offset < closing.journal_bytes:
+                short.append(attempt)
+        if not short and not self.unsettled:
+            return
+        self.unsettled = frozenset(
+            attempt
+            for attempt in short
+            if now - self._closed_at.setdefault(attempt, now) < self.patience_s
+        )
 
     def _follow(self, journal: JournalReader) -> None:
         """Read the new lines of a journal.

@@ -323,7 +323,7 @@ def test_a_journal_is_read_a_chunk_at_a_time_whatever_its_lines(
 def test_a_failed_sync_is_never_tried_again_as_if_it_could_succeed(layout: Layout) -> None:
     """The journal here is a pipe, which takes bytes but cannot be made durable."""
     reader, fd = os.pipe()
-    writer = JournalWriter(fd, layout.journal(A0))
+    writer = JournalWriter(fd, layout.journal(A0), 0)
     writer.sync_if_dirty()
     finish(writer, 0)
     with pytest.raises(OSError, match="Invalid argument"):

@@ -564,17 +564,23 @@ def opens_of_a_refresh(layout: Layout, view: View, opened: list[str]) -> int:
     return opened.count(str(layout.journal(A0)))
 
 
-def test_the_journal_of_an_attempt_closed_elsewhere_is_opened_until_the_grace_is_over(
+def test_the_journal_of_an_attempt_closed_elsewhere_is_opened_ever_more_seldom(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And a line that comes an hour later counts for those who look on as for those who come."""
     elsewhere = msgspec.structs.replace(dead_process(), host="another")
-    assert start_journal(layout, A0, elsewhere) is not None
+    zombie = start_journal(layout, A0, elsewhere)
+    assert zombie is not None
     close(view_of(layout), A0)
     opened = watch_opens(monkeypatch)
     view = view_of(layout)
     assert [opens_of_a_refresh(layout, view, opened) for _ in range(3)] == [1, 1, 1]
-    monkeypatch.setattr("gpuspool.spool.view.LATE_LINES_S", 0.0)
+    view._closed_at[A0] -= 3600
     assert [opens_of_a_refresh(layout, view, opened) for _ in range(3)] == [1, 0, 0]
+    finish(zombie, 1)
+    assert opens_of_a_refresh(layout, view, opened) == 0
+    assert verdicts(view.read_late_lines()) == verdicts(view_of(layout))
+    assert view.ledger.complete[1]
 
 
 def test_the_journal_of_an_attempt_that_closed_itself_is_opened_once(

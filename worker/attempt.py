@@ -279,6 +279,7 @@ class Attempt:
                 stats=self._statistics.final(
                     self._beat.doing, self._preparation.device, self._executor
                 ),
+                journal_bytes=self._journal.n_bytes,
             )
             publish_closing(self._layout, closing, orphans)
         except OSError as trouble:

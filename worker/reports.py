@@ -38,11 +38,11 @@ class ReportQueue:
         make_subfolder(layout.reports)
         fsync_dir(layout.root)
         path = layout.report(attempt)
-        head = JournalHead(**asdict(myself()), attempt=attempt)
-        fd = create_journal(path, seal(head))
+        head = seal(JournalHead(**asdict(myself()), attempt=attempt))
+        fd = create_journal(path, head)
         if fd is None:
             raise FileExistsError(f"{path} exists: {attempt} ran before; nothing is appended")
-        self._writer = JournalWriter(fd, path)
+        self._writer = JournalWriter(fd, path, len(head))
         self._lock = threading.Lock()
 
     def put(self, report: Any) -> None:

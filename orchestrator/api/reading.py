@@ -11,6 +11,7 @@ system does.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from gpuspool.spool.errors import UsageError
 from gpuspool.spool.holder import is_holder_alive
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.states import RunState
 from gpuspool.spool.view import View, open_view
 
@@ -77,14 +79,62 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
     `RunState.RUNNING` if a task has no verdict yet; None to wait without limit.
     """
     view = _view(spool)
+    detector = FailureDetector(view)
     began = time.monotonic()
-    for now in _follow_status(view):
-        if now["state"] != RunState.RUNNING and not is_holder_alive(view.layout):
-            return now
+    ended_at: float | None = None
+    while True:
+        now = status_of(view, detector)
+        if _has_ended(view, now):
+            if ended_at is None:
+                ended_at = time.monotonic()
+            now = _confirmed(view, detector, now, time.monotonic() - ended_at)
+            if now["state"] != RunState.RUNNING:
+                return now
+        else:
+            ended_at = None
         if timeout_s is not None and time.monotonic() - began > timeout_s:
             return now
         time.sleep(WAIT_LOOK_S)
-    raise AssertionError("a status can always be read again")
+        view.refresh()
+
+
+def _has_ended(view: View, now: dict[str, Any]) -> bool:
+    return now["state"] != RunState.RUNNING and not is_holder_alive(view.layout)
+
+
+# That every task has a verdict rests on what was read, and is certain. That some have none rests on
+# what was not found, and a network file system may show a spool as it was a minute ago. So before
+# `wait` says so everything is read anew. If the orchestrator ended in order, its summary says how
+# many verdicts there are. If fewer are seen, they are waited for.
+def _confirmed(
+    view: View, detector: FailureDetector, now: dict[str, Any], ended_s: float
+) -> dict[str, Any]:
+    """The status of a run that seems to have ended, for `ended_s` so far, after a second look.
+
+    Its state is RUNNING where the two looks differ, or where verdicts may only not be visible yet.
+    """
+    if now["state"] == RunState.COMPLETE:
+        return now
+    fresh = view.again()
+    now = status_of(fresh, detector)
+    if not _has_ended(fresh, now):
+        return {**now, "state": RunState.RUNNING}
+    told = _verdicts_told(fresh)
+    is_short = told is None or fresh.ledger.n_finished < told
+    if now["state"] == RunState.STOPPED and is_short and ended_s < fresh.patience_s:
+        return {**now, "state": RunState.RUNNING}
+    return now
+
+
+def _verdicts_told(view: View) -> int | None:
+    """How many verdicts the last orchestrator counted when it ended; None where it did not say."""
+    try:
+        summary = json.loads(read_bytes(view.layout.summary) or b"")
+        if summary["epoch"] != view.next_epoch() - 1:
+            return None
+        return int(summary["tasks"]["complete"] + summary["tasks"]["failed"])
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def results(spool: Spool = None) -> Iterator[Result]:

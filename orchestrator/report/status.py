@@ -65,8 +65,11 @@ def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any
 
 
 def _is_live(view: View, lives: Iterable[Life]) -> bool:
-    """Whether the orchestrator, or any worker that is open, may still be at work."""
-    if is_holder_alive(view.layout):
+    """Whether the orchestrator, or any worker that is open, may still be at work.
+
+    So it looks too as long as the journal of a closed worker was not seen whole.
+    """
+    if is_holder_alive(view.layout) or view.unsettled:
         return True
     return any(life is not Life.DEAD for life in lives)
 

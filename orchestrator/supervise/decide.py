@@ -18,6 +18,8 @@ something is claimable                    launch in slots without an open attemp
                                           up; if that is everywhere and nobody is open, end
                                           "gave up"
 somebody is open                          wait
+a closed attempt's journal is not         wait: tasks that look unfinished may be finished
+seen whole yet
 no sweep since the last launch            sweep
 else                                      end "stuck"
 
@@ -96,7 +98,9 @@ class RankPast(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """All that `decide` knows. Times are on the monotonic clock.
 
-    `finished_at` is when the attempts were told that every task has a verdict, None before that.
+    `is_settling`: the journal of a closed attempt is shorter here than its closing says, and may be
+    seen whole in a moment. `finished_at` is when the attempts were told that every task has a
+    verdict, None before that.
     """
 
     tasks_left: int
@@ -106,6 +110,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     failed: int = 0
     drain: Drain | None = None
     is_mending_due: bool = False
+    is_settling: bool = False
     was_swept: bool = False
     finished_at: float | None = None
 
@@ -187,7 +192,7 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
         return [End(Ending.LOAD)]
     if snapshot.unclaimed:
         return _launches(snapshot, policy, now)
-    if snapshot.open:
+    if snapshot.open or snapshot.is_settling:
         return []
     if not snapshot.was_swept:
         return [Sweep()]

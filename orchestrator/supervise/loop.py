@@ -108,6 +108,7 @@ class Orchestrator:
                 self._abandon(trouble, bell)
                 raise
             self._workers.see_off(bell, self._tell_of_slow)
+        self._view.read_late_lines()
         seconds = time.monotonic() - self._began
         outcome = finish(self._view, ending, epoch, seconds, self._situation.sick_devices())
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)

@@ -107,6 +107,7 @@ class Situation:
             failed=ledger.n_failed - undecided,
             drain=drain,
             is_mending_due=self._is_mending_due(),
+            is_settling=bool(self._view.unsettled),
             was_swept=self._was_swept,
             finished_at=self._finished_at,
         )
