@@ -55,6 +55,7 @@ from gpuspool.spool.layout import (
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import listdir
 from gpuspool.spool.records import Error, JournalLine, Options, QueuedReport, TaskLine
+from gpuspool.spool.signals import keep_exit_statuses
 from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.values import decode_value, encode_value
 from gpuspool.spool.view import View, open_view
@@ -346,6 +347,7 @@ class GPUProcessCoordinator:
         OSError where the workers cannot be started; then none runs.
         """
         self._refuse_while_any_runs()
+        keep_exit_statuses()
         args = _encode_args(worker_args)
         job, source = parse_call(worker_fn)
         slots, variables = slots_of_host(self.world_size)

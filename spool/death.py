@@ -5,9 +5,9 @@ and nobody else judges. The first row that applies is the death; what follows fr
 is decided in `blame`.
 
 evidence                                           death           state    reason
+its parent told it to stop, or killed it           Told            stopped  killed
 its own timer left stacks, or its parent killed
     it for taking too long                         TimedOut        failed   timeout
-its parent told it to stop, or killed it           Told            stopped  killed
 its parent published the intent and could not
     start the process                              NeverStarted    failed   io
 nobody saw its exit code                           Lost            failed   lost
@@ -120,12 +120,13 @@ Death = TimedOut | Told | NeverStarted | Lost | CannotClose | DeviceFault | Cras
 
 def classify(evidence: Evidence) -> Death:
     """How an attempt died, by the table above."""
+    # First: a call that a stop has cut off from its processes may hang until its time is over.
+    if evidence.was_told:
+        return Told()
     if evidence.is_overdue:
         return TimedOut(evidence.stacks)
     if evidence.stacks:
         return TimedOut(evidence.stacks, evidence.exit_code)
-    if evidence.was_told:
-        return Told()
     if evidence.never_started:
         return NeverStarted()
     code = evidence.exit_code

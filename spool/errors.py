@@ -59,6 +59,10 @@ EXIT_DRAINED = 75
 # What a worker ran has broken its device or its process. The parent treats this like a crash.
 EXIT_UNUSABLE = 76
 
+# Nobody learned how a process ended: something else in this process has waited for it, or the
+# kernel dropped the status since SIGCHLD is ignored. It stands for any end but success.
+EXIT_UNSEEN = 255
+
 # A second Ctrl-C: the workers were killed. Shells report 128 + SIGINT like this.
 EXIT_INTERRUPTED = 130
 

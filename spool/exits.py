@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 
-from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, EXIT_UNUSABLE
+from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, EXIT_UNSEEN, EXIT_UNUSABLE
 
 
 def signal_of(code: int) -> str:
@@ -24,6 +24,8 @@ def describe_exit(code: int) -> str:
         return "it could not write how it ended"
     if code == EXIT_UNUSABLE:
         return f"exit code {code} (its device or process had become unusable, see the log)"
+    if code == EXIT_UNSEEN:
+        return f"exit code {code} (or it was lost: something else has waited for the process)"
     name = signal_of(code)
     if code < 0:
         return f"killed by {name}"

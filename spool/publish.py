@@ -364,7 +364,7 @@ def _await_visible(path: Path) -> None:
 def _is_ours(hidden: Path, path: Path, data: bytes | None) -> bool:
     """Whether `path` holds this `data`; without any, whether it leads to the hidden file."""
     if data:
-        return _read_bytes(path, 0, len(data) + 1) == data
+        return _read_bytes(path, 0, len(data) + 1, None) == data
     try:
         return os.path.samestat(os.lstat(hidden), os.lstat(path))
     except FileNotFoundError:
@@ -386,7 +386,7 @@ def rename(old: Path, new: Path, data: bytes | None = None) -> None:
             raise
         is_ours = os.path.samestat(was, os.lstat(new))
         if data:
-            is_ours = _read_bytes(new, 0, len(data) + 1) == data
+            is_ours = _read_bytes(new, 0, len(data) + 1, None) == data
         if not is_ours:
             raise
 

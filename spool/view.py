@@ -179,8 +179,9 @@ class View:
 
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
     ended. started: the call that an attempt is in. unsettled: closed attempts whose journals may be
-    seen longer in a moment. finished_by, failed_by: how many tasks an attempt finished, and how many
-    of these failed. owners: who owns the run record, the intents and the manifests that were read.
+    seen longer in a moment. finished_by, failed_by: how many tasks an attempt finished, and how
+    many of these failed. owners: who owns the run record, the intents and the manifests that were
+    read.
     """
 
     def __init__(

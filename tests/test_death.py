@@ -31,10 +31,10 @@ STACKS = "Thread 0x1 (most recent call first): ..."
 # For each row of the table in death.py, in its order: evidence to which that row applies and none
 # above it, and the death.
 ROWS: list[tuple[Evidence, Death]] = [
+    (Evidence(was_told=True, exit_code=-15), Told()),
     (Evidence(stacks=STACKS), TimedOut(STACKS)),
     (Evidence(stacks=STACKS, exit_code=1), TimedOut(STACKS, 1)),
     (Evidence(is_overdue=True, exit_code=-9), TimedOut()),
-    (Evidence(was_told=True, exit_code=-15), Told()),
     (Evidence(never_started=True), NeverStarted()),
     (Evidence(exit_code=None), Lost()),
     (Evidence(exit_code=EXIT_CANNOT_CLOSE), CannotClose()),
@@ -44,8 +44,8 @@ ROWS: list[tuple[Evidence, Death]] = [
 
 # One death of each kind, with the state, the reason and the exit code that its closing tells.
 ENDINGS: list[tuple[Death, str, str, int | None]] = [
-    (TimedOut(STACKS, 1), "failed", "timeout", 1),
     (Told(), "stopped", "killed", None),
+    (TimedOut(STACKS, 1), "failed", "timeout", 1),
     (NeverStarted(), "failed", "io", None),
     (Lost(), "failed", "lost", None),
     (CannotClose(), "failed", "io", None),
@@ -57,8 +57,8 @@ ENDINGS: list[tuple[Death, str, str, int | None]] = [
 def first_row(evidence: Evidence) -> type[Death]:
     """The death in the first row of the table that applies."""
     table = [
-        (bool(evidence.stacks) or evidence.is_overdue, TimedOut),
         (evidence.was_told, Told),
+        (bool(evidence.stacks) or evidence.is_overdue, TimedOut),
         (evidence.never_started, NeverStarted),
         (evidence.exit_code is None, Lost),
         (evidence.exit_code == EXIT_CANNOT_CLOSE, CannotClose),

@@ -23,7 +23,7 @@ TREE = [
 ids = pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 
 # Classes of exceptions outside of the tree, and why they are: a private signal of one package.
-PRIVATE = {"Drained", "OutOfMemory"}
+PRIVATE = {"Drained", "NotNow", "NotStartable", "OutOfMemory"}
 
 
 def instance(kind: type[GpuspoolError]) -> GpuspoolError:
@@ -92,4 +92,5 @@ def test_the_exit_codes_that_several_parts_use_are_those_of_the_docs() -> None:
         "EXIT_UNUSABLE": 76,
         "EXIT_INTERRUPTED": 130,
         "EXIT_READER_GONE": 141,
+        "EXIT_UNSEEN": 255,
     }

@@ -24,7 +24,7 @@ ONE_PACKAGE = {"click": "gpuspool.orchestrator.cli"}
 # Each module of spool and of worker may import only what stands in a line above its own; those of
 # one line know nothing of each other. A module that is missing here fails the test.
 SPOOL_ORDER = (
-    "states errors file_system",
+    "states errors file_system signals",
     "layout exits oom cores processes",
     "records",
     "codec ledger identity death",
@@ -36,7 +36,7 @@ SPOOL_ORDER = (
     "closing",
 )
 WORKER_ORDER = (
-    "causes context devices drain reports resources say standing supply",
+    "causes context devices drain reports resources say standing starting supply",
     "backlog batch_size children leaving memory parent pinning timer warmup",
     "beat idle outputs results",
     "job prefetch settle trouble",

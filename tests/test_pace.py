@@ -18,9 +18,9 @@ def moment(
     complete: int = 0,
     is_timed: bool = False,
     has_observer: bool = True,
-    restart_in_s: float | None = None,
+    due_in_s: float | None = None,
 ) -> Moment:
-    return Moment(open_attempts, complete, is_timed, has_observer, restart_in_s)
+    return Moment(open_attempts, complete, is_timed, has_observer, due_in_s)
 
 
 def naps(pace: Pace, *moments: Moment) -> list[float]:
@@ -67,13 +67,13 @@ def test_where_no_event_tells_of_what_is_due_the_wait_is_that_of_a_quiet_bell() 
 def test_no_wait_outlasts_the_next_restart() -> None:
     pace = Pace(QUIET_S, LONGEST_S, 0)
     naps(pace, *[moment()] * 20)
-    assert pace.nap_s(moment(restart_in_s=0.7)) == 0.7
-    assert pace.nap_s(moment(restart_in_s=60.0)) == settled(1)
-    assert pace.nap_s(moment(is_timed=True, restart_in_s=0.01)) == 0.01
-    assert pace.nap_s(moment(restart_in_s=-0.1)) == 0.0, "it became due while something was done"
+    assert pace.nap_s(moment(due_in_s=0.7)) == 0.7
+    assert pace.nap_s(moment(due_in_s=60.0)) == settled(1)
+    assert pace.nap_s(moment(is_timed=True, due_in_s=0.01)) == 0.01
+    assert pace.nap_s(moment(due_in_s=-0.1)) == 0.0, "it became due while something was done"
 
 
 def test_a_rank_that_gave_up_does_not_shorten_the_wait() -> None:
     """It waits for no restart, so the loop looks as seldom as if nothing had ever failed."""
     pace = Pace(QUIET_S, LONGEST_S, 0)
-    assert naps(pace, *[moment(open_attempts=3, restart_in_s=None)] * 20)[-1] == settled(3)
+    assert naps(pace, *[moment(open_attempts=3, due_in_s=None)] * 20)[-1] == settled(3)

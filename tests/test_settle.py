@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import journal_lines, names
+from helpers import journal_lines, names, wait_until
 from spooling import A0, begin, indices, make_spool, read_journal, task
 
 from gpuspool.spool.closing import publish_closing
@@ -13,7 +13,8 @@ from gpuspool.spool.records import Closing, Error, JournalLine, Options
 from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
-from gpuspool.worker.settle import TINY_S, Settler
+from gpuspool.worker.drain import Drain
+from gpuspool.worker.settle import MOST_HELD, TINY_S, Settler
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.supply import Supply
 from gpuspool.worker.timer import Timer
@@ -31,6 +32,7 @@ class Scene:
         supply = Supply(self.layout, 0, A0, pytest.fail)
         self.backlog = Backlog(supply, self.journal.flush, self.standing.is_still_open)
         self.doing = Doing()
+        self.drain = Drain()
         wanted = Options(**options)
         self.settler = Settler(
             self.layout,
@@ -41,6 +43,7 @@ class Scene:
             self.standing,
             Timer(self.layout, A0, wanted, lambda: True),
             self.doing,
+            self.drain,
         )
         self.settler.take_in_hand([task(index) for index in range(10)])
 
@@ -51,6 +54,11 @@ class Scene:
     def fail(self, index: int) -> None:
         verdict = JournalLine(task=index, round=0, state=LineState.FAILED, error=ERROR)
         self.settler.settle(task(index), verdict)
+
+    def judge(self) -> None:
+        """Settle the failures that are held, once their moment is over."""
+        wait_until(lambda: (self.settler.held_for_s() or 0.0) <= 0.0)
+        self.settler.judge_held()
 
     def written(self) -> list[int]:
         return [line["task"] for line in journal_lines(self.layout.root)]
@@ -88,6 +96,7 @@ def test_a_failure_takes_the_lines_that_wait_along(tmp_path: Path) -> None:
     scene.settler.end_stretch(0.0, calls=100)
     scene.complete(0)
     scene.fail(1)
+    scene.judge()
     assert scene.written() == [0, 1]
     assert names(scene.layout.failed_tasks) == ["t1.json"]
     assert (scene.doing.complete, scene.doing.failed) == (1, 1)
@@ -116,6 +125,7 @@ def test_a_task_that_is_tried_again_has_no_verdict_and_calls_are_announced(tmp_p
     assert indices(scene.backlog.release()) == [4]
     scene.settler.take_in_hand([task(4)])
     scene.fail(4)
+    scene.judge()
     assert scene.written() == [4], "its second failure is its last"
 
 
@@ -133,6 +143,7 @@ def test_no_task_fails_once_the_attempt_was_closed_by_another(tmp_path: Path) ->
     closing = Closing(attempt=A0, state=AttemptState.FAILED, reason=Reason.LOST, by="test")
     assert publish_closing(scene.layout, closing, [])
     scene.fail(0)
+    scene.judge()
     assert scene.written() == []
     assert scene.standing.was_closed_meanwhile()
 
@@ -147,4 +158,42 @@ def test_the_exit_code_is_that_of_the_last_task(
     assert scene.settler.exit_code == 0
     error = Error(kind=ErrorKind.EXIT, type="CommandFailed", message="", exit_code=exit_code)
     scene.settler.settle(task(1), JournalLine(task=1, round=0, state=LineState.FAILED, error=error))
+    scene.judge()
     assert scene.settler.exit_code == left
+
+
+def test_a_failure_is_held_and_its_task_is_given_back_where_a_stop_is_told_in_time(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path)
+    scene.fail(0)
+    scene.settler.judge_held()
+    assert scene.written() == []
+    assert 0 not in indices(scene.settler.release())
+    scene.drain.request()
+    wait_until(lambda: (scene.settler.held_for_s() or 0.0) <= 0.0)
+    scene.settler.judge_held()
+    assert scene.written() == []
+    assert indices(scene.settler.release_held()) == [0]
+    assert scene.settler.release_held() == []
+
+
+def test_a_task_that_fails_during_a_drain_stays_in_hand(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, retries=1)
+    scene.drain.request()
+    scene.fail(0)
+    scene.complete(1)
+    assert scene.written() == [1]
+    assert indices(scene.settler.release()) == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert scene.backlog.due_in_s() is None, "no try was counted"
+
+
+def test_no_more_is_run_while_many_failures_are_held(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    for _ in range(MOST_HELD - 1):
+        scene.settler.take_in_hand([task(0)])
+        scene.fail(0)
+    assert not scene.settler.is_full
+    scene.settler.take_in_hand([task(0)])
+    scene.fail(0)
+    assert scene.settler.is_full

@@ -20,6 +20,7 @@ from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.publish import Owners, read_sealed
 from gpuspool.spool.records import Intent
+from gpuspool.spool.signals import restore_defaults
 from gpuspool.spool.trust import Trust, refuse_strangers, refuse_unsafe
 from gpuspool.spool.view import load_run
 from gpuspool.worker import leaving
@@ -78,6 +79,8 @@ def main() -> int:
             return 0
         print(__doc__, file=sys.stderr)
         return 2
+    # Whoever started the run may have ignored or blocked signals, and a job must not inherit that.
+    restore_defaults()
     # A crash in C leaves the stack of every thread in the log.
     faulthandler.enable()
     rank = int(given["--rank"])

@@ -44,7 +44,9 @@ from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import Damage, planned_checksums
 from gpuspool.spool.records import Closing, Error, Intent, Run
+from gpuspool.spool.signals import STOP_SIGNALS
 from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, Reason
+from gpuspool.spool.view import drain_epoch
 from gpuspool.worker import children, leaving
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Beat
@@ -65,9 +67,6 @@ from gpuspool.worker.supply import Supply
 from gpuspool.worker.timer import Timer
 from gpuspool.worker.warmup import Drained
 from gpuspool.worker.work import Work, WorkEnd
-
-# Signals that ask a worker to drain: those that people, terminals and schedulers send.
-DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -101,7 +100,9 @@ class Attempt:
         self._journal = journal
         self._is_call = intent.job.kind is JobKind.CALL
         self._statistics = Statistics()
-        self._drain = Drain(is_possible=not self._is_call)
+        self._drain = Drain(
+            is_possible=not self._is_call, is_published=lambda: drain_epoch(layout) >= intent.epoch
+        )
         self._parent = Parent(intent, self._drain)
         self._standing = Standing(layout, self.name, intent.options.lease_s)
         self._timer = Timer(layout, self.name, intent.options, self._parent.is_there)
@@ -129,6 +130,7 @@ class Attempt:
             self._standing,
             self._timer,
             self._beat.doing,
+            self._drain,
         )
         idling: Idling | None = None
         if not self._is_call:
@@ -173,11 +175,11 @@ class Attempt:
     def _handle_signals(self) -> None:
         """From now on a drain signal drains, but in no process that the job forks."""
         if not self._is_call:
-            for number in DRAIN_SIGNALS:
+            for number in STOP_SIGNALS:
                 # nohup ignores SIGHUP, and so shall we.
                 if signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, self._drain.request)
-        children.keep_apart(DRAIN_SIGNALS, self._drain.request)
+        children.keep_apart(STOP_SIGNALS, self._drain.request)
 
     def _live(self) -> Ended | ClosedByAnother:
         """Load the job and work. Returns how it came to an end, whatever was raised."""

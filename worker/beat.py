@@ -12,7 +12,6 @@ once: the work is worth more than the word of it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -27,7 +26,6 @@ from gpuspool.spool.liveness import BEAT_S
 from gpuspool.spool.publish import replace
 from gpuspool.spool.records import Heartbeat, Identity, Intent
 from gpuspool.spool.states import Phase
-from gpuspool.spool.view import drain_epoch
 from gpuspool.worker.devices import Device
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.parent import Parent
@@ -36,8 +34,11 @@ from gpuspool.worker.standing import Standing
 
 # The journal is made durable so often: a power cut takes back so many seconds of verdicts at most.
 SYNC_S = 1.0
-# The thread looks for a drain so often, which is well within the grace of 25 s that a drain has.
+# The thread looks for a drain so often, which is well within the grace of 25 s that a drain has;
+# with a shorter grace it looks so many times in it. Most workers hear of a drain by a signal. One
+# whose job takes such signals for itself, or that runs on another host, has only this.
 DRAIN_S = 5.0
+LOOKS_A_GRACE = 5
 # With a short lease everything is done more often: so many times in a lease.
 LOOKS_A_LEASE = 12
 
@@ -77,6 +78,7 @@ class Beat(threading.Thread):
         self._standing = standing
         self._parent = Parent(intent, drain)
         self._lease_s = intent.options.lease_s
+        self._drain_s = min(DRAIN_S, intent.options.grace_s / LOOKS_A_GRACE)
         # Held while a heartbeat is written, since both threads do so.
         self._lock = threading.Lock()
         self._number = 0
@@ -122,16 +124,9 @@ class Beat(threading.Thread):
         if now - self._last_beat >= self._at_most(min(self._pause_s, BEAT_S)):
             self._pause_s *= 2
             self.beat()
-        if now - self._last_look >= self._at_most(DRAIN_S):
+        if now - self._last_look >= self._at_most(self._drain_s):
             self._last_look = now
-            self._look_for_drain()
-
-    def _look_for_drain(self) -> None:
-        # If it cannot look it will look again soon. It must not die of it: without this thread
-        # nothing is made durable.
-        with contextlib.suppress(OSError):
-            if drain_epoch(self._layout) >= self._intent.epoch:
-                self._drain.request()
+            self._drain.look()
 
     def beat(self) -> None:
         """Replace the heartbeat file by rename(2).

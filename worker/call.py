@@ -41,6 +41,7 @@ from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.prefetch import Prefetcher, threads_for
 from gpuspool.worker.results import call_user_code, to_error, to_json
+from gpuspool.worker.starting import NotNow
 from gpuspool.worker.trouble import raise_trouble
 
 # Complete tasks that took less than this get no range of the log in their lines, and the size of
@@ -308,14 +309,16 @@ class Call:
         return _record(raised)
 
     def _refuse_trouble(self, raised: BaseException, lines: Iterable[TaskLine] = ()) -> None:
-        """Raise where no task is to blame. lines: the tasks whose inputs may be in trouble.
+        """Raise OSError, AttemptError or NotNow where no task is to blame.
+
+        lines: the tasks whose inputs may be in trouble.
 
         What was written so far is deleted, which makes room on a full disk to say what happened.
         """
         try:
             inputs = filter(None, map(_input_of, lines))
             raise_trouble(raised, self.outputs.folders(), self.outputs.root, inputs)
-        except (OSError, AttemptError):
+        except (OSError, AttemptError, NotNow):
             self.outputs.discard()
             raise
 

@@ -119,6 +119,9 @@ class Executor:
             match end:
                 case CallEnd.SETTLED:
                     self._size.ran(len(part))
+                case CallEnd.RAISED if self._drain.is_requested:
+                    # It may have raised for the stop. What is in hand still is given back.
+                    break
                 case CallEnd.RAISED:
                     # Not of `part`: a task whose load raised has its verdict already.
                     parts.extend(reversed(_halves(left)))

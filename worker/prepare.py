@@ -14,6 +14,7 @@ import msgspec
 from gpuspool.spool.errors import DeviceError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Error, Intent
+from gpuspool.spool.signals import moment_after
 from gpuspool.spool.states import ErrorKind, Phase
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.causes import forget_frames
@@ -59,6 +60,8 @@ class Preparation:
             if isinstance(raised, Drained):
                 raise raised
             self._refuse_trouble_of_spool(raised)
+            if self._drain.is_told_within(moment_after(self._drain.is_deaf())):
+                raise Drained
             return judge_load(raised)
         assert isinstance(job, LoadedJob)
         self._beat.doing.device = self.device

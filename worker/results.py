@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from gpuspool.spool.layout import TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, Error
 from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
+from gpuspool.worker.causes import causes
 from gpuspool.worker.memory import is_device_oom, is_host_oom
 
 # A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
@@ -141,6 +143,8 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
     if isinstance(error, CommandFailed):
         exit_code = error.status
         signal = signal_of(error.status)
+    else:
+        signal = _signal_behind(error)
     return Error(
         kind=_kind(error),
         type=_clean(type(error).__name__),
@@ -151,6 +155,21 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
         exit_code=exit_code,
         signal=signal,
     )
+
+
+def _signal_behind(error: BaseException) -> str:
+    """The name of the signal that ended a process, where an exception says that one did; else "".
+
+    `subprocess.run(check=True)` says so, and Python itself where SIGINT is not handled.
+    """
+    # A job that never imported the module cannot have met its exception.
+    module = sys.modules.get("subprocess")
+    for cause in causes(error):
+        if isinstance(cause, KeyboardInterrupt):
+            return "SIGINT"
+        if module is not None and isinstance(cause, module.CalledProcessError):
+            return signal_of(cause.returncode)
+    return ""
 
 
 def _kind(error: BaseException) -> ErrorKind:

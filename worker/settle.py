@@ -15,6 +15,11 @@ Three things are decided here:
   took less than TINY_S on average; then a process that is killed loses at most the lines of the
   last 10 ms, and those tasks run again. tests/test_settle.py checks which lines wait.
 - **Whether a failed task is tried again**, by `--retries`.
+- **Whether a failure counts.** It is held back for a moment: if a stop is told meanwhile, which
+  everybody got at once, nobody is to blame (see `spool/signals.py`). The tasks that follow are run
+  meanwhile, so a held failure costs no time unless it is the last thing that is left. It is judged
+  at the next step of the work loop behind its moment. A task whose failure does not count is given
+  back: its attempt ends without a verdict on it.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gpuspool.spool import signals
 from gpuspool.spool.closing import FailedTask, publish_failed_task
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
@@ -34,6 +40,7 @@ from gpuspool.spool.states import LineState, Phase
 from gpuspool.spool.timeouts import is_limited
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
+from gpuspool.worker.drain import Cause, Drain
 from gpuspool.worker.say import say
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.timer import Timer
@@ -46,6 +53,27 @@ TINY_S = 0.001
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
 RETRY_SPREAD = 0.25
+# No more failures are held back than this: a traceback may have 16 KiB. Whoever would hold more
+# waits, and 2,000 failures a second are more than a journal takes.
+MOST_HELD = 1000
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A task that failed for good, unless a stop explains it.
+
+    failed_at: on the monotonic clock; moment_s: how long after it a stop may still be told.
+    """
+
+    line: TaskLine
+    verdict: JournalLine
+    error: Error
+    failed_at: float
+    moment_s: float
+
+    @property
+    def judged_at(self) -> float:
+        """From when on it can be judged, on the monotonic clock."""
+        return self.failed_at + self.moment_s
 
 
 class Settler:
@@ -61,6 +89,7 @@ class Settler:
         standing: Standing,
         timer: Timer,
         doing: Doing,
+        drain: Drain,
     ) -> None:
         # Whether every call must be announced; those of careful tasks always are.
         self.is_announcing = is_limited(options)
@@ -75,7 +104,10 @@ class Settler:
         self._standing = standing
         self._timer = timer
         self._doing = doing
+        self._drain = drain
         self._in_hand: deque[TaskLine] = deque()
+        # The failures that do not count yet, oldest first.
+        self._held: list[Held] = []
         # Whether the line of a complete task may wait for those that follow.
         self._may_wait = False
 
@@ -119,18 +151,57 @@ class Settler:
         self.exit_code = 0
 
     def _settle_failed(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:
+        if self._drain.is_requested:
+            # It stays in hand, and is given back when the attempt ends.
+            say(f"gpuspool: task {line.key} failed during a stop, and is given back: {error.type}")
+            return
         tries = self._backlog.count_try(line)
         error = msgspec.structs.replace(error, tries=tries)
         if tries <= self._retries:
             self._defer(line, error)
             return
-        # Whoever took this process for dead and closed the attempt may have removed what the task
-        # was writing. So a failure is believed only while the attempt is open; else the task stays
-        # in hand, and the loop ends.
+        looks_like_stop = error.signal in signals.ENDING_NAMES or self._drain.is_deaf()
+        moment_s = signals.moment_after(looks_like_stop)
+        if not self._drain.is_possible:
+            moment_s = 0.0
+        self._in_hand.remove(line)
+        self._held.append(Held(line, verdict, error, time.monotonic(), moment_s))
+        if not moment_s:
+            self.judge_held()
+
+    def judge_held(self) -> None:
+        """Settle the failures whose moment is over, unless a stop explains them."""
+        now = time.monotonic()
+        if not any(held.judged_at <= now for held in self._held):
+            return
+        # Whoever took this process for dead and closed the attempt may have removed what a task was
+        # writing. So a failure is believed only while the attempt is open; else the loop ends.
         if not self._standing.is_still_open():
             return
-        self._journal.append(msgspec.structs.replace(verdict, error=error))
-        self._in_hand.remove(line)
+        self._drain.look()
+        left: list[Held] = []
+        for held in self._held:
+            if self._drain.cause_of(held.failed_at, held.moment_s) is Cause.OTHER:
+                self._fail(held)
+            else:
+                left.append(held)
+        self._held = left
+
+    def held_for_s(self) -> float | None:
+        """In how many seconds the next held failure can be judged; None where there is none."""
+        if not self._held:
+            return None
+        return min(held.judged_at for held in self._held) - time.monotonic()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many failures are held that nothing may be run before some are judged."""
+        return len(self._held) >= MOST_HELD
+
+    def _fail(self, held: Held) -> None:
+        """A task has failed for good."""
+        line, error = held.line, held.error
+        self._journal.append(msgspec.structs.replace(held.verdict, error=error))
         self._doing.failed += 1
         self.exit_code = error.exit_code or 1
         publish_failed_task(
@@ -172,4 +243,10 @@ class Settler:
         """The tasks in hand that were not settled; none is in hand afterwards."""
         left = list(self._in_hand)
         self._in_hand.clear()
+        return left
+
+    def release_held(self) -> list[TaskLine]:
+        """The tasks whose failures do not count; none is held afterwards."""
+        left = [held.line for held in self._held]
+        self._held.clear()
         return left

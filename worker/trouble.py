@@ -24,6 +24,7 @@ from gpuspool.spool.publish import probe_folder
 from gpuspool.worker.causes import causes
 from gpuspool.worker.devices import find_device_fault
 from gpuspool.worker.results import to_error
+from gpuspool.worker.starting import NotNow, NotStartable, has_no_room
 
 # A full disk and a used-up quota: no input is ever to blame for these.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -59,8 +60,9 @@ def raise_trouble(
     """Return where the task is to blame for what it raised.
 
     folders: those that the tasks in hand were to write to. out: the folder that all outputs lie in.
-    inputs: the files that these tasks read. Raises OSError for a file system in trouble, Unusable
-    for this process, and any other AttemptError as it is.
+    inputs: the files that these tasks read. Raises OSError for a file system in trouble and for a
+    command that cannot be started, Unusable for this process, any other AttemptError as it is, and
+    NotNow for what passes.
     """
     places = set(folders)
     files = list(inputs)
@@ -82,8 +84,11 @@ def raise_trouble(
 
 def _judge(error: BaseException, raised: BaseException, places: set[Path]) -> None:
     """Raise if `error`, one of the causes of `raised`, is never a task's fault."""
-    if isinstance(error, AttemptError):
+    if isinstance(error, (AttemptError, NotNow, NotStartable)):
         raise error
+    if has_no_room(error):
+        number = getattr(error, "errno", errno.EAGAIN)
+        raise NotNow(OSError(number, f"no process or thread can be started: {error}"))
     if not isinstance(error, OSError):
         return
     if error.errno in NO_DESCRIPTORS:

@@ -24,13 +24,21 @@ from gpuspool.worker.drain import Drain
 from gpuspool.worker.execute import Executor
 from gpuspool.worker.idle import Idling, Word
 from gpuspool.worker.parent import Parent
+from gpuspool.worker.say import say
 from gpuspool.worker.settle import Settler
 from gpuspool.worker.standing import Standing
+from gpuspool.worker.starting import NotNow
 from gpuspool.worker.statistics import Statistics
 from gpuspool.worker.timer import Timer
 
 # While a task waits for its retry the loop looks around so often: a drain must not wait for it.
 LONGEST_PAUSE_S = 0.25
+# Where no process can be started, the next try comes after this pause. The trouble is another one
+# if it was away for longer than the second span, and the attempt ends if it lasts for the third:
+# limits that others use up, as on a login node, may come free within seconds.
+TROUBLE_PAUSE_S = 0.5
+TROUBLE_GAP_S = 10.0
+TROUBLE_S = 60.0
 
 
 class WorkEnd(Enum):
@@ -73,6 +81,10 @@ class Work:
         self._backlog = backlog
         self._settler = settler
         self._idling = idling
+        # Since when, and when last, something kept every task from being run, on the monotonic
+        # clock.
+        self._trouble_since = -TROUBLE_GAP_S
+        self._trouble_seen = -TROUBLE_GAP_S
 
     def run(self, executor: Executor) -> WorkEnd:
         """The whole loop.
@@ -82,10 +94,14 @@ class Work:
         while True:
             self._journal.check()
             self._parent.heed()
+            self._settler.judge_held()
             if self._drain.is_requested:
                 return WorkEnd.DRAINED
             if self._standing.was_closed_meanwhile():
                 return WorkEnd.CLOSED
+            if self._settler.is_full:
+                self._pause(self._settler.held_for_s())
+                continue
             if self._backlog.fill(executor.batch_size, executor.window):
                 self._run_some(executor)
                 continue
@@ -93,10 +109,9 @@ class Work:
             # closed before it. Then what was claimed is not ours to run.
             if self._standing.is_closed():
                 return WorkEnd.CLOSED
-            wait_s = self._backlog.due_in_s()
+            wait_s = self._due_in_s()
             if wait_s is not None:
-                self._timer.end()
-                time.sleep(max(0.0, min(wait_s, LONGEST_PAUSE_S)))
+                self._pause(wait_s)
                 continue
             end = self._idle()
             if end is not None:
@@ -104,7 +119,18 @@ class Work:
 
     def release(self) -> list[TaskLine]:
         """Every task that was claimed and has no verdict from here."""
-        return [*self._settler.release(), *self._backlog.release()]
+        settler = self._settler
+        return [*settler.release(), *settler.release_held(), *self._backlog.release()]
+
+    def _due_in_s(self) -> float | None:
+        """When a task can be tried again, or a failure judged, with nothing else to do."""
+        waits = (self._backlog.due_in_s(), self._settler.held_for_s())
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
+
+    def _pause(self, wait_s: float | None) -> None:
+        self._timer.end()
+        self._journal.flush()
+        time.sleep(max(0.0, min(wait_s or 0.0, LONGEST_PAUSE_S)))
 
     def _run_some(self, executor: Executor) -> None:
         """Run a batch, or a stretch of single tasks."""
@@ -113,17 +139,43 @@ class Work:
         if executor.window and not self._drain.is_requested:
             executor.look_ahead(self._backlog.ahead(lines, executor.batch_size, executor.window))
         began = perf_counter()
-        ran = executor.run(lines)
-        self._timer.end()
-        self._doing.phase = Phase.RUNNING
+        try:
+            ran = executor.run(lines)
+        except NotNow as trouble:
+            self._put_back()
+            self._wait_out(trouble)
+            return
+        finally:
+            self._timer.end()
+            self._doing.phase = Phase.RUNNING
         self._journal.flush()
         took_s = perf_counter() - began
-        self._doing.task = None
-        self._doing.task_since = None
-        self._backlog.put_back(self._settler.release())
+        self._put_back()
         self._settler.end_stretch(took_s, calls=ran if executor.is_stretching else 1)
         self._statistics.add_run(took_s)
         self._backlog.learn(took_s, lines[:ran])
+
+    def _put_back(self) -> None:
+        """A call or a stretch is over: what has no verdict of it comes first again."""
+        self._journal.flush()
+        self._doing.task = None
+        self._doing.task_since = None
+        self._backlog.put_back(self._settler.release())
+
+    def _wait_out(self, trouble: NotNow) -> None:
+        """Pause for something that keeps every task from being run, and that will pass.
+
+        Raises the trouble's OSError once it has lasted for TROUBLE_S.
+        """
+        self._timer.end()
+        now = time.monotonic()
+        if now > self._trouble_seen + TROUBLE_GAP_S:
+            self._trouble_since = now
+            say(f"gpuspool: {trouble}; no task is to blame, trying again for {TROUBLE_S:.0f} s")
+        self._trouble_seen = now
+        if now > self._trouble_since + TROUBLE_S or not self._drain.is_possible:
+            raise trouble.error
+        self._drain.is_told_within(TROUBLE_PAUSE_S)
 
     def _idle(self) -> WorkEnd | None:
         """Nothing is left to claim: wait. None: there may be something again."""

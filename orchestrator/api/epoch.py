@@ -36,6 +36,7 @@ from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job, Run, TaskLine
+from gpuspool.spool.signals import children_can_be_awaited
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import Trust
 from gpuspool.spool.view import View, drain_epoch, load_run
@@ -68,7 +69,7 @@ def supervise(
     # name this process: a caller of the Python API lives on, and `gpuspool wait` would wait for it.
     received: list[int] = []
     make_way(layout.lock)
-    with hold(layout) as lock_warning, signals_to(received):
+    with hold(layout) as lock_warning, signals_to(received), children_can_be_awaited():
         repair(layout, _still_this_run(view))
         job = _publish_job(view.refresh(), job, source)
         mark_out(view.run)

@@ -17,6 +17,7 @@ from gpuspool.orchestrator.cli.streams import Output, RunEnded, flush_stderr, st
 from gpuspool.orchestrator.cli.verbs import cli
 from gpuspool.orchestrator.text.progress import say, write_message
 from gpuspool.spool.errors import EXIT_INTERRUPTED, GpuspoolError, UsageError
+from gpuspool.spool.signals import unblock_all
 
 # Values of GPUSPOOL_DEBUG with which it counts as not set.
 OFF = ("", "0", "false", "no")
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         run_below_reaper()
     with standard_output() as output:
         if is_program:
+            # Whoever started this program may have blocked signals: it would never hear of a stop.
+            unblock_all()
             sys.excepthook = _show_traceback
         try:
             _main(arguments, output)

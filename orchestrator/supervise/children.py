@@ -64,6 +64,15 @@ class Children:
                 found[attempt] = child.pid
         return found
 
+    def ended_at(self, attempt: str) -> float | None:
+        """When a child was seen to have ended, on the monotonic clock; None while it runs, and for
+        what is no child.
+        """
+        child = self._children.get(attempt)
+        if child is None or child.exit_code() is None:
+            return None
+        return child.ended_at
+
     def is_stillborn(self, attempt: str) -> bool:
         """Whether this very process published the intent of an attempt and could not start it.
 

@@ -18,12 +18,9 @@ from types import FrameType
 import msgspec
 
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.signals import STOP_SIGNALS
 from gpuspool.spool.states import Ending
 from gpuspool.spool.view import drain_epoch
-
-# What asks a run to end: Ctrl-C, `kill`, a terminal that closes, and the two signals that batch
-# schedulers are told to send some time before the end of a job.
-DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 # Why a run drains that was told so through its control/ folder.
 ASKED = "`gpuspool drain` asked for it"
@@ -137,9 +134,16 @@ def signals_to(received: list[int]) -> Iterator[None]:
 
 
 def _signals_to_take() -> list[signal.Signals]:
-    """The signals that drain; without SIGHUP where nohup(1) had it ignored, which must stay so."""
-    is_under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [number for number in DRAIN_SIGNALS if number != signal.SIGHUP or not is_under_nohup]
+    """The signals that drain, but for two kinds: a SIGHUP that nohup(1) had ignored stays so, and
+    what is handled by other code than Python's could not be restored.
+    """
+    found: list[signal.Signals] = []
+    for number in STOP_SIGNALS:
+        handler = signal.getsignal(number)
+        is_nohup = number == signal.SIGHUP and handler == signal.SIG_IGN
+        if handler is not None and not is_nohup:
+            found.append(number)
+    return found
 
 
 def most_failed(text: str | None, tasks: int) -> int | None:

@@ -40,6 +40,10 @@ class Interventions:
     def is_overdue(self, attempt: str) -> bool:
         return attempt in self._overdue
 
+    def is_explained(self, attempt: str) -> bool:
+        """Whether this process has itself brought about its end."""
+        return self.was_told(attempt) or self.is_overdue(attempt)
+
     def was_killed(self, attempt: str) -> bool:
         return attempt in self._killed_at
 

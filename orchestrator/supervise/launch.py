@@ -27,6 +27,7 @@ from gpuspool.orchestrator.plan.nvml import cores_near
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.cores import usable_cores
+from gpuspool.spool.errors import EXIT_UNSEEN
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import attempt_name
 from gpuspool.spool.processes import MARK, mark_of, run_mark
@@ -74,19 +75,26 @@ class Child:
         self.pid = process.pid
         self.started_at = time.monotonic()
         self._process = process
+        # When it was first seen to have ended, on the monotonic clock; None while it runs.
+        self.ended_at: float | None = None
+        # Kept here, since `Popen` takes an exit code that was lost for 0.
+        self._exit_code: int | None = None
 
     def peek_exit_code(self) -> int | None:
         """The exit code, -N for signal N, or None while it runs. Changes nothing: no process is
         reaped, none is killed.
+
+        EXIT_UNSEEN where somebody else has waited for the process, so that nobody knows.
         """
-        if self._process.returncode is not None:
-            return self._process.returncode
+        if self._exit_code is not None:
+            return self._exit_code
         try:
             flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
             status = os.waitid(os.P_PID, self.pid, flags)
         except ChildProcessError:
-            # Where SIGCHLD is ignored the kernel reaps by itself, and nobody learns the status.
-            return self._process.wait()
+            # The kernel has reaped it by itself, where SIGCHLD is ignored, or a handler of the
+            # calling program has. A lost status is never a success.
+            return EXIT_UNSEEN
         if status is None:
             return None
         if status.si_code == os.CLD_EXITED:
@@ -97,15 +105,20 @@ class Child:
         """The exit code as `peek_exit_code` gives it; a worker that has ended is reaped.
 
         Its process group is killed before: until the leader is reaped its pid, which names the
-        group, can belong to nobody else.
+        group, can belong to nobody else. Where somebody else has reaped it, the group is left
+        alone: what it left is found by its mark.
         """
         # Looking does not reap, so between the look and the kill the pid is still taken by the dead
         # leader. In the other order the kernel could give it to a new process in between, and the
         # kill would hit a stranger's group.
         code = self.peek_exit_code()
-        if code is not None and self._process.returncode is None:
+        if code is None or self._exit_code is not None:
+            return code
+        if code != EXIT_UNSEEN:
             kill_group(self.pid)
-            self._process.wait()
+        self._process.wait()
+        self._exit_code = code
+        self.ended_at = time.monotonic()
         return code
 
 

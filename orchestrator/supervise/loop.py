@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,8 +82,9 @@ class Orchestrator:
         self._telling = Telling(view.layout, epoch, progress)
         self._heartbeat = ParentHeartbeat(view.layout, epoch, options.lease_s)
         self._damage = DamageKeeper(view)
-        # When the next rank that waits out its backoff may be started, as of the last look.
-        self._restart_at: float | None = None
+        # When the next rank that waits out its backoff may be started, or the next death be judged,
+        # as of the last look.
+        self._wake_at: float | None = None
 
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
@@ -157,15 +159,15 @@ class Orchestrator:
         return ending
 
     def _moment(self, bell: Bell) -> Moment:
-        restart_in_s = None
-        if self._restart_at is not None:
-            restart_in_s = self._restart_at - time.monotonic()
+        due_in_s = None
+        if self._wake_at is not None:
+            due_in_s = self._wake_at - time.monotonic()
         return Moment(
             open_attempts=len(self._view.open_attempts),
             complete=self._view.ledger.n_complete,
             is_timed=self._drains.is_timed or is_limited(self._orders.options),
             has_observer=bell.has_observer,
-            restart_in_s=restart_in_s,
+            due_in_s=due_in_s,
         )
 
     def _step(self) -> Ending | None:
@@ -179,7 +181,9 @@ class Orchestrator:
             # One moment for both, so that a restart is either decided now or waited for.
             now = time.monotonic()
             actions = d.decide(snapshot, self._policy, now)
-            self._restart_at = d.next_restart_at(snapshot, self._policy, now)
+            self._wake_at = _earliest(
+                d.next_restart_at(snapshot, self._policy, now), self._situation.next_judged_at()
+            )
             self._telling.show(self._view)
             for action in actions:
                 if isinstance(action, d.End):
@@ -211,6 +215,11 @@ class Orchestrator:
         if drain.is_interrupted:
             return
         self._workers.tell_to_stop()
+        # A signal does not reach a worker whose job takes it for itself, nor one on another host.
+        # Those look into control/.
+        epoch = self._orders.epoch
+        text = f"{os.uname().nodename} {os.getpid()} {time.time()} {drain.why}\n"
+        publish(self._view.layout.drain(epoch), text.encode(), durable=False)
         grace_s = self._orders.options.grace_s
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"
         self._telling.tell("draining", text, why=drain.why)
@@ -305,3 +314,7 @@ class Orchestrator:
         if count:
             text = f"{count} stranded tasks are given out again: nobody held them"
             self._telling.tell("swept", text, tasks=count)
+
+
+def _earliest(*moments: float | None) -> float | None:
+    return min((moment for moment in moments if moment is not None), default=None)

@@ -31,15 +31,15 @@ class Moment(msgspec.Struct, frozen=True):
     """What the loop knows when it is about to wait.
 
     `is_timed`: something may be due that no event tells of, such as the end of a grace or a task's
-    time limit. `has_observer`: published files ring the bell. `restart_in_s`: when the next
-    backoff of a rank ends, None where no rank waits for one.
+    time limit. `has_observer`: published files ring the bell. `due_in_s`: when the next backoff of
+    a rank ends, or the next death may be judged; None where nothing waits for its time.
     """
 
     open_attempts: int
     complete: int
     is_timed: bool
     has_observer: bool
-    restart_in_s: float | None = None
+    due_in_s: float | None = None
 
 
 class Pace:
@@ -58,9 +58,9 @@ class Pace:
     def nap_s(self, moment: Moment) -> float:
         """How many seconds to wait for the bell; 0 or more."""
         nap_s = self._usual_s(moment)
-        if moment.restart_in_s is None:
+        if moment.due_in_s is None:
             return nap_s
-        return max(0.0, min(nap_s, moment.restart_in_s))
+        return max(0.0, min(nap_s, moment.due_in_s))
 
     def _usual_s(self, moment: Moment) -> float:
         if moment.is_timed or not moment.has_observer:

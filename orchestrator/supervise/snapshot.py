@@ -18,6 +18,7 @@ from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.workers import BY_RESUME, Workers
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.records import Closing
+from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
 
@@ -135,9 +136,18 @@ class Situation:
         found: list[OpenAttempt] = []
         for name in self._view.open_attempts:
             life = self._workers.life(name)
+            if life is Life.DEAD and time.monotonic() < self._workers.believed_at(name):
+                # It is judged later, and until then it is waited for.
+                life = Life.ALIVE
             is_starting = name not in have_claimed
             found.append(OpenAttempt(name, rank_of(name), life, is_starting))
         return found
+
+    def next_judged_at(self) -> float | None:
+        """When the next death may be judged that is too fresh now, on the monotonic clock."""
+        now = time.monotonic()
+        moments = [self._workers.believed_at(name) for name in self._view.open_attempts]
+        return min((moment for moment in moments if moment > now), default=None)
 
     def _is_mending_due(self) -> bool:
         """Whether claims may lack what a power cut took back: they are not synced.

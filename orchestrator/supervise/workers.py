@@ -12,6 +12,7 @@ The loop is the only caller.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -37,6 +38,7 @@ from gpuspool.spool.identity import is_stopped
 from gpuspool.spool.processes import kill_marked, run_mark
 from gpuspool.spool.publish import open_to_append
 from gpuspool.spool.records import Closing
+from gpuspool.spool.signals import is_ending, moment_after
 from gpuspool.spool.states import Life, Reason
 from gpuspool.spool.timeouts import STACKS_SIGNAL
 from gpuspool.spool.view import View
@@ -117,6 +119,18 @@ class Workers:
         if found is Life.ALIVE and self._interventions.is_beyond_help(attempt, now):
             return Life.DEAD
         return found
+
+    def believed_at(self, attempt: str) -> float:
+        """From when on the death of an attempt may be judged, on the monotonic clock.
+
+        A stop that everybody gets may end a worker before this process hears of it: then nobody is
+        to blame. So the death of a child that nobody told to end is believed a moment later.
+        """
+        ended_at = self.children.ended_at(attempt)
+        code = self.children.exit_code(attempt)
+        if ended_at is None or code is None or self._interventions.is_explained(attempt):
+            return -math.inf
+        return ended_at + _moment_s(code)
 
     def pids(self) -> list[int]:
         """The pids of all workers that are proved alive on this host."""
@@ -340,6 +354,15 @@ class Workers:
             if not self._interventions.is_beyond_help(attempt, now):
                 lingering[attempt] = pid
         return lingering
+
+
+def _moment_s(code: int) -> float:
+    """How long after a death with this exit code a stop may still be told that explains it."""
+    # SIGKILL is the last thing that a stop brings, and a process that crashes in its code, by
+    # SIGSEGV for example, crashed.
+    if code == -signal.SIGKILL or (code < 0 and not is_ending(code)):
+        return 0.0
+    return moment_after(is_ending(code))
 
 
 def _describe_timeout(closing: Closing) -> str:

@@ -1,0 +1,151 @@
+"""Starting processes and threads, and what it tells when that fails.
+
+Where the system has no room for another process or thread, no task is to blame: it is so for a
+moment, and for every task. `NotNow` says so: what is in hand goes back to the backlog, and the same
+attempt goes on after a pause. Where the program of a command is not there or cannot be executed,
+and its name is the same for all tasks, no task is to blame either: `NotStartable` ends the attempt.
+
+Called by `job`, which runs commands, and by `trouble`, which judges what a job of Python raised.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from gpuspool.spool.errors import EXIT_UNSEEN
+
+if TYPE_CHECKING:
+    import subprocess
+
+# fork(2), clone(2) and exec(2) when there is no room for another process, or no memory for it.
+NO_ROOM = (errno.EAGAIN, errno.ENOMEM)
+
+# Errors by which exec(2) tells of the program, rather than of this task's arguments.
+_OF_THE_PROGRAM = frozenset(
+    (
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOEXEC,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.EISDIR,
+        errno.ELIBBAD,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ENODEV,
+        errno.EHOSTDOWN,
+    )
+)
+
+# Where the standard library starts processes: (file, function). An EAGAIN that was raised in there
+# is one of fork(2); one of a socket is not.
+_STARTERS = frozenset(
+    (
+        ("subprocess.py", "_execute_child"),
+        ("popen_fork.py", "_launch"),
+        ("util.py", "spawnv_passfds"),
+        ("pty.py", "fork"),
+    )
+)
+
+
+class NotNow(Exception):
+    """Something that passes keeps every task from being run, and this process is sound.
+
+    error: what the attempt ends with if it does not pass. A private signal of this package.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class NotStartable(OSError):
+    """The program of a command, the same for all tasks, is not there or cannot be executed."""
+
+
+def find_program(program: str) -> None:
+    """Return if a command's program is there and may be executed. Raises NotStartable."""
+    places = [program]
+    if "/" not in program:
+        places = [os.path.join(folder, program) for folder in os.get_exec_path()]
+    number = errno.ENOENT
+    for place in places:
+        try:
+            is_file = stat.S_ISREG(os.stat(place).st_mode)
+        except OSError:
+            continue
+        if is_file and os.access(place, os.X_OK):
+            return
+        number = errno.EACCES
+    raise NotStartable(number, os.strerror(number), program)
+
+
+def run(arguments: list[str], is_literal: bool) -> int:
+    """Run a command to its end; returns its exit status, -N for signal N.
+
+    EXIT_UNSEEN where somebody else has waited for it. is_literal: its program is the same for all
+    tasks. Raises NotNow, NotStartable, and OSError where this task's arguments are to blame.
+    """
+    # Only here, since a worker whose job runs no commands starts faster without.
+    import subprocess
+
+    try:
+        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        # A program that is just being written is one that passes too.
+        if error.errno in (*NO_ROOM, errno.ETXTBSY):
+            raise NotNow(error) from error
+        if is_literal and error.errno in _OF_THE_PROGRAM:
+            raise NotStartable(error.errno, error.strerror, arguments[0]) from error
+        raise
+    return _wait(process)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    # `Popen` takes a status that nobody could read for 0. So it is read here first, in a way that
+    # leaves it there.
+    try:
+        status = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        status = None
+    process.wait()
+    if status is None:
+        return EXIT_UNSEEN
+    if status.si_code == os.CLD_EXITED:
+        return status.si_status
+    return -status.si_status
+
+
+def has_no_room(error: BaseException) -> bool:
+    """Whether an exception says that no process or thread could be started, for want of room."""
+    frame = _innermost(error)
+    if frame is None:
+        return False
+    place = (os.path.basename(frame.f_code.co_filename), frame.f_code.co_name)
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM and place in _STARTERS
+    return isinstance(error, RuntimeError) and place == ("threading.py", "start") and _is_new(frame)
+
+
+def _is_new(frame: FrameType) -> bool:
+    """Whether the thread that could not be started had never been started: that is the caller's
+    fault, and raises the same type.
+    """
+    thread = frame.f_locals.get("self")
+    return thread is not None and getattr(thread, "ident", 0) is None
+
+
+def _innermost(error: BaseException) -> FrameType | None:
+    step = error.__traceback__
+    if step is None:
+        return None
+    while step.tb_next is not None:
+        step = step.tb_next
+    return step.tb_frame
