@@ -24,6 +24,7 @@ from torture.rows import Row, machine, table
 NAMES = (
     "kill_storm",
     "kill_calls",
+    "stops",
     "crash_states",
     "error_sweep",
     "damage",

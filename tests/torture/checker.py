@@ -129,19 +129,20 @@ def check(
     looks: Sequence[Look] = (),
     told: str | None = None,
     unreadable_ok: bool = False,
+    has_results: bool = True,
 ) -> Counts:
     """Judge a spool in which nothing runs any more and that should have a verdict for every task.
 
     claimed_ok: the last command ended with exit code 0. executions: where the job noted its
     executions. looks: what `look` saw of OUT earlier. told: what `gpuspool results` printed.
     unreadable_ok: a task that no valid manifest line describes is not lost, since the test itself
-    destroyed its description.
+    destroyed its description. has_results: False where a command ran, which returns nothing.
     """
     counts, facts = Counts(), read_facts(spool)
     out = out_of(spool)
     began = read_executions(executions) if executions is not None else None
     for task in range(tasks):
-        _judge_task(counts, facts, out, task, began, unreadable_ok)
+        _judge_task(counts, facts, out, task, began, unreadable_ok, has_results)
     _judge_out(counts, out, tasks)
     now = look(out)
     for earlier in looks:
@@ -271,11 +272,12 @@ def _judge_task(
     task: int,
     began: Executions | None,
     unreadable_ok: bool,
+    has_results: bool,
 ) -> None:
     lines = facts.complete.get(task)
     if lines:
         counts.duplicates += len(lines) - 1
-        _judge_complete(counts, out, task, lines[0], began)
+        _judge_complete(counts, out, task, lines[0], began, has_results)
     elif facts.has_failed(task):
         counts.failed.append(task)
     elif unreadable_ok and task not in facts.described:
@@ -285,7 +287,7 @@ def _judge_task(
 
 
 def _judge_complete(
-    counts: Counts, out: Path, task: int, line: Line, began: Executions | None
+    counts: Counts, out: Path, task: int, line: Line, began: Executions | None, has_results: bool
 ) -> None:
     """A task that a line calls complete must have its whole, right output, and a right result."""
     path = out / f"t{task}.txt"
@@ -303,6 +305,8 @@ def _judge_complete(
             "C", f"the line of task {task} names {line.record.get('outputs')}, not its output"
         )
     result = line.record.get("result")
+    if not has_results:
+        return
     if not isinstance(result, dict) or result.get("value") != value(task):
         counts.found("C", f"task {task} has the result {result!r}, not {value(task)}")
     if began is not None and not {nonce, line.nonce} <= began.get(task, {}).keys():
