@@ -12,7 +12,7 @@ import functools
 import os
 from pathlib import Path
 
-from gpuspool.spool.errors import SpoolError
+from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import Identity
 from gpuspool.spool.states import Life
 
@@ -23,16 +23,34 @@ ROUNDING = 1
 
 @functools.cache
 def _here() -> tuple[str, str, str]:
-    """(host name, boot id, pid namespace) of this process."""
+    """(host name, boot id, pid namespace) of this process. Raises OSError."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return os.uname().nodename, boot_id, os.readlink("/proc/self/ns/pid")
 
 
+@functools.cache
+def _blindness() -> str:
+    """Why this process cannot tell which processes of its host live; "" if it can."""
+    try:
+        _here()
+        own = os.readlink("/proc/self")
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    # After `unshare --pid` without `--mount-proc` a pid names one process for kill(2) and another
+    # one in /proc.
+    if own != str(os.getpid()):
+        return "/proc shows the processes of another pid namespace"
+    return ""
+
+
 def _stat(pid: int) -> tuple[str, int] | None:
-    """(state letter, start time in clock ticks since boot); None where there is no such process."""
+    """(state letter, start time in clock ticks since boot) of a process.
+
+    None where there is no such process, or /proc hides it.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The name of the program stands in parentheses and may itself hold some, so split behind it.
     fields = text.rpartition(b")")[2].split()
@@ -68,30 +86,30 @@ def identity_of(pid: int) -> Identity | None:
     return Identity(host=host, boot_id=boot_id, pid_ns=pid_ns, pid=pid, pid_start=stat[1])
 
 
-@functools.cache
-def _is_proc_ours() -> bool:
-    """Whether /proc shows the pid namespace that this process lives in.
-
-    It does not after `unshare --pid` without `--mount-proc`: there a pid names one process for
-    kill(2) and another one in /proc.
-    """
-    return os.readlink("/proc/self") == str(os.getpid())
-
-
 def myself() -> Identity:
-    """The identity of this process. Raises SpoolError where /proc does not show it."""
-    mine = identity_of(os.getpid()) if _is_proc_ours() else None
+    """The identity of this process. Raises UsageError where it cannot be told.
+
+    Then nothing can be run here: nobody could tell a dead worker from a living one, so a task could
+    be run twice, or a stranger killed. Whoever only looks takes all processes for those of another
+    host.
+    """
+    mine = None
+    why = _blindness()
+    if not why:
+        mine = identity_of(os.getpid())
     if mine is None:
-        raise SpoolError(
-            "/proc shows the processes of another pid namespace, so nothing can be told of any "
-            "worker; mount it anew (`unshare --mount-proc`), then run the same command again"
+        raise UsageError(
+            f"Processes cannot be told apart here: {why or '/proc does not show this one'}. "
+            "gpuspool needs the /proc of its own pid namespace, with "
+            "/proc/sys/kernel/random/boot_id. Mount it (`unshare --mount-proc`, or `mount -t proc "
+            "proc /proc` in a container or chroot), then run the same command again."
         )
     return mine
 
 
 def is_here(who: Identity) -> bool:
     """Whether its pid means something to this process."""
-    return _is_proc_ours() and (who.host, who.boot_id, who.pid_ns) == _here()
+    return not _blindness() and (who.host, who.boot_id, who.pid_ns) == _here()
 
 
 def liveness(who: Identity) -> Life:
@@ -118,7 +136,10 @@ def is_stopped(pid: int) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is such a process, of another user, that /proc does not show (hidepid)."""
+    """Whether there is such a process that /proc does not show (hidepid).
+
+    It may be another user's, or one of ours that we may not trace (hidepid=ptraceable).
+    """
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -126,4 +147,5 @@ def _is_hidden(pid: int) -> bool:
     except (OSError, OverflowError):
         # There is no such process, or this number cannot be that of one.
         return False
-    return False
+    # It was born since /proc was looked at, or it is hidden. A later look tells these apart.
+    return True

@@ -12,6 +12,7 @@ the command that it runs.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -107,6 +108,7 @@ class OomWatch:
 
 def _cgroups() -> str:
     try:
-        return Path("/proc/self/cgroup").read_text()
+        # The name of a group may be in any encoding.
+        return os.fsdecode(Path("/proc/self/cgroup").read_bytes())
     except OSError:
         return ""

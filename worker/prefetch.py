@@ -15,7 +15,6 @@ what that means for the blame of a crash.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.spool.cores import usable_cores
 from gpuspool.spool.records import TaskLine
 from gpuspool.worker.context import Task
 from gpuspool.worker.results import call_user_code
@@ -145,5 +145,5 @@ def threads_for(batch_size: int | None, prefetch: int) -> int:
     """
     if not prefetch:
         return 0
-    wanted = min(batch_size or UNBATCHED_THREADS, len(os.sched_getaffinity(0)))
+    wanted = min(batch_size or UNBATCHED_THREADS, usable_cores())
     return max(MIN_THREADS, wanted)

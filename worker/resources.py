@@ -20,8 +20,9 @@ def peak_resident_bytes() -> int:
 
     Not by getrusage(2): its peak begins as high as the parent's was when it forked.
     """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "VmHWM":
+    # As bytes: the name of a program, which stands there too, may be in any encoding.
+    for line in Path("/proc/self/status").read_bytes().splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"VmHWM":
             return 1024 * int(value.split()[0])
     return 0

@@ -24,6 +24,7 @@ from gpuspool.orchestrator.plan.slots import Slot, make_slots
 from gpuspool.orchestrator.supervise.lock import hold
 from gpuspool.orchestrator.text.progress import warn
 from gpuspool.spool.errors import OrchestratorLive, UsageError
+from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import Options
@@ -41,6 +42,8 @@ def open_or_create(
     overwrite: an OUT that holds anything may be moved aside. keep_done: a changed job is fine.
     Raises UsageError, SpoolError and OrchestratorLive.
     """
+    # A host on which processes cannot be told apart is refused before anything is made.
+    myself()
     written = None
     if fresh or not is_made(layout):
         written = _make(layout, request, trust, fresh=fresh, overwrite=overwrite)
