@@ -65,7 +65,9 @@ class Witness(msgspec.Struct, frozen=True):
 
     @property
     def is_kill(self) -> bool:
-        """Whether it may well have come from outside."""
+        """Whether it may well have come from outside, or from a limit on all tasks together."""
+        if self.exit_code == -signal.SIGXCPU:
+            return True
         return self.exit_code == -signal.SIGKILL and not self.is_oom
 
     @property

@@ -7,6 +7,12 @@ import signal
 
 from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, EXIT_UNSEEN, EXIT_UNUSABLE
 
+# Signals by which the kernel tells a process that it has reached a limit.
+LIMITS = {
+    "SIGXCPU": "it reached its limit on CPU time, ulimit -t",
+    "SIGXFSZ": "it reached its limit on the size of a file, ulimit -f",
+}
+
 
 def signal_of(code: int) -> str:
     """The name of the signal behind an exit code, -N or a shell's 128+N; "" for none."""
@@ -27,6 +33,8 @@ def describe_exit(code: int) -> str:
     if code == EXIT_UNSEEN:
         return f"exit code {code} (or it was lost: something else has waited for the process)"
     name = signal_of(code)
+    if name in LIMITS:
+        name = f"{name}: {LIMITS[name]}"
     if code < 0:
         return f"killed by {name}"
     if name:

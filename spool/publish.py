@@ -29,7 +29,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import resource
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +64,11 @@ PATIENCE_S = (0.05, 0.2, 0.5)
 # So much is written to see whether a folder takes data. A file system that has no room for a file
 # may still have some for a few bytes.
 PROBE_BYTES = 64 * 1024
+
+# Files that stay open are kept at this descriptor or above, and with so many above it free where
+# the limit is low.
+HIGH_FD = 900
+FREE_ABOVE = 16
 
 # The users who own files that were read, by number, each with the first such file.
 Owners = dict[int, str]
@@ -442,7 +449,26 @@ def create_journal(path: Path, data: bytes) -> int | None:
     if not won:
         os.close(fd)
         return None
-    return fd
+    return out_of_the_way(fd)
+
+
+def out_of_the_way(fd: int) -> int:
+    """The same open file under a high descriptor; the old one is closed.
+
+    Some programs close low descriptors that are not theirs (`os.closerange`), and the next file
+    that they open gets the lowest one that is free. Then whoever writes to a descriptor that was
+    closed behind its back would write into that file.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most == resource.RLIM_INFINITY:
+        most = HIGH_FD
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, min(HIGH_FD, max(fd, most - FREE_ABOVE)))
+    except OSError:
+        # There is none: the limit is very low.
+        return fd
+    os.close(fd)
+    return high
 
 
 # Removing.

@@ -37,8 +37,8 @@ SPOOL_ORDER = (
 )
 WORKER_ORDER = (
     "causes context devices drain reports resources say standing starting supply",
-    "backlog batch_size children leaving memory parent pinning timer warmup",
-    "beat idle outputs results",
+    "backlog batch_size children leaving limits memory parent pinning warmup",
+    "beat idle outputs results timer",
     "job prefetch settle trouble",
     "call prepare",
     "execute",

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -188,6 +189,11 @@ class Attempt:
         except Drained:
             end = Ended(Reason.DRAINED)
         except OSError as trouble:
+            if trouble.errno == errno.EBADF:
+                # Only descriptors that stay open can be bad: the journal's.
+                self._die(
+                    Unusable(f"gpuspool: the job closed files that are not its own: {trouble}")
+                )
             say(f"gpuspool: this attempt ends: {trouble}")
             error = Error(kind=ErrorKind.IO, type=type(trouble).__name__, message=str(trouble))
             end = Ended(Reason.IO, error)

@@ -51,7 +51,7 @@ def end(code: int) -> NoReturn:
     if code == EXIT_CANNOT_CLOSE:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        _exit(code)
+        exit_now(code)
     sys.exit(code)
 
 
@@ -63,7 +63,7 @@ def _wait(code: int) -> None:
     )
     with contextlib.suppress(OSError, RuntimeError):
         faulthandler.dump_traceback(file=LOG)
-    _exit(code)
+    exit_now(code)
 
 
 def _who() -> str:
@@ -77,7 +77,7 @@ def _who() -> str:
     return "an exit handler of the job is"
 
 
-def _exit(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End this process at once.
 
     An exit code below 0 stands for a signal: the worker's own word, which no job can say by

@@ -41,6 +41,7 @@ from gpuspool.spool.timeouts import is_limited
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.drain import Cause, Drain
+from gpuspool.worker.limits import used_up
 from gpuspool.worker.say import say
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.timer import Timer
@@ -155,6 +156,10 @@ class Settler:
             # It stays in hand, and is given back when the attempt ends.
             say(f"gpuspool: task {line.key} failed during a stop, and is given back: {error.type}")
             return
+        if self._doing.complete:
+            limit = used_up(error)
+            if limit is not None:
+                raise limit
         tries = self._backlog.count_try(line)
         error = msgspec.structs.replace(error, tries=tries)
         if tries <= self._retries:

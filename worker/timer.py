@@ -40,9 +40,10 @@ import msgspec
 
 from gpuspool.spool.errors import EXIT_CANNOT_CLOSE
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import open_to_append
+from gpuspool.spool.publish import open_to_append, out_of_the_way
 from gpuspool.spool.records import Options
 from gpuspool.spool.timeouts import SLACK, STACKS_SIGNAL, is_limited, limit_s, parent_limit_s
+from gpuspool.worker.leaving import exit_now
 from gpuspool.worker.say import say
 
 # The longest and the shortest tick. Ten ticks a second of a thread that does nothing else cost
@@ -103,7 +104,7 @@ class Timer:
         self._tell: Callable[[], None] | None = None
         if not is_limited(options):
             return
-        self._fd = open_to_append(layout.stacks(attempt))
+        self._fd = out_of_the_way(open_to_append(layout.stacks(attempt)))
         self._tick_s = tick_s(options)
 
     def start(self, tell: Callable[[], None]) -> None:
@@ -154,7 +155,7 @@ class Timer:
             say("gpuspool: an output is not published within --stall-timeout; this process ends")
             with contextlib.suppress(OSError, RuntimeError):
                 faulthandler.dump_traceback(file=2)
-            os._exit(EXIT_CANNOT_CLOSE)
+            exit_now(EXIT_CANNOT_CLOSE)
         # Where the stacks cannot be written the process must end all the same.
         with contextlib.suppress(OSError, RuntimeError):
             faulthandler.dump_traceback(file=self._fd)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -173,6 +174,7 @@ def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
         raise FileExistsError(f"{attempt} was started by somebody else just now")
     child = Child(attempt, _start(view, attempt, argv, environment))
     _offer_to_oom_killer(child.pid)
+    _warn_of_cpu_limit(child.pid)
     _keep_near_device(child.pid, near)
     return child
 
@@ -206,6 +208,17 @@ def _start(
         )
     finally:
         os.close(log)
+
+
+def _warn_of_cpu_limit(pid: int) -> None:
+    """Let a worker that reaches its limit on CPU time die of SIGXCPU, which tells why.
+
+    With `ulimit -t` both limits are the same, and the kernel sends SIGKILL, which tells nothing.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    if hard != resource.RLIM_INFINITY and soft in (hard, resource.RLIM_INFINITY):
+        with contextlib.suppress(OSError):
+            resource.prlimit(pid, resource.RLIMIT_CPU, (max(1, hard - 1), hard))
 
 
 def _offer_to_oom_killer(pid: int) -> None:

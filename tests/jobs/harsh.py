@@ -294,3 +294,45 @@ def zombies_of_1():
             continue
         count += state == "Z" and parent == "1"
     return count
+
+
+def prints_much(task, ctx):
+    print("x" * 20_000, flush=True)
+    return task.payload
+
+
+def burns(task, ctx):
+    until = time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+    return task.payload
+
+
+HELD = []
+
+
+def keeps_memory(task, ctx):
+    """Keeps 40 MB of each task, and asks for far too much if the payload says so."""
+    HELD.append(bytearray(40_000_000))
+    if task.payload == "bad":
+        HELD.append(bytearray(4_000_000_000))
+    return task.payload
+
+
+def keeps_files(task, ctx):
+    HELD.extend(os.open("/dev/null", os.O_RDONLY) for _ in range(5))
+    return task.payload
+
+
+def closes_files_of_others(task, ctx):
+    """Closes what it did not open, then opens a file of its own and keeps it."""
+    if task.payload == "bad":
+        os.closerange(3, 4096)
+        HELD.append(os.open(ctx.args["mine"], os.O_WRONLY | os.O_CREAT))
+    return task.payload
+
+
+def closes_low_files(task, ctx):
+    os.closerange(3, 256)
+    HELD.append(os.open(ctx.args["mine"], os.O_WRONLY | os.O_CREAT))
+    return task.payload
