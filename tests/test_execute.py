@@ -36,6 +36,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.settled: list[tuple[TaskLine, JournalLine]] = []
+        self.paused: list[int] = []
         self.announced: list[tuple[list[int], list[int]]] = []
 
     def announce(self, lines: list[TaskLine], loading: list[int]) -> None:
@@ -43,6 +44,9 @@ class Kept:
 
     def publishing(self) -> None:
         pass
+
+    def pause(self, line: TaskLine) -> None:
+        self.paused.append(line.task)
 
     def settle(self, line: TaskLine, verdict: JournalLine) -> None:
         self.settled.append((line, verdict))

@@ -37,7 +37,7 @@ SPOOL_ORDER = (
 )
 WORKER_ORDER = (
     "causes context devices drain reports resources say standing starting supply",
-    "backlog batch_size children leaving limits memory parent pinning warmup",
+    "backlog batch_size children leaving limits memory parent pinning turns warmup",
     "beat idle outputs results timer",
     "job prefetch settle trouble",
     "call prepare",

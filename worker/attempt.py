@@ -66,6 +66,7 @@ from gpuspool.worker.standing import Standing
 from gpuspool.worker.statistics import Statistics
 from gpuspool.worker.supply import Supply
 from gpuspool.worker.timer import Timer
+from gpuspool.worker.turns import Turns
 from gpuspool.worker.warmup import Drained
 from gpuspool.worker.work import Work, WorkEnd
 
@@ -249,7 +250,10 @@ class Attempt:
         call = Call(job, context, outputs, seed, self._beat.doing, self._settler)
         if self._intent.job.kind in (JobKind.FILE, JobKind.MODULE):
             call.check_first(self._preparation.check_first_call)
-        return Executor(job, call, self._drain)
+        turns: Turns | None = None
+        if self._intent.device not in ("", "cpu"):
+            turns = Turns(self._intent.device)
+        return Executor(job, call, self._drain, turns)
 
     def _die(self, broken: Unusable) -> NoReturn:
         """End at once, as a crash does. Only what the journal was told is written out."""

@@ -80,6 +80,8 @@ class Settles(Protocol):
 
     def publishing(self) -> None: ...
 
+    def pause(self, line: TaskLine) -> None: ...
+
     def settle(self, line: TaskLine, verdict: JournalLine) -> None: ...
 
 
@@ -167,6 +169,12 @@ class Call:
             self.outputs.discard(line.task for line in others)
         self._finish(lines, outcomes, start, seconds / max(1, len(lines)))
         return _end_of(too_large), too_large
+
+    def pause(self, line: TaskLine) -> None:
+        """The call of a task that has no verdict is over, and its next one has to wait."""
+        self._doing.task = None
+        self._doing.task_since = None
+        self._settler.pause(line)
 
     # This is `make` for one task, written for speed. An empty task costs 1.5 µs from here to its
     # verdict, and through `make` it would cost twice that, a quarter more in the whole run. What is

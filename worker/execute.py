@@ -3,8 +3,9 @@
 A batch that raises is split until the task that is to blame is alone: the other tasks complete, and
 exactly the bad ones fail. A batch that does not fit into memory is split too, and later ones are
 smaller for a while (see `batch_size`). A single task for which memory ran out is run once more,
-alone: nothing is being loaded or kept for other tasks, and all memory that nobody uses was given
-back. If it does not fit then it fails, as `gpu_oom` or `host_oom`.
+alone: nothing is being loaded or kept for other tasks, no other process of ours runs calls on its
+device (see `turns`), and all memory that nobody uses was given back. If it does not fit then it
+fails, as `gpu_oom` or `host_oom`.
 
 A job without batches is called with one task after the other, in stretches: many calls, if they are
 short, before the work loop looks around again. Called by the work loop.
@@ -23,6 +24,7 @@ from gpuspool.worker.devices import release_memory
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.say import say
+from gpuspool.worker.turns import Turns
 
 # A stretch is over after so many calls, which bounds how many lines of the journal may wait, and
 # how much of a claim is in hand.
@@ -35,11 +37,15 @@ STRETCH_S = 0.01
 class Executor:
     """Runs the tasks of one attempt."""
 
-    def __init__(self, job: LoadedJob, call: Call, drain: Drain) -> None:
+    def __init__(
+        self, job: LoadedJob, call: Call, drain: Drain, turns: Turns | None = None
+    ) -> None:
+        """turns: this process's place on its devices, None where it has none."""
         self.batch_cost = job.batch_cost
         self._size = BatchSize(job.batch_size or 1)
         self.call = call
         self._drain = drain
+        self._turns = turns
         self._prefetcher = call.prefetcher
         # How many batches ahead inputs are loaded.
         self._ahead = 0 if self._prefetcher is None else job.prefetch
@@ -83,10 +89,20 @@ class Executor:
         a stretch. Raises OSError and Unusable where no task is to blame; what was not settled by
         then is not finished.
         """
+        if self._turns is not None and not self._turns.enter(self._is_draining):
+            return 0
         if self.is_stretching:
             return self._run_stretch(lines)
         self._run_batch(lines)
         return len(lines)
+
+    def _is_draining(self) -> bool:
+        return self._drain.is_requested
+
+    def rest(self) -> None:
+        """There is nothing to run for a while: keep nothing from others on the device."""
+        if self._turns is not None:
+            self._turns.leave()
 
     def _run_stretch(self, lines: list[TaskLine]) -> int:
         began = perf_counter()
@@ -155,12 +171,24 @@ class Executor:
         if self._prefetcher is not None:
             self._prefetcher.drop()
         release_memory()
-        self.call.make([line], is_alone=True)
+        if self._turns is None:
+            self.call.make([line], is_alone=True)
+            return
+        self.call.pause(line)
+        try:
+            # Where a drain is asked for meanwhile the task stays without a verdict.
+            if self._turns.begin(self._is_draining):
+                self.call.make([line], is_alone=True)
+        finally:
+            self._turns.end()
+        self._turns.enter(self._is_draining)
 
     def close(self) -> None:
-        """Load nothing more."""
+        """Run and load nothing more."""
         if self._prefetcher is not None:
             self._prefetcher.close()
+        if self._turns is not None:
+            self._turns.close()
 
 
 def _halves(lines: list[TaskLine]) -> list[list[TaskLine]]:

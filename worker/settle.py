@@ -141,6 +141,17 @@ class Settler:
         self._doing.phase = Phase.PUBLISHING
         self._timer.publish()
 
+    def pause(self, line: TaskLine) -> None:
+        """A task has to wait before it is called again: meanwhile no limit on time holds.
+
+        Where calls are announced, the journal is told that this task is not being called.
+        """
+        self._timer.end()
+        if self.is_announcing or line.careful:
+            self._journal.append(
+                JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED)
+            )
+
     def settle(self, line: TaskLine, verdict: JournalLine) -> None:
         """Journal what is known of a task now. A failed one may be tried again instead."""
         if verdict.error is not None:

@@ -110,6 +110,7 @@ class Work:
             if self._standing.is_closed():
                 return WorkEnd.CLOSED
             wait_s = self._due_in_s()
+            executor.rest()
             if wait_s is not None:
                 self._pause(wait_s)
                 continue
