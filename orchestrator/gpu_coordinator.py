@@ -39,6 +39,7 @@ from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot, make_slots
 from gpuspool.orchestrator.supervise.bell import BLIND_S
 from gpuspool.orchestrator.supervise.launch import Child, Orders, launch
+from gpuspool.orchestrator.supervise.opinions import PATIENCE
 from gpuspool.orchestrator.supervise.workers import BY_PARENT
 from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.death import Evidence, classify
@@ -370,7 +371,7 @@ class GPUProcessCoordinator:
         orders = Orders(epoch=0, job=job, options=options, world_size=self.world_size)
         try:
             for slot in slots:
-                child = launch(view, slot, orders, **variables)
+                child = launch(view, slot, orders, PATIENCE, **variables)
                 self.workers[slot.rank] = Worker(slot.rank, child, view)
                 text = "Spawned worker %d (CUDA_VISIBLE_DEVICES=%s)"
                 logger.info(text, slot.rank, slot.device)

@@ -1,9 +1,12 @@
-"""Who is to blame when a worker dies: what its death does to the tasks it had claimed and not
-finished.
+"""What the death of a worker does to the tasks that it had claimed and not finished.
 
-A crash counts only with a witness, and only against a task that was certainly in hand, alone. Tasks
-that were perhaps in hand run alone from then on (`careful`), so the next crash names the culprit. A
-time-out names it at once. Nobody else is ever blamed.
+A death speaks only against a task that was certainly in hand, alone. Tasks that were perhaps in
+hand run alone from then on (`careful`), so the next crash names the culprit. What was not in hand
+is given back as it was.
+
+A crash or a time-out of a task that was certainly in hand is one opinion: it is held back, and the
+orchestrator rules what becomes of it, since the process or the device may be to blame. A SIGKILL
+comes from outside far more often than from a task, so it is counted, and believed at last.
 
 `judge` is pure. `scene_of` reads what a failure's record tells people: device, host, end of the
 log.
@@ -46,12 +49,15 @@ class Scene(msgspec.Struct, frozen=True):
 class Judgement(msgspec.Struct, frozen=True):
     """What a death does to the tasks that the attempt left.
 
-    orphans: those that run again. failures: those that fail for good. suspects: how many tasks'
-    records got worse; while there are any, the rank itself is not to blame.
+    orphans: those that run again. failures: those that fail for good. held: those that it speaks
+    against. killed: the one that was certainly in hand when a SIGKILL came. suspects: how many
+    tasks' records got worse; while there are any, the rank itself is not to blame.
     """
 
     orphans: list[TaskLine]
     failures: list[TaskFailure] = msgspec.field(default_factory=list)
+    held: list[TaskFailure] = msgspec.field(default_factory=list)
+    killed: int | None = None
     suspects: int = 0
 
 
@@ -74,7 +80,8 @@ def judge(
     """
     match death:
         case Crashed(witness):
-            return _judge_crash(orphans, _in_hand(orphans, started), witness, scene)
+            in_hand = _in_hand(orphans, started)
+            return _judge_crash(orphans, in_hand, witness, options, scene)
         case TimedOut(stacks) if started is not None:
             in_hand = _in_hand(orphans, started)
             return _judge_time_out(orphans, in_hand, started, options, stacks, scene)
@@ -103,42 +110,44 @@ def _in_hand(orphans: list[TaskLine], started: Started | None) -> _InHand:
 
 
 def _judge_crash(
-    orphans: list[TaskLine], in_hand: _InHand, witness: Witness, scene: Scene
+    orphans: list[TaskLine], in_hand: _InHand, witness: Witness, options: Options, scene: Scene
 ) -> Judgement:
-    """Count the crash against the task that was in hand for sure; at the limit it fails.
+    """A crash speaks against the task that was in hand for sure.
 
     What may have been in hand runs carefully from now on.
     """
+    certain = in_hand.certain
+    if certain is None:
+        return _suspect(orphans, in_hand)
+    others = [task for task in orphans if task is not certain]
+    if not witness.is_kill:
+        failure = _worker_lost(certain, 1, witness, scene)
+        if options.keep_going or witness.most == 1:
+            return Judgement(others, failures=[_verdict(failure)], suspects=1)
+        return Judgement(others, held=[failure], suspects=1)
+    kills = certain.kills + 1
+    if kills >= witness.most:
+        failure = _worker_lost(certain, kills, witness, scene)
+        verdict = _verdict(failure)
+        return Judgement(others, failures=[verdict], killed=certain.task, suspects=1)
+    counted = msgspec.structs.replace(certain, kills=kills, careful=True)
+    return Judgement([*others, counted], killed=certain.task, suspects=1)
+
+
+def _suspect(orphans: list[TaskLine], in_hand: _InHand) -> Judgement:
+    """Nobody knows which task it was: those that may have been in hand run alone from now on."""
     kept: list[TaskLine] = []
-    failures: list[TaskFailure] = []
     suspects = 0
     for task in orphans:
-        if not in_hand.holds(task):
-            kept.append(task)
-        elif task is in_hand.certain:
-            suspects += 1
-            counted = _count(task, witness, scene)
-            times = counted.kills if witness.is_kill else counted.crashes
-            if times >= witness.most:
-                failures.append(_worker_lost(counted, witness, scene))
-            else:
-                kept.append(msgspec.structs.replace(counted, careful=True))
-        else:
+        if in_hand.holds(task):
             suspects += not task.careful
             kept.append(msgspec.structs.replace(task, careful=True))
-    return Judgement(kept, failures, suspects)
+        else:
+            kept.append(task)
+    return Judgement(kept, suspects=suspects)
 
 
-def _count(task: TaskLine, witness: Witness, scene: Scene) -> TaskLine:
-    """The task with one more crash, or one more kill, to its name."""
-    crashed_in = (*task.crashed_in, scene.attempt)
-    if witness.is_kill:
-        return msgspec.structs.replace(task, kills=task.kills + 1, crashed_in=crashed_in)
-    return msgspec.structs.replace(task, crashes=task.crashes + 1, crashed_in=crashed_in)
-
-
-def _worker_lost(task: TaskLine, witness: Witness, scene: Scene) -> TaskFailure:
-    times = task.crashes + task.kills
+def _worker_lost(task: TaskLine, times: int, witness: Witness, scene: Scene) -> TaskFailure:
     often = "once" if times == 1 else f"{times} times"
     kind, type_, how = ErrorKind.LOST, "WorkerLost", "the worker died"
     if witness.is_oom:
@@ -153,7 +162,7 @@ def _worker_lost(task: TaskLine, witness: Witness, scene: Scene) -> TaskFailure:
         exit_code=witness.exit_code,
         signal=signal_of(witness.exit_code),
     )
-    return _fail(task, error, scene, task.crashed_in)
+    return _fail(task, error, scene)
 
 
 def _judge_time_out(
@@ -164,24 +173,18 @@ def _judge_time_out(
     stacks: str,
     scene: Scene,
 ) -> Judgement:
-    """The task that was in hand for sure fails at once.
+    """A time-out speaks against the task that was in hand for sure.
 
-    A batch runs again carefully, and the next time-out names the culprit. A time-out is no crash,
-    so no crash is counted.
+    A batch runs again carefully, and the next time-out names the culprit.
     """
-    kept: list[TaskLine] = []
-    failures: list[TaskFailure] = []
-    suspects = 0
-    for task in orphans:
-        if task is in_hand.certain:
-            suspects += 1
-            failures.append(_too_long(task, started, options, stacks, scene))
-        elif in_hand.holds(task):
-            suspects += not task.careful
-            kept.append(msgspec.structs.replace(task, careful=True))
-        else:
-            kept.append(task)
-    return Judgement(kept, failures, suspects)
+    certain = in_hand.certain
+    if certain is None:
+        return _suspect(orphans, in_hand)
+    others = [task for task in orphans if task is not certain]
+    failure = _too_long(certain, started, options, stacks, scene)
+    if options.keep_going:
+        return Judgement(others, failures=[_verdict(failure)], suspects=1)
+    return Judgement(others, held=[failure], suspects=1)
 
 
 def _too_long(
@@ -195,20 +198,25 @@ def _too_long(
         where=where_of(stacks),
         traceback=stacks,
     )
-    return _fail(task, error, scene, (*task.crashed_in, scene.attempt))
+    return _fail(task, error, scene)
 
 
-def _fail(task: TaskLine, error: Error, scene: Scene, attempts: tuple[str, ...]) -> TaskFailure:
-    """The record of a task that fails for good, with the scene of the last death."""
+def _fail(task: TaskLine, error: Error, scene: Scene) -> TaskFailure:
+    """The record of a task's failure, with the scene of the death."""
     error = msgspec.structs.replace(
         error,
         rank=rank_of(scene.attempt),
         device=scene.device,
         host=scene.host,
-        attempts=list(attempts),
+        attempts=[scene.attempt],
         log_tail=scene.log_tail,
     )
-    return TaskFailure(task=task.task, round=task.round, key=task.key, error=error)
+    return TaskFailure(task=task.task, round=task.round, key=task.key, error=error, line=task)
+
+
+def _verdict(failure: TaskFailure) -> TaskFailure:
+    """A failure that is final: nobody needs the task's line any more."""
+    return msgspec.structs.replace(failure, line=None)
 
 
 def scene_of(view: View, attempt: str) -> Scene:

@@ -98,8 +98,8 @@ def close_attempts(view: View, deaths: Mapping[str, Death], by: str) -> dict[str
         except OSError as error:
             trouble = error
     view.refresh()
-    # The (task, round) of what this pass fails. Another dead attempt may hold the same task, and
-    # must not give it back.
+    # The (task, round) of what this pass fails or holds back. Another dead attempt may hold the
+    # same task, and must not give it back.
     failed: set[tuple[int, int]] = set()
     for attempt in ready:
         if attempt not in view.closed:
@@ -145,11 +145,14 @@ def _close(view: View, attempt: str, death: Death, by: str, failed: set[tuple[in
         exit_code=exit_code_of(death),
         suspects=judgement.suspects,
         failures=judgement.failures,
+        held=judgement.held,
+        killed=judgement.killed,
         error=error,
         journal_bytes=_bytes_read(view, attempt),
     )
     publish_closing(view.layout, closing, judgement.orphans)
-    failed.update((failure.task, failure.round) for failure in judgement.failures)
+    said = [*judgement.failures, *judgement.held]
+    failed.update((failure.task, failure.round) for failure in said)
 
 
 def _bytes_read(view: View, attempt: str) -> int | None:
@@ -161,9 +164,10 @@ def _bytes_read(view: View, attempt: str) -> int | None:
 
 
 def orphans_of(view: View, attempt: str) -> list[TaskLine]:
-    """What an attempt claimed and did not finish, each task once for each round."""
+    """What an attempt claimed, did not finish and did not let go, each task once for each round."""
     orphans: dict[tuple[int, int], TaskLine] = {}
     for task in view.claimed_by(attempt):
-        if not view.ledger.is_finished_in(task.task, task.round):
+        is_over = view.ledger.is_finished_in(task.task, task.round)
+        if not is_over and not view.has_let_go(attempt, task.task, task.round):
             orphans[task.task, task.round] = task
     return list(orphans.values())

@@ -12,7 +12,6 @@ its parent published the intent and could not
     start the process                              NeverStarted    failed   io
 nobody saw its exit code                           Lost            failed   lost
 it exited since it could not write its own end     CannotClose     failed   io
-its device fails every rank, others work           DeviceFault     failed   device
 any other exit code                                Crashed         failed   crash
 """
 
@@ -45,7 +44,6 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     was_told: bool = False
     never_started: bool = False
     exit_code: int | None = None
-    is_device_fault: bool = False
     is_oom: bool = False
     max_crashes: int = 1
     max_kills: int = MAX_KILLS
@@ -105,19 +103,13 @@ class CannotClose(msgspec.Struct, frozen=True):
     """It ended itself and could not write so: a file system is in trouble."""
 
 
-class DeviceFault(msgspec.Struct, frozen=True):
-    """Its device ends every rank at once while others work."""
-
-    exit_code: int
-
-
 class Crashed(msgspec.Struct, frozen=True):
     """It died, and its parent saw how."""
 
     witness: Witness
 
 
-Death = TimedOut | Told | NeverStarted | Lost | CannotClose | DeviceFault | Crashed
+Death = TimedOut | Told | NeverStarted | Lost | CannotClose | Crashed
 
 
 def classify(evidence: Evidence) -> Death:
@@ -136,8 +128,6 @@ def classify(evidence: Evidence) -> Death:
         return Lost()
     if code == EXIT_CANNOT_CLOSE:
         return CannotClose()
-    if evidence.is_device_fault:
-        return DeviceFault(code)
     return Crashed(Witness(code, evidence.max_crashes, evidence.max_kills, evidence.is_oom))
 
 
@@ -152,8 +142,6 @@ def ending_of(death: Death) -> tuple[AttemptState, Reason]:
             return AttemptState.FAILED, Reason.IO
         case Lost():
             return AttemptState.FAILED, Reason.LOST
-        case DeviceFault():
-            return AttemptState.FAILED, Reason.DEVICE
         case Crashed():
             return AttemptState.FAILED, Reason.CRASH
         case _:
@@ -163,7 +151,7 @@ def ending_of(death: Death) -> tuple[AttemptState, Reason]:
 def exit_code_of(death: Death) -> int | None:
     """The exit code that the closing of a dead attempt tells, where it was seen and matters."""
     match death:
-        case DeviceFault(exit_code) | TimedOut(_, exit_code):
+        case TimedOut(_, exit_code):
             return exit_code
         case Crashed(witness):
             return witness.exit_code

@@ -54,7 +54,7 @@ ATTEMPT_PATTERN = r"rank-[0-9]{4,9}\.a[0-9]{2,9}"
 _ATTEMPT = re.compile(r"rank-(\d{4,9})\.a(\d{2,9})", re.ASCII)
 _PLANNED = re.compile(r"rank-(\d{4,9})", re.ASCII)
 _ORPHANS = re.compile(rf"({ATTEMPT_PATTERN})\.orphans", re.ASCII)
-_NUMBERED = re.compile(r"(retry|sweep)-(\d{2,9})", re.ASCII)
+_NUMBERED = re.compile(r"(retry|sweep|ruling)-(\d{2,9})", re.ASCII)
 _CONTROL = re.compile(r"(drain|finished)\.(\d{4,9})", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,9})", re.ASCII)
 _HIDDEN_OUTPUT = re.compile(rf"\.gpuspool-({ATTEMPT_PATTERN})-\d+", re.ASCII)
@@ -121,20 +121,30 @@ def parse_orphans(manifest: str) -> str | None:
 
 
 def numbered_name(kind: str, number: int) -> str:
-    """The name of a manifest of kind "retry" or "sweep": `retry-01`."""
+    """The name of a manifest of kind "retry", "sweep" or "ruling": `retry-01`."""
     return f"{kind}-{number:02d}"
 
 
 def parse_numbered(manifest: str) -> tuple[str, int] | None:
-    """("retry" or "sweep", number) of a manifest's name, None for manifests of other kinds."""
+    """(kind, number) of the name of a retry, a sweep or a ruling; None for other manifests."""
     match = _NUMBERED.fullmatch(manifest)
     if match is None:
         return None
     return match[1], int(match[2])
 
 
+def is_planned(manifest: str) -> bool:
+    """Whether a manifest is one of those that the run began with."""
+    return _PLANNED.fullmatch(manifest) is not None
+
+
+def is_ruling(manifest: str) -> bool:
+    """Whether a manifest is one of the orchestrator's rulings."""
+    return manifest.startswith("ruling-")
+
+
 def is_manifest(name: str) -> bool:
-    """Whether this is the name of a manifest: planned, orphans, retry or sweep."""
+    """Whether this is the name of a manifest: planned, orphans, retry, sweep or ruling."""
     return any(pattern.fullmatch(name) for pattern in (_PLANNED, _ORPHANS, _NUMBERED))
 
 

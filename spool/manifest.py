@@ -4,7 +4,8 @@ A task's place is its line's number, counted from 0. Claims say which places an 
 place must never come to mean another task. Two things see to that: a manifest is published once and
 never changed, and a damaged line keeps its place.
 
-An orphans manifest begins with the closing of its attempt, a line that has no place.
+An orphans manifest begins with the closing of its attempt, and a ruling with what was ruled: lines
+that have no place.
 
 A manifest stays the bytes that it is until somebody asks for a task, so to know how long one of a
 million tasks is costs one count of its newlines. Read by views and workers, published by the
@@ -22,9 +23,9 @@ import msgspec
 
 from gpuspool.spool.codec import R, decode_lines, seal, unseal, unseal_lines
 from gpuspool.spool.errors import Damaged
-from gpuspool.spool.layout import Layout, orphans_name, parse_orphans, rank_name
+from gpuspool.spool.layout import Layout, is_ruling, orphans_name, parse_orphans, rank_name
 from gpuspool.spool.publish import Owners, is_regular, publish, read_bytes
-from gpuspool.spool.records import Closing, Run, TaskLine
+from gpuspool.spool.records import Closing, Ruling, Run, TaskLine
 
 # Newlines are counted for each block of so many bytes. To find one line, one block is split, which
 # holds some hundred lines; smaller blocks would make longer lists of counts to keep.
@@ -54,8 +55,8 @@ class Manifest:
     """One manifest in memory.
 
     closing: how its attempt ended, by its first line; None where it is no orphans manifest, or
-    where that line is damaged. is_as_planned: its bytes have the checksum that run.json says, so
-    its lines need not be checked one by one.
+    where that line is damaged. ruling: what was ruled, likewise. is_as_planned: its bytes have the
+    checksum that run.json says, so its lines need not be checked one by one.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Manifest:
         self.path = path
         self.is_as_planned = planned is not None and zlib.crc32(data) == planned
         self.closing: Closing | None = None
+        self.ruling: Ruling | None = None
         self._report = report
         self._data = data
         # Where the line of place 0 begins.
@@ -76,24 +78,32 @@ class Manifest:
         if data and not data.endswith(b"\n"):
             report(Damage(path, len(data), "the last line has no end"))
         if parse_orphans(name) is not None:
-            self._take_head()
+            self.closing = self._take_closing()
+        elif is_ruling(name):
+            self.ruling = self._take_head(Ruling)
         self._count_lines()
 
-    def _take_head(self) -> None:
-        """Read the closing, whose line has no place."""
+    def _take_head(self, kind: type[R]) -> R | None:
+        """Read the first line, which has no place; None where it is damaged."""
         head, newline, _ = self._data.partition(b"\n")
         self._base = len(head) + len(newline)
         try:
-            closing = unseal(head, Closing)
+            return unseal(head, kind)
         except Damaged as error:
             self._refuse(0, str(error))
-            return
-        # Files are named after the attempt in the closing, so it may be no other than the one that
-        # the name of the manifest says.
-        if closing.attempt != parse_orphans(self.name):
+            return None
+
+    def _take_closing(self) -> Closing | None:
+        """The closing of an orphans manifest; None where it is damaged, or another attempt's.
+
+        Files are named after the attempt in the closing, so it may be no other than the one that
+        the name of the manifest says.
+        """
+        closing = self._take_head(Closing)
+        if closing is not None and closing.attempt != parse_orphans(self.name):
             self._refuse(0, f"the closing of another attempt, {closing.attempt}")
-            return
-        self.closing = closing
+            return None
+        return closing
 
     def _count_lines(self) -> None:
         """Count the newlines before each block, which `_offset` needs, and so the places."""
@@ -210,10 +220,24 @@ def publish_orphans(layout: Layout, closing: Closing, orphans: Iterable[TaskLine
     return publish(layout.manifest(name), seal(closing) + _longest_first(orphans))
 
 
+def publish_ruling(layout: Layout, name: str, ruling: Ruling, again: Iterable[TaskLine]) -> bool:
+    """Publish a ruling by link(2), the commit instant of its verdicts.
+
+    again: the tasks that are to be tried again. False: the name is taken.
+    """
+    return publish(layout.manifest(name), seal(ruling) + _longest_first(again))
+
+
+def is_doubtful(task: TaskLine) -> bool:
+    """Whether a task failed somewhere in this round, and has no verdict."""
+    return bool(task.failed_in)
+
+
 def _longest_first(tasks: Iterable[TaskLine]) -> bytes:
     """The sealed lines of tasks, in the order of every manifest.
 
-    The size of a claim is chosen by its first task, so none behind that may be longer.
+    The size of a claim is chosen by its first task, so none behind that may be longer. Doubtful
+    tasks come behind all others, so that a claim holds either these or those.
     """
-    ordered = sorted(tasks, key=lambda task: task.cost, reverse=True)
+    ordered = sorted(tasks, key=lambda task: (is_doubtful(task), -task.cost))
     return b"".join(map(seal, ordered))

@@ -47,9 +47,9 @@ class TaskLine(Record, frozen=True, kw_only=True):
     """One task, as a line of a manifest.
 
     task: its index in the run. cost: in any unit, at least 0; manifests are sorted by it. round:
-    how often `retry` gave it another chance. crashes, kills: how often, in this round, its worker
-    died with it certainly in hand; a death by SIGKILL counts as a kill, any other as a crash.
-    careful: it runs alone, after a `started` line. crashed_in: the attempts that died so.
+    how often `retry` gave it another chance. kills: how often, in this round, its worker was killed
+    by SIGKILL with it certainly in hand. careful: it runs alone, after a `started` line. failed_in:
+    the attempts in which it failed or took the worker along in this round, each with the device.
     """
 
     task: int
@@ -57,10 +57,9 @@ class TaskLine(Record, frozen=True, kw_only=True):
     payload: msgspec.Raw
     cost: float
     round: int = 0
-    crashes: int = 0
     kills: int = 0
     careful: bool = False
-    crashed_in: tuple[str, ...] = ()
+    failed_in: tuple[tuple[str, str], ...] = ()
 
 
 class Error(Record, frozen=True, kw_only=True):
@@ -90,12 +89,17 @@ class Error(Record, frozen=True, kw_only=True):
 
 
 class TaskFailure(Record, frozen=True, kw_only=True):
-    """A task that fails for good because of how an attempt died, as part of its closing."""
+    """A task that failed, as part of a closing or a ruling.
+
+    In `failures` it is the verdict. In `held` it is one opinion, since the worker died with this
+    task in hand; `line` is then the task as it was claimed.
+    """
 
     task: int
     round: int = 0
     key: str = ""
     error: Error
+    line: TaskLine | None = None
 
 
 class Claim(Record, frozen=True, kw_only=True):
@@ -139,7 +143,8 @@ class JournalLine(Record, frozen=True, kw_only=True):
     start: when its call began. seconds: its share of the call, which is the call's duration divided
     by the number of tasks in it. result: what the job returned, as JSON. outputs: the name below
     OUT and the size of each. log: from which byte to which the attempt's log was written meanwhile.
-    batch: of a `started` line, the other tasks in hand; without any, its task runs alone.
+    batch: of a `started` line, the other tasks in hand; without any, its task runs alone. line: of
+    a `held` line, the task as it was claimed, for whoever gives it out again.
     """
 
     task: int
@@ -152,6 +157,7 @@ class JournalLine(Record, frozen=True, kw_only=True):
     outputs: list[tuple[str, int]] = msgspec.field(default_factory=list)
     log: tuple[int, int] | None = None
     batch: list[int] = msgspec.field(default_factory=list)
+    line: TaskLine | None = None
 
 
 class IdleLine(Record, frozen=True, kw_only=True):
@@ -222,9 +228,11 @@ class Closing(Record, frozen=True, kw_only=True):
     by: who closed it: the attempt itself, "parent", "resume" (a later orchestrator) or another
     attempt. exit_code: as its parent saw it, -N for signal N. suspects: how many tasks' records
     this death made worse; while there are any, the rank itself is not blamed. failures: the tasks
-    that fail for good by it. error: why the attempt itself failed. stats: only where it closed
-    itself. journal_bytes: how long the journal was, up to the end of its last whole line, by the
-    attempt's own count or as far as whoever closed it had read; None where that was not told.
+    that fail for good by it. held: those that it speaks against, and that are left to a ruling.
+    killed: the task that was certainly in hand when the attempt was killed by SIGKILL. error: why
+    the attempt itself failed. stats: only where it closed itself. journal_bytes: how long the
+    journal was, up to the end of its last whole line, by the attempt's own count or as far as
+    whoever closed it had read; None where that was not told.
     """
 
     attempt: AttemptName
@@ -235,9 +243,23 @@ class Closing(Record, frozen=True, kw_only=True):
     exit_code: int | None = None
     suspects: int = 0
     failures: list[TaskFailure] = msgspec.field(default_factory=list, name="lost")
+    held: list[TaskFailure] = msgspec.field(default_factory=list)
+    killed: int | None = None
     error: Error | None = None
     stats: Stats | None = None
     journal_bytes: Annotated[int, Meta(ge=0)] | None = None
+
+
+class Ruling(Record, frozen=True, kw_only=True):
+    """What an orchestrator ruled about tasks that were held back: the first line of its manifest.
+
+    epoch: the orchestrator's. failures: the tasks that have failed for good. Those that are to be
+    tried again are the manifest's tasks.
+    """
+
+    epoch: int
+    at: float = 0.0
+    failures: list[TaskFailure] = msgspec.field(default_factory=list)
 
 
 class Heartbeat(Identity, frozen=True, kw_only=True):
@@ -326,17 +348,18 @@ class Options(Record, frozen=True, kw_only=True):
     stall_timeout_s: Annotated[float, Meta(gt=0)] | None = None
     max_failed: Annotated[str, Meta(pattern=r"^([1-9]\d*|(\d+(\.\d+)?)%)$")] | None = None
     on_parent_exit: Literal["finish", "stop"] = "finish"
+    keep_going: bool = False
 
 
 class Intent(Record, frozen=True, kw_only=True):
     """That a parent is about to start an attempt, and all that the attempt needs to know.
 
-    job, options: those of the epoch, which may differ from the run's. environment: the variables
-    about devices and threads that the worker is started with. trusted: the numbers of the users
-    that the parent was told to trust beside its own and root. device_uuids: of each device that
-    `device` names by an index, the UUID that is meant, "" where it is not known. withheld: the
-    parent's variables that the worker is not given, since they name the parent's own rank in a
-    process group.
+    job, options: those of the epoch, which may differ from the run's. patience: how many tasks may
+    fail in a row before the attempt ends itself. environment: the variables about devices and
+    threads that the worker is started with. trusted: the numbers of the users that the parent was
+    told to trust beside its own and root. device_uuids: of each device that `device` names by an
+    index, the UUID that is meant, "" where it is not known. withheld: the parent's variables that
+    the worker is not given, since they name the parent's own rank in a process group.
     """
 
     attempt: AttemptName
@@ -352,6 +375,7 @@ class Intent(Record, frozen=True, kw_only=True):
     trusted: list[int] = msgspec.field(default_factory=list)
     device_uuids: list[str] = msgspec.field(default_factory=list)
     withheld: dict[str, str] = msgspec.field(default_factory=dict)
+    patience: int = 6
 
 
 class Fingerprint(Record, frozen=True, kw_only=True):

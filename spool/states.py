@@ -22,11 +22,14 @@ class LineState(StrEnum):
     """What a line of a journal says of its task.
 
     STARTED: a call with it begins. DEFERRED: a try failed, and `--retries` gives it another.
-    COMPLETE and FAILED are verdicts. IDLE speaks of no task: the attempt has none in hand.
+    HELD: it failed here, which decides nothing yet: the attempt lets go of the task, and the
+    orchestrator rules what becomes of it. COMPLETE and FAILED are verdicts. IDLE speaks of no task:
+    the attempt has none in hand.
     """
 
     STARTED = "started"
     DEFERRED = "deferred"
+    HELD = "held"
     COMPLETE = "complete"
     FAILED = "failed"
     IDLE = "idle"
@@ -54,9 +57,11 @@ class Reason(StrEnum):
     """Why an attempt ended.
 
     FINISHED, DRAINED: it ended itself, in peace. LOAD, DEVICE, IO: it ended itself since it could
-    not load its job, did not see its device, or could not use a file system; DEVICE and IO are
-    said of it by its parent too. KILLED: its parent ended it. TIMEOUT: it took too long. CRASH: its
-    parent saw it die. LOST: it died and nobody saw how.
+    not load its job, did not see its device, or could not use a file system; DEVICE and IO are said
+    of it by its parent too. FAILURES: so many tasks failed in a row that a fresh process shall go
+    on. HANDOVER: only tasks were left that had failed in it, and another process shall try them.
+    KILLED: its parent ended it. TIMEOUT: it took too long. CRASH: its parent saw it die. LOST: it
+    died and nobody saw how.
     """
 
     FINISHED = "finished"
@@ -65,6 +70,8 @@ class Reason(StrEnum):
     LOAD = "load"
     DEVICE = "device"
     IO = "io"
+    FAILURES = "failures"
+    HANDOVER = "handover"
     TIMEOUT = "timeout"
     CRASH = "crash"
     LOST = "lost"
@@ -112,6 +119,8 @@ class Ending(StrEnum):
     LOAD = "load"
     GAVE_UP = "gave up"
     STUCK = "stuck"
+    BROKEN = "broken"
+    OUTAGE = "outage"
 
 
 class ErrorKind(StrEnum):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.layout import parse_attempt
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.records import Claim, TaskLine
@@ -38,7 +39,7 @@ def stranded_tasks(view: View) -> list[TaskLine]:
     A task is stranded when it has no verdict, no unclaimed place of a manifest offers its newest
     round, and no open attempt holds a claim on that. An attempt that is idle says in its journal
     which claims it does not hold any more, however it came by them. Of several lines that describe
-    the task, the one with the newest round and the longest history of crashes is kept: what was
+    the task, the one with the newest round and the longest history of failures is kept: what was
     learnt about a task must not be forgotten.
 
     The whole of the view's order of reading is for this: manifests, then claims, then journals,
@@ -49,6 +50,8 @@ def stranded_tasks(view: View) -> list[TaskLine]:
         return []
     best: dict[int, TaskLine] = {}
     held: set[int] = set()
+    # What failed without a verdict is no stranded task: a ruling says what becomes of it.
+    unfinished.difference_update(task for task, _ in view.unruled())
     for task, is_held in _lines(view):
         if task.task not in unfinished:
             continue
@@ -65,20 +68,22 @@ def stranded_tasks(view: View) -> list[TaskLine]:
 def _lines(view: View) -> Iterator[tuple[TaskLine, bool]]:
     """(task line, whether somebody has it) for each readable line of all manifests."""
     for name, manifest in view.manifests.items():
-        for start, stop, is_held in _parts(view, name):
+        for start, stop, claimer, is_held in _parts(view, name):
             for task in manifest.tasks(start, stop):
-                yield task, is_held
+                let_go = view.has_let_go(claimer, task.task, task.round)
+                yield task, is_held and not let_go
 
 
-def _parts(view: View, manifest: str) -> Iterator[tuple[int, int, bool]]:
-    """(start, stop, whether somebody has these places) for each claim of a manifest and its rest.
+def _parts(view: View, manifest: str) -> Iterator[tuple[int, int, str, bool]]:
+    """(start, stop, who claimed these places, whether somebody has them), claim by claim, and the
+    rest of the manifest.
 
     Places that nobody has claimed count as held: whoever claims them next runs their tasks.
     """
     chain = view.chains[manifest]
     for claim in chain.claims:
-        yield claim.start, claim.stop, _may_run(view, claim)
-    yield chain.next, chain.end, True
+        yield claim.start, claim.stop, claim.attempt, _may_run(view, claim)
+    yield chain.next, chain.end, NOBODY, True
 
 
 def _may_run(view: View, claim: Claim) -> bool:
@@ -101,4 +106,4 @@ def _may_run(view: View, claim: Claim) -> bool:
 
 def _history(task: TaskLine) -> tuple[int, int, int, bool]:
     """How much is known of a task by this line; the greater, the more."""
-    return (task.round, task.crashes, task.kills, task.careful)
+    return (task.round, len(task.failed_in), task.kills, task.careful)

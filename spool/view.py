@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -50,7 +50,9 @@ from gpuspool.spool.records import (
     Job,
     JournalBrief,
     Options,
+    Ruling,
     Run,
+    TaskFailure,
     TaskLine,
 )
 from gpuspool.spool.states import AttemptState, Life, LineState, Reason
@@ -74,6 +76,7 @@ UNREADABLE = "unreadable"
 # these for every line of every journal.
 _STARTED = LineState.STARTED
 _DEFERRED = LineState.DEFERRED
+_HELD = LineState.HELD
 _FAILED = LineState.FAILED
 _IDLE = LineState.IDLE
 
@@ -160,6 +163,18 @@ class Started(msgspec.Struct, frozen=True):
     left: int
 
 
+class Held(msgspec.Struct, frozen=True):
+    """That a task failed in an attempt, which let go of it without a verdict.
+
+    completed: how many tasks the attempt had completed by then. at: where in its journal the line
+    stands that says so; None where the attempt died of it, and its closing says so.
+    """
+
+    attempt: str
+    completed: int
+    at: int | None
+
+
 class Claimed(msgspec.Struct, frozen=True):
     """The places start..stop of a manifest, which one attempt claimed by its `number`th try."""
 
@@ -180,8 +195,9 @@ class View:
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
     ended. started: the call that an attempt is in. unsettled: closed attempts whose journals may be
     seen longer in a moment. finished_by, failed_by: how many tasks an attempt finished, and how
-    many of these failed. owners: who owns the run record, the intents and the manifests that were
-    read.
+    many of these failed. rulings: what was ruled, by manifest. held: by (task, round), where a task
+    failed without a verdict. failed_in: by attempt, these tasks. owners: who owns the run record,
+    the intents and the manifests that were read.
     """
 
     def __init__(
@@ -212,6 +228,13 @@ class View:
         self._released: dict[str, int] = {}
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
+        self.rulings: dict[str, Ruling] = {}
+        self.held: dict[tuple[int, int], list[Held]] = {}
+        self.failed_in: dict[str, list[tuple[int, int]]] = {}
+        # (task, round) -> how many of its failures the newest ruling knew, and those that have
+        # failures of which no ruling knew.
+        self._ruled: dict[tuple[int, int], int] = {}
+        self._unruled: dict[tuple[int, int], None] = {}
         self.damage: list[Damage] = []
         self.owners: Owners = {}
         self._reads_claims = reads_claims
@@ -316,6 +339,8 @@ class View:
         if attempt is not None:
             self._add_closing(attempt, manifest.closing)
         self._check_manifest(manifest)
+        if manifest.ruling is not None:
+            self._add_ruling(manifest, manifest.ruling)
         numbered = parse_numbered(manifest.name)
         if numbered is not None and numbered[0] == "retry":
             for task in manifest.tasks():
@@ -375,11 +400,41 @@ class View:
         self._unlisted.add(attempt)
         self._add_attempt(attempt)
         self._is_open_stale = True
-        for failure in closing.failures:
+        path = self.manifests[orphans_name(attempt)].path
+        self._add_failures(path, closing.failures)
+        for opinion in closing.held:
+            self._add_held(
+                opinion.task, opinion.round, Held(attempt, self.completed(attempt), None)
+            )
+
+    def _add_failures(self, path: str, failures: Sequence[TaskFailure]) -> None:
+        """Take the verdicts that stand in the first line of a manifest."""
+        for failure in failures:
             try:
                 self.ledger.feed(failure.task, failure.round, LineState.FAILED)
             except IndexError:
-                self._refuse(self.manifests[orphans_name(attempt)].path, 0, failure.task)
+                self._refuse(path, 0, failure.task)
+
+    # Rulings, and what they are about.
+
+    def _add_ruling(self, manifest: Manifest, ruling: Ruling) -> None:
+        self.rulings[manifest.name] = ruling
+        self._add_failures(manifest.path, ruling.failures)
+        for task in manifest.tasks():
+            key = task.task, task.round
+            self._ruled[key] = max(self._ruled.get(key, 0), len(task.failed_in))
+            if len(self.held.get(key, ())) <= self._ruled[key]:
+                self._unruled.pop(key, None)
+
+    def _add_held(self, task: int, round_: int, opinion: Held) -> None:
+        if not 0 <= task < self.run.tasks:
+            return
+        key = task, round_
+        opinions = self.held.setdefault(key, [])
+        opinions.append(opinion)
+        self.failed_in.setdefault(opinion.attempt, []).append(key)
+        if len(opinions) > self._ruled.get(key, 0):
+            self._unruled[key] = None
 
     # Intents.
 
@@ -534,6 +589,10 @@ class View:
                 if state is _IDLE:
                     self._released[attempt] = line.claims
                     continue
+                if state is _HELD:
+                    completed = n_finished - n_failed
+                    self._add_held(line.task, line.round, Held(attempt, completed, at))
+                    continue
                 n_finished += 1
                 if state is _FAILED:
                     n_failed += 1
@@ -595,6 +654,20 @@ class View:
         """Whether an attempt said that of its claim of this number it has nothing in hand."""
         return number <= self._released.get(attempt, -1)
 
+    def completed(self, attempt: str) -> int:
+        """How many tasks an attempt completed."""
+        return self.finished_by.get(attempt, 0) - self.failed_by.get(attempt, 0)
+
+    def unruled(self) -> list[tuple[int, int]]:
+        """The (task, round) of those that failed without a verdict, of which no ruling knows."""
+        is_finished = self.ledger.is_finished_in
+        return [key for key in self._unruled if not is_finished(*key)]
+
+    def has_let_go(self, attempt: str, task: int, round_: int) -> bool:
+        """Whether a task failed in an attempt, which holds it no more."""
+        opinions = self.held.get((task, round_))
+        return opinions is not None and any(one.attempt == attempt for one in opinions)
+
     def identity(self, attempt: str) -> Identity | None:
         """The process of an attempt, by its journal or its heartbeat; None if it never began."""
         journal = self.journals.get(attempt)
@@ -623,7 +696,7 @@ class View:
         return self._next_numbers.get(rank, 0)
 
     def next_numbered(self, kind: str) -> str:
-        """The name of the next manifest of a kind: "retry" or "sweep"."""
+        """The name of the next manifest of a kind: "retry", "sweep" or "ruling"."""
         newest = 0
         for name in self.manifests:
             parsed = parse_numbered(name)

@@ -120,6 +120,7 @@ class Attempt:
             self.name,
             report_damage,
             steals=not self._is_call,
+            device=self._intent.device,
             planned=planned_checksums(self._run),
         )
         backlog = Backlog(supply, self._journal.flush, self._standing.is_still_open)
@@ -127,12 +128,14 @@ class Attempt:
             self._layout,
             self.name,
             self._intent.options,
+            self._intent.patience,
             self._journal,
             backlog,
             self._standing,
             self._timer,
             self._beat.doing,
             self._drain,
+            is_believing=self._is_call or self._intent.options.keep_going,
         )
         idling: Idling | None = None
         if not self._is_call:
@@ -226,10 +229,22 @@ class Attempt:
                 return Ended(Reason.FINISHED)
             case WorkEnd.DRAINED:
                 return Ended(Reason.DRAINED)
+            case WorkEnd.FAILURES:
+                return Ended(Reason.FAILURES, self._about_failures())
+            case WorkEnd.HANDOVER:
+                return Ended(Reason.HANDOVER)
             case WorkEnd.CLOSED:
                 return ClosedByAnother()
             case _:
                 assert_never(end)
+
+    def _about_failures(self) -> Error:
+        """Why this process ends after too many failures in a row: what the last of them said."""
+        last = self._settler.last_error
+        assert last is not None
+        n_failed = self._settler.failures_in_a_row
+        text = f"{n_failed} tasks in a row failed here; the last: {last.message}"
+        return msgspec.structs.replace(last, message=text)
 
     def _make_context(self, outputs: Outputs) -> Context:
         def is_draining() -> bool:
@@ -307,7 +322,7 @@ def _state_of(reason: Reason) -> AttemptState:
     match reason:
         case Reason.FINISHED:
             return AttemptState.COMPLETE
-        case Reason.DRAINED:
+        case Reason.DRAINED | Reason.HANDOVER:
             return AttemptState.STOPPED
         case _:
             return AttemptState.FAILED

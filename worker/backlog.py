@@ -31,6 +31,7 @@ class Backlog:
         each claim; False where the attempt was closed meanwhile, so that nothing more may be run.
         """
         self._supply = supply
+        self._is_proven: Callable[[], bool] = _never
         self._before_claim = before_claim
         self._is_still_open = is_still_open
         self._rate = Rate()
@@ -46,6 +47,19 @@ class Backlog:
     def claims_tried(self) -> int:
         """How many claims this attempt has tried to make, whatever came of it."""
         return self._supply.claims_tried
+
+    def take_doubtful_after(self, is_proven: Callable[[], bool]) -> None:
+        """is_proven: whether the last task completed, so that a doubtful one may come next."""
+        self._is_proven = is_proven
+
+    @property
+    def is_tempted(self) -> bool:
+        """Whether all that is left to claim are doubtful tasks that others should try first."""
+        return self._supply.is_tempted
+
+    def take_of_device(self) -> None:
+        """Nobody else took what failed in another attempt on this device: take it."""
+        self._supply.takes_of_device = True
 
     def look_closely(self) -> None:
         """There are places that nobody has claimed, and that were passed over."""
@@ -107,7 +121,7 @@ class Backlog:
         False: there is nothing to claim, or nothing more may be run here.
         """
         self._before_claim()
-        tasks = self._supply.take(batch, self._rate.learn(), is_ahead)
+        tasks = self._supply.take(batch, self._rate.learn(), is_ahead, self._is_proven())
         if tasks is None:
             return False
         self._claimed = tasks
@@ -130,7 +144,7 @@ class Backlog:
             cost += line.cost
             is_too_much = most_cost is not None and cost > most_cost
             # `_is_alone`, written out: a call of it would cost a tiny task some percent.
-            if line.careful or line.task in self._tries or is_too_much:
+            if line.careful or line.failed_in or line.task in self._tries or is_too_much:
                 break
             batch.append(pending.popleft())
         return batch
@@ -141,7 +155,7 @@ class Backlog:
 
     def _is_alone(self, line: TaskLine) -> bool:
         """Whether a task must be in a call of its own, so that it alone is to blame for it."""
-        return line.careful or line.task in self._tries
+        return line.careful or bool(line.failed_in) or line.task in self._tries
 
     def ahead(self, in_hand: list[TaskLine], batch: int, window: int) -> list[TaskLine]:
         """The tasks whose inputs are wanted soon: those in hand, and at most `window` behind them.
@@ -162,3 +176,7 @@ class Backlog:
                 break
             wanted.append(line)
         return wanted
+
+
+def _never() -> bool:
+    return False

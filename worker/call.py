@@ -22,6 +22,7 @@ for it alone, with all memory that could be had.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
@@ -75,6 +76,9 @@ class Settles(Protocol):
     """Who is told of calls and of verdicts. See `settle.Settler`."""
 
     is_announcing: bool
+
+    @property
+    def is_out_of_patience(self) -> bool: ...
 
     def announce(self, lines: list[TaskLine], loading: list[int]) -> None: ...
 
@@ -136,6 +140,11 @@ class Call:
 
         self._job = msgspec.structs.replace(job, call=first)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no further call shall be made, since too many tasks failed in a row."""
+        return self._settler.is_out_of_patience
+
     def make(self, lines: list[TaskLine], is_alone: bool = False) -> tuple[CallEnd, list[TaskLine]]:
         """Call the job with these tasks: one, or as many as a batch may have.
 
@@ -190,7 +199,8 @@ class Call:
     def make_single(self, line: TaskLine) -> float:
         """Call a job that has neither batches nor `load` with one task.
 
-        Returns the clock at the end of the call. Raises OutOfMemory, and OSError and Unusable where
+        Returns the clock at the end of the call, infinity where no further call shall be made.
+        Raises OutOfMemory, and OSError and Unusable where
         no task is to blame.
         """
         if self._settler.is_announcing or line.careful:
@@ -212,7 +222,7 @@ class Call:
                 self.outputs.discard()
                 raise OutOfMemory
             self._finish([line], [outcome], start, seconds)
-            return ended
+            return math.inf if self.is_over else ended
         self._settler.settle(
             line,
             JournalLine(

@@ -86,8 +86,8 @@ class Executor:
         """Run these tasks, and settle each as soon as something is known about it.
 
         Returns how many were run, from the front: all of them, but perhaps not those at the end of
-        a stretch. Raises OSError and Unusable where no task is to blame; what was not settled by
-        then is not finished.
+        a stretch. Where too many tasks fail in a row no further call is made. Raises OSError and
+        Unusable where no task is to blame; what was not settled by then is not finished.
         """
         if self._turns is not None and not self._turns.enter(self._is_draining):
             return 0
@@ -126,7 +126,7 @@ class Executor:
         size_before = self._size.current
         self._size.begin()
         parts = [lines]
-        while parts:
+        while parts and not self.call.is_over:
             part = parts.pop()
             if len(part) > self._size.part:
                 parts.extend(reversed(_cut(part, self._size.part)))

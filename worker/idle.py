@@ -49,6 +49,9 @@ SILENCE_S = 1.0
 HELPERS = 8
 # An idle attempt reads the spool for at most this part of its time.
 HELPING = 0.1
+# Doubtful tasks that failed on this device, or in this very attempt, are left to others for so many
+# seconds. Another device's opinion is worth more, but nobody may be there to give it.
+TEMPTED_S = 2.0
 # A sweep reads every manifest. An idle attempt sweeps at its first help, then waits so long before
 # the next, and twice as long each time, up to the second.
 FIRST_SWEEP_S = 2.0
@@ -68,6 +71,9 @@ class Word(Enum):
     NEW_MANIFEST = auto()
     # There are places that nobody has claimed, and that this attempt passed over.
     OVERLOOKED = auto()
+    # Others had time to take the doubtful tasks that this attempt must not, or had better not,
+    # take.
+    TEMPTED = auto()
     # Nothing happened for as long as it waited.
     SILENCE = auto()
 
@@ -97,11 +103,12 @@ class Idling:
         self._sweep_pause_s = FIRST_SWEEP_S
         self._next_sweep = 0.0
 
-    def wait(self, claims_tried: int) -> Word:
+    def wait(self, claims_tried: int, is_tempted: bool = False) -> Word:
         """Wait, and help, until there is a word; never returns SILENCE.
 
-        claims_tried: how many claims this attempt has tried to make. Raises OSError where the spool
-        cannot be read or the journal is broken.
+        claims_tried: how many claims this attempt has tried to make. is_tempted: the only tasks
+        that are left to claim failed here, or on this device. Raises OSError where the spool cannot
+        be read or the journal is broken.
         """
         self._say_idle(claims_tried)
         share = max(1.0, self._intent.world_size / HELPERS)
@@ -109,10 +116,14 @@ class Idling:
         patience_s = SILENCE_S * share * random.uniform(1, 2)
         # and without it.
         alone_s = SILENCE_S
+        if is_tempted:
+            patience_s = alone_s = TEMPTED_S if self._intent.world_size > 1 else 0.0
         while True:
             word = self._await_word(patience_s, alone_s)
             if word is not Word.SILENCE:
                 return word
+            if is_tempted:
+                return Word.TEMPTED
             began = time.monotonic()
             word = self._help()
             if word is not Word.SILENCE:

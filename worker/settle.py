@@ -4,7 +4,7 @@ The tasks in hand are those that the executor was given and has not settled. The
 which they are (`take_in_hand`), the executor announces calls and settles tasks, and what it did not
 settle goes back (`release`). Every verdict of an attempt passes through here.
 
-Three things are decided here:
+Decided here:
 
 - **Whether calls are announced** by a `started` line in the journal. With limits on time every call
   is, since a worker that is ended in a call must leave word of what it was at. So is every call of
@@ -14,12 +14,15 @@ Three things are decided here:
   quarter of what a tiny task cost, 0.7 to 2.4 µs (decision 12). They may wait where the last calls
   took less than TINY_S on average; then a process that is killed loses at most the lines of the
   last 10 ms, and those tasks run again. tests/test_settle.py checks which lines wait.
-- **Whether a failed task is tried again**, by `--retries`.
-- **Whether a failure counts.** It is held back for a moment: if a stop is told meanwhile, which
-  everybody got at once, nobody is to blame (see `spool/signals.py`). The tasks that follow are run
-  meanwhile, so a held failure costs no time unless it is the last thing that is left. It is judged
-  at the next step of the work loop behind its moment. A task whose failure does not count is given
-  back: its attempt ends without a verdict on it.
+- **What becomes of a task that failed.** By `--retries` it is tried again here. After that it is
+  held back: a line in the journal says how it failed, this attempt lets go of it, and the
+  orchestrator rules whether the task was to blame, once it has seen how it fares elsewhere. A task
+  that fails during a stop stays in hand, and is given back.
+- **Whether a failure is a verdict**, with `--keep-going` and in the seed API, where each one is. It
+  waits for a moment: if a stop is told meanwhile, which everybody got at once, nobody is to blame
+  (see `spool/signals.py`), and the task is given back. The tasks that follow are run meanwhile, so
+  that costs no time unless nothing else is left.
+- **Whether this process is in order.** If too many tasks fail in a row, it may not be, and it ends.
 """
 
 from __future__ import annotations
@@ -85,13 +88,16 @@ class Settler:
         layout: Layout,
         attempt: str,
         options: Options,
+        patience: int,
         journal: JournalWriter,
         backlog: Backlog,
         standing: Standing,
         timer: Timer,
         doing: Doing,
         drain: Drain,
+        is_believing: bool,
     ) -> None:
+        """patience: how many tasks may fail in a row. is_believing: each failure is a verdict."""
         # Whether every call must be announced; those of careful tasks always are.
         self.is_announcing = is_limited(options)
         # What multiprocessing would exit with after the task that was settled last. Only a job of
@@ -106,11 +112,36 @@ class Settler:
         self._timer = timer
         self._doing = doing
         self._drain = drain
+        self._is_believing = is_believing
+        self._patience = patience
+        # How many tasks failed since one completed, and how many were complete when that began.
+        # Counted this way a complete task costs nothing here.
+        self._row = 0
+        self._complete_before = 0
+        # The last failure that was held back, None where none was.
+        self.last_error: Error | None = None
         self._in_hand: deque[TaskLine] = deque()
         # The failures that do not count yet, oldest first.
         self._held: list[Held] = []
         # Whether the line of a complete task may wait for those that follow.
         self._may_wait = False
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether so many tasks failed in a row that this process should end."""
+        return self._row >= self._patience and self._doing.complete == self._complete_before
+
+    @property
+    def failures_in_a_row(self) -> int:
+        """How many tasks failed here since one completed."""
+        if self._doing.complete != self._complete_before:
+            return 0
+        return self._row
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the last task completed, so that this process and its device are in order."""
+        return self._doing.complete > 0 and self.failures_in_a_row == 0
 
     def take_in_hand(self, lines: Sequence[TaskLine]) -> None:
         """These tasks will be run next."""
@@ -176,6 +207,9 @@ class Settler:
         if tries <= self._retries:
             self._defer(line, error)
             return
+        if not self._is_believing:
+            self._hold_back(line, verdict, error)
+            return
         looks_like_stop = error.signal in signals.ENDING_NAMES or self._drain.is_deaf()
         moment_s = signals.moment_after(looks_like_stop)
         if not self._drain.is_possible:
@@ -231,6 +265,20 @@ class Settler:
                 error=error,
             ),
         )
+
+    def _hold_back(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:
+        """Let go of a failed task without a verdict, by a line in the journal."""
+        # Whoever took this process for dead and closed the attempt may have removed what the task
+        # was writing. So a failure is told only while the attempt is open; else the loop ends.
+        if not self._standing.is_still_open():
+            return
+        held = msgspec.structs.replace(verdict, state=LineState.HELD, error=error, line=line)
+        self._journal.append(held)
+        self._in_hand.remove(line)
+        self._row = self.failures_in_a_row + 1
+        self._complete_before = self._doing.complete
+        self.last_error = error
+        say(f"gpuspool: task {line.key} failed here ({error.type}); it is tried elsewhere")
 
     def _defer(self, line: TaskLine, error: Error) -> None:
         """Give a failed task back to the backlog, for another try."""

@@ -8,6 +8,13 @@ Before it gives up it looks at every manifest that there is.
 Claims are sized by `claim_size`: small enough that the end of a run is shared, large enough that
 claims are rare.
 
+**Doubtful tasks**, which failed somewhere and have no verdict, are claimed one at a time. They wait
+in the manifests of rulings, and behind the others in those of closed attempts. A process takes one
+only right after it completed a task, so that it is known to be in order: then a failure tells of
+the task, and the next task that completes confirms it. Only where nothing else is left is a
+doubtful task taken without that. Never is one taken by the attempt in which it failed, and by
+another attempt on the same device only if nobody else took it for a while.
+
 **Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's
 own only so many are kept as have MOST_HELD tasks together, and one without unclaimed places is
 forgotten for good, since claims only ever become more. A rank that loaded all manifests at its
@@ -18,13 +25,14 @@ them, 1 MB. tests/test_supply.py counts what is loaded.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from gpuspool.spool.claims import ChainEnd, claim_size
-from gpuspool.spool.layout import Layout, is_manifest, rank_name
-from gpuspool.spool.manifest import Manifest, OnDamage, load_manifest
+from gpuspool.spool.layout import Layout, is_manifest, is_planned, rank_name
+from gpuspool.spool.manifest import Manifest, OnDamage, is_doubtful, load_manifest
 from gpuspool.spool.publish import listdir
 from gpuspool.spool.records import TaskLine
 
@@ -41,6 +49,10 @@ AHEAD_BATCHES = 2
 # go first. A line has some 130 bytes, so this is 32 MB, about what an interpreter needs. Where one
 # has to be loaded again that takes a millisecond, and a claim is made for half a second or more.
 MOST_HELD = 250_000
+
+
+# The device of ranks without one; all of them share it.
+CPU = "cpu"
 
 
 def weight(task: TaskLine) -> float:
@@ -73,29 +85,56 @@ class Rate:
         return rate
 
 
+# A worker that has plenty of its own looks at this interval, in seconds, for doubtful tasks that
+# wait for a second opinion. They should not wait for the end of the run, and a listing costs
+# little.
+DOUBTFUL_EVERY_S = 2.0
+
+
 class Source(msgspec.Struct, frozen=True):
     """A manifest that has unclaimed places, as far as was read."""
 
     manifest: Manifest
     chain: ChainEnd
 
+    def doubtful(self) -> TaskLine | None:
+        """The next task, if it is doubtful; None otherwise."""
+        if self.manifest.is_as_planned:
+            return None
+        task = self.manifest.task(self.chain.next)
+        if task is None or not is_doubtful(task):
+            return None
+        return task
+
+    def n_sound(self, most: int) -> int:
+        """How many of the next places, at most so many, come before the first doubtful task."""
+        if self.manifest.is_as_planned:
+            return most
+        for count in range(most):
+            task = self.manifest.task(self.chain.next + count)
+            if task is not None and is_doubtful(task):
+                return count
+        return most
+
     def cost_left(self) -> float:
         """An estimate of the cost of all tasks that are left: as if each were as long as the next.
 
-        The next one is the longest of them, so the estimate is too high rather than too low.
+        Of the next two one is the longest of all, so the estimate is too high rather than too low.
         """
-        return self.chain.unclaimed * self._cost(self.chain.next)
+        next_ = self.chain.next
+        nearest = max(self._cost(place) for place in range(next_, min(next_ + 2, self.chain.end)))
+        return self.chain.unclaimed * nearest
 
     def seconds(self, seconds_per_cost: float | None) -> tuple[float, float] | None:
-        """How long the longest and the shortest task that is left will take; None without a rate.
-
-        Manifests are longest first.
-        """
+        """How long the longest and the shortest task left will take; None without a rate."""
         if seconds_per_cost is None:
             return None
-        longest = seconds_per_cost * self._cost(self.chain.next)
-        shortest = seconds_per_cost * self._cost(self.chain.end - 1)
-        return longest, shortest
+        # Every fourth task of a planned manifest comes from its cheap end, so the longest and the
+        # shortest that are left are among the next four.
+        next_ = self.chain.next
+        costs = [self._cost(place) for place in range(next_, min(next_ + 4, self.chain.end))]
+        costs.append(self._cost(self.chain.end - 1))
+        return seconds_per_cost * max(costs), seconds_per_cost * min(costs)
 
     def _cost(self, place: int) -> float:
         task = self.manifest.task(place)
@@ -115,9 +154,11 @@ class Supply:
         attempt: str,
         on_damage: OnDamage,
         steals: bool = True,
+        device: str = "",
         planned: Mapping[str, int] | None = None,
     ) -> None:
-        """steals: whether tasks that were planned for other ranks may be claimed. planned: the
+        """steals: whether tasks that were planned for other ranks may be claimed. device: of this
+        rank, "cpu" where it has none to tell from those of others. planned: the
         checksums of the manifests that the run began with, by name.
         """
         self.layout = layout
@@ -125,6 +166,14 @@ class Supply:
         self._on_damage = on_damage
         self._steals = steals
         self._planned = planned or {}
+        self._device = device
+        # Whether tasks that failed in another attempt on this device may be taken.
+        self.takes_of_device = False
+        # Whether the last look passed over doubtful tasks that this attempt must not take, or not
+        # yet.
+        self.is_tempted = False
+        # From when on doubtful tasks are looked for again.
+        self._doubtful_at = 0.0
         self._own = rank_name(rank)
         # Whether every claim is read, or only as many as tell where the next one starts.
         self._is_close = False
@@ -142,17 +191,32 @@ class Supply:
         self.claims_tried = 0
 
     def take(
-        self, batch: int, seconds_per_cost: float | None, is_ahead: bool = False
+        self,
+        batch: int,
+        seconds_per_cost: float | None,
+        is_ahead: bool = False,
+        is_proven: bool = False,
     ) -> Iterator[TaskLine] | None:
         """Claim by link(2): the tasks of one new claim, or None where nothing is unclaimed.
 
         There may be no task in a claim, if none of its lines can be read. batch: tasks of one call.
         seconds_per_cost: None while no rate is known. is_ahead: there is still work in hand; then a
-        claim is made only where so much is left that nobody will miss it.
+        claim is made only where so much is left that nobody will miss it. is_proven: the last task
+        completed, so a doubtful one may come next.
         """
+        self.is_tempted = False
+        if is_proven and not is_ahead and self._steals and time.monotonic() >= self._doubtful_at:
+            found = self._take_doubtful(self._offering_doubtful())
+            if found is not None:
+                return found
+            self._doubtful_at = time.monotonic() + DOUBTFUL_EVERY_S
+        doubtful: list[Source] = []
         for source in self._candidates(batch):
             chain = source.chain
             while chain.unclaimed:
+                if source.doubtful() is not None:
+                    doubtful.append(source)
+                    break
                 claimers = chain.claimers(self.attempt)
                 if is_ahead and chain.unclaimed <= AHEAD_BATCHES * batch * claimers:
                     return None
@@ -161,7 +225,41 @@ class Supply:
                 )
                 start = chain.next
                 self.claims_tried += 1
-                claim = chain.take(self.attempt, start + size, self.claims_tried)
+                stop = start + source.n_sound(size)
+                claim = chain.take(self.attempt, stop, self.claims_tried)
+                if claim is not None:
+                    return source.manifest.tasks(claim.start, claim.stop)
+                if chain.next == start:
+                    # Somebody's claim is there and cannot be seen yet, as on a network file system
+                    # that remembers for a while what it did not find. Others may have work.
+                    break
+        if is_ahead:
+            return None
+        return self._take_doubtful(doubtful)
+
+    def _offering_doubtful(self) -> Iterator[Source]:
+        """The manifests whose next unclaimed task is doubtful, of those that were published."""
+        self._discover()
+        for name in list(self._names):
+            if name not in self._exhausted and not is_planned(name):
+                source = self._look_at(name)
+                if source is not None and source.doubtful() is not None:
+                    yield source
+
+    def _take_doubtful(self, sources: Iterable[Source]) -> Iterator[TaskLine] | None:
+        """Claim one doubtful task that this attempt may try, None where there is none."""
+        for source in sources:
+            chain = source.chain
+            while chain.unclaimed:
+                task = source.doubtful()
+                if task is None:
+                    break
+                if not self._may_try(task):
+                    self.is_tempted = True
+                    break
+                start = chain.next
+                self.claims_tried += 1
+                claim = chain.take(self.attempt, start + 1, self.claims_tried)
                 if claim is not None:
                     return source.manifest.tasks(claim.start, claim.stop)
                 if chain.next == start:
@@ -169,6 +267,15 @@ class Supply:
                     # that remembers for a while what it did not find. Others may have work.
                     break
         return None
+
+    def _may_try(self, task: TaskLine) -> bool:
+        """Whether this attempt may give another opinion of a doubtful task."""
+        for attempt, device in task.failed_in:
+            if attempt == self.attempt:
+                return False
+            if device == self._device and device != CPU and not self.takes_of_device:
+                return False
+        return True
 
     def look_closely(self) -> None:
         """From now on read every claim of every manifest, from the first on.
@@ -237,7 +344,7 @@ class Supply:
         return None
 
     def _discover(self) -> None:
-        """List the manifests. New ones come when attempts are closed, and by retry and sweep."""
+        """List the manifests. New ones come by closings, rulings, retries and sweeps."""
         for filename in listdir(self.layout.manifests):
             name = filename.removesuffix(".jsonl")
             if name not in self._names and name != filename and is_manifest(name):

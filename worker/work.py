@@ -50,6 +50,10 @@ class WorkEnd(Enum):
     DRAINED = auto()
     # Somebody else closed this attempt.
     CLOSED = auto()
+    # Too many tasks failed in a row: a fresh process may be in order.
+    FAILURES = auto()
+    # Only tasks that failed here are left to claim, and another process must try them.
+    HANDOVER = auto()
 
 
 class Work:
@@ -81,6 +85,9 @@ class Work:
         self._backlog = backlog
         self._settler = settler
         self._idling = idling
+        # Whether tasks that failed in another attempt on this device are claimed.
+        self._takes_of_device = False
+        backlog.take_doubtful_after(lambda: settler.is_proven)
         # Since when, and when last, something kept every task from being run, on the monotonic
         # clock.
         self._trouble_since = -TROUBLE_GAP_S
@@ -97,6 +104,8 @@ class Work:
             self._settler.judge_held()
             if self._drain.is_requested:
                 return WorkEnd.DRAINED
+            if self._settler.is_out_of_patience:
+                return WorkEnd.FAILURES
             if self._standing.was_closed_meanwhile():
                 return WorkEnd.CLOSED
             if self._settler.is_full:
@@ -186,8 +195,13 @@ class Work:
         self._doing.phase = Phase.IDLE
         # The parent may be asleep; what this attempt finished may have been the last.
         ring(self._layout.control)
-        word = self._idling.wait(self._backlog.claims_tried)
+        word = self._idling.wait(self._backlog.claims_tried, self._backlog.is_tempted)
         match word:
+            case Word.TEMPTED if self._takes_of_device:
+                return WorkEnd.HANDOVER
+            case Word.TEMPTED:
+                self._takes_of_device = True
+                self._backlog.take_of_device()
             case Word.FINISHED:
                 return WorkEnd.FINISHED
             case Word.DRAINED:

@@ -155,9 +155,7 @@ def _in_next_round(ledger: Ledger, line: TaskLine) -> TaskLine:
     """The line of a failed task with which it begins its next round, with a clean record."""
     failed_round = ledger.failed_round.get(line.task, 0)
     last_round = max(ledger.round_of(line.task), failed_round)
-    return msgspec.structs.replace(
-        line, round=last_round + 1, crashes=0, kills=0, crashed_in=(), careful=False
-    )
+    return msgspec.structs.replace(line, round=last_round + 1, kills=0, failed_in=(), careful=False)
 
 
 def _warn(progress: Progress, *warnings: str | None) -> None:

@@ -127,6 +127,12 @@ running = _all(
         help="Stop early once this many tasks have failed; exit code 4.",
     ),
     option(
+        "--keep-going/--no-keep-going",
+        "keep_going",
+        default=None,
+        help="Fail each task at its first failure, without a second opinion, and never end early.",
+    ),
+    option(
         "--task-timeout",
         "task_timeout_s",
         type=duration,

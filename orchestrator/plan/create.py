@@ -53,14 +53,46 @@ from gpuspool.spool.records import Run
 def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
     """For each rank the indices of its tasks, in the order in which it should run them.
 
-    Longest first: each task, by falling cost, goes to the rank that has the least so far. Ranks
-    steal from each other later, so this only needs to be nearly fair; it lets the largest tasks
-    begin first, so that none of them is left for the end. Tasks of one cost are dealt out in turn.
+    Longest first, but every fourth task comes from the other end (see `_with_news`): each task, by
+    falling cost, goes to the rank that has the least so far. Ranks steal from each other later, so
+    this only needs to be nearly fair; it lets the largest tasks begin first, so that none of them
+    is left for the end. Tasks of one cost are dealt out in turn.
     """
     n_tasks = len(costs)
     if not costs or min(costs) == max(costs):
-        return [range(rank, n_tasks, ranks) for rank in range(ranks)]
-    return _longest_first(costs, ranks)
+        dealt: list[Sequence[int]] = [range(rank, n_tasks, ranks) for rank in range(ranks)]
+        return [_with_news(tasks, tasks[_news_start(tasks) :]) for tasks in dealt]
+    planned = _longest_first(costs, ranks)
+    return [_with_news(tasks, tasks[: _news_start(tasks) - 1 : -1]) for tasks in planned]
+
+
+# One task in so many of a manifest comes from its other end.
+NEWS_EVERY = 4
+
+
+def _news_start(tasks: Sequence[int]) -> int:
+    """Where the tasks that come early begin: the last quarter."""
+    return len(tasks) - len(tasks) // NEWS_EVERY
+
+
+def _with_news(tasks: Sequence[int], early: Sequence[int]) -> Sequence[int]:
+    """The tasks in order, but each fourth place, from the first on, holds one of `early`.
+
+    `early` are those of the last quarter: the cheapest first where costs are known. So a run tells
+    soon how it fares and how long it will take. And a block of bad inputs, which are often the
+    longest or stand together in the list, is mixed with others: a process that meets it still
+    completes some tasks, and shows that it is in order.
+    """
+    ordered = array.array("q", tasks)
+    n_early = len(early)
+    places = range(0, n_early * NEWS_EVERY, NEWS_EVERY)
+    ordered[places.start : places.stop : NEWS_EVERY] = array.array("q", early)
+    rest = iter(tasks[: len(tasks) - n_early])
+    for start in range(0, len(tasks), NEWS_EVERY):
+        first = start + 1 if start < places.stop else start
+        for place in range(first, min(start + NEWS_EVERY, len(tasks))):
+            ordered[place] = next(rest)
+    return ordered
 
 
 def _longest_first(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:

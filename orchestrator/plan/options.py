@@ -29,12 +29,14 @@ class StartOptions(TypedDict, total=False):
     ranks: the number of workers. Default: one for each device, or one on the CPU.
     devices: the devices to use: "0,1", "GPU-…" or "MIG-…" tokens joined by commas, or "cpu".
         Default: the inherited CUDA_VISIBLE_DEVICES, else what NVML lists, else the CPU.
-    ranks_per_gpu: how many ranks share each device. Default 1.
-    gpus_per_rank: how many devices each rank gets. Default 1; not together with ranks_per_gpu.
-    retries: how many times more a task that raised is tried. Default 0.
-    max_restarts: after how many failed starts in a row a rank is given up. Default 3.
-    max_crashes: how many crashes with one task in hand, alone, make this task fail. Default 2.
-    max_failed: "N" or "P%": stop early once so many tasks have failed. Default: never.
+    ranks_per_gpu: how many ranks share each device. Default 1. gpus_per_rank: how many devices each
+    rank gets. Default 1; not together with ranks_per_gpu. retries: how many times more a task that
+    raised is tried. Default 0. max_restarts: after how many failed starts in a row a rank is given
+    up. Default 3. max_crashes: how many crashes with one task in hand, alone, make this task fail.
+    Default 2. max_failed: "N" or "P%": stop early once so many tasks have failed. Default: never.
+    keep_going: each failure is its task's at once, without a second opinion, and the run goes on
+    even
+        if every task fails. Default: no.
     task_timeout_s: a task that takes longer fails as a timeout. Default: no limit.
     stall_timeout_s: a worker that makes no progress for so long is ended. Default: no limit.
     time_limit_s: drain this long after the start. Default: no limit. Holds for this start alone.
@@ -53,6 +55,7 @@ class StartOptions(TypedDict, total=False):
     max_restarts: int | None
     max_crashes: int | None
     max_failed: str | None
+    keep_going: bool | None
     task_timeout_s: float | None
     stall_timeout_s: float | None
     time_limit_s: float | None

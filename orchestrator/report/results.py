@@ -166,14 +166,23 @@ class Results:
 
 
 def _losses(view: View) -> dict[int, _Loss]:
-    """By task: the closing that failed it in the newest round."""
+    """By task: the closing or the ruling that failed it in the newest round."""
     found: dict[int, _Loss] = {}
+    for attempt, failure in _failures(view):
+        known = found.get(failure.task)
+        if known is None or failure.round >= known.failure.round:
+            found[failure.task] = _Loss(attempt, failure)
+    return found
+
+
+def _failures(view: View) -> Iterator[tuple[str, TaskFailure]]:
+    """(attempt in which it failed last, failure) of each that a closing or a ruling tells."""
     for attempt, closing in view.closed.items():
         for failure in closing.failures:
-            known = found.get(failure.task)
-            if known is None or failure.round >= known.failure.round:
-                found[failure.task] = _Loss(attempt, failure)
-    return found
+            yield attempt, failure
+    for ruling in view.rulings.values():
+        for failure in ruling.failures:
+            yield failure.error.attempts[-1], failure
 
 
 def _unreadable() -> Error:

@@ -37,9 +37,9 @@ class Children:
     def attempts(self) -> list[str]:
         return list(self._children)
 
-    def launch(self, slot: Slot) -> Child:
+    def launch(self, slot: Slot, patience: int) -> Child:
         """Start the next attempt of a slot's rank. Raises OSError as `launch` does."""
-        child = launch(self._view, slot, self._orders)
+        child = launch(self._view, slot, self._orders, patience)
         self._children[child.attempt] = child
         return child
 

@@ -9,10 +9,14 @@ an attempt is proved dead                 close all that are, in one action: it 
 mending claims is due                     mend them: what a power cut gave back would run twice
 every task has a verdict                  say so to attempts that wait; wait for all to end
                                           themselves, kill those that linger; end "finished"
+doubtful tasks can be ruled               rule
 a drain was asked for                     wait for the tasks in hand, kill past the grace; end
                                           "drained", or what the drain says
 as many tasks failed as --max-failed      stop, which begins a drain
 no rank's job loads, nobody is open       end "load"
+nothing ever completed, in many tries     begin a drain that ends "broken"
+nothing was finished for 15 minutes, and
+    tasks fail                            begin a drain that ends "outage"
 something is claimable                    launch in slots without an open attempt, as many as there
                                           is work for, but not where a rank or a device was given
                                           up; if that is everywhere and nobody is open, end
@@ -35,19 +39,24 @@ import msgspec
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.drain import Drain
-from gpuspool.spool.records import Closing
-from gpuspool.spool.states import AttemptState, Ending, Life, Reason
+from gpuspool.orchestrator.supervise.opinions import (
+    BROKEN_TASKS,
+    NEWS_S,
+    OPINIONS,
+    OUTAGE_S,
+    PATIENCE,
+    Trial,
+    awaits_news,
+    fruitless_row,
+    patience_after,
+    pause_s,
+    strikes,
+)
+from gpuspool.spool.states import Ending, Life, Reason
 
 # Once every task has a verdict, a worker has this long to notice it and to run its exit handlers.
 # Handlers that upload a log or close a driver take seconds; a worker that takes longer hangs.
 FAREWELL_S = 15.0
-
-# A rank's first restart after a failure waits this long, and each further one in a row twice as
-# long as the one before. What fails at once must not be started a thousand times an hour.
-BACKOFF_FIRST_S = 1.0
-
-# No restart waits longer than this: a device that comes back should be used soon.
-BACKOFF_MOST_S = 30.0
 
 
 class OpenAttempt(msgspec.Struct, frozen=True):
@@ -59,26 +68,25 @@ class OpenAttempt(msgspec.Struct, frozen=True):
     is_starting: bool
 
 
-class AttemptEnd(msgspec.Struct, frozen=True):
-    """How one attempt ended, and how many tasks it finished."""
-
-    closing: Closing
-    finished: int
-
-
 class RankPast(msgspec.Struct, frozen=True):
     """What became of a slot's attempts in this epoch.
 
-    `closings` are those of the attempts that ended, oldest first; `finished` says for each how many
-    tasks it finished. `ended_at` is when the last was seen to have ended, on the monotonic clock.
-    `done` counts the tasks that all its attempts finished, those of the open one too.
+    `reasons` are those for which attempts ended. `trials` are the last attempts, oldest first, as
+    far back as they matter; `device_trials` those of all slots with this device, which are the same
+    for CPU ranks. `ended_at` is when the last was seen to have ended, on the monotonic clock.
+    `acquitted` tasks of its fruitless row are complete, and `failed_elsewhere` of its last trial's
+    have failed in another place too. `is_failing` says that the last task of its open attempt
+    failed.
     """
 
     slot: Slot
-    closings: tuple[Closing, ...] = ()
-    finished: tuple[int, ...] = ()
+    reasons: frozenset[Reason] = frozenset()
+    trials: tuple[Trial, ...] = ()
+    device_trials: tuple[Trial, ...] = ()
     ended_at: float = 0.0
-    done: int = 0
+    acquitted: int = 0
+    failed_elsewhere: int = 0
+    is_failing: bool = False
 
     @property
     def rank(self) -> int:
@@ -89,18 +97,22 @@ class RankPast(msgspec.Struct, frozen=True):
         return self.slot.device
 
     @property
-    def ends(self) -> list[AttemptEnd]:
-        """How each attempt ended, oldest first."""
-        pairs = zip(self.closings, self.finished, strict=True)
-        return [AttemptEnd(closing, finished) for closing, finished in pairs]
+    def place(self) -> tuple[Trial, ...]:
+        """The trials that tell of its place: its device, or the rank itself on the CPU."""
+        if self.device:
+            return self.device_trials
+        return self.trials
 
 
 class Snapshot(msgspec.Struct, frozen=True):
     """All that `decide` knows. Times are on the monotonic clock.
 
-    `is_settling`: the journal of a closed attempt is shorter here than its closing says, and may be
-    seen whole in a moment. `finished_at` is when the attempts were told that every task has a
-    verdict, None before that.
+    `is_unsettled`: the journal of a closed attempt is shorter here than its closing says, and may
+    be seen whole in a moment. `finished_at` is when the attempts were told that every task has a
+    verdict, None before that. `is_ruling_due`: doubtful tasks can be ruled. `is_last`: every
+    unfinished task is doubtful; `is_settling`: and verdicts are given. `complete` tasks are,
+    `doubtful` ones failed in `doubting` attempts and have no verdict. `barren` attempts have ended
+    since a task was finished, which was at `finished_last_at`.
     """
 
     tasks_left: int
@@ -110,16 +122,25 @@ class Snapshot(msgspec.Struct, frozen=True):
     failed: int = 0
     drain: Drain | None = None
     is_mending_due: bool = False
-    is_settling: bool = False
+    is_unsettled: bool = False
     was_swept: bool = False
     finished_at: float | None = None
+    is_ruling_due: bool = False
+    is_last: bool = False
+    is_settling: bool = False
+    complete: int = 0
+    doubtful: int = 0
+    doubting: int = 0
+    barren: int = 0
+    finished_last_at: float = 0.0
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What the user asked for: --max-restarts, and --max-failed as a number of tasks."""
+    """What the user asked for: --max-restarts, --max-failed as a number of tasks, --keep-going."""
 
     max_restarts: int
     max_failed: int | None = None
+    keep_going: bool = False
 
     def is_too_many(self, failed: int) -> bool:
         """Whether so many failed tasks end the run."""
@@ -144,16 +165,27 @@ class Stop(msgspec.Struct, frozen=True):
     """Begin a drain: too many tasks have failed."""
 
 
+class Rule(msgspec.Struct, frozen=True):
+    """Rule about the tasks that failed and have no verdict."""
+
+
 class Launch(msgspec.Struct, frozen=True):
-    """Start the next attempt of a slot's rank."""
+    """Start the next attempt of a slot's rank; so many failures in a row shall end it."""
 
     slot: Slot
+    patience: int = PATIENCE
 
 
 class Kill(msgspec.Struct, frozen=True):
     """Kill an attempt of this host; nobody is blamed."""
 
     attempt: str
+
+
+class Break(msgspec.Struct, frozen=True):
+    """Begin a drain: nothing completes, so going on is in vain."""
+
+    ending: Ending
 
 
 class Sweep(msgspec.Struct, frozen=True):
@@ -167,12 +199,12 @@ class End(msgspec.Struct, frozen=True):
 
 
 # What is done and changes nothing about the epoch; and, with the last, all that may be decided.
-Act = Close | Mend | SayFinished | Stop | Launch | Kill | Sweep
+Act = Close | Mend | SayFinished | Stop | Rule | Launch | Kill | Break | Sweep
 Action = Act | End
 
 # After these the loop looks again at once: they change what is claimable, or who is draining. A
 # launch or a kill shows only later, and the bell tells.
-CHANGING = (Close, Mend, Sweep, Stop)
+CHANGING = (Close, Mend, Rule, Sweep, Stop, Break)
 
 
 def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
@@ -184,15 +216,22 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
         return [Mend()]
     if snapshot.tasks_left == 0:
         return _finish(snapshot, now)
+    if snapshot.is_ruling_due:
+        return [Rule()]
     if snapshot.drain is not None:
         return _await_end(snapshot, snapshot.drain.ending, snapshot.drain.kill_at, now)
     if policy.is_too_many(snapshot.failed):
         return [Stop()]
     if not snapshot.open and _loads_nowhere(snapshot.past):
         return [End(Ending.LOAD)]
+    if not policy.keep_going:
+        if _is_broken(snapshot):
+            return [Break(Ending.BROKEN)]
+        if _is_outage(snapshot, now):
+            return [Break(Ending.OUTAGE)]
     if snapshot.unclaimed:
         return _launches(snapshot, policy, now)
-    if snapshot.open or snapshot.is_settling:
+    if snapshot.open or snapshot.is_unsettled:
         return []
     if not snapshot.was_swept:
         return [Sweep()]
@@ -234,8 +273,34 @@ def _loads_nowhere(past: Sequence[RankPast]) -> bool:
     """Whether every attempt that ended had failed to load its job, and at least one did."""
     reasons: set[Reason] = set()
     for rank in past:
-        reasons.update(closing.reason for closing in rank.closings)
+        reasons |= rank.reasons
     return reasons == {Reason.LOAD}
+
+
+def _is_broken(snapshot: Snapshot) -> bool:
+    """Whether the job fails whatever it is given: nothing ever completed, everywhere.
+
+    It takes many different tasks, or all that there are, and two processes at least; and every
+    rank must have had its try.
+    """
+    if snapshot.complete or snapshot.doubting < OPINIONS:
+        return False
+    if snapshot.doubtful < min(BROKEN_TASKS, snapshot.tasks_left):
+        return False
+    busy = {attempt.rank for attempt in snapshot.open}
+    for rank in snapshot.past:
+        has_failed = rank.is_failing or bool(rank.trials)
+        if rank.rank in busy and not has_failed:
+            return False
+    return True
+
+
+def _is_outage(snapshot: Snapshot, now: float) -> bool:
+    """Whether tasks only fail, and have for so long that waiting on is in vain."""
+    if not snapshot.doubtful or now - snapshot.finished_last_at < OUTAGE_S:
+        return False
+    busy = {attempt.rank for attempt in snapshot.open}
+    return all(rank.is_failing or rank.rank not in busy for rank in snapshot.past)
 
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
@@ -247,8 +312,32 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     # claims anything, the tasks are still unclaimed and the next look starts somebody else.
     n_starting = sum(attempt.is_starting for attempt in snapshot.open)
     n_wanted = max(0, snapshot.unclaimed - n_starting)
-    ready = [rank for rank in able if restart_at(rank) <= now]
-    return [Launch(rank.slot) for rank in ready[:n_wanted]]
+    n_wanted = min(n_wanted, _most_at_once(snapshot, able))
+    ready = [rank for rank in able if restart_at(rank, snapshot) <= now]
+    # Who has waited longest comes first, so that all places are tried in turn.
+    ready.sort(key=lambda rank: rank.ended_at)
+    launches: list[Action] = []
+    for rank in ready[:n_wanted]:
+        patience = patience_after(rank.place, snapshot.is_settling)
+        launches.append(Launch(rank.slot, patience))
+    return launches
+
+
+def _most_at_once(snapshot: Snapshot, able: Sequence[RankPast]) -> int:
+    """How many may be launched now.
+
+    In an outage one place after the other is tried: each try costs some tasks' failures, and one
+    that completes something ends the outage for all.
+    """
+    is_outage = all(_is_in_doubt(rank) for rank in snapshot.past) and bool(snapshot.past)
+    if not is_outage or snapshot.is_settling:
+        return len(able)
+    return 0 if snapshot.open else 1
+
+
+def _is_in_doubt(rank: RankPast) -> bool:
+    """Whether nothing was completed in a place lately, and tasks failed there."""
+    return any(trial.failed for trial in fruitless_row(rank.place))
 
 
 def _able(snapshot: Snapshot, policy: Policy) -> list[RankPast]:
@@ -259,7 +348,7 @@ def _able(snapshot: Snapshot, policy: Policy) -> list[RankPast]:
     for rank in snapshot.past:
         if rank.rank in busy or rank.device in sick:
             continue
-        if failures_in_a_row(rank) <= policy.max_restarts:
+        if strikes(rank.trials) <= policy.max_restarts:
             able.append(rank)
     return able
 
@@ -273,101 +362,33 @@ def next_restart_at(snapshot: Snapshot, policy: Policy, now: float) -> float | N
     is_ending = snapshot.drain is not None or snapshot.tasks_left == 0
     if is_ending or not snapshot.unclaimed:
         return None
-    moments = [restart_at(rank) for rank in _able(snapshot, policy)]
+    moments = [restart_at(rank, snapshot) for rank in _able(snapshot, policy)]
     later = [moment for moment in moments if moment > now]
     return min(later, default=None)
 
 
-def restart_at(past: RankPast) -> float:
+def restart_at(past: RankPast, snapshot: Snapshot) -> float:
     """From when on the slot's next attempt may be launched."""
-    return past.ended_at + backoff_s(failures_in_a_row(past))
+    is_in_doubt = awaits_news(past.place, past.acquitted, past.failed_elsewhere)
+    if is_in_doubt and any(_gets_on(other, snapshot) for other in snapshot.past):
+        return past.ended_at + NEWS_S
+    barren_rounds = snapshot.barren // max(1, len(snapshot.past))
+    return past.ended_at + pause_s(past.place, barren_rounds)
 
 
-def backoff_s(failures: int) -> float:
-    """How long a restart waits after so many failures in a row."""
-    if not failures:
-        return 0.0
-    doublings = failures - 1
-    wait_s = BACKOFF_FIRST_S * 2.0**doublings
-    return min(wait_s, BACKOFF_MOST_S)
+def _gets_on(rank: RankPast, snapshot: Snapshot) -> bool:
+    """Whether a rank runs and nothing speaks against its place."""
+    is_open = any(attempt.rank == rank.rank for attempt in snapshot.open)
+    return is_open and not rank.is_failing and not fruitless_row(rank.place)
 
 
 def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:
-    """The devices on which more than `max_restarts` attempts in a row failed for nothing.
+    """The devices that more than `max_restarts` trials in a row speak against.
 
-    The attempts of all ranks of a device form one row, in the order in which they ended. CPU ranks
-    share theirs with everybody and are never counted so. A crash that made a task suspect speaks
-    for the device as long as no other device gets anything done; once one does, the device counts
-    as the cause.
+    CPU ranks share theirs with everybody and are never counted so.
     """
-    devices = {rank.device for rank in past if rank.device}
-    return {device for device in devices if _is_sick(device, past, max_restarts)}
-
-
-def _is_sick(device: str, past: Sequence[RankPast], max_restarts: int) -> bool:
-    # The excuse of a suspect task ends once another device gets something done. The same tasks go
-    # round all devices, so if they were at fault the others would crash as well. Before that
-    # nobody can tell a bad device from a bad first task, and giving the only device up for the
-    # task would end the run for nothing.
-    others = [rank for rank in past if rank.device != device]
-    works_elsewhere = any(rank.done for rank in others)
-    n_fruitless = _fruitless(_telling_ends(device, past), is_excused=not works_elsewhere)
-    return n_fruitless > max_restarts
-
-
-def _telling_ends(device: str, past: Sequence[RankPast]) -> list[AttemptEnd]:
-    """The ends that say something about a device, oldest first.
-
-    An attempt that ended in peace and found no work says nothing.
-    """
-    telling: list[AttemptEnd] = []
+    sick: set[str] = set()
     for rank in past:
-        if rank.device != device:
-            continue
-        for end in rank.ends:
-            is_failed = end.closing.state is AttemptState.FAILED
-            if is_failed or end.finished:
-                telling.append(end)
-    telling.sort(key=lambda end: end.closing.at)
-    return telling
-
-
-def failures_in_a_row(past: RankPast) -> int:
-    """How many of the rank's last attempts failed for nothing.
-
-    The row is broken by an attempt that finished a task, made a task suspect, failed a task, or
-    was killed by its parent. An attempt whose death nobody saw is passed over.
-    """
-    return _fruitless(past.ends, is_excused=True)
-
-
-def _fruitless(ends: Sequence[AttemptEnd], is_excused: bool) -> int:
-    """How many of the last attempts failed for nothing.
-
-    With `is_excused`, a crash that made a task suspect is explained by that task.
-    """
-    count = 0
-    for end in reversed(ends):
-        if not _failed_for_nothing(end, is_excused):
-            break
-        if end.closing.reason is not Reason.LOST:
-            count += 1
-    return count
-
-
-def _failed_for_nothing(end: AttemptEnd, is_excused: bool) -> bool:
-    """Whether an attempt failed, or was stopped by a stranger, and nothing but itself explains it.
-
-    A failed task always does.
-    """
-    closing = end.closing
-    # A stop that this parent ordered begins a drain, and a drain launches nothing. So whoever is
-    # asked about here was stopped by somebody else.
-    was_stopped = closing.reason is Reason.DRAINED
-    if closing.state is not AttemptState.FAILED and not was_stopped:
-        return False
-    if end.finished or closing.failures:
-        return False
-    if closing.suspects:
-        return not is_excused
-    return True
+        if rank.device and strikes(rank.device_trials) > max_restarts:
+            sick.add(rank.device)
+    return sick

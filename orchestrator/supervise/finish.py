@@ -15,6 +15,7 @@ from typing import Any, Literal, assert_never
 import msgspec
 
 from gpuspool.orchestrator.supervise.leftovers import remove_leftovers
+from gpuspool.orchestrator.supervise.rulings import how_it_failed
 from gpuspool.spool.closing import FailedTask, publish_copies
 from gpuspool.spool.errors import (
     EXIT_COMPLETE,
@@ -72,7 +73,14 @@ def _exit_code(view: View, ending: Ending) -> int:
             return EXIT_DRAINED
         case Ending.INTERRUPTED:
             return EXIT_INTERRUPTED
-        case Ending.TOO_MANY_FAILED | Ending.LOAD | Ending.GAVE_UP | Ending.STUCK:
+        case (
+            Ending.TOO_MANY_FAILED
+            | Ending.LOAD
+            | Ending.GAVE_UP
+            | Ending.STUCK
+            | Ending.BROKEN
+            | Ending.OUTAGE
+        ):
             return EXIT_NOT_FINISHED
         case _:
             assert_never(ending)
@@ -142,15 +150,17 @@ def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
             )
         case Ending.DRAINED | Ending.INTERRUPTED:
             return f"{ending} with {counts}. {go_on}"
-        case Ending.LOAD | Ending.GAVE_UP | Ending.STUCK:
+        case Ending.LOAD | Ending.GAVE_UP | Ending.STUCK | Ending.BROKEN | Ending.OUTAGE:
             what = _what_went_wrong(view, ending, counts)
-            return f"{what}\n{_first_error(view, epoch)}\n{go_on}"
+            return f"{what}\n{_why_it_failed(view, ending, epoch)}\n{go_on}"
         case _:
             assert_never(ending)
 
 
 def _what_went_wrong(
-    view: View, ending: Literal[Ending.LOAD, Ending.GAVE_UP, Ending.STUCK], counts: str
+    view: View,
+    ending: Literal[Ending.LOAD, Ending.GAVE_UP, Ending.STUCK, Ending.BROKEN, Ending.OUTAGE],
+    counts: str,
 ) -> str:
     """Why the orchestrator could not go on, although nobody had told it to stop."""
     match ending:
@@ -158,6 +168,14 @@ def _what_went_wrong(
             return f"no rank could load the job {view.run.job.spec}; nothing is lost."
         case Ending.GAVE_UP:
             return f"not finished: every rank failed too often; {counts}."
+        case Ending.BROKEN:
+            return (
+                f"stopped early: every task that was tried failed, so the job {view.run.job.spec} "
+                f"or what it needs is to blame, and no task has a verdict; {counts}. "
+                "(With --keep-going each failure is the task's at once.)"
+            )
+        case Ending.OUTAGE:
+            return f"stopped: for long nothing was finished and tasks only failed; {counts}."
         case Ending.STUCK:
             why = "no rank has anything to do: try `gpuspool verify`"
             return f"not finished: {why}; {counts}."
@@ -176,6 +194,17 @@ def _counts(view: View, root: str) -> str:
     if ledger.duplicates:
         counts += f"; {ledger.duplicates} ran twice and were counted once"
     return counts
+
+
+def _why_it_failed(view: View, ending: Ending, epoch: int) -> str:
+    """What was said last of what is to blame: of a task where tasks failed, else of an attempt."""
+    if ending is Ending.BROKEN or ending is Ending.OUTAGE:
+        for key in reversed(list(view.held)):
+            error, line = how_it_failed(view, key)
+            if line is not None:
+                text = error.traceback or f"{error.type}: {error.message}"
+                return f"The last that failed was task {line.key}:\n{text.rstrip()}"
+    return _first_error(view, epoch)
 
 
 def _first_error(view: View, epoch: int) -> str:

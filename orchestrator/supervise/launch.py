@@ -26,6 +26,7 @@ from gpuspool.orchestrator.plan.devices import CPU
 from gpuspool.orchestrator.plan.environment import environment_for, group_variables
 from gpuspool.orchestrator.plan.nvml import cores_near
 from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.supervise.opinions import PATIENCE
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.cores import usable_cores
 from gpuspool.spool.errors import EXIT_UNSEEN
@@ -129,8 +130,12 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
-    """Start the next attempt of a slot's rank; `variables` are added to its environment.
+def launch(
+    view: View, slot: Slot, orders: Orders, patience: int = PATIENCE, **variables: str
+) -> Child:
+    """Start the next attempt of a slot's rank, which ends after so many failures in a row.
+
+    `variables` are added to its environment.
 
     The intent is published first, so that no process of the run is ever unknown to the spool. If
     the process then cannot be started, the intent stays behind and counts as a dead attempt.
@@ -169,6 +174,7 @@ def launch(view: View, slot: Slot, orders: Orders, **variables: str) -> Child:
         withheld=foreign,
         at=time.time(),
         trusted=list(orders.trusted),
+        patience=patience,
     )
     if not publish(view.layout.intent(attempt), seal_pretty(intent)):
         raise FileExistsError(f"{attempt} was started by somebody else just now")

@@ -29,9 +29,11 @@ from gpuspool.orchestrator.supervise.drain import ASKED, Drain, DrainWatch, most
 from gpuspool.orchestrator.supervise.finish import Outcome, finish
 from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.lock import announce
+from gpuspool.orchestrator.supervise.opinions import OUTAGE_S
 from gpuspool.orchestrator.supervise.pace import Moment, Pace
 from gpuspool.orchestrator.supervise.parent_beat import ParentHeartbeat
 from gpuspool.orchestrator.supervise.repair import DamageKeeper
+from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.orchestrator.supervise.snapshot import Situation
 from gpuspool.orchestrator.supervise.telling import Telling, weigh_progress
 from gpuspool.orchestrator.supervise.trouble import ABANDON_S, Patience
@@ -45,6 +47,10 @@ from gpuspool.spool.states import AttemptState, Ending, Reason
 from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import LEAVING_S, is_limited
 from gpuspool.spool.view import View, drain_epoch
+
+# While a doubtful task waits to be ruled, the loop looks at least so often: what it waits for may
+# be only that time passes.
+RULING_LOOK_S = 0.5
 
 
 class Orchestrator:
@@ -76,9 +82,10 @@ class Orchestrator:
             deadline = self._began + options.time_limit_s
         self._drains = DrainWatch(view.layout, epoch, options.grace_s, received, deadline)
         max_failed = most_failed(options.max_failed, view.run.tasks)
-        self._policy = d.Policy(options.max_restarts, max_failed)
+        self._policy = d.Policy(options.max_restarts, max_failed, options.keep_going)
         self._workers = Workers(view, self._orders)
-        self._situation = Situation(view, self._workers, epoch, slots)
+        self._judge = Judge(view, epoch, options.max_crashes)
+        self._situation = Situation(view, self._workers, self._judge, self._policy, epoch, slots)
         self._telling = Telling(view.layout, epoch, progress)
         self._heartbeat = ParentHeartbeat(view.layout, epoch, options.lease_s)
         self._damage = DamageKeeper(view)
@@ -162,6 +169,8 @@ class Orchestrator:
         due_in_s = None
         if self._wake_at is not None:
             due_in_s = self._wake_at - time.monotonic()
+        if self._judge.is_waiting:
+            due_in_s = min(due_in_s or RULING_LOOK_S, RULING_LOOK_S)
         return Moment(
             open_attempts=len(self._view.open_attempts),
             complete=self._view.ledger.n_complete,
@@ -263,8 +272,12 @@ class Orchestrator:
                 self._say_finished()
             case d.Stop():
                 self._stop()
-            case d.Launch(slot):
-                self._launch(slot)
+            case d.Rule():
+                self._rule()
+            case d.Break(ending):
+                self._break(ending)
+            case d.Launch(slot, patience):
+                self._launch(slot, patience)
             case d.Kill(attempt):
                 self._workers.kill(attempt)
             case d.Sweep():
@@ -301,9 +314,20 @@ class Orchestrator:
         # The next look hears of it, and tells the workers.
         self._drains.begin(why, time.monotonic(), Ending.TOO_MANY_FAILED)
 
-    def _launch(self, slot: Slot) -> None:
-        child = self._workers.launch(slot)
-        self._situation.note_launch()
+    def _rule(self) -> None:
+        for failure in self._judge.publish():
+            text = f"task {failure.key} fails: {failure.error.type}: {failure.error.message}"
+            self._telling.record("task_failed", text=text, task=failure.task)
+
+    def _break(self, ending: Ending) -> None:
+        why = "every task fails, and none ever completed"
+        if ending is Ending.OUTAGE:
+            why = f"nothing was finished for {OUTAGE_S / 60:.0f} minutes, and tasks only fail"
+        self._drains.begin(why, time.monotonic(), ending)
+
+    def _launch(self, slot: Slot, patience: int) -> None:
+        child = self._workers.launch(slot, patience)
+        self._situation.note_launch(slot, child.attempt)
         self._telling.record(
             "attempt_started", attempt=child.attempt, pid=child.pid, device=slot.device_name
         )

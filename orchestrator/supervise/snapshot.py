@@ -13,12 +13,19 @@ import time
 from collections.abc import Sequence
 
 from gpuspool.orchestrator.plan.slots import Slot
-from gpuspool.orchestrator.supervise.decide import OpenAttempt, RankPast, Snapshot, sick_devices
+from gpuspool.orchestrator.supervise.decide import (
+    OpenAttempt,
+    Policy,
+    RankPast,
+    Snapshot,
+    sick_devices,
+)
 from gpuspool.orchestrator.supervise.drain import Drain
+from gpuspool.orchestrator.supervise.opinions import Trial, strikes
+from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.orchestrator.supervise.workers import BY_RESUME, Workers
 from gpuspool.spool.layout import rank_of
-from gpuspool.spool.records import Closing
-from gpuspool.spool.states import Life
+from gpuspool.spool.states import AttemptState, Life, Reason, Verdict
 from gpuspool.spool.view import View
 
 
@@ -36,7 +43,14 @@ class History:
         self._slots = {slot.rank: slot for slot in slots}
         self._attempts: dict[int, list[str]] = {slot.rank: [] for slot in slots}
         self._intents_read = 0
+        # When this process saw each attempt end, on the monotonic clock.
         self._ended_at: dict[str, float] = {}
+        # How many tasks that failed in its place had been acquitted when an attempt was launched.
+        self._known: dict[str, int] = {}
+
+    def note_launch(self, slot: Slot, attempt: str) -> None:
+        """Note what speaks for the innocence of a place's last tasks when it gets an attempt."""
+        self._known[attempt] = self._acquitted(self._row_of_place(slot))
 
     def past(self) -> list[RankPast]:
         """What became of each slot's attempts, in the order of the slots."""
@@ -58,31 +72,150 @@ class History:
         # A restart waits from the moment at which this process saw the end, not from the time in
         # the closing: that was written by a clock which may be another host's, or may have been
         # set. A backoff that is reckoned from it could be over at once, or last for hours.
-        attempts = self._attempts[slot.rank]
-        finished_by = self._view.finished_by
-        closings: list[Closing] = []
-        finished: list[int] = []
+        ended = self._ended(self._attempts[slot.rank])
+        row = self._row_of_place(slot)
         ended_at = 0.0
-        for attempt in attempts:
-            closing = self._view.closed.get(attempt)
-            if closing is None:
-                continue
-            closings.append(closing)
-            finished.append(finished_by.get(attempt, 0))
-            ended_at = self._ended_at.setdefault(attempt, time.monotonic())
+        if ended:
+            ended_at = self._ended_at[ended[-1]]
+        trials = self._trials(ended)
+        device_trials = trials
+        if slot.device:
+            device_trials = self._trials(self._ended_on(slot.device))
         return RankPast(
             slot,
-            closings=tuple(closings),
-            finished=tuple(finished),
+            reasons=frozenset(self._view.closed[attempt].reason for attempt in ended),
+            trials=trials,
+            device_trials=device_trials,
             ended_at=ended_at,
-            done=sum(finished_by.get(attempt, 0) for attempt in attempts),
+            acquitted=self._acquitted(row),
+            failed_elsewhere=self._failed_elsewhere(row, slot),
+            is_failing=self._is_failing(slot.rank),
         )
+
+    def _ended(self, attempts: Sequence[str]) -> list[str]:
+        """Those of these attempts that are closed, each with the moment when that was first seen.
+
+        The oldest end comes first.
+        """
+        ended = [attempt for attempt in attempts if attempt in self._view.closed]
+        for attempt in ended:
+            self._ended_at.setdefault(attempt, time.monotonic())
+        ended.sort(key=self._ended_at.__getitem__)
+        return ended
+
+    def _ended_on(self, device: str) -> list[str]:
+        """The closed attempts of all slots with a device, the oldest end first."""
+        attempts: list[str] = []
+        for rank, slot in self._slots.items():
+            if slot.device == device:
+                attempts.extend(self._attempts[rank])
+        return self._ended(attempts)
+
+    # Only the last attempts matter, as far back as the first that completed a task. So that is how
+    # far trials are made, and a run with thousands of attempts costs no more than a new one.
+    def _trials(self, ended: Sequence[str]) -> tuple[Trial, ...]:
+        """The last trials of these attempts, oldest first."""
+        trials: list[Trial] = []
+        for attempt in reversed(ended):
+            trial = self._trial(attempt)
+            trials.append(trial)
+            if trial.completed:
+                break
+        trials.reverse()
+        return tuple(trials)
+
+    def _trial(self, attempt: str) -> Trial:
+        closing = self._view.closed[attempt]
+        tasks = self._failed_in(attempt)
+        is_failed = closing.state is AttemptState.FAILED
+        # A stop that this parent ordered begins a drain, and a drain launches nothing. So who was
+        # drained, and is asked about here, was stopped by a stranger.
+        was_stopped = closing.reason is Reason.DRAINED
+        is_seen = (is_failed and closing.reason is not Reason.LOST) or was_stopped
+        was_in_call = attempt in self._view.started
+        ledger = self._view.ledger
+        return Trial(
+            completed=self._view.completed(attempt),
+            failed=len(tasks),
+            acquitted=self._acquitted([attempt]),
+            convicted=sum(ledger.verdict(task) is Verdict.FAILED for task in tasks),
+            known=self._known.get(attempt, 0),
+            is_fault=is_seen and not tasks and not closing.suspects and not was_in_call,
+            is_silent=not tasks and not is_seen,
+        )
+
+    def _failed_in(self, attempt: str) -> set[int]:
+        """The tasks that failed in an attempt, or were in hand when it was killed."""
+        tasks = {task for task, _ in self._view.failed_in.get(attempt, [])}
+        closing = self._view.closed[attempt]
+        tasks.update(failure.task for failure in closing.failures)
+        if closing.killed is not None:
+            tasks.add(closing.killed)
+        return tasks
+
+    def _row_of_place(self, slot: Slot) -> list[str]:
+        """The last attempts of a slot's place, back to the first that completed a task."""
+        ended = self._ended(self._attempts[slot.rank])
+        if slot.device:
+            ended = self._ended_on(slot.device)
+        row: list[str] = []
+        for attempt in reversed(ended):
+            if self._view.completed(attempt):
+                break
+            row.append(attempt)
+        row.reverse()
+        return row
+
+    def _acquitted(self, attempts: Sequence[str]) -> int:
+        """How many tasks that failed in these attempts are complete."""
+        complete = self._view.ledger.complete
+        tasks: set[int] = set()
+        for attempt in attempts:
+            tasks |= self._failed_in(attempt)
+        return sum(complete[task] for task in tasks if task < len(complete))
+
+    def _failed_elsewhere(self, row: Sequence[str], slot: Slot) -> int:
+        """How many tasks of a place's last trial have failed in another place too."""
+        if not row:
+            return 0
+        count = 0
+        for key in self._view.failed_in.get(row[-1], []):
+            others = (one.attempt for one in self._view.held[key])
+            count += any(not self._is_of_place(other, slot) for other in others)
+        return count
+
+    def _is_of_place(self, attempt: str, slot: Slot) -> bool:
+        if not slot.device:
+            return rank_of(attempt) == slot.rank
+        other = self._slots.get(rank_of(attempt))
+        return other is not None and other.device == slot.device
+
+    def _is_failing(self, rank: int) -> bool:
+        """Whether the open attempt of a rank has failed since it completed a task."""
+        attempts = self._attempts[rank]
+        if not attempts or attempts[-1] in self._view.closed:
+            return False
+        failed = self._view.failed_in.get(attempts[-1])
+        if not failed:
+            return False
+        last = self._view.held[failed[-1]][-1]
+        return self._view.completed(attempts[-1]) <= last.completed
 
 
 class Situation:
     """What the loop remembers of one epoch between its looks."""
 
-    def __init__(self, view: View, workers: Workers, epoch: int, slots: Sequence[Slot]) -> None:
+    def __init__(
+        self,
+        view: View,
+        workers: Workers,
+        judge: Judge,
+        policy: Policy,
+        epoch: int,
+        slots: Sequence[Slot],
+    ) -> None:
+        self._policy = policy
+        self._judge = judge
         self._view = view
         self._workers = workers
         self._slots = slots
@@ -95,23 +228,69 @@ class Situation:
         self._unseen_deaths_mended = -1
         self._was_swept = False
         self._finished_at: float | None = None
+        # How many tasks had a verdict when that number last changed, when that was, and how many
+        # attempts were closed then.
+        self._n_finished = -1
+        self._finished_last_at = 0.0
+        self._closed_before = 0
 
     def snapshot(self, drain: Drain | None) -> Snapshot:
         """What is known now, of a view that was just refreshed."""
         ledger = self._view.ledger
         undecided = self._undecided()
+        past = self._history.past()
+        open_ = self._open()
+        self._note_progress()
+        # Whoever has nothing to do could try a doubtful task.
+        is_somebody_free = self._view.unclaimed == 0
+        is_ruling_due = self._judge.look(self._devices(past), is_somebody_free)
+        doubtful = self._judge.doubtful()
+        last_since = self._judge.last_since
         return Snapshot(
             tasks_left=ledger.tasks - ledger.n_finished + undecided,
             unclaimed=self._view.unclaimed,
-            open=self._open(),
-            past=self._history.past(),
+            open=open_,
+            past=past,
             failed=ledger.n_failed - undecided,
             drain=drain,
             is_mending_due=self._is_mending_due(),
-            is_settling=bool(self._view.unsettled),
+            is_unsettled=bool(self._view.unsettled),
             was_swept=self._was_swept,
             finished_at=self._finished_at,
+            is_ruling_due=is_ruling_due,
+            is_last=self._judge.is_last,
+            is_settling=last_since is not None and self._finished_last_at >= last_since,
+            complete=ledger.n_complete,
+            doubtful=len(doubtful),
+            doubting=self._doubting(doubtful),
+            barren=len(self._view.closed) - self._closed_before,
+            finished_last_at=self._finished_last_at,
         )
+
+    def _note_progress(self) -> None:
+        """Note whether a task was finished since the last look."""
+        n_finished = self._view.ledger.n_finished
+        if n_finished != self._n_finished:
+            self._n_finished = n_finished
+            self._finished_last_at = time.monotonic()
+            self._closed_before = len(self._view.closed)
+
+    def _devices(self, past: Sequence[RankPast]) -> set[str]:
+        """The devices whose opinions count: nothing speaks against them, unless that is so of all.
+
+        CPU ranks, and attempts of earlier epochs on devices of other hosts, count as they are.
+        """
+        given_up = sick_devices(past, self._policy.max_restarts)
+        in_play = {rank.slot.device_name for rank in past if rank.device not in given_up}
+        trusted = {rank.slot.device_name for rank in past if not strikes(rank.place)}
+        return trusted & in_play or in_play
+
+    def _doubting(self, doubtful: Sequence[tuple[int, int]]) -> int:
+        """In how many attempts the doubtful tasks failed."""
+        attempts: set[str] = set()
+        for key in doubtful:
+            attempts.update(one.attempt for one in self._view.held[key])
+        return len(attempts)
 
     def _undecided(self) -> int:
         """How many tasks count as failed for their unreadable lines alone, and may yet complete.
@@ -166,8 +345,9 @@ class Situation:
         self._closings_read = len(closed)
         return self._unseen_deaths != self._unseen_deaths_mended
 
-    def note_launch(self) -> None:
+    def note_launch(self, slot: Slot, attempt: str) -> None:
         """Somebody was started, so a sweep may find something again."""
+        self._history.note_launch(slot, attempt)
         self._was_swept = False
 
     def note_sweep(self) -> None:
@@ -183,12 +363,23 @@ class Situation:
         self._finished_at = now
 
     def sick_devices(self) -> dict[str, list[int]]:
-        """The devices whose last attempt failed for nothing, with their ranks.
+        """The devices that something speaks against, with their ranks, while others got on.
 
-        Whether the device was given up does not matter.
+        Whether a device was given up does not matter.
         """
-        sick = sick_devices(self._history.past(), max_restarts=0)
+        past = self._history.past()
+        sick = sick_devices(past, max_restarts=0)
         ranks: dict[str, list[int]] = {}
         for device in sorted(sick):
-            ranks[device] = [slot.rank for slot in self._slots if slot.device == device]
+            others = [slot.rank for slot in self._slots if slot.device != device]
+            if self._has_completed(others):
+                ranks[device] = [slot.rank for slot in self._slots if slot.device == device]
         return ranks
+
+    def _has_completed(self, ranks: Sequence[int]) -> bool:
+        """Whether an attempt of these ranks completed a task."""
+        return any(
+            self._view.completed(attempt)
+            for attempt in self._view.attempts
+            if rank_of(attempt) in ranks
+        )

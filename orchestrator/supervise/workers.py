@@ -95,17 +95,15 @@ class Workers:
         self._examined: dict[str, Evidence] = {}
         # Those that people were told of since their processes go on and on.
         self._slow: set[str] = set()
-        self._forensics = Forensics(
-            view, self.children, self._interventions, self.life, options.max_crashes
-        )
+        self._forensics = Forensics(view, self.children, self._interventions, options.max_crashes)
 
-    def launch(self, slot: Slot) -> Child:
-        """Start the next attempt of a slot's rank.
+    def launch(self, slot: Slot, patience: int) -> Child:
+        """Start the next attempt of a slot's rank; so many failures in a row end it.
 
         Raises OSError, also while a file system that ended an attempt before takes no data.
         """
         self._disks.check()
-        return self.children.launch(slot)
+        return self.children.launch(slot, patience)
 
     def life(self, attempt: str) -> Life:
         """Whether an open attempt lives, is proved dead, or is elsewhere."""

@@ -1,0 +1,269 @@
+"""Who is to blame for a failure: the task, or the place where it ran.
+
+A failure (an exception, an exit status, a crash, a time-out) speaks against its task, and against
+the device and the process in which it happened. One failure alone decides nothing: it is an
+`Opinion`, and the task is held back until there are more. One theory answers both questions:
+
+- **The task is to blame** when it failed in two places and each of them completed another task
+  afterwards. What is broken completes nothing, so no outage, no broken process and no broken device
+  can fail a good task.
+- **The place is to blame** when process after process there completes nothing, while the tasks that
+  failed there complete elsewhere.
+- **Nobody is to blame** as long as nothing completes anywhere. If nothing ever did, the job is
+  broken, and the run ends early. Otherwise this is an outage, which is waited out.
+
+A place is a device where a run has several of them, else a process: CPU ranks share one device.
+
+When only doubtful tasks are left, no place can prove itself by completing another one. In this last
+phase a failure counts without that proof, if the task has been proved bad elsewhere before, or if
+the phase has lasted long enough to rule out an outage of some moments.
+
+All functions are pure. `rulings.py` and `snapshot.py` gather the facts for them, and
+tests/test_blame_worlds.py runs them in thousands of simulated worlds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+
+import msgspec
+
+# So many failures in a row, with nothing completed between them, end a process: it may be broken,
+# and a fresh one may not be. Every fourth task of a manifest comes from its other end, so a block
+# of bad inputs is no such row; and with a quarter of all inputs bad at random, a healthy process is
+# ended for nothing once in four thousand tasks.
+PATIENCE = 6
+
+# The patience with a fresh process in a place where the last one completed nothing. It only has to
+# show whether the place is in order.
+NEXT_PATIENCE = 2
+
+# The patience once only doubtful tasks are left, and verdicts are given: each failure is expected.
+LAST_PATIENCE = 50
+
+# So many places must have an opinion of a task before it fails, and so many in the last phase if
+# none of them has proved itself.
+OPINIONS = 2
+UNPROVEN_OPINIONS = 3
+
+# How long the last phase must last before opinions count that no place has proved: so many seconds
+# for each task without a proved opinion, since an outage strikes many and a bad end of a list
+# strikes few; but no more than this, and in a short run no more than a part of its time so far.
+LAST_S_PER_TASK = 5.0
+LAST_S = 300.0
+LAST_FRACTION = 0.25
+
+# So many different tasks must have failed, and none may have completed, before a job counts as
+# broken. With a quarter of all inputs bad at random, so many in a row are one chance in 200,000.
+BROKEN_TASKS = 9
+
+# If nothing is finished for so long, an outage is not waited out any more: the run ends, and the
+# same command goes on later.
+OUTAGE_S = 900.0
+
+# The pauses before a restart double from the first to the last of these, in seconds: where tasks
+# failed, and where a process failed with no task in hand.
+FIRST_PAUSE_S = 0.5
+FIRST_FAULT_PAUSE_S = 1.0
+MOST_PAUSE_S = 30.0
+
+# A place in doubt waits for the second opinions about its tasks before it gets another process, but
+# no longer than this while others get on.
+NEWS_S = 300.0
+
+
+class Opinion(msgspec.Struct, frozen=True):
+    """One attempt's failure of one task.
+
+    attempt, device: where. is_confirmed: the place completed another task afterwards. since_s: when
+    the failure was first seen, on the monotonic clock.
+    """
+
+    attempt: str
+    device: str
+    is_confirmed: bool
+    since_s: float
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What is known of the run when tasks are judged.
+
+    devices: those whose opinions count; with one or none, places are processes. last_since_s: since
+    when all unfinished tasks are doubtful; None while some are not. unproven: how many of these
+    have no confirmed opinion. elapsed_s: how long the run has been going on. now: the monotonic
+    clock.
+    """
+
+    devices: frozenset[str]
+    last_since_s: float | None
+    unproven: int
+    elapsed_s: float
+    now: float
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the last phase has lasted so long that opinions count without a proof."""
+        if self.last_since_s is None:
+            return False
+        most_s = max(LAST_S_PER_TASK, LAST_FRACTION * self.elapsed_s)
+        wanted_s = min(LAST_S, most_s, LAST_S_PER_TASK * self.unproven)
+        return self.now - self.last_since_s >= wanted_s
+
+
+class Ruling(Enum):
+    """What is to be done with a doubtful task."""
+
+    # It has failed for good.
+    FAIL = auto()
+    # It must be tried in another place.
+    AGAIN = auto()
+
+
+def rule(
+    opinions: Sequence[Opinion], ground: Ground, is_retried: bool = False, least: int = OPINIONS
+) -> Ruling:
+    """Whether a doubtful task has failed.
+
+    is_retried: it failed for good in an earlier round, which counts as a proved opinion. least: it
+    takes so many opinions; --max-crashes asks for more where the worker crashed each time.
+    """
+    counted = [one for one in opinions if one.device in ground.devices]
+    if len(counted) < max(least, OPINIONS):
+        return Ruling.AGAIN
+    proved = [one for one in counted if one.is_confirmed]
+    if _n_places(proved, ground) >= OPINIONS:
+        return Ruling.FAIL
+    if ground.last_since_s is None:
+        return Ruling.AGAIN
+    # What was not confirmed before the last phase counts for nothing: there was an outage, or a
+    # place was not in order.
+    late = [one for one in counted if one.since_s >= ground.last_since_s and not one.is_confirmed]
+    is_proved = is_retried or bool(proved)
+    if not is_proved and not ground.is_old:
+        return Ruling.AGAIN
+    if _n_places([*proved, *late], ground) >= _n_wanted(is_proved, ground):
+        return Ruling.FAIL
+    return Ruling.AGAIN
+
+
+def _n_places(opinions: Sequence[Opinion], ground: Ground) -> int:
+    """In how many different places these failures happened."""
+    if len(ground.devices) > 1:
+        return len({one.device for one in opinions})
+    return len({one.attempt for one in opinions})
+
+
+def _n_wanted(is_proved: bool, ground: Ground) -> int:
+    """How many places must have an opinion of a task in the last phase."""
+    if is_proved or len(ground.devices) <= OPINIONS:
+        return OPINIONS
+    return UNPROVEN_OPINIONS
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What became of one attempt, as evidence for or against its place.
+
+    completed: how many tasks it completed. failed: how many failed in it or took it along.
+    acquitted, convicted: how many of these are complete by now, or have failed for good. known: how
+    many tasks that failed in the place had been acquitted when the attempt was launched. is_fault:
+    it failed with no task in hand, so no task can be to blame. is_silent: it says nothing, since
+    somebody ended it, it found nothing to do, or nobody saw how it ended.
+    """
+
+    completed: int = 0
+    failed: int = 0
+    acquitted: int = 0
+    convicted: int = 0
+    known: int = 0
+    is_fault: bool = False
+    is_silent: bool = False
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether all the tasks that failed in it have been found to be at fault."""
+        return 0 < self.failed == self.convicted
+
+    @property
+    def is_fruitless(self) -> bool:
+        """Whether it completed nothing, and something failed."""
+        return not self.completed and (self.failed > 0 or self.is_fault)
+
+
+def fruitless_row(trials: Sequence[Trial]) -> list[Trial]:
+    """The last trials of a place that failed and completed nothing, oldest first."""
+    row: list[Trial] = []
+    for trial in reversed(trials):
+        if trial.is_silent or trial.is_explained:
+            continue
+        if not trial.is_fruitless:
+            break
+        row.append(trial)
+    row.reverse()
+    return row
+
+
+def strikes(trials: Sequence[Trial]) -> int:
+    """How many of the last trials of a place speak against the place.
+
+    A trial without a task in hand does. One in which tasks failed does if one of these completed
+    elsewhere. But of all trials that were launched between two such acquittals only one counts: an
+    outage may have been the cause of them, and who is launched afterwards proves whether it was.
+    """
+    count = 0
+    known = -1
+    for trial in fruitless_row(trials):
+        if trial.is_fault:
+            count += 1
+        elif trial.acquitted and trial.known > known:
+            known = trial.known
+            count += 1
+    return count
+
+
+def patience_after(trials: Sequence[Trial], is_settling: bool) -> int:
+    """How many failures in a row shall end the next process of a place that had these trials.
+
+    is_settling: only doubtful tasks are left, and verdicts are given.
+    """
+    if is_settling:
+        return LAST_PATIENCE
+    if any(trial.failed for trial in fruitless_row(trials)):
+        return NEXT_PATIENCE
+    return PATIENCE
+
+
+def awaits_news(trials: Sequence[Trial], acquitted: int, failed_elsewhere: int) -> bool:
+    """Whether a place should get no process before there is a second opinion of its last tasks.
+
+    acquitted: how many tasks of its fruitless row are complete. failed_elsewhere: how many tasks of
+    its last trial have failed in another place too. A first fresh process is given at once, since
+    it may be all that is needed.
+    """
+    row = fruitless_row(trials)
+    if len(row) < 2 or row[-1].is_fault:
+        return False
+    return acquitted <= row[-1].known and not failed_elsewhere
+
+
+def pause_s(trials: Sequence[Trial], barren_rounds: int) -> float:
+    """How long a place waits for its next process after those that it had.
+
+    barren_rounds: how often every place of the run has had a process since a task was finished
+    anywhere.
+    """
+    row = fruitless_row(trials)
+    faults = 0
+    while faults < len(row) and row[-1 - faults].is_fault:
+        faults += 1
+    if faults:
+        return _doubled(FIRST_FAULT_PAUSE_S, faults)
+    return _doubled(FIRST_PAUSE_S, max(strikes(trials), barren_rounds) - 1)
+
+
+def _doubled(first_s: float, times: int) -> float:
+    """The pause before the restart after so many failures; the first one is not doubled yet."""
+    if times < 1:
+        return 0.0
+    doublings = min(times - 1, 16)
+    return min(first_s * 2.0**doublings, MOST_PAUSE_S)

@@ -1,0 +1,291 @@
+"""Ruling what becomes of tasks that failed somewhere and have no verdict yet.
+
+A worker lets go of a task that failed in it, by a `held` line in its journal. What a death speaks
+against stands in the closing of the attempt. The `Judge` gathers these failures as opinions,
+decides by the theory of `opinions.py`, and publishes what it ruled: one manifest, whose first line
+holds the verdicts and whose tasks are to be tried again. Its link(2) is the commit instant of all
+of them. Killed before it, nothing is ruled; killed after it, all of it is. Without an orchestrator
+nobody rules, and the tasks wait for the next one.
+
+The loop is the only caller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+
+import msgspec
+
+from gpuspool.orchestrator.supervise.opinions import OPINIONS, Ground, Opinion, Ruling, rule
+from gpuspool.spool import records
+from gpuspool.spool.closing import FailedTask, publish_failed_task
+from gpuspool.spool.codec import unseal
+from gpuspool.spool.errors import Damaged
+from gpuspool.spool.layout import attempt_name, parse_attempt, rank_of
+from gpuspool.spool.manifest import publish_ruling
+from gpuspool.spool.publish import read_bytes
+from gpuspool.spool.records import Error, JournalLine, TaskFailure, TaskLine
+from gpuspool.spool.states import ErrorKind
+from gpuspool.spool.view import Held, View
+
+# Tasks are ruled together, so that a run with many failures has few manifests. The first of them
+# waits so long for others, or a hundredth of the run's time so far if that is longer, up to the
+# second. Where somebody has nothing else to do it does not wait.
+GATHER_S = 1.0
+GATHER_MOST_S = 30.0
+GATHER_FRACTION = 0.01
+
+# So much of a journal is read for one line at first. Nearly every line is shorter.
+LINE_BYTES = 64 * 1024
+
+# (task, round): what an opinion is about.
+Key = tuple[int, int]
+
+
+class Judge:
+    """Rules about the doubtful tasks of one run."""
+
+    def __init__(self, view: View, epoch: int, max_crashes: int) -> None:
+        self._view = view
+        self._epoch = epoch
+        self._max_crashes = max_crashes
+        self._began = time.monotonic()
+        # When each opinion was first seen, by task; as many entries as it has opinions.
+        self._seen: dict[Key, list[float]] = {}
+        # Since when the last phase lasts, and since when a task waits to be ruled.
+        self._last_since: float | None = None
+        self._waiting_since: float | None = None
+        # The tasks that can be ruled now, and how.
+        self._rulings: dict[Key, Ruling] = {}
+
+    @property
+    def is_last(self) -> bool:
+        """Whether every unfinished task is doubtful."""
+        return self._last_since is not None
+
+    @property
+    def last_since(self) -> float | None:
+        """Since when every unfinished task is doubtful, on the monotonic clock."""
+        return self._last_since
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a task waits to be ruled, or only doubtful tasks are left."""
+        return self._waiting_since is not None or self.is_last
+
+    def doubtful(self) -> list[Key]:
+        """The unfinished tasks that failed somewhere in their newest round."""
+        ledger = self._view.ledger
+        found: list[Key] = []
+        for task, round_ in self._view.held:
+            is_newest = round_ == ledger.round_of(task)
+            if is_newest and not ledger.is_finished_in(task, round_):
+                found.append((task, round_))
+        return found
+
+    def look(self, devices: Collection[str], is_somebody_free: bool) -> bool:
+        """Find what can be ruled now; whether it is time to publish it.
+
+        devices: those whose opinions count. is_somebody_free: a rank waits for work.
+        """
+        now = time.monotonic()
+        doubtful = self.doubtful()
+        for key in doubtful:
+            seen = self._seen.setdefault(key, [])
+            n_new = len(self._view.held[key]) - len(seen)
+            seen.extend([now] * n_new)
+        n_left = self._view.ledger.tasks - self._view.ledger.n_finished
+        if not doubtful or len(doubtful) < n_left:
+            self._last_since = None
+        elif self._last_since is None:
+            self._last_since = now
+        ground = self._ground(devices, doubtful, now)
+        unruled = set(self._view.unruled())
+        self._rulings = {}
+        for key in doubtful:
+            ruling = self._rule(key, ground, is_waiting=key in unruled)
+            if ruling is not None:
+                self._rulings[key] = ruling
+        return self._is_time(now, is_somebody_free)
+
+    def _is_time(self, now: float, is_somebody_free: bool) -> bool:
+        if not self._rulings:
+            self._waiting_since = None
+            return False
+        if self._waiting_since is None:
+            self._waiting_since = now
+        gather_s = min(max(GATHER_S, GATHER_FRACTION * (now - self._began)), GATHER_MOST_S)
+        return is_somebody_free or self.is_last or now - self._waiting_since >= gather_s
+
+    def _ground(self, devices: Collection[str], doubtful: list[Key], now: float) -> Ground:
+        unproven = 0
+        if self._last_since is not None:
+            for key in doubtful:
+                unproven += not any(map(self._is_confirmed, self._view.held[key]))
+        elapsed_s = time.time() - self._view.run.created_at
+        return Ground(frozenset(devices), self._last_since, unproven, elapsed_s, now)
+
+    def _rule(self, key: Key, ground: Ground, is_waiting: bool) -> Ruling | None:
+        """What can be said of a doubtful task now; None: nothing yet, or nothing new.
+
+        is_waiting: nobody has it, since its last failure was not ruled yet.
+        """
+        held = self._view.held[key]
+        opinions = self._opinions(key)
+        least = self._least(held)
+        is_retried = key[1] > 0
+        ruling = rule(opinions, ground, is_retried, least)
+        if ruling is Ruling.FAIL:
+            return ruling
+        if not is_waiting:
+            return None
+        if self.is_last:
+            return ruling
+        # The place may yet complete a task, and so confirm what would then be enough.
+        if self._may_be_confirmed(held[-1]):
+            confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
+            is_first = len(held) == 1
+            if is_first or rule(confirmed, ground, is_retried, least) is Ruling.FAIL:
+                return None
+        return ruling
+
+    def _opinions(self, key: Key) -> list[Opinion]:
+        opinions: list[Opinion] = []
+        for held, since_s in zip(self._view.held[key], self._seen[key], strict=True):
+            device = self._device(held.attempt)
+            opinions.append(Opinion(held.attempt, device, self._is_confirmed(held), since_s))
+        return opinions
+
+    def _least(self, held: list[Held]) -> int:
+        """How many opinions a task needs at least: --max-crashes, if its worker always crashed."""
+        if all(one.at is None for one in held):
+            return self._max_crashes
+        return OPINIONS
+
+    def _is_confirmed(self, held: Held) -> bool:
+        """Whether the place completed another task after this failure.
+
+        A process that lives on does so itself. For one that died, a later one of its rank does.
+        """
+        if held.at is not None:
+            return self._view.completed(held.attempt) > held.completed
+        return any(self._view.completed(later) for later in self._later(held.attempt))
+
+    def _may_be_confirmed(self, held: Held) -> bool:
+        """Whether the place may still complete another task, so that it is worth waiting for."""
+        if held.at is not None:
+            is_open = held.attempt not in self._view.closed
+            return is_open and not self._is_idle(held.attempt)
+        return not any(later in self._view.closed for later in self._later(held.attempt))
+
+    def _later(self, attempt: str) -> Iterator[str]:
+        """The later attempts of the same rank."""
+        rank, number = parse_attempt(attempt) or (0, 0)
+        for later in range(number + 1, self._view.next_number(rank)):
+            yield attempt_name(rank, later)
+
+    def _is_idle(self, attempt: str) -> bool:
+        """Whether an open attempt has nothing in hand, by its own word."""
+        places = self._view.claims_by.get(attempt, [])
+        return all(self._view.is_released(attempt, claimed.number) for claimed in places)
+
+    def _device(self, attempt: str) -> str:
+        intent = self._view.intents.get(attempt)
+        if intent is None:
+            return "?"
+        return intent.device
+
+    def publish(self) -> list[TaskFailure]:
+        """Publish what can be ruled, by link(2); returns the tasks that have failed by it.
+
+        Nothing is ruled where another orchestrator took the name first; the next look rules anew.
+        Raises OSError.
+        """
+        self._waiting_since = None
+        again: list[TaskLine] = []
+        failures: list[TaskFailure] = []
+        for key, ruling in self._rulings.items():
+            error, line = how_it_failed(self._view, key)
+            if ruling is Ruling.FAIL:
+                failures.append(self._verdict(key, error, line))
+            elif line is not None:
+                again.append(self._again(key, line))
+        record = records.Ruling(epoch=self._epoch, at=time.time(), failures=failures)
+        name = self._view.next_numbered("ruling")
+        if not publish_ruling(self._view.layout, name, record, again):
+            self._view.refresh()
+            return []
+        for failure in failures:
+            publish_failed_task(self._view.layout, _failed_task(failure, record.at))
+        self._view.refresh()
+        return failures
+
+    def _again(self, key: Key, line: TaskLine) -> TaskLine:
+        """The line with which a task is given out again. After a crash it runs alone."""
+        held = self._view.held[key]
+        return msgspec.structs.replace(
+            line,
+            failed_in=tuple((one.attempt, self._device(one.attempt)) for one in held),
+            careful=line.careful or any(one.at is None for one in held),
+        )
+
+    def _verdict(self, key: Key, error: Error, line: TaskLine | None) -> TaskFailure:
+        """That a task has failed: what it told last, and all the attempts in which it failed."""
+        held = self._view.held[key]
+        last = held[-1].attempt
+        identity = self._view.identity(last)
+        error = msgspec.structs.replace(
+            error,
+            tries=len(held),
+            attempts=[one.attempt for one in held],
+            rank=rank_of(last),
+            device=self._device(last),
+            host=error.host or (identity.host if identity is not None else ""),
+        )
+        name = line.key if line is not None else ""
+        return TaskFailure(task=key[0], round=key[1], key=name, error=error)
+
+
+def how_it_failed(view: View, key: Key) -> tuple[Error, TaskLine | None]:
+    """How a doubtful task failed last, and its line; in few words where these cannot be read.
+
+    A task without a line is found by the next sweep. Raises OSError.
+    """
+    held = view.held[key][-1]
+    if held.at is None:
+        for failure in view.closed[held.attempt].held:
+            if (failure.task, failure.round) == key:
+                return failure.error, failure.line
+    else:
+        record = _read_line(view, held.attempt, held.at)
+        if record is not None and record.error is not None:
+            return record.error, record.line
+    message = f"it failed in {held.attempt}, whose words cannot be read any more"
+    return Error(kind=ErrorKind.LOST, type="Failed", message=message), None
+
+
+def _read_line(view: View, attempt: str, at: int) -> JournalLine | None:
+    """The line at this offset of an attempt's journal, None where it is damaged or gone."""
+    path = view.layout.journal(attempt)
+    line = b""
+    for size in (LINE_BYTES, -1):
+        data = read_bytes(path, at, size) or b""
+        line, newline, _ = data.partition(b"\n")
+        if newline:
+            break
+    try:
+        return unseal(line, JournalLine)
+    except Damaged:
+        return None
+
+
+def _failed_task(failure: TaskFailure, at: float) -> FailedTask:
+    return FailedTask(
+        key=failure.key,
+        task=failure.task,
+        round=failure.round,
+        attempt=failure.error.attempts[-1],
+        at=at,
+        error=failure.error,
+    )
