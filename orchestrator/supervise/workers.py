@@ -93,6 +93,7 @@ class Workers:
         self._overdue = OverdueWatch(view)
         self._disks = DiskWatch(view)
         self._examined: dict[str, Evidence] = {}
+        self._is_believing = options.keep_going or options.max_crashes == 1
         # Those that people were told of since their processes go on and on.
         self._slow: set[str] = set()
         self._forensics = Forensics(view, self.children, self._interventions, options.max_crashes)
@@ -128,7 +129,7 @@ class Workers:
         code = self.children.exit_code(attempt)
         if ended_at is None or code is None or self._interventions.is_explained(attempt):
             return -math.inf
-        return ended_at + _moment_s(code)
+        return ended_at + _moment_s(code, self._is_believing)
 
     def pids(self) -> list[int]:
         """The pids of all workers that are proved alive on this host."""
@@ -354,11 +355,17 @@ class Workers:
         return lingering
 
 
-def _moment_s(code: int) -> float:
-    """How long after a death with this exit code a stop may still be told that explains it."""
+def _moment_s(code: int, is_believing: bool) -> float:
+    """How long after a death with this exit code a stop may still be told that explains it.
+
+    is_believing: one crash fails a task. Otherwise a crash that does not look like a stop is no
+    more than an opinion, and nobody need wait.
+    """
     # SIGKILL is the last thing that a stop brings, and a process that crashes in its code, by
     # SIGSEGV for example, crashed.
     if code == -signal.SIGKILL or (code < 0 and not is_ending(code)):
+        return 0.0
+    if not is_ending(code) and not is_believing:
         return 0.0
     return moment_after(is_ending(code))
 

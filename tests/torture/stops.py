@@ -151,7 +151,7 @@ class Case:
         return number
 
     def _judge(self, code: int) -> None:
-        """Once the run has ended by itself: all that is good is there, once; the bad have failed."""
+        """Once the run has ended: all that is good is there, once; the bad have failed."""
         outcome = self.outcome
         if code != 3:
             self._fail(f"exit code {code} at the end, and some tasks are bad")
