@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def task(index: int, **more: Any) -> TaskLine:
     return TaskLine(**{**fields, **more})
 
 
-def some_run(tasks: int, manifests: int = 1) -> Run:
+def some_run(tasks: int, manifests: int = 1, checksums: Sequence[int] = ()) -> Run:
     """The run.json of a run with so many tasks in so many planned manifests."""
     return Run(
         id="0123456789abcdef",
@@ -82,14 +83,18 @@ def some_run(tasks: int, manifests: int = 1) -> Run:
         versions={"gpuspool": "0.1.0"},
         argv=["gpuspool", "run", "job.py:work"],
         manifests=manifests,
+        manifests_crc32=list(checksums),
     )
 
 
-def make_spool(root: Path, *planned: int | Sequence[TaskLine]) -> Layout:
+def make_spool(
+    root: Path, *planned: int | Sequence[TaskLine], has_checksums: bool = False
+) -> Layout:
     """A spool with one manifest for each rank, which holds these tasks, or so many new ones.
 
-    What is on disk in the end is what `gpuspool run` leaves there before it starts any worker, but
-    for the checksums of the manifests: so a test may change these, and each line is checked.
+    What is on disk in the end is what `gpuspool run` leaves there before it starts any worker. The
+    checksums of the manifests may be missing: then a test may change these, and each line is
+    checked by itself.
     """
     layout = Layout(root)
     root.mkdir(parents=True)
@@ -102,7 +107,11 @@ def make_spool(root: Path, *planned: int | Sequence[TaskLine]) -> Layout:
         count += len(tasks)
         assert publish_manifest(layout, rank_name(rank), tasks)
     publish(layout.format, FORMAT_TEXT.encode())
-    publish(layout.run, seal_pretty(some_run(count, len(planned))))
+    checksums = []
+    if has_checksums:
+        names = (rank_name(rank) for rank in range(len(planned)))
+        checksums = [zlib.crc32(layout.manifest(name).read_bytes()) for name in names]
+    publish(layout.run, seal_pretty(some_run(count, len(planned), checksums)))
     return layout
 
 

@@ -58,9 +58,9 @@ M = "rank-0000"
 SEGV = Witness(-11, max_crashes=2)
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return make_spool(tmp_path / "s", 12)
+@pytest.fixture(params=[False, True], ids=["checked by lines", "checked as a whole"])
+def layout(tmp_path: Path, request: pytest.FixtureRequest) -> Layout:
+    return make_spool(tmp_path / "s", 12, has_checksums=request.param)
 
 
 def status_records(layout: Layout) -> dict[str, str]:

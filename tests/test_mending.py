@@ -17,9 +17,9 @@ from gpuspool.spool.sweep import sweep
 M = "rank-0000"
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return make_spool(tmp_path / "s", 12)
+@pytest.fixture(params=[False, True], ids=["checked by lines", "checked as a whole"])
+def layout(tmp_path: Path, request: pytest.FixtureRequest) -> Layout:
+    return make_spool(tmp_path / "s", 12, has_checksums=request.param)
 
 
 def chain_of(layout: Layout, end: int = 12) -> ClaimChain:

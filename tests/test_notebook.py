@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import PATIENCE_S
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -15,7 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # jupyter's own libraries war
 def client_for(folder: Path, *cells: str) -> NotebookClient:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     return NotebookClient(
-        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=int(PATIENCE_S),
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
     )
 
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import GPUSPOOL, JOBS, MARK, Box, Done, names, tree
+from helpers import GPUSPOOL, JOBS, MARK, PATIENCE_S, Box, Done, names, tree
 
 PLAIN = f"{JOBS}/plain.py"
 DOUBLE = f"{PLAIN}:double"
@@ -159,7 +159,7 @@ def test_a_job_that_cannot_be_run_is_refused_before_its_inputs_are_read(box: Box
         capture_output=True,
         text=True,
         cwd=box.home,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     os.close(writer)

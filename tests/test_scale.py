@@ -11,7 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from helpers import GPUSPOOL
+from helpers import GPUSPOOL, PATIENCE_S
 from msgspec import Raw
 from spooling import A0, begin, intend, make_spool
 
@@ -43,7 +43,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_few_descriptors(*arguments: str | Path) -> str:
     command = ["bash", "-c", f'ulimit -n {DESCRIPTORS} && exec "$@"', "bash", GPUSPOOL]
     done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=100, check=False
+        [*command, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -91,7 +91,7 @@ def opens(verb: str, spool: Path) -> int:
     """How many files of a spool a reader opens."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT_OPENS, spool, verb],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     return int(done.stdout)
 
@@ -174,7 +174,7 @@ def test_the_bench_measures_two_versions_side_by_side(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.scale", "--quick", "--runs", "1"]
     done = subprocess.run(
         [*command, "--home", home, "--against", tmp_path],
-        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [re.split("  +", line) for line in done.stdout.splitlines()[1:]]

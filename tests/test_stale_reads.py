@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Box, count_lines, ran, start_gated, wait_until, waiting
+from helpers import (
+    Box,
+    count_lines,
+    ran,
+    start_gated,
+    wait_until,
+    wait_until_told_to_drain,
+    waiting,
+)
 from spooling import (
     A0,
     B0,
@@ -152,6 +160,7 @@ def test_wait_on_a_run_that_was_drained_takes_the_summary_for_a_second_opinion(
     wait_until(lambda: len(waiting(box)) == 1 and count_lines(spool) == 4)
     waiter = box.start("wait", seen(spool))
     box.run("drain", spool)
+    wait_until_told_to_drain(spool)
     (box / "gate").touch()
     started.wait(75)
     waiter.wait(4)

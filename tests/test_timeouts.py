@@ -12,6 +12,7 @@ from helpers import (
     identities,
     is_alive,
     kill,
+    limit,
     names,
     record,
     start_gated,
@@ -55,12 +56,13 @@ def run_hanging(
 @pytest.mark.parametrize("how", ["sleep", "in C", "with a child"])
 def test_a_task_that_hangs_fails_with_every_threads_stack(box: Box, how: str) -> None:
     payloads = ["a", "b", how, "d", "e", "f"]
+    most = limit(1)
     failed = run_hanging(
-        box, payloads, "--ranks", "2", "--task-timeout", "1s", "--max-restarts", "0"
+        box, payloads, "--ranks", "2", "--task-timeout", most, "--max-restarts", "0"
     )
     error = failed["error"]
     assert (failed["index"], error["kind"], error["type"]) == (2, "timeout", "TaskTimeout")
-    assert "--task-timeout 1s" in error["message"]
+    assert f"--task-timeout {float(most[:-1]):g}s" in error["message"]
     assert error["where"].startswith("harsh.py:")
     assert "in hang" in error["traceback"]
     assert error["attempts"] == [f"rank-000{error['rank']}.a00"]
@@ -75,7 +77,7 @@ def test_a_task_that_hangs_fails_with_every_threads_stack(box: Box, how: str) ->
 
 def test_a_batch_that_hangs_is_run_again_alone_and_only_the_culprit_fails(box: Box) -> None:
     payloads = ["a", "b", "sleep", "d", "e", "f", "g", "h"]
-    failed = run_hanging(box, payloads, "--task-timeout", "0.3s", job="HangsInBatches")
+    failed = run_hanging(box, payloads, "--task-timeout", limit(0.3), job="HangsInBatches")
     assert (failed["index"], failed["error"]["kind"]) == (2, "timeout")
     closings = [record(box / "S" / "failed" / name) for name in names(box / "S" / "failed")]
     assert [(closing["reason"], len(closing.get("lost", []))) for closing in closings] == [
@@ -88,7 +90,7 @@ def test_a_process_that_stands_still_is_killed_by_its_parent(box: Box) -> None:
     """Nobody can say that a task took long which was stopped all the time; that its workers had to
     be killed counts as any kill.
     """
-    failed = run_hanging(box, ["a", "stopped", "c"], "--stall-timeout", "0.2s")
+    failed = run_hanging(box, ["a", "stopped", "c"], "--stall-timeout", limit(0.2))
     error = failed["error"]
     assert (failed["index"], error["kind"], error["type"]) == (1, "lost", "WorkerLost")
     assert "5 times" in error["message"]
@@ -96,7 +98,7 @@ def test_a_process_that_stands_still_is_killed_by_its_parent(box: Box) -> None:
 
 def test_a_worker_that_hangs_while_it_loads_is_started_again(box: Box) -> None:
     command = ["run", f"{JOBS}/harsh.py:HangsWhileItLoads", "--tasks", box.tasks(["a", "b"])]
-    command += ["--arg", f"gate={box / 'gate'}", "--spool", "S", "--stall-timeout", "1s"]
+    command += ["--arg", f"gate={box / 'gate'}", "--spool", "S", "--stall-timeout", limit(1)]
     done = box.run(*command)
     assert "rank-0000.a00 ended: it took too long" in done.err
     assert_sound(box, "S", 2)
@@ -124,9 +126,9 @@ def test_waiting_for_a_retry_is_no_hang(box: Box) -> None:
         "--retries",
         "1",
         "--task-timeout",
-        "0.2s",
+        limit(0.2),
         "--stall-timeout",
-        "0.2s",
+        limit(0.2),
     )
     assert_sound(box, "S", 2)
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
@@ -166,7 +168,7 @@ def test_without_a_parent_a_hang_is_found_all_the_same(box: Box) -> None:
     would have.
     """
     payloads = ["go", "go", "wait"]
-    started, command = start_gated(box, payloads, "--task-timeout", "2s")
+    started, command = start_gated(box, payloads, "--task-timeout", limit(2))
     wait_until(lambda: waiting(box))
     started.signal(signal.SIGKILL)
     started.wait(-signal.SIGKILL)
@@ -178,7 +180,7 @@ def test_without_a_parent_a_hang_is_found_all_the_same(box: Box) -> None:
 
 
 def test_a_worker_that_is_stopped_while_idle_keeps_nobody(box: Box) -> None:
-    started, _ = start_gated(box, ["wait", "go"], "--ranks", "2", "--stall-timeout", "30s")
+    started, _ = start_gated(box, ["wait", "go"], "--ranks", "2", "--stall-timeout", limit(30))
     wait_until(
         lambda: waiting(box) and len(identities(box / "S")) == 2
     )  # whoever was faster took both tasks
@@ -204,9 +206,9 @@ def test_the_limit_of_a_call_is_the_shorter_of_its_two() -> None:
     assert limit_s(Options(), 5) is None
 
 
-@pytest.mark.parametrize("limit", [0.1, 1.0, 30.0, 3600.0])
-def test_a_parent_waits_longer_than_the_workers_own_timer(limit: float) -> None:
-    assert parent_limit_s(limit) >= 1.1 * limit + 1
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 30.0, 3600.0])
+def test_a_parent_waits_longer_than_the_workers_own_timer(seconds: float) -> None:
+    assert parent_limit_s(seconds) >= 1.1 * seconds + 1
 
 
 def test_the_line_of_a_hang_is_that_of_the_main_thread() -> None:

@@ -9,6 +9,8 @@ process started itself is in `children.py`.
 
 from __future__ import annotations
 
+import itertools
+
 from gpuspool.orchestrator.supervise.children import Children
 from gpuspool.spool.identity import is_here, liveness
 from gpuspool.spool.liveness import FailureDetector
@@ -24,6 +26,9 @@ class Others:
         self._children = children
         # One for the whole epoch, since a lease takes time to run out.
         self._detector = FailureDetector(view, lease_s)
+        # The closed attempts whose processes may still run, as far as the closings were read.
+        self._leaving: dict[str, None] = {}
+        self._closings_read = 0
 
     def open(self) -> list[str]:
         """Those that are not closed."""
@@ -51,17 +56,34 @@ class Others:
 
     def leaving(self) -> dict[str, int]:
         """attempt -> pid of the closed ones whose processes still run on this host."""
-        # The view holds the heads of all journals, so no file is read: there may be thousands of
-        # closed attempts, and this is asked until the last process has gone. A pid alone proves
-        # nothing, since it may be somebody else's by now; `liveness` compares when it was started.
+        # This is asked again and again until the last process has gone, and there may be thousands
+        # of closed attempts. Each is judged until it is once found to be gone: a process does not
+        # come back. The view holds the heads of all journals, so no file of the spool is read.
+        closed = self._view.closed
+        for name in itertools.islice(closed, self._closings_read, len(closed)):
+            self._leaving[name] = None
+        self._closings_read = len(closed)
         found: dict[str, int] = {}
-        for name, journal in self._view.journals.items():
-            head = journal.head
-            if head is None or name not in self._view.closed or name in self._children:
+        for name in list(self._leaving):
+            if name in self._children:
                 continue
-            if liveness(head) is Life.ALIVE:
-                found[name] = head.pid
+            pid = self.pid_running(name)
+            if pid is None:
+                del self._leaving[name]
+            else:
+                found[name] = pid
         return found
+
+    def pid_running(self, attempt: str) -> int | None:
+        """The pid of an attempt that its journal proves to run here. Reads nothing of the spool."""
+        journal = self._view.journals.get(attempt)
+        if journal is None or journal.head is None:
+            return None
+        # A pid alone proves nothing, since it may be somebody else's by now; `liveness` compares
+        # when it was started.
+        if liveness(journal.head) is not Life.ALIVE:
+            return None
+        return journal.head.pid
 
     def _pids(self, attempts: list[str]) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -324,6 +324,8 @@ class Workers:
         # What hangs in the kernel is not among those that linger, so this ends even if a driver
         # does not. The marks are looked for last: only once no worker lives can none of them start
         # another process behind our back.
+        #
+        # Nothing here reads the spool: it may be the spool's file system that ended the run.
         began = time.monotonic()
         while lingering := self._lingering():
             waited_s = time.monotonic() - began
@@ -341,8 +343,19 @@ class Workers:
             allowed_s = others_patience_s
             if attempt in self.children:
                 allowed_s = patience_s
-            if waited_s > allowed_s:
-                self._kill(attempt)
+            pid = self._pid_lingering(attempt)
+            if waited_s > allowed_s and pid is not None:
+                kill_group(pid)
+                self._interventions.note_killed(attempt, time.monotonic())
+
+    def _pid_lingering(self, attempt: str) -> int | None:
+        """The pid of an attempt that still runs here, told without reading the spool."""
+        child = self.children.get(attempt)
+        if child is None:
+            return self.others.pid_running(attempt)
+        if child.exit_code() is None:
+            return child.pid
+        return None
 
     def _lingering(self) -> dict[str, int]:
         """attempt -> pid of children that run, and of other attempts that closed and still run."""

@@ -58,6 +58,19 @@ class SleepsAlone(Sleeps):
     prefetch = 0
 
 
+class Meets:
+    """Each call waits until the inputs of the task behind it are being loaded."""
+
+    def __init__(self, ctx):
+        self.begun = [threading.Event() for _ in range(60)]
+
+    def load(self, task):
+        self.begun[task.index].set()
+
+    def __call__(self, task, ctx):
+        return task.index == 59 or self.begun[task.index + 1].wait(100)
+
+
 class Counted:
     """Notes each load and call. The call of the first task waits for the gate."""
 
@@ -121,6 +134,9 @@ class Warms:
         note(ctx.args["notes"], f"made {ctx.attempt}")
 
     def __call__(self, task, ctx):
+        hold = ctx.args.get("hold")
+        while hold and not Path(hold).exists():
+            time.sleep(0.01)
         time.sleep(0.01)
         return ctx.attempt
 

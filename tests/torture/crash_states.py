@@ -52,7 +52,7 @@ from torture.rows import Row
 from torture.two_epochs import SPOOL
 
 # How long one recovery may take on a busy machine.
-PATIENCE_S = 60.0
+PATIENCE_S = 200.0
 # How many states are recovered side by side. Some wait a second for a sweep.
 LANES = 4
 SEED = 20260101

@@ -29,7 +29,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from helpers import Box, count_lines, names, wait_until
+from helpers import Box, count_lines, names, wait_until, wait_until_told_to_drain
 
 from torture.checker import Counts, check, checked_line, look
 from torture.forked import Ended, Server
@@ -42,6 +42,8 @@ TASKS = 24
 # An attempt whose identity is destroyed might live on another host, so a lease decides.
 LEASE = ("--lease", "1s")
 CASES = {"small": 60, "full": 1000}
+# The name of the file that tasks of a run wait for which is to be stopped half way.
+GATE = "gate"
 # One of so many cases is played by the real command line too.
 REAL_EVERY = {"small": 60, "full": 50}
 BASES = ("finished", "killed", "drained", "failed", "manifests")
@@ -78,6 +80,16 @@ class Verdict:
     case: Case
     counts: Counts = field(default_factory=Counts)
     failures: list[str] = field(default_factory=list)
+
+
+def gated(tasks: list[Any]) -> list[Any]:
+    """The second half of the tasks waits at the gate, so that no run ends before it is opened.
+
+    That is more than the ranks have in hand: so a drain leaves some.
+    """
+    for task in tasks[len(tasks) // 2 :]:
+        task["gate"] = GATE
+    return tasks
 
 
 class TooLate(AssertionError):
@@ -122,15 +134,19 @@ class Builder:
 
     def killed(self, name: str) -> frozenset[int]:
         self._kill(
-            self._start(name, payloads(TASKS, 5)),
-            lambda: count_lines(self._spool(name)) >= TASKS // 2,
+            self._start(name, gated(payloads(TASKS, 5))),
+            lambda: count_lines(self._spool(name)) >= TASKS // 3,
         )
+        self._open(name)
         return frozenset()
 
     def drained(self, name: str) -> frozenset[int]:
-        pid = self._start(name, payloads(TASKS, 5))
+        pid = self._start(name, gated(payloads(TASKS, 5)))
         wait_until(lambda: count_lines(self._spool(name)) >= TASKS // 3)
         self._expect(0, self._server.run("drain", self._spool(name), cwd=self._home, keep=True))
+        # The workers are told before people are. From then on they finish what is in hand.
+        wait_until_told_to_drain(self._spool(name))
+        self._open(name)
         self._expect(75, self._server.wait(pid))
         return frozenset()
 
@@ -147,21 +163,29 @@ class Builder:
         The run is killed, a claim is removed, the run is resumed and swept, retried, killed again.
         """
         spool = self._spool(name)
-        tasks = payloads(TASKS, 4, fail={5, 11})
-        tasks[5]["ms"] = tasks[11]["ms"] = 60
+        tasks = gated(payloads(TASKS, 4, fail={5, 11}))
+        tasks[5]["gate"] = tasks[11]["gate"] = "failing"
+        self._open(name, "failing")
         self._kill(self._start(name, tasks), lambda: count_lines(spool) >= TASKS // 3)
+        self._open(name)
         (spool / "claims" / "rank-0000" / names(spool / "claims" / "rank-0000")[-1]).write_bytes(
             b""
         )
         self._expect(3, self._server.run("resume", spool, *LEASE, cwd=self._home))
+        (self._home / name / "failing").unlink()
         retry = self._server.start("retry", spool, cwd=self._home)
         self._kill(retry, lambda: names(spool / "claims" / "retry-01"))
+        self._open(name, "failing")
         kinds = {path.split(".")[-2] for path in names(spool / "manifests")}
         assert kinds == {"rank-0000", "rank-0001", "orphans", "sweep-01", "retry-01"}, kinds
         return frozenset({5, 11})
 
     def _spool(self, name: str) -> Path:
         return self._home / name / "S"
+
+    def _open(self, name: str, gate: str = GATE) -> None:
+        """Let the tasks behind a gate go on, here and in every copy of this spool."""
+        (self._home / name / gate).touch()
 
     def _start(self, name: str, tasks: list[Any]) -> int:
         folder = self._home / name / "run"

@@ -33,7 +33,8 @@ from torture.faults import Fault, NoCompiler, Scene, chosen, play_one, played
 from torture.forked import Ended
 from torture.rows import Row
 
-PATIENCE_S = 30.0
+# How long a run or its resume may take on a machine that is busy with others.
+PATIENCE_S = 200.0
 # a parent whose disk fails for good waits some 10 s before it gives up: most of these lanes sleep
 AT_ONCE = 12
 # How many cases the small amount has.

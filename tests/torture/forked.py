@@ -37,10 +37,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-# How long one command may take before it counts as hung.
-PATIENCE_S = 30.0
+# How long one command may take before it counts as hung, on a machine that is busy with others.
+PATIENCE_S = 200.0
 # How long a killed process may take to be gone. After that something is wrong with the machine.
-GONE_S = 10.0
+GONE_S = 60.0
 FOREIGN = ("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "OMP_", "PYTEST_", "PYTHON", "LD_PRELOAD")
 PR_SET_CHILD_SUBREAPER = 36
 

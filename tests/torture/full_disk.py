@@ -32,6 +32,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers import slowness
+
 from torture import checker, disk_job
 from torture.checker import Counts
 from torture.forked import Ended, Server
@@ -41,7 +43,8 @@ from torture.rows import Row
 
 NAME = "full disk, full inodes, read-only"
 TASKS, HALF = 24, 12
-# How long it may take from the fault to the end of the run and of its last process.
+# How long it may take from the fault to the end of the run and of its last process, on
+# a quiet machine.
 PATIENCE_S = 30.0
 SIZE, INODES = 20 << 20, 512
 # Where the run itself uses up the disk, there is room for so many more outputs and half of one.
@@ -195,14 +198,14 @@ class Play:
 
     def _break_half_way(self, pid: int) -> None:
         """Start the run, break the disk, and see how the run ends."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S * slowness()
         while len(self._facts().complete) < HALF and time.monotonic() < deadline:
             time.sleep(0.01)
         self._break()
         self._open_gates(HALF, TASKS)
         began = time.monotonic()
-        ended = self.server.wait(pid, PATIENCE_S)
-        while self.server.left() and time.monotonic() < began + PATIENCE_S:
+        ended = self.server.wait(pid, PATIENCE_S * slowness())
+        while self.server.left() and time.monotonic() < began + PATIENCE_S * slowness():
             time.sleep(0.02)
         self.verdict.seconds = time.monotonic() - began
         self.verdict.ended.append(ended)
@@ -250,7 +253,7 @@ class Play:
         self.disk.free()
         if self.case.fault == "read-only":
             self.disk.repair()
-        ended = self.server.run(*command, cwd=self.home, patience_s=2 * PATIENCE_S)
+        ended = self.server.run(*command, cwd=self.home, patience_s=2 * PATIENCE_S * slowness())
         self.verdict.ended.append(ended)
         if ended.code != 0:
             self.verdict.problems.append(

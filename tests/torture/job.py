@@ -4,7 +4,8 @@ Each execution leaves a trace, and each output tells which execution wrote it an
 whole.
 
 A payload is `{"n": index, "ms": milliseconds of work}`; with `"fail": true` the task raises, with
-`"exit": true` its process ends. `--arg executions=FOLDER` names an existing folder where every
+`"exit": true` its process ends, and with `"gate": NAME` it first waits for a file of that name
+beside the executions. `--arg executions=FOLDER` names an existing folder where every
 execution notes its beginning: one line and one write(2) each, one file a process.
 """
 
@@ -53,6 +54,9 @@ def work(task, ctx):
     nonce = f"{ctx.attempt}-{os.getpid()}-{secrets.token_hex(6)}"
     if "executions" in ctx.args:
         note_execution(ctx.args["executions"], ctx.attempt, task.index, nonce)
+    if "gate" in task.payload:
+        while not Path(ctx.args["executions"]).with_name(task.payload["gate"]).exists():
+            time.sleep(0.002)
     time.sleep(task.payload["ms"] / 1000)
     if task.payload.get("exit"):
         os._exit(41)

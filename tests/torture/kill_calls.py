@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from helpers import GPUSPOOL, Box
+from helpers import GPUSPOOL, Box, slowness
 
 from torture.checker import Counts, check
 from torture.faults import (
@@ -43,7 +43,7 @@ from torture.faults import (
 from torture.job import payloads
 from torture.rows import Row
 
-# Every resume must end within this time.
+# Every resume must end within this time, on a quiet machine.
 RESUME_S = 10.0
 AT_ONCE = 2
 # How many kills the small amount has.
@@ -71,13 +71,13 @@ class Verdict:
 
 def play(scene: Scene, fault: Fault) -> Verdict:
     """Kill, resume, and judge."""
-    first = scene.play(fault, patience_s=RESUME_S)
+    first = scene.play(fault, patience_s=RESUME_S * slowness())
     hit = scene.hit()
     if hit is None:
         scene.server.kill_left()
         return Verdict(None, Counts(), [], 0.0)
     problems = [f"the run hung: {first.err[-500:]}"] if first.hung else []
-    again = scene.again(patience_s=RESUME_S)
+    again = scene.again(patience_s=RESUME_S * slowness())
     problems += [f"{RESUME_S:.0f} s after its start the resume had not ended"] if again.hung else []
     problems += (
         [f"the resume ended with exit code {again.code}: {again.err[-1000:]}"] if again.code else []
@@ -176,7 +176,12 @@ def strace_one(call: str, n: int, home: Path) -> tuple[Counts, list[str]]:
         "--spool",
         "S",
     ]
-    command += ["--arg", f"executions={home / 'executions'}", "--time-limit", f"{RESUME_S}s"]
+    command += [
+        "--arg",
+        f"executions={home / 'executions'}",
+        "--time-limit",
+        f"{RESUME_S * slowness():.0f}s",
+    ]
     (home / "executions").mkdir()
     inject = (
         "strace",

@@ -29,7 +29,7 @@ SPOOL = "runs/new/S"
 OUT = "results/new/OUT"
 RUN = ["--tasks", "tasks.jsonl", "--ranks", str(RANKS), "--spool", SPOOL, "--out", OUT, "-q"]
 RUN += ["--arg", "executions=executions"]
-PATIENCE_S = 40.0
+PATIENCE_S = 200.0
 POLL_S = 0.005
 
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers import Box, Started, count_lines, identities, kill, record, wait_until
+from helpers import Box, Started, count_lines, identities, kill, record, slowness, wait_until
 
 from torture import checker, fuse, mounts
 from torture.checker import Counts
@@ -47,10 +47,13 @@ NAME = "zombies"
 JOB = Path(__file__).with_name("zombie_job.py")
 # A parent that is asked to stop must have ended within this time.
 STOP_S = 30.0
+# Of the workers that stand still for longer than this their tasks are taken, on a quiet machine.
+STALL_S = 3.0
 LEASE_S = 2.0
 # How many workers the other host has.
 THERE = 6
-VOUCHED_S = 2.5 * LEASE_S
+# For how many leases a worker stands still for which its parent vouches.
+VOUCHED_LEASES = 2.5
 # The seed of "stuck" that leaves the grace as it is.
 DEFAULT_GRACE = 4
 PLAYS = {
@@ -94,6 +97,9 @@ class Play:
     def __init__(self, home: Path, seed: int) -> None:
         self.seed = seed
         self.rng = random.Random(f"zombies {seed}")
+        # Workers that want a core and do not get one are silent too. Nobody may take them over.
+        self.slowness = slowness()
+        self.lease_s = LEASE_S * self.slowness
         home.mkdir(parents=True)
         self.box = Box(home)
         self.spool = home / "S"
@@ -147,7 +153,7 @@ class Play:
         began = time.monotonic()
         code = parent.wait().code
         self.tally.stopped_s = max(self.tally.stopped_s, time.monotonic() - began)
-        if time.monotonic() - began > STOP_S:
+        if time.monotonic() - began > STOP_S * max(self.slowness, slowness()):
             self.tally.problems.append(f"{why}: out only after {time.monotonic() - began:.0f} s")
         if code not in codes:
             self.tally.problems.append(
@@ -194,7 +200,8 @@ def stalls(play: Play) -> None:
 
     The seed decides whether their parent is then asked to stop.
     """
-    command = play.command(600, 20, "--ranks", "8", "--stall-timeout", "3s", "--grace", "5s")
+    stall = f"{STALL_S * play.slowness:.1f}s"
+    command = play.command(600, 20, "--ranks", "8", "--stall-timeout", stall, "--grace", "5s")
     parent = play.box.start(*command)
     while len(play.harmed) < 7:
         play.wait_for_lines(count_lines(play.spool) + play.rng.randint(1, 10), parent)
@@ -290,7 +297,7 @@ def start_host(play: Play) -> tuple[OtherHost, Started, Started]:
 
     Returns (host, the orchestrator there, the one here).
     """
-    command = play.command(400, 40, "--lease", f"{LEASE_S}s", "--time-limit", "0s")
+    command = play.command(400, 40, "--lease", f"{play.lease_s:.1f}s", "--time-limit", "0s")
     play.box.run(*command, code=75)
     home = play.box.home.with_name(f"{play.box.home.name}-host")
     home.mkdir()
@@ -324,7 +331,7 @@ def vouched(play: Play) -> None:
     host, there, here = start_host(play)
     attempt, pid = next(item for item in host.workers() if item[0] in play.healthy())
     freeze([pid])
-    until = time.monotonic() + VOUCHED_S
+    until = time.monotonic() + VOUCHED_LEASES * play.lease_s
     wait_until(lambda: time.monotonic() > until)
     if attempt in play.closings():
         play.tally.false.append(attempt)
