@@ -157,6 +157,15 @@ def test_a_rank_that_would_have_been_put_on_anothers_card_runs_nothing(box: Box)
     done = run(box, ABOVE_HERE, 0, visible="0,1")
     assert 'CUDA_VISIBLE_DEVICES was "1" for this worker, and the job set it to "0"' in done.err
     assert {result["rank"] for result in box.results("S")} == {0}
+    assert "Look at device" not in done.err, "nothing is wrong with the card"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_command_that_puts_all_ranks_on_one_card_is_warned_of(box: Box, ranks: int) -> None:
+    command = ["run", "--lines", box.lines(2), "--spool", "S", "--ranks", str(ranks)]
+    words = ["env", "CUDA_VISIBLE_DEVICES=0", "true"]
+    done = box.run(*command, "--", *words, env={"CUDA_VISIBLE_DEVICES": "2,3"})
+    assert ("warning: the command sets CUDA_VISIBLE_DEVICES itself" in done.err) == (ranks == 2)
 
 
 @pytest.mark.parametrize("source", [KEPT, RESTORED])

@@ -22,6 +22,7 @@ from gpuspool.orchestrator.api.opening import slots_for
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.out import mark_out
+from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.doctor import warnings_of
 from gpuspool.orchestrator.supervise.drain import signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
@@ -76,7 +77,7 @@ def supervise(
         progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
         try:
             Telling(layout, view.next_epoch(), progress).tell("devices", str(pool))
-            _warn(progress, lock_warning, *warnings_of(layout.root))
+            _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
             if is_retry:
                 progress.say(f"{_publish_retry(view)} failed tasks get another round")
             orchestrator = Orchestrator(
@@ -156,6 +157,15 @@ def _in_next_round(ledger: Ledger, line: TaskLine) -> TaskLine:
     failed_round = ledger.failed_round.get(line.task, 0)
     last_round = max(ledger.round_of(line.task), failed_round)
     return msgspec.structs.replace(line, round=last_round + 1, kills=0, failed_in=(), careful=False)
+
+
+def _own_choice(job: Job, slots: list[Slot]) -> str | None:
+    """A warning of a command that puts all ranks on one device; None where nothing shows that."""
+    if len({slot.device for slot in slots}) > 1:
+        for word in job.command:
+            if "CUDA_VISIBLE_DEVICES=" in word:
+                return f"the command sets CUDA_VISIBLE_DEVICES itself, for all ranks alike: {word}"
+    return None
 
 
 def _warn(progress: Progress, *warnings: str | None) -> None:

@@ -23,6 +23,7 @@ from gpuspool.spool.errors import (
     EXIT_INTERRUPTED,
     EXIT_NOT_FINISHED,
     EXIT_SOME_FAILED,
+    DevicesChanged,
 )
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import STATES, rank_of
@@ -258,6 +259,9 @@ def _about_device(view: View, device: str, ranks: list[int]) -> str:
     names = ", ".join(f"rank {rank}" for rank in ranks)
     host = os.uname().nodename
     log = view.layout.log(last.attempt)
+    if last.error is not None and last.error.type == DevicesChanged.__name__:
+        # The job chose another device. Where it chose that of a rank, this rank worked.
+        return f"Nothing was done on device {device} ({names}, host {host}): {_why(last)}"
     return (
         f"Look at device {device} ({names}, host {host}): the last attempts on it "
         f"failed, while others did its tasks. The last was {last.attempt}, log {log}: {_why(last)}"
