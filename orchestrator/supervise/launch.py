@@ -217,7 +217,7 @@ def _start(
 
 
 def _warn_of_cpu_limit(pid: int) -> None:
-    """Let a worker that reaches its limit on CPU time die of SIGXCPU, which tells why.
+    """Let a worker hear by SIGXCPU, a second before, that it reaches its limit on CPU time.
 
     With `ulimit -t` both limits are the same, and the kernel sends SIGKILL, which tells nothing.
     """

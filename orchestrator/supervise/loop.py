@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -243,6 +244,8 @@ class Orchestrator:
             if is_ours or self._drains.drain is not None:
                 return
             text = f"{closing.attempt} was told to stop by somebody else, by a signal, and did"
+            if resource.getrlimit(resource.RLIMIT_CPU)[1] != resource.RLIM_INFINITY:
+                text += "; it may have reached its limit on CPU time, ulimit -t"
             self._telling.tell("attempt_stopped", text, attempt=closing.attempt)
             return
         if closing.state is not AttemptState.FAILED:

@@ -37,9 +37,9 @@ class Lateness(Enum):
 
     # It gets on, or may take longer.
     NONE = auto()
-    # Its call, or the loading of its job, takes too long.
+    # Its call or the loading of its job takes too long, or it is silent with nothing in hand.
     TOO_LONG = auto()
-    # The process as a whole has stood still for too long, and no task is to blame for that.
+    # With a call in hand it has stood still as a whole, or publishes for ever: no task took long.
     STANDS_STILL = auto()
 
 
@@ -47,13 +47,15 @@ class _Sign(msgspec.Struct, frozen=True):
     """What moves while a worker gets on, and how long it may stand still; None: for ever.
 
     `beat` counts where no call is in hand. During a call it does not: the thread that beats goes on
-    beside a call that hangs. `is_call`: the limit is that of a call or of the loading.
+    beside a call that hangs. `has_task`, `is_publishing`: a call is in hand, and its outputs are
+    being published.
     """
 
     offset: int
     beat: int | None
     limit_s: float | None
-    is_call: bool = False
+    has_task: bool = False
+    is_publishing: bool = False
 
 
 class _Seen(msgspec.Struct):
@@ -97,12 +99,14 @@ class OverdueWatch:
         if is_stopped:
             seen.stopped_s += counted_s
             most_s = options.stall_timeout_s or options.lease_s
-            return Lateness.STANDS_STILL if seen.stopped_s > most_s else Lateness.NONE
+            if seen.stopped_s <= most_s:
+                return Lateness.NONE
+            return Lateness.STANDS_STILL if sign.has_task else Lateness.TOO_LONG
         seen.stopped_s = 0.0
         seen.still_s += counted_s
         if limit is None or seen.still_s <= parent_limit_s(limit):
             return Lateness.NONE
-        return Lateness.TOO_LONG if sign.is_call else Lateness.STANDS_STILL
+        return Lateness.STANDS_STILL if sign.is_publishing else Lateness.TOO_LONG
 
     def _sign_of(self, attempt: str) -> _Sign:
         options = self._view.options_of(attempt)
@@ -115,11 +119,12 @@ class OverdueWatch:
         if call is not None:
             # Publishing is not part of the call. The worker tells of it in its heartbeat, in time.
             if beat is not None and beat.state is Phase.PUBLISHING and beat.task in call.tasks:
-                return _Sign(offset, beat.beat, _silence_s(options))
+                silence_s = _silence_s(options)
+                return _Sign(offset, beat.beat, silence_s, has_task=True, is_publishing=True)
             call_limit_s = limit_s(options, len(call.tasks))
-            return _Sign(offset, None, call_limit_s, is_call=True)
+            return _Sign(offset, None, call_limit_s, has_task=True)
         if beat is None or beat.state is Phase.LOADING:
-            return _Sign(offset, None, options.stall_timeout_s, is_call=True)
+            return _Sign(offset, None, options.stall_timeout_s)
         return _Sign(offset, beat.beat, _silence_s(options))
 
 

@@ -42,7 +42,9 @@ class Patience:
 
     def __init__(self, telling: Telling) -> None:
         self._telling = telling
-        self._troubled_since: float | None = None
+        # For how long the steps have failed in a row, and when the last did; None: none has.
+        self._troubled_s = 0.0
+        self._last_trouble: float | None = None
 
     def attempt(self, step: Callable[[], T]) -> T | None:
         """What `step` returns, None where it met trouble and is to be tried again.
@@ -59,19 +61,24 @@ class Patience:
             self._bear(trouble)
             time.sleep(RETRY_S)
             return None
-        self._troubled_since = None
+        self._troubled_s = 0.0
+        self._last_trouble = None
         return result
 
     def _bear(self, trouble: OSError) -> None:
         # The patience is measured over the whole row of failures, not for each step, so that a file
         # system which fails now here and now there cannot keep a run in limbo for ever. It is told
         # once for each row: a line for every try would fill the terminal.
+        # A standstill of this process counts for half of its patience at most: a file system that
+        # failed before a laptop slept deserves another try after it woke.
         now = time.monotonic()
-        if self._troubled_since is None:
-            self._troubled_since = now
+        if self._last_trouble is None:
             text = f"{trouble}; trying again for {PATIENCE_S:.0f} s"
             self._telling.tell("trouble", text)
-        if now > self._troubled_since + PATIENCE_S:
+        else:
+            self._troubled_s += min(now - self._last_trouble, PATIENCE_S / 2)
+        self._last_trouble = now
+        if self._troubled_s > PATIENCE_S:
             raise trouble
 
 
