@@ -67,6 +67,9 @@ COPY_PATTERN = r"(?![.])(?!run[.]json\Z)[^/\x00]{1,255}"
 # The longest name that the file systems in use take, in bytes.
 NAME_BYTES = 255
 
+# The longest path that the system takes, in bytes.
+PATH_BYTES = 4095
+
 # Parts of a path that name no file of their own. With one of them a key could lead out of OUT, or
 # two keys could lead to one place.
 _NO_NAMES = frozenset({"", ".", ".."})
@@ -204,6 +207,14 @@ def leads_out(path: str) -> str | None:
     if "\0" in path:
         return "holds a zero byte"
     return None
+
+
+def refuse_output(name: str) -> str | None:
+    """Why a name in a record is not that of an output below OUT; None where it can be."""
+    parts = os.fsencode(name).split(b"/")
+    if max(map(len, parts)) > NAME_BYTES or len(name) > PATH_BYTES:
+        return "is longer than any file's"
+    return leads_out(name)
 
 
 def refuse_key(key: str) -> str | None:

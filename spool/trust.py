@@ -68,7 +68,7 @@ class Trust:
         with contextlib.suppress(OSError):
             # The file is made and removed by way of the descriptor, so that a folder which somebody
             # exchanges meanwhile is never touched.
-            where = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            where = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 fd = os.open(name, flags, FILE_MODE, dir_fd=where)

@@ -122,7 +122,16 @@ def test_no_name_in_a_record_leads_anywhere_else(
     """Whatever one field says, all verbs end in peace or with an error of ours, and nothing outside
     of the spool is made, changed or named as an output.
     """
-    file, line, what = field
+    check_that_nothing_leads_elsewhere(finished, *field, name)
+
+
+def test_an_output_with_a_name_longer_than_any_files(finished: Path) -> None:
+    check_that_nothing_leads_elsewhere(finished, f"journal/{A0}.jsonl", 1, "outputs", "x" * 5000)
+
+
+def check_that_nothing_leads_elsewhere(
+    finished: Path, file: str, line: int | None, what: str, name: str
+) -> None:
     with tempfile.TemporaryDirectory() as top:
         root = Path(top, "deep", "down", "S")
         shutil.copytree(finished / "S", root)

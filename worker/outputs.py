@@ -33,7 +33,7 @@ from pathlib import Path
 import msgspec
 
 from gpuspool.spool.errors import OutputError, SyncError
-from gpuspool.spool.layout import NAME_BYTES, hidden_output, leads_out, refuse_key
+from gpuspool.spool.layout import NAME_BYTES, PATH_BYTES, hidden_output, leads_out, refuse_key
 from gpuspool.spool.publish import (
     FOLDER_MODE,
     fsync_dir,
@@ -51,8 +51,6 @@ from gpuspool.worker.context import Task
 IN_THE_WAY = (
     "was there first, as another task's output or around one; give all outputs the same suffix"
 )
-# The longest path that the file systems in use take, in bytes.
-PATH_BYTES = 4095
 # Errors that the system has for one name: it is too long for this file system or holds what that
 # does not take, something else is at its place, or whoever made it allows nobody to use it. Whether
 # the name is to blame or all of the file system shows when another name is tried.

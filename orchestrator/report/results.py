@@ -19,7 +19,7 @@ import msgspec
 
 from gpuspool.orchestrator.report.keys import read_keys
 from gpuspool.orchestrator.report.places import Places
-from gpuspool.spool.layout import leads_out, rank_of
+from gpuspool.spool.layout import rank_of, refuse_output
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import Error, Record, TaskFailure
 from gpuspool.spool.states import ErrorKind, Verdict
@@ -140,7 +140,7 @@ class Results:
         """
         names: list[str] = []
         for name, _ in outcome.outputs:
-            reason = leads_out(name)
+            reason = refuse_output(name)
             if reason is None:
                 names.append(name)
                 continue
