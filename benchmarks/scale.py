@@ -27,7 +27,7 @@ from msgspec.structs import asdict, replace
 from benchmarks import timed
 from gpuspool.spool.codec import encode, seal, seal_lines, seal_pretty
 from gpuspool.spool.identity import myself
-from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name
+from gpuspool.spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, attempt_name, rank_name
 from gpuspool.spool.records import (
     Claim,
     Closing,
@@ -181,8 +181,10 @@ class _Maker:
 
     def finish(self, tasks: int) -> None:
         """run.json, which makes a spool of all this."""
+        run_id = "0123456789abcdef"
+        self.write(self.layout.outputs / OUT_MARK, f"{run_id}\n".encode())
         run = Run(
-            id="0123456789abcdef",
+            id=run_id,
             job=JOB,
             args={},
             tasks=tasks,

@@ -8,6 +8,7 @@
     │   └── Damaged (ValueError)       5   these bytes are not the record that should stand there
     ├── OrchestratorLive               6   another orchestrator holds the spool
     ├── SyncError (OSError)            1   fsync(2) failed: nobody knows what is on the disk
+    ├── FolderGone (OSError)           1   the spool, or OUT, is not the folder that it was
     │
     │   raised inside a worker, and recorded as the reason why an attempt failed
     ├── AttemptError                   1
@@ -106,6 +107,14 @@ class SyncError(GpuspoolError, OSError):
 
     The kernel may have dropped the data, so that a second fsync would succeed and mean nothing.
     Therefore it is never tried again.
+    """
+
+
+class FolderGone(GpuspoolError, OSError):
+    """At the path of the spool, or of OUT, there is another folder than before, or none.
+
+    It was moved, removed or unmounted, or something was mounted over it. No task is to blame. It is
+    an OSError without an `errno`, and `str` of it tells all.
     """
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from gpuspool.spool.identity import liveness
+from typing import TypeGuard
+
+from gpuspool.spool.identity import is_here, liveness
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.place import folder_id, is_same_folder
 from gpuspool.spool.publish import read_record
 from gpuspool.spool.records import Holder
 from gpuspool.spool.states import Life
@@ -15,12 +18,24 @@ def read_holder(layout: Layout) -> Holder | None:
 
 
 def is_holder_alive(layout: Layout) -> bool:
-    """Whether the orchestrator that announced itself last is proved alive on this host."""
+    """Whether the orchestrator that announced itself last is proved alive on this host.
+
+    In a copy of a spool the announcement speaks of the original, which is another's.
+    """
     holder = read_holder(layout)
-    return holder is not None and holder.until is None and liveness(holder) is Life.ALIVE
+    return _is_of_this_folder(holder, layout) and liveness(holder) is Life.ALIVE
 
 
 def is_holder_there(layout: Layout) -> bool:
     """Whether the orchestrator that announced itself last may still run, here or elsewhere."""
     holder = read_holder(layout)
-    return holder is not None and holder.until is None and liveness(holder) is not Life.DEAD
+    return _is_of_this_folder(holder, layout) and liveness(holder) is not Life.DEAD
+
+
+def _is_of_this_folder(holder: Holder | None, layout: Layout) -> TypeGuard[Holder]:
+    """Whether an announcement that stands speaks of this folder, and not of one that it copies."""
+    if holder is None or holder.until is not None:
+        return False
+    if not holder.folder:
+        return True
+    return is_same_folder(holder.folder, folder_id(layout.root), is_here(holder))

@@ -57,7 +57,9 @@ _ORPHANS = re.compile(rf"({ATTEMPT_PATTERN})\.orphans", re.ASCII)
 _NUMBERED = re.compile(r"(retry|sweep|ruling)-(\d{2,9})", re.ASCII)
 _CONTROL = re.compile(r"(drain|finished)\.(\d{4,9})", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,9})", re.ASCII)
-_HIDDEN_OUTPUT = re.compile(rf"\.gpuspool-({ATTEMPT_PATTERN})-\d+", re.ASCII)
+_HIDDEN_OUTPUT = re.compile(
+    rf"\.gpuspool-((?:[0-9a-f]+\.\d+\.\d+-)?{ATTEMPT_PATTERN})-\d+", re.ASCII
+)
 _HIDDEN = re.compile(r"\.(.+)\.(\d+)\.\d+\.[0-9a-f]{8}", re.ASCII | re.DOTALL)
 
 # What the name of a job's copy looks like: one plain name, so that the copy lies in job/ and
@@ -245,13 +247,25 @@ def copy_name(source: str, sha256: str = "") -> str:
     return short.decode(errors="ignore") + suffix
 
 
-def hidden_output(attempt: str, task: int, suffix: str) -> str:
+def writer_name(marked_run: str, attempt: str) -> str:
+    """Who writes an output, in its hidden name: no other attempt of any spool has this name.
+
+    marked_run: of the run, as `processes.run_mark` makes it. Attempts of a copied spool, or of two
+    runs in one OUT, are told apart by it.
+    """
+    return f"{marked_run}-{attempt}"
+
+
+def hidden_output(writer: str, task: int, suffix: str) -> str:
     """The name of a task's output until it is published, in the folder of its final name."""
-    return f"{OUT_MARK}-{attempt}-{task}-{suffix}"
+    return f"{OUT_MARK}-{writer}-{task}-{suffix}"
 
 
 def parse_hidden_output(name: str) -> str | None:
-    """The attempt that was writing this output, None where the name is not one of ours."""
+    """Who was writing this output, None where the name is not one of ours.
+
+    Earlier versions named the attempt alone.
+    """
     match = _HIDDEN_OUTPUT.match(name)
     if match is None:
         return None

@@ -1,6 +1,8 @@
 """Whether an attempt, and the parent that started it, are alive or proved dead.
 
-The proof on the same host is the process table (`identity`). From elsewhere it is a lease: the
+The proof on the same host is the process table (`identity`). A process that lives counts only where
+it belongs to this very folder: in a copy of a spool, everything speaks of the processes of the
+original, which write there and not here. From elsewhere it is a lease: the
 attempt's beat and its parent's beat both unmoved for the whole of it, on this process's own clock.
 A parent's beat vouches for its children, since a worker may be inside a long C call that holds the
 interpreter's lock and so keeps its own beat from moving.
@@ -10,7 +12,8 @@ from __future__ import annotations
 
 import time
 
-from gpuspool.spool.identity import liveness
+from gpuspool.spool.identity import is_here, liveness
+from gpuspool.spool.place import folder_id, is_same_folder
 from gpuspool.spool.publish import read_record
 from gpuspool.spool.records import Intent, ParentBeat
 from gpuspool.spool.states import Life
@@ -63,9 +66,22 @@ class FailureDetector:
         if lease_s is None:
             lease_s = view.run.options.lease_s
         self._watch = LeaseWatch(lease_s)
+        self._folder = folder_id(view.layout.root)
+
+    def is_copied(self, attempt: str) -> bool:
+        """Whether the attempt ran in another folder, on this host, of which this one is a copy.
+
+        Then its process, and its parent's, are none of ours, and will never write here.
+        """
+        intent = self.view.intents.get(attempt)
+        if intent is None or not intent.folder or not is_here(intent.parent):
+            return False
+        return not is_same_folder(intent.folder, self._folder, is_one_host=True)
 
     def life(self, attempt: str) -> Life:
         """ALIVE, DEAD, or ELSEWHERE while there is no proof."""
+        if self.is_copied(attempt):
+            return Life.DEAD
         who = self.view.identity(attempt)
         if who is None:
             return self.parent_life(attempt)
@@ -81,6 +97,8 @@ class FailureDetector:
 
         Without a readable intent nobody vouches for the attempt, so a lease decides.
         """
+        if self.is_copied(attempt):
+            return Life.DEAD
         intent = self.view.intents.get(attempt)
         if intent is not None:
             near = liveness(intent.parent)

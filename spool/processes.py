@@ -1,7 +1,8 @@
 """Finding and killing what an attempt started, whatever became of its process group.
 
-A worker and all that it starts bear a mark in their environment: `<run id>.<inode of the
-spool>/<attempt>`. The inode is there since a copy of a spool has attempts with the same names.
+A worker and all that it starts bear a mark in their environment: `<run id>.<folder>/<attempt>`,
+where the folder is that of the spool, as device and inode. It is there since a copy of a spool has
+attempts with the same names.
 """
 
 from __future__ import annotations
@@ -16,9 +17,21 @@ from pathlib import Path
 MARK = "GPUSPOOL_ATTEMPT"
 
 
-def run_mark(root: Path, run_id: str) -> str:
-    """The part of the mark that all attempts of the run in this very spool folder share."""
-    return f"{run_id}.{os.stat(root).st_ino}"
+def run_mark(run_id: str, folder: str) -> str:
+    """The part of the mark that all attempts of the run in this very spool folder share.
+
+    folder: the spool, as `place.folder_id` tells it.
+    """
+    return f"{run_id}.{folder}"
+
+
+def is_marked(run: str, attempt: str) -> bool:
+    """Whether this process was started as this attempt of a run, or bears no mark at all.
+
+    What stands last in the environment is its own; marks of runs around it stand before.
+    """
+    marks = os.environ.get(MARK, "").split()
+    return not marks or marks[-1] == f"{run}/{attempt}"
 
 
 def mark_of(run: str, attempt: str) -> str:

@@ -295,12 +295,14 @@ class ParentBeat(Record, frozen=True, kw_only=True):
 class Holder(Identity, frozen=True, kw_only=True):
     """orchestrator.json: who holds the spool, told to whoever comes second.
 
-    until: when it ended; None while it runs, or where it was killed.
+    until: when it ended; None while it runs, or where it was killed. folder: which folder it holds,
+    as in an intent.
     """
 
     epoch: int
     since: float
     until: float | None = None
+    folder: str = ""
 
 
 class Job(Record, frozen=True, kw_only=True):
@@ -359,7 +361,10 @@ class Intent(Record, frozen=True, kw_only=True):
     threads that the worker is started with. trusted: the numbers of the users that the parent was
     told to trust beside its own and root. device_uuids: of each device that `device` names by an
     index, the UUID that is meant, "" where it is not known. withheld: the parent's variables that
-    the worker is not given, since they name the parent's own rank in a process group.
+    the worker is not given, since they name the parent's own rank in a process group. folder: which
+    folder the spool was when this was written, as `place.folder_id` tells it; in a copy of the
+    spool it still names the original. out_folder: likewise of OUT. "" in the spools of earlier
+    versions.
     """
 
     attempt: AttemptName
@@ -376,6 +381,8 @@ class Intent(Record, frozen=True, kw_only=True):
     device_uuids: list[str] = msgspec.field(default_factory=list)
     withheld: dict[str, str] = msgspec.field(default_factory=dict)
     patience: int = 6
+    folder: str = ""
+    out_folder: str = ""
 
 
 class Fingerprint(Record, frozen=True, kw_only=True):
@@ -393,8 +400,9 @@ class Run(Record, frozen=True, kw_only=True):
 
     args: what the job finds as `ctx.args`. tasks, cost: how many tasks, and the sum of their costs.
     submit_dir: where workers run. out: the folder of outputs, absolute; None for the one in the
-    spool. manifests: how many were planned, one for each rank at the start. manifests_crc32: the
-    checksum of the bytes of each of them.
+    spool. It changes where the user says that OUT was moved; the fingerprint keeps what it was.
+    manifests: how many were planned, one for each rank at the start. manifests_crc32: the checksum
+    of the bytes of each of them.
     """
 
     id: str

@@ -271,6 +271,11 @@ class View:
             manifest = Manifest(name, path, data, self.report, self._planned.get(name))
             self._add_manifest(manifest)
 
+    def use_run(self, run: Run) -> None:
+        """Take another reading of run.json, of the same run: OUT may have been moved since."""
+        assert run.id == self.run.id
+        self.run = run
+
     def report(self, damage: Damage) -> None:
         """Keep a damage, once."""
         if damage not in self._reported:

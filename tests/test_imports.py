@@ -29,6 +29,7 @@ SPOOL_ORDER = (
     "records",
     "codec ledger identity death",
     "publish values",
+    "place",
     "manifest timeouts holder trust",
     "claims journal",
     "view",
@@ -36,7 +37,7 @@ SPOOL_ORDER = (
     "closing",
 )
 WORKER_ORDER = (
-    "causes context devices drain reports resources say standing starting supply",
+    "causes context devices drain folders reports resources say standing starting supply",
     "backlog batch_size children leaving limits memory parent pinning turns warmup",
     "beat idle outputs results timer",
     "job prefetch settle trouble",

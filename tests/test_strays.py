@@ -21,6 +21,7 @@ from helpers import (
     waiting,
 )
 
+from gpuspool.spool.place import folder_id
 from gpuspool.spool.processes import MARK, kill_marked, mark_of, run_mark
 
 
@@ -141,10 +142,10 @@ def test_a_thread_that_waits_for_a_process_of_the_job_does_not_keep_a_worker(box
 def test_what_a_copy_of_a_spool_started_is_told_from_what_the_spool_did(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    mark = run_mark(tmp_path / "a", "run")
-    assert run_mark(tmp_path / "b", "run") != mark
+    mark = run_mark("run", folder_id(tmp_path / "a"))
+    assert run_mark("run", folder_id(tmp_path / "b")) != mark
     (tmp_path / "a").rename(tmp_path / "c")
-    assert run_mark(tmp_path / "c", "run") == mark
+    assert run_mark("run", folder_id(tmp_path / "c")) == mark
 
 
 def test_only_what_the_named_attempts_started_is_killed(box: Box) -> None:

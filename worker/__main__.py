@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import os
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":
     # Imports make many objects, and all of them stay. The collector would look through them again
@@ -18,14 +20,17 @@ from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
+from gpuspool.spool.place import SPOOL, Place
+from gpuspool.spool.processes import is_marked, run_mark
 from gpuspool.spool.publish import Owners, read_sealed
-from gpuspool.spool.records import Intent
+from gpuspool.spool.records import Intent, Run
 from gpuspool.spool.signals import restore_defaults
 from gpuspool.spool.trust import Trust, refuse_strangers, refuse_unsafe
 from gpuspool.spool.view import load_run
 from gpuspool.worker import leaving
 from gpuspool.worker.attempt import Attempt
-from gpuspool.worker.say import say
+from gpuspool.worker.folders import Folders
+from gpuspool.worker.say import say, tell_instead
 
 
 def _read_intent(layout: Layout, name: str) -> Intent:
@@ -52,12 +57,29 @@ def _parse(words: list[str]) -> dict[str, str] | None:
     return given
 
 
-def _run(layout: Layout, rank: int, name: str) -> int:
+def _refuse_another_spool(run: Run, place: Place, name: str) -> None:
+    """Raise SpoolError where this is not the spool that the parent meant.
+
+    Since the parent looked, another run may have been made at its path.
+    """
+    if not is_marked(run_mark(run.id, place.folder_id), name):
+        raise SpoolError(
+            f"{place.path} is not the spool that {name} was started for; this process ends"
+        )
+
+
+def _run(root: Path, rank: int, name: str) -> int:
     """Begin the attempt and run it; returns the exit code. Raises GpuspoolError and OSError."""
-    intent = _read_intent(layout, name)
+    place = Place(root, SPOOL)
+    by_path = Layout(root)
+    intent = _read_intent(by_path, name)
     owners: Owners = {}
-    run = load_run(layout, owners=owners)
-    refuse_unsafe(layout, Trust(intent.trusted), owners)
+    run = load_run(by_path, owners=owners)
+    refuse_unsafe(by_path, Trust(intent.trusted), owners)
+    _refuse_another_spool(run, place, name)
+    # From here on the spool is reached through the folder that is held open. See `folders`.
+    tell_instead(str(place.held), str(place.path))
+    layout = Layout(place.held)
     journal = start_journal(layout, name, myself())
     if journal is None:
         say(f"gpuspool: {name} was started or closed before; this process ends")
@@ -66,7 +88,7 @@ def _run(layout: Layout, rank: int, name: str) -> int:
     # through it any more, which also makes that end come sooner.
     gc.freeze()
     gc.enable()
-    return Attempt(layout, run, intent, rank, journal).run()
+    return Attempt(layout, Folders(place), run, intent, rank, journal).run()
 
 
 def main() -> int:
@@ -86,7 +108,7 @@ def main() -> int:
     rank = int(given["--rank"])
     name = attempt_name(rank, int(given["--attempt"]))
     try:
-        return _run(Layout(given["--spool"]), rank, name)
+        return _run(Path(os.path.abspath(given["--spool"])), rank, name)
     # First, since a SyncError is both.
     except OSError as error:
         say(f"gpuspool: {name} cannot begin, or end: {error}")

@@ -42,8 +42,9 @@ from gpuspool.spool.errors import (
 )
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
-from gpuspool.spool.layout import Layout
+from gpuspool.spool.layout import Layout, writer_name
 from gpuspool.spool.manifest import Damage, planned_checksums
+from gpuspool.spool.processes import run_mark
 from gpuspool.spool.records import Closing, Error, Intent, Run
 from gpuspool.spool.signals import STOP_SIGNALS
 from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, Reason
@@ -55,12 +56,13 @@ from gpuspool.worker.call import Call
 from gpuspool.worker.context import Context
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.execute import Executor
+from gpuspool.worker.folders import Folders
 from gpuspool.worker.idle import Idling
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.prepare import Preparation, judge_load
-from gpuspool.worker.say import say
+from gpuspool.worker.say import for_people, say
 from gpuspool.worker.settle import Settler
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.statistics import Statistics
@@ -91,11 +93,21 @@ class Attempt:
     """The life cycle of one attempt, and the parts that it is made of."""
 
     def __init__(
-        self, layout: Layout, run: Run, intent: Intent, rank: int, journal: JournalWriter
+        self,
+        layout: Layout,
+        folders: Folders,
+        run: Run,
+        intent: Intent,
+        rank: int,
+        journal: JournalWriter,
     ) -> None:
-        """Raises OSError where a file of its own cannot be opened."""
+        """layout: of the spool that `folders` holds. Raises OSError where a file of its own cannot
+        be opened.
+        """
         self.name = intent.attempt
         self._layout = layout
+        self._folders = folders
+        self._marked_run = run_mark(run.id, folders.spool.folder_id)
         self._run = run
         self._intent = intent
         self._rank = rank
@@ -106,7 +118,7 @@ class Attempt:
             is_possible=not self._is_call, is_published=lambda: drain_epoch(layout) >= intent.epoch
         )
         self._parent = Parent(intent, self._drain)
-        self._standing = Standing(layout, self.name, intent.options.lease_s)
+        self._standing = Standing(layout, self.name, intent.options.lease_s, folders.check)
         self._timer = Timer(layout, self.name, intent.options, self._parent.is_there)
         self._beat = Beat(layout, intent, myself(), journal, self._drain, self._standing)
         self._preparation = Preparation(layout, intent, self._beat, self._timer, self._drain)
@@ -140,7 +152,13 @@ class Attempt:
         idling: Idling | None = None
         if not self._is_call:
             idling = Idling(
-                self._layout, self._run, self._intent, self._journal, self._drain, self._parent
+                self._layout,
+                self._run,
+                self._intent,
+                self._journal,
+                self._drain,
+                self._parent,
+                self._folders.check,
             )
         work = Work(
             self._layout,
@@ -161,7 +179,7 @@ class Attempt:
         """The whole attempt; returns the exit code of this process."""
         self._handle_signals()
         end_children = functools.partial(
-            children.end_all, self._layout.root, self._run.id, self.name, self._intent.parent.pid
+            children.end_all, self._marked_run, self.name, self._intent.parent.pid
         )
         # Before the job is imported, so that the handlers of its modules come first: a pool of
         # processes ends its own.
@@ -199,7 +217,8 @@ class Attempt:
                     Unusable(f"gpuspool: the job closed files that are not its own: {trouble}")
                 )
             say(f"gpuspool: this attempt ends: {trouble}")
-            error = Error(kind=ErrorKind.IO, type=type(trouble).__name__, message=str(trouble))
+            message = for_people(str(trouble))
+            error = Error(kind=ErrorKind.IO, type=type(trouble).__name__, message=message)
             end = Ended(Reason.IO, error)
         except Unusable as broken:
             self._die(broken)
@@ -212,8 +231,13 @@ class Attempt:
         return end
 
     def _load_and_work(self) -> Ended | ClosedByAnother:
-        out = Path(self._run.out) if self._run.out else self._layout.outputs
-        outputs = Outputs(out, self.name)
+        # By its path and not through the spool that is held open: the job and its commands, which
+        # write there, know nothing of that.
+        out = Layout(self._folders.spool.path).outputs
+        if self._run.out is not None:
+            out = Path(self._run.out)
+        self._folders.open_out(out, self._run.id)
+        outputs = Outputs(out, writer_name(self._marked_run, self.name), self._folders.check)
         context = self._make_context(outputs)
         self._statistics.begin_load()
         try:

@@ -334,6 +334,7 @@ class Call:
         What was written so far is deleted, which makes room on a full disk to say what happened.
         """
         try:
+            self.outputs.check()
             inputs = filter(None, map(_input_of, lines))
             raise_trouble(raised, self.outputs.folders(), self.outputs.root, inputs)
         except (OSError, AttemptError, NotNow):

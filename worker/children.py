@@ -14,10 +14,9 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-from gpuspool.spool.processes import kill_descendants, kill_marked, run_mark
+from gpuspool.spool.processes import kill_descendants, kill_marked
 from gpuspool.worker.say import say
 
 # The exit handlers of modules that the job imported have so long to end its processes, before we
@@ -68,10 +67,10 @@ def leave(raised: BaseException | None) -> NoReturn:
     os._exit(code & 0xFF)
 
 
-def end_all(root: Path, run_id: str, attempt: str, parent: int) -> None:
+def end_all(marked_run: str, attempt: str, parent: int) -> None:
     """Kill what the job left running, also in sessions of its own and with other environments.
 
-    root, run_id and attempt make the mark in the environment of what this attempt started. parent:
+    marked_run and attempt make the mark in the environment of what this attempt started. parent:
     the pid of the orchestrator. While it lives it kills what bears the mark once this process is
     gone, so here only the descendants are.
     """
@@ -85,7 +84,7 @@ def end_all(root: Path, run_id: str, attempt: str, parent: int) -> None:
             say(f"gpuspool: {killed} processes that the job left running are killed")
     if os.getppid() != parent:
         with contextlib.suppress(OSError):
-            kill_marked(run_mark(root, run_id), (attempt,), spare=(os.getpid(),))
+            kill_marked(marked_run, (attempt,), spare=(os.getpid(),))
 
 
 def call_soon(function: Callable[[], None]) -> None:

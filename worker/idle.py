@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from enum import Enum, auto
 
 from gpuspool.spool.closing import close_attempts
@@ -89,7 +90,10 @@ class Idling:
         journal: JournalWriter,
         drain: Drain,
         parent: Parent,
+        check_folders: Callable[[], None] = lambda: None,
     ) -> None:
+        """check_folders: raises where the spool or OUT is not the folder that it was."""
+        self._check_folders = check_folders
         self._layout = layout
         self._run = run
         self._intent = intent
@@ -151,6 +155,7 @@ class Idling:
         waited_s = 0.0
         while waited_s < (patience_s if self._parent.is_there() else alone_s):
             self._journal.check()
+            self._check_folders()
             if self._drain.is_requested:
                 return Word.DRAINED
             if finished_epoch(self._layout) >= self._intent.epoch:

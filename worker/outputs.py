@@ -7,7 +7,8 @@ The order of events, for one call of the job:
 3. link(2) gives each file its final name; a folder gets it by rename(2). At that instant the output
    is published.
 4. The folders are fsynced, once for the whole call.
-5. Only then may the journal say "complete".
+5. The folders are looked at once more: they must be those that they were.
+6. Only then may the journal say "complete".
 
 Whoever finds the final name taken deletes its own: the task ran twice, and its output exists once
 and is never replaced. After a crash only hidden names are left, which the orchestrator removes.
@@ -32,7 +33,8 @@ from pathlib import Path
 
 import msgspec
 
-from gpuspool.spool.errors import OutputError, SyncError
+from gpuspool.spool.errors import FolderGone, OutputError, SyncError
+from gpuspool.spool.file_system import file_system_type
 from gpuspool.spool.layout import NAME_BYTES, PATH_BYTES, hidden_output, leads_out, refuse_key
 from gpuspool.spool.publish import (
     FOLDER_MODE,
@@ -84,9 +86,15 @@ class _Asked(msgspec.Struct, frozen=True):
 class Outputs:
     """The outputs of the tasks in hand of one attempt."""
 
-    def __init__(self, root: Path, attempt: str) -> None:
+    def __init__(
+        self, root: Path, writer: str, check_folders: Callable[[], None] = lambda: None
+    ) -> None:
+        """writer: who writes, as hidden names tell it. check_folders: raises where the spool or OUT
+        is not the folder that it was.
+        """
         self.root = root
-        self.attempt = attempt
+        self._writer = writer
+        self._check_folders = check_folders
         # The tasks whose call is under way: only these may ask. Whoever calls the job says so.
         self.in_hand: Container[int] = ()
         # task -> suffix -> what was asked for, of the tasks in hand
@@ -102,6 +110,8 @@ class Outputs:
         self.trouble: OSError | None = None
         # The folders below the root whose own names are durable.
         self._named: set[Path] = set()
+        # What the folders below the root were when they were met first: device and inode.
+        self._known: dict[Path, tuple[int, int]] = {}
 
     def path(self, task: Task, suffix: str) -> Path:
         """The hidden path for one output; asked again, it is the same.
@@ -117,7 +127,7 @@ class Outputs:
             ending = suffix
             if self._discards:
                 ending = f"{self._discards}-{suffix}"
-            hidden = final.parent / hidden_output(self.attempt, task.index, ending)
+            hidden = final.parent / hidden_output(self._writer, task.index, ending)
             asked[suffix] = _Asked(hidden, final)
         return asked[suffix].hidden
 
@@ -166,6 +176,7 @@ class Outputs:
     def _make_folder_for(self, final: Path) -> None:
         try:
             self._make_folder(final.parent)
+            self._check_below([final.parent])
         except FileExistsError as error:
             raise OutputError(
                 f"{error.filename} {IN_THE_WAY}: it cannot hold {final.name!r}"
@@ -196,14 +207,55 @@ class Outputs:
             probe_folder(self.root)
 
     def _make_folder(self, folder: Path) -> None:
-        """mkdir -p; each new name is durable before anything is made below it."""
+        """mkdir -p below the root; each new name is durable before anything is made below it.
+
+        The root itself is made when the run is made, and never again: where it is missing, what
+        was published before is missing too.
+        """
         missing = []
         while not folder.is_dir():
+            if folder == self.root:
+                self._check_folders()
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
             missing.append(folder)
             folder = folder.parent
         for folder in reversed(missing):
             folder.mkdir(FOLDER_MODE, exist_ok=True)
             fsync_dir(folder.parent)
+
+    def check(self) -> None:
+        """Return if all folders that the tasks in hand write to are what they were.
+
+        Otherwise nothing that they met, or that seems to be missing, says anything about a task.
+        Raises FolderGone, and OSError.
+        """
+        self._check_all(set(self.folders()))
+
+    def _check_all(self, folders: Iterable[Path]) -> None:
+        self._check_folders()
+        self._check_below(folders)
+
+    def _check_below(self, folders: Iterable[Path]) -> None:
+        """Raise FolderGone where a folder below the root is not the one that was met first."""
+        for folder in folders:
+            if folder == self.root:
+                continue
+            try:
+                found = os.stat(folder)
+            except (FileNotFoundError, NotADirectoryError):
+                raise _gone(folder, "it was moved, removed or unmounted") from None
+            now = (found.st_dev, found.st_ino)
+            if now != self._known.setdefault(folder, now) and not self._renumbers(folder, now):
+                raise _gone(folder, "another folder is there now")
+
+    def _renumbers(self, folder: Path, now: tuple[int, int]) -> bool:
+        """Whether a folder may have another number and still be the same.
+
+        FUSE forgets the numbers of folders that nobody holds open. Those of the spool and of OUT
+        are held; holding every folder below OUT would take too many descriptors.
+        """
+        is_same_device = now[0] == self._known[folder][0]
+        return is_same_device and file_system_type(folder.resolve()).startswith("fuse")
 
     def folders(self) -> list[Path]:
         """The folders in which the tasks in hand asked for paths."""
@@ -229,7 +281,30 @@ class Outputs:
 
         Returns for each task that asked for outputs the (name below OUT, bytes) of all of them, or
         why they cannot be published; then they are deleted. Raises OSError.
+
+        All folders are checked before and after. Before, since a task is not to blame if what it
+        wrote is nowhere. After, since only then it is certain that the outputs lie where they
+        belong: between the two, the mount below OUT may go away.
         """
+        tasks = list(tasks)
+        folders = {one.final.parent for task in tasks for one in self.asked.get(task, {}).values()}
+        if not folders:
+            return {}
+        try:
+            self.check()
+            published = self._publish_tasks(tasks)
+        except OSError:
+            self.discard()
+            # Where a folder is another one now, that is the reason, and not what was met there.
+            self._check_all(folders)
+            raise
+        self._check_all(folders)
+        return published
+
+    def _publish_tasks(
+        self, tasks: Iterable[int]
+    ) -> dict[int, list[tuple[str, int]] | OutputError]:
+        """Publish what these tasks wrote, as `publish` tells."""
         published: dict[int, list[tuple[str, int]] | OutputError] = {}
         folders: set[Path] = set()
         for index in tasks:
@@ -304,6 +379,13 @@ class Outputs:
         finally:
             if not remove_quietly(asked.hidden):
                 self.left_behind += 1
+
+
+def _gone(folder: Path, why: str) -> FolderGone:
+    return FolderGone(
+        f"{folder} is not the folder that it was: {why}. What was published there may be gone. No "
+        "task is to blame. Mount it or move it back, then run the same command again."
+    )
 
 
 def _check(asked: dict[str, _Asked]) -> None:

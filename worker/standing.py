@@ -10,6 +10,7 @@ it may have removed the files that it was writing.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import listdir
@@ -18,7 +19,17 @@ from gpuspool.spool.publish import listdir
 class Standing:
     """What an attempt knows of its own closing. Of another thread only `doubt` may be called."""
 
-    def __init__(self, layout: Layout, attempt: str, lease_s: float) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        attempt: str,
+        lease_s: float,
+        check_folders: Callable[[], None] = lambda: None,
+    ) -> None:
+        """check_folders: raises where the spool or OUT is not the folder that it was. Whoever
+        cannot know whether it was closed cannot know that either, so all looks begin with it.
+        """
+        self._check_folders = check_folders
         self._manifests = layout.manifests
         self._orphans = layout.orphans(attempt).name
         self._lease_s = lease_s
@@ -32,8 +43,10 @@ class Standing:
     def is_closed(self) -> bool:
         """Look, by a listing.
 
-        Network file systems keep a listing fresher than a look-up that found nothing once.
+        Network file systems keep a listing fresher than a look-up that found nothing once. Raises
+        FolderGone, and OSError.
         """
+        self._check_folders()
         return self._orphans in listdir(self._manifests)
 
     def is_still_open(self) -> bool:

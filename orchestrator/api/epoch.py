@@ -3,7 +3,8 @@
 1. What can be refused is refused: options, devices.
 2. The lock is taken, so that one orchestrator at a time writes what only an orchestrator writes.
 3. The spool is repaired where it is damaged.
-4. The job's source is put where workers find it, and OUT is marked as this run's.
+4. The job's source is put where workers find it. OUT is known by its mark, or it is made and
+   marked if nothing was published yet.
 5. For a retry, every failed task gets another round.
 6. The orchestrator sees the run to its end.
 
@@ -13,19 +14,22 @@ Called by `run`, `resume` and `retry`.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gpuspool.orchestrator.api.opening import slots_for
 from gpuspool.orchestrator.api.report import Report
+from gpuspool.orchestrator.api.whereabouts import claim_out, record_move
 from gpuspool.orchestrator.plan.options import options_of_start
-from gpuspool.orchestrator.plan.out import mark_out
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.doctor import warnings_of
 from gpuspool.orchestrator.supervise.drain import signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
+from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.lock import hold, renounce
 from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
@@ -51,13 +55,14 @@ def supervise(
     trust: Trust,
     *,
     quiet: bool,
+    out_moved_to: str | os.PathLike[str] | None = None,
     is_retry: bool = False,
 ) -> Report:
     """Start the run of a spool and see it to its end.
 
     job, source: what to run; a source of None leaves the spool's copy as it is. given: the options
-    of this start, without None. trust: whose files its workers may obey. Raises GpuspoolError, and
-    OSError where the file system does.
+    of this start, without None. trust: whose files its workers may obey. out_moved_to: where OUT is
+    now, if it was moved. Raises GpuspoolError, and OSError where the file system does.
     """
     layout = view.layout
     # Who drains from here on means this start, which nobody can name before it has told its epoch.
@@ -71,23 +76,31 @@ def supervise(
     received: list[int] = []
     make_way(layout.lock)
     with hold(layout) as lock_warning, signals_to(received), children_can_be_awaited():
-        repair(layout, _still_this_run(view))
+        view.use_run(_still_this_run(view))
+        repair(layout, view.run)
         job = _publish_job(view.refresh(), job, source)
-        mark_out(view.run)
+        if out_moved_to is not None:
+            record_move(view, Path(out_moved_to))
+        claim_out(view)
+        folders = RunFolders(view)
         progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
         try:
-            Telling(layout, view.next_epoch(), progress).tell("devices", str(pool))
+            telling = Telling(layout, view.next_epoch(), progress, folders.spool.check)
+            telling.tell("devices", str(pool))
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
             if is_retry:
                 progress.say(f"{_publish_retry(view)} failed tasks get another round")
             orchestrator = Orchestrator(
-                view, slots, job, options, progress, received, drained, trust.named
+                view, slots, job, options, progress, received, folders, drained, trust.named
             )
             outcome = orchestrator.run()
         finally:
             progress.close()
+            # Not where the spool is gone: another run's may be at its path.
             with contextlib.suppress(OSError):
+                folders.spool.check()
                 renounce(layout)
+            folders.close()
     return _report(view, outcome)
 
 

@@ -142,7 +142,11 @@ def _alive_attempts(layout: Layout) -> list[str]:
     """The attempts that are not proved dead; none where no run record can be read."""
     if not is_made(layout):
         return []
-    view = open_view(layout.root, reads_claims=False)
+    return alive_attempts(open_view(layout.root, reads_claims=False))
+
+
+def alive_attempts(view: View) -> list[str]:
+    """The attempts that are not proved dead, at a single look."""
     detector = FailureDetector(view)
     return [name for name in view.open_attempts if detector.life(name) is not Life.DEAD]
 

@@ -38,6 +38,7 @@ def run(
     tasks: str | None = None,
     spool: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    out_moved_to: str | os.PathLike[str] | None = None,
     args: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     keep_done: bool = False,
@@ -58,6 +59,7 @@ def run(
         lines: a file of which each line is a payload; or tasks: a file of JSON lines.
     spool: the spool's folder. Default: ./spool-<name of the job>.
     out: the folder for outputs. Default: `outputs` in the spool.
+    out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.
     args: what the job finds in `ctx.args`, JSON values by name.
     overwrite: move what is in `out` aside instead of refusing it.
     keep_done: the job changed: finished tasks stay, the rest use the new code.
@@ -88,13 +90,14 @@ def run(
     )
     # The list of a million tasks is large, and nobody needs it while the run goes on.
     del request
-    return supervise(view, record, source, given, trust, quiet=quiet)
+    return supervise(view, record, source, given, trust, quiet=quiet, out_moved_to=out_moved_to)
 
 
 @shows_options(StartOptions)
 def resume(
     spool: str | os.PathLike[str] | None = None,
     *,
+    out_moved_to: str | os.PathLike[str] | None = None,
     keep_done: bool = False,
     quiet: bool = False,
     retry: bool = False,
@@ -108,6 +111,7 @@ def resume(
     or written for some seconds.
 
     spool: the spool's folder. Default: the only ./spool-* there is.
+    out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.
     keep_done: the job changed: finished tasks stay, the rest use the new code.
     quiet: show no progress on stderr.
     retry: give every failed task another round, as `gpuspool.retry` does.
@@ -127,14 +131,23 @@ def resume(
     if job.kind is not JobKind.COMMAND and Path(job.file).exists():
         job, source = with_source(job, Path(job.file))
         refuse_changed_job(job_difference(view, job, source), keep_done, layout)
-    given = without_none(options)
-    return supervise(view, job, source, given, trust, quiet=quiet, is_retry=retry)
+    return supervise(
+        view,
+        job,
+        source,
+        without_none(options),
+        trust,
+        quiet=quiet,
+        out_moved_to=out_moved_to,
+        is_retry=retry,
+    )
 
 
 @shows_options(StartOptions)
 def retry(
     spool: str | os.PathLike[str] | None = None,
     *,
+    out_moved_to: str | os.PathLike[str] | None = None,
     keep_done: bool = False,
     quiet: bool = False,
     trust_owner: str | Iterable[str] = (),
@@ -146,12 +159,19 @@ def retry(
     spool, in `failed-tasks/round-0`. Raises what `resume` raises.
 
     spool: the spool's folder. Default: the only ./spool-* there is.
+    out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.
     keep_done: the job changed: finished tasks stay, the rest use the new code.
     quiet: show no progress on stderr.
     trust_owner: users whose spool is accepted, as for `run`.
     """
     return resume(
-        spool, keep_done=keep_done, quiet=quiet, retry=True, trust_owner=trust_owner, **options
+        spool,
+        out_moved_to=out_moved_to,
+        keep_done=keep_done,
+        quiet=quiet,
+        retry=True,
+        trust_owner=trust_owner,
+        **options,
     )
 
 

@@ -16,7 +16,7 @@ from gpuspool.orchestrator.cli.reaper import run_below_reaper
 from gpuspool.orchestrator.cli.streams import Output, RunEnded, flush_stderr, standard_output
 from gpuspool.orchestrator.cli.verbs import cli
 from gpuspool.orchestrator.text.progress import say, write_message
-from gpuspool.spool.errors import EXIT_INTERRUPTED, GpuspoolError, UsageError
+from gpuspool.spool.errors import EXIT_INTERRUPTED, FolderGone, GpuspoolError, UsageError
 from gpuspool.spool.signals import unblock_all
 
 # Values of GPUSPOOL_DEBUG with which it counts as not set.
@@ -108,7 +108,7 @@ def _is_debug(arguments: list[str]) -> bool:
 
 def _paragraph(error: Exception) -> str:
     """What is said of an error: its message, or of one of the file system what, where and next."""
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or isinstance(error, FolderGone):
         return str(error)
     where = ""
     if error.filename:

@@ -168,6 +168,11 @@ running = _all(
         type=duration,
         help="The silence that proves a worker on another host dead. Default 120s.",
     ),
+    option(
+        "--out-moved-to",
+        metavar="DIR",
+        help="The output folder was moved to DIR: recorded in the spool.",
+    ),
     option("-q", "--quiet", is_flag=True, help="Show no progress on stderr."),
     option(
         "--keep-done",

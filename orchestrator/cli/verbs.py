@@ -174,6 +174,7 @@ def wait(spool: str | None, timeout_s: float | None) -> None:
 
     now = reading.wait(spool, timeout_s)
     click.echo(status_text(now))
+    _warn_of_out(spool)
     sys.exit(EXIT_OF_STATE.get(now["state"], EXIT_NOT_FINISHED))
 
 
@@ -220,6 +221,7 @@ def results(spool: str | None) -> None:
     write = sys.stdout.buffer.write
     for result in reading.results(spool):
         write(plain_json(encode_result(result)) + b"\n")
+    _warn_of_out(spool)
 
 
 @cli.command()
@@ -266,6 +268,19 @@ def doctor(folder: str, as_json: bool) -> None:
         click.echo(f"{one_line(folder)} is {verdict} for a spool")
     if not is_fit:
         sys.exit(1)
+
+
+def _warn_of_out(spool: str | None) -> None:
+    """Say on stderr that a run's outputs are not where they should be."""
+    from gpuspool.orchestrator.plan.locate import find_spool
+    from gpuspool.spool.layout import Layout
+    from gpuspool.spool.place import out_trouble
+    from gpuspool.spool.view import load_run
+
+    layout = Layout(find_spool(spool))
+    trouble = out_trouble(layout, load_run(layout))
+    if trouble:
+        say(f"warning: {trouble}")
 
 
 def _end(report: Report, as_json: bool, *, is_told: bool = False) -> NoReturn:

@@ -72,8 +72,9 @@ def other_differences(view: View, request: Request) -> list[str]:
         found += _arg_differences(view, request)
     if was.seed != now.seed:
         found.append(f"--seed: {was.seed} before, {now.seed} now")
-    if was.out != now.out:
-        out_before = was.out or OUT_INSIDE
+    # Both the folder that the run was made with and the one that it was moved to are right.
+    if now.out not in (was.out, view.run.out or ""):
+        out_before = view.run.out or OUT_INSIDE
         out_now = now.out or OUT_INSIDE
         found.append(f"--out: {out_before} before, {out_now} now")
     if was.tasks_sha256 != now.tasks_sha256:

@@ -14,8 +14,8 @@ from gpuspool.orchestrator.plan.holds import refuse_in_spool, refuse_to_rename
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import OUT_MARK
-from gpuspool.spool.publish import make_folder, publish, read_bytes
-from gpuspool.spool.records import Run
+from gpuspool.spool.place import read_mark
+from gpuspool.spool.publish import make_folder, publish
 
 
 def check_out(out: Path, overwrite: bool, request: Request, spool: Path) -> None:
@@ -27,7 +27,7 @@ def check_out(out: Path, overwrite: bool, request: Request, spool: Path) -> None
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is not a folder.")
     refuse_in_spool(out, spool)
-    if not _holds_anything(out):
+    if not holds_anything(out):
         return
     if not overwrite:
         raise UsageError(
@@ -39,26 +39,28 @@ def check_out(out: Path, overwrite: bool, request: Request, spool: Path) -> None
 
 def clear_out(out: Path) -> None:
     """Move an OUT that holds anything aside. Called once nothing can be refused any more."""
-    if _holds_anything(out):
+    if holds_anything(out):
         move_aside(out)
 
 
-def mark_out(run: Run) -> None:
-    """Make the OUT of a run, if it is not inside of the spool, and let it bear the run's mark.
+def make_out(out: Path, run_id: str) -> None:
+    """Make the OUT of a run, and let it bear the run's mark: once, when the run is made.
 
     The mark is linked into place, so that of two runs one finds the other's. Raises UsageError
     where OUT bears the mark of another run.
     """
-    if run.out is None:
-        return
-    mark = Path(run.out, OUT_MARK)
-    text = f"{run.id}\n".encode()
-    make_folder(mark.parent)
-    if not publish(mark, text) and read_bytes(mark) != text:
+    make_folder(out)
+    mark_out(out, run_id)
+
+
+def mark_out(out: Path, run_id: str) -> None:
+    """Let a folder bear the mark of a run, by link(2). Raises UsageError where it bears another."""
+    if not publish(out / OUT_MARK, f"{run_id}\n".encode()) and read_mark(out) != run_id:
         raise UsageError(
-            f"--out {run.out} belongs to another run. Name another folder with another --spool."
+            f"--out {out} belongs to another run. Name another folder with another --spool."
         )
 
 
-def _holds_anything(out: Path) -> bool:
+def holds_anything(out: Path) -> bool:
+    """Whether a folder is there that is not empty."""
     return out.is_dir() and any(out.iterdir())

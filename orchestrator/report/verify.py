@@ -20,6 +20,7 @@ from gpuspool.orchestrator.report.keys import TaskKey
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden_output
 from gpuspool.spool.ledger import Ledger
+from gpuspool.spool.place import out_of, out_trouble
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import Closing, Run
 from gpuspool.spool.sweep import stranded_tasks
@@ -184,8 +185,11 @@ def _status_problem(view: View, state: str, path: Path) -> str:
 
 def _check_outputs(view: View, found: Findings) -> None:
     """That each output is there and belongs to one task, and that none lies inside another."""
-    folder = Path(view.run.out or view.layout.outputs)
+    folder = out_of(view.layout, view.run)
     owner: dict[str, int] = {}
+    trouble = out_trouble(view.layout, view.run)
+    if trouble:
+        found.problems.append(trouble)
     for result in Results(view):
         if result.outputs:
             _check_outputs_of(result, folder, owner, found)

@@ -27,6 +27,7 @@ from gpuspool.spool.errors import (
 )
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import STATES, rank_of
+from gpuspool.spool.place import out_of
 from gpuspool.spool.publish import listdir, make_subfolder, read_record, rename, replace
 from gpuspool.spool.records import Closing
 from gpuspool.spool.states import AttemptState, Ending, Reason
@@ -142,7 +143,7 @@ def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
     go_on = f"Go on with the same command or `gpuspool resume {root}`."
     match ending:
         case Ending.FINISHED:
-            out = _short(view.run.out or view.layout.outputs)
+            out = _short(out_of(view.layout, view.run))
             return f"{counts}, in {seconds:.1f} s. Outputs: {out}"
         case Ending.TOO_MANY_FAILED:
             return (

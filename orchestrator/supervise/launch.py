@@ -32,6 +32,7 @@ from gpuspool.spool.cores import usable_cores
 from gpuspool.spool.errors import EXIT_UNSEEN
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import attempt_name
+from gpuspool.spool.place import folder_id, out_of
 from gpuspool.spool.processes import MARK, mark_of, run_mark
 from gpuspool.spool.publish import open_to_append, publish
 from gpuspool.spool.records import Intent, Job, Options
@@ -156,9 +157,10 @@ def launch(
     cores = usable_cores() // orders.world_size
     if near:
         cores = min(cores, len(near))
+    folder = folder_id(view.layout.root)
     environment = {name: text for name, text in os.environ.items() if name not in foreign}
     environment.update(environment_for(slot.device, cores, os.environ))
-    environment[MARK] = mark_of(run_mark(view.layout.root, view.run.id), attempt)
+    environment[MARK] = mark_of(run_mark(view.run.id, folder), attempt)
     environment.update(variables)
     intent = Intent(
         attempt=attempt,
@@ -175,6 +177,8 @@ def launch(
         at=time.time(),
         trusted=list(orders.trusted),
         patience=patience,
+        folder=folder,
+        out_folder=_out_folder(view),
     )
     if not publish(view.layout.intent(attempt), seal_pretty(intent)):
         raise FileExistsError(f"{attempt} was started by somebody else just now")
@@ -183,6 +187,13 @@ def launch(
     _warn_of_cpu_limit(child.pid)
     _keep_near_device(child.pid, near)
     return child
+
+
+def _out_folder(view: View) -> str:
+    """Which folder OUT is; "" where it is none now, which the worker will find out too."""
+    with contextlib.suppress(OSError):
+        return folder_id(out_of(view.layout, view.run))
+    return ""
 
 
 def _argv(view: View, rank: int, number: int) -> list[str]:

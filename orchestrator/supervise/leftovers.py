@@ -11,10 +11,20 @@ import contextlib
 import os
 from pathlib import Path
 
-from gpuspool.spool.layout import OUT_MARK, PROBE_NAME, SUBDIRS, parse_hidden, parse_hidden_output
+from gpuspool.spool.identity import is_here, liveness
+from gpuspool.spool.layout import (
+    OUT_MARK,
+    PROBE_NAME,
+    SUBDIRS,
+    parse_hidden,
+    parse_hidden_output,
+    writer_name,
+)
+from gpuspool.spool.place import folder_id, is_same_folder, out_of
+from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import remove_quietly, remove_tree_quietly
-from gpuspool.spool.records import Closing
-from gpuspool.spool.states import AttemptState
+from gpuspool.spool.records import Closing, Intent
+from gpuspool.spool.states import AttemptState, Life
 from gpuspool.spool.view import View
 
 
@@ -30,10 +40,11 @@ def remove_leftovers(view: View) -> None:
     # OUT belongs to the user and may hold millions of files, so it is walked only if some attempt
     # may have left something there, and only what bears the name of such an attempt is removed.
     # Most runs end without looking into OUT at all.
-    dirty = {name for name, closing in view.closed.items() if _is_dirty(closing)}
+    dirty = [name for name, closing in view.closed.items() if _is_dirty(closing)]
     if dirty:
-        out = Path(view.run.out or view.layout.outputs)
-        _remove_hidden_outputs(out, dirty)
+        out = out_of(view.layout, view.run)
+        writers = {_writer(view, name) for name in dirty}
+        _remove_hidden_outputs(out, writers)
 
 
 def _folders(view: View) -> list[Path]:
@@ -66,11 +77,41 @@ def _is_dirty(closing: Closing) -> bool:
     return closing.stats is not None and closing.stats.left_behind > 0
 
 
-def _remove_hidden_outputs(out: Path, attempts: set[str]) -> None:
+def _writer(view: View, attempt: str) -> str | None:
+    """Who a hidden output of this attempt says that it was written by.
+
+    None where the attempt may still be writing it: it ran in a folder of which this spool is a
+    copy, is closed in the copy alone, its process is not proved dead, and it wrote to this very
+    OUT, and not to one that was copied too. Earlier versions named the attempt alone.
+    """
+    intent = view.intents.get(attempt)
+    if intent is None or not intent.folder:
+        return attempt
+    if _is_copied(view, intent) and _wrote_here(view, intent):
+        who = view.identity(attempt)
+        if who is None or liveness(who) is not Life.DEAD:
+            return None
+    return writer_name(run_mark(view.run.id, intent.folder), attempt)
+
+
+def _is_copied(view: View, intent: Intent) -> bool:
+    """Whether an attempt ran in a folder of which this spool is a copy."""
+    here = folder_id(view.layout.root)
+    return not is_same_folder(intent.folder, here, is_here(intent.parent))
+
+
+def _wrote_here(view: View, intent: Intent) -> bool:
+    """Whether an attempt wrote its outputs to the folder that is OUT now."""
+    here = folder_id(out_of(view.layout, view.run))
+    return is_same_folder(intent.out_folder, here, is_here(intent.parent))
+
+
+def _remove_hidden_outputs(out: Path, writers: set[str | None]) -> None:
     """Remove what these attempts were writing, wherever it lies below OUT."""
     for folder, folders, files in os.walk(out):
         for name in [*folders, *files]:
-            if parse_hidden_output(name) in attempts:
+            writer = parse_hidden_output(name)
+            if writer is not None and writer in writers:
                 _remove_quietly(Path(folder, name))
         # os.walk goes down into what is left in this list, so it is changed in place.
         folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]

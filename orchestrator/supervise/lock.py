@@ -25,6 +25,7 @@ from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.holder import read_holder
 from gpuspool.spool.identity import liveness, myself
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.place import folder_id
 from gpuspool.spool.publish import naming, patiently, replace
 from gpuspool.spool.records import Holder
 from gpuspool.spool.states import Life
@@ -112,7 +113,8 @@ def _warning(error: Exception) -> str:
 
 def announce(layout: Layout, epoch: int) -> None:
     """Write down that this process holds the spool, by rename(2). Raises OSError."""
-    holder = Holder(**asdict(myself()), epoch=epoch, since=time.time())
+    folder = folder_id(layout.root)
+    holder = Holder(**asdict(myself()), epoch=epoch, since=time.time(), folder=folder)
     replace(layout.holder, pretty(holder))
 
 

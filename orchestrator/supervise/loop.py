@@ -28,6 +28,7 @@ from gpuspool.orchestrator.supervise.adopting import adopt
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.orchestrator.supervise.drain import ASKED, Drain, DrainWatch, most_failed
 from gpuspool.orchestrator.supervise.finish import Outcome, finish
+from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.lock import announce
 from gpuspool.orchestrator.supervise.opinions import OUTAGE_S
@@ -69,11 +70,13 @@ class Orchestrator:
         options: Options,
         progress: Progress,
         received: Sequence[int],
+        folders: RunFolders,
         drained: int,
         trusted: Sequence[int] = (),
     ) -> None:
         """drained: the newest epoch that was drained when this start began, -1 for none."""
         self._view = view
+        self._folders = folders
         self._drained = drained
         self._orders = Orders(view.next_epoch(), job, options, len(slots), trusted)
         self._began = time.monotonic()
@@ -87,7 +90,7 @@ class Orchestrator:
         self._workers = Workers(view, self._orders)
         self._judge = Judge(view, epoch, options.max_crashes)
         self._situation = Situation(view, self._workers, self._judge, self._policy, epoch, slots)
-        self._telling = Telling(view.layout, epoch, progress)
+        self._telling = Telling(view.layout, epoch, progress, folders.spool.check)
         self._heartbeat = ParentHeartbeat(view.layout, epoch, options.lease_s)
         self._damage = DamageKeeper(view)
         # When the next rank that waits out its backoff may be started, or the next death be judged,
@@ -118,6 +121,8 @@ class Orchestrator:
                 self._abandon(trouble, bell)
                 raise
             self._workers.see_off(bell, self._tell_of_slow)
+        # What follows reads the spool and is written into it, and says where the outputs are.
+        self._folders.check()
         self._view.read_late_lines()
         seconds = time.monotonic() - self._began
         outcome = finish(self._view, ending, epoch, seconds, self._situation.sick_devices())
@@ -203,7 +208,12 @@ class Orchestrator:
                 return None
 
     def _look(self) -> None:
-        """Hear and read what is new, and deal with what needs no decision."""
+        """Hear and read what is new, and deal with what needs no decision.
+
+        Nothing is read, and so nothing is decided or done, unless the spool and OUT are where they
+        were. Raises FolderGone, and OSError.
+        """
+        self._folders.check()
         now = time.monotonic()
         drain = self._drains.hear(now)
         if drain is not None:

@@ -67,7 +67,10 @@ class Others:
         for name in list(self._leaving):
             if name in self._children:
                 continue
-            pid = self.pid_running(name)
+            # In a copy of a spool it is a worker of the original.
+            pid = None
+            if not self._detector.is_copied(name):
+                pid = self.pid_running(name)
             if pid is None:
                 del self._leaving[name]
             else:

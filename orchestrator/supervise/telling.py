@@ -11,6 +11,7 @@ import array
 import contextlib
 import os
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -23,7 +24,13 @@ from gpuspool.spool.view import View
 class Telling:
     """The story of one epoch."""
 
-    def __init__(self, layout: Layout, epoch: int, progress: Progress) -> None:
+    def __init__(
+        self, layout: Layout, epoch: int, progress: Progress, check_spool: Callable[[], None]
+    ) -> None:
+        """check_spool: raises where the spool is not the folder that it was. Then nothing is
+        recorded: the story of this run must not stand in another one's.
+        """
+        self._check_spool = check_spool
         self._path = layout.events
         self._epoch = epoch
         self._progress = progress
@@ -38,6 +45,7 @@ class Telling:
         story = {"at": time.time(), "event": event, "epoch": self._epoch, **fields}
         line = msgspec.json.encode(story) + b"\n"
         with contextlib.suppress(OSError):
+            self._check_spool()
             fd = open_to_append(self._path)
             try:
                 write_all(fd, line)

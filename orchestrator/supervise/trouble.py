@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.spool.errors import SyncError
+from gpuspool.spool.place import out_of
 from gpuspool.spool.publish import probe_folder
 from gpuspool.spool.records import Closing
 from gpuspool.spool.states import Reason
@@ -106,7 +106,7 @@ class DiskWatch:
         # and a quota may be counted for a user, a group or a folder. Each folder is tried, because
         # what holds for one of them need not hold for another.
         layout = self._view.layout
-        out = Path(self._view.run.out or layout.outputs)
+        out = out_of(layout, self._view.run)
         for folder in (out, layout.root, layout.subdir("logs")):
             probe_folder(folder)
         self._is_suspect = False

@@ -35,6 +35,7 @@ from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.death import Evidence, classify
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.identity import is_stopped
+from gpuspool.spool.place import folder_id
 from gpuspool.spool.processes import kill_marked, run_mark
 from gpuspool.spool.publish import open_to_append
 from gpuspool.spool.records import Closing
@@ -88,7 +89,7 @@ class Workers:
         self.children = Children(view, orders)
         self.others = Others(view, self.children, options.lease_s)
         self._view = view
-        self._mark = run_mark(view.layout.root, view.run.id)
+        self._mark = run_mark(view.run.id, folder_id(view.layout.root))
         self._interventions = Interventions()
         self._overdue = OverdueWatch(view)
         self._disks = DiskWatch(view)

@@ -68,3 +68,17 @@ class Segfault:
         if any(task.payload == "segv" for task in tasks):
             os.kill(os.getpid(), signal.SIGSEGV)
         return [task.payload for task in tasks]
+
+
+def publishes(task, ctx):
+    """Writes an output. With "wait" it waits for the gate before, with "raise" it raises behind it.
+
+    With "sub" its output lies in a folder of its own.
+    """
+    if task.payload in ("wait", "raise"):
+        note(f"{ctx.args['gate']}.waiting", f"{task.index} {os.getpid()}")
+        pass_gate(ctx.args["gate"])
+    if task.payload == "raise":
+        raise FileNotFoundError("the job's own folder is not there")
+    ctx.output(task, ".txt").write_text(f"{task.key} by {ctx.args.get('code', 'the first')}\n")
+    return task.key

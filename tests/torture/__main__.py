@@ -30,6 +30,7 @@ NAMES = (
     "damage",
     "full_disk",
     "zombies",
+    "moved_folders",
     "soak",
 )
 # How many failures of one row are printed; --json has them all.

@@ -120,8 +120,16 @@ static void path_of(int fd, char *path) {
 }
 
 /* The absolute path that a call means: that of a descriptor (name is NULL), or of a name below the
-   descriptor of a folder. */
+   descriptor of a folder, which may also be spelled /proc/self/fd/N/name. */
 static void resolve(int fd, const char *name, char *path) {
+    char *rest = NULL;
+    if (name && !strncmp(name, "/proc/self/fd/", 14)) {
+        int held = (int)strtol(name + 14, &rest, 10);
+        if (*rest == '/') {
+            fd = held;
+            name = rest + 1;
+        }
+    }
     if (name && name[0] == '/') {
         snprintf(path, PATH_MAX, "%s", name);
         return;

@@ -40,6 +40,7 @@ CALLS = (*OPENING, *MAKING, *REMOVING, *LINKING, *RENAMING, *WRITING, *SYNCING, 
 _LINE = re.compile(r"(\d+) +(?:<\.\.\. \w+ resumed>)?(.*?)( <unfinished \.\.\.>)?\n")
 _CALL = re.compile(r"(\w+)\((.*)\) += (-?\d+)(?:<\S*>)?(?:\(deleted\))?(?: .*)?", re.DOTALL)
 _FD = re.compile(r"(?:AT_FDCWD|\d+)<([^>]*)>(?:\(deleted\))?")
+_HELD = re.compile(r"^/proc/self/fd/\d+")
 _TEXT = re.compile(r'"([^"]*)"')
 
 
@@ -146,6 +147,9 @@ class Translator:
         # The inode of each open file, by the path under which it was opened: strace goes on calling
         # a descriptor by that.
         self._opened: dict[str, int] = {}
+        # What a worker names as /proc/self/fd/N: the spool, which every process opens before all
+        # other folders that it holds.
+        self._held = ""
         self.start_data: dict[int, bytes] = {}
         for path, data in tree(home).items():
             folder, name = self._place(self._home + path)
@@ -158,14 +162,19 @@ class Translator:
         """The changes that a call made below `home`; often none."""
         if call.name in UNKNOWN:
             descriptors = [os.fsdecode(_path_of(arg)) for arg in call.args]
-            if any(map(self._is_ours, [*descriptors, *_paths(call, self._home)])):
+            if any(map(self._is_ours, [*descriptors, *self._paths(call)])):
                 raise NotRecorded(f"{call.name} is not understood")
         elif call.name in (*WRITING, *SYNCING):
             yield from self._by_descriptor(call)
         else:
-            paths = [path for path in _paths(call, self._home) if self._is_ours(path)]
+            paths = [path for path in self._paths(call) if self._is_ours(path)]
             if paths:
                 yield from self._translators()[call.name](call, *paths)
+
+    def _paths(self, call: Call) -> list[str]:
+        """The absolute paths that a call names; what it reaches by a descriptor is spelled out."""
+        found = _paths(call, self._home)
+        return [_HELD.sub(lambda _: self._held, path) for path in found]
 
     def _translators(self) -> dict[str, Callable[..., Iterator[Op]]]:
         groups = (
@@ -220,6 +229,8 @@ class Translator:
 
     def _open(self, call: Call, path: str) -> Iterator[Op]:
         flags = call.args[-1] if call.name == "openat2" else " ".join(call.args[1:3])
+        if "O_PATH" in flags and not self._held:
+            self._held = path
         if call.name == "creat":
             flags = "O_CREAT|O_TRUNC"
         if "O_CREAT" not in flags and "O_TRUNC" not in flags:

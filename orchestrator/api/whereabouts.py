@@ -1,0 +1,122 @@
+"""Where OUT is when a run starts again: there, as its mark tells; gone; or moved.
+
+OUT is made and marked once, when the run is made. After that a folder without the mark is not the
+one that holds what was published: a file system is not mounted, or somebody moved OUT. To make OUT
+anew there would end in "40 of 40 complete" with most outputs elsewhere. So the start is refused,
+unless nothing was published yet. Called under the spool's lock.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from gpuspool.orchestrator.api.opening import alive_attempts
+from gpuspool.orchestrator.plan.holds import refuse_in_spool
+from gpuspool.orchestrator.plan.out import holds_anything, make_out, mark_out
+from gpuspool.spool.codec import seal_pretty
+from gpuspool.spool.errors import OrchestratorLive, UsageError
+from gpuspool.spool.place import out_of, read_mark
+from gpuspool.spool.publish import replace
+from gpuspool.spool.view import View
+
+
+def claim_out(view: View) -> None:
+    """See to it that OUT is there and bears this run's mark.
+
+    Raises UsageError where it does not and some output was published, and where it is another
+    run's.
+    """
+    out = out_of(view.layout, view.run)
+    mark = read_mark(out)
+    if mark == view.run.id:
+        return
+    if mark is not None:
+        raise UsageError(
+            f"--out {out} belongs to another run. Move that away and this run's folder back, or "
+            "say with --out-moved-to DIR where this run's outputs are."
+        )
+    published = _published(view)
+    if published:
+        what = "does not exist"
+        if out.is_dir():
+            what = "does not hold them: it has no mark of this run"
+        raise UsageError(
+            f"{len(published)} outputs of finished tasks were published in {out}, which {what}. "
+            "Mount its file system or move it back, then run the same command again. If it was "
+            "moved for good, add --out-moved-to DIR."
+        )
+    # Whoever made the run may have died before it made OUT.
+    if holds_anything(out) and view.run.out is not None:
+        raise UsageError(
+            f"--out {out} is not empty and has no mark of this run. Mount its file system, empty "
+            "it, or say with --out-moved-to DIR where this run's outputs are."
+        )
+    make_out(out, view.run.id)
+
+
+def record_move(view: View, moved_to: Path) -> None:
+    """Record, in both copies of run.json, that OUT is at another place now.
+
+    The names of outputs in the journals are relative to OUT, so nothing else changes. Raises
+    UsageError where that folder cannot be this run's OUT, and OrchestratorLive while somebody may
+    still write to the old one.
+    """
+    out = Path(os.path.abspath(moved_to))
+    if out == out_of(view.layout, view.run):
+        return
+    _refuse_other_folders(view, out)
+    alive = alive_attempts(view)
+    if alive:
+        raise OrchestratorLive(
+            f"{', '.join(alive)} may still write to {out_of(view.layout, view.run)}. "
+            "Stop them first with `gpuspool drain`, then say again where the outputs are."
+        )
+    mark_out(out, view.run.id)
+    run = msgspec.structs.replace(view.run, out=str(out))
+    record = seal_pretty(run)
+    # The one that is read first comes last: until then nothing has happened.
+    replace(view.layout.run_copy, record, durable=True)
+    replace(view.layout.run, record, durable=True)
+    view.use_run(run)
+
+
+def _refuse_other_folders(view: View, out: Path) -> None:
+    """Raise UsageError unless `out` is this run's OUT: by its mark, or since all outputs are there.
+
+    A mark is a hidden file, which `mv OUT/* DIR` leaves behind.
+    """
+    mark = read_mark(out) if out.is_dir() else None
+    if mark == view.run.id:
+        return
+    if not out.is_dir():
+        raise UsageError(f"--out-moved-to {out}: there is no such folder. Name the one it is now.")
+    if mark is not None:
+        raise UsageError(
+            f"--out-moved-to {out}: it holds the outputs of another run. Name this run's."
+        )
+    refuse_in_spool(out, view.layout.root)
+    published = _published(view)
+    if not published:
+        raise UsageError(
+            f"--out-moved-to {out}: nothing was published yet, and this folder has no mark of this "
+            "run. Put the one that has it back, or make a new run with --out."
+        )
+    missing = [name for name in published if not os.path.lexists(out / name)]
+    if missing:
+        raise UsageError(
+            f"--out-moved-to {out}: {len(missing)} of {len(published)} outputs are not there, the "
+            f"first is {missing[0]}. Name the folder that holds them all."
+        )
+
+
+def _published(view: View) -> list[str]:
+    """The names, below OUT, of all outputs of tasks that are complete."""
+    if view.ledger.n_complete == 0:
+        return []
+    # Imported here, since every start of a run imports this module and few come to this line.
+    from gpuspool.orchestrator.report.results import Results
+
+    return [name for result in Results(view) for name in result.outputs]
