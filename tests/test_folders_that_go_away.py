@@ -422,6 +422,7 @@ def test_a_folder_below_out_that_was_replaced_takes_no_output(
     out = tmp_path / "O"
     out.mkdir()
     outputs = Outputs(out, A0)
+    outputs.in_hand = (0,)
     outputs.path(a_task("sub/a"), "").write_text("a")
     assert outputs.publish([0]) == {0: [("sub/a", 1)]}
     outputs.path(a_task("sub/b"), "").write_text("b")
@@ -451,6 +452,7 @@ def test_what_was_published_as_out_went_away_is_not_believed(tmp_path: Path) -> 
         looks.append(len(published(out)))
 
     outputs = Outputs(out, A0, check)
+    outputs.in_hand = (0,)
     outputs.path(a_task("a"), ".txt").write_text("a")
     outputs.publish([0])
     assert looks == [0, 1]
@@ -463,6 +465,7 @@ def test_what_was_published_as_out_went_away_is_not_believed(tmp_path: Path) -> 
 
 def test_a_worker_never_makes_out(tmp_path: Path) -> None:
     outputs = Outputs(tmp_path / "O", A0)
+    outputs.in_hand = (0,)
     with pytest.raises(FileNotFoundError):
         outputs.path(a_task("sub/a"), "")
     assert isinstance(outputs.trouble, FileNotFoundError)
