@@ -70,6 +70,14 @@ def read_claim(layout: Layout, manifest: str, start: int, end: int) -> Claim | N
     return Claim(attempt=NOBODY, start=start, stop=min(later, default=end), at=0.0)
 
 
+def _is_torn(data: bytes) -> bool:
+    """Whether these bytes are what a power cut may leave of a claim, which is not synced.
+
+    That is one line without its end, as far as it was written, or zeroes in its place.
+    """
+    return not data.endswith(b"\n") or b"\0" in data
+
+
 def _starts(layout: Layout, manifest: str) -> Iterator[int]:
     """The starts of all claims that are listed, in no order."""
     for name in listdir(layout.claims(manifest)):
@@ -136,9 +144,14 @@ class ClaimChain:
                 break
             self.claims.append(claim)
             if claim.attempt == NOBODY and on_damage is not None:
-                path = self.layout.claim(self.manifest, claim.start)
-                on_damage(Damage(str(path), 0, "not a claim of this place"))
+                on_damage(self._damage(claim.start))
         return self
+
+    def _damage(self, start: int) -> Damage:
+        """What is wrong with the claim at `start`, which cannot be read."""
+        path = self.layout.claim(self.manifest, start)
+        data = read_bytes(path) or b""
+        return Damage(str(path), 0, "not a claim of this place", is_torn=_is_torn(data))
 
     def last_stray(self) -> int:
         """The last place held by a claim that the chain does not reach; -1 where there is none."""

@@ -12,17 +12,19 @@ closed by `close_attempts`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+
+import msgspec
 
 from gpuspool.spool.blame import judge, scene_of
 from gpuspool.spool.codec import pretty
 from gpuspool.spool.death import Death, TimedOut, ending_of, exit_code_of
-from gpuspool.spool.journal import link_empty_journal
+from gpuspool.spool.journal import JournalReader, link_empty_journal
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import publish_orphans
-from gpuspool.spool.publish import fsync_file, publish
-from gpuspool.spool.records import Closing, Count, Error, Record, TaskLine
-from gpuspool.spool.states import ErrorKind
+from gpuspool.spool.publish import fsync_file, listdir, publish
+from gpuspool.spool.records import Closing, Count, Error, JournalLine, Record, TaskFailure, TaskLine
+from gpuspool.spool.states import ErrorKind, LineState
 from gpuspool.spool.view import View
 
 
@@ -54,16 +56,84 @@ def publish_copies(layout: Layout, closing: Closing) -> None:
     The status record comes last, so that where it stands the failed tasks stand too.
     """
     for failure in closing.failures:
-        failed = FailedTask(
-            key=failure.key,
-            task=failure.task,
-            round=failure.round,
-            attempt=closing.attempt,
-            at=closing.at,
-            error=failure.error,
-        )
-        publish_failed_task(layout, failed)
+        publish_failed_task(layout, _copy_of(closing, failure))
     publish(layout.status(closing.state, closing.attempt), pretty(closing))
+
+
+def _copy_of(closing: Closing, failure: TaskFailure) -> FailedTask:
+    """The copy for a task that a closing failed."""
+    return FailedTask(
+        key=failure.key,
+        task=failure.task,
+        round=failure.round,
+        attempt=closing.attempt,
+        at=closing.at,
+        error=failure.error,
+    )
+
+
+def publish_missing_failures(view: View, attempts: Iterable[str]) -> None:
+    """Publish the failed-tasks files that the journals of these attempts owe, by link(2).
+
+    A worker writes the line of a failed task, then this copy of it, and may die in between.
+    """
+    told = set(listdir(view.layout.failed_tasks))
+    owing = [attempt for attempt in attempts if view.failed_by.get(attempt)]
+    failed = set(view.ledger.failed())
+    for record in failures_of(view, owing, failed):
+        if view.layout.failed_task(record.key).name not in told:
+            publish_failed_task(view.layout, record)
+
+
+def failures_of(view: View, attempts: Iterable[str], tasks: Set[int]) -> list[FailedTask]:
+    """The copies for those of these tasks of which these attempts tell the failure that counts.
+
+    That is the failed line of the newest round, in their journals or their closings. A task whose
+    key no readable manifest line tells has no copy.
+    """
+    found: dict[int, FailedTask] = {}
+    for attempt in attempts:
+        for failure in _failures_told(view, attempt):
+            is_newest = failure.round >= view.ledger.failed_round.get(failure.task, 0)
+            if failure.task in tasks and is_newest:
+                found[failure.task] = failure
+    keys = _keys_of(view, {task for task, failure in found.items() if not failure.key})
+    records: list[FailedTask] = []
+    for task, failure in found.items():
+        key = failure.key or keys.get(task)
+        if key is not None:
+            records.append(msgspec.structs.replace(failure, key=key))
+    return records
+
+
+def _failures_told(view: View, attempt: str) -> Iterator[FailedTask]:
+    """What an attempt tells of failed tasks; a journal line has no key, so that is "" then."""
+    if view.failed_by.get(attempt):
+        for _, line in JournalReader(view.layout, attempt, view.report).read(JournalLine):
+            if line.state is LineState.FAILED and line.error is not None:
+                yield FailedTask(
+                    key="",
+                    task=line.task,
+                    round=line.round,
+                    attempt=attempt,
+                    at=line.start + line.seconds,
+                    error=line.error,
+                )
+    closing = view.closed.get(attempt)
+    if closing is not None:
+        for failure in closing.failures:
+            yield _copy_of(closing, failure)
+
+
+def _keys_of(view: View, tasks: Set[int]) -> dict[int, str]:
+    """The keys of some tasks, as far as a readable manifest line tells them."""
+    keys: dict[int, str] = {}
+    if tasks:
+        for manifest in view.manifests.values():
+            for line in manifest.tasks():
+                if line.task in tasks:
+                    keys[line.task] = line.key
+    return keys
 
 
 def publish_failed_task(layout: Layout, record: FailedTask) -> None:
@@ -83,6 +153,7 @@ def close_attempts(view: View, deaths: Mapping[str, Death], by: str) -> dict[str
     3. Link each orphans manifest: the commit instant of that closing. Killed between two of them,
        the rest are open still, and whoever comes next closes them.
     4. Read the closings back: where somebody else was faster, theirs is the one that counts.
+    5. Publish the failed-tasks files that the dead still owed: copies, for people.
 
     An attempt that had not begun when it was judged and has since is left out of what is returned:
     judge it again. Where the journal of one attempt cannot be made durable nobody may say what that
@@ -104,7 +175,7 @@ def close_attempts(view: View, deaths: Mapping[str, Death], by: str) -> dict[str
     for attempt in ready:
         if attempt not in view.closed:
             _close(view, attempt, deaths[attempt], by, failed)
-    view.refresh()
+    publish_missing_failures(view.refresh(), ready)
     if trouble is not None:
         raise trouble
     return {attempt: view.closed[attempt] for attempt in ready if attempt in view.closed}

@@ -153,6 +153,9 @@ class JournalReader:
         self.offset = 0
         self._path = path
         self._report = report
+        # The lines that are being read, and where they begin.
+        self._lines = b""
+        self._lines_at = 0
 
     def read(self, kind: type[R]) -> Iterator[tuple[int, R]]:
         """(offset, record) of each new line but the first, which becomes `head`.
@@ -166,7 +169,10 @@ class JournalReader:
                 first, newline, data = data.partition(b"\n")
                 at = len(first) + len(newline)
                 self._take_head(first)
+            self._lines = data
+            self._lines_at = at
             yield from unseal_lines(data, at, kind, self._refuse)
+        self._lines = b""
 
     def _take_head(self, line: bytes) -> None:
         for _, head in unseal_lines(line, 0, JournalHead, self._refuse):
@@ -196,7 +202,17 @@ class JournalReader:
                     size *= 2
 
     def _refuse(self, at: int, reason: str) -> None:
-        self._report(Damage(self.path, at, reason))
+        self._report(Damage(self.path, at, reason, is_torn=self._holds_zeroes(at)))
+
+    def _holds_zeroes(self, at: int) -> bool:
+        """Whether a damaged line holds zeroes: JSON has none, and a power cut leaves them.
+
+        Lines are synced once a second, so what was written since then may reach the disk in any
+        order. The first line was synced before any other was written, and is not among these.
+        """
+        start = at - self._lines_at
+        end = self._lines.find(b"\n", start)
+        return start >= 0 and b"\0" in self._lines[start:end]
 
     def report_torn_tail(self) -> None:
         """Report the bytes behind the last newline: damage, once the attempt is closed."""
@@ -206,4 +222,4 @@ class JournalReader:
             return
         if size > self.offset:
             reason = f"torn line of {size - self.offset} bytes at the end"
-            self._report(Damage(self.path, self.offset, reason))
+            self._report(Damage(self.path, self.offset, reason, is_torn=True))

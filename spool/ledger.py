@@ -15,7 +15,8 @@ complete, failed, stopped     its orphans manifest says so
 
 a run is       when
 complete       every task is complete
-failed         every task is complete or failed
+failed         every task is complete or failed; but not while a task is unreadable and
+               something of the run may be alive, which may have it in hand
 running        else: a live orchestrator holds it, or an attempt of it is alive
 stopped        else; `resume` goes on
 """
@@ -164,9 +165,12 @@ class Ledger:
 
 def run_state(ledger: Ledger, is_live: bool) -> RunState:
     """How a run stands. is_live: its orchestrator or one of its attempts may be alive."""
-    if ledger.is_finished:
-        if ledger.n_complete == ledger.tasks:
-            return RunState.COMPLETE
+    if ledger.n_complete == ledger.tasks:
+        return RunState.COMPLETE
+    # An attempt may have read the line of an unreadable task before that was damaged, and complete
+    # it yet. So the orchestrator does not end while anybody is open, and neither does `wait`.
+    may_complete = is_live and len(ledger.unreadable) > 0
+    if ledger.is_finished and not may_complete:
         return RunState.FAILED
     if is_live:
         return RunState.RUNNING

@@ -37,11 +37,17 @@ SPLIT_PLACES = 4096
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """Bytes of the spool that could not be read as what they should be."""
+    """Bytes of the spool that could not be read as what they should be.
+
+    is_torn: they are what a crash or a power cut may leave of data that was not synced, cut short
+    or zeroes in its place, in a file of which the protocol expects that. What it held is run again
+    or claimed again, so nothing is wrong, though the bytes stay.
+    """
 
     path: str
     offset: int
     reason: str
+    is_torn: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}, byte {self.offset}: {self.reason}"

@@ -70,6 +70,12 @@ def verify_names(box: Box, file: str, offset: int | None) -> None:
     assert where in done.out
 
 
+def verify_notes(box: Box, file: str, offset: int) -> None:
+    """What a power cut may leave is named, and is no problem."""
+    done = box.run("verify", "S")
+    assert f"note: {box / 'S' / file}, byte {offset}: " in done.out
+
+
 def kept(box: Box, file: str) -> bytes:
     """The copy of a damaged file in corrupt/."""
     return (box / "S" / "corrupt" / file.replace("/", "-")).read_bytes()
@@ -154,7 +160,7 @@ def test_a_zeroed_block_in_a_journal(box: Box) -> None:
     first = data.rindex(b"\n", 0, 8192) + 1
     readable = {line["task"] for line in journal_lines(box / "S")}
     assert 0 < count - len(readable) < 20
-    verify_names(box, JOURNAL, first)
+    verify_notes(box, JOURNAL, first)
     results = results_of(box, 0, command)
     assert [result["result"] for result in results] == [*payloads, "wait"]
     assert not set(ran(box)[count:]) & readable
@@ -185,12 +191,9 @@ def test_a_lost_claim(box: Box, what: str, place: int) -> None:
         (claims / name).write_bytes(b"")
     last = name == names(claims)[-1] or place == -1
     if what == "emptied":
-        verify_names(box, f"claims/rank-0000/{name}", None)
+        verify_notes(box, f"claims/rank-0000/{name}", 0)
     elif not last:
-        assert (
-            box.run("verify", "S", code=5).out.count("outside the chain")
-            == len(names(claims)) - place
-        )
+        assert box.run("verify", "S").out.count("outside the chain") == len(names(claims)) - place
     expect_complete(box, command, {"claims/rank-0000"})
 
 
@@ -224,7 +227,7 @@ def test_a_damaged_manifest_line(box: Box, line: int) -> None:
     verify_names(box, MANIFEST, offset)
     task = line % 40
     if task < 20:
-        expect_complete(box, command, {MANIFEST, "stand in no readable manifest line"})
+        expect_complete(box, command, {MANIFEST, "in no readable manifest line"})
         return
     results = results_of(box, 3, command)
     failed = {
@@ -284,7 +287,7 @@ def test_an_emptied_file(box: Box, file: str) -> None:
     assert box.run("status", "S", "--json").record()["state"] == "stopped"
     if file.startswith(("attempts", "manifests")):
         verify_names(box, file, 0)
-    expect_complete(box, command, {file, "stand in no readable", "no orphans manifest"})
+    expect_complete(box, command, {file, "in no readable", "no orphans manifest"})
 
 
 def test_verify_names_an_emptied_status_record(box: Box) -> None:

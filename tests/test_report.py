@@ -288,8 +288,10 @@ def test_a_torn_tail_costs_nothing_else(tmp_path: Path) -> None:
     assert all_told(layout) == [0, "missing"]
 
 
-def test_a_line_that_is_damaged_between_two_looks_is_missing_and_reported(tmp_path: Path) -> None:
-    """The verdict stands in the view, but nobody can tell the result any more."""
+def test_a_line_that_is_damaged_between_two_looks_keeps_its_verdict_and_is_reported(
+    tmp_path: Path,
+) -> None:
+    """The verdict stands in the view, but nobody can tell the result any more: that is said."""
     layout = make_spool(tmp_path / "s", 4)
     writer = begin(layout, A0)
     for index in range(3):
@@ -299,14 +301,21 @@ def test_a_line_that_is_damaged_between_two_looks_is_missing_and_reported(tmp_pa
     results = Results(view)
     data = layout.journal(A0).read_bytes()
     layout.journal(A0).write_bytes(data.replace(b'"result":1', b'"result":7'))
-    assert [told(result) for result in results] == [0, "missing", 2, "whole"]
+    assert [result.state for result in results] == ["complete"] * 3 + ["failed"]
+    assert [result.value() for result in results] == [0, None, 2, None]
+    assert [result.error and result.error.type for result in results] == [
+        None,
+        "LineUnreadable",
+        None,
+        "Odd",
+    ]
     (damage,) = view.damage
     assert (damage.path, damage.offset) == (str(layout.journal(A0)), data.index(b'{"task":1'))
     layout.journal(A0).write_bytes(data[: data.index(b'{"task":2') + 20])
-    assert [told(result) for result in results] == [0, 1, "missing", "missing"]
-    assert list(results.failed()) == []
+    assert [result.value() for result in results] == [0, 1, None, None]
+    assert [result.error and result.error.kind for result in results.failed()] == ["unreadable"]
     layout.journal(A0).unlink()
-    assert [told(result) for result in results] == ["missing"] * 4
+    assert [result.state for result in results] == ["complete"] * 3 + ["failed"]
 
 
 # Keys.
@@ -354,9 +363,9 @@ def test_every_verb_gives_an_unreadable_task_the_same_verdict(box: Box) -> None:
     assert box.run("failed", "S", "--json").records() == [results[2]]
     assert "1 task: unreadable, TaskUnreadable" in box.run("failed", "S").out
     verified = box.run("verify", "S", code=5).out
-    assert "1 tasks stand in no readable manifest line, the first is 2" in verified
+    assert "1 task stands in no readable manifest line, the first is 2" in verified
     assert verified.splitlines()[-1].endswith("; 3 complete, 1 failed of 4")
-    assert "resume sweeps them" not in verified, "an unreadable task is not stranded"
+    assert "resume sweeps" not in verified, "an unreadable task is not stranded"
 
 
 @pytest.mark.parametrize("state", ["stranded", "held", "unclaimed"])
@@ -381,7 +390,7 @@ def test_every_verb_leaves_a_task_without_a_verdict_without_one(state: str, box:
     assert [found["index"] for found in box.run("failed", "S", "--json").records()] == [2]
     verified = box.run("verify", "S", code=None).out
     assert verified.splitlines()[-1].endswith("; 1 complete, 1 failed of 3")
-    assert ("resume sweeps them" in verified) == (state == "stranded")
+    assert ("resume sweeps it" in verified) == (state == "stranded")
     if state == "stranded":
         assert "stopped  1 complete, 1 failed" in box.run("wait", "S", code=4).out
 

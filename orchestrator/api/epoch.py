@@ -35,6 +35,7 @@ from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.text.progress import Progress, make_progress
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.layout import copy_name
 from gpuspool.spool.ledger import Ledger
@@ -89,7 +90,9 @@ def supervise(
             telling.tell("devices", str(pool))
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
             if is_retry:
-                progress.say(f"{_publish_retry(view)} failed tasks get another round")
+                count = _publish_retry(view)
+                tasks = count_of(count, "failed task gets", "failed tasks get")
+                progress.say(f"{tasks} another round")
             orchestrator = Orchestrator(
                 view, slots, job, options, progress, received, folders, drained, trust.named
             )

@@ -23,6 +23,7 @@ from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot, make_slots
 from gpuspool.orchestrator.supervise.lock import hold
 from gpuspool.orchestrator.text.progress import warn
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
@@ -79,12 +80,13 @@ def describe(layout: Layout, request: Request, given: Mapping[str, Any], fresh: 
         options = options_of_start(load_run(layout).options, given)
     costs = request.tasks.costs
     pool, slots = slots_for(options)
-    text = f"would {verb} {layout.root} for {len(costs)} tasks on {len(slots)} ranks"
+    text = f"would {verb} {layout.root} for {count_of(len(costs), 'task')} "
+    text += f"on {count_of(len(slots), 'rank')}"
     text += f"\n{pool}"
     for slot, planned in zip(slots, plan(costs, len(slots)), strict=True):
         cost = sum(costs[index] for index in planned)
         text += f"\nrank {slot.rank} on {slot.device_name}: "
-        text += f"{len(planned)} tasks of cost {cost:g}"
+        text += f"{count_of(len(planned), 'task')} of cost {cost:g}"
     return Report(layout.root, 0, {"total": len(costs), "complete": 0, "failed": 0}, text)
 
 

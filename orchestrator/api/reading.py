@@ -36,8 +36,12 @@ from gpuspool.spool.view import View, open_view
 if TYPE_CHECKING:
     from gpuspool.orchestrator.supervise.doctor import Check
 
-# Seconds between two looks of `wait`. A look at a run that has not moved opens few files.
-WAIT_LOOK_S = 0.2
+# Between two looks of `wait` lies a tenth of the time that it has waited so far, at least and at
+# most so many seconds: whoever waits for a second hears of the end at once, and whoever waits for
+# hours does not keep a file server busy. A look lists four folders and reads a file for each rank.
+LOOKS_PER_WAIT = 10
+SHORTEST_LOOK_S = 0.2
+LONGEST_LOOK_S = 2.0
 
 Spool = str | os.PathLike[str] | None
 
@@ -92,9 +96,13 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
                 return now
         else:
             ended_at = None
-        if timeout_s is not None and time.monotonic() - began > timeout_s:
-            return now
-        time.sleep(WAIT_LOOK_S)
+        waited_s = time.monotonic() - began
+        look_again_s = pause_s(waited_s)
+        if timeout_s is not None:
+            if waited_s > timeout_s:
+                return now
+            look_again_s = min(look_again_s, max(timeout_s - waited_s, SHORTEST_LOOK_S))
+        time.sleep(look_again_s)
         view.refresh()
 
 
@@ -135,6 +143,11 @@ def _verdicts_told(view: View) -> int | None:
         return int(summary["tasks"]["complete"] + summary["tasks"]["failed"])
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def pause_s(waited_s: float) -> float:
+    """How long `wait` pauses once it has waited so long."""
+    return min(max(waited_s / LOOKS_PER_WAIT, SHORTEST_LOOK_S), LONGEST_LOOK_S)
 
 
 def results(spool: Spool = None) -> Iterator[Result]:

@@ -29,6 +29,7 @@ from gpuspool.orchestrator.cli.options import (
 from gpuspool.orchestrator.cli.streams import RunEnded
 from gpuspool.orchestrator.text.printable import one_line, plain_json, printable
 from gpuspool.orchestrator.text.progress import say
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool import __version__
 from gpuspool.spool.errors import (
     EXIT_COMPLETE,
@@ -241,7 +242,7 @@ def verify(spool: str | None, as_json: bool) -> None:
         for text in found.notes:
             click.echo(f"note: {one_line(text)}")
         counts = "{complete} complete, {failed} failed of {total}".format(**found.counts)
-        click.echo(f"{len(found.problems)} problems; {counts}")
+        click.echo(f"{count_of(len(found.problems), 'problem')}; {counts}")
     if found.problems:
         sys.exit(SpoolError.exit_code)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 
 from gpuspool.orchestrator.plan.request import Request
+from gpuspool.orchestrator.text.printable import recordable
 from gpuspool.spool import __version__
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import SyncError, UsageError
@@ -181,7 +182,7 @@ def _run_record(request: Request, ranks: int) -> Run:
         out=request.out,
         created_at=time.time(),
         versions={"gpuspool": __version__, "python": sys.version.split()[0]},
-        argv=[word.encode(errors="backslashreplace").decode() for word in request.argv],
+        argv=[recordable(word) for word in request.argv],
         manifests=ranks,
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.text.printable import one_line
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.records import Error
 from gpuspool.spool.view import View
 
@@ -56,10 +57,7 @@ def failures_text(results: Iterable[Result]) -> str:
 
 
 def _headline(kind: str, type_: str, where: str, count: int) -> str:
-    tasks = "1 task"
-    if count > 1:
-        tasks = f"{count} tasks"
-    text = f"{tasks}: {kind}, {type_}"
+    text = f"{count_of(count, 'task')}: {kind}, {type_}"
     if where:
         text += f" at {where}"
     return f"{one_line(text)}\n"

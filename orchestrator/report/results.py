@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -43,7 +43,8 @@ class Result(msgspec.Struct, kw_only=True, gc=False):
     """What became of one task: a line of `gpuspool results`.
 
     index: the task's place among the inputs, from 0. key: None where no manifest can tell it.
-    result: JSON text, `null` where there is none; `value()` decodes it. error: why the task failed.
+    result: JSON text, `null` where there is none; `value()` decodes it. error: why the task failed;
+    of a complete task, that its line cannot be read any more, so that its result is unknown.
     seconds: how long the job took over it. rank: whose line tells this. outputs: names of files,
     relative to the folder for outputs.
 
@@ -79,6 +80,20 @@ class _Outcome(Record, frozen=True, kw_only=True):
     outputs: tuple[tuple[str, int], ...] = ()
 
 
+class _Outputs(Record, frozen=True, kw_only=True):
+    """What a journal line says of outputs; the rest is skipped, not decoded."""
+
+    outputs: tuple[tuple[str, int], ...] = ()
+
+
+class Published(msgspec.Struct, frozen=True):
+    """The outputs of one task: of each its name below OUT and its size in bytes."""
+
+    index: int
+    key: str | None
+    outputs: tuple[tuple[str, int], ...]
+
+
 class _Loss(msgspec.Struct, frozen=True):
     """A task that a closing failed: its worker died with it in hand, or took too long over it."""
 
@@ -102,24 +117,31 @@ class Results:
 
     def failed(self) -> Iterator[Result]:
         """The results of the failed tasks, in input order. Lines of other tasks are not read."""
-        for result in self.of(sorted(self._view.ledger.failed())):
-            # A journal that was damaged since the view was refreshed makes a task MISSING.
-            if result.state is ResultState.FAILED:
-                yield result
+        return self.of(sorted(self._view.ledger.failed()))
+
+    def outputs(self) -> Iterator[Published]:
+        """What each task published that published anything, in input order."""
+        for window in self._places.windows(range(self._view.run.tasks)):
+            lines = self._places.read(window, _Outputs)
+            for task in window:
+                line = lines.get(task)
+                if line is not None and line.outputs:
+                    yield Published(task, self._keys[task], line.outputs)
 
     def of(self, tasks: Iterable[int]) -> Iterator[Result]:
         """The results of some tasks, in the order given."""
-        # A line is read long after its place was found. If it was damaged meanwhile, its task has
-        # no outcome here, although the ledger counts it as complete or failed. Such a task is
-        # answered from what else is known, so that each task asked for gives one result, and one
-        # bad sector does not end the listing of a million.
+        # The state is always the one that the ledger has, so that all verbs agree. A line may count
+        # there and not be readable here: it may have been damaged since its place was found, or it
+        # may say more than this version understands. Such a task is answered from what else is
+        # known, so that each task asked for gives one result, and one bad sector does not end the
+        # listing of a million.
         for window in self._places.windows(tasks):
             outcomes = self._places.read(window, _Outcome)
             ranks = self._places.ranks(window)
             for task, rank in zip(window, ranks, strict=True):
                 outcome = outcomes.get(task)
                 if outcome is None:
-                    yield self._without_line(task)
+                    yield self._without_line(task, rank)
                     continue
                 yield Result(
                     index=task,
@@ -148,20 +170,32 @@ class Results:
             self._view.report(Damage(str(self._view.layout.journals), 0, text))
         return names
 
-    def _without_line(self, task: int) -> Result:
-        """The result of a task that no journal tells of, or none that can still be read."""
-        result = Result(index=task, key=self._keys[task], state=ResultState.MISSING)
-        if self._view.ledger.verdict(task) is not Verdict.FAILED:
-            return result
-        loss = self._losses.get(task)
-        if loss is not None:
-            result.rank = rank_of(loss.attempt)
-            result.error = loss.failure.error
-        elif task in self._view.ledger.unreadable:
-            result.error = _unreadable()
-        else:
-            return result
-        result.state = ResultState.FAILED
+    def _without_line(self, task: int, rank: int | None) -> Result:
+        """The result of a task that no journal tells of, or none that can still be read.
+
+        rank: whose line it was that cannot be read any more, None where there was none.
+        """
+        result = Result(index=task, key=self._keys[task], state=ResultState.MISSING, rank=rank)
+        ledger = self._view.ledger
+        match ledger.verdict(task):
+            case None:
+                pass
+            case Verdict.COMPLETE:
+                # Its result is not null but unknown, which must not pass for a result.
+                result.state = ResultState.COMPLETE
+                result.error = _line_unreadable()
+            case Verdict.FAILED:
+                result.state = ResultState.FAILED
+                loss = self._losses.get(task)
+                if loss is not None:
+                    result.rank = rank_of(loss.attempt)
+                    result.error = loss.failure.error
+                elif task in ledger.unreadable:
+                    result.error = _task_unreadable()
+                else:
+                    result.error = _line_unreadable()
+            case unknown:
+                assert_never(unknown)
         return result
 
 
@@ -185,6 +219,11 @@ def _failures(view: View) -> Iterator[tuple[str, TaskFailure]]:
             yield failure.error.attempts[-1], failure
 
 
-def _unreadable() -> Error:
+def _task_unreadable() -> Error:
     message = "no readable manifest line describes this task any more; see corrupt/"
     return Error(kind=ErrorKind.UNREADABLE, type="TaskUnreadable", message=message)
+
+
+def _line_unreadable() -> Error:
+    message = "the journal line that tells more of this task cannot be read; see `gpuspool verify`"
+    return Error(kind=ErrorKind.UNREADABLE, type="LineUnreadable", message=message)

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from gpuspool.orchestrator.report.keys import TaskKey
-from gpuspool.orchestrator.report.results import Result, Results
+from gpuspool.orchestrator.report.results import Published, Results
+from gpuspool.orchestrator.text.words import count_of
+from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden_output
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.place import out_of, out_trouble
@@ -70,7 +73,8 @@ def _listed_claims(view: View, manifest: str) -> set[str]:
 def _count_tasks(ledger: Ledger, found: Findings) -> None:
     """What the journals tell of the tasks, in numbers."""
     if ledger.duplicates:
-        found.notes.append(f"{ledger.duplicates} tasks ran twice and are counted once")
+        tasks = count_of(ledger.duplicates, "task ran twice and is", "tasks ran twice and are")
+        found.notes.append(f"{tasks} counted once")
     found.counts["total"] = ledger.tasks
     found.counts["complete"] = ledger.n_complete
     found.counts["failed"] = ledger.n_failed
@@ -124,35 +128,39 @@ def _check_tasks(view: View, found: Findings) -> None:
     n_absent = described.count(0)
     if n_absent:
         first = described.find(0)
-        found.problems.append(
-            f"{n_absent} tasks stand in no readable manifest line, the first is {first}"
-        )
+        tasks = count_of(n_absent, "task stands", "tasks stand")
+        found.problems.append(f"{tasks} in no readable manifest line, the first is {first}")
 
 
 def _check_stranded(view: View, found: Findings) -> None:
     """That no task is stranded. A crash leaves such tasks, so they are only noted."""
     n_stranded = len(stranded_tasks(view))
     if n_stranded:
-        found.notes.append(
-            f"{n_stranded} tasks are claimed by nobody who lives; resume sweeps them"
-        )
+        tasks = count_of(n_stranded, "task is", "tasks are")
+        them = "it" if n_stranded == 1 else "them"
+        found.notes.append(f"{tasks} claimed by nobody who lives; resume sweeps {them}")
 
 
 def _check_claims(view: View, listed: dict[str, set[str]], found: Findings) -> None:
-    """That each claim belongs to an attempt that began, and that each name is part of a chain."""
+    """That each claim belongs to an attempt that began, and that each name is part of a chain.
+
+    Claims are not synced. Where a power cut took one, those behind it lie outside the chain, and
+    stay there when it grows anew: they hold nothing.
+    """
     for name, chain in view.chains.items():
         chained = set()
         for claim in chain.claims:
             path = view.layout.claim(name, claim.start)
             chained.add(path.name)
-            if claim.attempt not in view.journals:
+            # One that cannot be read belongs to NOBODY, and is told as damage.
+            if claim.attempt != NOBODY and claim.attempt not in view.journals:
                 found.problems.append(
                     f"{path}: no attempt {claim.attempt!r} began; resume sweeps its tasks"
                 )
         folder = view.layout.claims(name)
         outside = listed.get(name, set()) - chained
         for start in sorted(outside):
-            found.problems.append(f"{folder}/{start}: outside the chain")
+            found.notes.append(f"{folder}/{start}: outside the chain, so it holds nothing")
 
 
 def _check_status_records(view: View, found: Findings) -> None:
@@ -184,31 +192,67 @@ def _status_problem(view: View, state: str, path: Path) -> str:
 
 
 def _check_outputs(view: View, found: Findings) -> None:
-    """That each output is there and belongs to one task, and that none lies inside another."""
+    """That each output is there as it was published, belongs to one task, and that none lies inside
+    of another.
+    """
     folder = out_of(view.layout, view.run)
     owner: dict[str, int] = {}
     trouble = out_trouble(view.layout, view.run)
     if trouble:
         found.problems.append(trouble)
-    for result in Results(view):
-        if result.outputs:
-            _check_outputs_of(result, folder, owner, found)
+    for published in Results(view).outputs():
+        _check_outputs_of(published, folder, owner, found)
     _check_nesting(owner, found)
 
 
-def _check_outputs_of(result: Result, folder: Path, owner: dict[str, int], found: Findings) -> None:
+def _check_outputs_of(
+    published: Published, folder: Path, owner: dict[str, int], found: Findings
+) -> None:
     """Check the outputs of one task, and note that they are its own if nobody had them first."""
-    task = f"{result.index} ({result.key})"
-    for name in result.outputs:
-        first = owner.setdefault(name, result.index)
-        if first != result.index:
+    task = f"{published.index} ({published.key})"
+    for name, size in published.outputs:
+        first = owner.setdefault(name, published.index)
+        if first != published.index:
+            # Its size is that of whichever task was first.
             found.problems.append(
                 f"tasks {first} and {task} have one output {name}; the first stayed"
             )
-    paths = [folder / name for name in result.outputs]
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        found.problems.append(f"task {task}: its output {missing[0]} is missing")
+        path = folder / name
+        problem = _output_problem(path, size)
+        if problem:
+            found.problems.append(f"task {task}: its output {path} {problem}")
+
+
+def _output_problem(path: Path, size: int) -> str:
+    """What is wrong with an output that was published with so many bytes; "" if nothing is."""
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            found = _bytes_below(path)
+        elif stat.S_ISREG(mode):
+            found = path.lstat().st_size
+        else:
+            return "is no file or folder any more"
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}"
+    if found != size:
+        return f"has {found} bytes, and had {size} when it was published"
+    return ""
+
+
+def _bytes_below(folder: Path) -> int:
+    """The bytes of all files in a folder, as the worker counted them. Raises OSError."""
+    size = 0
+    for parent, _, names in os.walk(folder, onerror=_raise):
+        for name in names:
+            size += Path(parent, name).lstat().st_size
+    return size
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _check_hidden_outputs(view: View, found: Findings) -> None:
@@ -243,9 +287,9 @@ def _check_nesting(owner: dict[str, int], found: Findings) -> None:
 
 
 def _add_damage(view: View, found: Findings) -> None:
-    """Damage is a problem, except for the torn last line of a journal: a crash leaves that."""
+    """Damage is a problem, except for what a crash or a power cut leaves of data not synced."""
     for damage in view.damage:
-        if damage.reason.startswith("torn line"):
+        if damage.is_torn:
             found.notes.append(str(damage))
         else:
             found.problems.append(str(damage))

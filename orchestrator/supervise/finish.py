@@ -15,8 +15,11 @@ from typing import Any, Literal, assert_never
 import msgspec
 
 from gpuspool.orchestrator.supervise.leftovers import remove_leftovers
+from gpuspool.orchestrator.supervise.repair import make_way
 from gpuspool.orchestrator.supervise.rulings import how_it_failed
-from gpuspool.spool.closing import FailedTask, publish_copies
+from gpuspool.orchestrator.text.printable import recordable
+from gpuspool.spool.closing import FailedTask, failures_of, publish_copies
+from gpuspool.spool.codec import pretty
 from gpuspool.spool.errors import (
     EXIT_COMPLETE,
     EXIT_DRAINED,
@@ -29,7 +32,7 @@ from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import STATES, rank_of
 from gpuspool.spool.place import out_of
 from gpuspool.spool.publish import listdir, make_subfolder, read_record, rename, replace
-from gpuspool.spool.records import Closing
+from gpuspool.spool.records import Closing, Record
 from gpuspool.spool.states import AttemptState, Ending, Reason
 from gpuspool.spool.view import View
 
@@ -40,6 +43,18 @@ class Outcome(msgspec.Struct, frozen=True):
     how: Ending
     exit_code: int
     message: str
+
+
+class _Summary(Record, frozen=True, kw_only=True):
+    """What is read again of summary.json, to keep it."""
+
+    how: str
+    epoch: int
+    seconds: float
+    at: float
+    tasks: dict[str, int]
+    attempts: list[dict[str, Any]]
+    sick_devices: dict[str, list[int]]
 
 
 def finish(
@@ -53,7 +68,8 @@ def finish(
     # The summary comes last, so that whoever sees it finds all that it speaks of. Hidden files are
     # removed only while nobody is open: an attempt of another host may be writing one right now.
     _make_missing_copies(view)
-    file_away_old_failures(view)
+    told = file_away_old_failures(view)
+    _make_missing_failures(view, told)
     if not view.open_attempts:
         remove_leftovers(view)
     message = _message(view, ending, epoch, seconds)
@@ -62,6 +78,7 @@ def finish(
     outcome = Outcome(ending, _exit_code(view, ending), message)
     summary = _summary(view, outcome, epoch, seconds)
     summary["sick_devices"] = sick
+    _keep_what_was(view, summary)
     data = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
     replace(view.layout.summary, data, durable=True)
     return outcome
@@ -103,22 +120,43 @@ def _make_missing_copies(view: View) -> None:
             publish_copies(layout, closing)
 
 
-def file_away_old_failures(view: View) -> None:
+def _make_missing_failures(view: View, told: set[int]) -> None:
+    """Make the files of failed-tasks/ that are missing or cannot be read, by rename(2).
+
+    told: the failed tasks that have one. A worker may have died between a line and its file, and
+    these files are not synced, so a power cut may have emptied them. Raises OSError.
+    """
+    # Journals are read again only if a file is missing, which the ledger tells without reading.
+    owed = set(view.ledger.failed()) - told - view.ledger.unreadable
+    if owed:
+        for record in failures_of(view, view.attempts, owed):
+            path = view.layout.failed_task(record.key)
+            make_way(path)
+            replace(path, pretty(record), durable=False)
+
+
+def file_away_old_failures(view: View) -> set[int]:
     """Move files of failed-tasks/ that are no longer true to the folders of their rounds.
 
-    Those are the ones of earlier rounds, and of tasks that are complete now. By rename(2). Raises
-    OSError.
+    Those are the ones of earlier rounds, and of tasks that are complete now. By rename(2). Returns
+    the tasks of the files that stay. Raises OSError.
     """
+    told: set[int] = set()
     for filename in listdir(view.layout.failed_tasks):
         path = view.layout.failed_tasks / filename
         # The folders of earlier rounds are in there too.
         if not path.is_file():
             continue
         record = read_record(path, FailedTask)
-        if record is not None and _is_overtaken(view, record):
+        if record is None:
+            continue
+        if _is_overtaken(view, record):
             folder = view.layout.failed_round(record.round)
             make_subfolder(folder)
             rename(path, folder / filename)
+        else:
+            told.add(record.task)
+    return told
 
 
 def _is_overtaken(view: View, record: FailedTask) -> bool:
@@ -303,8 +341,27 @@ def _summary(view: View, outcome: Outcome, epoch: int, seconds: float) -> dict[s
             "ran_twice": ledger.duplicates,
         },
         "attempts": [_attempt(view, name) for name in view.attempts],
-        "damage": [str(damage) for damage in view.damage],
+        "damage": [recordable(str(damage)) for damage in view.damage],
     }
+
+
+def _keep_what_was(view: View, summary: dict[str, Any]) -> None:
+    """Keep what the summary that is there tells of the run, if nothing has happened since.
+
+    Whoever gives the command of a finished run again starts nothing, and what the run took and
+    which devices were sick in it must not be replaced by how long it took to see that.
+    """
+    before = read_record(view.layout.summary, _Summary)
+    if before is None:
+        return
+    now = msgspec.to_builtins(summary)
+    if before.tasks != now["tasks"] or before.attempts != now["attempts"]:
+        return
+    summary["epoch"] = before.epoch
+    summary["seconds"] = before.seconds
+    summary["sick_devices"] = before.sick_devices
+    if before.how == now["how"]:
+        summary["at"] = before.at
 
 
 def _attempt(view: View, name: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from gpuspool.orchestrator.plan.environment import environment_for, group_variab
 from gpuspool.orchestrator.plan.nvml import cores_near
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.opinions import PATIENCE
+from gpuspool.orchestrator.text.printable import recordable
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.cores import usable_cores
 from gpuspool.spool.errors import EXIT_UNSEEN
@@ -167,7 +168,8 @@ def launch(
         epoch=orders.epoch,
         device=slot.device_name,
         world_size=orders.world_size,
-        argv=argv,
+        # For people alone; the path of a spool may not be UTF-8.
+        argv=[recordable(word) for word in argv],
         parent=myself(),
         job=orders.job,
         options=orders.options,

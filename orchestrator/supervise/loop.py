@@ -41,6 +41,7 @@ from gpuspool.orchestrator.supervise.telling import Telling, weigh_progress
 from gpuspool.orchestrator.supervise.trouble import ABANDON_S, Patience
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.orchestrator.text.progress import Progress
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import STATES
 from gpuspool.spool.mending import mend_claims
 from gpuspool.spool.publish import publish
@@ -349,7 +350,8 @@ class Orchestrator:
         count = sweep(self._view)
         self._situation.note_sweep()
         if count:
-            text = f"{count} stranded tasks are given out again: nobody held them"
+            tasks = count_of(count, "stranded task is", "stranded tasks are")
+            text = f"{tasks} given out again: nobody held them"
             self._telling.tell("swept", text, tasks=count)
 
 

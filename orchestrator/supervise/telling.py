@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from gpuspool.orchestrator.text.printable import recordable
 from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import open_to_append, write_all
@@ -42,7 +43,9 @@ class Telling:
 
     def record(self, event: str, **fields: object) -> None:
         """Append one line to events.jsonl with a single write(2)."""
-        story = {"at": time.time(), "event": event, "epoch": self._epoch, **fields}
+        # Texts may name paths that are not UTF-8.
+        told = {name: _recordable(value) for name, value in fields.items()}
+        story = {"at": time.time(), "event": event, "epoch": self._epoch, **told}
         line = msgspec.json.encode(story) + b"\n"
         with contextlib.suppress(OSError):
             self._check_spool()
@@ -62,6 +65,12 @@ class Telling:
         ledger = view.ledger
         note = f"{len(view.open_attempts)} ranks"
         self._progress.update(ledger.n_complete, ledger.n_failed, ledger.cost_complete, note)
+
+
+def _recordable(value: object) -> object:
+    if isinstance(value, str):
+        return recordable(value)
+    return value
 
 
 def weigh_progress(view: View) -> None:

@@ -8,6 +8,7 @@ newline could forge a line of ours, and a character that turns the direction of 
 - `printable` is for text of several lines, whose newlines and tabs are meant.
 - `one_line` is for a name or a message in a line of ours.
 - `plain_json` is for JSON: it stays the same value, byte for byte once it is parsed.
+- `recordable` is for what people find in a record: text that UTF-8 can say.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def plain_json(data: bytes) -> bytes:
     Outside of its strings JSON has ASCII alone, so every such character stands in a string.
     """
     return _UNSAFE_UTF8.sub(_escape_utf8, data)
+
+
+def recordable(text: str) -> str:
+    """The text with each surrogate escaped as \udc80: records are UTF-8, and paths may not be."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _escape(match: re.Match[str]) -> str:
