@@ -56,18 +56,18 @@ def publish_copies(layout: Layout, closing: Closing) -> None:
     The status record comes last, so that where it stands the failed tasks stand too.
     """
     for failure in closing.failures:
-        publish_failed_task(layout, _copy_of(closing, failure))
+        publish_failed_task(layout, _copy_of(failure, closing.attempt, closing.at))
     publish(layout.status(closing.state, closing.attempt), pretty(closing))
 
 
-def _copy_of(closing: Closing, failure: TaskFailure) -> FailedTask:
-    """The copy for a task that a closing failed."""
+def _copy_of(failure: TaskFailure, attempt: str, at: float) -> FailedTask:
+    """The copy for a task that a closing or a ruling failed at some time."""
     return FailedTask(
         key=failure.key,
         task=failure.task,
         round=failure.round,
-        attempt=closing.attempt,
-        at=closing.at,
+        attempt=attempt,
+        at=at,
         error=failure.error,
     )
 
@@ -88,21 +88,26 @@ def publish_missing_failures(view: View, attempts: Iterable[str]) -> None:
 def failures_of(view: View, attempts: Iterable[str], tasks: Set[int]) -> list[FailedTask]:
     """The copies for those of these tasks of which these attempts tell the failure that counts.
 
-    That is the failed line of the newest round, in their journals or their closings. A task whose
-    key no readable manifest line tells has no copy.
+    That is the failure of the newest round, in their journals or closings, or in a ruling. A task
+    whose key no readable manifest line tells has no copy.
     """
-    found: dict[int, FailedTask] = {}
+    told: list[FailedTask] = []
     for attempt in attempts:
-        for failure in _failures_told(view, attempt):
-            is_newest = failure.round >= view.ledger.failed_round.get(failure.task, 0)
-            if failure.task in tasks and is_newest:
-                found[failure.task] = failure
+        told += (failure for failure in _failures_told(view, attempt) if failure.task in tasks)
+    for ruling in view.rulings.values():
+        for failure in ruling.failures:
+            if failure.task in tasks:
+                told.append(_copy_of(failure, failure.error.attempts[-1], ruling.at))
+    found: dict[int, FailedTask] = {}
+    for one in told:
+        if one.round >= view.ledger.failed_round.get(one.task, 0):
+            found[one.task] = one
     keys = _keys_of(view, {task for task, failure in found.items() if not failure.key})
     records: list[FailedTask] = []
-    for task, failure in found.items():
-        key = failure.key or keys.get(task)
+    for task, record in found.items():
+        key = record.key or keys.get(task)
         if key is not None:
-            records.append(msgspec.structs.replace(failure, key=key))
+            records.append(msgspec.structs.replace(record, key=key))
     return records
 
 
@@ -122,7 +127,7 @@ def _failures_told(view: View, attempt: str) -> Iterator[FailedTask]:
     closing = view.closed.get(attempt)
     if closing is not None:
         for failure in closing.failures:
-            yield _copy_of(closing, failure)
+            yield _copy_of(failure, attempt, closing.at)
 
 
 def _keys_of(view: View, tasks: Set[int]) -> dict[int, str]:

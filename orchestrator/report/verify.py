@@ -270,8 +270,8 @@ def _check_hidden_outputs(view: View, found: Findings) -> None:
         folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]
     if hidden:
         found.notes.append(
-            f"{len(hidden)} hidden files or folders in {folder} were written and never published, "
-            f"the first is {min(hidden)}"
+            f"{count_of(len(hidden), 'hidden file or folder', 'hidden files or folders')} in "
+            f"{folder} written and never published, the first is {min(hidden)}"
         )
 
 

@@ -17,7 +17,7 @@ import msgspec
 from gpuspool.orchestrator.supervise.leftovers import remove_leftovers
 from gpuspool.orchestrator.supervise.repair import make_way
 from gpuspool.orchestrator.supervise.rulings import how_it_failed
-from gpuspool.orchestrator.text.printable import recordable
+from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.spool.closing import FailedTask, failures_of, publish_copies
 from gpuspool.spool.codec import pretty
 from gpuspool.spool.errors import (
@@ -302,7 +302,7 @@ def _about_device(view: View, device: str, ranks: list[int]) -> str:
         # The job chose another device. Where it chose that of a rank, this rank worked.
         return f"Nothing was done on device {device} ({names}, host {host}): {_why(last)}"
     return (
-        f"Look at device {device} ({names}, host {host}): the last attempts on it "
+        f"Look at device {one_line(device)} ({names}, host {host}): the last attempts on it "
         f"failed, while others did its tasks. The last was {last.attempt}, log {log}: {_why(last)}"
     )
 
@@ -320,7 +320,7 @@ def _last_failure(view: View, ranks: list[int]) -> Closing:
 def _why(closing: Closing) -> str:
     """Why an attempt failed, in a few words."""
     if closing.error is not None:
-        return f"{closing.error.type}: {closing.error.message}"
+        return one_line(f"{closing.error.type}: {closing.error.message}")
     if closing.exit_code is not None:
         return describe_exit(closing.exit_code)
     return closing.reason

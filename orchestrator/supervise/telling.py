@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from gpuspool.orchestrator.text.printable import recordable
+from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import open_to_append, write_all
@@ -56,9 +56,9 @@ class Telling:
                 os.close(fd)
 
     def tell(self, event: str, text: str, **fields: object) -> None:
-        """Record an event, and print its text."""
+        """Record an event, and print its text, in which a newline could forge a line of ours."""
         self.record(event, text=text, **fields)
-        self._progress.say(text)
+        self._progress.say(one_line(text))
 
     def show(self, view: View) -> None:
         """Show how far the run is."""
