@@ -287,7 +287,7 @@ def test_whoever_closes_a_dead_worker_makes_the_file_that_it_owed(tmp_path: Path
 
 def test_no_file_is_made_for_what_was_retried_or_is_complete_now(box: Box) -> None:
     command: list[str | Path] = ["run", f"{JOBS}/gates.py:gated", "--spool", "S", "--tasks"]
-    command += [box.tasks(["bad", "bad"]), "--arg", f"gate={box / 'gate'}"]
+    command += [box.tasks(["bad", "bad", "a"]), "--arg", f"gate={box / 'gate'}"]
     box.run(*command, code=3)
     box.run("retry", "S", code=3)
     folder = box / "S" / "failed-tasks"
