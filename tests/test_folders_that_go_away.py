@@ -34,7 +34,7 @@ from gpuspool.worker.outputs import Outputs
 
 needs_mounts = pytest.mark.skipif(bool(mounts.why_not()), reason=mounts.why_not() or "-")
 
-PAYLOADS = ["go"] * 6 + ["wait"] * 4
+PAYLOADS = ["go"] * 6 + ["wait"] * 8
 # What `gpuspool` says where a folder went away.
 GONE = "is not the folder that it was"
 
@@ -345,12 +345,12 @@ def test_out_is_not_moved_under_workers_that_write_to_it(box: Box) -> None:
 
 
 def test_an_out_without_any_output_is_made_anew(box: Box) -> None:
-    started = start(box, "--out", "O", payloads=["wait"] * 4)
+    started = start(box, "--out", "O", payloads=["hold"] * 4)
     box.kill_all()
     started.wait()
     shutil.rmtree(box / "O")
     open_gate(box)
-    box.run(*command(box, "--out", "O", payloads=["wait"] * 4))
+    box.run(*command(box, "--out", "O", payloads=["hold"] * 4))
     assert_sound(box, "S", 4)
 
 
