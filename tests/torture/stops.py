@@ -81,7 +81,8 @@ class Case:
         for n in bad[BAD:]:
             payloads[n]["term"] = True
         self._run: list[str | Path] = ["run", "--tasks", self._box.tasks(payloads), "-q"]
-        self._run += ["--spool", "S", "--ranks", str(self._rng.randint(1, 3)), "--grace", "20s"]
+        self._ranks = self._rng.randint(1, 3)
+        self._run += ["--spool", "S", "--ranks", str(self._ranks), "--grace", "20s"]
         if self.outcome.job == "command":
             self._run += ["--", sys.executable, JOB, "{key}", "{output}.txt", "{input}"]
         else:
@@ -123,15 +124,24 @@ class Case:
         return self._box.start(*self._run, program=PROGRAM)
 
     def _wait_for_progress(self, started: Started) -> None:
-        """Wait until some tasks have their lines, or a moment has passed, or the run is over."""
-        goal = count_lines(self._spool) + self._rng.randint(2, TASKS // 2)
-        until = time.monotonic() + self._rng.uniform(0.5, 3.0)
+        """Wait until the run is over, or some tasks have their lines and a helper is at work.
+
+        Some stops come sooner: while processes start.
+        """
+        goal = count_lines(self._spool) + self._rng.randint(0, TASKS // 2)
+        until = time.monotonic() + self._rng.choice((0.3, 1.0, 10.0, 10.0, 10.0, 10.0))
         wait_until(
             lambda: (
-                started.is_over() or time.monotonic() > until or count_lines(self._spool) >= goal
+                started.is_over()
+                or time.monotonic() > until
+                or (count_lines(self._spool) >= goal and self._is_helper_at_work())
             ),
             PATIENCE_S,
         )
+
+    def _is_helper_at_work(self) -> bool:
+        """Whether there are more processes than the parent and its workers."""
+        return len(self._box.processes()) > 1 + self._ranks
 
     def _stop_everybody(self, started: Started) -> signal.Signals:
         """Signal every process of this run, once, in some order."""
