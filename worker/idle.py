@@ -100,8 +100,9 @@ class Idling:
         self._journal = journal
         self._drain = drain
         self._parent = parent
-        # The number of claims that the last idle line in the journal tells of.
-        self._claims_told = 0
+        # The number of claims that the last idle line in the journal tells of; -1 before any. The
+        # first time it is said also without a claim: one may stand in this attempt's name.
+        self._claims_told = -1
         # Made at the first help: it reads the whole spool, and most attempts never need to.
         self._detector: FailureDetector | None = None
         self._sweep_pause_s = FIRST_SWEEP_S

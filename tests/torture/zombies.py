@@ -223,7 +223,7 @@ def stalls(play: Play) -> None:
 
 def _has_begun_a_task(spool: Path, attempt: str) -> bool:
     """Whether an attempt has begun a task. Before, it may be silent past the stall time-out."""
-    return (spool / "journal" / f"{attempt}.jsonl").read_bytes().count(b"\n") > 1
+    return (spool / "journal" / f"{attempt}.jsonl").read_bytes().count(b'"task":') > 0
 
 
 def stuck(play: Play) -> None:
