@@ -70,6 +70,9 @@ def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
 # One task in so many of a manifest comes from its other end.
 NEWS_EVERY = 4
 
+# A shorter manifest is left in order: its first quarter is over soon anyway.
+NEWS_LEAST = 48
+
 
 def _news_start(tasks: Sequence[int]) -> int:
     """Where the tasks that come early begin: the last quarter."""
@@ -84,6 +87,8 @@ def _with_news(tasks: Sequence[int], early: Sequence[int]) -> Sequence[int]:
     longest or stand together in the list, is mixed with others: a process that meets it still
     completes some tasks, and shows that it is in order.
     """
+    if len(tasks) < NEWS_LEAST:
+        return tasks
     ordered = array.array("q", tasks)
     n_early = len(early)
     places = range(0, n_early * NEWS_EVERY, NEWS_EVERY)

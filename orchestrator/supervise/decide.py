@@ -40,13 +40,13 @@ import msgspec
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.opinions import (
-    BROKEN_TASKS,
     NEWS_S,
     OPINIONS,
     OUTAGE_S,
     PATIENCE,
     Trial,
     awaits_news,
+    broken_tasks,
     fruitless_row,
     patience_after,
     pause_s,
@@ -110,7 +110,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     `is_unsettled`: the journal of a closed attempt is shorter here than its closing says, and may
     be seen whole in a moment. `finished_at` is when the attempts were told that every task has a
     verdict, None before that. `is_ruling_due`: doubtful tasks can be ruled. `is_last`: every
-    unfinished task is doubtful; `is_settling`: and verdicts are given. `complete` tasks are,
+    unfinished task is doubtful; `is_settling`: and verdicts are given. `complete` of all `tasks` are,
     `doubtful` ones failed in `doubting` attempts and have no verdict. `barren` attempts have ended
     since a task was finished, which was at `finished_last_at`.
     """
@@ -128,6 +128,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     is_ruling_due: bool = False
     is_last: bool = False
     is_settling: bool = False
+    tasks: int = 0
     complete: int = 0
     doubtful: int = 0
     doubting: int = 0
@@ -285,7 +286,7 @@ def _is_broken(snapshot: Snapshot) -> bool:
     """
     if snapshot.complete or snapshot.doubting < OPINIONS:
         return False
-    if snapshot.doubtful < min(BROKEN_TASKS, snapshot.tasks_left):
+    if snapshot.doubtful < min(broken_tasks(snapshot.tasks), snapshot.tasks_left):
         return False
     busy = {attempt.rank for attempt in snapshot.open}
     for rank in snapshot.past:
@@ -318,7 +319,7 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     ready.sort(key=lambda rank: rank.ended_at)
     launches: list[Action] = []
     for rank in ready[:n_wanted]:
-        patience = patience_after(rank.place, snapshot.is_settling)
+        patience = patience_after(rank.place, snapshot.is_settling, is_new=not snapshot.complete)
         launches.append(Launch(rank.slot, patience))
     return launches
 

@@ -24,6 +24,7 @@ tests/test_blame_worlds.py runs them in thousands of simulated worlds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import Enum, auto
 
@@ -55,8 +56,10 @@ LAST_S = 300.0
 LAST_FRACTION = 0.25
 
 # So many different tasks must have failed, and none may have completed, before a job counts as
-# broken. With a quarter of all inputs bad at random, so many in a row are one chance in 200,000.
-BROKEN_TASKS = 9
+# broken; in a small run it takes a part of all tasks. With a quarter of all inputs bad, at random or
+# all of them in front, that does not happen.
+BROKEN_TASKS = 16
+BROKEN_FRACTION = 1 / 3
 
 # If nothing is finished for so long, an outage is not waited out any more: the run ends, and the
 # same command goes on later.
@@ -221,13 +224,21 @@ def strikes(trials: Sequence[Trial]) -> int:
     return count
 
 
-def patience_after(trials: Sequence[Trial], is_settling: bool) -> int:
+def broken_tasks(n_tasks: int) -> int:
+    """How many different tasks of a run must fail, and none complete, before its job is broken."""
+    return min(BROKEN_TASKS, max(1, math.ceil(BROKEN_FRACTION * n_tasks)))
+
+
+def patience_after(trials: Sequence[Trial], is_settling: bool, is_new: bool) -> int:
     """How many failures in a row shall end the next process of a place that had these trials.
 
-    is_settling: only doubtful tasks are left, and verdicts are given.
+    is_settling: only doubtful tasks are left, and verdicts are given. is_new: nothing ever completed
+    in this run, so it is not known whether the job works at all.
     """
     if is_settling:
         return LAST_PATIENCE
+    if is_new:
+        return PATIENCE
     if any(trial.failed for trial in fruitless_row(trials)):
         return NEXT_PATIENCE
     return PATIENCE

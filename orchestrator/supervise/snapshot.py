@@ -260,6 +260,7 @@ class Situation:
             is_ruling_due=is_ruling_due,
             is_last=self._judge.is_last,
             is_settling=last_since is not None and self._finished_last_at >= last_since,
+            tasks=ledger.tasks,
             complete=ledger.n_complete,
             doubtful=len(doubtful),
             doubting=self._doubting(doubtful),

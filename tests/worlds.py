@@ -1,0 +1,522 @@
+"""Simulated worlds for the theory of blame: tasks, devices, processes and what goes wrong with them.
+
+A `World` is drawn from a seed: how many tasks there are, how long each takes and which are bad;
+how many devices, and which are sick from when on; processes that spoil; an outage in which every
+task fails. `play` runs it in virtual time, event by event. What is decided (which task has failed,
+who is launched when and with how much patience, whether the job is broken) is decided by the
+orchestrator's own functions, `decide` and `rule`. Workers and the spool are played here, in a few
+lines: claims, orphans, doubtful tasks that wait for a second opinion.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gpuspool.orchestrator.plan.create import plan
+from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.supervise.decide import (
+    Break,
+    End,
+    Launch,
+    OpenAttempt,
+    Policy,
+    RankPast,
+    Snapshot,
+    decide,
+    next_restart_at,
+    sick_devices,
+)
+from gpuspool.orchestrator.supervise.opinions import (
+    Ground,
+    Opinion,
+    Ruling,
+    Trial,
+    fruitless_row,
+    rule,
+    strikes,
+)
+from gpuspool.spool.states import Life
+
+POLICY = Policy(max_restarts=3)
+# How long an idle worker leaves doubtful tasks of its own device to others, as in worker/idle.py.
+TEMPTED_S = 2.0
+# A run that takes more events than this goes round in circles.
+MOST_EVENTS = 300_000
+
+
+class World:
+    """What is true of one world, drawn from its seed; nobody in it knows."""
+
+    def __init__(self, seed: int) -> None:
+        draw = random.Random(seed)
+        self.seed = seed
+        self.n_tasks = draw.choice([12, 40, 100, 400, 1000])
+        self.n_devices = draw.choice([1, 1, 2, 2, 3, 4, 8])
+        self.is_cpu = draw.random() < 0.2
+        self.load_s = draw.choice([0.2, 2.0, 20.0])
+        n_bad = draw.choice([0, 0, 1, 2, self.n_tasks // 20, self.n_tasks // 8, self.n_tasks // 4])
+        self.n_bad = min(n_bad, self.n_tasks // 4)
+        self.where = draw.choice(["front", "random", "block"])
+        self.bad = self._draw_bad(draw)
+        self.bad_crashes = draw.random() < 0.3
+        # When in its time a bad task fails.
+        self.bad_after = draw.choice([0.001, 0.5, 1.0])
+        usual_s = draw.choice([0.01, 0.1, 1.0, 10.0, 60.0])
+        self.seconds = [
+            usual_s * draw.choice([1.0, 1.0, draw.lognormvariate(0, 1)])
+            for _ in range(self.n_tasks)
+        ]
+        span_s = sum(self.seconds) / self.n_devices
+        kind = draw.choice(
+            ["fine", "sick", "sick", "spoils", "outage", "outage", "sick and outage"]
+        )
+        self.kind = kind
+        # device -> from when on every task fails there
+        self.sick: dict[int, float] = {}
+        if "sick" in kind and self.n_devices > 1 and not self.is_cpu:
+            count = draw.randint(1, self.n_devices - 1)
+            for device in draw.sample(range(self.n_devices), count):
+                is_from_the_start = draw.random() < 0.5
+                later_s = draw.uniform(0, span_s) + self.load_s
+                self.sick[device] = 0.0 if is_from_the_start else later_s
+        self.sick_crashes = draw.random() < 0.3
+        # How likely a task spoils its process, in which every later task fails then.
+        self.spoils = draw.choice([0.002, 0.01]) if kind == "spoils" else 0.0
+        self.outage: tuple[float, float] | None = None
+        if "outage" in kind:
+            begin = draw.uniform(0, span_s) + self.load_s
+            self.outage = (begin, begin + draw.choice([2.0, 20.0, 60.0, 200.0]))
+        # When in its time a task fails for what its world does.
+        self.fails_after = draw.choice([0.001, 0.3])
+
+    def _draw_bad(self, draw: random.Random) -> set[int]:
+        tasks = range(self.n_tasks)
+        if self.where == "front":
+            return set(tasks[: self.n_bad])
+        if self.where == "random":
+            return set(draw.sample(tasks, self.n_bad))
+        start = draw.randrange(self.n_tasks - self.n_bad + 1)
+        return set(tasks[start : start + self.n_bad])
+
+    def is_outage(self, at: float) -> bool:
+        return self.outage is not None and self.outage[0] <= at < self.outage[1]
+
+    def bound_s(self) -> float:
+        """What the healthy devices need at least: their share of the work, starts and the outage."""
+        n_healthy = self.n_devices - len(self.sick)
+        work_s = 0.0
+        for task, seconds in enumerate(self.seconds):
+            work_s += seconds * (self.bad_after if task in self.bad else 1.0)
+        loads = 1.0
+        if self.bad_crashes:
+            # Each bad task takes two processes along.
+            loads += 2 * self.n_bad / n_healthy
+        outage_s = 0.0
+        if self.outage is not None:
+            outage_s = self.outage[1] - self.outage[0]
+        return max(work_s / n_healthy, max(self.seconds)) + loads * self.load_s + outage_s
+
+
+@dataclass
+class Outcome:
+    """How a world ended. fresh_at_outage: how many tasks nobody had tried when it began."""
+
+    how: str
+    seconds: float
+    executions: int
+    failed: set[int]
+    complete: set[int]
+    given_up: set[int]
+    launches: int
+    fresh_at_outage: int | None
+
+
+@dataclass(eq=False)
+class Process:
+    """One attempt of a rank, as the play knows it."""
+
+    name: str
+    rank: int
+    patience: int
+    completed: int = 0
+    row: int = 0
+    pending: deque[int] = field(default_factory=deque)
+    failed: list[int] = field(default_factory=list)
+    is_open: bool = True
+    is_starting: bool = True
+    is_spoiled: bool = False
+    idle_since: float | None = None
+    known: int = 0
+
+    @property
+    def is_proven(self) -> bool:
+        return self.completed > 0 and self.row == 0
+
+
+@dataclass
+class Failure:
+    """One failure of one task. before: completions of the place's ranks when its process died."""
+
+    process: Process
+    completed: int
+    died: bool
+    since: float
+    ended_before: int
+
+
+class Play:
+    """One world in virtual time."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.now = 0.0
+        self._draw = random.Random(world.seed + 1)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+        self._names = itertools.count()
+        n = world.n_devices
+        self._slots = [Slot(rank, "" if world.is_cpu else f"GPU-{rank}") for rank in range(n)]
+        planned = plan([1.0] * world.n_tasks, n)
+        self._fresh = [deque(tasks) for tasks in planned]
+        self._doubtful: list[int] = []
+        self._complete: set[int] = set()
+        self._failed: set[int] = set()
+        self._failures: dict[int, list[Failure]] = {}
+        self._unruled: set[int] = set()
+        self._ended: list[list[Process]] = [[] for _ in range(n)]
+        self._ended_at = [0.0] * n
+        self._open: list[Process | None] = [None] * n
+        self._finished_last = 0.0
+        self._barren = 0
+        self._last_since: float | None = None
+        self._fresh_at_outage: int | None = None
+        self._executions = 0
+        self._launches = 0
+        self._how = ""
+
+    def at(self, when: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (when, next(self._count), what))
+
+    def run(self) -> Outcome:
+        n_events = 0
+        self._look()
+        while self._events and not self._how:
+            self.now, _, what = heapq.heappop(self._events)
+            what()
+            if not self._how:
+                self._look()
+            n_events += 1
+            if n_events > MOST_EVENTS:
+                self._how = "endless"
+        given_up = {int(token[4:]) for token in sick_devices(self._past(), POLICY.max_restarts)}
+        return Outcome(
+            how=self._how or "stuck",
+            seconds=self.now,
+            executions=self._executions,
+            failed=self._failed,
+            complete=self._complete,
+            given_up=given_up,
+            launches=self._launches,
+            fresh_at_outage=self._fresh_at_outage,
+        )
+
+    # Workers.
+
+    def _launch(self, rank: int, patience: int) -> None:
+        process = Process(f"a{next(self._names)}", rank, patience)
+        process.known = self._acquitted(self._row(rank))
+        self._open[rank] = process
+        self._launches += 1
+        self.at(self.now + self.world.load_s, lambda: self._step(process))
+
+    def _close(self, process: Process) -> None:
+        process.is_open = False
+        self._open[process.rank] = None
+        if process.pending:
+            self._fresh.append(process.pending)
+        self._ended[process.rank].append(process)
+        self._ended_at[process.rank] = self.now
+        self._barren += 1
+
+    def _step(self, process: Process) -> None:
+        """A worker takes its next task, or waits for one."""
+        if not process.is_open:
+            return
+        process.is_starting = False
+        task = self._take(process)
+        if task is None:
+            self._idle(process)
+            return
+        process.idle_since = None
+        self._executions += 1
+        seconds = self.world.seconds[task]
+        cause, after_s, dies = self._fate(process, task, seconds)
+        self.at(self.now + after_s, lambda: self._end(process, task, cause, dies))
+
+    def _fate(self, process: Process, task: int, seconds: float) -> tuple[str, float, bool]:
+        """(what a task fails of, "" for nothing; after how long; whether its process dies)."""
+        world = self.world
+        early_s = seconds * world.fails_after
+        since = world.sick.get(process.rank)
+        if since is not None and self.now >= since:
+            return "sick", early_s, world.sick_crashes
+        if process.is_spoiled or self._draw.random() < world.spoils:
+            process.is_spoiled = True
+            return "spoiled", early_s, False
+        if world.is_outage(self.now):
+            return "outage", early_s, False
+        if world.outage is not None and self.now < world.outage[0] < self.now + seconds:
+            # Half of the tasks that an outage comes upon need what is gone.
+            if self._draw.random() < 0.5:
+                return "outage", world.outage[0] - self.now, False
+        if task in world.bad:
+            return "bad", seconds * world.bad_after, world.bad_crashes
+        return "", seconds, False
+
+    def _end(self, process: Process, task: int, cause: str, dies: bool) -> None:
+        if not cause:
+            self._complete.add(task)
+            self._unruled.discard(task)
+            process.completed += 1
+            process.row = 0
+            self._finish_one()
+            self._step(process)
+            return
+        process.failed.append(task)
+        process.row += 1
+        ended_before = len(self._ended[process.rank])
+        failure = Failure(process, process.completed, dies, self.now, ended_before)
+        self._failures.setdefault(task, []).append(failure)
+        self._unruled.add(task)
+        if dies or process.row >= process.patience:
+            self._close(process)
+        else:
+            self._step(process)
+
+    def _finish_one(self) -> None:
+        self._finished_last = self.now
+        self._barren = 0
+
+    def _take(self, process: Process) -> int | None:
+        has_fresh = bool(process.pending) or any(self._fresh)
+        if process.is_proven or not has_fresh:
+            for task in self._doubtful:
+                if self._may_try(process, task):
+                    self._doubtful.remove(task)
+                    return task
+        if not process.pending and has_fresh:
+            source = self._fresh[process.rank] or max(self._fresh, key=len)
+            size = max(1, min(len(source) // (4 * self.world.n_devices), 50))
+            process.pending.extend(source.popleft() for _ in range(size))
+        if process.pending:
+            return process.pending.popleft()
+        return None
+
+    def _may_try(self, process: Process, task: int) -> bool:
+        was_patient = process.idle_since is not None and self.now - process.idle_since >= TEMPTED_S
+        for failure in self._failures[task]:
+            if failure.process is process:
+                return False
+            is_same_device = failure.process.rank == process.rank and not self.world.is_cpu
+            if is_same_device and self.world.n_devices > 1 and not was_patient:
+                return False
+        return True
+
+    def _idle(self, process: Process) -> None:
+        if process.idle_since is None:
+            process.idle_since = self.now
+        waited_s = self.now - process.idle_since
+        tempting = [task for task in self._doubtful if self._has_failed_in(task, process)]
+        if tempting and len(tempting) == len(self._doubtful):
+            is_alone = sum(other is not None for other in self._open) == 1
+            if is_alone or waited_s >= TEMPTED_S:
+                self._close(process)
+                return
+        self.at(self.now + (0.25 if waited_s < 5 else 1.0), lambda: self._step(process))
+
+    def _has_failed_in(self, task: int, process: Process) -> bool:
+        return any(failure.process is process for failure in self._failures[task])
+
+    # The orchestrator.
+
+    def _look(self) -> None:
+        world = self.world
+        untried = [task for task in self._unfinished() if task not in self._failures]
+        if world.outage is not None and self.now >= world.outage[0]:
+            if self._fresh_at_outage is None:
+                self._fresh_at_outage = len(untried)
+        if untried:
+            self._last_since = None
+        elif self._last_since is None:
+            self._last_since = self.now
+        self._rule()
+        snapshot = self._snapshot()
+        if snapshot.tasks_left == 0:
+            self._how = "finished"
+            return
+        for action in decide(snapshot, POLICY, self.now):
+            match action:
+                case Launch(slot, patience):
+                    self._launch(slot.rank, patience)
+                case Break(ending) | End(ending):
+                    self._how = ending
+        restart_at = next_restart_at(snapshot, POLICY, self.now)
+        if restart_at is not None:
+            self.at(restart_at, lambda: None)
+
+    def _unfinished(self) -> list[int]:
+        tasks = range(self.world.n_tasks)
+        return [t for t in tasks if t not in self._complete and t not in self._failed]
+
+    def _rule(self) -> None:
+        ground = self._ground()
+        for task in [*self._unruled, *self._doubtful]:
+            opinions = self._opinions(task)
+            ruling = rule(opinions, ground)
+            is_waiting = task in self._unruled
+            if ruling is Ruling.FAIL:
+                self._failed.add(task)
+                self._unruled.discard(task)
+                if task in self._doubtful:
+                    self._doubtful.remove(task)
+                self._finish_one()
+            elif is_waiting and self._is_ready(task, opinions, ground):
+                self._unruled.discard(task)
+                self._doubtful.append(task)
+
+    def _is_ready(self, task: int, opinions: list[Opinion], ground: Ground) -> bool:
+        """Whether the place of a task's last failure cannot confirm it any more, or need not."""
+        last = self._failures[task][-1]
+        if self._last_since is not None or self._is_confirmed(last):
+            return True
+        if last.died:
+            may_be_confirmed = len(self._ended[last.process.rank]) <= last.ended_before + 1
+        else:
+            may_be_confirmed = last.process.is_open and last.process.idle_since is None
+        if not may_be_confirmed:
+            return True
+        if len(opinions) == 1:
+            return False
+        confirmed = [Opinion(one.attempt, one.device, True, one.since_s) for one in opinions]
+        return rule(confirmed, ground) is not Ruling.FAIL
+
+    def _ground(self) -> Ground:
+        unproven = 0
+        if self._last_since is not None:
+            for task in self._unfinished():
+                unproven += not any(map(self._is_confirmed, self._failures[task]))
+        past = self._past()
+        given_up = sick_devices(past, POLICY.max_restarts)
+        in_play = {one.slot.device_name for one in past if one.device not in given_up}
+        trusted = {one.slot.device_name for one in past if not strikes(one.place)}
+        devices = frozenset(trusted & in_play or in_play)
+        return Ground(devices, self._last_since, unproven, self.now, self.now)
+
+    def _opinions(self, task: int) -> list[Opinion]:
+        found: list[Opinion] = []
+        for one in self._failures[task]:
+            device = self._slots[one.process.rank].device_name
+            found.append(Opinion(one.process.name, device, self._is_confirmed(one), one.since))
+        return found
+
+    def _is_confirmed(self, failure: Failure) -> bool:
+        if not failure.died:
+            return failure.process.completed > failure.completed
+        later: list[Process | None] = [*self._ended[failure.process.rank]]
+        later = [*later[failure.ended_before + 1 :], self._open[failure.process.rank]]
+        return any(process.completed for process in later if process is not None)
+
+    def _trials(self, rank: int) -> tuple[Trial, ...]:
+        return tuple(
+            Trial(
+                completed=process.completed,
+                failed=len(set(process.failed)),
+                acquitted=self._acquitted([process]),
+                convicted=len(set(process.failed) & self._failed),
+                known=process.known,
+                is_silent=not process.completed and not process.failed,
+            )
+            for process in self._ended[rank]
+        )
+
+    def _row(self, rank: int) -> list[Process]:
+        row: list[Process] = []
+        for process in reversed(self._ended[rank]):
+            if process.completed:
+                break
+            row.append(process)
+        return row
+
+    def _acquitted(self, processes: list[Process]) -> int:
+        tasks: set[int] = set()
+        for process in processes:
+            tasks.update(process.failed)
+        return len(tasks & self._complete)
+
+    def _past(self) -> list[RankPast]:
+        past: list[RankPast] = []
+        for slot in self._slots:
+            trials = self._trials(slot.rank)
+            row = self._row(slot.rank)
+            failed_elsewhere = 0
+            if row:
+                for task in row[0].failed:
+                    ranks = {failure.process.rank for failure in self._failures[task]}
+                    failed_elsewhere += len(ranks) > 1
+            process = self._open[slot.rank]
+            past.append(
+                RankPast(
+                    slot,
+                    trials=trials,
+                    device_trials=trials,
+                    ended_at=self._ended_at[slot.rank],
+                    acquitted=self._acquitted(row),
+                    failed_elsewhere=failed_elsewhere,
+                    is_failing=process is not None and process.row > 0,
+                )
+            )
+        return past
+
+    def _snapshot(self) -> Snapshot:
+        unfinished = self._unfinished()
+        doubtful = [task for task in unfinished if task in self._failures]
+        doubting: set[str] = set()
+        for task in doubtful:
+            doubting.update(failure.process.name for failure in self._failures[task])
+        open_ = [
+            OpenAttempt(process.name, process.rank, Life.ALIVE, process.is_starting)
+            for process in self._open
+            if process is not None
+        ]
+        last_since = self._last_since
+        return Snapshot(
+            tasks_left=len(unfinished),
+            unclaimed=len(self._doubtful) + sum(map(len, self._fresh)),
+            open=open_,
+            past=self._past(),
+            was_swept=True,
+            is_last=last_since is not None,
+            is_settling=last_since is not None and self._finished_last >= last_since,
+            tasks=self.world.n_tasks,
+            complete=len(self._complete),
+            doubtful=len(doubtful),
+            doubting=len(doubting),
+            barren=self._barren,
+            finished_last_at=self._finished_last,
+        )
+
+
+def play(seed: int) -> tuple[World, Outcome]:
+    """One world, and how it ended."""
+    world = World(seed)
+    return world, Play(world).run()
+
+
+def in_doubt(trials: tuple[Trial, ...]) -> bool:
+    """Whether tasks failed in the last processes of a place, and none completed."""
+    return bool(fruitless_row(trials))
