@@ -16,6 +16,7 @@ from gpuspool.spool.identity import identity_of, liveness, myself
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Options
 from gpuspool.spool.states import Life
+from gpuspool.spool.view import drain_epoch
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.standing import Standing
@@ -61,7 +62,7 @@ def test_the_beat_goes_on_after_a_look_for_a_drain_that_failed(tmp_path: Path) -
     """Without its thread nothing is synced, nor is any drain seen."""
     layout = make_spool(tmp_path / "s", 4)
     intent = intend(layout, A0)
-    drain = Drain()
+    drain = Drain(is_published=lambda: drain_epoch(layout) >= 0)
     standing = Standing(layout, A0, lease_s=120)
     beat = Beat(layout, intent, myself(), begin(layout, A0), drain, standing)
     beat._lease_s = 0.6  # looks and beats each 50 ms

@@ -37,7 +37,7 @@ def under(script: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("start", [IGNORE_CHILDREN, IGNORE_ALL], ids=["SIGCHLD", "all"])
 def test_a_failed_command_fails_whatever_is_ignored(box: Box, start: str) -> None:
-    command = ["run", "--lines", box.lines(4), "--spool", "S", "--", "false"]
+    command = ["run", "--lines", box.lines(4), "--spool", "S", "--keep-going", "--", "false"]
     done = box.run(*command, program=under(start), code=3)
     assert "4 failed" in done.err
     assert [line["state"] for line in journal_lines(box / "S")] == ["failed"] * 4
@@ -46,7 +46,8 @@ def test_a_failed_command_fails_whatever_is_ignored(box: Box, start: str) -> Non
 @pytest.mark.parametrize("start", [IGNORE_CHILDREN, IGNORE_ALL], ids=["SIGCHLD", "all"])
 def test_a_failed_command_of_a_job_fails_whatever_is_ignored(box: Box, start: str) -> None:
     job = f"{JOBS}/stops.py:fails_in_child"
-    box.run("run", job, "--lines", box.lines(2), "--spool", "S", program=under(start), code=3)
+    command = ["run", job, "--lines", box.lines(2), "--spool", "S", "--keep-going"]
+    box.run(*command, program=under(start), code=3)
     errors = [line["error"]["type"] for line in journal_lines(box / "S")]
     assert errors == ["CalledProcessError"] * 2
 
@@ -96,7 +97,8 @@ def reap(number, frame):
         pass
 
 def go():
-    report = gpuspool.run({job!r}, items={items!r}, spool="S", max_crashes=1, quiet=True)
+    options = {{"max_crashes": 1, "keep_going": True, "quiet": True}}
+    report = gpuspool.run({job!r}, items={items!r}, spool="S", **options)
     print(report.exit_code, report.counts["complete"], report.counts["failed"])
 
 if __name__ == "__main__":
@@ -166,7 +168,7 @@ def test_a_handler_of_the_program_is_called_once_the_run_is_over() -> None:
 @pytest.mark.skipif(shutil.which("perl") is None, reason="perl is not there")
 def test_as_perl_starts_it(box: Box) -> None:
     start = ("perl", "-e", '$SIG{CHLD}="IGNORE"; exec @ARGV', GPUSPOOL)
-    command = ["run", "--lines", box.lines(4), "--spool", "S", "--", "false"]
+    command = ["run", "--lines", box.lines(4), "--spool", "S", "--keep-going", "--", "false"]
     box.run(*command, program=start, code=3)
 
 

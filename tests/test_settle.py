@@ -39,12 +39,14 @@ class Scene:
             self.layout,
             A0,
             wanted,
+            MOST_HELD,
             self.journal,
             self.backlog,
             self.standing,
             Timer(self.layout, A0, wanted, lambda: True),
             self.doing,
             self.drain,
+            is_believing=True,
         )
         self.settler.take_in_hand([task(index) for index in range(10)])
 

@@ -184,7 +184,8 @@ def hangs(task, ctx):
 
 @pytest.mark.parametrize("code", ["kill -TERM $$", "exit 143", "kill -INT $$", "exit 1"])
 def test_a_command_that_ends_itself_fails_where_nobody_stops(box: Box, code: str) -> None:
-    box.run("run", "--lines", box.lines(3), "--spool", "S", "--", "sh", "-c", code, code=3)
+    command = ["run", "--lines", box.lines(3), "--spool", "S", "--keep-going"]
+    box.run(*command, "--", "sh", "-c", code, code=3)
     assert [line["state"] for line in journal_lines(box / "S")] == ["failed"] * 3
 
 
@@ -212,7 +213,7 @@ def test_a_task_that_ends_well_during_a_drain_is_complete(box: Box) -> None:
     """And one that failed long before it has failed."""
     job = box.write("mixed.py", MIXED)
     command: list[str | Path] = ["run", f"{job}:mixed", "--tasks", box.tasks(["bad", "wait", "go"])]
-    command += ["--arg", f"gate={box / 'gate'}", "--spool", "S"]
+    command += ["--arg", f"gate={box / 'gate'}", "--spool", "S", "--keep-going"]
     started = box.start(*command)
     wait_until(lambda: ready(box))
     wait_until(lambda: time.time() > (box / "gate.ready").stat().st_mtime + 2 * MOMENT_S)

@@ -18,10 +18,10 @@ Decided here:
   held back: a line in the journal says how it failed, this attempt lets go of it, and the
   orchestrator rules whether the task was to blame, once it has seen how it fares elsewhere. A task
   that fails during a stop stays in hand, and is given back.
-- **Whether a failure is a verdict**, with `--keep-going` and in the seed API, where each one is. It
-  waits for a moment: if a stop is told meanwhile, which everybody got at once, nobody is to blame
-  (see `spool/signals.py`), and the task is given back. The tasks that follow are run meanwhile, so
-  that costs no time unless nothing else is left.
+- **Whether a failure is a verdict**, with `--keep-going` and in the seed API, where each one is.
+  It, and any failure that looks like a stop, waits for a moment: if a stop is told meanwhile, which
+  everybody got at once, nobody is to blame (see `spool/signals.py`), and the task is given back.
+  The tasks that follow are run meanwhile, so that costs no time unless nothing else is left.
 - **Whether this process is in order.** If too many tasks fail in a row, it may not be, and it ends.
 """
 
@@ -207,10 +207,13 @@ class Settler:
         if tries <= self._retries:
             self._defer(line, error)
             return
-        if not self._is_believing:
-            self._hold_back(line, verdict, error)
-            return
         looks_like_stop = error.signal in signals.ENDING_NAMES or self._drain.is_deaf()
+        if not self._is_believing and not looks_like_stop:
+            # Whoever dies or drains now confirms nothing, so this speaks against nobody yet.
+            if self._standing.is_still_open():
+                self._in_hand.remove(line)
+                self._hold_back(line, verdict, error)
+            return
         moment_s = signals.moment_after(looks_like_stop)
         if not self._drain.is_possible:
             moment_s = 0.0
@@ -231,10 +234,12 @@ class Settler:
         self._drain.look()
         left: list[Held] = []
         for held in self._held:
-            if self._drain.cause_of(held.failed_at, held.moment_s) is Cause.OTHER:
+            if self._drain.cause_of(held.failed_at, held.moment_s) is not Cause.OTHER:
+                left.append(held)
+            elif self._is_believing:
                 self._fail(held)
             else:
-                left.append(held)
+                self._hold_back(held.line, held.verdict, held.error)
         self._held = left
 
     def held_for_s(self) -> float | None:
@@ -246,7 +251,10 @@ class Settler:
     @property
     def is_full(self) -> bool:
         """Whether so many failures are held that nothing may be run before some are judged."""
-        return len(self._held) >= MOST_HELD
+        most = MOST_HELD
+        if not self._is_believing:
+            most = min(MOST_HELD, self._patience)
+        return len(self._held) >= most
 
     def _fail(self, held: Held) -> None:
         """A task has failed for good."""
@@ -268,13 +276,10 @@ class Settler:
 
     def _hold_back(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:
         """Let go of a failed task without a verdict, by a line in the journal."""
-        # Whoever took this process for dead and closed the attempt may have removed what the task
-        # was writing. So a failure is told only while the attempt is open; else the loop ends.
-        if not self._standing.is_still_open():
-            return
+        # The caller has looked whether the attempt is open: whoever took this process for dead and
+        # closed it may have removed what the task was writing.
         held = msgspec.structs.replace(verdict, state=LineState.HELD, error=error, line=line)
         self._journal.append(held)
-        self._in_hand.remove(line)
         self._row = self.failures_in_a_row + 1
         self._complete_before = self._doing.complete
         self.last_error = error

@@ -33,7 +33,7 @@ from torture.job import body, value
 
 JOURNAL = re.compile(r"rank-(\d{4,})\.a(\d{2,})\.jsonl", re.ASCII)
 MANIFEST = re.compile(
-    r"(rank-\d{4,}|(retry|sweep)-\d{2,}|rank-\d{4,}\.a\d{2,}(?P<orphans>\.orphans))\.jsonl",
+    r"(rank-\d{4,}|(retry|sweep|ruling)-\d{2,}|rank-\d{4,}\.a\d{2,}(?P<orphans>\.orphans))\.jsonl",
     re.ASCII,
 )
 
@@ -185,8 +185,9 @@ def read_facts(spool: Path) -> Facts:
     facts = Facts()
     for path, match in _files(spool / "manifests", MANIFEST):
         for offset, record in sealed_lines(path):
-            if match["orphans"] and offset == 0:
-                for lost in record.get("lost", ()):
+            if (match["orphans"] or match[2] == "ruling") and offset == 0:
+                # A closing, or a ruling: the tasks that failed by it.
+                for lost in [*record.get("lost", ()), *record.get("failures", ())]:
                     facts.fail(lost["task"], lost.get("round", 0))
             elif _is_about_a_task(record) and "key" in record:
                 facts.described.add(record["task"])
