@@ -17,7 +17,6 @@ from spooling import (
 )
 
 from gpuspool.spool.death import MAX_KILLS, Witness
-from gpuspool.spool.layout import attempt_name
 from gpuspool.spool.records import Closing, JournalLine, TaskLine
 from gpuspool.spool.view import View
 
@@ -43,21 +42,25 @@ def crash(
     return closing, orphans_left(layout, A0), view
 
 
-def test_a_crash_with_one_task_in_hand_counts_against_it(tmp_path: Path) -> None:
+def test_a_crash_with_one_task_in_hand_is_held_against_it(tmp_path: Path) -> None:
     closing, left, view = crash(tmp_path, [task(0, careful=True)], SEGV, started=0)
-    assert left == [task(0, crashes=1, careful=True, crashed_in=(A0,))]
+    assert left == [], "it is held back until the orchestrator rules"
     assert (closing.failures, closing.suspects, closing.exit_code) == ([], 1, -11)
+    [opinion] = closing.held
+    assert (opinion.task, opinion.line) == (0, task(0, careful=True))
+    assert view.unruled() == [(0, 0)]
     assert verdicts(view) == "-"
 
 
-def test_a_task_alone_in_hand_at_the_limit_of_crashes_fails(tmp_path: Path) -> None:
-    closing, left, view = crash(tmp_path, [task(0, crashes=1, careful=True)], SEGV, started=0)
+def test_where_one_crash_is_enough_the_task_alone_in_hand_fails(tmp_path: Path) -> None:
+    once = Witness(-11, max_crashes=1)
+    closing, left, view = crash(tmp_path, [task(0, careful=True)], once, started=0)
     assert left == []
     [failure] = closing.failures
     error = failure.error
     assert (failure.task, error.kind, error.type) == (0, "lost", "WorkerLost")
     assert error.exit_code == -11
-    assert "died 2 times" in error.message
+    assert "died once" in error.message
     assert "SIGSEGV" in error.message
     assert A0 in error.message
     assert verdicts(view) == "f"
@@ -67,19 +70,19 @@ def test_a_task_alone_in_hand_at_the_limit_of_crashes_fails(tmp_path: Path) -> N
 def test_a_crash_with_a_batch_in_hand_makes_all_careful_and_counts_against_none(
     tmp_path: Path,
 ) -> None:
-    closing, left, view = crash(tmp_path, [task(0), task(1, crashes=1), task(2)], SEGV)
-    assert left == [task(0, careful=True), task(1, crashes=1, careful=True), task(2, careful=True)]
-    assert (closing.failures, closing.suspects) == ([], 3)
+    closing, left, view = crash(tmp_path, [task(0), task(1), task(2)], SEGV)
+    assert left == [task(index, careful=True) for index in range(3)]
+    assert (closing.failures, closing.held, closing.suspects) == ([], [], 3)
     assert verdicts(view) == "---"
 
 
 def test_a_crash_counts_against_the_started_task_alone(tmp_path: Path) -> None:
-    tasks = [task(index, crashes=1, careful=True) for index in range(4)]
+    tasks = [task(index, careful=True) for index in range(4)]
     closing, left, view = crash(tmp_path, tasks, SEGV, started=2)
     assert left == [tasks[0], tasks[1], tasks[3]]
-    assert [failure.task for failure in closing.failures] == [2]
+    assert [opinion.task for opinion in closing.held] == [2]
     assert closing.suspects == 1
-    assert verdicts(view) == "--f-"
+    assert verdicts(view) == "----"
 
 
 def test_a_crash_between_careful_tasks_has_no_suspect(tmp_path: Path) -> None:
@@ -101,59 +104,32 @@ def test_a_first_crash_fails_nobody_whatever_was_left(tmp_path: Path) -> None:
     finish(writer, 0)
     closing = close(view_of(layout), A0, witness=SEGV)
     assert (closing.failures, closing.suspects) == ([], 1)
-    assert [(line.task, line.careful) for line in orphans_left(layout, A0)] == [(1, True)]
+    assert [opinion.task for opinion in closing.held] == [1]
+    assert orphans_left(layout, A0) == []
 
 
-def test_sigkills_count_apart_and_with_more_patience(tmp_path: Path) -> None:
+def test_sigkills_are_counted_and_believed_at_last(tmp_path: Path) -> None:
     for kills in range(MAX_KILLS - 1):
-        closing, left, _ = crash(
-            tmp_path / f"{kills}", [task(0, crashes=1, kills=kills)], KILL, started=0
-        )
-        assert left == [task(0, crashes=1, kills=kills + 1, careful=True, crashed_in=(A0,))]
-        assert (closing.failures, closing.suspects) == ([], 1)
+        closing, left, _ = crash(tmp_path / f"{kills}", [task(0, kills=kills)], KILL, started=0)
+        assert left == [task(0, kills=kills + 1, careful=True)]
+        assert (closing.failures, closing.held, closing.killed) == ([], [], 0)
     closing, left, _ = crash(tmp_path / "last", [task(0, kills=MAX_KILLS - 1)], KILL, started=0)
     assert left == []
     assert "SIGKILL" in closing.failures[0].error.message
     closing, left, _ = crash(tmp_path / "segv", [task(0, kills=MAX_KILLS - 1)], SEGV, started=0)
-    assert left == [task(0, crashes=1, kills=MAX_KILLS - 1, careful=True, crashed_in=(A0,))]
+    assert (left, closing.failures) == ([], [])
+    assert [opinion.task for opinion in closing.held] == [0]
 
 
 def test_without_a_witness_nobody_is_blamed(tmp_path: Path) -> None:
-    tasks = [task(0, crashes=1, kills=4, careful=True)]
+    tasks = [task(0, kills=4, careful=True, failed_in=((A0, "cpu"),))]
     closing, left, _ = crash(tmp_path, tasks, None, started=0)
     assert left == tasks
     assert (closing.failures, closing.suspects, closing.exit_code) == ([], 0, None)
 
 
 def test_a_limit_that_was_lowered_fails_no_task_that_was_not_in_hand(tmp_path: Path) -> None:
-    tasks = [
-        task(0, crashes=1, careful=True),
-        task(1, crashes=1, careful=True),
-        task(2, careful=True),
-    ]
+    tasks = [task(index, careful=True) for index in range(3)]
     closing, left, _ = crash(tmp_path, tasks, Witness(-11, max_crashes=1), started=2)
     assert [failure.task for failure in closing.failures] == [2]
     assert left == tasks[:2]
-
-
-def test_a_bad_task_among_many_is_named_by_crashes_and_costs_no_other(tmp_path: Path) -> None:
-    """The whole story: task 5 crashes every worker that runs it, until it is the one to blame."""
-    layout = make_spool(tmp_path / "s", 12)
-    view = view_of(layout)
-    number = 0
-    while not view.refresh().ledger.is_finished:
-        attempt = attempt_name(0, number)
-        writer = begin(layout, attempt)
-        name = next(name for name, chain in view.chains.items() if chain.unclaimed)
-        take(layout, attempt, len(view.manifests[name]), name)
-        for line in view.refresh().manifests[name].tasks():
-            if line.careful:
-                writer.append(JournalLine(task=line.task, round=0, state="started"))
-            if line.task == 5:
-                break
-            finish(writer, line.task)
-        close(view, attempt, witness=SEGV)
-        number += 1
-        assert number < 10
-    assert verdicts(view) == "cccccfcccccc"
-    assert number == 4, "one crash to be careful, two to be sure, one attempt for the rest"

@@ -12,7 +12,6 @@ from gpuspool.spool.death import (
     CannotClose,
     Crashed,
     Death,
-    DeviceFault,
     Evidence,
     Lost,
     NeverStarted,
@@ -38,7 +37,6 @@ ROWS: list[tuple[Evidence, Death]] = [
     (Evidence(never_started=True), NeverStarted()),
     (Evidence(exit_code=None), Lost()),
     (Evidence(exit_code=EXIT_CANNOT_CLOSE), CannotClose()),
-    (Evidence(exit_code=-11, is_device_fault=True), DeviceFault(-11)),
     (Evidence(exit_code=-11, max_crashes=2), Crashed(Witness(-11, max_crashes=2))),
 ]
 
@@ -49,7 +47,6 @@ ENDINGS: list[tuple[Death, str, str, int | None]] = [
     (NeverStarted(), "failed", "io", None),
     (Lost(), "failed", "lost", None),
     (CannotClose(), "failed", "io", None),
-    (DeviceFault(-11), "failed", "device", -11),
     (Crashed(Witness(3, max_crashes=2)), "failed", "crash", 3),
 ]
 
@@ -62,7 +59,6 @@ def first_row(evidence: Evidence) -> type[Death]:
         (evidence.never_started, NeverStarted),
         (evidence.exit_code is None, Lost),
         (evidence.exit_code == EXIT_CANNOT_CLOSE, CannotClose),
-        (evidence.is_device_fault, DeviceFault),
         (True, Crashed),
     ]
     return next(kind for applies, kind in table if applies)
@@ -80,15 +76,14 @@ def test_every_kind_of_death_has_a_row() -> None:
 def test_of_several_rows_that_apply_the_first_one_counts() -> None:
     truths = (False, True)
     codes = (None, 0, 1, EXIT_CANNOT_CLOSE, -9, -11)
-    for stacks, overdue, told, never, fault, oom, code in itertools.product(
-        ("", STACKS), truths, truths, truths, truths, truths, codes
+    for stacks, overdue, told, never, oom, code in itertools.product(
+        ("", STACKS), truths, truths, truths, truths, codes
     ):
         evidence = Evidence(
             stacks=stacks,
             is_overdue=overdue,
             was_told=told,
             never_started=never,
-            is_device_fault=fault,
             is_oom=oom,
             exit_code=code,
         )

@@ -8,10 +8,9 @@ import pytest
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.decide import (
-    BACKOFF_FIRST_S,
-    BACKOFF_MOST_S,
     FAREWELL_S,
     Action,
+    Break,
     Close,
     End,
     Kill,
@@ -20,18 +19,24 @@ from gpuspool.orchestrator.supervise.decide import (
     OpenAttempt,
     Policy,
     RankPast,
+    Rule,
     SayFinished,
     Snapshot,
     Stop,
     Sweep,
-    backoff_s,
     decide,
-    failures_in_a_row,
     next_restart_at,
 )
 from gpuspool.orchestrator.supervise.drain import Drain
-from gpuspool.spool.records import Closing
-from gpuspool.spool.states import AttemptState, Ending, Life, Reason
+from gpuspool.orchestrator.supervise.opinions import (
+    BROKEN_TASKS,
+    NEXT_PATIENCE,
+    OUTAGE_S,
+    PATIENCE,
+    Trial,
+    pause_s,
+)
+from gpuspool.spool.states import Ending, Life, Reason
 
 NOW = 1000.0
 
@@ -50,16 +55,15 @@ def attempt(rank: int, life: Life = Life.ALIVE, is_starting: bool = False) -> Op
     return OpenAttempt(f"rank-{rank:04d}.a00", rank, life, is_starting)
 
 
-def launch(rank: int) -> Launch:
-    return Launch(Slot(rank))
+def launch(rank: int, patience: int = PATIENCE) -> Launch:
+    return Launch(Slot(rank), patience)
 
 
-def closing(
-    reason: Reason, state: AttemptState = AttemptState.FAILED, suspects: int = 0
-) -> Closing:
-    return Closing(
-        attempt="rank-0000.a00", state=state, reason=reason, by="parent", suspects=suspects
-    )
+# An attempt that failed with no task in hand, one in which a task failed and none completed, and
+# one that completed something.
+FAULT = Trial(is_fault=True)
+IN_VAIN = Trial(failed=1)
+GOOD = Trial(completed=1)
 
 
 def idle(rank: int) -> RankPast:
@@ -67,10 +71,15 @@ def idle(rank: int) -> RankPast:
 
 
 def past(
-    *reasons: str, rank: int = 0, finished: int = 0, ended_at: float = 0.0, **fields: Any
+    *trials: Trial, rank: int = 0, ended_at: float = 0.0, device: str = "", **fields: Any
 ) -> RankPast:
-    closings = tuple(closing(Reason(reason), **fields) for reason in reasons)
-    return RankPast(Slot(rank), closings, (finished,) * len(closings), ended_at)
+    return RankPast(
+        Slot(rank, device), trials=trials, device_trials=trials, ended_at=ended_at, **fields
+    )
+
+
+def ended(*reasons: str, rank: int = 0) -> RankPast:
+    return RankPast(Slot(rank), reasons=frozenset(map(Reason, reasons)))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,7 @@ def test_all_done_waits_for_attempts_to_end_themselves() -> None:
 
 def test_all_done_ends_finished_even_while_draining_or_with_every_rank_given_up() -> None:
     assert decided(tasks_left=0, drain=Drain("asked", NOW)) == [End(Ending.FINISHED)]
-    assert decided(tasks_left=0, past=[past(*["device"] * 9)]) == [End(Ending.FINISHED)]
+    assert decided(tasks_left=0, past=[past(*[FAULT] * 9)]) == [End(Ending.FINISHED)]
 
 
 def test_a_drain_waits_for_the_tasks_in_hand_and_starts_nothing() -> None:
@@ -165,16 +174,14 @@ def test_too_many_failed_tasks_begin_a_drain() -> None:
 
 
 def test_a_job_that_loads_nowhere_ends_the_run() -> None:
-    assert decided(past=[past("load"), past("load", rank=1)]) == [End(Ending.LOAD)]
-    assert decided(past=[past("load"), idle(1)]) == [End(Ending.LOAD)]
+    assert decided(past=[ended("load"), ended("load", rank=1)]) == [End(Ending.LOAD)]
+    assert decided(past=[ended("load"), idle(1)]) == [End(Ending.LOAD)]
 
 
 def test_a_job_that_loads_somewhere_does_not_end_the_run() -> None:
-    assert decided(past=[past("load"), idle(1)], open=[attempt(1)]) != [End(Ending.LOAD)]
-    assert decided(
-        past=[past("load"), past("finished", rank=1, state=AttemptState.COMPLETE, finished=3)]
-    ) == [launch(0), launch(1)]
-    assert decided(past=[past("load", "crash")]) == [launch(0)]
+    assert decided(past=[ended("load"), idle(1)], open=[attempt(1)]) != [End(Ending.LOAD)]
+    assert decided(past=[ended("load"), ended("finished", rank=1)]) == [launch(0), launch(1)]
+    assert decided(past=[ended("load", "crash")]) == [launch(0)]
 
 
 def test_ranks_without_an_open_attempt_are_launched() -> None:
@@ -205,60 +212,83 @@ def test_nothing_to_claim_and_nobody_alive_is_swept_once() -> None:
 
 
 def test_a_rank_is_given_up_after_max_restarts() -> None:
-    assert decided(past=[past(*["device"] * 3)]) == [launch(0)]
-    assert decided(past=[past(*["device"] * 4)]) == [End(Ending.GAVE_UP)]
-    assert decided(past=[past("device")], max_restarts=0) == [End(Ending.GAVE_UP)]
-    others = [past(*["device"] * 4), idle(1)]
+    assert decided(past=[past(*[FAULT] * 3)]) == [launch(0)]
+    assert decided(past=[past(*[FAULT] * 4)]) == [End(Ending.GAVE_UP)]
+    assert decided(past=[past(FAULT)], max_restarts=0) == [End(Ending.GAVE_UP)]
+    others = [past(*[FAULT] * 4), idle(1)]
     assert decided(past=others) == [launch(1)]
     assert decided(past=others, open=[attempt(1)]) == []
 
 
-def test_a_restart_waits_for_its_backoff() -> None:
-    waiting = past("crash", "crash", ended_at=NOW)
+def test_a_restart_waits_for_its_pause() -> None:
+    waiting = past(FAULT, FAULT, ended_at=NOW)
+    wait_s = pause_s(waiting.trials, 0)
     assert decided(past=[waiting, idle(1)]) == [launch(1)]
-    assert decided(past=[waiting], now=NOW + backoff_s(2) - 0.1) == []
-    assert decided(past=[waiting], now=NOW + backoff_s(2)) == [launch(0)]
+    assert decided(past=[waiting], now=NOW + wait_s - 0.1) == []
+    assert decided(past=[waiting], now=NOW + wait_s) == [launch(0)]
 
 
-def test_backoff_doubles_up_to_its_end() -> None:
-    assert backoff_s(0) == 0.0
-    waits = [backoff_s(failures) for failures in range(1, 40)]
-    assert waits[0] == BACKOFF_FIRST_S
-    assert waits[1] == 2 * waits[0]
-    assert waits == sorted(waits)
-    assert waits[-1] == BACKOFF_MOST_S
+def test_doubtful_tasks_are_ruled_before_anything_is_started_or_drained() -> None:
+    assert decided(is_ruling_due=True) == [Rule()]
+    assert decided(is_ruling_due=True, drain=Drain("asked", NOW + 5)) == [Rule()]
+    assert decided(is_ruling_due=True, tasks_left=0) == [End(Ending.FINISHED)]
 
 
-@pytest.mark.parametrize(
-    ("rank", "failures"),
-    [
-        (idle(0), 0),
-        (past("device", "device"), 2),
-        (past("crash", "load", "io"), 3),
-        (past("lost", "lost", "lost", "lost", "lost"), 0),
-        (past("device", "lost"), 1),
-        (past("crash", finished=1), 0),
-        (past("crash", "crash", suspects=1), 0),
-        (past("finished", state=AttemptState.COMPLETE), 0),
-        (past("drained", "drained", state=AttemptState.STOPPED), 2),
-        (past("drained", state=AttemptState.STOPPED, finished=1), 0),
-        (past("killed", state=AttemptState.STOPPED), 0),
-    ],
-)
-def test_what_counts_as_a_failed_start(rank: RankPast, failures: int) -> None:
-    """Not one that was lost or killed by its parent, finished something or made a task suspect."""
-    assert failures_in_a_row(rank) == failures
+def test_a_fresh_process_gets_less_patience_where_the_last_one_did_nothing() -> None:
+    known = {"complete": 1, "tasks": 10}
+    assert decided(past=[past(IN_VAIN)], **known) == [launch(0, NEXT_PATIENCE)]
+    assert decided(past=[past(GOOD)], **known) == [launch(0)]
+    assert decided(past=[past(IN_VAIN)], tasks=10) == [launch(0)], "does the job work at all?"
 
 
-def test_only_failures_in_a_row_count() -> None:
-    row = (
-        closing(Reason("device")),
-        closing(Reason("device")),
-        closing(Reason("crash"), suspects=1),
-        closing(Reason("device")),
-    )
-    assert failures_in_a_row(RankPast(Slot(0), row, (0, 0, 0, 0))) == 1
-    assert failures_in_a_row(RankPast(Slot(0), row, (0, 0, 0, 5))) == 0
+def test_a_job_of_which_nothing_ever_completes_ends_the_run_early() -> None:
+    known = {"tasks": 99, "tasks_left": 99, "doubtful": BROKEN_TASKS, "doubting": 2}
+    tried = [past(IN_VAIN, is_failing=True), past(IN_VAIN, rank=1)]
+    assert decided(past=tried, **known) == [Break(Ending.BROKEN)]
+    for less in (
+        {"complete": 1},
+        {"doubting": 1},
+        {"doubtful": BROKEN_TASKS - 1},
+        {"past": [*tried, idle(2)], "open": [attempt(2)]},
+    ):
+        assert Break(Ending.BROKEN) not in decided(**{"past": tried, **known, **less}), less
+    keep_going = Policy(max_restarts=3, keep_going=True)
+    snapshot = Snapshot(unclaimed=9, open=[], past=tried, **known)
+    assert Break(Ending.BROKEN) not in decide(snapshot, keep_going, NOW)
+
+
+def test_in_a_small_run_a_third_of_all_tasks_is_enough() -> None:
+    tried = [past(IN_VAIN)]
+    known = {"tasks": 3, "tasks_left": 3, "doubting": 2}
+    assert decided(past=tried, doubtful=1, **known) == [Break(Ending.BROKEN)]
+    assert decided(past=tried, doubtful=0, **known) != [Break(Ending.BROKEN)]
+
+
+def test_an_outage_is_waited_out_for_so_long_and_no_longer() -> None:
+    known = {"tasks": 99, "complete": 5, "doubtful": 9, "doubting": 2, "past": [past(IN_VAIN)]}
+    late = NOW + OUTAGE_S
+    assert decided(finished_last_at=NOW, now=late, **known) == [Break(Ending.OUTAGE)]
+    assert decided(finished_last_at=NOW, now=late - 1, **known) != [Break(Ending.OUTAGE)]
+    busy = {**known, "past": [idle(0)], "open": [attempt(0)]}
+    assert decided(finished_last_at=NOW, now=late, **busy) == [], "it works on a long task"
+
+
+def test_in_an_outage_one_place_after_the_other_is_tried() -> None:
+    known = {"complete": 5, "tasks": 99}
+    first, second = past(IN_VAIN, ended_at=2.0), past(IN_VAIN, rank=1, ended_at=1.0)
+    assert decided(past=[first, second], **known) == [launch(1, NEXT_PATIENCE)]
+    assert decided(past=[first, second], open=[attempt(1)], **known) == []
+
+
+def test_a_place_in_doubt_waits_for_second_opinions_while_others_get_on() -> None:
+    known = {"complete": 5, "tasks": 99, "open": [attempt(1)]}
+    doubtful = past(IN_VAIN, IN_VAIN, ended_at=NOW)
+    later = NOW + 60
+    assert decided(past=[doubtful, idle(1)], now=later, **known) == []
+    told = past(IN_VAIN, IN_VAIN, ended_at=NOW, acquitted=1)
+    assert decided(past=[told, idle(1)], now=later, **known) == [launch(0, NEXT_PATIENCE)]
+    shared = past(IN_VAIN, IN_VAIN, ended_at=NOW, failed_elsewhere=1)
+    assert decided(past=[shared, idle(1)], now=later, **known) == [launch(0, NEXT_PATIENCE)]
 
 
 def restart_at(*pasts: RankPast, now: float = NOW, **known: Any) -> float | None:
@@ -267,21 +297,23 @@ def restart_at(*pasts: RankPast, now: float = NOW, **known: Any) -> float | None
 
 
 def test_the_next_restart_is_the_first_whose_backoff_ends() -> None:
-    once = past("crash", ended_at=NOW)
-    twice = past("crash", "crash", rank=1, ended_at=NOW)
-    assert restart_at(once, twice) == NOW + backoff_s(1)
-    assert restart_at(once, twice, now=NOW + backoff_s(1)) == NOW + backoff_s(2)
+    once = past(FAULT, ended_at=NOW)
+    twice = past(FAULT, FAULT, rank=1, ended_at=NOW)
+    first, second = NOW + pause_s(once.trials, 0), NOW + pause_s(twice.trials, 0)
+    assert restart_at(once, twice) == first
+    assert restart_at(once, twice, now=first) == second
     assert restart_at(idle(0), idle(1)) is None
 
 
 def test_a_rank_that_gave_up_waits_for_no_restart() -> None:
-    gave_up = past(*["device"] * 4, ended_at=NOW)
+    gave_up = past(*[FAULT] * 4, ended_at=NOW)
+    other = past(FAULT, rank=1, ended_at=NOW)
     assert restart_at(gave_up) is None
-    assert restart_at(gave_up, past("crash", rank=1, ended_at=NOW)) == NOW + backoff_s(1)
+    assert restart_at(gave_up, other) == NOW + pause_s(other.trials, 0)
 
 
 def test_where_nobody_would_be_launched_no_restart_is_waited_for() -> None:
-    waiting = past("crash", ended_at=NOW)
+    waiting = past(FAULT, ended_at=NOW)
     assert restart_at(waiting) is not None
     assert restart_at(waiting, open=[attempt(0)]) is None, "it was started again"
     assert restart_at(waiting, unclaimed=0) is None

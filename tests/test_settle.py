@@ -26,7 +26,9 @@ ERROR = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="no")
 class Scene:
     """A settler of a real attempt, with tasks 0-9 in hand."""
 
-    def __init__(self, root: Path, **options: Any) -> None:
+    def __init__(
+        self, root: Path, patience: int = 6, is_believing: bool = True, **options: Any
+    ) -> None:
         self.layout = make_spool(root / "s", 10)
         self.journal = begin(self.layout, A0)
         self.standing = Standing(self.layout, A0, lease_s=120.0)
@@ -39,14 +41,14 @@ class Scene:
             self.layout,
             A0,
             wanted,
-            MOST_HELD,
+            patience,
             self.journal,
             self.backlog,
             self.standing,
             Timer(self.layout, A0, wanted, lambda: True),
             self.doing,
             self.drain,
-            is_believing=True,
+            is_believing,
         )
         self.settler.take_in_hand([task(index) for index in range(10)])
 

@@ -1,4 +1,4 @@
-"""Simulated worlds for the theory of blame: tasks, devices, processes and what goes wrong with them.
+"""Simulated worlds for the theory of blame: tasks, devices, processes, and what ails them.
 
 A `World` is drawn from a seed: how many tasks there are, how long each takes and which are bad;
 how many devices, and which are sick from when on; processes that spoil; an outage in which every
@@ -30,16 +30,9 @@ from gpuspool.orchestrator.supervise.decide import (
     decide,
     next_restart_at,
     sick_devices,
+    trusted_devices,
 )
-from gpuspool.orchestrator.supervise.opinions import (
-    Ground,
-    Opinion,
-    Ruling,
-    Trial,
-    fruitless_row,
-    rule,
-    strikes,
-)
+from gpuspool.orchestrator.supervise.opinions import Ground, Opinion, Ruling, Trial, rule
 from gpuspool.spool.states import Life
 
 POLICY = Policy(max_restarts=3)
@@ -106,8 +99,12 @@ class World:
     def is_outage(self, at: float) -> bool:
         return self.outage is not None and self.outage[0] <= at < self.outage[1]
 
+    def begins_outage(self, at: float, seconds: float) -> bool:
+        """Whether the outage comes upon a task that runs from then on."""
+        return self.outage is not None and at < self.outage[0] < at + seconds
+
     def bound_s(self) -> float:
-        """What the healthy devices need at least: their share of the work, starts and the outage."""
+        """What the healthy devices need at least: their share of all work, starts, the outage."""
         n_healthy = self.n_devices - len(self.sick)
         work_s = 0.0
         for task, seconds in enumerate(self.seconds):
@@ -186,11 +183,15 @@ class Play:
         self._doubtful: list[int] = []
         self._complete: set[int] = set()
         self._failed: set[int] = set()
+        # The tasks without a verdict, and those of them that failed somewhere.
+        self._left = set(range(world.n_tasks))
+        self._doubted: set[int] = set()
         self._failures: dict[int, list[Failure]] = {}
         self._unruled: set[int] = set()
         self._ended: list[list[Process]] = [[] for _ in range(n)]
         self._ended_at = [0.0] * n
         self._open: list[Process | None] = [None] * n
+        self._working: set[int] = set()
         self._finished_last = 0.0
         self._barren = 0
         self._last_since: float | None = None
@@ -270,10 +271,9 @@ class Play:
             return "spoiled", early_s, False
         if world.is_outage(self.now):
             return "outage", early_s, False
-        if world.outage is not None and self.now < world.outage[0] < self.now + seconds:
-            # Half of the tasks that an outage comes upon need what is gone.
-            if self._draw.random() < 0.5:
-                return "outage", world.outage[0] - self.now, False
+        # Half of the tasks that an outage comes upon need what is gone.
+        if world.begins_outage(self.now, seconds) and self._draw.random() < 0.5:
+            return "outage", world.outage[0] - self.now, False
         if task in world.bad:
             return "bad", seconds * world.bad_after, world.bad_crashes
         return "", seconds, False
@@ -281,9 +281,12 @@ class Play:
     def _end(self, process: Process, task: int, cause: str, dies: bool) -> None:
         if not cause:
             self._complete.add(task)
+            self._left.discard(task)
+            self._doubted.discard(task)
             self._unruled.discard(task)
             process.completed += 1
             process.row = 0
+            self._working.add(process.rank)
             self._finish_one()
             self._step(process)
             return
@@ -293,6 +296,7 @@ class Play:
         failure = Failure(process, process.completed, dies, self.now, ended_before)
         self._failures.setdefault(task, []).append(failure)
         self._unruled.add(task)
+        self._doubted.add(task)
         if dies or process.row >= process.patience:
             self._close(process)
         else:
@@ -346,11 +350,11 @@ class Play:
 
     def _look(self) -> None:
         world = self.world
-        untried = [task for task in self._unfinished() if task not in self._failures]
-        if world.outage is not None and self.now >= world.outage[0]:
-            if self._fresh_at_outage is None:
-                self._fresh_at_outage = len(untried)
-        if untried:
+        n_untried = len(self._left) - len(self._doubted)
+        began = world.outage is not None and self.now >= world.outage[0]
+        if began and self._fresh_at_outage is None:
+            self._fresh_at_outage = n_untried
+        if n_untried:
             self._last_since = None
         elif self._last_since is None:
             self._last_since = self.now
@@ -369,10 +373,6 @@ class Play:
         if restart_at is not None:
             self.at(restart_at, lambda: None)
 
-    def _unfinished(self) -> list[int]:
-        tasks = range(self.world.n_tasks)
-        return [t for t in tasks if t not in self._complete and t not in self._failed]
-
     def _rule(self) -> None:
         ground = self._ground()
         for task in [*self._unruled, *self._doubtful]:
@@ -381,6 +381,8 @@ class Play:
             is_waiting = task in self._unruled
             if ruling is Ruling.FAIL:
                 self._failed.add(task)
+                self._left.discard(task)
+                self._doubted.discard(task)
                 self._unruled.discard(task)
                 if task in self._doubtful:
                     self._doubtful.remove(task)
@@ -408,13 +410,10 @@ class Play:
     def _ground(self) -> Ground:
         unproven = 0
         if self._last_since is not None:
-            for task in self._unfinished():
+            for task in self._doubted:
                 unproven += not any(map(self._is_confirmed, self._failures[task]))
         past = self._past()
-        given_up = sick_devices(past, POLICY.max_restarts)
-        in_play = {one.slot.device_name for one in past if one.device not in given_up}
-        trusted = {one.slot.device_name for one in past if not strikes(one.place)}
-        devices = frozenset(trusted & in_play or in_play)
+        devices = trusted_devices(past, POLICY.max_restarts)
         return Ground(devices, self._last_since, unproven, self.now, self.now)
 
     def _opinions(self, task: int) -> list[Opinion]:
@@ -432,8 +431,9 @@ class Play:
         return any(process.completed for process in later if process is not None)
 
     def _trials(self, rank: int) -> tuple[Trial, ...]:
-        return tuple(
-            Trial(
+        trials: list[Trial] = []
+        for process in reversed(self._ended[rank]):
+            trial = Trial(
                 completed=process.completed,
                 failed=len(set(process.failed)),
                 acquitted=self._acquitted([process]),
@@ -441,8 +441,11 @@ class Play:
                 known=process.known,
                 is_silent=not process.completed and not process.failed,
             )
-            for process in self._ended[rank]
-        )
+            trials.append(trial)
+            if process.completed:
+                break
+        trials.reverse()
+        return tuple(trials)
 
     def _row(self, rank: int) -> list[Process]:
         row: list[Process] = []
@@ -478,16 +481,16 @@ class Play:
                     acquitted=self._acquitted(row),
                     failed_elsewhere=failed_elsewhere,
                     is_failing=process is not None and process.row > 0,
+                    has_completed=slot.rank in self._working,
                 )
             )
         return past
 
     def _snapshot(self) -> Snapshot:
-        unfinished = self._unfinished()
-        doubtful = [task for task in unfinished if task in self._failures]
         doubting: set[str] = set()
-        for task in doubtful:
-            doubting.update(failure.process.name for failure in self._failures[task])
+        if not self._complete:
+            for task in self._doubted:
+                doubting.update(failure.process.name for failure in self._failures[task])
         open_ = [
             OpenAttempt(process.name, process.rank, Life.ALIVE, process.is_starting)
             for process in self._open
@@ -495,7 +498,7 @@ class Play:
         ]
         last_since = self._last_since
         return Snapshot(
-            tasks_left=len(unfinished),
+            tasks_left=len(self._left),
             unclaimed=len(self._doubtful) + sum(map(len, self._fresh)),
             open=open_,
             past=self._past(),
@@ -504,7 +507,7 @@ class Play:
             is_settling=last_since is not None and self._finished_last >= last_since,
             tasks=self.world.n_tasks,
             complete=len(self._complete),
-            doubtful=len(doubtful),
+            doubtful=len(self._doubted),
             doubting=len(doubting),
             barren=self._barren,
             finished_last_at=self._finished_last,
@@ -515,8 +518,3 @@ def play(seed: int) -> tuple[World, Outcome]:
     """One world, and how it ended."""
     world = World(seed)
     return world, Play(world).run()
-
-
-def in_doubt(trials: tuple[Trial, ...]) -> bool:
-    """Whether tasks failed in the last processes of a place, and none completed."""
-    return bool(fruitless_row(trials))

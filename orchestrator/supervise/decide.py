@@ -76,7 +76,7 @@ class RankPast(msgspec.Struct, frozen=True):
     for CPU ranks. `ended_at` is when the last was seen to have ended, on the monotonic clock.
     `acquitted` tasks of its fruitless row are complete, and `failed_elsewhere` of its last trial's
     have failed in another place too. `is_failing` says that the last task of its open attempt
-    failed.
+    failed, `has_completed` that an attempt of the slot completed a task in this epoch.
     """
 
     slot: Slot
@@ -87,6 +87,7 @@ class RankPast(msgspec.Struct, frozen=True):
     acquitted: int = 0
     failed_elsewhere: int = 0
     is_failing: bool = False
+    has_completed: bool = False
 
     @property
     def rank(self) -> int:
@@ -110,9 +111,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     `is_unsettled`: the journal of a closed attempt is shorter here than its closing says, and may
     be seen whole in a moment. `finished_at` is when the attempts were told that every task has a
     verdict, None before that. `is_ruling_due`: doubtful tasks can be ruled. `is_last`: every
-    unfinished task is doubtful; `is_settling`: and verdicts are given. `complete` of all `tasks` are,
-    `doubtful` ones failed in `doubting` attempts and have no verdict. `barren` attempts have ended
-    since a task was finished, which was at `finished_last_at`.
+    unfinished task is doubtful; `is_settling`: and verdicts are given. `complete` of all `tasks`
+    are, `doubtful` ones failed in `doubting` attempts and have no verdict. `barren` attempts have
+    ended since a task was finished, which was at `finished_last_at`.
     """
 
     tasks_left: int
@@ -381,6 +382,22 @@ def _gets_on(rank: RankPast, snapshot: Snapshot) -> bool:
     """Whether a rank runs and nothing speaks against its place."""
     is_open = any(attempt.rank == rank.rank for attempt in snapshot.open)
     return is_open and not rank.is_failing and not fruitless_row(rank.place)
+
+
+def trusted_devices(past: Sequence[RankPast], max_restarts: int) -> frozenset[str]:
+    """The names of the devices whose opinions of tasks count.
+
+    Those that completed something in this epoch and that nothing speaks against; where there are
+    none, those that something completed on; else all that were not given up.
+    """
+    given_up = sick_devices(past, max_restarts)
+    in_play = [rank for rank in past if rank.device not in given_up]
+    working = [rank for rank in in_play if rank.has_completed]
+    sound = [rank for rank in working if not strikes(rank.place)]
+    for trusted in (sound, working, in_play):
+        if trusted:
+            return frozenset(rank.slot.device_name for rank in trusted)
+    return frozenset()
 
 
 def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:

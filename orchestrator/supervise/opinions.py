@@ -56,8 +56,8 @@ LAST_S = 300.0
 LAST_FRACTION = 0.25
 
 # So many different tasks must have failed, and none may have completed, before a job counts as
-# broken; in a small run it takes a part of all tasks. With a quarter of all inputs bad, at random or
-# all of them in front, that does not happen.
+# broken; in a small run it takes a part of all tasks. With a quarter of all inputs bad, at random
+# or all of them in front, that does not happen.
 BROKEN_TASKS = 16
 BROKEN_FRACTION = 1 / 3
 
@@ -232,8 +232,8 @@ def broken_tasks(n_tasks: int) -> int:
 def patience_after(trials: Sequence[Trial], is_settling: bool, is_new: bool) -> int:
     """How many failures in a row shall end the next process of a place that had these trials.
 
-    is_settling: only doubtful tasks are left, and verdicts are given. is_new: nothing ever completed
-    in this run, so it is not known whether the job works at all.
+    is_settling: only doubtful tasks are left, and verdicts are given. is_new: nothing completed in
+    this run yet, so nobody knows whether the job works at all.
     """
     if is_settling:
         return LAST_PATIENCE

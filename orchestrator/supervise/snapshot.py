@@ -19,9 +19,10 @@ from gpuspool.orchestrator.supervise.decide import (
     RankPast,
     Snapshot,
     sick_devices,
+    trusted_devices,
 )
 from gpuspool.orchestrator.supervise.drain import Drain
-from gpuspool.orchestrator.supervise.opinions import Trial, strikes
+from gpuspool.orchestrator.supervise.opinions import Trial
 from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.orchestrator.supervise.workers import BY_RESUME, Workers
 from gpuspool.spool.layout import rank_of
@@ -47,6 +48,8 @@ class History:
         self._ended_at: dict[str, float] = {}
         # How many tasks that failed in its place had been acquitted when an attempt was launched.
         self._known: dict[str, int] = {}
+        # The ranks that are known to have completed a task.
+        self._working: set[int] = set()
 
     def note_launch(self, slot: Slot, attempt: str) -> None:
         """Note what speaks for the innocence of a place's last tasks when it gets an attempt."""
@@ -90,6 +93,7 @@ class History:
             acquitted=self._acquitted(row),
             failed_elsewhere=self._failed_elsewhere(row, slot),
             is_failing=self._is_failing(slot.rank),
+            has_completed=self._has_completed(slot.rank),
         )
 
     def _ended(self, attempts: Sequence[str]) -> list[str]:
@@ -190,6 +194,14 @@ class History:
         other = self._slots.get(rank_of(attempt))
         return other is not None and other.device == slot.device
 
+    def _has_completed(self, rank: int) -> bool:
+        """Whether an attempt of a rank completed a task in this epoch."""
+        if rank not in self._working:
+            if not any(map(self._view.completed, self._attempts[rank])):
+                return False
+            self._working.add(rank)
+        return True
+
     def _is_failing(self, rank: int) -> bool:
         """Whether the open attempt of a rank has failed since it completed a task."""
         attempts = self._attempts[rank]
@@ -243,8 +255,10 @@ class Situation:
         self._note_progress()
         # Whoever has nothing to do could try a doubtful task.
         is_somebody_free = self._view.unclaimed == 0
-        is_ruling_due = self._judge.look(self._devices(past), is_somebody_free)
+        devices = trusted_devices(past, self._policy.max_restarts)
+        is_ruling_due = self._judge.look(devices, is_somebody_free)
         doubtful = self._judge.doubtful()
+        failed_now, failed_in = self._failures_of_this_epoch(doubtful)
         last_since = self._judge.last_since
         return Snapshot(
             tasks_left=ledger.tasks - ledger.n_finished + undecided,
@@ -262,8 +276,8 @@ class Situation:
             is_settling=last_since is not None and self._finished_last_at >= last_since,
             tasks=ledger.tasks,
             complete=ledger.n_complete,
-            doubtful=len(doubtful),
-            doubting=self._doubting(doubtful),
+            doubtful=failed_now,
+            doubting=failed_in,
             barren=len(self._view.closed) - self._closed_before,
             finished_last_at=self._finished_last_at,
         )
@@ -276,22 +290,22 @@ class Situation:
             self._finished_last_at = time.monotonic()
             self._closed_before = len(self._view.closed)
 
-    def _devices(self, past: Sequence[RankPast]) -> set[str]:
-        """The devices whose opinions count: nothing speaks against them, unless that is so of all.
+    def _failures_of_this_epoch(self, doubtful: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """How many of the doubtful tasks failed in this epoch, and in how many attempts.
 
-        CPU ranks, and attempts of earlier epochs on devices of other hosts, count as they are.
+        What failed before may have failed by what ended that epoch.
         """
-        given_up = sick_devices(past, self._policy.max_restarts)
-        in_play = {rank.slot.device_name for rank in past if rank.device not in given_up}
-        trusted = {rank.slot.device_name for rank in past if not strikes(rank.place)}
-        return trusted & in_play or in_play
-
-    def _doubting(self, doubtful: Sequence[tuple[int, int]]) -> int:
-        """In how many attempts the doubtful tasks failed."""
         attempts: set[str] = set()
+        count = 0
         for key in doubtful:
-            attempts.update(one.attempt for one in self._view.held[key])
-        return len(attempts)
+            ours = [one.attempt for one in self._view.held[key] if self._is_ours(one.attempt)]
+            attempts.update(ours)
+            count += bool(ours)
+        return count, len(attempts)
+
+    def _is_ours(self, attempt: str) -> bool:
+        intent = self._view.intents.get(attempt)
+        return intent is not None and intent.epoch == self._epoch
 
     def _undecided(self) -> int:
         """How many tasks count as failed for their unreadable lines alone, and may yet complete.
@@ -373,11 +387,11 @@ class Situation:
         ranks: dict[str, list[int]] = {}
         for device in sorted(sick):
             others = [slot.rank for slot in self._slots if slot.device != device]
-            if self._has_completed(others):
+            if self._have_completed(others):
                 ranks[device] = [slot.rank for slot in self._slots if slot.device == device]
         return ranks
 
-    def _has_completed(self, ranks: Sequence[int]) -> bool:
+    def _have_completed(self, ranks: Sequence[int]) -> bool:
         """Whether an attempt of these ranks completed a task."""
         return any(
             self._view.completed(attempt)
