@@ -83,12 +83,12 @@ class Verdict:
 
 
 def gated(tasks: list[Any]) -> list[Any]:
-    """The second half of the tasks waits at the gate, so that no run ends before it is opened.
+    """All but the first tasks that begin wait at the gate: no run ends before it is opened.
 
-    That is more than the ranks have in hand: so a drain leaves some.
+    More are left than two ranks have in hand, so a drain leaves some.
     """
-    for task in tasks[len(tasks) // 2 :]:
-        task["gate"] = GATE
+    for task in tasks:
+        task.update(gate=GATE, free=14)
     return tasks
 
 
@@ -164,7 +164,8 @@ class Builder:
         """
         spool = self._spool(name)
         tasks = gated(payloads(TASKS, 4, fail={5, 11}))
-        tasks[5]["gate"] = tasks[11]["gate"] = "failing"
+        for index in (5, 11):
+            tasks[index].update(gate="failing", free=0)
         self._open(name, "failing")
         self._kill(self._start(name, tasks), lambda: count_lines(spool) >= TASKS // 3)
         self._open(name)

@@ -4,9 +4,10 @@ Each execution leaves a trace, and each output tells which execution wrote it an
 whole.
 
 A payload is `{"n": index, "ms": milliseconds of work}`; with `"fail": true` the task raises, with
-`"exit": true` its process ends, and with `"gate": NAME` it first waits for a file of that name
-beside the executions. `--arg executions=FOLDER` names an existing folder where every
-execution notes its beginning: one line and one write(2) each, one file a process.
+`"exit": true` its process ends. With `"gate": NAME, "free": COUNT` it first waits for a file of
+that name beside the executions, unless it is among the first COUNT tasks that begin. `--arg
+executions=FOLDER` names an existing folder where every execution notes its beginning: one line and
+one write(2) each, one file a process.
 """
 
 import hashlib
@@ -49,14 +50,21 @@ def note_execution(folder, attempt, task, nonce):
         os.close(fd)
 
 
+def pass_gate(executions, gate, free):
+    """Wait for the gate, unless no more than `free` executions have begun, with this one."""
+    if sum(path.read_bytes().count(b"\n") for path in executions.iterdir()) <= free:
+        return
+    while not executions.with_name(gate).exists():
+        time.sleep(0.002)
+
+
 def work(task, ctx):
     """One task: note, work, write the output, return the value."""
     nonce = f"{ctx.attempt}-{os.getpid()}-{secrets.token_hex(6)}"
     if "executions" in ctx.args:
         note_execution(ctx.args["executions"], ctx.attempt, task.index, nonce)
     if "gate" in task.payload:
-        while not Path(ctx.args["executions"]).with_name(task.payload["gate"]).exists():
-            time.sleep(0.002)
+        pass_gate(Path(ctx.args["executions"]), task.payload["gate"], task.payload["free"])
     time.sleep(task.payload["ms"] / 1000)
     if task.payload.get("exit"):
         os._exit(41)
