@@ -387,7 +387,7 @@ class Play:
                 if task in self._doubtful:
                     self._doubtful.remove(task)
                 self._finish_one()
-            elif is_waiting and self._is_ready(task, opinions, ground):
+            elif ruling is Ruling.AGAIN and is_waiting and self._is_ready(task, opinions, ground):
                 self._unruled.discard(task)
                 self._doubtful.append(task)
 
@@ -518,3 +518,14 @@ def play(seed: int) -> tuple[World, Outcome]:
     """One world, and how it ended."""
     world = World(seed)
     return world, Play(world).run()
+
+
+def is_over_when_it_begins(world: World, outcome: Outcome) -> bool:
+    """Whether an outage began in the very last moments.
+
+    It uses up what nobody has tried yet: some tasks of each process, and then some more at each
+    try. When nothing is left, nothing can show any more that it was one.
+    """
+    if world.outage is None or outcome.fresh_at_outage is None:
+        return False
+    return outcome.fresh_at_outage <= 8 * world.n_devices + 40

@@ -121,6 +121,8 @@ class Ruling(Enum):
     FAIL = auto()
     # It must be tried in another place.
     AGAIN = auto()
+    # It has been tried enough; only time must pass before it has failed.
+    WAIT = auto()
 
 
 def rule(
@@ -143,11 +145,11 @@ def rule(
     # place was not in order.
     late = [one for one in counted if one.since_s >= ground.last_since_s and not one.is_confirmed]
     is_proved = is_retried or bool(proved)
-    if not is_proved and not ground.is_old:
+    if _n_places([*proved, *late], ground) < _n_wanted(is_proved, ground):
         return Ruling.AGAIN
-    if _n_places([*proved, *late], ground) >= _n_wanted(is_proved, ground):
+    if is_proved or ground.is_old:
         return Ruling.FAIL
-    return Ruling.AGAIN
+    return Ruling.WAIT
 
 
 def _n_places(opinions: Sequence[Opinion], ground: Ground) -> int:
@@ -264,6 +266,8 @@ def pause_s(trials: Sequence[Trial], barren_rounds: int) -> float:
     anywhere.
     """
     row = fruitless_row(trials)
+    if not row:
+        return 0.0
     faults = 0
     while faults < len(row) and row[-1 - faults].is_fault:
         faults += 1

@@ -138,7 +138,7 @@ class Judge:
         ruling = rule(opinions, ground, is_retried, least)
         if ruling is Ruling.FAIL:
             return ruling
-        if not is_waiting:
+        if not is_waiting or ruling is Ruling.WAIT:
             return None
         if self.is_last:
             return ruling

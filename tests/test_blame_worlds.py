@@ -1,0 +1,27 @@
+"""The theory of blame in simulated worlds: no good task fails and no healthy device is given up,
+whatever goes wrong. `make torture` plays thousands of them.
+"""
+
+import pytest
+from worlds import Outcome, World, is_over_when_it_begins, play
+
+
+def judge(world: World, outcome: Outcome) -> None:
+    """Nothing good failed, nothing healthy was given up, and everything has its verdict."""
+    told = f"seed {world.seed}, {world.kind}: {outcome}"
+    healthy = outcome.given_up - world.sick.keys()
+    assert not healthy, told
+    if is_over_when_it_begins(world, outcome):
+        return
+    assert not outcome.failed - world.bad, told
+    if outcome.how == "broken":
+        assert not outcome.complete, told
+        return
+    assert outcome.how == "finished", told
+    assert not outcome.complete & world.bad, told
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_no_good_task_fails_and_no_healthy_device_is_given_up(block: int) -> None:
+    for seed in range(20 * block, 20 * block + 20):
+        judge(*play(seed))

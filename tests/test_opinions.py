@@ -1,0 +1,203 @@
+"""The theory of blame, fact by fact: what fails a task, what speaks against a place, who waits."""
+
+from typing import Any
+
+import pytest
+
+from gpuspool.orchestrator.supervise.opinions import (
+    BROKEN_TASKS,
+    FIRST_FAULT_PAUSE_S,
+    FIRST_PAUSE_S,
+    LAST_PATIENCE,
+    LAST_S,
+    MOST_PAUSE_S,
+    NEXT_PATIENCE,
+    PATIENCE,
+    Ground,
+    Opinion,
+    Ruling,
+    Trial,
+    awaits_news,
+    broken_tasks,
+    fruitless_row,
+    patience_after,
+    pause_s,
+    rule,
+    strikes,
+)
+
+A, B, C = "GPU-a", "GPU-b", "GPU-c"
+NOW = 1000.0
+
+FAULT = Trial(is_fault=True)
+GOOD = Trial(completed=1)
+SILENT = Trial(is_silent=True)
+
+
+def ground(*devices: str, **fields: Any) -> Ground:
+    known: dict[str, Any] = {"last_since_s": None, "unproven": 0, "elapsed_s": 1e6, "now": NOW}
+    return Ground(devices=frozenset(devices or (A, B)), **{**known, **fields})
+
+
+def opinion(
+    device: str, is_confirmed: bool = True, attempt: str = "", since_s: float = 0.0
+) -> Opinion:
+    return Opinion(attempt or f"attempt on {device}", device, is_confirmed, since_s)
+
+
+def in_vain(failed: int = 1, acquitted: int = 0, convicted: int = 0, known: int = 0) -> Trial:
+    return Trial(failed=failed, acquitted=acquitted, convicted=convicted, known=known)
+
+
+# Tasks.
+
+
+def test_one_failure_alone_decides_nothing() -> None:
+    assert rule([opinion(A)], ground()) is Ruling.AGAIN
+    assert rule([opinion(A)], ground(last_since_s=NOW)) is Ruling.AGAIN
+
+
+def test_a_task_fails_once_two_devices_failed_it_and_went_on_to_complete_others() -> None:
+    assert rule([opinion(A), opinion(B)], ground()) is Ruling.FAIL
+
+
+def test_what_a_place_failed_that_completed_nothing_afterwards_counts_for_nothing() -> None:
+    assert rule([opinion(A), opinion(B, is_confirmed=False)], ground()) is Ruling.AGAIN
+    unconfirmed = [opinion(device, is_confirmed=False) for device in (A, B, C)]
+    assert rule(unconfirmed, ground(A, B, C)) is Ruling.AGAIN
+
+
+def test_two_processes_of_one_device_are_one_place_where_there_are_others() -> None:
+    twice = [opinion(A, attempt="first"), opinion(A, attempt="second")]
+    assert rule(twice, ground(A, B)) is Ruling.AGAIN
+    assert rule(twice, ground(A)) is Ruling.FAIL
+
+
+def test_a_device_that_is_not_trusted_has_no_opinion() -> None:
+    assert rule([opinion(A), opinion(C)], ground(A, B)) is Ruling.AGAIN
+    assert rule([opinion(A), opinion(C), opinion(B)], ground(A, B)) is Ruling.FAIL
+
+
+def test_more_opinions_are_wanted_where_the_user_says_so() -> None:
+    assert rule([opinion(A), opinion(B)], ground(A, B, C), least=3) is Ruling.AGAIN
+    three = [opinion(A), opinion(B), opinion(C)]
+    assert rule(three, ground(A, B, C), least=3) is Ruling.FAIL
+
+
+def test_in_the_last_phase_a_task_that_was_proved_bad_once_needs_no_second_proof() -> None:
+    late = opinion(B, is_confirmed=False, since_s=NOW)
+    last = ground(last_since_s=NOW - 1, unproven=0)
+    assert rule([opinion(A), late], last) is Ruling.FAIL
+    before = opinion(B, is_confirmed=False, since_s=NOW - 2)
+    assert rule([opinion(A), before], last) is Ruling.AGAIN, "it may have been an outage"
+
+
+def test_in_the_last_phase_what_nobody_proved_must_have_lasted() -> None:
+    late = [opinion(device, is_confirmed=False, since_s=NOW - 50) for device in (A, B)]
+    few = ground(last_since_s=NOW - 60, unproven=2)
+    assert rule(late, few) is Ruling.FAIL
+    many = ground(last_since_s=NOW - 60, unproven=40)
+    assert rule(late, many) is Ruling.WAIT, "so many may have failed by an outage"
+    long_ago = ground(last_since_s=NOW - LAST_S - 1, unproven=400)
+    assert rule(late, long_ago) is Ruling.FAIL
+    later = ground(last_since_s=NOW - 40, unproven=2)
+    assert rule(late, later) is Ruling.AGAIN, "both failed before the last phase"
+
+
+def test_a_short_run_does_not_wait_long_for_its_last_verdicts() -> None:
+    late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
+    short = ground(last_since_s=NOW - 6, unproven=40, elapsed_s=8.0)
+    assert rule(late, short) is Ruling.FAIL
+    long = ground(last_since_s=NOW - 6, unproven=40, elapsed_s=8000.0)
+    assert rule(late, long) is Ruling.WAIT
+
+
+def test_without_any_proof_it_takes_three_places_where_there_are_as_many() -> None:
+    late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B, C)]
+    old = ground(A, B, C, last_since_s=NOW - 600, unproven=1)
+    late = [opinion(one.device, is_confirmed=False, since_s=NOW - 500) for one in late]
+    assert rule(late[:2], old) is Ruling.AGAIN
+    assert rule(late, old) is Ruling.FAIL
+
+
+def test_an_earlier_round_counts_as_a_proof() -> None:
+    late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
+    last = ground(last_since_s=NOW, unproven=40)
+    assert rule(late, last) is Ruling.WAIT
+    assert rule(late, last, is_retried=True) is Ruling.FAIL
+
+
+# Places.
+
+
+def test_a_row_ends_with_the_last_attempt_that_completed_something() -> None:
+    assert fruitless_row([FAULT, GOOD, in_vain(), FAULT]) == [in_vain(), FAULT]
+    assert fruitless_row([FAULT, Trial(completed=1, failed=9)]) == []
+
+
+def test_who_says_nothing_is_passed_over() -> None:
+    assert fruitless_row([in_vain(), SILENT, FAULT]) == [in_vain(), FAULT]
+    explained = in_vain(failed=2, convicted=2)
+    assert fruitless_row([in_vain(), explained, FAULT]) == [in_vain(), FAULT]
+    half = in_vain(failed=2, convicted=1)
+    assert fruitless_row([half]) == [half]
+
+
+@pytest.mark.parametrize(
+    ("trials", "count"),
+    [
+        ([], 0),
+        ([FAULT, FAULT], 2),
+        ([FAULT, GOOD], 0),
+        ([in_vain(), in_vain()], 0),
+        ([in_vain(acquitted=1)], 1),
+        ([in_vain(acquitted=1), in_vain(acquitted=1)], 1),
+        ([in_vain(acquitted=1), in_vain(acquitted=1, known=1)], 2),
+        ([in_vain(acquitted=1), in_vain(known=1)], 1),
+        ([in_vain(acquitted=2), FAULT, in_vain(acquitted=1, known=2)], 3),
+    ],
+)
+def test_what_speaks_against_a_place(trials: list[Trial], count: int) -> None:
+    """Bad inputs do not, however many; nor does an outage, however often it was met."""
+    assert strikes(trials) == count
+
+
+def test_the_patience_with_a_process() -> None:
+    assert patience_after([], is_settling=False, is_new=False) == PATIENCE
+    assert patience_after([in_vain()], is_settling=False, is_new=False) == NEXT_PATIENCE
+    assert patience_after([in_vain()], is_settling=False, is_new=True) == PATIENCE
+    assert patience_after([in_vain(), GOOD], is_settling=False, is_new=False) == PATIENCE
+    assert patience_after([FAULT], is_settling=False, is_new=False) == PATIENCE
+    assert patience_after([in_vain()], is_settling=True, is_new=False) == LAST_PATIENCE
+
+
+def test_who_failed_twice_waits_for_news_of_its_tasks() -> None:
+    twice = [in_vain(), in_vain(known=1)]
+    assert not awaits_news(twice[:1], acquitted=0, failed_elsewhere=0)
+    assert awaits_news(twice, acquitted=1, failed_elsewhere=0)
+    assert not awaits_news(twice, acquitted=2, failed_elsewhere=0)
+    assert not awaits_news(twice, acquitted=1, failed_elsewhere=1)
+    assert not awaits_news([FAULT, FAULT], acquitted=0, failed_elsewhere=0)
+
+
+def test_pauses_double_up_to_their_end() -> None:
+    assert pause_s([], barren_rounds=9) == 0.0
+    faults = [pause_s([FAULT] * count, 0) for count in range(1, 40)]
+    assert faults[:2] == [FIRST_FAULT_PAUSE_S, 2 * FIRST_FAULT_PAUSE_S]
+    assert faults == sorted(faults)
+    assert faults[-1] == MOST_PAUSE_S
+
+
+def test_the_first_fresh_process_starts_at_once_and_outages_make_the_next_ones_wait() -> None:
+    assert pause_s([in_vain()], barren_rounds=0) == 0.0
+    assert pause_s([in_vain()] * 9, barren_rounds=1) == 0.0, "others get on"
+    assert pause_s([in_vain()] * 9, barren_rounds=2) == FIRST_PAUSE_S
+    assert pause_s([in_vain()] * 9, barren_rounds=3) == 2 * FIRST_PAUSE_S
+    struck = [in_vain(acquitted=1, known=known) for known in range(3)]
+    assert pause_s(struck, barren_rounds=0) == 2 * FIRST_PAUSE_S
+
+
+def test_a_block_of_bad_inputs_in_front_breaks_no_job() -> None:
+    for n_tasks in range(1, 500):
+        assert broken_tasks(n_tasks) > n_tasks // 4 or broken_tasks(n_tasks) == BROKEN_TASKS
+    assert broken_tasks(1) == 1
