@@ -1,8 +1,8 @@
 """What the death of a worker does to the tasks that it had claimed and not finished.
 
 A death speaks only against a task that was certainly in hand, alone. Tasks that were perhaps in
-hand run alone from then on (`careful`), so the next crash names the culprit. What was not in hand
-is given back as it was.
+hand run alone from then on (`careful`), so the next crash speaks against one of them alone. What
+was not in hand is given back as it was.
 
 A crash or a time-out of a task that was certainly in hand is one opinion: it is held back, and the
 orchestrator rules what becomes of it, since the process or the device may be to blame. A SIGKILL
@@ -175,7 +175,7 @@ def _judge_time_out(
 ) -> Judgement:
     """A time-out speaks against the task that was in hand for sure.
 
-    A batch runs again carefully, and the next time-out names the culprit.
+    A batch runs again carefully, and the next time-out speaks against one task alone.
     """
     certain = in_hand.certain
     if certain is None:

@@ -266,10 +266,9 @@ def claim_size(
 ) -> int:
     """How many tasks the next claim takes: whole batches, and at least one of them.
 
-    left: unclaimed places of the manifest. batch: tasks of one call. seconds: what the first and
-    the last of the tasks that are left are estimated to take; manifests are longest first, so these
-    are the longest and the shortest. None while nothing is known: then one batch. claimers: how
-    many attempts draw from this manifest.
+    left: unclaimed places of the manifest. batch: tasks of one call. seconds: what the longest and
+    the shortest of the tasks that are left are estimated to take. None while nothing is known: then
+    one batch. claimers: how many attempts draw from this manifest.
 
     This is guided self-scheduling: a fixed fraction of each claimer's share of what is left, but no
     more than a target of time. So claims are large at first and small at the end of a run.

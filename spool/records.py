@@ -66,11 +66,13 @@ class Error(Record, frozen=True, kw_only=True):
     """Why a task or an attempt failed.
 
     kind: from the type of what happened, never from its text. type: the class of the exception.
-    where: the line that raised, as `file:line`. tries: how often the task was executed. exit_code:
-    -N for signal N. signal: the name of the signal behind it.
+    where: the line that raised, as `file:line`. tries: how often the task was executed; of one that
+    a ruling failed, in how many attempts it failed. exit_code: -N for signal N. signal: the name of
+    the signal behind it.
 
-    The remaining fields are told of tasks that took their worker along. attempts: those that died
-    with the task in hand. log_tail: the end of the last one's log.
+    The remaining fields are told of tasks that a ruling failed, or that took their worker along.
+    attempts: those in which it failed; rank, device and host are the last one's. log_tail: the end
+    of the last one's log, where that died.
     """
 
     kind: ErrorKind

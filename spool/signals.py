@@ -4,8 +4,9 @@ inherits of its parent's.
 **A stop that everybody gets.** Batch schedulers, systemd, container runtimes and people signal a
 whole tree of processes at once. In what order the parent, a worker, a command and the processes of
 a job die or hear of it is chance. So a task may fail since its command was ended, some moments
-before its worker, or the parent, learns that all of them are being stopped. A failure is therefore
-believed only once a moment has passed in which nobody heard of a stop (`moment_after`).
+before its worker, or the parent, learns that all of them are being stopped. A failure that looks
+like a stop, or that is a verdict by itself, therefore counts only once a moment has passed in which
+nobody heard of a stop (`moment_after`).
 
 **What exec(2) inherits.** A signal that is ignored or blocked stays so in every program that is
 started. With SIGCHLD ignored nobody can wait for a child: its exit status is lost, and Python's
@@ -40,8 +41,8 @@ _ENDING = frozenset((*STOP_SIGNALS, signal.SIGQUIT, signal.SIGKILL))
 
 ENDING_NAMES = frozenset(signal.Signals(number).name for number in _ENDING)
 
-# How long a failure is held back until it is believed. Whoever signals all processes of a job does
-# so within milliseconds; a process on a busy machine may notice a few hundred later.
+# How long a failure that is a verdict waits until it is believed. Whoever signals all processes of
+# a job does so within milliseconds; a process on a busy machine may notice a few hundred later.
 MOMENT_S = 0.5
 
 # The same for a failure that looks like a stop: a process died of such a signal, or the job handles

@@ -57,9 +57,9 @@ class Reason(StrEnum):
     """Why an attempt ended.
 
     FINISHED, DRAINED: it ended itself, in peace. LOAD, DEVICE, IO: it ended itself since it could
-    not load its job, did not see its device, or could not use a file system; DEVICE and IO are said
-    of it by its parent too. FAILURES: so many tasks failed in a row that a fresh process shall go
-    on. HANDOVER: only tasks were left that had failed in it, and another process shall try them.
+    not load its job, did not see its device, or could not use a file system; IO is said of it by
+    its parent too. FAILURES: so many tasks failed in a row that a fresh process shall go on.
+    HANDOVER: only tasks were left that had failed in it, and another process shall try them.
     KILLED: its parent ended it. TIMEOUT: it took too long. CRASH: its parent saw it die. LOST: it
     died and nobody saw how.
     """

@@ -37,7 +37,8 @@ def stranded_tasks(view: View) -> list[TaskLine]:
     """The tasks that must be swept, in order, on a view that was just refreshed.
 
     A task is stranded when it has no verdict, no unclaimed place of a manifest offers its newest
-    round, and no open attempt holds a claim on that. An attempt that is idle says in its journal
+    round, no open attempt holds a claim on that, and it is not held back: what becomes of a task
+    that failed somewhere is left to a ruling. An attempt that is idle says in its journal
     which claims it does not hold any more, however it came by them. Of several lines that describe
     the task, the one with the newest round and the longest history of failures is kept: what was
     learnt about a task must not be forgotten.

@@ -144,10 +144,10 @@ def _publish_retry(view: View) -> int:
 
     The link of the retry manifest is the moment at which these tasks count as unfinished again.
     """
-    # What is on record of the task's crashes is forgotten: the user says that the cause is gone,
-    # and with the old counts the first crash of the new round would fail it again. The files of the
-    # old failures are filed away only after the link, since until then they are what is true. If
-    # this process dies in between, the end of the next epoch does it.
+    # What is on record of the task's failures and kills is forgotten: the user says that the cause
+    # is gone, and with the old ones the first failure could fail it again. The files of the old
+    # failures are filed away only after the link, since until then they are what is true. If this
+    # process dies in between, the end of the next epoch does it.
     lines = _failed_lines(view)
     if not lines:
         return 0

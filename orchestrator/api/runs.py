@@ -155,8 +155,8 @@ def retry(
 ) -> Report:
     """Give every failed task another round, and go on with the run. Returns when it has ended.
 
-    A task gets all its tries and crashes anew. The errors of the earlier round are kept in the
-    spool, in `failed-tasks/round-0`. Raises what `resume` raises.
+    A task gets all its tries and second opinions anew. The errors of the earlier round are kept in
+    the spool, in `failed-tasks/round-0`. Raises what `resume` raises.
 
     spool: the spool's folder. Default: the only ./spool-* there is.
     out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.

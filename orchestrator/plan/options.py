@@ -31,12 +31,14 @@ class StartOptions(TypedDict, total=False):
         Default: the inherited CUDA_VISIBLE_DEVICES, else what NVML lists, else the CPU.
     ranks_per_gpu: how many ranks share each device. Default 1. gpus_per_rank: how many devices each
     rank gets. Default 1; not together with ranks_per_gpu. retries: how many times more a task that
-    raised is tried. Default 0. max_restarts: after how many failed starts in a row a rank is given
-    up. Default 3. max_crashes: how many crashes with one task in hand, alone, make this task fail.
-    Default 2. max_failed: "N" or "P%": stop early once so many tasks have failed. Default: never.
+    raised is tried in its process. Default 0.
+    max_restarts: a rank or a device is given up once more than so many of its processes in a row
+        completed nothing and speak against it. Default 3.
+    max_crashes: how many crashes with one task in hand, alone, make this task fail, if its worker
+        crashed each time. Default 2; 1: without a second opinion.
+    max_failed: "N" or "P%": stop early once so many tasks have failed. Default: never.
     keep_going: each failure is its task's at once, without a second opinion, and the run goes on
-    even
-        if every task fails. Default: no.
+        even if every task fails. Default: no.
     task_timeout_s: a task that takes longer fails as a timeout. Default: no limit.
     stall_timeout_s: a worker that makes no progress for so long is ended. Default: no limit.
     time_limit_s: drain this long after the start. Default: no limit. Holds for this start alone.
