@@ -59,7 +59,10 @@ def _last_claimed_before(
         task = view.manifests[name].task(place)
         if task is None:
             continue
-        if (task.task, task.round) in known or view.ledger.is_finished_in(task.task, task.round):
+        key = task.task, task.round
+        # A failure that this line does not know of happened after somebody claimed it.
+        has_failed_since = len(view.held.get(key, ())) > len(task.failed_in)
+        if key in known or has_failed_since or view.ledger.is_finished_in(*key):
             last = place
-        known.add((task.task, task.round))
+        known.add(key)
     return last

@@ -33,6 +33,7 @@ class Kept:
     """Keeps what is settled, in the order in which that was known."""
 
     is_announcing = False
+    is_out_of_patience = False
 
     def __init__(self) -> None:
         self.settled: list[tuple[TaskLine, JournalLine]] = []

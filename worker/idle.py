@@ -72,6 +72,8 @@ class Word(Enum):
     NEW_MANIFEST = auto()
     # There are places that nobody has claimed, and that this attempt passed over.
     OVERLOOKED = auto()
+    # The orchestrator is gone, and all that is left are failures that only one may rule about.
+    FORSAKEN = auto()
     # Others had time to take the doubtful tasks that this attempt must not, or had better not,
     # take.
     TEMPTED = auto()
@@ -182,6 +184,8 @@ class Idling:
             return Word.CLOSED
         if view.unclaimed:
             return Word.OVERLOOKED
+        if not self._parent.is_there() and self._is_forsaken(view):
+            return Word.FORSAKEN
         deaths = self._find_dead(detector)
         if deaths and close_attempts(view, deaths, by=me):
             return Word.NEW_MANIFEST
@@ -191,6 +195,11 @@ class Idling:
             if sweep(view):
                 return Word.NEW_MANIFEST
         return Word.SILENCE
+
+    def _is_forsaken(self, view: View) -> bool:
+        """Whether every unfinished task failed, and waits for an orchestrator to rule about it."""
+        unruled = {task for task, _ in view.unruled()}
+        return len(unruled) == self._run.tasks - view.ledger.n_finished
 
     def _find_dead(self, detector: FailureDetector) -> dict[str, Death]:
         """The attempts that are proved dead and that no parent will close, with how they died."""

@@ -197,6 +197,8 @@ class Work:
         ring(self._layout.control)
         word = self._idling.wait(self._backlog.claims_tried, self._backlog.is_tempted)
         match word:
+            case Word.FORSAKEN:
+                return WorkEnd.HANDOVER
             case Word.TEMPTED if self._takes_of_device:
                 return WorkEnd.HANDOVER
             case Word.TEMPTED:

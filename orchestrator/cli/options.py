@@ -63,8 +63,13 @@ def _refuse_constant(word: str) -> None:
 
 
 def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option of click with its environment variable: --max-crashes is GPUSPOOL_MAX_CRASHES."""
+    """An option of click with its environment variable: --max-crashes is GPUSPOOL_MAX_CRASHES.
+
+    A switch has one variable for both of its names: --keep-going/--no-keep-going is
+    GPUSPOOL_KEEP_GOING.
+    """
     long = next(name for name in names if name.startswith("--"))
+    long = long.partition("/")[0]
     variable = "GPUSPOOL_" + long.lstrip("-").replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 

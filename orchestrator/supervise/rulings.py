@@ -12,6 +12,7 @@ The loop is the only caller.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterator
 
@@ -154,8 +155,16 @@ class Judge:
         opinions: list[Opinion] = []
         for held, since_s in zip(self._view.held[key], self._seen[key], strict=True):
             device = self._device(held.attempt)
+            # What failed in an earlier epoch may have failed by what ended that one, or before the
+            # user mended the job. Unless the place proved itself, that is long ago.
+            if not self._is_of_this_epoch(held.attempt):
+                since_s = -math.inf
             opinions.append(Opinion(held.attempt, device, self._is_confirmed(held), since_s))
         return opinions
+
+    def _is_of_this_epoch(self, attempt: str) -> bool:
+        intent = self._view.intents.get(attempt)
+        return intent is not None and intent.epoch == self._epoch
 
     def _least(self, held: list[Held]) -> int:
         """How many opinions a task needs at least: --max-crashes, if its worker always crashed."""
@@ -217,7 +226,9 @@ class Judge:
             self._view.refresh()
             return []
         for failure in failures:
-            publish_failed_task(self._view.layout, _failed_task(failure, record.at))
+            # Without a key there is no name for the copy; the ruling itself tells of the task.
+            if failure.key:
+                publish_failed_task(self._view.layout, _failed_task(failure, record.at))
         self._view.refresh()
         return failures
 
