@@ -26,7 +26,7 @@ from pathlib import Path
 
 from gpuspool.spool.errors import FolderGone
 from gpuspool.spool.layout import OUT_MARK, Layout
-from gpuspool.spool.publish import patiently, read_bytes
+from gpuspool.spool.publish import out_of_the_way, patiently, read_bytes
 from gpuspool.spool.records import Run
 
 # What people call the two folders, and what helps where one of them is gone.
@@ -49,7 +49,7 @@ class Place:
         self._what = what
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            self._fd = patiently(lambda: os.open(path, flags))
+            self._fd = out_of_the_way(patiently(lambda: os.open(path, flags)))
         except (FileNotFoundError, NotADirectoryError):
             raise self.gone("there is no such folder") from None
         self._is = _number(os.fstat(self._fd))

@@ -58,7 +58,8 @@ def test_process_1_of_a_container_passes_signals_on(box: Box, number: int, code:
 
 def test_process_1_ends_with_the_exit_code_of_the_command(box: Box) -> None:
     program = unshare("--pid", "--mount-proc")
-    box.run("run", "--lines", box.lines(1), "--spool", "S", "--", "false", program=program, code=3)
+    command = ["run", "--lines", box.lines(1), "--spool", "S", "--keep-going", "--", "false"]
+    box.run(*command, program=program, code=3)
     box.run("status", "nowhere", program=program, code=2)
 
 
@@ -93,7 +94,11 @@ def test_a_worker_in_another_time_namespace_is_not_proved_dead(box: Box) -> None
 @pytest.mark.parametrize("how", ["its time limit", "a kill"])
 def test_a_run_inside_a_task_ends_with_that_task(box: Box, how: str) -> None:
     inner = [GPUSPOOL, "run", "--lines", box.lines(2), "--spool", "inner", "--", "sleep", "1000"]
-    options = ["--task-timeout", "3s"] if how == "its time limit" else ["--max-crashes", "1"]
+    options = (
+        ["--task-timeout", "3s", "--keep-going"]
+        if how == "its time limit"
+        else ["--max-crashes", "1"]
+    )
     outer = ["run", "--lines", box.lines(1, "one"), "--spool", "S", *options, "--", *inner]
     started = box.start(*outer)
     wait_until(lambda: (box / "inner").exists() and identities(box / "inner"))

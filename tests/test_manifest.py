@@ -49,7 +49,7 @@ def test_a_manifest_gives_back_its_tasks_in_order(tmp_path: Path) -> None:
     tasks = [
         task(2),
         task(1, key="a/ä"),
-        task(0, round=3, crashes=1, kills=2, careful=True, cost=0.5),
+        task(0, round=3, kills=2, careful=True, cost=0.5, failed_in=(("rank-0000.a00", "cpu"),)),
     ]
     assert publish_manifest(layout, "retry-01", tasks)
     manifest = load_manifest(layout, "retry-01", pytest.fail)

@@ -532,7 +532,7 @@ def test_an_error_of_cuda_that_spoils_nothing_fails_its_task_alone(box: Box) -> 
         "        raise torch.AcceleratorError('CUDA error: invalid device ordinal')\n"
         "    return 1\n",
     )
-    box.run("run", "job.py:f", "--lines", box.lines(12), "--spool", "S", "--ranks", "1", code=3)
+    box.run("run", "job.py:f", "--lines", box.lines(12), "--spool", "S", "--keep-going", code=3)
     failed = [result for result in box.results("S") if result["state"] == "failed"]
     assert [result["index"] for result in failed] == [1, 4, 7, 10]
     assert {result["error"]["kind"] for result in failed} == {"exception"}
