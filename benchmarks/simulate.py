@@ -66,6 +66,8 @@ class Planned:
     costs: np.ndarray
     before: np.ndarray
     claims: list[Claim] = field(default_factory=list)
+    # No task of it is doubtful.
+    is_as_planned = True
 
     def __len__(self) -> int:
         return len(self.costs)

@@ -206,6 +206,11 @@ def test_nothing_to_claim_waits_while_anybody_lives() -> None:
     assert decided(unclaimed=0, open=[attempt(0, Life.ELSEWHERE)]) == []
 
 
+def test_a_ruling_that_takes_time_is_waited_for() -> None:
+    assert decided(unclaimed=0, is_ruling_awaited=True) == []
+    assert decided(unclaimed=1, is_ruling_awaited=True) == [launch(0)]
+
+
 def test_nothing_to_claim_and_nobody_alive_is_swept_once() -> None:
     assert decided(unclaimed=0) == [Sweep()]
     assert decided(unclaimed=0, was_swept=True) == [End(Ending.STUCK)]

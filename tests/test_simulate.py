@@ -20,9 +20,12 @@ def test_skewed_tasks_whose_costs_are_known_end_together(ranks: int, most: float
 
 
 @pytest.mark.parametrize("ranks", [2, 8])
-def test_without_costs_nobody_waits_longer_than_with_guided_self_scheduling(ranks: int) -> None:
+def test_without_costs_hardly_anybody_waits_longer_than_with_guided_self_scheduling(
+    ranks: int,
+) -> None:
+    """Guided self-scheduling keeps the list's order. Here every fourth task comes from its end."""
     ours = simulate(SKEW, [1.0] * ranks).makespan_s
-    assert ours <= 1.02 * guided(SKEW, ranks)
+    assert ours <= 1.05 * guided(SKEW, ranks)
 
 
 def test_costs_in_any_unit_do() -> None:

@@ -80,7 +80,7 @@ def test_a_job_that_wraps_a_full_disk_stops_the_run_and_goes_on_later(box: Box) 
 
 def test_a_job_that_closes_its_stdout_loses_nothing_but_its_words(box: Box) -> None:
     box.write("job.py", "import os\ndef f(task, ctx):\n    os.close(1)\n    return 1\n")
-    command = ["run", "job.py:f", "--tasks", box.tasks(["a", "b"]), "--spool", "S", "--ranks", "1"]
+    command = ["run", "job.py:f", "--tasks", box.tasks(["a", "b"]), "--spool", "S", "--keep-going"]
     assert "1 failed" in box.run(*command, code=3).err, (
         "the second call raises, since there is nothing to close"
     )
@@ -99,7 +99,7 @@ def test_a_job_may_put_anything_in_the_place_of_stdout(box: Box) -> None:
         "--ranks",
         "1",
     ]
-    box.run(*command, "--retries", "1", code=3)
+    box.run(*command, "--retries", "1", "--keep-going", code=3)
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
     assert [result["error"]["kind"] for result in box.results("S")] == ["exception"] * 2
 
@@ -108,7 +108,8 @@ def test_a_job_reads_as_it_runs_also_once_its_file_has_changed(box: Box) -> None
     """For tracebacks, and for torch.jit.script and whoever else asks for its source."""
     box.job("plain.py")
     box.job("harsh.py")
-    box.run("run", "harsh.py:changes_its_file", "--lines", box.lines(1), "--spool", "S", code=3)
+    command = ["run", "harsh.py:changes_its_file", "--lines", box.lines(1), "--spool", "S"]
+    box.run(*command, "--keep-going", code=3)
     (result,) = box.results("S")
     assert result["error"]["message"] == "def changes_its_file(task, ctx):"
     assert "inspect.getsource(changes_its_file)" in result["error"]["traceback"]
@@ -155,7 +156,8 @@ def test_of_outputs_in_each_others_way_one_fails_and_the_run_comes_to_its_end(bo
         "--ranks",
         "1",
     ]
-    assert "2 of 4 tasks complete, 2 failed" in box.run(*command, code=3).err
+    done = box.run(*command, "--keep-going", code=3)
+    assert "2 of 4 tasks complete, 2 failed" in done.err
     failed = {
         result["key"]: result["error"] for result in box.results("S") if result["state"] == "failed"
     }

@@ -126,7 +126,8 @@ def test_retry_may_follow_wait_at_once(box: Box) -> None:
         "import atexit, time\natexit.register(time.sleep, 0.5)\n"
         "def f(task, ctx):\n    return 1 / 0\n",
     )
-    started = box.start("run", "job.py:f", "--lines", box.lines(1), "--spool", "S")
+    command = ["run", "job.py:f", "--lines", box.lines(1), "--spool", "S", "--keep-going"]
+    started = box.start(*command)
     wait_until(lambda: (box / "S" / "orchestrator.json").exists())
     box.run("wait", "S", code=3)
     box.run("retry", "S", code=3)

@@ -503,6 +503,7 @@ class Play:
             open=open_,
             past=self._past(),
             was_swept=True,
+            is_ruling_awaited=self._last_since is not None and bool(self._unruled),
             is_last=last_since is not None,
             is_settling=last_since is not None and self._finished_last >= last_since,
             tasks=self.world.n_tasks,

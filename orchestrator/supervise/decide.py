@@ -21,7 +21,8 @@ something is claimable                    launch in slots without an open attemp
                                           is work for, but not where a rank or a device was given
                                           up; if that is everywhere and nobody is open, end
                                           "gave up"
-somebody is open                          wait
+somebody is open, or time must pass before
+    a doubtful task can be ruled          wait
 a closed attempt's journal is not         wait: tasks that look unfinished may be finished
 seen whole yet
 no sweep since the last launch            sweep
@@ -110,7 +111,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     `is_unsettled`: the journal of a closed attempt is shorter here than its closing says, and may
     be seen whole in a moment. `finished_at` is when the attempts were told that every task has a
-    verdict, None before that. `is_ruling_due`: doubtful tasks can be ruled. `is_last`: every
+    verdict, None before that. `is_ruling_due`: doubtful tasks can be ruled;
+    `is_ruling_awaited`: some can be ruled later. `is_last`: every
     unfinished task is doubtful; `is_settling`: and verdicts are given. `complete` of all `tasks`
     are, `doubtful` ones failed in `doubting` attempts and have no verdict. `barren` attempts have
     ended since a task was finished, which was at `finished_last_at`.
@@ -127,6 +129,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     was_swept: bool = False
     finished_at: float | None = None
     is_ruling_due: bool = False
+    is_ruling_awaited: bool = False
     is_last: bool = False
     is_settling: bool = False
     tasks: int = 0
@@ -233,7 +236,7 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
             return [Break(Ending.OUTAGE)]
     if snapshot.unclaimed:
         return _launches(snapshot, policy, now)
-    if snapshot.open or snapshot.is_unsettled:
+    if snapshot.open or snapshot.is_unsettled or snapshot.is_ruling_awaited:
         return []
     if not snapshot.was_swept:
         return [Sweep()]

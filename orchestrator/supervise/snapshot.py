@@ -272,6 +272,7 @@ class Situation:
             was_swept=self._was_swept,
             finished_at=self._finished_at,
             is_ruling_due=is_ruling_due,
+            is_ruling_awaited=self._judge.is_last and bool(self._view.unruled()),
             is_last=self._judge.is_last,
             is_settling=last_since is not None and self._finished_last_at >= last_since,
             tasks=ledger.tasks,
