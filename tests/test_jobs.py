@@ -72,7 +72,7 @@ def test_outputs_of_every_kind(box: Box) -> None:
 
 def test_whatever_user_code_raises_fails_that_task_alone(box: Box) -> None:
     kinds = ["exit", "interrupt", "own", "chained", "bytes", "none", "more"]
-    found = run_odd(box, "raises", kinds, code=3)
+    found = run_odd(box, "raises", kinds, "--keep-going", code=3)
     assert [found[kind]["error"]["type"] for kind in kinds[:5]] == [
         "SystemExit", "KeyboardInterrupt", "Own", "ValueError", "ValueError",
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_batch_that_raises_is_split_until_the_bad_task_is_alone(box: Box) -> N
     payloads = [f"p{i}" for i in range(64)]
     payloads[21] = "raise"
     payloads[37] = "return"
-    box.run("run", f"{ODD}:Picky", "--tasks", box.tasks(payloads), code=3)
+    box.run("run", f"{ODD}:Picky", "--tasks", box.tasks(payloads), "--keep-going", code=3)
     results = box.results("spool-Picky")
     bad = {result["index"]: result["error"] for result in results if result["state"] == "failed"}
     assert {index: error["type"] for index, error in bad.items()} == {
@@ -120,7 +120,7 @@ def test_batches_keep_within_their_budget(box: Box) -> None:
 def test_out_of_device_memory_halves_the_batch_for_good(box: Box) -> None:
     payloads = [f"p{i}" for i in range(40)]
     payloads[5] = "huge"
-    box.run("run", f"{ODD}:NoMemory", "--tasks", box.tasks(payloads), code=3)
+    box.run("run", f"{ODD}:NoMemory", "--tasks", box.tasks(payloads), "--keep-going", code=3)
     results = box.results("spool-NoMemory")
     assert results[5]["error"]["kind"] == "gpu_oom"
     assert {result["state"] for result in results if result["index"] != 5} == {"complete"}
@@ -140,17 +140,15 @@ def test_commands_that_fail_tell_how(box: Box) -> None:
     assert results[1]["error"]["exit_code"] == 7
     assert results[1]["error"]["message"] == "sh: exit code 7"
     assert results[2]["error"]["message"] == "sh: killed by SIGKILL"
-    missing = box.run(
-        "run", "--lines", "-", "--spool", "T", "--", "no-such-program", code=3, stdin="0\n"
-    )
-    assert "1 failed" in missing.err
-    assert box.results("T")[0]["error"]["type"] == "FileNotFoundError"
+    command = ["--spool", "T", "--", "no-such-program"]
+    missing = box.run("run", "--lines", "-", *command, code=4, stdin="0\n")
+    assert "No such file or directory: 'no-such-program'" in missing.err
+    assert box.results("T")[0]["state"] != "failed", "the command is to blame, and not its input"
 
 
 def test_a_command_that_writes_no_output_fails(box: Box) -> None:
-    box.run(
-        "run", "--lines", "-", "--spool", "S", "--", "test", "{output}.json", code=3, stdin="0\n"
-    )
+    command = ["--spool", "S", "--keep-going", "--", "test", "{output}.json"]
+    box.run("run", "--lines", "-", *command, code=3, stdin="0\n")
     assert box.results("S")[0]["error"]["kind"] == "output"
 
 
@@ -165,7 +163,7 @@ def test_a_worker_told_to_stop_from_outside_leaves_its_work_to_the_next(box: Box
 
 
 def test_the_record_of_an_attempt_tells_what_it_took(box: Box) -> None:
-    run_odd(box, "returns", ["list", "tuple", "set"], code=3)
+    run_odd(box, "returns", ["list", "tuple", "set"], "--keep-going", code=3)
     closing = record(box / "S" / "complete" / "rank-0000.a00.json")
     assert (closing["attempt"], closing["state"], closing["reason"]) == (
         "rank-0000.a00",

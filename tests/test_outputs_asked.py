@@ -71,6 +71,7 @@ def test_a_task_cannot_ask_for_the_output_of_the_task_before(box: Box, batch: st
         "            ctx.output(last, '.txt').write_text('late')\n"
         f"        return {'[None]' if batch else None}\n",
         8,
+        "--keep-going",
         code=3,
     )
     assert [result["state"] for result in results] == ["complete"] + ["failed"] * 7
@@ -115,6 +116,7 @@ def test_a_batch_cannot_ask_for_a_task_that_is_not_in_it(box: Box) -> None:
         "        ctx.output(self.first, '.txt').write_text('mine')\n"
         "        return [None for task in tasks]\n",
         4,
+        "--keep-going",
         code=3,
     )
     assert [result["state"] for result in results] == ["complete"] * 2 + ["failed"] * 2
@@ -284,6 +286,7 @@ def test_a_fifo_holds_up_no_worker_and_fails_its_task_alone(box: Box) -> None:
         "        else:\n"
         "            path.write_text('whole')\n",
         3,
+        "--keep-going",
         code=3,
     )
     assert [result["state"] for result in results] == ["complete", "failed", "complete"]

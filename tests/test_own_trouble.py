@@ -138,7 +138,8 @@ def test_an_error_of_the_system_in_a_healthy_folder_fails_its_task_alone(
         f"        {raises}\n"
         "    return 1\n",
     )
-    box.run("run", "job.py:f", "--lines", box.lines(3), "--spool", "S", "--ranks", "1", code=3)
+    command = ["run", "job.py:f", "--lines", box.lines(3), "--spool", "S", "--ranks", "1"]
+    box.run(*command, "--keep-going", code=3)
     states = [result["state"] for result in box.results("S")]
     assert states == ["complete", "failed", "complete"]
     assert box.results("S")[1]["error"]["kind"] == "exception"
