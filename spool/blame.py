@@ -148,16 +148,19 @@ def _suspect(orphans: list[TaskLine], in_hand: _InHand) -> Judgement:
 
 
 def _worker_lost(task: TaskLine, times: int, witness: Witness, scene: Scene) -> TaskFailure:
-    often = "once" if times == 1 else f"{times} times"
     kind, type_, how = ErrorKind.LOST, "WorkerLost", "the worker died"
     if witness.is_oom:
         kind, type_ = ErrorKind.HOST_OOM, "HostOutOfMemory"
         how = "the kernel ran out of memory and killed the worker"
-    last = describe_exit(witness.exit_code)
+    end = describe_exit(witness.exit_code)
+    # A crash is one opinion, and the ruling tells how many there were. Kills are counted here.
+    often, what = "", end
+    if times > 1:
+        often, what = f" {times} times", f"last {end}"
     error = Error(
         kind=kind,
         type=type_,
-        message=f"{how} {often} with this task in hand; last: {last} on {scene}",
+        message=f"{how}{often} with this task in hand: {what}; {scene}",
         tries=times,
         exit_code=witness.exit_code,
         signal=signal_of(witness.exit_code),

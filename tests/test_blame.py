@@ -60,7 +60,7 @@ def test_where_one_crash_is_enough_the_task_alone_in_hand_fails(tmp_path: Path) 
     error = failure.error
     assert (failure.task, error.kind, error.type) == (0, "lost", "WorkerLost")
     assert error.exit_code == -11
-    assert "died once" in error.message
+    assert "the worker died with this task in hand: killed by SIGSEGV" in error.message
     assert "SIGSEGV" in error.message
     assert A0 in error.message
     assert verdicts(view) == "f"

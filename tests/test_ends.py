@@ -107,15 +107,15 @@ from pathlib import Path
 import gpuspool
 from gpuspool.orchestrator.api import epoch
 
-real = epoch.mark_out
+real = epoch.claim_out
 
-def slow(run):
+def slow(view):
     Path("starting").touch()
     while not Path("let-go").exists():
         time.sleep(0.004)
-    real(run)
+    real(view)
 
-epoch.mark_out = slow
+epoch.claim_out = slow
 sys.exit(gpuspool.resume("S").exit_code)
 """
 

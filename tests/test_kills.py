@@ -187,8 +187,8 @@ def test_a_segmentation_fault_costs_its_task_alone(box: Box) -> None:
     assert [result["index"] for result in results if result["state"] != "complete"] == [20]
     error = results[20]["error"]
     assert (error["kind"], error["type"]) == ("lost", "WorkerLost")
-    assert "died 2 times with this task in hand" in error["message"]
-    assert "SIGSEGV" in error["message"]
+    assert "the worker died with this task in hand: killed by SIGSEGV" in error["message"]
+    assert error["tries"] == len(error["attempts"]) == 2, "each time alone in its worker"
     assert record(box / "S" / "failed-tasks" / "t20.json")["error"]["type"] == "WorkerLost"
     assert {
         record(box / "S" / "failed" / name)["exit_code"] for name in names(box / "S" / "failed")

@@ -87,21 +87,24 @@ def f(task, ctx):
 
 
 def test_too_many_failures_stop_a_run_early(box: Box) -> None:
-    payloads = ["bad", "bad", "wait", *["go"] * 5]
-    started, command = start_gated(box, payloads, "--max-failed", "2")
-    wait_until(lambda: "--max-failed 2" in started.err)
-    # The worker may or may not have come to the gate by then.
-    (box / "gate").touch()
+    """Unhindered the tasks would take half a minute."""
+    count = 600
+    payloads = ["bad", "bad", *["go"] * (count - 2)]
+    options = ["--keep-going", "--max-failed", "2"]
+    started, command = start_gated(box, payloads, *options, job="slow_without_gate")
     done = started.wait(4)
-    assert re.search(
-        "stopped early, since --max-failed is reached: [01] of 8 tasks complete, 2 failed", done.err
+    assert "--max-failed 2: workers finish the tasks in hand" in done.err
+    early = re.search(
+        r"stopped early, since --max-failed is reached: (\d+) of 600 tasks complete, 2 failed",
+        done.err,
     )
+    assert early is not None
+    assert int(early[1]) < count - 2
     assert record(box / "S" / "summary.json")["how"] == "too many failed"
-    assert "2 failed" in box.run(*command, "--max-failed", "2", code=4).err, (
-        "they have failed for good"
-    )
+    (box / "gate").touch()
+    assert "2 failed" in box.run(*command, *options, code=4).err, "they have failed for good"
     box.run(*command, "--max-failed", "50%", code=3)
-    assert [result["state"] for result in box.results("S")].count("complete") == 6
+    assert [result["state"] for result in box.results("S")].count("complete") == count - 2
 
 
 @pytest.mark.parametrize(

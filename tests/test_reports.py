@@ -3,6 +3,8 @@
 import os
 import re
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,11 @@ from gpuspool.spool.layout import Layout
 from gpuspool.worker.reports import ReportQueue
 
 ATTEMPT = "rank-0000.a00"
+
+
+def make_queue(layout: Layout) -> int:
+    ReportQueue(layout, ATTEMPT)
+    return os.getpid()
 
 
 @pytest.fixture
@@ -49,8 +56,9 @@ def test_reports_cut_anywhere_or_with_a_flipped_bit_cost_that_report_alone(
 
 def test_a_report_queue_is_nobody_elses(out: Path) -> None:
     layout = Layout(out / "spool-0000")
-    ReportQueue(layout, ATTEMPT)
-    assert record(layout.report(ATTEMPT))["pid"] == os.getpid()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        pid = other.submit(make_queue, layout).result()
+    assert record(layout.report(ATTEMPT))["pid"] == pid != os.getpid()
     with pytest.raises(FileExistsError, match=f"{ATTEMPT} ran before"):
         ReportQueue(layout, ATTEMPT)
 

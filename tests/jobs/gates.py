@@ -30,6 +30,15 @@ def gated(task, ctx):
     return task.payload
 
 
+def slow_without_gate(task, ctx):
+    """ "bad" ones fail; the others take a moment each as long as there is no gate."""
+    if task.payload == "bad":
+        raise ValueError(f"{task.key} is bad")
+    if not Path(ctx.args["gate"]).exists():
+        time.sleep(0.05)
+    return task.payload
+
+
 def gated_polite(task, ctx):
     """Waits for the gate or for the drain, whichever comes first."""
     note(f"{ctx.args['gate']}.waiting", f"{task.index} {os.getpid()}")

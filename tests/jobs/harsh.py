@@ -93,6 +93,22 @@ def dies_on_device(task, ctx):
     return task.payload
 
 
+def raises_on_device(task, ctx):
+    """Raises at once on the bad device; elsewhere it computes for a moment."""
+    if os.environ["CUDA_VISIBLE_DEVICES"] == ctx.args["bad"]:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    time.sleep(0.05)
+    return task.payload
+
+
+def ends_its_worker(task, ctx):
+    """The payload true makes the library that reads it end the process; others take a moment."""
+    if task.payload:
+        os._exit(5)
+    time.sleep(0.02)
+    return task.index
+
+
 def out_of_descriptors(task, ctx):
     if task.payload == "bad":
         raise OSError(errno.EMFILE, "Too many open files")
