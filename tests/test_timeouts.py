@@ -65,12 +65,14 @@ def test_a_task_that_hangs_fails_with_every_threads_stack(box: Box, how: str) ->
     assert f"--task-timeout {float(most[:-1]):g}s" in error["message"]
     assert error["where"].startswith("harsh.py:")
     assert "in hang" in error["traceback"]
-    assert error["attempts"] == [f"rank-000{error['rank']}.a00"]
+    assert sorted(error["attempts"]) == ["rank-0000.a00", "rank-0001.a00"], "a second opinion"
+    assert error["attempts"][-1] == f"rank-000{error['rank']}.a00"
     assert (error["device"], error["host"]) == (
         "cpu",
         record(box / "S" / "attempts" / "rank-0000.a00.json")["parent"]["host"],
     )
-    assert "in hang" in (box / "S" / "logs" / f"{error['attempts'][0]}.log").read_text()
+    for attempt in error["attempts"]:
+        assert "in hang" in (box / "S" / "logs" / f"{attempt}.log").read_text()
     line = box.run("failed", "S").out.splitlines()[1]
     assert line.split()[:3] == ["t2", "timeout", "TaskTimeout:"]
 
@@ -80,10 +82,9 @@ def test_a_batch_that_hangs_is_run_again_alone_and_only_the_culprit_fails(box: B
     failed = run_hanging(box, payloads, "--task-timeout", limit(0.3), job="HangsInBatches")
     assert (failed["index"], failed["error"]["kind"]) == (2, "timeout")
     closings = [record(box / "S" / "failed" / name) for name in names(box / "S" / "failed")]
-    assert [(closing["reason"], len(closing.get("lost", []))) for closing in closings] == [
-        ("timeout", 0),
-        ("timeout", 1),
-    ]
+    told = [(closing["reason"], len(closing.get("lost", []))) for closing in closings]
+    assert told == [("timeout", 0)] * 3, "in the batch, then alone and alone again"
+    assert failed["error"]["attempts"] == ["rank-0000.a01", "rank-0000.a02"]
 
 
 def test_a_process_that_stands_still_is_killed_by_its_parent(box: Box) -> None:
@@ -150,7 +151,7 @@ def late(root: Path, left: list[TaskLine], *started: int) -> tuple[Closing, list
 def test_only_a_task_that_a_call_held_alone_fails_by_a_time_out(tmp_path: Path) -> None:
     tasks = [task(0), task(1), task(2)]
     closing, left = late(tmp_path / "alone", tasks, 1)
-    assert [lost.task for lost in closing.failures] == [1]
+    assert [held.task for held in closing.held] == [1]
     assert left == [tasks[0], tasks[2]]
     closing, left = late(tmp_path / "batch", tasks, 0, 1)
     assert (closing.failures, closing.suspects) == ([], 2)
