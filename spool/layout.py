@@ -148,6 +148,14 @@ def is_ruling(manifest: str) -> bool:
     return manifest.startswith("ruling-")
 
 
+def may_offer_doubtful(manifest: str) -> bool:
+    """Whether tasks of a manifest may have failed in their round before it was published.
+
+    Those of a planned manifest were never tried, and those of a retry have just begun a round.
+    """
+    return not is_planned(manifest) and not manifest.startswith("retry-")
+
+
 def is_manifest(name: str) -> bool:
     """Whether this is the name of a manifest: planned, orphans, retry, sweep or ruling."""
     return any(pattern.fullmatch(name) for pattern in (_PLANNED, _ORPHANS, _NUMBERED))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Box, Done, assert_sound, count_lines, journal_lines, names, tree, wait_until
+from helpers import Box, Done, assert_sound, journal_lines, names, tree, wait_until
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "huge_fasta"
 sys.path.append(str(EXAMPLE))
@@ -376,9 +376,8 @@ def test_killed_twice_and_resumed_with_other_world_sizes_ids_and_rows_stay_align
     assert count > 30
     box.run("resume", "s", *CPU, "1", env={"MAY_DO": "-1"})
     assert_sound(box, "s", count)
-    assert count_lines(spool) == count + 6, (
-        "a line for each task, whoever was killed, and one for each journal"
-    )
+    assert len(journal_lines(spool)) == count, "a line for each task, whoever was killed"
+    assert len(names(spool / "journal")) == 6
     done = merged(box, "s", "all.npy")
     assert done.out == "all.npy: float32 [400, 128]; ids: all.ids.txt\n"
     assert_aligned(box, "all", records)

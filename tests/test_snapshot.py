@@ -8,7 +8,9 @@ import pytest
 from spooling import A0, A1, B0, JOB, begin, dead_process, finish, intend, make_spool, take, view_of
 
 from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.supervise.decide import Policy
 from gpuspool.orchestrator.supervise.launch import Orders
+from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.orchestrator.supervise.snapshot import History, Situation
 from gpuspool.orchestrator.supervise.workers import BY_PARENT, BY_RESUME, Workers
 from gpuspool.spool import closing
@@ -29,7 +31,8 @@ def workers_of(view: View, epoch: int) -> Workers:
 
 
 def situation_of(view: View, epoch: int = 0) -> Situation:
-    return Situation(view, workers_of(view, epoch), epoch, SLOTS)
+    judge, policy = Judge(view, epoch, max_crashes=2), Policy(max_restarts=3)
+    return Situation(view, workers_of(view, epoch), judge, policy, epoch, SLOTS)
 
 
 def close(layout: Layout, attempt: str, by: str = BY_PARENT) -> None:
@@ -109,10 +112,11 @@ def test_only_this_epochs_attempts_make_a_ranks_past(tmp_path: Path) -> None:
         close(layout, attempt)
     view.refresh()
     first, second = history.past()
-    assert [closing.attempt for closing in first.closings] == [A1]
-    assert (first.finished, first.done, first.slot) == ((2,), 2, SLOTS[0])
+    assert [trial.completed for trial in first.trials] == [2], "those of A1 alone"
+    assert (first.reasons, first.slot) == ({Reason.CRASH}, SLOTS[0])
+    assert first.has_completed
     assert first.ended_at > 0
-    assert (second.closings, second.done, second.ended_at) == ((), 1, 0.0)
+    assert (second.trials, second.has_completed, second.ended_at) == ((), True, 0.0)
     again = history.past()[0]
     assert again.ended_at == first.ended_at, "when an end was first seen is kept"
 

@@ -25,9 +25,18 @@ from spooling import (
 )
 
 from gpuspool.spool.layout import Layout, attempt_name
-from gpuspool.spool.manifest import Damage, Manifest, load_manifest, publish_manifest
-from gpuspool.spool.records import Claim, TaskLine
+from gpuspool.spool.manifest import (
+    Damage,
+    Manifest,
+    load_manifest,
+    publish_manifest,
+    publish_ruling,
+)
+from gpuspool.spool.records import Claim, Ruling, TaskLine
 from gpuspool.worker.supply import SAMPLE, Rate, Supply
+
+# Where a doubtful task failed: in an attempt, and on a device, of nobody who claims here.
+FAILED = ((C0, "GPU-c"),)
 
 
 def supply_of(layout: Layout, rank: int, number: int = 0) -> Supply:
@@ -124,8 +133,8 @@ def test_manifests_that_appear_later_are_found(tmp_path: Path) -> None:
     assert flat(drain(supply)) == [1, 2]
     assert publish_manifest(layout, "retry-01", [task(0, round=1)])
     assert take(supply, 1, None) == [task(0, round=1)]
-    assert publish_manifest(layout, "sweep-01", [task(2, crashes=1)])
-    assert take(supply, 1, None) == [task(2, crashes=1)]
+    assert publish_manifest(layout, "sweep-01", [task(2, failed_in=FAILED)])
+    assert take(supply, 1, None) == [task(2, failed_in=FAILED)]
     assert take(supply, 1, None) is None
 
 
@@ -260,9 +269,25 @@ def test_what_is_exhausted_is_forgotten_and_never_loaded_again(
     loads.clear()
     assert take(supply) is None
     assert loads == []
-    assert publish_manifest(layout, "sweep-01", [task(2, crashes=1)])
-    assert take(supply) == [task(2, crashes=1)]
+    assert publish_manifest(layout, "sweep-01", [task(2, failed_in=FAILED)])
+    assert take(supply) == [task(2, failed_in=FAILED)]
     assert loads == ["sweep-01"]
+
+
+def test_who_is_proven_looks_for_doubtful_tasks_only_where_there_may_be_some(
+    tmp_path: Path, loads: list[str]
+) -> None:
+    """Neither in planned manifests nor in retries: there nothing has failed in its round."""
+    layout = make_spool(tmp_path / "s", 60, *[10] * 30)
+    assert publish_manifest(layout, "retry-01", [task(index, round=1) for index in range(9)])
+    assert publish_manifest(layout, "sweep-01", [task(70)])
+    assert publish_ruling(layout, "ruling-01", Ruling(epoch=0), [task(80, failed_in=FAILED)])
+    supply = supply_of(layout, 0)
+    assert list(supply.take(1, None, is_proven=True) or []) == [task(80, failed_in=FAILED)]
+    for _ in range(4):
+        assert indices(supply.take(1, None, is_proven=True) or []) != [80]
+    assert sorted(set(loads)) == ["rank-0000", "ruling-01", "sweep-01"]
+    assert len(loads) == 3, "each once"
 
 
 @pytest.mark.parametrize("most_held", [0, 25, 250_000])

@@ -7,6 +7,7 @@ from spooling import (
     A0,
     A1,
     B0,
+    C0,
     begin,
     close,
     finish,
@@ -153,18 +154,18 @@ def test_an_open_attempt_holds_only_the_newest_round(layout: Layout) -> None:
     take(layout, A0, 12)
     finish(writer, *range(11))
     finish(writer, 11, state="failed")
-    assert publish_manifest(layout, "retry-01", [task(11, round=1, crashes=1)])
+    assert publish_manifest(layout, "retry-01", [task(11, round=1, kills=1)])
     write_claim(layout, "retry-01", 0, b"")
     view = view_of(layout)
     assert sweep(view) == 1
-    assert list(view.manifests["sweep-01"].tasks()) == [task(11, round=1, crashes=1)]
+    assert list(view.manifests["sweep-01"].tasks()) == [task(11, round=1, kills=1)]
 
 
-def test_a_swept_task_keeps_its_highest_round_and_crashes(layout: Layout) -> None:
+def test_a_swept_task_keeps_its_highest_round_and_where_it_failed(layout: Layout) -> None:
     known = [
         task(3, round=1),
-        task(3, round=1, crashes=1, careful=True),
-        task(3, crashes=2, kills=2),
+        task(3, round=1, failed_in=((B0, ""),), careful=True),
+        task(3, failed_in=((B0, ""), (C0, "")), kills=2),
     ]
     assert publish_manifest(layout, "retry-01", known)
     begin(layout, A0)
@@ -178,9 +179,9 @@ def test_a_swept_task_keeps_its_highest_round_and_crashes(layout: Layout) -> Non
     assert sweep(view) == 12
     assert list(view.manifests["sweep-01"].tasks()) == [
         *map(task, range(3)),
-        known[1],
         *map(task, range(4, 12)),
-    ]
+        known[1],
+    ], "a doubtful task comes behind the others"
 
 
 def test_numbers_of_sweeps_grow(layout: Layout) -> None:

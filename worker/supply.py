@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from gpuspool.spool.claims import ChainEnd, claim_size
-from gpuspool.spool.layout import Layout, is_manifest, is_planned, rank_name
+from gpuspool.spool.layout import Layout, is_manifest, may_offer_doubtful, rank_name
 from gpuspool.spool.manifest import Manifest, OnDamage, is_doubtful, load_manifest
 from gpuspool.spool.publish import listdir
 from gpuspool.spool.records import TaskLine
@@ -241,7 +241,7 @@ class Supply:
         """The manifests whose next unclaimed task is doubtful, of those that were published."""
         self._discover()
         for name in list(self._names):
-            if name not in self._exhausted and not is_planned(name):
+            if name not in self._exhausted and may_offer_doubtful(name):
                 source = self._look_at(name)
                 if source is not None and source.doubtful() is not None:
                     yield source

@@ -12,8 +12,9 @@ import msgspec
 
 
 class Line(msgspec.Struct):
-    task: int
     state: str
+    # That an attempt is idle is a line of no task.
+    task: int | None = None
 
 
 def main():

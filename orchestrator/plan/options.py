@@ -29,9 +29,9 @@ class StartOptions(TypedDict, total=False):
     ranks: the number of workers. Default: one for each device, or one on the CPU.
     devices: the devices to use: "0,1", "GPU-…" or "MIG-…" tokens joined by commas, or "cpu".
         Default: the inherited CUDA_VISIBLE_DEVICES, else what NVML lists, else the CPU.
-    ranks_per_gpu: how many ranks share each device. Default 1. gpus_per_rank: how many devices each
-    rank gets. Default 1; not together with ranks_per_gpu. retries: how many times more a task that
-    raised is tried in its process. Default 0.
+    ranks_per_gpu: how many ranks share each device. Default 1.
+    gpus_per_rank: how many devices each rank gets. Default 1; not together with ranks_per_gpu.
+    retries: how many times more a task that raised is tried in its process. Default 0.
     max_restarts: a rank or a device is given up once more than so many of its processes in a row
         completed nothing and speak against it. Default 3.
     max_crashes: how many crashes with one task in hand, alone, make this task fail, if its worker
