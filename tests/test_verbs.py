@@ -22,12 +22,14 @@ from helpers import (
     waiting,
 )
 
-PAYLOADS = ["go", "go", "bad", *["go"] * 7, "wait", "wait"]
+# Between the failure and the gate the ranks have work for longer than the failure waits before it
+# is a verdict: a worker looks for that only between two calls.
+PAYLOADS = ["go", "go", "bad", *["slow"] * 7, "wait", "wait"]
 
 
 def middle_of_a_run(box: Box) -> tuple[Started, list[str | Path]]:
     """12 tasks on 2 ranks: 9 are complete, 1 failed, 2 wait at the gate. Heartbeats come often."""
-    started, command = start_gated(box, PAYLOADS, "--ranks", "2", "--lease", "1.2s")
+    started, command = start_gated(box, PAYLOADS, "--ranks", "2", "--lease", "1.2s", "--keep-going")
     wait_until(lambda: len(waiting(box)) == 2 and len(journal_lines(box / "S")) == 10)
     return started, command
 
@@ -249,6 +251,7 @@ def test_a_retry_that_is_killed_goes_on_as_a_retry(box: Box) -> None:
         box.tasks(["bad", "go", "bad"]),
         "--spool",
         "S",
+        "--keep-going",
     ]
     box.run(*command, "--arg", f"gate={box / 'gate'}", code=3)
     started = box.start("retry", "S")

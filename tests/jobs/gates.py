@@ -9,6 +9,9 @@ from pathlib import Path
 from plain import note
 
 PATIENCE_S = 60
+# Longer than half of the moment that a failure waits before it is a verdict. See `MOMENT_S` of
+# `gpuspool.spool.signals`.
+SLOW_S = 0.4
 
 
 def pass_gate(path):
@@ -20,9 +23,14 @@ def pass_gate(path):
 
 
 def gated(task, ctx):
-    """Tasks with the payload "wait" say that they wait, then wait for the gate; "bad" ones fail."""
+    """Tasks with the payload "wait" say that they wait, then wait for the gate; "bad" ones fail.
+
+    "slow" ones take SLOW_S.
+    """
     if task.payload == "bad":
         raise ValueError(f"{task.key} is bad")
+    if task.payload == "slow":
+        time.sleep(SLOW_S)
     if task.payload == "wait":
         note(f"{ctx.args['gate']}.waiting", f"{task.index} {os.getpid()}")
         pass_gate(ctx.args["gate"])
