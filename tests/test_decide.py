@@ -206,6 +206,13 @@ def test_nothing_to_claim_waits_while_anybody_lives() -> None:
     assert decided(unclaimed=0, open=[attempt(0, Life.ELSEWHERE)]) == []
 
 
+def test_where_tasks_only_fail_what_is_stranded_is_looked_for() -> None:
+    known = {"doubtful": 2, "barren": 1, "tasks": 24, "complete": 14, "finished_last_at": NOW}
+    assert decided(**known) == [Sweep()]
+    assert decided(**known, was_swept=True) == [launch(0), launch(1)]
+    assert decided(**known, open=[attempt(0)]) == [launch(1)]
+
+
 def test_a_ruling_that_takes_time_is_waited_for() -> None:
     assert decided(unclaimed=0, is_ruling_awaited=True) == []
     assert decided(unclaimed=1, is_ruling_awaited=True) == [launch(0)]

@@ -17,6 +17,8 @@ no rank's job loads, nobody is open       end "load"
 nothing ever completed, in many tries     begin a drain that ends "broken"
 nothing was finished for 15 minutes, and
     tasks fail                            begin a drain that ends "outage"
+tasks only failed lately, nobody is open,
+    no sweep since the last launch        sweep
 something is claimable                    launch in slots without an open attempt, as many as there
                                           is work for, but not where a rank or a device was given
                                           up; if that is everywhere and nobody is open, end
@@ -234,6 +236,11 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
             return [Break(Ending.BROKEN)]
         if _is_outage(snapshot, now):
             return [Break(Ending.OUTAGE)]
+    # As long as doubtful tasks are given out again and again, something is always claimable. So
+    # what is stranded must be looked for meanwhile: it may be all that can complete.
+    is_in_vain = snapshot.doubtful > 0 and snapshot.barren > 0 and not snapshot.open
+    if is_in_vain and not snapshot.was_swept:
+        return [Sweep()]
     if snapshot.unclaimed:
         return _launches(snapshot, policy, now)
     if snapshot.open or snapshot.is_unsettled or snapshot.is_ruling_awaited:
