@@ -38,9 +38,11 @@ from gpuspool.spool.layout import (
     parse_numbered,
     parse_orphans,
     rank_name,
+    writer_name,
 )
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import Damage, Manifest, OnDamage, load_manifest, planned_checksums
+from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import Owners, is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
     Closing,
@@ -679,6 +681,13 @@ class View:
         if journal is not None and journal.head is not None:
             return journal.head
         return self.heartbeat(attempt)
+
+    def writer(self, attempt: str) -> str:
+        """Who an attempt is in the hidden names of its outputs; earlier versions named it alone."""
+        intent = self.intents.get(attempt)
+        if intent is None or not intent.folder:
+            return attempt
+        return writer_name(run_mark(self.run.id, intent.folder), attempt)
 
     def heartbeat(self, attempt: str) -> Heartbeat | None:
         """An attempt's last heartbeat, as it stands now; None where none can be read."""

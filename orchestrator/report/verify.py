@@ -262,10 +262,11 @@ def _check_hidden_outputs(view: View, found: Findings) -> None:
     its call has returned.
     """
     folder = Path(view.run.out or view.layout.outputs)
+    writers = {view.writer(attempt) for attempt in view.closed}
     hidden: list[str] = []
     for parent, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            if parse_hidden_output(name) in view.closed:
+            if parse_hidden_output(name) in writers:
                 hidden.append(os.path.join(parent, name))
         folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]
     if hidden:

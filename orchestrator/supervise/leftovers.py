@@ -12,16 +12,8 @@ import os
 from pathlib import Path
 
 from gpuspool.spool.identity import is_here, liveness
-from gpuspool.spool.layout import (
-    OUT_MARK,
-    PROBE_NAME,
-    SUBDIRS,
-    parse_hidden,
-    parse_hidden_output,
-    writer_name,
-)
+from gpuspool.spool.layout import OUT_MARK, PROBE_NAME, SUBDIRS, parse_hidden, parse_hidden_output
 from gpuspool.spool.place import folder_id, is_same_folder, out_of
-from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import remove_quietly, remove_tree_quietly
 from gpuspool.spool.records import Closing, Intent
 from gpuspool.spool.states import AttemptState, Life
@@ -91,7 +83,7 @@ def _writer(view: View, attempt: str) -> str | None:
         who = view.identity(attempt)
         if who is None or liveness(who) is not Life.DEAD:
             return None
-    return writer_name(run_mark(view.run.id, intent.folder), attempt)
+    return view.writer(attempt)
 
 
 def _is_copied(view: View, intent: Intent) -> bool:
