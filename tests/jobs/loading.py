@@ -61,7 +61,8 @@ class SleepsAlone(Sleeps):
 class Meets:
     """Each call waits until the inputs of the task behind it are being loaded.
 
-    So few tasks are taken in their order.
+    So few tasks are taken in their order. The last two are claimed by whoever has nothing to do, so
+    their inputs may not be loaded ahead.
     """
 
     def __init__(self, ctx):
@@ -71,7 +72,7 @@ class Meets:
         self.begun[task.index].set()
 
     def __call__(self, task, ctx):
-        return task.index == 39 or self.begun[task.index + 1].wait(100)
+        return task.index >= 37 or self.begun[task.index + 1].wait(100)
 
 
 class Counted:
