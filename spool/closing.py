@@ -56,11 +56,11 @@ def publish_copies(layout: Layout, closing: Closing) -> None:
     The status record comes last, so that where it stands the failed tasks stand too.
     """
     for failure in closing.failures:
-        publish_failed_task(layout, _copy_of(failure, closing.attempt, closing.at))
+        publish_failed_task(layout, copy_of(failure, closing.attempt, closing.at))
     publish(layout.status(closing.state, closing.attempt), pretty(closing))
 
 
-def _copy_of(failure: TaskFailure, attempt: str, at: float) -> FailedTask:
+def copy_of(failure: TaskFailure, attempt: str, at: float) -> FailedTask:
     """The copy for a task that a closing or a ruling failed at some time."""
     return FailedTask(
         key=failure.key,
@@ -97,7 +97,7 @@ def failures_of(view: View, attempts: Iterable[str], tasks: Set[int]) -> list[Fa
     for ruling in view.rulings.values():
         for failure in ruling.failures:
             if failure.task in tasks:
-                told.append(_copy_of(failure, failure.error.attempts[-1], ruling.at))
+                told.append(copy_of(failure, failure.error.attempts[-1], ruling.at))
     found: dict[int, FailedTask] = {}
     for one in told:
         if one.round >= view.ledger.failed_round.get(one.task, 0):
@@ -127,7 +127,7 @@ def _failures_told(view: View, attempt: str) -> Iterator[FailedTask]:
     closing = view.closed.get(attempt)
     if closing is not None:
         for failure in closing.failures:
-            yield _copy_of(failure, attempt, closing.at)
+            yield copy_of(failure, attempt, closing.at)
 
 
 def _keys_of(view: View, tasks: Set[int]) -> dict[int, str]:

@@ -42,6 +42,7 @@ from gpuspool.spool.layout import (
 )
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import Damage, Manifest, OnDamage, load_manifest, planned_checksums
+from gpuspool.spool.place import folder_id
 from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import Owners, is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
@@ -685,7 +686,10 @@ class View:
     def writer(self, attempt: str) -> str:
         """Who an attempt is in the hidden names of its outputs; earlier versions named it alone."""
         intent = self.intents.get(attempt)
-        if intent is None or not intent.folder:
+        if intent is None:
+            # It is damaged, so where the attempt ran is not known: here, in all likelihood.
+            return writer_name(run_mark(self.run.id, folder_id(self.layout.root)), attempt)
+        if not intent.folder:
             return attempt
         return writer_name(run_mark(self.run.id, intent.folder), attempt)
 

@@ -1,5 +1,5 @@
 """The theory of blame in simulated worlds: no good task fails and no healthy device is given up,
-whatever goes wrong. `make torture` plays thousands of them.
+whatever goes wrong.
 """
 
 import pytest

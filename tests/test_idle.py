@@ -25,8 +25,8 @@ from gpuspool.spool.journal import JournalWriter, start_journal
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.publish import publish
-from gpuspool.spool.records import Closing
-from gpuspool.spool.states import AttemptState, Reason
+from gpuspool.spool.records import Closing, Error, JournalLine
+from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 from gpuspool.spool.view import load_run
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.idle import Idling, Word
@@ -66,6 +66,18 @@ def test_the_word_that_all_is_finished_ends_the_wait(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
     publish(scene.layout.finished(0), b"")
     assert scene.idling.wait(1) is Word.FINISHED
+
+
+def test_without_an_orchestrator_nobody_waits_for_tasks_that_only_one_can_rule_about(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, 2)
+    take(scene.layout, A0, 2)
+    finish(scene.journal, 0)
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="no")
+    held = JournalLine(task=1, round=0, state=LineState.HELD, error=error, line=task(1))
+    scene.journal.append(held)
+    assert scene.idling.wait(1) is Word.FORSAKEN
 
 
 def test_a_drain_ends_the_wait(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from gpuspool.orchestrator.supervise.opinions import (
     MOST_PAUSE_S,
     NEXT_PATIENCE,
     PATIENCE,
+    Finding,
     Ground,
     Opinion,
-    Ruling,
     Trial,
     awaits_news,
     broken_tasks,
@@ -36,6 +36,7 @@ SILENT = Trial(is_silent=True)
 
 def ground(*devices: str, **fields: Any) -> Ground:
     known: dict[str, Any] = {"last_since_s": None, "unproven": 0, "elapsed_s": 1e6, "now": NOW}
+    known["working"] = frozenset()
     return Ground(devices=frozenset(devices or (A, B)), **{**known, **fields})
 
 
@@ -53,78 +54,92 @@ def in_vain(failed: int = 1, acquitted: int = 0, convicted: int = 0, known: int 
 
 
 def test_one_failure_alone_decides_nothing() -> None:
-    assert rule([opinion(A)], ground()) is Ruling.AGAIN
-    assert rule([opinion(A)], ground(last_since_s=NOW)) is Ruling.AGAIN
+    assert rule([opinion(A)], ground()) is Finding.AGAIN
+    assert rule([opinion(A)], ground(last_since_s=NOW)) is Finding.AGAIN
 
 
 def test_a_task_fails_once_two_devices_failed_it_and_went_on_to_complete_others() -> None:
-    assert rule([opinion(A), opinion(B)], ground()) is Ruling.FAIL
+    assert rule([opinion(A), opinion(B)], ground()) is Finding.FAIL
 
 
 def test_what_a_place_failed_that_completed_nothing_afterwards_counts_for_nothing() -> None:
-    assert rule([opinion(A), opinion(B, is_confirmed=False)], ground()) is Ruling.AGAIN
+    assert rule([opinion(A), opinion(B, is_confirmed=False)], ground()) is Finding.AGAIN
     unconfirmed = [opinion(device, is_confirmed=False) for device in (A, B, C)]
-    assert rule(unconfirmed, ground(A, B, C)) is Ruling.AGAIN
+    assert rule(unconfirmed, ground(A, B, C)) is Finding.AGAIN
 
 
 def test_two_processes_of_one_device_are_one_place_where_there_are_others() -> None:
     twice = [opinion(A, attempt="first"), opinion(A, attempt="second")]
-    assert rule(twice, ground(A, B)) is Ruling.AGAIN
-    assert rule(twice, ground(A)) is Ruling.FAIL
+    assert rule(twice, ground(A, B)) is Finding.AGAIN
+    assert rule(twice, ground(A)) is Finding.FAIL
 
 
 def test_a_device_that_is_not_trusted_has_no_opinion() -> None:
-    assert rule([opinion(A), opinion(C)], ground(A, B)) is Ruling.AGAIN
-    assert rule([opinion(A), opinion(C), opinion(B)], ground(A, B)) is Ruling.FAIL
+    assert rule([opinion(A), opinion(C)], ground(A, B)) is Finding.AGAIN
+    assert rule([opinion(A), opinion(C), opinion(B)], ground(A, B)) is Finding.FAIL
 
 
 def test_more_opinions_are_wanted_where_the_user_says_so() -> None:
-    assert rule([opinion(A), opinion(B)], ground(A, B, C), least=3) is Ruling.AGAIN
+    assert rule([opinion(A), opinion(B)], ground(A, B, C), least=3) is Finding.AGAIN
     three = [opinion(A), opinion(B), opinion(C)]
-    assert rule(three, ground(A, B, C), least=3) is Ruling.FAIL
+    assert rule(three, ground(A, B, C), least=3) is Finding.FAIL
 
 
 def test_in_the_last_phase_a_task_that_was_proved_bad_once_needs_no_second_proof() -> None:
     late = opinion(B, is_confirmed=False, since_s=NOW)
     last = ground(last_since_s=NOW - 1, unproven=0)
-    assert rule([opinion(A), late], last) is Ruling.FAIL
+    assert rule([opinion(A), late], last) is Finding.FAIL
     before = opinion(B, is_confirmed=False, since_s=NOW - 2)
-    assert rule([opinion(A), before], last) is Ruling.AGAIN, "it may have been an outage"
+    assert rule([opinion(A), before], last) is Finding.AGAIN, "it may have been an outage"
 
 
 def test_in_the_last_phase_what_nobody_proved_must_have_lasted() -> None:
     late = [opinion(device, is_confirmed=False, since_s=NOW - 50) for device in (A, B)]
     few = ground(last_since_s=NOW - 60, unproven=2)
-    assert rule(late, few) is Ruling.FAIL
+    assert rule(late, few) is Finding.FAIL
     many = ground(last_since_s=NOW - 60, unproven=40)
-    assert rule(late, many) is Ruling.WAIT, "so many may have failed by an outage"
+    assert rule(late, many) is Finding.WAIT, "so many may have failed by an outage"
     long_ago = ground(last_since_s=NOW - LAST_S - 1, unproven=400)
-    assert rule(late, long_ago) is Ruling.FAIL
+    assert rule(late, long_ago) is Finding.FAIL
     later = ground(last_since_s=NOW - 40, unproven=2)
-    assert rule(late, later) is Ruling.AGAIN, "both failed before the last phase"
+    assert rule(late, later) is Finding.AGAIN, "both failed before the last phase"
 
 
 def test_a_short_run_does_not_wait_long_for_its_last_verdicts() -> None:
     late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
     short = ground(last_since_s=NOW - 6, unproven=40, elapsed_s=8.0)
-    assert rule(late, short) is Ruling.FAIL
+    assert rule(late, short) is Finding.FAIL
     long = ground(last_since_s=NOW - 6, unproven=40, elapsed_s=8000.0)
-    assert rule(late, long) is Ruling.WAIT
+    assert rule(late, long) is Finding.WAIT
 
 
 def test_without_any_proof_it_takes_three_places_where_there_are_as_many() -> None:
     late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B, C)]
     old = ground(A, B, C, last_since_s=NOW - 600, unproven=1)
     late = [opinion(one.device, is_confirmed=False, since_s=NOW - 500) for one in late]
-    assert rule(late[:2], old) is Ruling.AGAIN
-    assert rule(late, old) is Ruling.FAIL
+    assert rule(late[:2], old) is Finding.AGAIN
+    assert rule(late, old) is Finding.FAIL
+
+
+def test_broken_devices_that_agree_with_each_other_fail_no_task() -> None:
+    """What nobody has proved must have failed on every device that works."""
+    last = ground(
+        A, B, C, last_since_s=NOW - 600, unproven=1, working=frozenset({A, C}), elapsed_s=1e6
+    )
+    broken = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
+    assert rule(broken, last) is Finding.AGAIN
+    assert rule(broken, last, is_retried=True) is Finding.AGAIN
+    everybody = [*broken, opinion(C, is_confirmed=False, since_s=NOW)]
+    assert rule(everybody, last) is Finding.FAIL
+    proved = [opinion(A), opinion(B, is_confirmed=False, since_s=NOW)]
+    assert rule(proved, last) is Finding.FAIL
 
 
 def test_an_earlier_round_counts_as_a_proof() -> None:
     late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
     last = ground(last_since_s=NOW, unproven=40)
-    assert rule(late, last) is Ruling.WAIT
-    assert rule(late, last, is_retried=True) is Ruling.FAIL
+    assert rule(late, last) is Finding.WAIT
+    assert rule(late, last, is_retried=True) is Finding.FAIL
 
 
 # Places.

@@ -55,7 +55,7 @@ SEALED: list[Record] = [
         key="cat/ä 1.jpg",
         payload=msgspec.Raw(b'{"path": "/data/1"}'),
         round=1,
-        crashes=1,
+        failed_in=(("rank-0001.a00", "GPU-a"),),
         careful=True,
     ),
     JournalHead(**FIELDS, attempt=A0),

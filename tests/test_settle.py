@@ -15,7 +15,7 @@ from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.drain import Drain
-from gpuspool.worker.settle import MOST_HELD, TINY_S, Settler
+from gpuspool.worker.settle import MOST_WAITING, TINY_S, Settler
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.supply import Supply
 from gpuspool.worker.timer import Timer
@@ -62,8 +62,8 @@ class Scene:
 
     def judge(self) -> None:
         """Settle the failures that are held, once their moment is over."""
-        wait_until(lambda: (self.settler.held_for_s() or 0.0) <= 0.0)
-        self.settler.judge_held()
+        wait_until(lambda: (self.settler.waits_for_s() or 0.0) <= 0.0)
+        self.settler.judge_waiting()
 
     def written(self) -> list[int]:
         return [line["task"] for line in journal_lines(self.layout.root)]
@@ -174,15 +174,15 @@ def test_a_failure_is_held_and_its_task_is_given_back_where_a_stop_is_told_in_ti
 ) -> None:
     scene = Scene(tmp_path)
     scene.fail(0)
-    scene.settler.judge_held()
+    scene.settler.judge_waiting()
     assert scene.written() == []
     assert 0 not in indices(scene.settler.release())
     scene.drain.request()
-    wait_until(lambda: (scene.settler.held_for_s() or 0.0) <= 0.0)
-    scene.settler.judge_held()
+    wait_until(lambda: (scene.settler.waits_for_s() or 0.0) <= 0.0)
+    scene.settler.judge_waiting()
     assert scene.written() == []
-    assert indices(scene.settler.release_held()) == [0]
-    assert scene.settler.release_held() == []
+    assert indices(scene.settler.release_waiting()) == [0]
+    assert scene.settler.release_waiting() == []
 
 
 def test_a_task_that_fails_during_a_drain_stays_in_hand(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_task_that_fails_during_a_drain_stays_in_hand(tmp_path: Path) -> None:
 
 def test_no_more_is_run_while_many_failures_are_held(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
-    for _ in range(MOST_HELD - 1):
+    for _ in range(MOST_WAITING - 1):
         scene.settler.take_in_hand([task(0)])
         scene.fail(0)
     assert not scene.settler.is_full

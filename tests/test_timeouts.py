@@ -65,8 +65,8 @@ def test_a_task_that_hangs_fails_with_every_threads_stack(box: Box, how: str) ->
     assert f"--task-timeout {float(most[:-1]):g}s" in error["message"]
     assert error["where"].startswith("harsh.py:")
     assert "in hang" in error["traceback"]
-    assert sorted(error["attempts"]) == ["rank-0000.a00", "rank-0001.a00"], "a second opinion"
-    assert error["attempts"][-1] == f"rank-000{error['rank']}.a00"
+    assert len(set(error["attempts"])) == 2, "a second opinion"
+    assert error["attempts"][-1].startswith(f"rank-000{error['rank']}.")
     assert (error["device"], error["host"]) == (
         "cpu",
         record(box / "S" / "attempts" / "rank-0000.a00.json")["parent"]["host"],

@@ -31,8 +31,9 @@ from gpuspool.orchestrator.supervise.decide import (
     next_restart_at,
     sick_devices,
     trusted_devices,
+    working_devices,
 )
-from gpuspool.orchestrator.supervise.opinions import Ground, Opinion, Ruling, Trial, rule
+from gpuspool.orchestrator.supervise.opinions import Finding, Ground, Opinion, Trial, rule
 from gpuspool.spool.states import Life
 
 POLICY = Policy(max_restarts=3)
@@ -377,9 +378,9 @@ class Play:
         ground = self._ground()
         for task in [*self._unruled, *self._doubtful]:
             opinions = self._opinions(task)
-            ruling = rule(opinions, ground)
+            finding = rule(opinions, ground)
             is_waiting = task in self._unruled
-            if ruling is Ruling.FAIL:
+            if finding is Finding.FAIL:
                 self._failed.add(task)
                 self._left.discard(task)
                 self._doubted.discard(task)
@@ -387,7 +388,7 @@ class Play:
                 if task in self._doubtful:
                     self._doubtful.remove(task)
                 self._finish_one()
-            elif ruling is Ruling.AGAIN and is_waiting and self._is_ready(task, opinions, ground):
+            elif finding is Finding.AGAIN and is_waiting and self._is_ready(task, opinions, ground):
                 self._unruled.discard(task)
                 self._doubtful.append(task)
 
@@ -405,7 +406,7 @@ class Play:
         if len(opinions) == 1:
             return False
         confirmed = [Opinion(one.attempt, one.device, True, one.since_s) for one in opinions]
-        return rule(confirmed, ground) is not Ruling.FAIL
+        return rule(confirmed, ground) is not Finding.FAIL
 
     def _ground(self) -> Ground:
         unproven = 0
@@ -414,7 +415,9 @@ class Play:
                 unproven += not any(map(self._is_confirmed, self._failures[task]))
         past = self._past()
         devices = trusted_devices(past, POLICY.max_restarts)
-        return Ground(devices, self._last_since, unproven, self.now, self.now)
+        return Ground(
+            devices, working_devices(past), self._last_since, unproven, self.now, self.now
+        )
 
     def _opinions(self, task: int) -> list[Opinion]:
         found: list[Opinion] = []
@@ -504,7 +507,6 @@ class Play:
             past=self._past(),
             was_swept=True,
             is_ruling_awaited=self._last_since is not None and bool(self._unruled),
-            is_last=last_since is not None,
             is_settling=last_since is not None and self._finished_last >= last_since,
             tasks=self.world.n_tasks,
             complete=len(self._complete),

@@ -57,12 +57,12 @@ TINY_S = 0.001
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
 RETRY_SPREAD = 0.25
-# No more failures are held back than this: a traceback may have 16 KiB. Whoever would hold more
-# waits, and 2,000 failures a second are more than a journal takes.
-MOST_HELD = 1000
+# No more failures wait for their moment than this: a traceback may have 16 KiB. With more of them
+# nothing else is run, and 2,000 failures a second are more than a journal takes.
+MOST_WAITING = 1000
 
 
-class Held(msgspec.Struct, frozen=True):
+class WaitingFailure(msgspec.Struct, frozen=True):
     """A task that failed for good, unless a stop explains it.
 
     failed_at: on the monotonic clock; moment_s: how long after it a stop may still be told.
@@ -122,7 +122,7 @@ class Settler:
         self.last_error: Error | None = None
         self._in_hand: deque[TaskLine] = deque()
         # The failures that do not count yet, oldest first.
-        self._held: list[Held] = []
+        self._waiting: list[WaitingFailure] = []
         # Whether the line of a complete task may wait for those that follow.
         self._may_wait = False
 
@@ -218,48 +218,49 @@ class Settler:
         if not self._drain.is_possible:
             moment_s = 0.0
         self._in_hand.remove(line)
-        self._held.append(Held(line, verdict, error, time.monotonic(), moment_s))
+        self._waiting.append(WaitingFailure(line, verdict, error, time.monotonic(), moment_s))
         if not moment_s:
-            self.judge_held()
+            self.judge_waiting()
 
-    def judge_held(self) -> None:
+    def judge_waiting(self) -> None:
         """Settle the failures whose moment is over, unless a stop explains them."""
         now = time.monotonic()
-        if not any(held.judged_at <= now for held in self._held):
+        if not any(one.judged_at <= now for one in self._waiting):
             return
         # Whoever took this process for dead and closed the attempt may have removed what a task was
         # writing. So a failure is believed only while the attempt is open; else the loop ends.
         if not self._standing.is_still_open():
             return
         self._drain.look()
-        left: list[Held] = []
-        for held in self._held:
-            if self._drain.cause_of(held.failed_at, held.moment_s) is not Cause.OTHER:
-                left.append(held)
+        left: list[WaitingFailure] = []
+        for one in self._waiting:
+            if self._drain.cause_of(one.failed_at, one.moment_s) is not Cause.OTHER:
+                left.append(one)
             elif self._is_believing:
-                self._fail(held)
+                self._fail(one)
             else:
-                self._hold_back(held.line, held.verdict, held.error)
-        self._held = left
+                self._hold_back(one.line, one.verdict, one.error)
+        self._waiting = left
 
-    def held_for_s(self) -> float | None:
-        """In how many seconds the next held failure can be judged; None where there is none."""
-        if not self._held:
+    def waits_for_s(self) -> float | None:
+        """In how many seconds the next waiting failure can be judged; None where there is none."""
+        if not self._waiting:
             return None
-        return min(held.judged_at for held in self._held) - time.monotonic()
+        return min(one.judged_at for one in self._waiting) - time.monotonic()
 
     @property
     def is_full(self) -> bool:
-        """Whether so many failures are held that nothing may be run before some are judged."""
-        most = MOST_HELD
+        """Whether so many failures wait that nothing may be run before some are judged."""
+        most = MOST_WAITING
         if not self._is_believing:
-            most = min(MOST_HELD, self._patience)
-        return len(self._held) >= most
+            most = min(MOST_WAITING, self._patience)
+        return len(self._waiting) >= most
 
-    def _fail(self, held: Held) -> None:
+    def _fail(self, one: WaitingFailure) -> None:
         """A task has failed for good."""
-        line, error = held.line, held.error
-        self._journal.append(msgspec.structs.replace(held.verdict, error=error))
+        line = one.line
+        error = one.error
+        self._journal.append(msgspec.structs.replace(one.verdict, error=error))
         self._doing.failed += 1
         self.exit_code = error.exit_code or 1
         publish_failed_task(
@@ -314,8 +315,8 @@ class Settler:
         self._in_hand.clear()
         return left
 
-    def release_held(self) -> list[TaskLine]:
-        """The tasks whose failures do not count; none is held afterwards."""
-        left = [held.line for held in self._held]
-        self._held.clear()
+    def release_waiting(self) -> list[TaskLine]:
+        """The tasks whose failures do not count; none waits afterwards."""
+        left = [one.line for one in self._waiting]
+        self._waiting.clear()
         return left

@@ -24,6 +24,7 @@ them, 1 MB. tests/test_supply.py counts what is loaded.
 
 from __future__ import annotations
 
+import bisect
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -107,14 +108,18 @@ class Source(msgspec.Struct, frozen=True):
         return task
 
     def n_sound(self, most: int) -> int:
-        """How many of the next places, at most so many, come before the first doubtful task."""
+        """How many of the next places, at most so many, come before the first doubtful task.
+
+        In every manifest the doubtful tasks stand behind the others.
+        """
         if self.manifest.is_as_planned:
             return most
-        for count in range(most):
-            task = self.manifest.task(self.chain.next + count)
-            if task is not None and is_doubtful(task):
-                return count
-        return most
+        places = range(self.chain.next, self.chain.next + most)
+        return bisect.bisect_left(places, True, key=self._is_doubtful)
+
+    def _is_doubtful(self, place: int) -> bool:
+        task = self.manifest.task(place)
+        return task is not None and is_doubtful(task)
 
     def cost_left(self) -> float:
         """An estimate of the cost of all tasks that are left: as if each were as long as the next.
@@ -224,14 +229,10 @@ class Supply:
                     chain.unclaimed, batch, source.seconds(seconds_per_cost), claimers
                 )
                 start = chain.next
-                self.claims_tried += 1
-                stop = start + source.n_sound(size)
-                claim = chain.take(self.attempt, stop, self.claims_tried)
-                if claim is not None:
-                    return source.manifest.tasks(claim.start, claim.stop)
+                found = self._claim(source, source.n_sound(size))
+                if found is not None:
+                    return found
                 if chain.next == start:
-                    # Somebody's claim is there and cannot be seen yet, as on a network file system
-                    # that remembers for a while what it did not find. Others may have work.
                     break
         if is_ahead:
             return None
@@ -258,15 +259,26 @@ class Supply:
                     self.is_tempted = True
                     break
                 start = chain.next
-                self.claims_tried += 1
-                claim = chain.take(self.attempt, start + 1, self.claims_tried)
-                if claim is not None:
-                    return source.manifest.tasks(claim.start, claim.stop)
+                found = self._claim(source, 1)
+                if found is not None:
+                    return found
                 if chain.next == start:
-                    # Somebody's claim is there and cannot be seen yet, as on a network file system
-                    # that remembers for a while what it did not find. Others may have work.
                     break
         return None
+
+    def _claim(self, source: Source, places: int) -> Iterator[TaskLine] | None:
+        """Claim so many of the next places by link(2); returns their tasks.
+
+        None: somebody was faster, and the chain was read on. Where it even so begins where it did,
+        that claim cannot be seen yet, as on a network file system that remembers for a while what
+        it did not find. Then there may be work in another manifest.
+        """
+        self.claims_tried += 1
+        stop = source.chain.next + places
+        claim = source.chain.take(self.attempt, stop, self.claims_tried)
+        if claim is None:
+            return None
+        return source.manifest.tasks(claim.start, claim.stop)
 
     def _may_try(self, task: TaskLine) -> bool:
         """Whether this attempt may give another opinion of a doubtful task."""

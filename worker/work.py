@@ -101,7 +101,7 @@ class Work:
         while True:
             self._journal.check()
             self._parent.heed()
-            self._settler.judge_held()
+            self._settler.judge_waiting()
             if self._drain.is_requested:
                 return WorkEnd.DRAINED
             if self._settler.is_out_of_patience:
@@ -109,7 +109,7 @@ class Work:
             if self._standing.was_closed_meanwhile():
                 return WorkEnd.CLOSED
             if self._settler.is_full:
-                self._pause(self._settler.held_for_s())
+                self._pause(self._settler.waits_for_s())
                 continue
             if self._backlog.fill(executor.batch_size, executor.window):
                 self._run_some(executor)
@@ -130,11 +130,11 @@ class Work:
     def release(self) -> list[TaskLine]:
         """Every task that was claimed and has no verdict from here."""
         settler = self._settler
-        return [*settler.release(), *settler.release_held(), *self._backlog.release()]
+        return [*settler.release(), *settler.release_waiting(), *self._backlog.release()]
 
     def _due_in_s(self) -> float | None:
         """When a task can be tried again, or a failure judged, with nothing else to do."""
-        waits = (self._backlog.due_in_s(), self._settler.held_for_s())
+        waits = (self._backlog.due_in_s(), self._settler.waits_for_s())
         return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 
     def _pause(self, wait_s: float | None) -> None:

@@ -37,6 +37,7 @@ from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.text.progress import Progress, make_progress
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import OrchestratorLive
+from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import copy_name
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import publish_manifest
@@ -65,6 +66,8 @@ def supervise(
     of this start, without None. trust: whose files its workers may obey. out_moved_to: where OUT is
     now, if it was moved. Raises GpuspoolError, and OSError where the file system does.
     """
+    # Where processes cannot be told apart this raises, before anything is touched.
+    myself()
     layout = view.layout
     # Who drains from here on means this start, which nobody can name before it has told its epoch.
     drained = drain_epoch(layout)

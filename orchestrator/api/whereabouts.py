@@ -18,6 +18,7 @@ from gpuspool.orchestrator.plan.holds import refuse_in_spool
 from gpuspool.orchestrator.plan.out import holds_anything, make_out, mark_out
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import OrchestratorLive, UsageError
+from gpuspool.spool.layout import OUT_MARK
 from gpuspool.spool.place import out_of, read_mark
 from gpuspool.spool.publish import replace
 from gpuspool.spool.view import View
@@ -26,12 +27,15 @@ from gpuspool.spool.view import View
 def claim_out(view: View) -> None:
     """See to it that OUT is there and bears this run's mark.
 
-    Raises UsageError where it does not and some output was published, and where it is another
-    run's.
+    A mark that was damaged is made again where all published outputs are there. Raises UsageError
+    where it bears none and some output was published, and where it is another run's.
     """
     out = out_of(view.layout, view.run)
     mark = read_mark(out)
     if mark == view.run.id:
+        return
+    if mark is not None and _is_damaged(mark) and not _missing(view, out):
+        replace(out / OUT_MARK, f"{view.run.id}\n".encode(), durable=True)
         return
     if mark is not None:
         raise UsageError(
@@ -104,12 +108,22 @@ def _refuse_other_folders(view: View, out: Path) -> None:
             f"--out-moved-to {out}: nothing was published yet, and this folder has no mark of this "
             "run. Put the one that has it back, or make a new run with --out."
         )
-    missing = [name for name in published if not os.path.lexists(out / name)]
+    missing = _missing(view, out)
     if missing:
         raise UsageError(
             f"--out-moved-to {out}: {len(missing)} of {len(published)} outputs are not there, the "
             f"first is {missing[0]}. Name the folder that holds them all."
         )
+
+
+def _is_damaged(mark: str) -> bool:
+    """Whether a mark is no run's: ids are letters and digits."""
+    return not (mark.isascii() and mark.isalnum())
+
+
+def _missing(view: View, out: Path) -> list[str]:
+    """The published outputs that are not in this folder."""
+    return [name for name in _published(view) if not os.path.lexists(out / name)]
 
 
 def _published(view: View) -> list[str]:

@@ -113,11 +113,13 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     `is_unsettled`: the journal of a closed attempt is shorter here than its closing says, and may
     be seen whole in a moment. `finished_at` is when the attempts were told that every task has a
-    verdict, None before that. `is_ruling_due`: doubtful tasks can be ruled;
-    `is_ruling_awaited`: some can be ruled later. `is_last`: every
-    unfinished task is doubtful; `is_settling`: and verdicts are given. `complete` of all `tasks`
-    are, `doubtful` ones failed in `doubting` attempts and have no verdict. `barren` attempts have
-    ended since a task was finished, which was at `finished_last_at`.
+    verdict, None before that.
+
+    `is_ruling_due`: some doubtful tasks can be ruled now. `is_ruling_awaited`: only doubtful tasks
+    are left, and some of them can be ruled later. `is_settling`: only doubtful tasks are left, and
+    verdicts on them are given. `complete` is how many of all `tasks` are. `doubtful` tasks failed
+    in `doubting` attempts of this epoch and have no verdict. `barren` is how many attempts have
+    ended since a task was finished last, which was at `finished_last_at`.
     """
 
     tasks_left: int
@@ -132,7 +134,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     finished_at: float | None = None
     is_ruling_due: bool = False
     is_ruling_awaited: bool = False
-    is_last: bool = False
     is_settling: bool = False
     tasks: int = 0
     complete: int = 0
@@ -231,16 +232,10 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
         return [Stop()]
     if not snapshot.open and _loads_nowhere(snapshot.past):
         return [End(Ending.LOAD)]
-    if not policy.keep_going:
-        if _is_broken(snapshot):
-            return [Break(Ending.BROKEN)]
-        if _is_outage(snapshot, now):
-            return [Break(Ending.OUTAGE)]
-    # As long as doubtful tasks are given out again and again, something is always claimable. So
-    # what is stranded must be looked for meanwhile: it may be all that can complete.
-    is_in_vain = snapshot.doubtful > 0 and snapshot.barren > 0 and not snapshot.open
-    if is_in_vain and not snapshot.was_swept:
-        return [Sweep()]
+    if snapshot.doubtful and not policy.keep_going:
+        found = _where_tasks_only_fail(snapshot, now)
+        if found is not None:
+            return [found]
     if snapshot.unclaimed:
         return _launches(snapshot, policy, now)
     if snapshot.open or snapshot.is_unsettled or snapshot.is_ruling_awaited:
@@ -289,6 +284,21 @@ def _loads_nowhere(past: Sequence[RankPast]) -> bool:
     return reasons == {Reason.LOAD}
 
 
+def _where_tasks_only_fail(snapshot: Snapshot, now: float) -> Action | None:
+    """What is done where tasks fail and nothing is finished; None where that may change by itself.
+
+    As long as doubtful tasks are given out again and again, something is always claimable. So what
+    is stranded must be looked for meanwhile: it may be all that can complete.
+    """
+    if _is_broken(snapshot):
+        return Break(Ending.BROKEN)
+    if _is_outage(snapshot, now):
+        return Break(Ending.OUTAGE)
+    if snapshot.barren and not snapshot.open and not snapshot.was_swept:
+        return Sweep()
+    return None
+
+
 def _is_broken(snapshot: Snapshot) -> bool:
     """Whether the job fails whatever it is given: nothing ever completed, everywhere.
 
@@ -309,7 +319,7 @@ def _is_broken(snapshot: Snapshot) -> bool:
 
 def _is_outage(snapshot: Snapshot, now: float) -> bool:
     """Whether tasks only fail, and have for so long that waiting on is in vain."""
-    if not snapshot.doubtful or now - snapshot.finished_last_at < OUTAGE_S:
+    if now - snapshot.finished_last_at < OUTAGE_S:
         return False
     busy = {attempt.rank for attempt in snapshot.open}
     return all(rank.is_failing or rank.rank not in busy for rank in snapshot.past)
@@ -341,10 +351,11 @@ def _most_at_once(snapshot: Snapshot, able: Sequence[RankPast]) -> int:
     In an outage one place after the other is tried: each try costs some tasks' failures, and one
     that completes something ends the outage for all.
     """
-    is_outage = all(_is_in_doubt(rank) for rank in snapshot.past) and bool(snapshot.past)
-    if not is_outage or snapshot.is_settling:
+    if snapshot.is_settling or not all(map(_is_in_doubt, snapshot.past)):
         return len(able)
-    return 0 if snapshot.open else 1
+    if snapshot.open:
+        return 0
+    return 1
 
 
 def _is_in_doubt(rank: RankPast) -> bool:
@@ -397,17 +408,17 @@ def _gets_on(rank: RankPast, snapshot: Snapshot) -> bool:
 def trusted_devices(past: Sequence[RankPast], max_restarts: int) -> frozenset[str]:
     """The names of the devices whose opinions of tasks count.
 
-    Those that completed something in this epoch and that nothing speaks against; where there are
-    none, those that something completed on; else all that were not given up.
+    Those that nothing speaks against; where something speaks against all, those not given up.
     """
     given_up = sick_devices(past, max_restarts)
     in_play = [rank for rank in past if rank.device not in given_up]
-    working = [rank for rank in in_play if rank.has_completed]
-    sound = [rank for rank in working if not strikes(rank.place)]
-    for trusted in (sound, working, in_play):
-        if trusted:
-            return frozenset(rank.slot.device_name for rank in trusted)
-    return frozenset()
+    sound = [rank for rank in in_play if not strikes(rank.place)]
+    return frozenset(rank.slot.device_name for rank in sound or in_play)
+
+
+def working_devices(past: Sequence[RankPast]) -> frozenset[str]:
+    """The names of the devices on which a task completed in this epoch."""
+    return frozenset(rank.slot.device_name for rank in past if rank.has_completed)
 
 
 def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:

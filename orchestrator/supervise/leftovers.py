@@ -36,7 +36,12 @@ def remove_leftovers(view: View) -> None:
     if dirty:
         out = out_of(view.layout, view.run)
         writers = {_writer(view, name) for name in dirty}
-        _remove_hidden_outputs(out, writers)
+        # Where an attempt with a damaged intent ran is not known. If OUT lies in the spool, nobody
+        # but the spool's own attempts ever wrote there, so the attempt's name alone will do.
+        nameless: tuple[str, ...] = ()
+        if view.run.out is None:
+            nameless = tuple(f"-{name}" for name in dirty if view.intents.get(name) is None)
+        _remove_hidden_outputs(out, writers, nameless)
 
 
 def _folders(view: View) -> list[Path]:
@@ -78,7 +83,7 @@ def _writer(view: View, attempt: str) -> str | None:
     """
     intent = view.intents.get(attempt)
     if intent is None or not intent.folder:
-        return attempt
+        return view.writer(attempt)
     if _is_copied(view, intent) and _wrote_here(view, intent):
         who = view.identity(attempt)
         if who is None or liveness(who) is not Life.DEAD:
@@ -98,12 +103,15 @@ def _wrote_here(view: View, intent: Intent) -> bool:
     return is_same_folder(intent.out_folder, here, is_here(intent.parent))
 
 
-def _remove_hidden_outputs(out: Path, writers: set[str | None]) -> None:
-    """Remove what these attempts were writing, wherever it lies below OUT."""
+def _remove_hidden_outputs(out: Path, writers: set[str | None], endings: tuple[str, ...]) -> None:
+    """Remove what these attempts were writing, wherever it lies below OUT.
+
+    endings: what is removed too, if its writer's name ends so.
+    """
     for folder, folders, files in os.walk(out):
         for name in [*folders, *files]:
             writer = parse_hidden_output(name)
-            if writer is not None and writer in writers:
+            if writer is not None and (writer in writers or writer.endswith(endings)):
                 _remove_quietly(Path(folder, name))
         # os.walk goes down into what is left in this list, so it is changed in place.
         folders[:] = [name for name in folders if not name.startswith(OUT_MARK)]

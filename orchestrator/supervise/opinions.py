@@ -19,7 +19,7 @@ phase a failure counts without that proof, if the task has been proved bad elsew
 the phase has lasted long enough to rule out an outage of some moments.
 
 All functions are pure. `rulings.py` and `snapshot.py` gather the facts for them, and
-tests/test_blame_worlds.py runs them in thousands of simulated worlds.
+tests/test_blame_worlds.py runs them in simulated worlds.
 """
 
 from __future__ import annotations
@@ -92,13 +92,15 @@ class Opinion(msgspec.Struct, frozen=True):
 class Ground(msgspec.Struct, frozen=True):
     """What is known of the run when tasks are judged.
 
-    devices: those whose opinions count; with one or none, places are processes. last_since_s: since
-    when all unfinished tasks are doubtful; None while some are not. unproven: how many of these
+    devices: those whose opinions count; with one or none, places are processes. working: those on
+    which a task completed since this start. last_since_s: since when all unfinished tasks are
+    doubtful; None while some are not. unproven: how many of these
     have no confirmed opinion. elapsed_s: how long the run has been going on. now: the monotonic
     clock.
     """
 
     devices: frozenset[str]
+    working: frozenset[str]
     last_since_s: float | None
     unproven: int
     elapsed_s: float
@@ -114,7 +116,7 @@ class Ground(msgspec.Struct, frozen=True):
         return self.now - self.last_since_s >= wanted_s
 
 
-class Ruling(Enum):
+class Finding(Enum):
     """What is to be done with a doubtful task."""
 
     # It has failed for good.
@@ -127,7 +129,7 @@ class Ruling(Enum):
 
 def rule(
     opinions: Sequence[Opinion], ground: Ground, is_retried: bool = False, least: int = OPINIONS
-) -> Ruling:
+) -> Finding:
     """Whether a doubtful task has failed.
 
     is_retried: it failed for good in an earlier round, which counts as a proved opinion. least: it
@@ -135,21 +137,31 @@ def rule(
     """
     counted = [one for one in opinions if one.device in ground.devices]
     if len(counted) < max(least, OPINIONS):
-        return Ruling.AGAIN
+        return Finding.AGAIN
     proved = [one for one in counted if one.is_confirmed]
     if _n_places(proved, ground) >= OPINIONS:
-        return Ruling.FAIL
+        return Finding.FAIL
     if ground.last_since_s is None:
-        return Ruling.AGAIN
+        return Finding.AGAIN
     # What was not confirmed before the last phase counts for nothing: there was an outage, or a
     # place was not in order.
     late = [one for one in counted if one.since_s >= ground.last_since_s and not one.is_confirmed]
     is_proved = is_retried or bool(proved)
     if _n_places([*proved, *late], ground) < _n_wanted(is_proved, ground):
-        return Ruling.AGAIN
+        return Finding.AGAIN
+    if not proved and not _has_met_all(late, ground):
+        return Finding.AGAIN
     if is_proved or ground.is_old:
-        return Ruling.FAIL
-    return Ruling.WAIT
+        return Finding.FAIL
+    return Finding.WAIT
+
+
+def _has_met_all(late: Sequence[Opinion], ground: Ground) -> bool:
+    """Whether a task without a proved opinion failed on every device that works.
+
+    Broken devices agree with each other, also those that worked before.
+    """
+    return ground.working & ground.devices <= {one.device for one in late}
 
 
 def _n_places(opinions: Sequence[Opinion], ground: Ground) -> int:

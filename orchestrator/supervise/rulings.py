@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
-from gpuspool.orchestrator.supervise.opinions import OPINIONS, Ground, Opinion, Ruling, rule
-from gpuspool.spool import records
-from gpuspool.spool.closing import FailedTask, publish_failed_task
+from gpuspool.orchestrator.supervise.opinions import OPINIONS, Finding, Ground, Opinion, rule
+from gpuspool.spool.closing import copy_of, publish_failed_task
 from gpuspool.spool.codec import unseal
 from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import attempt_name, parse_attempt, rank_of
 from gpuspool.spool.manifest import publish_ruling
 from gpuspool.spool.publish import read_bytes
-from gpuspool.spool.records import Error, JournalLine, TaskFailure, TaskLine
+from gpuspool.spool.records import Error, JournalLine, Ruling, TaskFailure, TaskLine
 from gpuspool.spool.states import ErrorKind
 from gpuspool.spool.view import Held, View
 
@@ -54,29 +53,55 @@ class Judge:
         self._began = time.monotonic()
         # When each opinion was first seen, by task; as many entries as it has opinions.
         self._seen: dict[Key, list[float]] = {}
-        # Since when the last phase lasts, and since when a task waits to be ruled.
-        self._last_since: float | None = None
+        # The unfinished tasks that failed somewhere in their newest round, as of the last look; and
+        # since when there are no others, on the monotonic clock.
+        self.doubtful: list[Key] = []
+        self.last_since: float | None = None
+        # Since when a task waits to be ruled.
         self._waiting_since: float | None = None
         # The tasks that can be ruled now, and how.
-        self._rulings: dict[Key, Ruling] = {}
+        self._findings: dict[Key, Finding] = {}
 
     @property
     def is_last(self) -> bool:
         """Whether every unfinished task is doubtful."""
-        return self._last_since is not None
-
-    @property
-    def last_since(self) -> float | None:
-        """Since when every unfinished task is doubtful, on the monotonic clock."""
-        return self._last_since
+        return self.last_since is not None
 
     @property
     def is_waiting(self) -> bool:
         """Whether a task waits to be ruled, or only doubtful tasks are left."""
         return self._waiting_since is not None or self.is_last
 
-    def doubtful(self) -> list[Key]:
-        """The unfinished tasks that failed somewhere in their newest round."""
+    def look(
+        self, devices: frozenset[str], working: frozenset[str], is_somebody_free: bool
+    ) -> bool:
+        """Find what can be ruled now; whether it is time to publish it.
+
+        devices: those whose opinions count. working: those on which a task completed since this
+        start. is_somebody_free: a rank waits for work.
+        """
+        now = time.monotonic()
+        doubtful = self._find_doubtful()
+        self.doubtful = doubtful
+        for key in doubtful:
+            seen = self._seen.setdefault(key, [])
+            n_new = len(self._view.held[key]) - len(seen)
+            seen.extend([now] * n_new)
+        n_left = self._view.ledger.tasks - self._view.ledger.n_finished
+        if not doubtful or len(doubtful) < n_left:
+            self.last_since = None
+        elif self.last_since is None:
+            self.last_since = now
+        ground = self._ground(devices, working, now)
+        unruled = set(self._view.unruled())
+        self._findings = {}
+        for key in doubtful:
+            finding = self._rule(key, ground, is_waiting=key in unruled)
+            if finding is not None:
+                self._findings[key] = finding
+        return self._is_time(now, is_somebody_free)
+
+    def _find_doubtful(self) -> list[Key]:
         ledger = self._view.ledger
         found: list[Key] = []
         for task, round_ in self._view.held:
@@ -85,33 +110,8 @@ class Judge:
                 found.append((task, round_))
         return found
 
-    def look(self, devices: Collection[str], is_somebody_free: bool) -> bool:
-        """Find what can be ruled now; whether it is time to publish it.
-
-        devices: those whose opinions count. is_somebody_free: a rank waits for work.
-        """
-        now = time.monotonic()
-        doubtful = self.doubtful()
-        for key in doubtful:
-            seen = self._seen.setdefault(key, [])
-            n_new = len(self._view.held[key]) - len(seen)
-            seen.extend([now] * n_new)
-        n_left = self._view.ledger.tasks - self._view.ledger.n_finished
-        if not doubtful or len(doubtful) < n_left:
-            self._last_since = None
-        elif self._last_since is None:
-            self._last_since = now
-        ground = self._ground(devices, doubtful, now)
-        unruled = set(self._view.unruled())
-        self._rulings = {}
-        for key in doubtful:
-            ruling = self._rule(key, ground, is_waiting=key in unruled)
-            if ruling is not None:
-                self._rulings[key] = ruling
-        return self._is_time(now, is_somebody_free)
-
     def _is_time(self, now: float, is_somebody_free: bool) -> bool:
-        if not self._rulings:
+        if not self._findings:
             self._waiting_since = None
             return False
         if self._waiting_since is None:
@@ -119,15 +119,15 @@ class Judge:
         gather_s = min(max(GATHER_S, GATHER_FRACTION * (now - self._began)), GATHER_MOST_S)
         return is_somebody_free or self.is_last or now - self._waiting_since >= gather_s
 
-    def _ground(self, devices: Collection[str], doubtful: list[Key], now: float) -> Ground:
+    def _ground(self, devices: frozenset[str], working: frozenset[str], now: float) -> Ground:
         unproven = 0
-        if self._last_since is not None:
-            for key in doubtful:
+        if self.last_since is not None:
+            for key in self.doubtful:
                 unproven += not any(map(self._is_confirmed, self._view.held[key]))
         elapsed_s = time.time() - self._view.run.created_at
-        return Ground(frozenset(devices), self._last_since, unproven, elapsed_s, now)
+        return Ground(devices, working, self.last_since, unproven, elapsed_s, now)
 
-    def _rule(self, key: Key, ground: Ground, is_waiting: bool) -> Ruling | None:
+    def _rule(self, key: Key, ground: Ground, is_waiting: bool) -> Finding | None:
         """What can be said of a doubtful task now; None: nothing yet, or nothing new.
 
         is_waiting: nobody has it, since its last failure was not ruled yet.
@@ -136,20 +136,20 @@ class Judge:
         opinions = self._opinions(key)
         least = self._least(held)
         is_retried = key[1] > 0
-        ruling = rule(opinions, ground, is_retried, least)
-        if ruling is Ruling.FAIL:
-            return ruling
-        if not is_waiting or ruling is Ruling.WAIT:
+        finding = rule(opinions, ground, is_retried, least)
+        if finding is Finding.FAIL:
+            return finding
+        if not is_waiting or finding is Finding.WAIT:
             return None
         if self.is_last:
-            return ruling
+            return finding
         # The place may yet complete a task, and so confirm what would then be enough.
-        if self._may_be_confirmed(held[-1]):
+        if not opinions[-1].is_confirmed and self._may_be_confirmed(held[-1]):
             confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
             is_first = len(held) == 1
-            if is_first or rule(confirmed, ground, is_retried, least) is Ruling.FAIL:
+            if is_first or rule(confirmed, ground, is_retried, least) is Finding.FAIL:
                 return None
-        return ruling
+        return finding
 
     def _opinions(self, key: Key) -> list[Opinion]:
         opinions: list[Opinion] = []
@@ -157,12 +157,13 @@ class Judge:
             device = self._device(held.attempt)
             # What failed in an earlier epoch may have failed by what ended that one, or before the
             # user mended the job. Unless the place proved itself, that is long ago.
-            if not self._is_of_this_epoch(held.attempt):
+            if not self.is_of_this_epoch(held.attempt):
                 since_s = -math.inf
             opinions.append(Opinion(held.attempt, device, self._is_confirmed(held), since_s))
         return opinions
 
-    def _is_of_this_epoch(self, attempt: str) -> bool:
+    def is_of_this_epoch(self, attempt: str) -> bool:
+        """Whether an attempt was started by this orchestrator."""
         intent = self._view.intents.get(attempt)
         return intent is not None and intent.epoch == self._epoch
 
@@ -214,21 +215,22 @@ class Judge:
         self._waiting_since = None
         again: list[TaskLine] = []
         failures: list[TaskFailure] = []
-        for key, ruling in self._rulings.items():
+        for key, finding in self._findings.items():
             error, line = how_it_failed(self._view, key)
-            if ruling is Ruling.FAIL:
+            if finding is Finding.FAIL:
                 failures.append(self._verdict(key, error, line))
             elif line is not None:
                 again.append(self._again(key, line))
-        record = records.Ruling(epoch=self._epoch, at=time.time(), failures=failures)
+        ruling = Ruling(epoch=self._epoch, at=time.time(), failures=failures)
         name = self._view.next_numbered("ruling")
-        if not publish_ruling(self._view.layout, name, record, again):
+        if not publish_ruling(self._view.layout, name, ruling, again):
             self._view.refresh()
             return []
         for failure in failures:
             # Without a key there is no name for the copy; the ruling itself tells of the task.
             if failure.key:
-                publish_failed_task(self._view.layout, _failed_task(failure, record.at))
+                last = failure.error.attempts[-1]
+                publish_failed_task(self._view.layout, copy_of(failure, last, ruling.at))
         self._view.refresh()
         return failures
 
@@ -289,14 +291,3 @@ def _read_line(view: View, attempt: str, at: int) -> JournalLine | None:
         return unseal(line, JournalLine)
     except Damaged:
         return None
-
-
-def _failed_task(failure: TaskFailure, at: float) -> FailedTask:
-    return FailedTask(
-        key=failure.key,
-        task=failure.task,
-        round=failure.round,
-        attempt=failure.error.attempts[-1],
-        at=at,
-        error=failure.error,
-    )

@@ -20,6 +20,7 @@ from gpuspool.orchestrator.supervise.decide import (
     Snapshot,
     sick_devices,
     trusted_devices,
+    working_devices,
 )
 from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.opinions import Trial
@@ -53,7 +54,10 @@ class History:
 
     def note_launch(self, slot: Slot, attempt: str) -> None:
         """Note what speaks for the innocence of a place's last tasks when it gets an attempt."""
-        self._known[attempt] = self._acquitted(self._row_of_place(slot))
+        ended = self._ended(self._attempts[slot.rank])
+        if slot.device:
+            ended = self._ended_on(slot.device)
+        self._known[attempt] = self._acquitted(self._row(ended))
 
     def past(self) -> list[RankPast]:
         """What became of each slot's attempts, in the order of the slots."""
@@ -76,14 +80,16 @@ class History:
         # the closing: that was written by a clock which may be another host's, or may have been
         # set. A backoff that is reckoned from it could be over at once, or last for hours.
         ended = self._ended(self._attempts[slot.rank])
-        row = self._row_of_place(slot)
         ended_at = 0.0
         if ended:
             ended_at = self._ended_at[ended[-1]]
         trials = self._trials(ended)
         device_trials = trials
+        ended_in_place = ended
         if slot.device:
-            device_trials = self._trials(self._ended_on(slot.device))
+            ended_in_place = self._ended_on(slot.device)
+            device_trials = self._trials(ended_in_place)
+        row = self._row(ended_in_place)
         return RankPast(
             slot,
             reasons=frozenset(self._view.closed[attempt].reason for attempt in ended),
@@ -157,11 +163,8 @@ class History:
             tasks.add(closing.killed)
         return tasks
 
-    def _row_of_place(self, slot: Slot) -> list[str]:
-        """The last attempts of a slot's place, back to the first that completed a task."""
-        ended = self._ended(self._attempts[slot.rank])
-        if slot.device:
-            ended = self._ended_on(slot.device)
+    def _row(self, ended: Sequence[str]) -> list[str]:
+        """The last of these attempts, back to the first that completed a task."""
         row: list[str] = []
         for attempt in reversed(ended):
             if self._view.completed(attempt):
@@ -256,9 +259,8 @@ class Situation:
         # Whoever has nothing to do could try a doubtful task.
         is_somebody_free = self._view.unclaimed == 0
         devices = trusted_devices(past, self._policy.max_restarts)
-        is_ruling_due = self._judge.look(devices, is_somebody_free)
-        doubtful = self._judge.doubtful()
-        failed_now, failed_in = self._failures_of_this_epoch(doubtful)
+        is_ruling_due = self._judge.look(devices, working_devices(past), is_somebody_free)
+        failed_now, failed_in = self._failures_of_this_epoch()
         last_since = self._judge.last_since
         return Snapshot(
             tasks_left=ledger.tasks - ledger.n_finished + undecided,
@@ -273,7 +275,6 @@ class Situation:
             finished_at=self._finished_at,
             is_ruling_due=is_ruling_due,
             is_ruling_awaited=self._judge.is_last and bool(self._view.unruled()),
-            is_last=self._judge.is_last,
             is_settling=last_since is not None and self._finished_last_at >= last_since,
             tasks=ledger.tasks,
             complete=ledger.n_complete,
@@ -291,22 +292,20 @@ class Situation:
             self._finished_last_at = time.monotonic()
             self._closed_before = len(self._view.closed)
 
-    def _failures_of_this_epoch(self, doubtful: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    def _failures_of_this_epoch(self) -> tuple[int, int]:
         """How many of the doubtful tasks failed in this epoch, and in how many attempts.
 
         What failed before may have failed by what ended that epoch.
         """
         attempts: set[str] = set()
         count = 0
-        for key in doubtful:
-            ours = [one.attempt for one in self._view.held[key] if self._is_ours(one.attempt)]
-            attempts.update(ours)
-            count += bool(ours)
+        for key in self._judge.doubtful:
+            failed_in = {one.attempt for one in self._view.held[key]}
+            ours = set(filter(self._judge.is_of_this_epoch, failed_in))
+            attempts |= ours
+            if ours:
+                count += 1
         return count, len(attempts)
-
-    def _is_ours(self, attempt: str) -> bool:
-        intent = self._view.intents.get(attempt)
-        return intent is not None and intent.epoch == self._epoch
 
     def _undecided(self) -> int:
         """How many tasks count as failed for their unreadable lines alone, and may yet complete.

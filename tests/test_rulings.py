@@ -1,0 +1,176 @@
+"""Rulings: what becomes of tasks that failed without a verdict, on spools made by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from spooling import (
+    A0,
+    B0,
+    begin,
+    close,
+    finish,
+    indices,
+    intend,
+    make_spool,
+    take,
+    task,
+    verdicts,
+    view_of,
+)
+
+from gpuspool.orchestrator.supervise.rulings import Judge
+from gpuspool.spool.death import Witness
+from gpuspool.spool.journal import JournalWriter
+from gpuspool.spool.layout import Layout, attempt_name
+from gpuspool.spool.mending import mend_claims
+from gpuspool.spool.records import Error, JournalLine
+from gpuspool.spool.states import ErrorKind, LineState
+from gpuspool.spool.sweep import stranded_tasks, sweep
+from gpuspool.spool.view import View
+
+# The device of every intent that `spooling` publishes.
+DEVICE = "0"
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_spool(tmp_path / "s", 8)
+
+
+def attempt(layout: Layout, name: str, stop: int, manifest: str = "rank-0000") -> JournalWriter:
+    """An open attempt that claimed up to `stop`; returns its journal."""
+    intend(layout, name)
+    journal = begin(layout, name)
+    take(layout, name, stop, manifest)
+    return journal
+
+
+def hold(journal: JournalWriter, index: int, word: str = "no", round_: int = 0) -> None:
+    """A task fails: its attempt lets go of it without a verdict."""
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message=word)
+    line = task(index, round=round_)
+    journal.append(
+        JournalLine(task=index, round=round_, state=LineState.HELD, error=error, line=line)
+    )
+
+
+def rule(view: View, epoch: int = 0) -> list[int]:
+    """Rule about what can be ruled now; returns the tasks that fail by it."""
+    judge = Judge(view.refresh(), epoch, max_crashes=2)
+    if not judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True):
+        return []
+    return [failure.task for failure in judge.publish()]
+
+
+def test_a_failure_waits_until_its_process_has_shown_what_it_is_worth(layout: Layout) -> None:
+    journal = attempt(layout, A0, 4)
+    hold(journal, 1)
+    view = view_of(layout)
+    assert rule(view) == []
+    assert view.rulings == {}, "it may complete another task"
+    finish(journal, 2)
+    assert rule(view) == []
+    [ruling] = view.rulings
+    [again] = view.manifests[ruling].tasks()
+    assert again == task(1, failed_in=((A0, DEVICE),))
+    assert view.unruled() == []
+
+
+def test_a_task_fails_by_the_ruling_that_knows_of_two_proved_failures(layout: Layout) -> None:
+    """The link of the ruling is the verdict, and the copy for people follows."""
+    first = attempt(layout, A0, 4)
+    hold(first, 1, "first")
+    finish(first, 2)
+    view = view_of(layout)
+    rule(view)
+    second = attempt(layout, B0, 1, "ruling-01")
+    hold(second, 1, "second")
+    take(layout, B0, 5)
+    finish(second, 4)
+    assert verdicts(view.refresh()) == "--c-c---"
+    assert rule(view) == [1]
+    assert verdicts(view) == "-fc-c---"
+    [failure] = view.rulings["ruling-02"].failures
+    assert failure.error.message == "second"
+    assert failure.error.attempts == [A0, B0]
+    assert failure.error.tries == 2
+    record = json.loads(layout.failed_task("t1").read_bytes())
+    assert record["error"]["message"] == "second"
+
+
+def test_what_failed_without_a_verdict_is_neither_stranded_nor_an_orphan(layout: Layout) -> None:
+    journal = attempt(layout, A0, 8)
+    hold(journal, 1)
+    finish(journal, 0)
+    view = view_of(layout)
+    assert stranded_tasks(view) == []
+    close(view, A0)
+    left = {line.task for line in view.refresh().manifests[f"{A0}.orphans"].tasks()}
+    assert left == {2, 3, 4, 5, 6, 7}
+    assert view.unruled() == [(1, 0)]
+
+
+def test_a_task_that_was_ruled_is_swept_if_the_claim_on_it_is_lost(layout: Layout) -> None:
+    """The attempt in which it failed lives on, and still holds a claim on its first line."""
+    first = attempt(layout, A0, 8)
+    hold(first, 1)
+    finish(first, 0)
+    view = view_of(layout)
+    rule(view)
+    attempt(layout, B0, 1, "ruling-01")
+    close(view.refresh(), B0)
+    layout.orphans(B0).write_bytes(layout.orphans(B0).read_bytes().partition(b"\n")[0] + b"\n")
+    assert [line.task for line in stranded_tasks(view_of(layout))] == [1]
+
+
+def test_a_crash_is_an_opinion_and_the_task_runs_alone_from_then_on(layout: Layout) -> None:
+    journal = attempt(layout, A0, 4)
+    journal.append(JournalLine(task=1, round=0, state=LineState.STARTED))
+    view = view_of(layout)
+    close(view, A0, witness=Witness(-11, max_crashes=2))
+    assert view.refresh().unruled() == [(1, 0)]
+    assert rule(view) == []
+    assert view.rulings == {}, "a later process of this rank may show whether the rank is in order"
+    later = attempt_name(0, 1)
+    finish(attempt(layout, later, 8), 5)
+    rule(view)
+    [again] = view.manifests["ruling-01"].tasks()
+    assert again.careful
+    assert again.failed_in == ((A0, DEVICE),)
+
+
+def test_what_failed_before_this_start_is_no_late_opinion(layout: Layout) -> None:
+    """A job was broken, and was fixed: its tasks must be tried before they fail."""
+    everything = 8
+    for number in range(2):
+        name = attempt_name(0, number)
+        intend(layout, name)
+        journal = begin(layout, name)
+        if number == 0:
+            take(layout, name, everything)
+        for index in range(everything):
+            hold(journal, index)
+        close(view_of(layout), name)
+    view = view_of(layout)
+    assert rule(view, epoch=1) == []
+    assert len(view.manifests["ruling-01"]) == everything, "each is tried again"
+
+
+def test_after_a_power_cut_a_task_that_was_ruled_is_offered_once(layout: Layout) -> None:
+    """The cut took the claims back, and left the journal: what failed there was claimed there."""
+    journal = attempt(layout, A0, 4)
+    hold(journal, 3)
+    finish(journal, 0, 1, 2)
+    view = view_of(layout)
+    close(view, A0)
+    rule(view)
+    layout.claim("rank-0000", 0).unlink()
+    view = view_of(layout)
+    assert view.chains["rank-0000"].next == 0
+    mend_claims(view)
+    sweep(view)
+    offered: list[int] = []
+    for name, chain in view_of(layout).chains.items():
+        offered += indices(view.manifests[name].tasks(chain.next))
+    assert sorted(offered) == [3, 4, 5, 6, 7]
