@@ -317,3 +317,26 @@ def test_a_manifest_that_vanished_is_passed_over(tmp_path: Path) -> None:
     layout.manifest("rank-0002").unlink()
     others = supply_of(layout, 5)
     assert set(flat(drain(others))) <= {0, 1, 2}
+
+
+def test_a_task_that_failed_on_ones_own_device_is_left_to_others_at_first(tmp_path: Path) -> None:
+    """Then it is taken if another device failed it since, and at last in any case; never twice."""
+    layout = make_spool(tmp_path / "s", 0)
+    ours, other, mine = ("rank-0000.a07", "GPU-a"), ("rank-0001.a00", "GPU-b"), (A0, "GPU-a")
+    tasks = [
+        task(0, failed_in=(ours, other)),
+        task(1, failed_in=(other, ours)),
+        task(2, failed_in=(other, mine)),
+    ]
+    for number, one in enumerate(tasks, 1):
+        assert publish_manifest(layout, f"sweep-{number:02d}", [one])
+    supply = Supply(layout, 0, A0, pytest.fail, device="GPU-a")
+    assert supply.take(1, None) is None
+    assert supply.is_tempted
+    assert supply.give_in()
+    assert indices(supply.take(1, None) or ()) == [0]
+    assert supply.take(1, None) is None
+    assert supply.give_in()
+    assert indices(supply.take(1, None) or ()) == [1]
+    assert supply.take(1, None) is None
+    assert not supply.give_in(), "the last one failed in this very attempt"

@@ -39,6 +39,8 @@ from gpuspool.spool.states import Life
 POLICY = Policy(max_restarts=3)
 # How long an idle worker leaves doubtful tasks of its own device to others, as in worker/idle.py.
 TEMPTED_S = 2.0
+# How often the orchestrator looks at least while a task waits to be ruled.
+LOOK_S = 5.0
 # A run that takes more events than this goes round in circles.
 MOST_EVENTS = 300_000
 
@@ -323,14 +325,18 @@ class Play:
         return None
 
     def _may_try(self, process: Process, task: int) -> bool:
-        was_patient = process.idle_since is not None and self.now - process.idle_since >= TEMPTED_S
-        for failure in self._failures[task]:
-            if failure.process is process:
-                return False
-            is_same_device = failure.process.rank == process.rank and not self.world.is_cpu
-            if is_same_device and self.world.n_devices > 1 and not was_patient:
-                return False
-        return True
+        failed_in = [failure.process for failure in self._failures[task]]
+        if process in failed_in:
+            return False
+        ranks = [other.rank for other in failed_in]
+        if self.world.is_cpu or self.world.n_devices == 1 or process.rank not in ranks:
+            return True
+        times_tempted = 0.0
+        if process.idle_since is not None:
+            times_tempted = (self.now - process.idle_since) // TEMPTED_S
+        if ranks[-1] != process.rank:
+            return times_tempted >= 1
+        return times_tempted >= 2
 
     def _idle(self, process: Process) -> None:
         if process.idle_since is None:
@@ -339,7 +345,7 @@ class Play:
         tempting = [task for task in self._doubtful if self._has_failed_in(task, process)]
         if tempting and len(tempting) == len(self._doubtful):
             is_alone = sum(other is not None for other in self._open) == 1
-            if is_alone or waited_s >= TEMPTED_S:
+            if is_alone or waited_s >= 3 * TEMPTED_S:
                 self._close(process)
                 return
         self.at(self.now + (0.25 if waited_s < 5 else 1.0), lambda: self._step(process))
@@ -370,6 +376,9 @@ class Play:
                     self._launch(slot.rank, patience)
                 case Break(ending) | End(ending):
                     self._how = ending
+        if self._last_since is not None and self._unruled:
+            # What is waited for may be only that time passes, as `Judge.is_waiting` says.
+            self.at(self.now + LOOK_S, lambda: None)
         restart_at = next_restart_at(snapshot, POLICY, self.now)
         if restart_at is not None:
             self.at(restart_at, lambda: None)

@@ -57,9 +57,9 @@ class Backlog:
         """Whether all that is left to claim are doubtful tasks that others should try first."""
         return self._supply.is_tempted
 
-    def take_of_device(self) -> None:
-        """Nobody else took what failed in another attempt on this device: take it."""
-        self._supply.takes_of_device = True
+    def give_in(self) -> bool:
+        """Nobody else took what had better be tried elsewhere. False: there is no more to take."""
+        return self._supply.give_in()
 
     def look_closely(self) -> None:
         """There are places that nobody has claimed, and that were passed over."""

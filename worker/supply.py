@@ -13,7 +13,8 @@ in the manifests of rulings, and behind the others in those of closed attempts. 
 only right after it completed a task, so that it is known to be in order: then a failure tells of
 the task, and the next task that completes confirms it. Only where nothing else is left is a
 doubtful task taken without that. Never is one taken by the attempt in which it failed, and by
-another attempt on the same device only if nobody else took it for a while.
+another attempt on the same device only if nobody else took it for a while: at first if another
+device has failed it since, and at last in any case.
 
 **Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's
 own only so many are kept as have MOST_HELD tasks together, and one without unclaimed places is
@@ -172,8 +173,8 @@ class Supply:
         self._steals = steals
         self._planned = planned or {}
         self._device = device
-        # Whether tasks that failed in another attempt on this device may be taken.
-        self.takes_of_device = False
+        # How often this attempt had nothing left but tasks that had better be tried elsewhere.
+        self._times_tempted = 0
         # Whether the last look passed over doubtful tasks that this attempt must not take, or not
         # yet.
         self.is_tempted = False
@@ -280,14 +281,26 @@ class Supply:
             return None
         return source.manifest.tasks(claim.start, claim.stop)
 
+    def give_in(self) -> bool:
+        """Nobody took the tasks that had better be tried elsewhere: take more of them from now on.
+
+        False: all that there are, but those that failed in this very attempt, are taken already.
+        """
+        self._times_tempted += 1
+        return self._times_tempted <= 2
+
     def _may_try(self, task: TaskLine) -> bool:
         """Whether this attempt may give another opinion of a doubtful task."""
-        for attempt, device in task.failed_in:
-            if attempt == self.attempt:
-                return False
-            if device == self._device and device != CPU and not self.takes_of_device:
-                return False
-        return True
+        attempts = [attempt for attempt, _ in task.failed_in]
+        devices = [device for _, device in task.failed_in]
+        if self.attempt in attempts:
+            return False
+        if self._device == CPU or self._device not in devices:
+            return True
+        # Two devices that take two tasks in turn would else never exchange them.
+        if devices[-1] != self._device:
+            return self._times_tempted > 0
+        return self._times_tempted > 1
 
     def look_closely(self) -> None:
         """From now on read every claim of every manifest, from the first on.

@@ -85,8 +85,6 @@ class Work:
         self._backlog = backlog
         self._settler = settler
         self._idling = idling
-        # Whether tasks that failed in another attempt on this device are claimed.
-        self._takes_of_device = False
         backlog.take_doubtful_after(lambda: settler.is_proven)
         # Since when, and when last, something kept every task from being run, on the monotonic
         # clock.
@@ -199,11 +197,9 @@ class Work:
         match word:
             case Word.FORSAKEN:
                 return WorkEnd.HANDOVER
-            case Word.TEMPTED if self._takes_of_device:
-                return WorkEnd.HANDOVER
             case Word.TEMPTED:
-                self._takes_of_device = True
-                self._backlog.take_of_device()
+                if not self._backlog.give_in():
+                    return WorkEnd.HANDOVER
             case Word.FINISHED:
                 return WorkEnd.FINISHED
             case Word.DRAINED:

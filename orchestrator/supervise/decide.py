@@ -302,19 +302,18 @@ def _where_tasks_only_fail(snapshot: Snapshot, now: float) -> Action | None:
 def _is_broken(snapshot: Snapshot) -> bool:
     """Whether the job fails whatever it is given: nothing ever completed, everywhere.
 
-    It takes many different tasks, or all that there are, and two processes at least; and every
-    rank must have had its try.
+    It takes many different tasks, or all that there are, and two processes at least. And every rank
+    that runs must have had a process before this one, unless no task is left that it could try: one
+    bad input says nothing of a job.
     """
     if snapshot.complete or snapshot.doubting < OPINIONS:
         return False
-    if snapshot.doubtful < min(broken_tasks(snapshot.tasks), snapshot.tasks_left):
+    if snapshot.doubtful >= snapshot.tasks_left:
+        return True
+    if snapshot.doubtful < broken_tasks(snapshot.tasks):
         return False
     busy = {attempt.rank for attempt in snapshot.open}
-    for rank in snapshot.past:
-        has_failed = rank.is_failing or bool(rank.trials)
-        if rank.rank in busy and not has_failed:
-            return False
-    return True
+    return all(rank.trials for rank in snapshot.past if rank.rank in busy)
 
 
 def _is_outage(snapshot: Snapshot, now: float) -> bool:
