@@ -12,7 +12,7 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	@sh scripts/test_packages.sh
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 4 --dist worksteal
 
 # Takes some twenty minutes on two cores; docs/reliability.md says what it does. Some rows need
 # root, and say so where they do not have it.

@@ -125,8 +125,9 @@ def test_no_name_in_a_record_leads_anywhere_else(
     check_that_nothing_leads_elsewhere(finished, *field, name)
 
 
-def test_an_output_with_a_name_longer_than_any_files(finished: Path) -> None:
-    check_that_nothing_leads_elsewhere(finished, f"journal/{A0}.jsonl", 1, "outputs", "x" * 5000)
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "../../../x", "/etc/passwd"])
+def test_an_output_with_a_name_that_no_file_below_out_has(finished: Path, name: str) -> None:
+    check_that_nothing_leads_elsewhere(finished, f"journal/{A0}.jsonl", 1, "outputs", name)
 
 
 def check_that_nothing_leads_elsewhere(

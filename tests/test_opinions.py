@@ -36,14 +36,18 @@ SILENT = Trial(is_silent=True)
 
 def ground(*devices: str, **fields: Any) -> Ground:
     known: dict[str, Any] = {"last_since_s": None, "unproven": 0, "elapsed_s": 1e6, "now": NOW}
-    known["working"] = frozenset()
+    known |= {"working": frozenset(), "tasks": 1000}
     return Ground(devices=frozenset(devices or (A, B)), **{**known, **fields})
 
 
 def opinion(
-    device: str, is_confirmed: bool = True, attempt: str = "", since_s: float = 0.0
+    device: str,
+    is_confirmed: bool = True,
+    attempt: str = "",
+    since_s: float = 0.0,
+    is_sure: bool = True,
 ) -> Opinion:
-    return Opinion(attempt or f"attempt on {device}", device, is_confirmed, since_s)
+    return Opinion(attempt or f"attempt on {device}", device, is_confirmed, since_s, is_sure)
 
 
 def in_vain(failed: int = 1, acquitted: int = 0, convicted: int = 0, known: int = 0) -> Trial:
@@ -142,6 +146,39 @@ def test_an_earlier_round_counts_as_a_proof() -> None:
     assert rule(late, last, is_retried=True) is Finding.FAIL
 
 
+def test_so_many_that_they_can_hardly_all_be_bad_are_tried_on_as_in_an_outage() -> None:
+    """Also in a short run, and to the end of the longest wait."""
+    late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
+    most = ground(last_since_s=NOW - 60, unproven=11, elapsed_s=61.0, tasks=40)
+    assert rule(late, most) is Finding.AGAIN
+    some = ground(last_since_s=NOW - 60, unproven=10, elapsed_s=61.0, tasks=40)
+    assert rule(late, some) is Finding.FAIL
+    at_last = ground(last_since_s=NOW - LAST_S, unproven=11, elapsed_s=LAST_S, tasks=40)
+    assert rule(late, at_last) is Finding.FAIL
+    few = ground(last_since_s=NOW - 60, unproven=5, elapsed_s=61.0, tasks=6)
+    assert rule(late, few) is Finding.FAIL, "of a handful all may be bad"
+
+
+def test_where_processes_break_by_use_one_that_is_in_order_must_agree() -> None:
+    """Each process completes some tasks and dies, so the next one of its rank proves its place."""
+    broken = [opinion(device, is_sure=False) for device in (A, B)]
+    assert rule(broken, ground()) is Finding.FAIL, "nobody knows yet that processes break"
+    breaking = ground(do_processes_break=True)
+    assert rule(broken, breaking) is Finding.AGAIN
+    assert rule([broken[0], opinion(B)], breaking) is Finding.FAIL
+
+
+def test_where_processes_break_by_use_the_last_opinions_are_of_fresh_ones() -> None:
+    late = [opinion(d, is_confirmed=False, since_s=NOW, is_sure=False) for d in (A, B)]
+    fresh = [opinion(d, is_confirmed=False, since_s=NOW) for d in (A, B)]
+    fields: dict[str, Any] = {"last_since_s": NOW - 60, "unproven": 1}
+    assert rule(late, ground(**fields)) is Finding.FAIL
+    breaking = ground(**fields, do_processes_break=True)
+    assert rule(late, breaking) is Finding.AGAIN
+    assert rule([late[0], fresh[1]], breaking) is Finding.AGAIN
+    assert rule(fresh, breaking) is Finding.FAIL
+
+
 # Places.
 
 
@@ -184,6 +221,7 @@ def test_the_patience_with_a_process() -> None:
     assert patience_after([in_vain(), GOOD], is_settling=False, is_new=False) == PATIENCE
     assert patience_after([FAULT], is_settling=False, is_new=False) == PATIENCE
     assert patience_after([in_vain()], is_settling=True, is_new=False) == LAST_PATIENCE
+    assert patience_after([in_vain()], True, is_new=False, do_processes_break=True) == PATIENCE
 
 
 def test_who_failed_twice_waits_for_news_of_its_tasks() -> None:

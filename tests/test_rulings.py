@@ -174,3 +174,24 @@ def test_after_a_power_cut_a_task_that_was_ruled_is_offered_once(layout: Layout)
     for name, chain in view_of(layout).chains.items():
         offered += indices(view.manifests[name].tasks(chain.next))
     assert sorted(offered) == [3, 4, 5, 6, 7]
+
+
+def test_a_process_that_broke_by_use_is_known_by_a_task_that_completes_elsewhere(
+    layout: Layout,
+) -> None:
+    """It completed one task, and failed the next; nothing is known of it yet."""
+    first = attempt(layout, A0, 4)
+    finish(first, 0)
+    hold(first, 1)
+    hold(first, 2)
+    close(view_of(layout), A0)
+    view = view_of(layout)
+    judge = Judge(view, 0, max_crashes=2)
+    judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
+    judge.publish()
+    assert not judge.do_processes_break
+    second = attempt(layout, B0, 1, "ruling-01")
+    finish(second, 1)
+    view.refresh()
+    judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
+    assert judge.do_processes_break

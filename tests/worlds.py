@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from gpuspool.orchestrator.plan.create import plan
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.decide import (
@@ -33,7 +35,7 @@ from gpuspool.orchestrator.supervise.decide import (
     trusted_devices,
     working_devices,
 )
-from gpuspool.orchestrator.supervise.opinions import Finding, Ground, Opinion, Trial, rule
+from gpuspool.orchestrator.supervise.opinions import PATIENCE, Finding, Ground, Opinion, Trial, rule
 from gpuspool.spool.states import Life
 
 POLICY = Policy(max_restarts=3)
@@ -89,6 +91,12 @@ class World:
             self.outage = (begin, begin + draw.choice([2.0, 20.0, 60.0, 200.0]))
         # When in its time a task fails for what its world does.
         self.fails_after = draw.choice([0.001, 0.3])
+        # Or after how many tasks it is spoiled; and whether the next task ends it then.
+        self.spoils_at: tuple[int, int] | None = None
+        self.spoiled_crashes = False
+        if kind == "spoils":
+            self.spoils_at = draw.choice([None, (3, 10), (10, 40)])
+            self.spoiled_crashes = draw.random() < 0.5
 
     def _draw_bad(self, draw: random.Random) -> set[int]:
         tasks = range(self.n_tasks)
@@ -150,6 +158,8 @@ class Process:
     is_open: bool = True
     is_starting: bool = True
     is_spoiled: bool = False
+    # After so many completed tasks it is spoiled.
+    lasts: int | None = None
     idle_since: float | None = None
     known: int = 0
 
@@ -198,7 +208,9 @@ class Play:
         self._finished_last = 0.0
         self._barren = 0
         self._last_since: float | None = None
+        self._fruitless_since: float | None = None
         self._fresh_at_outage: int | None = None
+        self._do_processes_break = False
         self._executions = 0
         self._launches = 0
         self._how = ""
@@ -269,9 +281,8 @@ class Play:
         since = world.sick.get(process.rank)
         if since is not None and self.now >= since:
             return "sick", early_s, world.sick_crashes
-        if process.is_spoiled or self._draw.random() < world.spoils:
-            process.is_spoiled = True
-            return "spoiled", early_s, False
+        if self._is_spoiled(process):
+            return "spoiled", early_s, world.spoiled_crashes
         if world.is_outage(self.now):
             return "outage", early_s, False
         # Half of the tasks that an outage comes upon need what is gone.
@@ -281,9 +292,22 @@ class Play:
             return "bad", seconds * world.bad_after, world.bad_crashes
         return "", seconds, False
 
+    def _is_spoiled(self, process: Process) -> bool:
+        """Whether a process fails every task by now."""
+        if self.world.spoils_at is not None:
+            if process.lasts is None:
+                process.lasts = self._draw.randint(*self.world.spoils_at)
+            return process.completed >= process.lasts
+        process.is_spoiled |= self._draw.random() < self.world.spoils
+        return process.is_spoiled
+
     def _end(self, process: Process, task: int, cause: str, dies: bool) -> None:
         if not cause:
+            if not all(map(self._is_sure, self._failures.get(task, []))):
+                self._do_processes_break = True
             self._complete.add(task)
+            if self._fruitless_since is not None:
+                self._fruitless_since = self.now
             self._left.discard(task)
             self._doubted.discard(task)
             self._unruled.discard(task)
@@ -362,9 +386,9 @@ class Play:
         if began and self._fresh_at_outage is None:
             self._fresh_at_outage = n_untried
         if n_untried:
-            self._last_since = None
+            self._last_since = self._fruitless_since = None
         elif self._last_since is None:
-            self._last_since = self.now
+            self._last_since = self._fruitless_since = self.now
         self._rule()
         snapshot = self._snapshot()
         if snapshot.tasks_left == 0:
@@ -414,7 +438,7 @@ class Play:
             return True
         if len(opinions) == 1:
             return False
-        confirmed = [Opinion(one.attempt, one.device, True, one.since_s) for one in opinions]
+        confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
         return rule(confirmed, ground) is not Finding.FAIL
 
     def _ground(self) -> Ground:
@@ -425,14 +449,25 @@ class Play:
         past = self._past()
         devices = trusted_devices(past, POLICY.max_restarts)
         return Ground(
-            devices, working_devices(past), self._last_since, unproven, self.now, self.now
+            devices,
+            working_devices(past),
+            self._fruitless_since,
+            unproven,
+            self.now,
+            self.now,
+            self.world.n_tasks,
+            self._do_processes_break,
         )
 
     def _opinions(self, task: int) -> list[Opinion]:
         found: list[Opinion] = []
         for one in self._failures[task]:
             device = self._slots[one.process.rank].device_name
-            found.append(Opinion(one.process.name, device, self._is_confirmed(one), one.since))
+            found.append(
+                Opinion(
+                    one.process.name, device, self._is_confirmed(one), one.since, self._is_sure(one)
+                )
+            )
         return found
 
     def _is_confirmed(self, failure: Failure) -> bool:
@@ -441,6 +476,11 @@ class Play:
         later: list[Process | None] = [*self._ended[failure.process.rank]]
         later = [*later[failure.ended_before + 1 :], self._open[failure.process.rank]]
         return any(process.completed for process in later if process is not None)
+
+    def _is_sure(self, failure: Failure) -> bool:
+        if failure.completed == 0:
+            return True
+        return not failure.died and self._is_confirmed(failure)
 
     def _trials(self, rank: int) -> tuple[Trial, ...]:
         trials: list[Trial] = []
@@ -518,6 +558,7 @@ class Play:
             is_ruling_awaited=self._last_since is not None and bool(self._unruled),
             is_settling=last_since is not None and self._finished_last >= last_since,
             tasks=self.world.n_tasks,
+            do_processes_break=self._do_processes_break,
             complete=len(self._complete),
             doubtful=len(self._doubted),
             doubting=len(doubting),
@@ -535,9 +576,10 @@ def play(seed: int) -> tuple[World, Outcome]:
 def is_over_when_it_begins(world: World, outcome: Outcome) -> bool:
     """Whether an outage began in the very last moments.
 
-    It uses up what nobody has tried yet: some tasks of each process, and then some more at each
-    try. When nothing is left, nothing can show any more that it was one.
+    It uses up what nobody has tried yet: as many tasks of each process as it has patience for, and
+    then some more at each try. When nothing is left, and not so much failed that it can hardly be
+    the tasks, nothing can show any more that it was one.
     """
     if world.outage is None or outcome.fresh_at_outage is None:
         return False
-    return outcome.fresh_at_outage <= 8 * world.n_devices + 40
+    return outcome.fresh_at_outage <= PATIENCE * world.n_devices + 12

@@ -70,8 +70,9 @@ def plan(costs: Sequence[float], ranks: int) -> list[Sequence[int]]:
 # One task in so many of a manifest comes from its other end.
 NEWS_EVERY = 4
 
-# A shorter manifest is left in order: its first quarter is over soon anyway.
-NEWS_LEAST = 48
+# A shorter manifest is left in order: if its first quarter is bad, that is no longer a row of
+# failures than a process has the patience for.
+NEWS_LEAST = 20
 
 
 def _news_start(tasks: Sequence[int]) -> int:

@@ -21,7 +21,7 @@ from gpuspool.orchestrator.report.keys import TaskKey
 from gpuspool.orchestrator.report.results import Published, Results
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import NOBODY
-from gpuspool.spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden_output
+from gpuspool.spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden_output, refuse_output
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.place import out_of, out_trouble
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
@@ -211,6 +211,10 @@ def _check_outputs_of(
     """Check the outputs of one task, and note that they are its own if nobody had them first."""
     task = f"{published.index} ({published.key})"
     for name, size in published.outputs:
+        reason = refuse_output(name)
+        if reason is not None:
+            found.problems.append(f"task {task}: the name of its output {name!r:.120} {reason}")
+            continue
         first = owner.setdefault(name, published.index)
         if first != published.index:
             # Its size is that of whichever task was first.

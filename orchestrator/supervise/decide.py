@@ -117,9 +117,10 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     `is_ruling_due`: some doubtful tasks can be ruled now. `is_ruling_awaited`: only doubtful tasks
     are left, and some of them can be ruled later. `is_settling`: only doubtful tasks are left, and
-    verdicts on them are given. `complete` is how many of all `tasks` are. `doubtful` tasks failed
-    in `doubting` attempts of this epoch and have no verdict. `barren` is how many attempts have
-    ended since a task was finished last, which was at `finished_last_at`.
+    verdicts on them are given. `do_processes_break`: as in `Ground`. `complete` is how many of all
+    `tasks` are. `doubtful` tasks failed in `doubting` attempts of this epoch and have no verdict.
+    `barren` is how many attempts have ended since a task was finished last, which was at
+    `finished_last_at`.
     """
 
     tasks_left: int
@@ -135,6 +136,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     is_ruling_due: bool = False
     is_ruling_awaited: bool = False
     is_settling: bool = False
+    do_processes_break: bool = False
     tasks: int = 0
     complete: int = 0
     doubtful: int = 0
@@ -339,7 +341,12 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     ready.sort(key=lambda rank: rank.ended_at)
     launches: list[Action] = []
     for rank in ready[:n_wanted]:
-        patience = patience_after(rank.place, snapshot.is_settling, is_new=not snapshot.complete)
+        patience = patience_after(
+            rank.place,
+            snapshot.is_settling,
+            is_new=not snapshot.complete,
+            do_processes_break=snapshot.do_processes_break,
+        )
         launches.append(Launch(rank.slot, patience))
     return launches
 

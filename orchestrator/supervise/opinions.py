@@ -18,6 +18,10 @@ When only doubtful tasks are left, no place can prove itself by completing anoth
 phase a failure counts without that proof, if the task has been proved bad elsewhere before, or if
 the phase has lasted long enough to rule out an outage of some moments.
 
+Some processes break by use: they complete tasks, and from some moment on they fail all others, or
+die. Where that was seen, an opinion is worth less if its process may just have broken, and a fresh
+process must agree.
+
 All functions are pure. `rulings.py` and `snapshot.py` gather the facts for them, and
 tests/test_blame_worlds.py runs them in simulated worlds.
 """
@@ -55,6 +59,11 @@ LAST_S_PER_TASK = 5.0
 LAST_S = 300.0
 LAST_FRACTION = 0.25
 
+# If more than this part of a run's tasks, and more than a few, have no proved opinion in the last
+# phase, they are hardly all bad. Then an outage is waited for to its end, also in a short run.
+PLAUSIBLE_FRACTION = 0.25
+PLAUSIBLE_TASKS = 5
+
 # So many different tasks must have failed, and none may have completed, before a job counts as
 # broken; in a small run it takes a part of all tasks. With a quarter of all inputs bad, at random
 # or all of them in front, that does not happen.
@@ -80,13 +89,15 @@ class Opinion(msgspec.Struct, frozen=True):
     """One attempt's failure of one task.
 
     attempt, device: where. is_confirmed: the place completed another task afterwards. since_s: when
-    the failure was first seen, on the monotonic clock.
+    the failure was first seen, on the monotonic clock. is_sure: the process had not just broken,
+    since it completed another task itself afterwards, or had completed none before.
     """
 
     attempt: str
     device: str
     is_confirmed: bool
     since_s: float
+    is_sure: bool = True
 
 
 class Ground(msgspec.Struct, frozen=True):
@@ -94,9 +105,10 @@ class Ground(msgspec.Struct, frozen=True):
 
     devices: those whose opinions count; with one or none, places are processes. working: those on
     which a task completed since this start. last_since_s: since when all unfinished tasks are
-    doubtful; None while some are not. unproven: how many of these
-    have no confirmed opinion. elapsed_s: how long the run has been going on. now: the monotonic
-    clock.
+    doubtful and none of them completed; None while some are not doubtful. unproven: how many of
+    these have no confirmed opinion. elapsed_s: how long the run has been going on. now: the
+    monotonic clock. tasks: how many the run has. do_processes_break: a process failed a task after
+    it had completed others, and the task completed elsewhere.
     """
 
     devices: frozenset[str]
@@ -105,6 +117,13 @@ class Ground(msgspec.Struct, frozen=True):
     unproven: int
     elapsed_s: float
     now: float
+    tasks: int
+    do_processes_break: bool = False
+
+    @property
+    def is_like_an_outage(self) -> bool:
+        """Whether so many tasks have no proved opinion that they are hardly all bad."""
+        return self.unproven > max(PLAUSIBLE_TASKS, PLAUSIBLE_FRACTION * self.tasks)
 
     @property
     def is_old(self) -> bool:
@@ -113,6 +132,8 @@ class Ground(msgspec.Struct, frozen=True):
             return False
         most_s = max(LAST_S_PER_TASK, LAST_FRACTION * self.elapsed_s)
         wanted_s = min(LAST_S, most_s, LAST_S_PER_TASK * self.unproven)
+        if self.is_like_an_outage:
+            wanted_s = LAST_S
         return self.now - self.last_since_s >= wanted_s
 
 
@@ -138,6 +159,8 @@ def rule(
     counted = [one for one in opinions if one.device in ground.devices]
     if len(counted) < max(least, OPINIONS):
         return Finding.AGAIN
+    if ground.do_processes_break and not any(one.is_sure for one in counted):
+        return Finding.AGAIN
     proved = [one for one in counted if one.is_confirmed]
     if _n_places(proved, ground) >= OPINIONS:
         return Finding.FAIL
@@ -146,6 +169,8 @@ def rule(
     # What was not confirmed before the last phase counts for nothing: there was an outage, or a
     # place was not in order.
     late = [one for one in counted if one.since_s >= ground.last_since_s and not one.is_confirmed]
+    if ground.do_processes_break:
+        late = [one for one in late if one.is_sure]
     is_proved = is_retried or bool(proved)
     if _n_places([*proved, *late], ground) < _n_wanted(is_proved, ground):
         return Finding.AGAIN
@@ -153,7 +178,8 @@ def rule(
         return Finding.AGAIN
     if is_proved or ground.is_old:
         return Finding.FAIL
-    return Finding.WAIT
+    # Whether an outage is over shows only where something is tried.
+    return Finding.AGAIN if ground.is_like_an_outage else Finding.WAIT
 
 
 def _has_met_all(late: Sequence[Opinion], ground: Ground) -> bool:
@@ -243,14 +269,16 @@ def broken_tasks(n_tasks: int) -> int:
     return min(BROKEN_TASKS, max(1, math.ceil(BROKEN_FRACTION * n_tasks)))
 
 
-def patience_after(trials: Sequence[Trial], is_settling: bool, is_new: bool) -> int:
+def patience_after(
+    trials: Sequence[Trial], is_settling: bool, is_new: bool, do_processes_break: bool = False
+) -> int:
     """How many failures in a row shall end the next process of a place that had these trials.
 
     is_settling: only doubtful tasks are left, and verdicts are given. is_new: nothing completed in
-    this run yet, so nobody knows whether the job works at all.
+    this run yet, so nobody knows whether the job works at all. do_processes_break: as in `Ground`.
     """
     if is_settling:
-        return LAST_PATIENCE
+        return PATIENCE if do_processes_break else LAST_PATIENCE
     if is_new:
         return PATIENCE
     if any(trial.failed for trial in fruitless_row(trials)):

@@ -57,6 +57,11 @@ class Judge:
         # since when there are no others, on the monotonic clock.
         self.doubtful: list[Key] = []
         self.last_since: float | None = None
+        # The same, but the last completed task begins it anew; and how many were complete then.
+        self._fruitless_since: float | None = None
+        self._n_complete = 0
+        # Whether a process was seen to break after it had completed tasks; see `Ground`.
+        self.do_processes_break = False
         # Since when a task waits to be ruled.
         self._waiting_since: float | None = None
         # The tasks that can be ruled now, and how.
@@ -90,8 +95,15 @@ class Judge:
         n_left = self._view.ledger.tasks - self._view.ledger.n_finished
         if not doubtful or len(doubtful) < n_left:
             self.last_since = None
+            self._fruitless_since = None
         elif self.last_since is None:
             self.last_since = now
+        if self.last_since is not None:
+            # Whoever completes shows that what failed before may have failed by an outage.
+            n_complete = self._view.ledger.n_complete
+            if self._fruitless_since is None or n_complete > self._n_complete:
+                self._fruitless_since = now
+            self._n_complete = n_complete
         ground = self._ground(devices, working, now)
         unruled = set(self._view.unruled())
         self._findings = {}
@@ -104,10 +116,15 @@ class Judge:
     def _find_doubtful(self) -> list[Key]:
         ledger = self._view.ledger
         found: list[Key] = []
-        for task, round_ in self._view.held:
+        for key, held in self._view.held.items():
+            task, round_ = key
+            if ledger.complete[task]:
+                if not self.do_processes_break:
+                    self.do_processes_break = not all(map(self._is_sure, held))
+                continue
             is_newest = round_ == ledger.round_of(task)
             if is_newest and not ledger.is_finished_in(task, round_):
-                found.append((task, round_))
+                found.append(key)
         return found
 
     def _is_time(self, now: float, is_somebody_free: bool) -> bool:
@@ -125,7 +142,16 @@ class Judge:
             for key in self.doubtful:
                 unproven += not any(map(self._is_confirmed, self._view.held[key]))
         elapsed_s = time.time() - self._view.run.created_at
-        return Ground(devices, working, self.last_since, unproven, elapsed_s, now)
+        return Ground(
+            devices,
+            working,
+            self._fruitless_since,
+            unproven,
+            elapsed_s,
+            now,
+            self._view.ledger.tasks,
+            self.do_processes_break,
+        )
 
     def _rule(self, key: Key, ground: Ground, is_waiting: bool) -> Finding | None:
         """What can be said of a doubtful task now; None: nothing yet, or nothing new.
@@ -159,7 +185,8 @@ class Judge:
             # user mended the job. Unless the place proved itself, that is long ago.
             if not self.is_of_this_epoch(held.attempt):
                 since_s = -math.inf
-            opinions.append(Opinion(held.attempt, device, self._is_confirmed(held), since_s))
+            is_confirmed, is_sure = self._is_confirmed(held), self._is_sure(held)
+            opinions.append(Opinion(held.attempt, device, is_confirmed, since_s, is_sure))
         return opinions
 
     def is_of_this_epoch(self, attempt: str) -> bool:
@@ -181,6 +208,12 @@ class Judge:
         if held.at is not None:
             return self._view.completed(held.attempt) > held.completed
         return any(self._view.completed(later) for later in self._later(held.attempt))
+
+    def _is_sure(self, held: Held) -> bool:
+        """Whether the process of this failure had not just broken, by what it did besides."""
+        if held.completed == 0:
+            return True
+        return held.at is not None and self._is_confirmed(held)
 
     def _may_be_confirmed(self, held: Held) -> bool:
         """Whether the place may still complete another task, so that it is worth waiting for."""

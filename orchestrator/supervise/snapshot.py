@@ -276,6 +276,7 @@ class Situation:
             is_ruling_due=is_ruling_due,
             is_ruling_awaited=self._judge.is_last and bool(self._view.unruled()),
             is_settling=last_since is not None and self._finished_last_at >= last_since,
+            do_processes_break=self._judge.do_processes_break,
             tasks=ledger.tasks,
             complete=ledger.n_complete,
             doubtful=failed_now,

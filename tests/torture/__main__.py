@@ -25,6 +25,7 @@ NAMES = (
     "kill_storm",
     "kill_calls",
     "stops",
+    "sick_worlds",
     "crash_states",
     "error_sweep",
     "damage",
