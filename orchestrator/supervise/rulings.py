@@ -12,6 +12,7 @@ The loop is the only caller.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ class Judge:
         # The unfinished tasks that failed somewhere in their newest round, as of the last look; and
         # since when there are no others, on the monotonic clock.
         self.doubtful: list[Key] = []
+        # How many tasks that failed somewhere were read in the view.
+        self._held_read = 0
         self.last_since: float | None = None
         # The same, but the last completed task begins it anew; and how many were complete then.
         self._fruitless_since: float | None = None
@@ -114,16 +117,20 @@ class Judge:
         return self._is_time(now, is_somebody_free)
 
     def _find_doubtful(self) -> list[Key]:
-        ledger = self._view.ledger
+        """The unfinished tasks that failed somewhere in their newest round, oldest failure first.
+
+        What is finished stays so, and is not looked at again: a run may have failed thousands.
+        """
+        ledger, held = self._view.ledger, self._view.held
+        new = list(itertools.islice(held, self._held_read, None))
+        self._held_read += len(new)
         found: list[Key] = []
-        for key, held in self._view.held.items():
+        for key in [*self.doubtful, *new]:
             task, round_ = key
             if ledger.complete[task]:
                 if not self.do_processes_break:
-                    self.do_processes_break = not all(map(self._is_sure, held))
-                continue
-            is_newest = round_ == ledger.round_of(task)
-            if is_newest and not ledger.is_finished_in(task, round_):
+                    self.do_processes_break = not all(map(self._is_sure, held[key]))
+            elif round_ == ledger.round_of(task) and not ledger.is_finished_in(task, round_):
                 found.append(key)
         return found
 
@@ -159,6 +166,9 @@ class Judge:
         is_waiting: nobody has it, since its last failure was not ruled yet.
         """
         held = self._view.held[key]
+        if len(held) < OPINIONS and not is_waiting:
+            # It was given out again, and nobody has said anything since.
+            return None
         opinions = self._opinions(key)
         least = self._least(held)
         is_retried = key[1] > 0

@@ -135,6 +135,10 @@ class History:
         return tuple(trials)
 
     def _trial(self, attempt: str) -> Trial:
+        completed = self._view.completed(attempt)
+        if completed:
+            # It speaks for its place, whatever failed in it besides.
+            return Trial(completed=completed)
         closing = self._view.closed[attempt]
         tasks = self._failed_in(attempt)
         is_failed = closing.state is AttemptState.FAILED
@@ -145,7 +149,6 @@ class History:
         was_in_call = attempt in self._view.started
         ledger = self._view.ledger
         return Trial(
-            completed=self._view.completed(attempt),
             failed=len(tasks),
             acquitted=self._acquitted([attempt]),
             convicted=sum(ledger.verdict(task) is Verdict.FAILED for task in tasks),
