@@ -122,9 +122,12 @@ def _number(stat: os.stat_result) -> str:
 def open_out(path: Path, run_id: str) -> Place:
     """OUT, held open, once it is known by its mark. Raises FolderGone and OSError."""
     place = Place(path, OUT)
-    if read_mark(place.held) != run_id:
+    try:
+        if read_mark(place.held) != run_id:
+            raise place.gone(f"it does not bear the mark {OUT_MARK} of this run")
+    except BaseException:
         place.close()
-        raise place.gone(f"it does not bear the mark {OUT_MARK} of this run")
+        raise
     return place
 
 

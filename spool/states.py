@@ -59,7 +59,7 @@ class Reason(StrEnum):
     FINISHED, DRAINED: it ended itself, in peace. LOAD, DEVICE, IO: it ended itself since it could
     not load its job, did not see its device, or could not use a file system; IO is said of it by
     its parent too. FAILURES: so many tasks failed in a row that a fresh process shall go on.
-    HANDOVER: only tasks were left that had failed in it, and another process shall try them.
+    HANDOVER: only tasks were left that had failed, and another process shall try them, or rule.
     KILLED: its parent ended it. TIMEOUT: it took too long. CRASH: its parent saw it die. LOST: it
     died and nobody saw how.
     """

@@ -169,8 +169,9 @@ class Started(msgspec.Struct, frozen=True):
 class Held(msgspec.Struct, frozen=True):
     """That a task failed in an attempt, which let go of it without a verdict.
 
-    completed: how many tasks the attempt had completed by then. at: where in its journal the line
-    stands that says so; None where the attempt died of it, and its closing says so.
+    at: where in its journal the line stands that says so; None where the attempt died of it, and
+    its closing says so. completed: how many tasks it had completed by then; of one that died ask
+    `View.completed_before`, since its journal is read after its closing.
     """
 
     attempt: str
@@ -411,9 +412,7 @@ class View:
         path = self.manifests[orphans_name(attempt)].path
         self._add_failures(path, closing.failures)
         for opinion in closing.held:
-            self._add_held(
-                opinion.task, opinion.round, Held(attempt, self.completed(attempt), None)
-            )
+            self._add_held(opinion.task, opinion.round, Held(attempt, 0, None))
 
     def _add_failures(self, path: str, failures: Sequence[TaskFailure]) -> None:
         """Take the verdicts that stand in the first line of a manifest."""
@@ -665,6 +664,12 @@ class View:
     def completed(self, attempt: str) -> int:
         """How many tasks an attempt completed."""
         return self.finished_by.get(attempt, 0) - self.failed_by.get(attempt, 0)
+
+    def completed_before(self, held: Held) -> int:
+        """How many tasks an attempt had completed when this one failed in it."""
+        if held.at is None:
+            return self.completed(held.attempt)
+        return held.completed
 
     def unruled(self) -> list[tuple[int, int]]:
         """The (task, round) of those that failed without a verdict, of which no ruling knows."""

@@ -11,13 +11,13 @@ def judge(world: World, outcome: Outcome) -> None:
     told = f"seed {world.seed}, {world.kind}: {outcome}"
     healthy = outcome.given_up - world.sick.keys()
     assert not healthy, told
+    assert outcome.how in ("finished", "broken"), told
     if is_over_when_it_begins(world, outcome):
         return
     assert not outcome.failed - world.bad, told
     if outcome.how == "broken":
         assert not outcome.complete, told
         return
-    assert outcome.how == "finished", told
     assert not outcome.complete & world.bad, told
 
 

@@ -255,7 +255,7 @@ def test_a_fresh_process_gets_less_patience_where_the_last_one_did_nothing() -> 
 
 def test_a_job_of_which_nothing_ever_completes_ends_the_run_early() -> None:
     known = {"tasks": 99, "tasks_left": 99, "doubtful": BROKEN_TASKS, "doubting": 2}
-    tried = [past(IN_VAIN, is_failing=True), past(IN_VAIN, rank=1)]
+    tried = [past(IN_VAIN, failed_at=NOW), past(IN_VAIN, rank=1)]
     assert decided(past=tried, **known) == [Break(Ending.BROKEN)]
     for less in (
         {"complete": 1},
@@ -283,6 +283,10 @@ def test_an_outage_is_waited_out_for_so_long_and_no_longer() -> None:
     assert decided(finished_last_at=NOW, now=late - 1, **known) != [Break(Ending.OUTAGE)]
     busy = {**known, "past": [idle(0)], "open": [attempt(0)]}
     assert decided(finished_last_at=NOW, now=late, **busy) == [], "it works on a long task"
+    failed = {**known, "past": [past(failed_at=NOW)], "open": [attempt(0)]}
+    assert decided(finished_last_at=NOW, now=late, **failed) == [], "so does this one, since then"
+    failing = {**failed, "past": [past(failed_at=late - 1)]}
+    assert decided(finished_last_at=NOW, now=late, **failing) == [Break(Ending.OUTAGE)]
 
 
 def test_in_an_outage_one_place_after_the_other_is_tried() -> None:

@@ -129,6 +129,17 @@ def test_without_a_word_an_attempt_closes_the_dead_and_their_tasks_come_back(
     assert view.closed[B0].by == A0
 
 
+def test_without_a_parent_also_who_may_try_none_of_what_is_left_closes_the_dead(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, 2, 1)
+    die(scene.layout, B0)
+    assert view_of(scene.layout).unclaimed == 1
+    assert scene.idling.wait(1, is_tempted=True) is Word.NEW_MANIFEST
+    assert view_of(scene.layout).closed[B0].by == A0
+    assert scene.idling.wait(1, is_tempted=True) is Word.TEMPTED
+
+
 def test_without_a_word_an_attempt_publishes_stranded_tasks_again(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
     take(scene.layout, A0, 2)

@@ -35,7 +35,7 @@ SILENT = Trial(is_silent=True)
 
 
 def ground(*devices: str, **fields: Any) -> Ground:
-    known: dict[str, Any] = {"last_since_s": None, "unproven": 0, "elapsed_s": 1e6, "now": NOW}
+    known: dict[str, Any] = {"quiet_since_s": None, "unproven": 0, "elapsed_s": 1e6, "now": NOW}
     known |= {"working": frozenset(), "tasks": 1000}
     return Ground(devices=frozenset(devices or (A, B)), **{**known, **fields})
 
@@ -59,7 +59,7 @@ def in_vain(failed: int = 1, acquitted: int = 0, convicted: int = 0, known: int 
 
 def test_one_failure_alone_decides_nothing() -> None:
     assert rule([opinion(A)], ground()) is Finding.AGAIN
-    assert rule([opinion(A)], ground(last_since_s=NOW)) is Finding.AGAIN
+    assert rule([opinion(A)], ground(quiet_since_s=NOW)) is Finding.AGAIN
 
 
 def test_a_task_fails_once_two_devices_failed_it_and_went_on_to_complete_others() -> None:
@@ -91,7 +91,7 @@ def test_more_opinions_are_wanted_where_the_user_says_so() -> None:
 
 def test_in_the_last_phase_a_task_that_was_proved_bad_once_needs_no_second_proof() -> None:
     late = opinion(B, is_confirmed=False, since_s=NOW)
-    last = ground(last_since_s=NOW - 1, unproven=0)
+    last = ground(quiet_since_s=NOW - 1, unproven=0)
     assert rule([opinion(A), late], last) is Finding.FAIL
     before = opinion(B, is_confirmed=False, since_s=NOW - 2)
     assert rule([opinion(A), before], last) is Finding.AGAIN, "it may have been an outage"
@@ -99,27 +99,27 @@ def test_in_the_last_phase_a_task_that_was_proved_bad_once_needs_no_second_proof
 
 def test_in_the_last_phase_what_nobody_proved_must_have_lasted() -> None:
     late = [opinion(device, is_confirmed=False, since_s=NOW - 50) for device in (A, B)]
-    few = ground(last_since_s=NOW - 60, unproven=2)
+    few = ground(quiet_since_s=NOW - 60, unproven=2)
     assert rule(late, few) is Finding.FAIL
-    many = ground(last_since_s=NOW - 60, unproven=40)
+    many = ground(quiet_since_s=NOW - 60, unproven=40)
     assert rule(late, many) is Finding.WAIT, "so many may have failed by an outage"
-    long_ago = ground(last_since_s=NOW - LAST_S - 1, unproven=400)
+    long_ago = ground(quiet_since_s=NOW - LAST_S - 1, unproven=400)
     assert rule(late, long_ago) is Finding.FAIL
-    later = ground(last_since_s=NOW - 40, unproven=2)
+    later = ground(quiet_since_s=NOW - 40, unproven=2)
     assert rule(late, later) is Finding.AGAIN, "both failed before the last phase"
 
 
 def test_a_short_run_does_not_wait_long_for_its_last_verdicts() -> None:
     late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
-    short = ground(last_since_s=NOW - 6, unproven=40, elapsed_s=8.0)
+    short = ground(quiet_since_s=NOW - 6, unproven=40, elapsed_s=8.0)
     assert rule(late, short) is Finding.FAIL
-    long = ground(last_since_s=NOW - 6, unproven=40, elapsed_s=8000.0)
+    long = ground(quiet_since_s=NOW - 6, unproven=40, elapsed_s=8000.0)
     assert rule(late, long) is Finding.WAIT
 
 
 def test_without_any_proof_it_takes_three_places_where_there_are_as_many() -> None:
     late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B, C)]
-    old = ground(A, B, C, last_since_s=NOW - 600, unproven=1)
+    old = ground(A, B, C, quiet_since_s=NOW - 600, unproven=1)
     late = [opinion(one.device, is_confirmed=False, since_s=NOW - 500) for one in late]
     assert rule(late[:2], old) is Finding.AGAIN
     assert rule(late, old) is Finding.FAIL
@@ -128,7 +128,7 @@ def test_without_any_proof_it_takes_three_places_where_there_are_as_many() -> No
 def test_broken_devices_that_agree_with_each_other_fail_no_task() -> None:
     """What nobody has proved must have failed on every device that works."""
     last = ground(
-        A, B, C, last_since_s=NOW - 600, unproven=1, working=frozenset({A, C}), elapsed_s=1e6
+        A, B, C, quiet_since_s=NOW - 600, unproven=1, working=frozenset({A, C}), elapsed_s=1e6
     )
     broken = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
     assert rule(broken, last) is Finding.AGAIN
@@ -141,7 +141,7 @@ def test_broken_devices_that_agree_with_each_other_fail_no_task() -> None:
 
 def test_an_earlier_round_counts_as_a_proof() -> None:
     late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
-    last = ground(last_since_s=NOW, unproven=40)
+    last = ground(quiet_since_s=NOW, unproven=40)
     assert rule(late, last) is Finding.WAIT
     assert rule(late, last, is_retried=True) is Finding.FAIL
 
@@ -149,13 +149,13 @@ def test_an_earlier_round_counts_as_a_proof() -> None:
 def test_so_many_that_they_can_hardly_all_be_bad_are_tried_on_as_in_an_outage() -> None:
     """Also in a short run, and to the end of the longest wait."""
     late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
-    most = ground(last_since_s=NOW - 60, unproven=11, elapsed_s=61.0, tasks=40)
+    most = ground(quiet_since_s=NOW - 60, unproven=11, elapsed_s=61.0, tasks=40)
     assert rule(late, most) is Finding.AGAIN
-    some = ground(last_since_s=NOW - 60, unproven=10, elapsed_s=61.0, tasks=40)
+    some = ground(quiet_since_s=NOW - 60, unproven=10, elapsed_s=61.0, tasks=40)
     assert rule(late, some) is Finding.FAIL
-    at_last = ground(last_since_s=NOW - LAST_S, unproven=11, elapsed_s=LAST_S, tasks=40)
+    at_last = ground(quiet_since_s=NOW - LAST_S, unproven=11, elapsed_s=LAST_S, tasks=40)
     assert rule(late, at_last) is Finding.FAIL
-    few = ground(last_since_s=NOW - 60, unproven=5, elapsed_s=61.0, tasks=6)
+    few = ground(quiet_since_s=NOW - 60, unproven=5, elapsed_s=61.0, tasks=6)
     assert rule(late, few) is Finding.FAIL, "of a handful all may be bad"
 
 
@@ -171,7 +171,7 @@ def test_where_processes_break_by_use_one_that_is_in_order_must_agree() -> None:
 def test_where_processes_break_by_use_the_last_opinions_are_of_fresh_ones() -> None:
     late = [opinion(d, is_confirmed=False, since_s=NOW, is_sure=False) for d in (A, B)]
     fresh = [opinion(d, is_confirmed=False, since_s=NOW) for d in (A, B)]
-    fields: dict[str, Any] = {"last_since_s": NOW - 60, "unproven": 1}
+    fields: dict[str, Any] = {"quiet_since_s": NOW - 60, "unproven": 1}
     assert rule(late, ground(**fields)) is Finding.FAIL
     breaking = ground(**fields, do_processes_break=True)
     assert rule(late, breaking) is Finding.AGAIN

@@ -20,7 +20,7 @@ from spooling import (
 )
 
 from gpuspool.orchestrator.supervise.rulings import Judge
-from gpuspool.spool.death import Witness
+from gpuspool.spool.death import Crashed, Death, TimedOut, Witness
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.mending import mend_claims
@@ -195,3 +195,54 @@ def test_a_process_that_broke_by_use_is_known_by_a_task_that_completes_elsewhere
     view.refresh()
     judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
     assert judge.do_processes_break
+
+
+def test_what_broke_after_it_had_completed_tasks_is_known_from_a_fresh_view_too(
+    layout: Layout,
+) -> None:
+    """The closing that tells of a crash is read before the journal that tells what came before."""
+    journal = attempt(layout, A0, 4)
+    finish(journal, 0)
+    journal.append(JournalLine(task=1, round=0, state=LineState.STARTED))
+    close(view_of(layout), A0, witness=Witness(-11, max_crashes=2))
+    finish(attempt(layout, B0, 8), 1)
+    judge = Judge(view_of(layout), 0, max_crashes=2)
+    judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
+    assert judge.do_processes_break
+
+
+def test_a_failure_whose_line_is_gone_is_ruled_about_once(layout: Layout) -> None:
+    """The journal was damaged after it was read: a manifest still describes the task."""
+    journal = attempt(layout, A0, 4)
+    hold(journal, 1)
+    finish(journal, 0)
+    view = view_of(layout)
+    layout.journal(A0).write_bytes(b"")
+    judge = Judge(view, 0, max_crashes=2)
+    assert judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
+    assert judge.publish() == []
+    assert indices(view.manifests["ruling-01"].tasks()) == [1]
+    assert not judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
+
+
+@pytest.mark.parametrize(
+    ("death", "failed"),
+    [(TimedOut("stacks"), [1]), (Crashed(Witness(-11, max_crashes=5)), [])],
+    ids=["time-out", "crash"],
+)
+def test_more_crashes_may_be_allowed_and_two_time_outs_are_enough(
+    layout: Layout, death: Death, failed: list[int]
+) -> None:
+    judge = Judge(view_of(layout), 0, max_crashes=5)
+    for rank, manifest, stop in ((0, "rank-0000", 2), (1, "ruling-01", 1)):
+        name = attempt_name(rank, 0)
+        journal = attempt(layout, name, stop, manifest)
+        journal.append(JournalLine(task=1, round=0, state=LineState.STARTED))
+        view = view_of(layout)
+        close(view, name, death=death)
+        finish(attempt(layout, attempt_name(rank, 1), 3 + rank), 2 + rank)
+        judge = Judge(view.refresh(), 0, max_crashes=5)
+        assert judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
+        if rank == 0:
+            judge.publish()
+    assert [failure.task for failure in judge.publish()] == failed

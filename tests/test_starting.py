@@ -263,7 +263,7 @@ def test_what_is_found_and_what_is_not(tmp_path: Path) -> None:
 
 
 def test_an_eagain_of_something_else_is_no_want_of_processes() -> None:
-    """Of a socket; and a thread that is started twice."""
+    """Of a socket; a thread that is started twice, and one that was never made."""
     left, right = socket.socketpair()
     left.setblocking(False)
     with pytest.raises(BlockingIOError) as raised:
@@ -274,6 +274,14 @@ def test_an_eagain_of_something_else_is_no_want_of_processes() -> None:
     with pytest.raises(RuntimeError) as twice:
         thread.start()
     assert not has_no_room(twice.value)
+
+    class Careless(threading.Thread):
+        def __init__(self) -> None:
+            """It forgets to call that of its parent."""
+
+    with pytest.raises(RuntimeError) as careless:
+        Careless().start()
+    assert not has_no_room(careless.value)
     thread.join()
     left.close()
     right.close()

@@ -91,7 +91,8 @@ class World:
             self.outage = (begin, begin + draw.choice([2.0, 20.0, 60.0, 200.0]))
         # When in its time a task fails for what its world does.
         self.fails_after = draw.choice([0.001, 0.3])
-        # Or after how many tasks it is spoiled; and whether the next task ends it then.
+        # After how many tasks a process is spoiled, instead of with some likelihood; and whether
+        # the next task ends it then.
         self.spoils_at: tuple[int, int] | None = None
         self.spoiled_crashes = False
         if kind == "spoils":
@@ -153,6 +154,7 @@ class Process:
     patience: int
     completed: int = 0
     row: int = 0
+    failed_at: float = 0.0
     pending: deque[int] = field(default_factory=deque)
     failed: list[int] = field(default_factory=list)
     is_open: bool = True
@@ -170,7 +172,7 @@ class Process:
 
 @dataclass
 class Failure:
-    """One failure of one task. before: completions of the place's ranks when its process died."""
+    """One failure of one task. ended_before: how many processes of its rank had ended by then."""
 
     process: Process
     completed: int
@@ -207,8 +209,8 @@ class Play:
         self._working: set[int] = set()
         self._finished_last = 0.0
         self._barren = 0
-        self._last_since: float | None = None
-        self._fruitless_since: float | None = None
+        self._last_phase_since: float | None = None
+        self._quiet_since: float | None = None
         self._fresh_at_outage: int | None = None
         self._do_processes_break = False
         self._executions = 0
@@ -306,8 +308,8 @@ class Play:
             if not all(map(self._is_sure, self._failures.get(task, []))):
                 self._do_processes_break = True
             self._complete.add(task)
-            if self._fruitless_since is not None:
-                self._fruitless_since = self.now
+            if self._quiet_since is not None:
+                self._quiet_since = self.now
             self._left.discard(task)
             self._doubted.discard(task)
             self._unruled.discard(task)
@@ -319,6 +321,7 @@ class Play:
             return
         process.failed.append(task)
         process.row += 1
+        process.failed_at = self.now
         ended_before = len(self._ended[process.rank])
         failure = Failure(process, process.completed, dies, self.now, ended_before)
         self._failures.setdefault(task, []).append(failure)
@@ -386,9 +389,9 @@ class Play:
         if began and self._fresh_at_outage is None:
             self._fresh_at_outage = n_untried
         if n_untried:
-            self._last_since = self._fruitless_since = None
-        elif self._last_since is None:
-            self._last_since = self._fruitless_since = self.now
+            self._last_phase_since = self._quiet_since = None
+        elif self._last_phase_since is None:
+            self._last_phase_since = self._quiet_since = self.now
         self._rule()
         snapshot = self._snapshot()
         if snapshot.tasks_left == 0:
@@ -400,7 +403,7 @@ class Play:
                     self._launch(slot.rank, patience)
                 case Break(ending) | End(ending):
                     self._how = ending
-        if self._last_since is not None and self._unruled:
+        if self._last_phase_since is not None and self._unruled:
             # What is waited for may be only that time passes, as `Judge.is_waiting` says.
             self.at(self.now + LOOK_S, lambda: None)
         restart_at = next_restart_at(snapshot, POLICY, self.now)
@@ -428,7 +431,7 @@ class Play:
     def _is_ready(self, task: int, opinions: list[Opinion], ground: Ground) -> bool:
         """Whether the place of a task's last failure cannot confirm it any more, or need not."""
         last = self._failures[task][-1]
-        if self._last_since is not None or self._is_confirmed(last):
+        if self._last_phase_since is not None or self._is_confirmed(last):
             return True
         if last.died:
             may_be_confirmed = len(self._ended[last.process.rank]) <= last.ended_before + 1
@@ -443,7 +446,7 @@ class Play:
 
     def _ground(self) -> Ground:
         unproven = 0
-        if self._last_since is not None:
+        if self._last_phase_since is not None:
             for task in self._doubted:
                 unproven += not any(map(self._is_confirmed, self._failures[task]))
         past = self._past()
@@ -451,7 +454,7 @@ class Play:
         return Ground(
             devices,
             working_devices(past),
-            self._fruitless_since,
+            self._quiet_since,
             unproven,
             self.now,
             self.now,
@@ -532,7 +535,7 @@ class Play:
                     ended_at=self._ended_at[slot.rank],
                     acquitted=self._acquitted(row),
                     failed_elsewhere=failed_elsewhere,
-                    is_failing=process is not None and process.row > 0,
+                    failed_at=process.failed_at if process is not None and process.row else None,
                     has_completed=slot.rank in self._working,
                 )
             )
@@ -548,15 +551,15 @@ class Play:
             for process in self._open
             if process is not None
         ]
-        last_since = self._last_since
+        last_phase_since = self._last_phase_since
         return Snapshot(
             tasks_left=len(self._left),
             unclaimed=len(self._doubtful) + sum(map(len, self._fresh)),
             open=open_,
             past=self._past(),
             was_swept=True,
-            is_ruling_awaited=self._last_since is not None and bool(self._unruled),
-            is_settling=last_since is not None and self._finished_last >= last_since,
+            is_ruling_awaited=self._last_phase_since is not None and bool(self._unruled),
+            is_settling=last_phase_since is not None and self._finished_last >= last_phase_since,
             tasks=self.world.n_tasks,
             do_processes_break=self._do_processes_break,
             complete=len(self._complete),

@@ -2,7 +2,9 @@
 
 Some tasks have no verdict yet: others have them in hand, or wait to try them again. If such a
 worker dies, its tasks come back in a new manifest, and an idle attempt is the first that can run
-them, with its job loaded. So it waits until every task is finished:
+them, with its job loaded. So it waits until every task is finished, or until it can be of no use:
+where only tasks are left that failed in it, another process must try them, and where no
+orchestrator lives that could rule about what failed, the next one must.
 
 1. It waits for a word: that all tasks are finished, that it shall drain, or that there is another
    manifest. The parent gives these words, since it sees everything first.
@@ -12,10 +14,11 @@ them, with its job loaded. So it waits until every task is finished:
 
 **How long it waits** is a matter of load, since every idle rank does this. Between two looks it
 waits a tenth of the time that it has waited, from 2 ms to a quarter of a second. While the parent
-lives, only some HELPERS of all ranks together read the spool per second, and ever fewer. Without a
-parent each helps after SILENCE_S and then spends at most HELPING of its time on it, since there is
-nobody else. Before these bounds a rank listed two folders a hundred times and read the whole spool
-four times a second (decision 14; docs/performance.md has the figures of a thousand ranks).
+lives, only some HELPERS of all ranks together read the spool per second, and fewer from one help to
+the next. Without a parent each helps after SILENCE_S and then spends at most HELPING of its time on
+it, since there is nobody else. Before these bounds a rank listed two folders a hundred times and
+read the whole spool four times a second (decision 14; docs/performance.md has the figures of a
+thousand ranks).
 """
 
 from __future__ import annotations
@@ -113,31 +116,38 @@ class Idling:
     def wait(self, claims_tried: int, is_tempted: bool = False) -> Word:
         """Wait, and help, until there is a word; never returns SILENCE.
 
-        claims_tried: how many claims this attempt has tried to make. is_tempted: the only tasks
-        that are left to claim failed here, or on this device. Raises OSError where the spool cannot
-        be read or the journal is broken.
+        claims_tried: how many claims this attempt has tried to make. is_tempted: it passed over
+        doubtful tasks that failed here, or on this device. Raises OSError where the spool cannot be
+        read or the journal is broken.
         """
         self._say_idle(claims_tried)
-        share = max(1.0, self._intent.world_size / HELPERS)
-        # How long to wait while the parent lives, spread so that not all ranks help at once,
-        patience_s = SILENCE_S * share * random.uniform(1, 2)
-        # and without it.
-        alone_s = SILENCE_S
-        if is_tempted:
-            patience_s = alone_s = TEMPTED_S if self._intent.world_size > 1 else 0.0
+        patience_s, alone_s = self._first_waits(is_tempted)
         while True:
             word = self._await_word(patience_s, alone_s)
             if word is not Word.SILENCE:
                 return word
-            if is_tempted:
+            # Without a parent nobody else closes the dead, and gives out what they had in hand.
+            if is_tempted and self._parent.is_there():
                 return Word.TEMPTED
             began = time.monotonic()
-            word = self._help()
+            word = self._help(is_tempted)
+            if is_tempted and word is Word.SILENCE:
+                return Word.TEMPTED
             if word is not Word.SILENCE:
                 return word
             took_s = time.monotonic() - began
             alone_s = max(LONGEST_PAUSE_S, took_s / HELPING)
             patience_s = max(alone_s, min(2 * patience_s, LONGEST_SWEEP_S))
+
+    def _first_waits(self, is_tempted: bool) -> tuple[float, float]:
+        """How long to wait for the first word, while the parent lives and without it."""
+        n_ranks = self._intent.world_size
+        if is_tempted:
+            # Nobody else could take what it passed over, if it is the only rank.
+            wait_s = TEMPTED_S if n_ranks > 1 else 0.0
+            return wait_s, wait_s
+        # Spread, so that not all ranks help at once.
+        return SILENCE_S * max(1.0, n_ranks / HELPERS) * random.uniform(1, 2), SILENCE_S
 
     # An attempt may hold claims that it does not know: each link(2) was carried out, and told as an
     # error. As long as it lives these look like work in hand. Two such attempts would wait for each
@@ -170,8 +180,11 @@ class Idling:
             waited_s = time.monotonic() - began
         return Word.SILENCE
 
-    def _help(self) -> Word:
-        """Read the whole spool, close what is proved dead, sweep."""
+    def _help(self, is_tempted: bool = False) -> Word:
+        """Read the whole spool, close what is proved dead, sweep.
+
+        is_tempted: what is unclaimed was seen, and passed over on purpose.
+        """
         if self._detector is None:
             view = View(self._layout, self._run)
             self._detector = FailureDetector(view, self._intent.options.lease_s)
@@ -182,7 +195,7 @@ class Idling:
             return Word.FINISHED
         if me in view.closed:
             return Word.CLOSED
-        if view.unclaimed:
+        if view.unclaimed and not is_tempted:
             return Word.OVERLOOKED
         if not self._parent.is_there() and self._is_forsaken(view):
             return Word.FORSAKEN

@@ -4,7 +4,7 @@ A log that grew to the largest size that a file may have makes every task fail t
 that earlier tasks left behind makes a later one fail that asks for a little. The tasks in hand are
 not to blame: a fresh process, with a log of its own, can do them. So a failure which such a limit
 explains ends the attempt, if this process completed anything before; a task that fails so in a
-fresh process has failed. Called by `settle` before a task fails for good.
+fresh process has failed. Called by `settle` at each failure.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ MOST_WAITING = 1000
 
 
 class WaitingFailure(msgspec.Struct, frozen=True):
-    """A task that failed for good, unless a stop explains it.
+    """A failure that counts, as an opinion or as a verdict, unless a stop explains it.
 
     failed_at: on the monotonic clock; moment_s: how long after it a stop may still be told.
     """
@@ -129,7 +129,7 @@ class Settler:
     @property
     def is_out_of_patience(self) -> bool:
         """Whether so many tasks failed in a row that this process should end."""
-        return self._row >= self._patience and self._doing.complete == self._complete_before
+        return self.failures_in_a_row >= self._patience
 
     @property
     def failures_in_a_row(self) -> int:

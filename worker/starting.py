@@ -135,11 +135,13 @@ def has_no_room(error: BaseException) -> bool:
 
 
 def _is_new(frame: FrameType) -> bool:
-    """Whether the thread that could not be started had never been started: that is the caller's
-    fault, and raises the same type.
+    """Whether the thread that could not be started had never been started.
+
+    To start one twice, or one whose class never called Thread's __init__, is the caller's fault,
+    and raises the same type.
     """
     thread = frame.f_locals.get("self")
-    return thread is not None and getattr(thread, "ident", 0) is None
+    return thread is not None and vars(thread).get("_ident", 0) is None
 
 
 def _innermost(error: BaseException) -> FrameType | None:

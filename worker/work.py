@@ -52,7 +52,7 @@ class WorkEnd(Enum):
     CLOSED = auto()
     # Too many tasks failed in a row: a fresh process may be in order.
     FAILURES = auto()
-    # Only tasks that failed here are left to claim, and another process must try them.
+    # Only tasks that failed here are left, and another process must try them, or rule about them.
     HANDOVER = auto()
 
 

@@ -14,11 +14,13 @@ a drain was asked for                     wait for the tasks in hand, kill past 
                                           "drained", or what the drain says
 as many tasks failed as --max-failed      stop, which begins a drain
 no rank's job loads, nobody is open       end "load"
-nothing ever completed, in many tries     begin a drain that ends "broken"
-nothing was finished for 15 minutes, and
-    tasks fail                            begin a drain that ends "outage"
-tasks only failed lately, nobody is open,
-    no sweep since the last launch        sweep
+without --keep-going:
+    nothing ever completed, in many tries begin a drain that ends "broken"
+    nothing was finished for 15 minutes,
+        and tasks fail                    begin a drain that ends "outage"
+    tasks only failed lately, nobody is
+        open, no sweep since the last
+        launch                            sweep
 something is claimable                    launch in slots without an open attempt, as many as there
                                           is work for, but not where a rank or a device was given
                                           up; if that is everywhere and nobody is open, end
@@ -43,6 +45,7 @@ import msgspec
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.opinions import (
+    FAILING_S,
     NEWS_S,
     OPINIONS,
     OUTAGE_S,
@@ -78,8 +81,9 @@ class RankPast(msgspec.Struct, frozen=True):
     far back as they matter; `device_trials` those of all slots with this device, which are the same
     for CPU ranks. `ended_at` is when the last was seen to have ended, on the monotonic clock.
     `acquitted` tasks of its fruitless row are complete, and `failed_elsewhere` of its last trial's
-    have failed in another place too. `is_failing` says that the last task of its open attempt
-    failed, `has_completed` that an attempt of the slot completed a task in this epoch.
+    have failed in another place too. `failed_at` is when the last task of its open attempt was seen
+    to have failed, None where that has completed one since. `has_completed` says that an attempt of
+    the slot completed a task in this epoch.
     """
 
     slot: Slot
@@ -89,7 +93,7 @@ class RankPast(msgspec.Struct, frozen=True):
     ended_at: float = 0.0
     acquitted: int = 0
     failed_elsewhere: int = 0
-    is_failing: bool = False
+    failed_at: float | None = None
     has_completed: bool = False
 
     @property
@@ -319,11 +323,18 @@ def _is_broken(snapshot: Snapshot) -> bool:
 
 
 def _is_outage(snapshot: Snapshot, now: float) -> bool:
-    """Whether tasks only fail, and have for so long that waiting on is in vain."""
+    """Whether tasks only fail, and have for so long that waiting on is in vain.
+
+    A rank whose last failure was long ago works on a long task, which may yet complete.
+    """
     if now - snapshot.finished_last_at < OUTAGE_S:
         return False
     busy = {attempt.rank for attempt in snapshot.open}
-    return all(rank.is_failing or rank.rank not in busy for rank in snapshot.past)
+    for rank in snapshot.past:
+        is_failing = rank.failed_at is not None and now - rank.failed_at < FAILING_S
+        if rank.rank in busy and not is_failing:
+            return False
+    return True
 
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
@@ -408,7 +419,7 @@ def restart_at(past: RankPast, snapshot: Snapshot) -> float:
 def _gets_on(rank: RankPast, snapshot: Snapshot) -> bool:
     """Whether a rank runs and nothing speaks against its place."""
     is_open = any(attempt.rank == rank.rank for attempt in snapshot.open)
-    return is_open and not rank.is_failing and not fruitless_row(rank.place)
+    return is_open and rank.failed_at is None and not fruitless_row(rank.place)
 
 
 def trusted_devices(past: Sequence[RankPast], max_restarts: int) -> frozenset[str]:

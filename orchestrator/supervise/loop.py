@@ -177,7 +177,7 @@ class Orchestrator:
         if self._wake_at is not None:
             due_in_s = self._wake_at - time.monotonic()
         if self._judge.is_waiting:
-            due_in_s = min(due_in_s or RULING_LOOK_S, RULING_LOOK_S)
+            due_in_s = RULING_LOOK_S if due_in_s is None else min(due_in_s, RULING_LOOK_S)
         return Moment(
             open_attempts=len(self._view.open_attempts),
             complete=self._view.ledger.n_complete,

@@ -5,8 +5,8 @@ the device and the process in which it happened. One failure alone decides nothi
 `Opinion`, and the task is held back until there are more. One theory answers both questions:
 
 - **The task is to blame** when it failed in two places and each of them completed another task
-  afterwards. What is broken completes nothing, so no outage, no broken process and no broken device
-  can fail a good task.
+  afterwards. An outage, a broken process and a broken device complete nothing, so they can fail no
+  good task.
 - **The place is to blame** when process after process there completes nothing, while the tasks that
   failed there complete elsewhere.
 - **Nobody is to blame** as long as nothing completes anywhere. If nothing ever did, the job is
@@ -52,15 +52,17 @@ LAST_PATIENCE = 50
 OPINIONS = 2
 UNPROVEN_OPINIONS = 3
 
-# How long the last phase must last before opinions count that no place has proved: so many seconds
-# for each task without a proved opinion, since an outage strikes many and a bad end of a list
-# strikes few; but no more than this, and in a short run no more than a part of its time so far.
+# How long nothing must complete in the last phase before opinions count that no place has
+# confirmed: so many seconds for each task without a confirmed opinion, since an outage strikes
+# many, and a bad end of a list strikes few.
 LAST_S_PER_TASK = 5.0
+# It is never longer than this.
 LAST_S = 300.0
+# Neither is it longer than this part of the run's time so far, or than the time for one task.
 LAST_FRACTION = 0.25
 
-# If more than this part of a run's tasks, and more than a few, have no proved opinion in the last
-# phase, they are hardly all bad. Then an outage is waited for to its end, also in a short run.
+# If more than this part of a run's tasks, and more than a few, have no confirmed opinion in the
+# last phase, they are hardly all bad. Then an outage is waited for to its end, also in a short run.
 PLAUSIBLE_FRACTION = 0.25
 PLAUSIBLE_TASKS = 5
 
@@ -73,6 +75,9 @@ BROKEN_FRACTION = 1 / 3
 # If nothing is finished for so long, an outage is not waited out any more: the run ends, and the
 # same command goes on later.
 OUTAGE_S = 900.0
+
+# An attempt that failed a task so long ago, and has ended none since, works on a long one.
+FAILING_S = 450.0
 
 # The pauses before a restart double from the first to the last of these, in seconds: where tasks
 # failed, and where a process failed with no task in hand.
@@ -104,16 +109,16 @@ class Ground(msgspec.Struct, frozen=True):
     """What is known of the run when tasks are judged.
 
     devices: those whose opinions count; with one or none, places are processes. working: those on
-    which a task completed since this start. last_since_s: since when all unfinished tasks are
+    which a task completed since this start. quiet_since_s: since when all unfinished tasks are
     doubtful and none of them completed; None while some are not doubtful. unproven: how many of
-    these have no confirmed opinion. elapsed_s: how long the run has been going on. now: the
+    these have no confirmed opinion. elapsed_s: how long this epoch has been going on. now: the
     monotonic clock. tasks: how many the run has. do_processes_break: a process failed a task after
     it had completed others, and the task completed elsewhere.
     """
 
     devices: frozenset[str]
     working: frozenset[str]
-    last_since_s: float | None
+    quiet_since_s: float | None
     unproven: int
     elapsed_s: float
     now: float
@@ -122,19 +127,19 @@ class Ground(msgspec.Struct, frozen=True):
 
     @property
     def is_like_an_outage(self) -> bool:
-        """Whether so many tasks have no proved opinion that they are hardly all bad."""
+        """Whether so many tasks have no confirmed opinion that they are hardly all bad."""
         return self.unproven > max(PLAUSIBLE_TASKS, PLAUSIBLE_FRACTION * self.tasks)
 
     @property
     def is_old(self) -> bool:
         """Whether the last phase has lasted so long that opinions count without a proof."""
-        if self.last_since_s is None:
+        if self.quiet_since_s is None:
             return False
         most_s = max(LAST_S_PER_TASK, LAST_FRACTION * self.elapsed_s)
         wanted_s = min(LAST_S, most_s, LAST_S_PER_TASK * self.unproven)
         if self.is_like_an_outage:
             wanted_s = LAST_S
-        return self.now - self.last_since_s >= wanted_s
+        return self.now - self.quiet_since_s >= wanted_s
 
 
 class Finding(Enum):
@@ -153,37 +158,45 @@ def rule(
 ) -> Finding:
     """Whether a doubtful task has failed.
 
-    is_retried: it failed for good in an earlier round, which counts as a proved opinion. least: it
-    takes so many opinions; --max-crashes asks for more where the worker crashed each time.
+    is_retried: it failed for good in an earlier round. least: it takes so many opinions;
+    --max-crashes asks for more where the worker crashed each time.
     """
     counted = [one for one in opinions if one.device in ground.devices]
     if len(counted) < max(least, OPINIONS):
         return Finding.AGAIN
     if ground.do_processes_break and not any(one.is_sure for one in counted):
         return Finding.AGAIN
-    proved = [one for one in counted if one.is_confirmed]
-    if _n_places(proved, ground) >= OPINIONS:
+    confirmed = [one for one in counted if one.is_confirmed]
+    if _n_places(confirmed, ground) >= OPINIONS:
         return Finding.FAIL
-    if ground.last_since_s is None:
+    if ground.quiet_since_s is None:
         return Finding.AGAIN
-    # What was not confirmed before the last phase counts for nothing: there was an outage, or a
-    # place was not in order.
-    late = [one for one in counted if one.since_s >= ground.last_since_s and not one.is_confirmed]
+    return _rule_in_last_phase(counted, confirmed, ground, is_retried)
+
+
+def _rule_in_last_phase(
+    counted: Sequence[Opinion], confirmed: Sequence[Opinion], ground: Ground, is_retried: bool
+) -> Finding:
+    """Whether a task has failed that too few places have confirmed, when only such are left."""
+    assert ground.quiet_since_s is not None, "the last phase has begun"
+    # What was not confirmed before counts for nothing: there was an outage, or a place was not in
+    # order.
+    late = [one for one in counted if one.since_s >= ground.quiet_since_s and not one.is_confirmed]
     if ground.do_processes_break:
         late = [one for one in late if one.is_sure]
-    is_proved = is_retried or bool(proved)
-    if _n_places([*proved, *late], ground) < _n_wanted(is_proved, ground):
+    needs_no_proof = is_retried or bool(confirmed)
+    if _n_places([*confirmed, *late], ground) < _n_wanted(needs_no_proof, ground):
         return Finding.AGAIN
-    if not proved and not _has_met_all(late, ground):
+    if not confirmed and not _has_met_all(late, ground):
         return Finding.AGAIN
-    if is_proved or ground.is_old:
+    if needs_no_proof or ground.is_old:
         return Finding.FAIL
     # Whether an outage is over shows only where something is tried.
     return Finding.AGAIN if ground.is_like_an_outage else Finding.WAIT
 
 
 def _has_met_all(late: Sequence[Opinion], ground: Ground) -> bool:
-    """Whether a task without a proved opinion failed on every device that works.
+    """Whether a task without a confirmed opinion failed on every device that works.
 
     Broken devices agree with each other, also those that worked before.
     """
@@ -197,9 +210,9 @@ def _n_places(opinions: Sequence[Opinion], ground: Ground) -> int:
     return len({one.attempt for one in opinions})
 
 
-def _n_wanted(is_proved: bool, ground: Ground) -> int:
+def _n_wanted(needs_no_proof: bool, ground: Ground) -> int:
     """How many places must have an opinion of a task in the last phase."""
-    if is_proved or len(ground.devices) <= OPINIONS:
+    if needs_no_proof or len(ground.devices) <= OPINIONS:
         return OPINIONS
     return UNPROVEN_OPINIONS
 
@@ -237,6 +250,8 @@ def fruitless_row(trials: Sequence[Trial]) -> list[Trial]:
     """The last trials of a place that failed and completed nothing, oldest first."""
     row: list[Trial] = []
     for trial in reversed(trials):
+        if trial.completed:
+            break
         if trial.is_silent or trial.is_explained:
             continue
         if not trial.is_fruitless:
@@ -302,8 +317,8 @@ def awaits_news(trials: Sequence[Trial], acquitted: int, failed_elsewhere: int) 
 def pause_s(trials: Sequence[Trial], barren_rounds: int) -> float:
     """How long a place waits for its next process after those that it had.
 
-    barren_rounds: how often every place of the run has had a process since a task was finished
-    anywhere.
+    barren_rounds: how many processes each place of the run has had, on the average, since a task
+    was finished anywhere.
     """
     row = fruitless_row(trials)
     if not row:

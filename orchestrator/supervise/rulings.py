@@ -26,16 +26,18 @@ from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import attempt_name, parse_attempt, rank_of
 from gpuspool.spool.manifest import publish_ruling
 from gpuspool.spool.publish import read_bytes
-from gpuspool.spool.records import Error, JournalLine, Ruling, TaskFailure, TaskLine
+from gpuspool.spool.records import Closing, Error, JournalLine, Ruling, TaskFailure, TaskLine
 from gpuspool.spool.states import ErrorKind
 from gpuspool.spool.view import Held, View
 
 # Tasks are ruled together, so that a run with many failures has few manifests. The first of them
-# waits so long for others, or a hundredth of the run's time so far if that is longer, up to the
-# second. Where somebody has nothing else to do it does not wait.
+# waits so long for others. Where somebody has nothing else to do it does not wait.
 GATHER_S = 1.0
-GATHER_MOST_S = 30.0
+# It waits for this part of the run's time so far, if that is longer, so that a long run has no more
+# rulings than a short one;
 GATHER_FRACTION = 0.01
+# but never longer than this.
+GATHER_MOST_S = 30.0
 
 # So much of a journal is read for one line at first. Nearly every line is shorter.
 LINE_BYTES = 64 * 1024
@@ -54,14 +56,15 @@ class Judge:
         self._began = time.monotonic()
         # When each opinion was first seen, by task; as many entries as it has opinions.
         self._seen: dict[Key, list[float]] = {}
-        # The unfinished tasks that failed somewhere in their newest round, as of the last look; and
-        # since when there are no others, on the monotonic clock.
+        # The unfinished tasks that failed somewhere in their newest round, as of the last look.
         self.doubtful: list[Key] = []
         # How many tasks that failed somewhere were read in the view.
         self._held_read = 0
-        self.last_since: float | None = None
-        # The same, but the last completed task begins it anew; and how many were complete then.
-        self._fruitless_since: float | None = None
+        # Since when all unfinished tasks are doubtful, on the monotonic clock; None while some are
+        # not.
+        self.last_phase_since: float | None = None
+        # Since when, besides, no task has completed; and how many were complete at the last look.
+        self._quiet_since: float | None = None
         self._n_complete = 0
         # Whether a process was seen to break after it had completed tasks; see `Ground`.
         self.do_processes_break = False
@@ -73,7 +76,7 @@ class Judge:
     @property
     def is_last(self) -> bool:
         """Whether every unfinished task is doubtful."""
-        return self.last_since is not None
+        return self.last_phase_since is not None
 
     @property
     def is_waiting(self) -> bool:
@@ -89,50 +92,48 @@ class Judge:
         start. is_somebody_free: a rank waits for work.
         """
         now = time.monotonic()
-        doubtful = self._find_doubtful()
-        self.doubtful = doubtful
-        for key in doubtful:
-            seen = self._seen.setdefault(key, [])
-            n_new = len(self._view.held[key]) - len(seen)
-            seen.extend([now] * n_new)
-        n_left = self._view.ledger.tasks - self._view.ledger.n_finished
-        if not doubtful or len(doubtful) < n_left:
-            self.last_since = None
-            self._fruitless_since = None
-        elif self.last_since is None:
-            self.last_since = now
-        if self.last_since is not None:
-            # Whoever completes shows that what failed before may have failed by an outage.
-            n_complete = self._view.ledger.n_complete
-            if self._fruitless_since is None or n_complete > self._n_complete:
-                self._fruitless_since = now
-            self._n_complete = n_complete
+        self._note_failures(now)
+        self._note_phase(now)
         ground = self._ground(devices, working, now)
         unruled = set(self._view.unruled())
         self._findings = {}
-        for key in doubtful:
-            finding = self._rule(key, ground, is_waiting=key in unruled)
-            if finding is not None:
+        for key in self.doubtful:
+            finding = self._rule(key, ground, is_with_nobody=key in unruled)
+            if finding is not Finding.WAIT:
                 self._findings[key] = finding
         return self._is_time(now, is_somebody_free)
 
-    def _find_doubtful(self) -> list[Key]:
-        """The unfinished tasks that failed somewhere in their newest round, oldest failure first.
+    def _note_phase(self, now: float) -> None:
+        """Note whether this is the last phase, and since when nothing has completed in it."""
+        ledger = self._view.ledger
+        if not self.doubtful or len(self.doubtful) < ledger.tasks - ledger.n_finished:
+            self.last_phase_since = self._quiet_since = None
+            return
+        if self.last_phase_since is None:
+            self.last_phase_since = self._quiet_since = now
+        elif ledger.n_complete > self._n_complete:
+            # What failed before may have failed by an outage, since this completed.
+            self._quiet_since = now
+        self._n_complete = ledger.n_complete
+
+    def _note_failures(self, now: float) -> None:
+        """Note which tasks are doubtful, when each opinion came, and what completed after all.
 
         What is finished stays so, and is not looked at again: a run may have failed thousands.
         """
         ledger, held = self._view.ledger, self._view.held
         new = list(itertools.islice(held, self._held_read, None))
         self._held_read += len(new)
-        found: list[Key] = []
+        doubtful: list[Key] = []
         for key in [*self.doubtful, *new]:
             task, round_ = key
             if ledger.complete[task]:
-                if not self.do_processes_break:
-                    self.do_processes_break = not all(map(self._is_sure, held[key]))
+                self.do_processes_break |= not all(map(self._is_sure, held[key]))
             elif round_ == ledger.round_of(task) and not ledger.is_finished_in(task, round_):
-                found.append(key)
-        return found
+                doubtful.append(key)
+                seen = self._seen.setdefault(key, [])
+                seen.extend([now] * (len(held[key]) - len(seen)))
+        self.doubtful = doubtful
 
     def _is_time(self, now: float, is_somebody_free: bool) -> bool:
         if not self._findings:
@@ -145,14 +146,14 @@ class Judge:
 
     def _ground(self, devices: frozenset[str], working: frozenset[str], now: float) -> Ground:
         unproven = 0
-        if self.last_since is not None:
+        if self.last_phase_since is not None:
             for key in self.doubtful:
                 unproven += not any(map(self._is_confirmed, self._view.held[key]))
-        elapsed_s = time.time() - self._view.run.created_at
+        elapsed_s = now - self._began
         return Ground(
             devices,
             working,
-            self._fruitless_since,
+            self._quiet_since,
             unproven,
             elapsed_s,
             now,
@@ -160,32 +161,31 @@ class Judge:
             self.do_processes_break,
         )
 
-    def _rule(self, key: Key, ground: Ground, is_waiting: bool) -> Finding | None:
-        """What can be said of a doubtful task now; None: nothing yet, or nothing new.
+    def _rule(self, key: Key, ground: Ground, is_with_nobody: bool) -> Finding:
+        """What is to be done with a doubtful task now; WAIT where that is nothing.
 
-        is_waiting: nobody has it, since its last failure was not ruled yet.
+        is_with_nobody: its last failure was not ruled yet, so no worker has it or may claim it.
         """
         held = self._view.held[key]
-        if len(held) < OPINIONS and not is_waiting:
+        if len(held) < OPINIONS and not is_with_nobody:
             # It was given out again, and nobody has said anything since.
-            return None
+            return Finding.WAIT
         opinions = self._opinions(key)
-        least = self._least(held)
+        least = self._least(key)
         is_retried = key[1] > 0
         finding = rule(opinions, ground, is_retried, least)
-        if finding is Finding.FAIL:
+        if finding is not Finding.AGAIN:
             return finding
-        if not is_waiting or finding is Finding.WAIT:
-            return None
-        if self.is_last:
-            return finding
+        if not is_with_nobody:
+            return Finding.WAIT
+        if self.is_last or opinions[-1].is_confirmed or not self._may_be_confirmed(held[-1]):
+            return Finding.AGAIN
         # The place may yet complete a task, and so confirm what would then be enough.
-        if not opinions[-1].is_confirmed and self._may_be_confirmed(held[-1]):
-            confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
-            is_first = len(held) == 1
-            if is_first or rule(confirmed, ground, is_retried, least) is Finding.FAIL:
-                return None
-        return finding
+        confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
+        is_first = len(held) == 1
+        if is_first or rule(confirmed, ground, is_retried, least) is Finding.FAIL:
+            return Finding.WAIT
+        return Finding.AGAIN
 
     def _opinions(self, key: Key) -> list[Opinion]:
         opinions: list[Opinion] = []
@@ -204,11 +204,18 @@ class Judge:
         intent = self._view.intents.get(attempt)
         return intent is not None and intent.epoch == self._epoch
 
-    def _least(self, held: list[Held]) -> int:
+    def _least(self, key: Key) -> int:
         """How many opinions a task needs at least: --max-crashes, if its worker always crashed."""
-        if all(one.at is None for one in held):
+        if all(self._is_crash(held, key) for held in self._view.held[key]):
             return self._max_crashes
         return OPINIONS
+
+    def _is_crash(self, held: Held, key: Key) -> bool:
+        """Whether a task took its process along, otherwise than by its time limit."""
+        if held.at is not None:
+            return False
+        opinion = _opinion_in(self._view.closed[held.attempt], key)
+        return opinion is None or opinion.error.kind is not ErrorKind.TIMEOUT
 
     def _is_confirmed(self, held: Held) -> bool:
         """Whether the place completed another task after this failure.
@@ -216,12 +223,12 @@ class Judge:
         A process that lives on does so itself. For one that died, a later one of its rank does.
         """
         if held.at is not None:
-            return self._view.completed(held.attempt) > held.completed
+            return self._view.completed(held.attempt) > self._view.completed_before(held)
         return any(self._view.completed(later) for later in self._later(held.attempt))
 
     def _is_sure(self, held: Held) -> bool:
         """Whether the process of this failure had not just broken, by what it did besides."""
-        if held.completed == 0:
+        if self._view.completed_before(held) == 0:
             return True
         return held.at is not None and self._is_confirmed(held)
 
@@ -264,6 +271,9 @@ class Judge:
                 failures.append(self._verdict(key, error, line))
             elif line is not None:
                 again.append(self._again(key, line))
+            else:
+                # Nobody can try it again. Left alone it would be ruled about for ever.
+                failures.append(self._verdict(key, error, line))
         ruling = Ruling(epoch=self._epoch, at=time.time(), failures=failures)
         name = self._view.next_numbered("ruling")
         if not publish_ruling(self._view.layout, name, ruling, again):
@@ -306,19 +316,36 @@ class Judge:
 def how_it_failed(view: View, key: Key) -> tuple[Error, TaskLine | None]:
     """How a doubtful task failed last, and its line; in few words where these cannot be read.
 
-    A task without a line is found by the next sweep. Raises OSError.
+    The line is None where no manifest describes the task either. Raises OSError.
     """
     held = view.held[key][-1]
     if held.at is None:
-        for failure in view.closed[held.attempt].held:
-            if (failure.task, failure.round) == key:
-                return failure.error, failure.line
+        opinion = _opinion_in(view.closed[held.attempt], key)
+        if opinion is not None:
+            return opinion.error, opinion.line
     else:
         record = _read_line(view, held.attempt, held.at)
         if record is not None and record.error is not None:
             return record.error, record.line
     message = f"it failed in {held.attempt}, whose words cannot be read any more"
-    return Error(kind=ErrorKind.LOST, type="Failed", message=message), None
+    return Error(kind=ErrorKind.LOST, type="Failed", message=message), _described(view, key)
+
+
+def _opinion_in(closing: Closing, key: Key) -> TaskFailure | None:
+    """What the closing of an attempt says of a task that took it along."""
+    for opinion in closing.held:
+        if (opinion.task, opinion.round) == key:
+            return opinion
+    return None
+
+
+def _described(view: View, key: Key) -> TaskLine | None:
+    """The line of a task in any manifest; None where no readable one describes it."""
+    for manifest in view.manifests.values():
+        for line in manifest.tasks():
+            if (line.task, line.round) == key:
+                return line
+    return None
 
 
 def _read_line(view: View, attempt: str, at: int) -> JournalLine | None:

@@ -2,8 +2,8 @@
 
 `Situation` is the memory of the loop from one look to the next: which attempts of this epoch ended
 and when, whether it has swept, whether claims must be mended, whether it was said that all is
-finished. The loop notes here what it did. Taking a snapshot changes nothing but the record of when
-an end was first seen.
+finished. The loop notes here what it did. Taking a snapshot changes nothing in the spool; it reads
+on, lets the judge look, and notes when each end, failure and verdict was first seen.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class History:
         self._ended_at: dict[str, float] = {}
         # How many tasks that failed in its place had been acquitted when an attempt was launched.
         self._known: dict[str, int] = {}
+        # How many tasks had failed in an open attempt at the last look, and when that changed.
+        self._failed_last: dict[str, tuple[int, float]] = {}
         # The ranks that are known to have completed a task.
         self._working: set[int] = set()
 
@@ -98,7 +100,7 @@ class History:
             ended_at=ended_at,
             acquitted=self._acquitted(row),
             failed_elsewhere=self._failed_elsewhere(row, slot),
-            is_failing=self._is_failing(slot.rank),
+            failed_at=self._failed_at(slot.rank),
             has_completed=self._has_completed(slot.rank),
         )
 
@@ -185,14 +187,17 @@ class History:
         return sum(complete[task] for task in tasks if task < len(complete))
 
     def _failed_elsewhere(self, row: Sequence[str], slot: Slot) -> int:
-        """How many tasks of a place's last trial have failed in another place too."""
-        if not row:
-            return 0
-        count = 0
-        for key in self._view.failed_in.get(row[-1], []):
-            others = (one.attempt for one in self._view.held[key])
-            count += any(not self._is_of_place(other, slot) for other in others)
-        return count
+        """How many tasks of a place's last trial that says something failed elsewhere too."""
+        for attempt in reversed(row):
+            trial = self._trial(attempt)
+            if trial.is_silent or trial.is_explained:
+                continue
+            count = 0
+            for key in self._view.failed_in.get(attempt, []):
+                others = (one.attempt for one in self._view.held[key])
+                count += any(not self._is_of_place(other, slot) for other in others)
+            return count
+        return 0
 
     def _is_of_place(self, attempt: str, slot: Slot) -> bool:
         if not slot.device:
@@ -208,16 +213,26 @@ class History:
             self._working.add(rank)
         return True
 
-    def _is_failing(self, rank: int) -> bool:
-        """Whether the open attempt of a rank has failed since it completed a task."""
+    def _failed_at(self, rank: int) -> float | None:
+        """When the last task of a rank's open attempt was seen to have failed.
+
+        None where nothing failed in it since it completed a task.
+        """
         attempts = self._attempts[rank]
         if not attempts or attempts[-1] in self._view.closed:
-            return False
-        failed = self._view.failed_in.get(attempts[-1])
+            return None
+        attempt = attempts[-1]
+        failed = self._view.failed_in.get(attempt)
         if not failed:
-            return False
-        last = self._view.held[failed[-1]][-1]
-        return self._view.completed(attempts[-1]) <= last.completed
+            return None
+        n_failed, at = self._failed_last.get(attempt, (0, 0.0))
+        if n_failed < len(failed):
+            at = time.monotonic()
+            self._failed_last[attempt] = len(failed), at
+        last = [one for one in self._view.held[failed[-1]] if one.attempt == attempt][-1]
+        if self._view.completed(attempt) > self._view.completed_before(last):
+            return None
+        return at
 
 
 class Situation:
@@ -264,7 +279,7 @@ class Situation:
         devices = trusted_devices(past, self._policy.max_restarts)
         is_ruling_due = self._judge.look(devices, working_devices(past), is_somebody_free)
         failed_now, failed_in = self._failures_of_this_epoch()
-        last_since = self._judge.last_since
+        last_phase_since = self._judge.last_phase_since
         return Snapshot(
             tasks_left=ledger.tasks - ledger.n_finished + undecided,
             unclaimed=self._view.unclaimed,
@@ -278,7 +293,7 @@ class Situation:
             finished_at=self._finished_at,
             is_ruling_due=is_ruling_due,
             is_ruling_awaited=self._judge.is_last and bool(self._view.unruled()),
-            is_settling=last_since is not None and self._finished_last_at >= last_since,
+            is_settling=last_phase_since is not None and self._finished_last_at >= last_phase_since,
             do_processes_break=self._judge.do_processes_break,
             tasks=ledger.tasks,
             complete=ledger.n_complete,

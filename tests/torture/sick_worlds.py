@@ -172,7 +172,7 @@ class Case:
         healthy = summary["sick_devices"].keys() - self._sick.keys()
         outcome.named = len(healthy)
         for device in healthy:
-            self._fail(f"device {device} was given up, and it is healthy")
+            self._fail(f"device {device} was named as one to look at, and it is healthy")
         outcome.bound_s = self._bound_s()
 
     def _bound_s(self) -> float:
@@ -202,7 +202,7 @@ def row(amount: str, home: Path) -> Row:
                 ratios.append(outcome.seconds / outcome.bound_s)
     found.counts = (
         f"{found.cases} runs of {tasks} tasks, {failed} failed for nothing, "
-        f"{named} healthy devices given up"
+        f"{named} healthy devices named"
     )
     found.notes.append(
         f"{again} executions beyond the first of a task; runs took {statistics.median(ratios):.1f} "
