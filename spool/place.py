@@ -52,7 +52,7 @@ class Place:
             self._fd = out_of_the_way(patiently(lambda: os.open(path, flags)))
         except (FileNotFoundError, NotADirectoryError):
             raise self.gone("there is no such folder") from None
-        self._is = _number(os.fstat(self._fd))
+        self._id = _id_of(os.fstat(self._fd))
 
     @property
     def held(self) -> Path:
@@ -62,7 +62,7 @@ class Place:
     @property
     def folder_id(self) -> str:
         """Which folder it is: `<device>.<inode>`."""
-        return self._is
+        return self._id
 
     def check(self) -> None:
         """Return if the path still leads to this folder; raises FolderGone, and OSError.
@@ -70,21 +70,21 @@ class Place:
         One stat(2).
         """
         try:
-            now = _number(patiently(lambda: os.stat(self.path)))
+            now = _id_of(patiently(lambda: os.stat(self.path)))
         except (FileNotFoundError, NotADirectoryError):
             raise self.gone("it was moved, removed or unmounted, and nothing is there") from None
-        if now == self._is or now == self._renumbered():
+        if now == self._id or now == self._id_by_descriptor():
             return
         raise self.gone("another folder is there now; it was moved, replaced or unmounted")
 
-    def _renumbered(self) -> str:
+    def _id_by_descriptor(self) -> str:
         """What the folder that is held open says now.
 
         A layered file system gives a folder another number once something is written to it. Where
         the job has closed our descriptor, nothing can be said.
         """
         with contextlib.suppress(OSError):
-            return _number(os.fstat(self._fd))
+            return _id_of(os.fstat(self._fd))
         return ""
 
     def gone(self, why: str) -> FolderGone:
@@ -105,7 +105,7 @@ def folder_id(path: Path) -> str:
 
     The device number means something only on this host, and only until it starts anew.
     """
-    return _number(os.stat(path))
+    return _id_of(os.stat(path))
 
 
 def is_same_folder(one: str, other: str, is_one_host: bool) -> bool:
@@ -115,7 +115,7 @@ def is_same_folder(one: str, other: str, is_one_host: bool) -> bool:
     return one.rpartition(".")[2] == other.rpartition(".")[2]
 
 
-def _number(stat: os.stat_result) -> str:
+def _id_of(stat: os.stat_result) -> str:
     return f"{stat.st_dev}.{stat.st_ino}"
 
 

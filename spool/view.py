@@ -261,7 +261,7 @@ class View:
         self._next_look: dict[str, float] = {}
         # The closed attempts whose journals were not seen yet.
         self._unlisted: set[str] = set()
-        self._patience_s: float | None = None
+        self._staleness_s: float | None = None
         self._reported: set[Damage] = set()
         self._planned = planned_checksums(run)
         self._planned_names = [rank_name(rank) for rank in range(run.manifests)]
@@ -315,12 +315,12 @@ class View:
         return self.refresh()
 
     @property
-    def patience_s(self) -> float:
+    def staleness_s(self) -> float:
         """For how long what is seen here may be older than what other hosts have written."""
-        if self._patience_s is None:
+        if self._staleness_s is None:
             is_shared = is_network(file_system_type(self.layout.root))
-            self._patience_s = STALE_S if is_shared else 0.0
-        return self._patience_s
+            self._staleness_s = STALE_S if is_shared else 0.0
+        return self._staleness_s
 
     # Manifests, and with them closings.
 
@@ -569,7 +569,7 @@ class View:
         self.unsettled = frozenset(
             attempt
             for attempt in short
-            if now - self._closed_at.setdefault(attempt, now) < self.patience_s
+            if now - self._closed_at.setdefault(attempt, now) < self.staleness_s
         )
 
     def _follow(self, journal: JournalReader) -> None:

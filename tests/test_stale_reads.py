@@ -132,7 +132,7 @@ def test_a_second_view_waits_no_longer_than_the_first_has(place: Path) -> None:
     path.write_bytes(b"")
     view = view_through(layout).refresh()
     assert view.unsettled == {A0}
-    view._closed_at[A0] -= view.patience_s
+    view._closed_at[A0] -= view.staleness_s
     assert view.refresh().unsettled == frozenset()
     assert indices(stranded_tasks(view)) == [0, 1, 2, 3]
     assert indices(stranded_tasks(view.again())) == [0, 1, 2, 3]

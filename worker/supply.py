@@ -51,7 +51,10 @@ AHEAD_BATCHES = 2
 # go first. A line has some 130 bytes, so this is 32 MB, about what an interpreter needs. Where one
 # has to be loaded again that takes a millisecond, and a claim is made for half a second or more.
 MOST_HELD = 250_000
-
+# A worker that has plenty of its own looks at this interval, in seconds, for doubtful tasks that
+# wait for a second opinion. They should not wait for the end of the run, and a listing costs
+# little.
+DOUBTFUL_EVERY_S = 2.0
 
 # The device of ranks without one; all of them share it.
 CPU = "cpu"
@@ -85,12 +88,6 @@ class Rate:
         self._seconds /= 2
         self._cost /= 2
         return rate
-
-
-# A worker that has plenty of its own looks at this interval, in seconds, for doubtful tasks that
-# wait for a second opinion. They should not wait for the end of the run, and a listing costs
-# little.
-DOUBTFUL_EVERY_S = 2.0
 
 
 class Source(msgspec.Struct, frozen=True):

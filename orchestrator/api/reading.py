@@ -129,7 +129,7 @@ def _confirmed(
         return {**now, "state": RunState.RUNNING}
     told = _verdicts_told(fresh)
     is_short = told is None or fresh.ledger.n_finished < told
-    if now["state"] == RunState.STOPPED and is_short and ended_s < fresh.patience_s:
+    if now["state"] == RunState.STOPPED and is_short and ended_s < fresh.staleness_s:
         return {**now, "state": RunState.RUNNING}
     return now
 
