@@ -132,18 +132,10 @@ def test_broken_devices_that_agree_with_each_other_fail_no_task() -> None:
     )
     broken = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
     assert rule(broken, last) is Finding.AGAIN
-    assert rule(broken, last, is_retried=True) is Finding.AGAIN
     everybody = [*broken, opinion(C, is_confirmed=False, since_s=NOW)]
     assert rule(everybody, last) is Finding.FAIL
     proved = [opinion(A), opinion(B, is_confirmed=False, since_s=NOW)]
     assert rule(proved, last) is Finding.FAIL
-
-
-def test_an_earlier_round_counts_as_a_proof() -> None:
-    late = [opinion(device, is_confirmed=False, since_s=NOW) for device in (A, B)]
-    last = ground(quiet_since_s=NOW, unproven=40)
-    assert rule(late, last) is Finding.WAIT
-    assert rule(late, last, is_retried=True) is Finding.FAIL
 
 
 def test_so_many_that_they_can_hardly_all_be_bad_are_tried_on_as_in_an_outage() -> None:
@@ -185,6 +177,12 @@ def test_where_processes_break_by_use_the_last_opinions_are_of_fresh_ones() -> N
 def test_a_row_ends_with_the_last_attempt_that_completed_something() -> None:
     assert fruitless_row([FAULT, GOOD, in_vain(), FAULT]) == [in_vain(), FAULT]
     assert fruitless_row([FAULT, Trial(completed=1, failed=9)]) == []
+
+
+def test_a_file_system_in_trouble_speaks_against_no_device() -> None:
+    trouble = Trial(is_fault=True, is_trouble=True)
+    assert strikes([trouble, FAULT, trouble]) == 3
+    assert strikes([trouble, FAULT, trouble], of_device=True) == 1
 
 
 def test_who_says_nothing_is_passed_over() -> None:

@@ -46,9 +46,15 @@ def attempt(layout: Layout, name: str, stop: int, manifest: str = "rank-0000") -
     return journal
 
 
-def hold(journal: JournalWriter, index: int, word: str = "no", round_: int = 0) -> None:
+def hold(
+    journal: JournalWriter,
+    index: int,
+    word: str = "no",
+    round_: int = 0,
+    kind: ErrorKind = ErrorKind.EXCEPTION,
+) -> None:
     """A task fails: its attempt lets go of it without a verdict."""
-    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message=word)
+    error = Error(kind=kind, type="ValueError", message=word)
     line = task(index, round=round_)
     journal.append(
         JournalLine(task=index, round=round_, state=LineState.HELD, error=error, line=line)
@@ -246,3 +252,26 @@ def test_more_crashes_may_be_allowed_and_two_time_outs_are_enough(
         if rank == 0:
             judge.publish()
     assert [failure.task for failure in judge.publish()] == failed
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.GPU_OOM, ErrorKind.HOST_OOM])
+def test_a_task_is_too_large_once_a_fresh_process_had_no_memory_for_it(
+    layout: Layout, kind: ErrorKind
+) -> None:
+    """What two processes had left after other tasks is no measure."""
+    first, second = attempt(layout, A0, 3), attempt(layout, B0, 6)
+    finish(first, 0)
+    hold(first, 1, kind=kind)
+    finish(first, 2)
+    view = view_of(layout)
+    rule(view)
+    finish(second, 3)
+    take(layout, B0, 1, "ruling-01")
+    hold(second, 1, kind=kind)
+    finish(second, 4, 5)
+    assert rule(view) == []
+    fresh = attempt(layout, attempt_name(2, 0), 1, "ruling-02")
+    hold(fresh, 1, kind=kind)
+    take(layout, attempt_name(2, 0), 8)
+    finish(fresh, 6)
+    assert rule(view) == [1]

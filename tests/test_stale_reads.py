@@ -141,13 +141,13 @@ def test_a_second_view_waits_no_longer_than_the_first_has(place: Path) -> None:
 def test_wait_does_not_end_before_all_verdicts_are_visible(box: Box, place: Path) -> None:
     """Most tasks were finished and not seen, and `wait` said that the run had stopped."""
     spool = place / "S"
-    started, _ = start_gated(box, ["go"] * 3 + ["wait"] * 37, spool=str(spool))
+    started, _ = start_gated(box, ["go"] * 3 + ["wait"] * 16, spool=str(spool))
     wait_until(lambda: len(waiting(box)) == 1 and count_lines(spool) == 4)
     waiter = box.start("wait", seen(spool))
     wait_until(lambda: count_lines(seen(spool)) == 4)
     (box / "gate").touch()
     started.wait(0)
-    assert len(ran(box)) == 40
+    assert len(ran(box)) == 19
     waiter.wait(0)
 
 

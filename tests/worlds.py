@@ -537,6 +537,7 @@ class Play:
                     failed_elsewhere=failed_elsewhere,
                     failed_at=process.failed_at if process is not None and process.row else None,
                     has_completed=slot.rank in self._working,
+                    has_begun=bool(self._ended[slot.rank]) or _has_begun(process),
                 )
             )
         return past
@@ -568,6 +569,10 @@ class Play:
             barren=self._barren,
             finished_last_at=self._finished_last,
         )
+
+
+def _has_begun(process: Process | None) -> bool:
+    return process is not None and not process.is_starting
 
 
 def play(seed: int) -> tuple[World, Outcome]:

@@ -83,7 +83,7 @@ class RankPast(msgspec.Struct, frozen=True):
     `acquitted` tasks of its fruitless row are complete, and `failed_elsewhere` of its last trial's
     have failed in another place too. `failed_at` is when the last task of its open attempt was seen
     to have failed, None where that has completed one since. `has_completed` says that an attempt of
-    the slot completed a task in this epoch.
+    the slot completed a task in this epoch, `has_begun` that one got as far as to claim some.
     """
 
     slot: Slot
@@ -95,6 +95,7 @@ class RankPast(msgspec.Struct, frozen=True):
     failed_elsewhere: int = 0
     failed_at: float | None = None
     has_completed: bool = False
+    has_begun: bool = True
 
     @property
     def rank(self) -> int:
@@ -425,11 +426,12 @@ def _gets_on(rank: RankPast, snapshot: Snapshot) -> bool:
 def trusted_devices(past: Sequence[RankPast], max_restarts: int) -> frozenset[str]:
     """The names of the devices whose opinions of tasks count.
 
-    Those that nothing speaks against; where something speaks against all, those not given up.
+    Those that nothing speaks against; where something speaks against all, those not given up. One
+    on which no job has loaded yet, or ever will, is not waited for.
     """
     given_up = sick_devices(past, max_restarts)
-    in_play = [rank for rank in past if rank.device not in given_up]
-    sound = [rank for rank in in_play if not strikes(rank.place)]
+    in_play = [rank for rank in past if rank.device not in given_up and rank.has_begun]
+    sound = [rank for rank in in_play if not strikes(rank.place, of_device=True)]
     return frozenset(rank.slot.device_name for rank in sound or in_play)
 
 
@@ -445,6 +447,6 @@ def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:
     """
     sick: set[str] = set()
     for rank in past:
-        if rank.device and strikes(rank.device_trials) > max_restarts:
+        if rank.device and strikes(rank.device_trials, of_device=True) > max_restarts:
             sick.add(rank.device)
     return sick

@@ -64,7 +64,7 @@ LAST_FRACTION = 0.25
 # If more than this part of a run's tasks, and more than a few, have no confirmed opinion in the
 # last phase, they are hardly all bad. Then an outage is waited for to its end, also in a short run.
 PLAUSIBLE_FRACTION = 0.25
-PLAUSIBLE_TASKS = 5
+PLAUSIBLE_TASKS = 10
 
 # So many different tasks must have failed, and none may have completed, before a job counts as
 # broken; in a small run it takes a part of all tasks. With a quarter of all inputs bad, at random
@@ -153,13 +153,11 @@ class Finding(Enum):
     WAIT = auto()
 
 
-def rule(
-    opinions: Sequence[Opinion], ground: Ground, is_retried: bool = False, least: int = OPINIONS
-) -> Finding:
+def rule(opinions: Sequence[Opinion], ground: Ground, least: int = OPINIONS) -> Finding:
     """Whether a doubtful task has failed.
 
-    is_retried: it failed for good in an earlier round. least: it takes so many opinions;
-    --max-crashes asks for more where the worker crashed each time.
+    least: it takes so many opinions; --max-crashes asks for more where the worker crashed each
+    time.
     """
     counted = [one for one in opinions if one.device in ground.devices]
     if len(counted) < max(least, OPINIONS):
@@ -171,11 +169,11 @@ def rule(
         return Finding.FAIL
     if ground.quiet_since_s is None:
         return Finding.AGAIN
-    return _rule_in_last_phase(counted, confirmed, ground, is_retried)
+    return _rule_in_last_phase(counted, confirmed, ground)
 
 
 def _rule_in_last_phase(
-    counted: Sequence[Opinion], confirmed: Sequence[Opinion], ground: Ground, is_retried: bool
+    counted: Sequence[Opinion], confirmed: Sequence[Opinion], ground: Ground
 ) -> Finding:
     """Whether a task has failed that too few places have confirmed, when only such are left."""
     assert ground.quiet_since_s is not None, "the last phase has begun"
@@ -184,12 +182,12 @@ def _rule_in_last_phase(
     late = [one for one in counted if one.since_s >= ground.quiet_since_s and not one.is_confirmed]
     if ground.do_processes_break:
         late = [one for one in late if one.is_sure]
-    needs_no_proof = is_retried or bool(confirmed)
-    if _n_places([*confirmed, *late], ground) < _n_wanted(needs_no_proof, ground):
+    is_proved = bool(confirmed)
+    if _n_places([*confirmed, *late], ground) < _n_wanted(is_proved, ground):
         return Finding.AGAIN
-    if not confirmed and not _has_met_all(late, ground):
+    if not is_proved and not _has_met_all(late, ground):
         return Finding.AGAIN
-    if needs_no_proof or ground.is_old:
+    if is_proved or ground.is_old:
         return Finding.FAIL
     # Whether an outage is over shows only where something is tried.
     return Finding.AGAIN if ground.is_like_an_outage else Finding.WAIT
@@ -210,9 +208,9 @@ def _n_places(opinions: Sequence[Opinion], ground: Ground) -> int:
     return len({one.attempt for one in opinions})
 
 
-def _n_wanted(needs_no_proof: bool, ground: Ground) -> int:
+def _n_wanted(is_proved: bool, ground: Ground) -> int:
     """How many places must have an opinion of a task in the last phase."""
-    if needs_no_proof or len(ground.devices) <= OPINIONS:
+    if is_proved or len(ground.devices) <= OPINIONS:
         return OPINIONS
     return UNPROVEN_OPINIONS
 
@@ -223,7 +221,8 @@ class Trial(msgspec.Struct, frozen=True):
     completed: how many tasks it completed. failed: how many failed in it or took it along.
     acquitted, convicted: how many of these are complete by now, or have failed for good. known: how
     many tasks that failed in the place had been acquitted when the attempt was launched. is_fault:
-    it failed with no task in hand, so no task can be to blame. is_silent: it says nothing, since
+    it failed with no task in hand, so no task can be to blame; is_trouble: with a file system in
+    trouble, which speaks against no device. is_silent: it says nothing, since
     somebody ended it, it found nothing to do, or nobody saw how it ended.
     """
 
@@ -233,6 +232,7 @@ class Trial(msgspec.Struct, frozen=True):
     convicted: int = 0
     known: int = 0
     is_fault: bool = False
+    is_trouble: bool = False
     is_silent: bool = False
 
     @property
@@ -261,8 +261,8 @@ def fruitless_row(trials: Sequence[Trial]) -> list[Trial]:
     return row
 
 
-def strikes(trials: Sequence[Trial]) -> int:
-    """How many of the last trials of a place speak against the place.
+def strikes(trials: Sequence[Trial], of_device: bool = False) -> int:
+    """How many of the last trials of a place speak against the place, or against its device.
 
     A trial without a task in hand does. One in which tasks failed does if one of these completed
     elsewhere. But of all trials that were launched between two such acquittals only one counts: an
@@ -272,7 +272,7 @@ def strikes(trials: Sequence[Trial]) -> int:
     known = -1
     for trial in fruitless_row(trials):
         if trial.is_fault:
-            count += 1
+            count += not (of_device and trial.is_trouble)
         elif trial.acquitted and trial.known > known:
             known = trial.known
             count += 1

@@ -42,6 +42,9 @@ GATHER_MOST_S = 30.0
 # So much of a journal is read for one line at first. Nearly every line is shorter.
 LINE_BYTES = 64 * 1024
 
+# A failure of these kinds may be that of what the process did before.
+OUT_OF_MEMORY = frozenset({ErrorKind.GPU_OOM, ErrorKind.HOST_OOM})
+
 # (task, round): what an opinion is about.
 Key = tuple[int, int]
 
@@ -56,6 +59,8 @@ class Judge:
         self._began = time.monotonic()
         # When each opinion was first seen, by task; as many entries as it has opinions.
         self._seen: dict[Key, list[float]] = {}
+        # The kinds of failures that had to be known so far, by attempt and task.
+        self._kinds: dict[tuple[str, Key], ErrorKind | None] = {}
         # The unfinished tasks that failed somewhere in their newest round, as of the last look.
         self.doubtful: list[Key] = []
         # How many tasks that failed somewhere were read in the view.
@@ -172,8 +177,9 @@ class Judge:
             return Finding.WAIT
         opinions = self._opinions(key)
         least = self._least(key)
-        is_retried = key[1] > 0
-        finding = rule(opinions, ground, is_retried, least)
+        finding = rule(opinions, ground, least)
+        if finding is Finding.FAIL and self._may_be_worn_out(key):
+            finding = Finding.AGAIN
         if finding is not Finding.AGAIN:
             return finding
         if not is_with_nobody:
@@ -183,7 +189,7 @@ class Judge:
         # The place may yet complete a task, and so confirm what would then be enough.
         confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
         is_first = len(held) == 1
-        if is_first or rule(confirmed, ground, is_retried, least) is Finding.FAIL:
+        if is_first or rule(confirmed, ground, least) is Finding.FAIL:
             return Finding.WAIT
         return Finding.AGAIN
 
@@ -210,12 +216,35 @@ class Judge:
             return self._max_crashes
         return OPINIONS
 
+    def _may_be_worn_out(self, key: Key) -> bool:
+        """Whether only processes that had done others before had not enough memory for a task.
+
+        Memory that earlier tasks left behind fails a large task, and the small ones after it
+        complete. What a fresh process has no memory for is too large.
+        """
+        held = self._view.held[key]
+        if any(self._view.completed_before(one) == 0 for one in held):
+            return False
+        return all(self._kind(one, key) in OUT_OF_MEMORY for one in held)
+
+    def _kind(self, held: Held, key: Key) -> ErrorKind | None:
+        """What kind of failure an attempt has on record of a task; None if that is unreadable."""
+        if (held.attempt, key) not in self._kinds:
+            self._kinds[held.attempt, key] = self._read_kind(held, key)
+        return self._kinds[held.attempt, key]
+
+    def _read_kind(self, held: Held, key: Key) -> ErrorKind | None:
+        if held.at is None:
+            opinion = _opinion_in(self._view.closed[held.attempt], key)
+            return opinion.error.kind if opinion is not None else None
+        record = _read_line(self._view, held.attempt, held.at)
+        return record.error.kind if record is not None and record.error is not None else None
+
     def _is_crash(self, held: Held, key: Key) -> bool:
         """Whether a task took its process along, otherwise than by its time limit."""
         if held.at is not None:
             return False
-        opinion = _opinion_in(self._view.closed[held.attempt], key)
-        return opinion is None or opinion.error.kind is not ErrorKind.TIMEOUT
+        return self._kind(held, key) is not ErrorKind.TIMEOUT
 
     def _is_confirmed(self, held: Held) -> bool:
         """Whether the place completed another task after this failure.

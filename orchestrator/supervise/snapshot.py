@@ -102,6 +102,7 @@ class History:
             failed_elsewhere=self._failed_elsewhere(row, slot),
             failed_at=self._failed_at(slot.rank),
             has_completed=self._has_completed(slot.rank),
+            has_begun=self._has_begun(slot.rank),
         )
 
     def _ended(self, attempts: Sequence[str]) -> list[str]:
@@ -156,6 +157,7 @@ class History:
             convicted=sum(ledger.verdict(task) is Verdict.FAILED for task in tasks),
             known=self._known.get(attempt, 0),
             is_fault=is_seen and not tasks and not closing.suspects and not was_in_call,
+            is_trouble=closing.reason is Reason.IO,
             is_silent=not tasks and not is_seen,
         )
 
@@ -212,6 +214,10 @@ class History:
                 return False
             self._working.add(rank)
         return True
+
+    def _has_begun(self, rank: int) -> bool:
+        """Whether an attempt of a rank got as far as to claim tasks in this epoch."""
+        return any(attempt in self._view.claims_by for attempt in self._attempts[rank])
 
     def _failed_at(self, rank: int) -> float | None:
         """When the last task of a rank's open attempt was seen to have failed.
@@ -397,18 +403,34 @@ class Situation:
         self._finished_at = now
 
     def sick_devices(self) -> dict[str, list[int]]:
-        """The devices that something speaks against, with their ranks, while others got on.
+        """The devices to look at, with their ranks: they seem sick, and others got on.
 
-        Whether a device was given up does not matter.
+        It may be less than what gives a device up. But what speaks against one only once may have
+        been an outage, or the kernel that ended a process for want of memory. So then several tasks
+        must have failed there that completed elsewhere, and on no other device any.
         """
         past = self._history.past()
-        sick = sick_devices(past, max_restarts=0)
+        sick = sick_devices(past, min(1, self._policy.max_restarts))
+        once = sick_devices(past, 0)
+        for rank in past:
+            if rank.device in once and rank.acquitted > 1 and self._failed_only_on(rank.device):
+                sick.add(rank.device)
         ranks: dict[str, list[int]] = {}
         for device in sorted(sick):
             others = [slot.rank for slot in self._slots if slot.device != device]
             if self._have_completed(others):
                 ranks[device] = [slot.rank for slot in self._slots if slot.device == device]
         return ranks
+
+    def _failed_only_on(self, device: str) -> bool:
+        """Whether all failures of tasks that are complete happened on one device."""
+        devices = {slot.rank: slot.device for slot in self._slots}
+        complete = self._view.ledger.complete
+        for attempt, failed in self._view.failed_in.items():
+            is_here = devices.get(rank_of(attempt)) == device
+            if not is_here and any(complete[task] for task, _ in failed):
+                return False
+        return True
 
     def _have_completed(self, ranks: Sequence[int]) -> bool:
         """Whether an attempt of these ranks completed a task."""

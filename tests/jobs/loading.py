@@ -66,13 +66,13 @@ class Meets:
     """
 
     def __init__(self, ctx):
-        self.begun = [threading.Event() for _ in range(40)]
+        self.begun = [threading.Event() for _ in range(19)]
 
     def load(self, task):
         self.begun[task.index].set()
 
     def __call__(self, task, ctx):
-        return task.index >= 37 or self.begun[task.index + 1].wait(100)
+        return task.index >= 16 or self.begun[task.index + 1].wait(100)
 
 
 class Counted:
