@@ -289,6 +289,14 @@ def test_an_outage_is_waited_out_for_so_long_and_no_longer() -> None:
     assert decided(finished_last_at=NOW, now=late, **failing) == [Break(Ending.OUTAGE)]
 
 
+def test_a_rank_that_never_loads_its_job_takes_no_work_from_one_that_has_worked() -> None:
+    starting = {"unclaimed": 1, "open": [attempt(0, is_starting=True)], "complete": 5, "tasks": 9}
+    hung = past(has_begun=False)
+    assert decided(past=[hung, past(GOOD, rank=1)], **starting) == [launch(1)]
+    assert decided(past=[hung, past(rank=1, has_begun=False)], **starting) == []
+    assert decided(past=[past(GOOD), past(GOOD, rank=1)], **starting) == []
+
+
 def test_in_an_outage_one_place_after_the_other_is_tried() -> None:
     known = {"complete": 5, "tasks": 99}
     first, second = past(IN_VAIN, ended_at=2.0), past(IN_VAIN, rank=1, ended_at=1.0)

@@ -345,10 +345,14 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     # An attempt that has claimed nothing yet will claim something, so it counts as work that is
     # taken: else the last few tasks would have every rank started for them. If it dies before it
     # claims anything, the tasks are still unclaimed and the next look starts somebody else.
-    n_starting = sum(attempt.is_starting for attempt in snapshot.open)
-    n_wanted = max(0, snapshot.unclaimed - n_starting)
-    n_wanted = min(n_wanted, _most_at_once(snapshot, able))
+    # But a rank whose job has never loaded in this epoch may never load it: it takes no work from
+    # one that has worked before.
     ready = [rank for rank in able if restart_at(rank, snapshot) <= now]
+    starting = {attempt.rank for attempt in snapshot.open if attempt.is_starting}
+    if any(rank.has_begun for rank in ready):
+        starting &= {rank.rank for rank in snapshot.past if rank.has_begun}
+    n_wanted = max(0, snapshot.unclaimed - len(starting))
+    n_wanted = min(n_wanted, _most_at_once(snapshot, able))
     # Who has waited longest comes first, so that all places are tried in turn.
     ready.sort(key=lambda rank: rank.ended_at)
     launches: list[Action] = []

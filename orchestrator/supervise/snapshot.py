@@ -23,7 +23,7 @@ from gpuspool.orchestrator.supervise.decide import (
     working_devices,
 )
 from gpuspool.orchestrator.supervise.drain import Drain
-from gpuspool.orchestrator.supervise.opinions import Trial
+from gpuspool.orchestrator.supervise.opinions import Trial, fruitless_row
 from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.orchestrator.supervise.workers import BY_RESUME, Workers
 from gpuspool.spool.layout import rank_of
@@ -405,15 +405,20 @@ class Situation:
     def sick_devices(self) -> dict[str, list[int]]:
         """The devices to look at, with their ranks: they seem sick, and others got on.
 
-        It may be less than what gives a device up. But what speaks against one only once may have
-        been an outage, or the kernel that ended a process for want of memory. So then several tasks
-        must have failed there that completed elsewhere, and on no other device any.
+        It may be less than what gives a device up. But where only tasks speak against one, and only
+        once, that may have been an outage, or the kernel that ended a process for want of memory.
+        So then several tasks must have failed there that completed elsewhere, and on no other
+        device any.
         """
         past = self._history.past()
         sick = sick_devices(past, min(1, self._policy.max_restarts))
         once = sick_devices(past, 0)
         for rank in past:
-            if rank.device in once and rank.acquitted > 1 and self._failed_only_on(rank.device):
+            if rank.device not in once:
+                continue
+            row = fruitless_row(rank.place)
+            is_its_own = any(trial.is_fault and not trial.is_trouble for trial in row)
+            if is_its_own or (rank.acquitted > 1 and self._failed_only_on(rank.device)):
                 sick.add(rank.device)
         ranks: dict[str, list[int]] = {}
         for device in sorted(sick):
