@@ -14,7 +14,7 @@ test: $(STAMP) lint
 	@sh scripts/test_packages.sh
 	$(BIN)/pytest -n 4 --dist worksteal
 
-# Takes some twenty minutes on two cores; docs/reliability.md says what it does. Some rows need
+# Takes about half an hour on two cores; docs/reliability.md says what it does. Some rows need
 # root, and say so where they do not have it.
 torture: $(STAMP)
 	@sh scripts/test_packages.sh

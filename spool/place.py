@@ -125,7 +125,7 @@ def open_out(path: Path, run_id: str) -> Place:
     try:
         if read_mark(place.held) != run_id:
             raise place.gone(f"it does not bear the mark {OUT_MARK} of this run")
-    except BaseException:
+    except (FolderGone, OSError):
         place.close()
         raise
     return place

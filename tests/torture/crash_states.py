@@ -247,8 +247,7 @@ def play(
     for verdict in lanes.recover(recording, states):
         counts, case = verdict.counts, verdict.case
         tried += 1
-        found.L, found.D, found.C = found.L + counts.L, found.D + counts.D, found.C + counts.C
-        found.X, found.R = found.X + counts.X, found.R + counts.R
+        found.add(counts)
         if verdict.problems:
             text = (
                 f"{recording.name}, cut {case.cut}, {case.turn}: {len(verdict.problems)} problems, "

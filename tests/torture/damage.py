@@ -448,8 +448,7 @@ def row(amount: str, home: Path) -> Row:
     for verdict in verdicts(amount, home):
         counts = verdict.counts
         found.cases += 1
-        found.L, found.D, found.C = found.L + counts.L, found.D + counts.D, found.C + counts.C
-        found.X, found.R = found.X + counts.X, found.R + counts.R
+        found.add(counts)
         found.failures += verdict.failures
         unreadable, again = unreadable + len(counts.unreadable), again + counts.again
     found.counts = f"{found.cases} mutations"

@@ -214,8 +214,7 @@ def row(amount: str, home: Path) -> Row:
     for outcome in outcomes(amount, home):
         counts = outcome.counts
         found.cases += 1
-        found.L, found.D, found.C = found.L + counts.L, found.D + counts.D, found.C + counts.C
-        found.X, found.R = found.X + counts.X, found.R + counts.R
+        found.add(counts)
         found.failures += outcome.failures
         kills, starts = kills + outcome.kills, starts + outcome.starts
         parents += outcome.kills - outcome.worker_kills

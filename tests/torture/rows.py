@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torture.checker import Counts
+
 
 @dataclass
 class Row:
@@ -34,6 +36,11 @@ class Row:
     def is_clean(self) -> bool:
         """Whether nothing is wrong. R alone is a cost, for which each row has its own limit."""
         return not (self.L or self.D or self.C or self.X or self.failures)
+
+    def add(self, counts: Counts) -> None:
+        """Add what the checker counted in one case."""
+        for letter in "LDCXR":
+            setattr(self, letter, getattr(self, letter) + getattr(counts, letter))
 
     def line(self) -> str:
         """The one line that is printed when the row ends."""

@@ -197,8 +197,7 @@ def row(amount: str, home: Path) -> Row:
         for outcome in pool.map(Case.play, cases):
             counts = outcome.counts
             found.cases += 1
-            found.L, found.D, found.C = found.L + counts.L, found.D + counts.D, found.C + counts.C
-            found.X, found.R = found.X + counts.X, found.R + counts.R
+            found.add(counts)
             found.failures += outcome.failures
             stops, starts = stops + outcome.stops, starts + outcome.starts
             failed, again = failed + outcome.F, again + counts.again
