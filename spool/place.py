@@ -125,8 +125,13 @@ def open_out(path: Path, run_id: str) -> Place:
     try:
         if read_mark(place.held) != run_id:
             raise place.gone(f"it does not bear the mark {OUT_MARK} of this run")
-    except (FolderGone, OSError):
+    except FolderGone:
         place.close()
+        raise
+    except OSError as error:
+        place.close()
+        # People know the file by its path, not by the descriptor through which it was read.
+        error.filename = str(path / OUT_MARK)
         raise
     return place
 

@@ -1,6 +1,8 @@
 """The path is not the folder: OUT or the spool is moved, replaced or unmounted during a run."""
 
+import errno
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -27,7 +29,8 @@ from torture import mounts
 
 import gpuspool
 from gpuspool.spool.errors import FolderGone
-from gpuspool.spool.place import OUT, SPOOL, Place, folder_id
+from gpuspool.spool.layout import OUT_MARK
+from gpuspool.spool.place import OUT, SPOOL, Place, folder_id, open_out
 from gpuspool.spool.processes import MARK, mark_of, run_mark
 from gpuspool.worker.context import Task
 from gpuspool.worker.outputs import Outputs
@@ -409,6 +412,22 @@ def test_a_folder_is_reached_by_its_place_wherever_it_is(tmp_path: Path) -> None
     assert folder_id(tmp_path / "Q") == place.folder_id
     (tmp_path / "Q").rename(path)
     place.check()
+
+
+def test_a_mark_that_cannot_be_read_is_named_by_its_path(tmp_path: Path) -> None:
+    mark = tmp_path / OUT_MARK
+    mark.write_text("a run")
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Room for the folder's descriptor, and for none more.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
+    try:
+        with pytest.raises(OSError, match=str(mark)) as raised:
+            open_out(tmp_path, "a run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised.value.errno == errno.EMFILE
 
 
 def a_task(key: str) -> Task:
