@@ -1,11 +1,14 @@
-"""Which kind of file system a path lies on.
+"""Which kind of file system a path lies on, and which ones are mounted where.
 
-Called by the orchestrator to choose how it waits, and by `doctor`.
+Called by the orchestrator to choose how it waits, and by `doctor`; and by a worker, to see whether
+the file system is gone on which the input of a failed task lay.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 # Types of file systems that other hosts may write to, so that inotify does not tell all. Those of
@@ -15,6 +18,14 @@ NETWORK_TYPES = (
     "panfs", "wekafs", "dvs", "ocfs2", "gfs2", "orangefs", "pvfs2", "coda", "ncpfs", "virtiofs",
     "vboxsf", "vmhgfs", "prl_fs", "fuse",
 )  # fmt: skip
+# Types of file systems that hold no files of users: the kernel makes up what is in them.
+_KERNEL_TYPES = (
+    "proc", "sysfs", "cgroup", "cgroup2", "devpts", "devtmpfs", "mqueue", "securityfs", "debugfs",
+    "tracefs", "bpf", "pstore", "configfs", "fusectl", "hugetlbfs", "nsfs", "binfmt_misc",
+    "efivarfs", "rpc_pipefs", "autofs", "selinuxfs",
+)  # fmt: skip
+# How mountinfo writes the characters that would break its lines.
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def file_system_type(path: Path) -> str:
@@ -58,6 +69,56 @@ def _type_of(mount_id: bytes) -> str:
         if mount.split()[0] == mount_id:
             return os.fsdecode(file_system.split()[0])
     return ""
+
+
+def mount_points() -> dict[str, str]:
+    """Where file systems are mounted, each with its type. Raises OSError.
+
+    Bytes that are not UTF-8 are escaped as `os.fsdecode` does it.
+    """
+    points: dict[str, str] = {}
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        mount, _, file_system = line.partition(b" - ")
+        point = _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), mount.split()[4])
+        points[os.fsdecode(point)] = os.fsdecode(file_system.split()[0])
+    return points
+
+
+def data_mounts() -> list[str]:
+    """The points where file systems with files of users are mounted, but for `/`; sorted.
+
+    Left out are names that are not UTF-8, since no record can hold them. [] where the kernel does
+    not tell.
+    """
+    try:
+        points = mount_points()
+    except OSError:
+        return []
+    return sorted(
+        point
+        for point, kind in points.items()
+        if kind not in _KERNEL_TYPES and point != "/" and _is_utf8(point)
+    )
+
+
+def lost_mount(path: str, known: Iterable[str]) -> str:
+    """The lowest of these mount points above a path where nothing is mounted now; "" for none."""
+    above = [point for point in known if path.startswith(point.rstrip("/") + "/")]
+    if not above:
+        return ""
+    try:
+        mounted = mount_points()
+    except OSError:
+        return ""
+    return max((point for point in above if point not in mounted), key=len, default="")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_network(kind: str) -> bool:

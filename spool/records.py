@@ -49,7 +49,8 @@ class TaskLine(Record, frozen=True, kw_only=True):
     task: its index in the run. cost: in any unit, at least 0; manifests are sorted by it. round:
     how often `retry` gave it another chance. kills: how often, in this round, its worker was killed
     by SIGKILL with it certainly in hand. careful: it runs alone, after a `started` line. failed_in:
-    the attempts in which it failed or took the worker along in this round, each with the device.
+    the attempts in which it failed or took the worker along in this round, each with the device;
+    both are "" where that speaks against neither, see `ErrorKind.IO`.
     """
 
     task: int
@@ -173,6 +174,12 @@ class IdleLine(Record, frozen=True, kw_only=True):
     claims: int
 
 
+class ErrorBrief(Record, frozen=True, kw_only=True):
+    """The part of an error that the accounting needs."""
+
+    kind: ErrorKind
+
+
 class JournalBrief(Record, frozen=True, kw_only=True):
     """The part of a journal line that the accounting needs; the rest is skipped, not decoded.
 
@@ -184,6 +191,7 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     round: int = 0
     batch: tuple[int, ...] = ()
     claims: int = 0
+    error: ErrorBrief | None = None
 
 
 class QueuedReport(Record, frozen=True, kw_only=True):
@@ -404,7 +412,8 @@ class Run(Record, frozen=True, kw_only=True):
     submit_dir: where workers run. out: the folder of outputs, absolute; None for the one in the
     spool. It changes where the user says that OUT was moved; the fingerprint keeps what it was.
     manifests: how many were planned, one for each rank at the start. manifests_crc32: the checksum
-    of the bytes of each of them.
+    of the bytes of each of them. mounts: where file systems with files of users were mounted on the
+    host that made the run: an input that is missing may lie on one that is gone.
     """
 
     id: str
@@ -421,4 +430,5 @@ class Run(Record, frozen=True, kw_only=True):
     argv: list[str]
     manifests: Count
     manifests_crc32: list[int] = msgspec.field(default_factory=list)
+    mounts: list[str] = msgspec.field(default_factory=list)
     format: int = 1

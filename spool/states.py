@@ -127,8 +127,9 @@ class ErrorKind(StrEnum):
     """What kind of failure an error is. It comes from the type of what happened, never its text.
 
     Of tasks: EXCEPTION (the job raised), RESULT (it returned what cannot be kept), OUTPUT, EXIT (a
-    command's status), GPU_OOM, HOST_OOM, TIMEOUT, LOST (its worker died with it in hand) and
-    UNREADABLE. Of attempts: LOAD, DEVICE, IO, TIMEOUT.
+    command's status), GPU_OOM, HOST_OOM, TIMEOUT, LOST (its worker died with it in hand),
+    UNREADABLE, and IO: a file system that the task needs was seen to be in trouble, so neither the
+    task is to blame nor the place, and it is tried again. Of attempts: LOAD, DEVICE, IO, TIMEOUT.
     """
 
     EXCEPTION = "exception"

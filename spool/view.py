@@ -58,7 +58,7 @@ from gpuspool.spool.records import (
     TaskFailure,
     TaskLine,
 )
-from gpuspool.spool.states import AttemptState, Life, LineState, Reason
+from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
 
 # For so long after an attempt was closed its journal is read at each look, where it may grow: a
 # worker that stood still and was taken for dead may finish the task in hand before it notices.
@@ -80,6 +80,7 @@ UNREADABLE = "unreadable"
 _STARTED = LineState.STARTED
 _DEFERRED = LineState.DEFERRED
 _HELD = LineState.HELD
+_IO = ErrorKind.IO
 _FAILED = LineState.FAILED
 _IDLE = LineState.IDLE
 
@@ -171,12 +172,14 @@ class Held(msgspec.Struct, frozen=True):
 
     at: where in its journal the line stands that says so; None where the attempt died of it, and
     its closing says so. completed: how many tasks it had completed by then; of one that died ask
-    `View.completed_before`, since its journal is read after its closing.
+    `View.completed_before`, since its journal is read after its closing. is_excused: a file system
+    was in trouble, so that this is no opinion, neither of the task nor of the place.
     """
 
     attempt: str
     completed: int
     at: int | None
+    is_excused: bool = False
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -598,7 +601,9 @@ class View:
                     continue
                 if state is _HELD:
                     completed = n_finished - n_failed
-                    self._add_held(line.task, line.round, Held(attempt, completed, at))
+                    is_excused = line.error is not None and line.error.kind is _IO
+                    opinion = Held(attempt, completed, at, is_excused)
+                    self._add_held(line.task, line.round, opinion)
                     continue
                 n_finished += 1
                 if state is _FAILED:

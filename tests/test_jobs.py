@@ -247,3 +247,13 @@ class Job:
     box.write("job.py", source)
     box.run("run", "job.py:Job", "--lines", box.lines(9), "--spool", "S")
     assert [result["result"] for result in assert_sound(box, "S", 9)] == [True] * 9
+
+
+def test_a_command_that_somebody_kills_again_and_again_fails_no_task(box: Box) -> None:
+    """As of a worker: only at the fifth time it is believed that the task is the reason."""
+    kills = 'for n in 1 2; do mkdir "k$1-$n" 2> /dev/null && kill -9 $$; done'
+    script = f'if [ "$1" = 4 ] || [ "$1" = 7 ]; then {kills}; fi; exit 0'
+    inputs = ["--lines", box.lines(20), "--spool", "S", "--ranks", "2"]
+    box.run("run", *inputs, "--", "sh", "-c", script, "sh", "{index}")
+    assert_sound(box, "S", 20)
+    assert len(list((box / ".").glob("k*"))) == 4

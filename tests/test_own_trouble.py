@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Box, assert_sound, names, record
+from helpers import Box, assert_sound, journal_lines, names, record, wait_until
+from torture import mounts
 
 from gpuspool.spool.errors import EXIT_CANNOT_CLOSE
 from gpuspool.spool.exits import describe_exit
 
+needs_mounts = pytest.mark.skipif(bool(mounts.why_not()), reason=mounts.why_not() or "-")
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root mounts")
 
 
@@ -194,7 +196,7 @@ def test_inputs_on_a_mount_whose_server_is_gone_fail_no_task(
     done = box.run(*command, "--max-restarts", "0", code=4)
     assert "Transport endpoint is not connected" in done.err
     assert names(box / "S" / "failed-tasks") == []
-    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "io"
+    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "failures"
     ctypes.CDLL(None).umount2(os.fsencode(dead_mount), 2)
     for index in range(3):
         (dead_mount / f"{index}.txt").write_text("back again")
@@ -215,6 +217,74 @@ def test_loads_that_read_from_a_dead_mount_fail_no_task(box: Box, dead_mount: Pa
     command = ["run", "job.py:Job", "--tasks", tasks, "--spool", "S", "--ranks", "1"]
     box.run(*command, "--max-restarts", "0", code=4)
     assert names(box / "S" / "failed-tasks") == []
+
+
+@needs_mounts
+@pytest.mark.parametrize("is_command", [False, True])
+def test_inputs_whose_mount_went_away_wait_for_it_while_all_others_complete(
+    box: Box, is_command: bool
+) -> None:
+    """The error says only that there is no such file; where nothing is mounted any more says why.
+
+    No input is missing for the others, so each process goes on to prove that it is in order.
+    """
+    here, there = box / "here", box / "there"
+    (box / "data").mkdir()
+    for number in range(8):
+        (box / "data" / f"{number}.txt").write_text("x")
+    for point in (here, there):
+        point.mkdir()
+        mounts.call("mount", "--bind", box / "data", point)
+    box.write(
+        "job.py",
+        "import os, time\n"
+        "def f(task, ctx):\n"
+        "    while not os.path.exists('gate'): time.sleep(0.02)\n"
+        "    open(task.path)\n",
+    )
+    inputs = [here / "*.txt", there / "*.txt", "--spool", "S", "--ranks", "2"]
+    script = 'while ! [ -e gate ]; do sleep 0.02; done; cat "$1"'
+    if is_command:
+        started = box.start("run", *inputs, "--", "sh", "-c", script, "sh", "{input}")
+    else:
+        started = box.start("run", "job.py:f", *inputs)
+    try:
+        wait_until(lambda: names(box / "S" / "journal"))
+        mounts.call("umount", "--lazy", here)
+        (box / "gate").touch()
+        wait_until(lambda: "nothing is mounted there any more" in started.err)
+        wait_until(lambda: len(completed(box / "S")) == 8)
+        mounts.call("mount", "--bind", box / "data", here)
+        started.wait(0)
+    finally:
+        for point in (here, there):
+            mounts.call("umount", "--lazy", point, ok=(0, 1, 32))
+    assert_sound(box, "S", 16)
+    assert names(box / "S" / "failed-tasks") == []
+
+
+@needs_mounts
+def test_a_task_that_fills_a_disk_of_its_own_waits_and_names_it(box: Box) -> None:
+    """Other tasks complete meanwhile, in the same process."""
+    box.write(
+        "job.py",
+        "def f(task, ctx):\n"
+        "    with open('scratch/big', 'wb') as file:\n"
+        "        file.write(bytes(2_000_000 if task.index == 1 else 10))\n",
+    )
+    with mounts.mounted(mounts.Tmpfs, box / "scratch", 1_000_000, 10):
+        command = ["run", "job.py:f", "--lines", box.lines(6), "--spool", "S", "--ranks", "1"]
+        started = box.start(*command)
+        wait_until(lambda: "No space left on device" in started.err)
+        wait_until(lambda: len(completed(box / "S")) == 5)
+        mounts.call("mount", "-o", "remount,size=4000000", box / "scratch")
+        started.wait(0)
+    assert_sound(box, "S", 6)
+    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+
+
+def completed(spool: Path) -> list[int]:
+    return [line["task"] for line in journal_lines(spool) if line["state"] == "complete"]
 
 
 @as_root

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import wait_until
 from spooling import (
     A0,
     B0,
@@ -52,9 +53,10 @@ def hold(
     word: str = "no",
     round_: int = 0,
     kind: ErrorKind = ErrorKind.EXCEPTION,
+    signal: str = "",
 ) -> None:
     """A task fails: its attempt lets go of it without a verdict."""
-    error = Error(kind=kind, type="ValueError", message=word)
+    error = Error(kind=kind, type="ValueError", message=word, signal=signal)
     line = task(index, round=round_)
     journal.append(
         JournalLine(task=index, round=round_, state=LineState.HELD, error=error, line=line)
@@ -251,6 +253,47 @@ def test_more_crashes_may_be_allowed_and_two_time_outs_are_enough(
         assert judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
         if rank == 0:
             judge.publish()
+    assert [failure.task for failure in judge.publish()] == failed
+
+
+def test_what_a_file_system_in_trouble_kept_from_running_is_no_opinion(layout: Layout) -> None:
+    """Neither by itself, however often, nor beside the one opinion that there is."""
+    first = attempt(layout, A0, 4)
+    hold(first, 1, kind=ErrorKind.IO)
+    finish(first, 2)
+    second = attempt(layout, B0, 8)
+    hold(second, 1, kind=ErrorKind.IO)
+    finish(second, 5)
+    view = view_of(layout)
+    judge = Judge(view, 0, max_crashes=2)
+    assert not judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True), "it waits"
+    assert judge.excused == [(1, 0)]
+    is_ruled = wait_until(
+        lambda: judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
+    )
+    assert is_ruled
+    assert judge.publish() == []
+    [ruling] = view.refresh().rulings
+    [again] = view.manifests[ruling].tasks()
+    assert again.failed_in == (("", ""), ("", "")), "anybody may try it"
+    hold(first, 1)
+    finish(first, 3)
+    assert rule(view) == [], "one opinion is not enough"
+    hold(second, 1)
+    finish(second, 6)
+    assert rule(view) == [1]
+
+
+@pytest.mark.parametrize(("signal", "failed"), [("SIGKILL", []), ("SIGSEGV", [1])])
+def test_commands_that_somebody_killed_count_as_workers_do_that_somebody_killed(
+    layout: Layout, signal: str, failed: list[int]
+) -> None:
+    for name, stop, done in ((A0, 4, 2), (B0, 8, 5)):
+        journal = attempt(layout, name, stop)
+        hold(journal, 1, kind=ErrorKind.EXIT, signal=signal)
+        finish(journal, done)
+    judge = Judge(view_of(layout), 0, max_crashes=3)
+    assert judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
     assert [failure.task for failure in judge.publish()] == failed
 
 

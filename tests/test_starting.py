@@ -213,16 +213,16 @@ def test_no_task_fails_for_a_program_that_goes_away_or_cannot_be_executed(box: B
     assert journal_lines(box / "S") == []
 
 
-def test_a_program_that_goes_away_in_the_middle_fails_no_task(box: Box) -> None:
+def test_a_program_that_goes_away_in_the_middle_is_waited_for(box: Box) -> None:
     tool = box.write("tool", '#!/bin/sh\n[ "$1" != 2 ] || mv "$0" "$0.away"\n')
     tool.chmod(0o755)
-    command = ["run", "--lines", box.lines(6), "--spool", "S", "--max-restarts", "1"]
-    command += ["--", str(tool), "{index}"]
-    box.run(*command, code=4)
+    command = ["run", "--lines", box.lines(6), "--spool", "S", "--max-restarts", "0"]
+    started = box.start(*command, "--", str(tool), "{index}")
+    wait_until(lambda: "no task is to blame" in log_of(box))
     assert {line["state"] for line in journal_lines(box / "S")} == {"complete"}
-    tool.write_text("#!/bin/sh\n")
-    tool.chmod(0o755)
-    box.run(*command)
+    tool.with_name("tool.away").write_text("#!/bin/sh\n")
+    tool.with_name("tool.away").rename(tool)
+    started.wait(0)
     assert_sound(box, "S", 6)
 
 

@@ -3,6 +3,7 @@ task's own.
 """
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from spooling import close_dead
 from gpuspool.spool.errors import Unusable
 from gpuspool.spool.layout import OUT_MARK
 from gpuspool.spool.view import open_view
-from gpuspool.worker.trouble import raise_trouble
+from gpuspool.worker.trouble import Excused, raise_trouble
 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
@@ -30,9 +31,9 @@ def test_a_full_disk_is_never_a_tasks_fault_even_behind_another_exception(
         raised(RuntimeError("cannot save"), full),
         raised(ValueError(), raised(KeyError(), full)),
     ):
-        with pytest.raises(OSError, match="/somewhere/x") as caught:
+        with pytest.raises(Excused, match="/somewhere/x") as caught:
             raise_trouble(error, [tmp_path])
-        assert caught.value.errno == number
+        assert caught.value.trouble.errno == number
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_job_that_wraps_a_full_disk_stops_the_run_and_goes_on_later(box: Box) 
         "run",
         f"{JOBS}/harsh.py:wraps_a_full_disk",
         "--tasks",
-        box.tasks(["a", "b"]),
+        box.tasks(list("abcdefgh")),
         "--spool",
         "S",
     ]
@@ -72,10 +73,10 @@ def test_a_job_that_wraps_a_full_disk_stops_the_run_and_goes_on_later(box: Box) 
     done = box.run(*command, code=4)
     assert "No space left on device" in done.err
     assert names(box / "S" / "failed-tasks") == []
-    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "io"
+    assert record(box / "S" / "failed" / "rank-0000.a00.json")["reason"] == "failures"
     (box / "gate").touch()
     box.run(*command)
-    assert_sound(box, "S", 2)
+    assert_sound(box, "S", 8)
 
 
 def test_a_job_that_closes_its_stdout_loses_nothing_but_its_words(box: Box) -> None:
@@ -187,3 +188,48 @@ def test_a_log_that_cannot_be_written_costs_no_task(box: Box) -> None:
     done = box.run(*command, code=4)
     assert "No space left on device" in done.err
     assert names(box / "S" / "failed-tasks") == []
+
+
+def test_a_file_is_missed_for_its_mount_only_where_that_is_gone(tmp_path: Path) -> None:
+    """As a job says it, by an error that names the file, or as a command does, by none."""
+    here, gone = tmp_path / "here", tmp_path / "gone"
+    here.mkdir()
+    (tmp_path / "link").symlink_to(gone / "data.txt")
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", str(gone / "x"))
+    mounted = ["/proc", str(gone), f"{gone}-too"]
+    for path in (gone / "data.txt", tmp_path / "link"):
+        for error in (ValueError("exit code 1"), OSError(errno.ENOENT, "none", str(path))):
+            with pytest.raises(Excused, match=f"mounted there any more: '{gone}'"):
+                raise_trouble(error, [], inputs=[str(path)], mounts=mounted)
+    with pytest.raises(Excused):
+        raise_trouble(missing, [], mounts=mounted)
+    # Missing where nothing was ever mounted, or what is mounted still.
+    for path in (here / "x", Path("/proc/nothing")):
+        raise_trouble(ValueError("exit code 1"), [], inputs=[str(path)], mounts=mounted)
+    raise_trouble(missing, [], mounts=[])
+
+
+def test_an_input_that_was_missing_and_is_there_again_lies_on_a_mount_that_came_back(
+    tmp_path: Path,
+) -> None:
+    there = tmp_path / "data.txt"
+    there.touch()
+    missed = FileNotFoundError(errno.ENOENT, "No such file or directory", str(there))
+    with pytest.raises(Excused, match=r"data\.txt"):
+        raise_trouble(missed, [], inputs=[str(there)], mounts=[str(tmp_path)])
+    raise_trouble(missed, [], inputs=[str(there)], mounts=[])
+    raise_trouble(missed, [], inputs=[], mounts=[str(tmp_path)])
+
+
+def test_a_job_may_fail_in_a_folder_that_was_removed(tmp_path: Path) -> None:
+    """Relative paths lead nowhere from there, which is no trouble with any disk."""
+    home = Path.cwd()
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    os.chdir(folder)
+    try:
+        folder.rmdir()
+        error = FileNotFoundError(errno.ENOENT, "No such file or directory", "weights.pt")
+        raise_trouble(error, [], out=tmp_path, inputs=["a.txt"], mounts=["/proc"])
+    finally:
+        os.chdir(home)

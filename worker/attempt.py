@@ -286,7 +286,8 @@ class Attempt:
 
     def _make_executor(self, job: LoadedJob, context: Context, outputs: Outputs) -> Executor:
         seed = self._intent.options.seed
-        call = Call(job, context, outputs, seed, self._beat.doing, self._settler)
+        mounts = self._run.mounts
+        call = Call(job, context, outputs, seed, self._beat.doing, self._settler, mounts)
         if self._intent.job.kind in (JobKind.FILE, JobKind.MODULE):
             call.check_first(self._preparation.check_first_call)
         turns: Turns | None = None

@@ -26,7 +26,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
-from pathlib import Path
 from time import perf_counter, time
 from typing import Any, Protocol
 
@@ -42,8 +41,9 @@ from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.prefetch import Prefetcher, threads_for
 from gpuspool.worker.results import call_user_code, to_error, to_json
+from gpuspool.worker.say import for_people
 from gpuspool.worker.starting import NotNow
-from gpuspool.worker.trouble import raise_trouble
+from gpuspool.worker.trouble import Excused, raise_trouble
 
 # Complete tasks that took less than this get no range of the log in their lines, and the size of
 # the log is looked at no more often: a look costs as much as a tiny task.
@@ -76,6 +76,7 @@ class Settles(Protocol):
     """Who is told of calls and of verdicts. See `settle.Settler`."""
 
     is_announcing: bool
+    is_believing: bool
 
     @property
     def is_out_of_patience(self) -> bool: ...
@@ -100,7 +101,9 @@ class Call:
         run_seed: int,
         doing: Doing,
         settler: Settles,
+        mounts: Sequence[str] = (),
     ) -> None:
+        """mounts: where file systems were mounted when the run was made."""
         # Seconds that all calls so far took in the job, and in waiting for inputs.
         self.call_s = 0.0
         self.inputs_s = 0.0
@@ -111,6 +114,7 @@ class Call:
         self._run_seed = run_seed
         self._doing = doing
         self._settler = settler
+        self._mounts = mounts
         # Calls the job with some tasks; returns one result for each.
         self._invoke = self._invoke_batch
         if job.batch_size is None:
@@ -268,8 +272,7 @@ class Call:
                 good.append(line)
                 tasks.append(task)
                 continue
-            self._refuse_trouble(raised, [line])
-            error = _record(raised)
+            error = self._error_of(raised, [line])
             if error.kind in _OUT_OF_MEMORY and not is_alone:
                 too_large.append(line)
                 continue
@@ -322,32 +325,39 @@ class Call:
             self.outputs.discard()
             raise self.outputs.trouble
         assert raised is not None
-        self._refuse_trouble(raised, lines)
+        error = self._error_of(raised, lines)
         self.outputs.discard()
-        return _record(raised)
+        return error
 
-    def _refuse_trouble(self, raised: BaseException, lines: Iterable[TaskLine] = ()) -> None:
-        """Raise OSError, AttemptError or NotNow where no task is to blame.
+    def _error_of(self, raised: BaseException, lines: Iterable[TaskLine] = ()) -> Error:
+        """The record of what user code raised. Its frames, and what they hold, are forgotten.
 
-        lines: the tasks whose inputs may be in trouble.
-
-        What was written so far is deleted, which makes room on a full disk to say what happened.
+        lines: the tasks whose inputs may be in trouble. Raises OSError, AttemptError or NotNow
+        where this process can do no task now. What was written so far is deleted then, which makes
+        room on a full disk to say what happened.
         """
         try:
             self.outputs.check()
             inputs = filter(None, map(_input_of, lines))
-            raise_trouble(raised, self.outputs.folders(), self.outputs.root, inputs)
+            folders, root = self.outputs.folders(), self.outputs.root
+            raise_trouble(raised, folders, root, inputs, self._mounts)
+        except Excused as excuse:
+            # Where a failure is a verdict there is no other way to leave the task without one.
+            if self._settler.is_believing:
+                self.outputs.discard()
+                raise excuse.trouble from None
+            return _excused(_record(raised), excuse.trouble)
         except (OSError, AttemptError, NotNow):
             self.outputs.discard()
             raise
+        return _record(raised)
 
     def _outcome(self, result: Any) -> msgspec.Raw | Error:
         """What a task's line will hold: its result as JSON, or an error."""
         if result is None:
             return NO_JSON
         if isinstance(result, BaseException):
-            self._refuse_trouble(result)
-            return _record(result)
+            return self._error_of(result)
         encoded: msgspec.Raw
         encoded, raised = call_user_code(to_json, result)
         if raised is not None:
@@ -421,12 +431,14 @@ class Call:
         return published
 
 
-def _input_of(line: TaskLine) -> Path | None:
-    """The input file of a task, where it has one."""
+def _input_of(line: TaskLine) -> str:
+    """The path of a task's input, "" where its payload is none: a file, or a line with a slash."""
     payload = _decode(line.payload)
-    if isinstance(payload, dict) and isinstance(payload.get("path"), str):
-        return Path(payload["path"])
-    return None
+    if isinstance(payload, dict):
+        payload = payload.get("path")
+    elif isinstance(payload, str) and "/" not in payload:
+        return ""
+    return payload if isinstance(payload, str) else ""
 
 
 def _record(raised: BaseException) -> Error:
@@ -434,6 +446,12 @@ def _record(raised: BaseException) -> Error:
     error = to_error(raised)
     forget_frames(raised)
     return error
+
+
+def _excused(error: Error, trouble: OSError) -> Error:
+    """The record of a failure that a file system in trouble explains."""
+    message = f"{error.message} (no task is to blame: {for_people(str(trouble))})"
+    return msgspec.structs.replace(error, kind=ErrorKind.IO, message=message)
 
 
 def _end_of(too_large: list[TaskLine]) -> CallEnd:

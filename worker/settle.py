@@ -39,7 +39,7 @@ from gpuspool.spool.closing import FailedTask, publish_failed_task
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Error, JournalLine, Options, TaskLine
-from gpuspool.spool.states import LineState, Phase
+from gpuspool.spool.states import ErrorKind, LineState, Phase
 from gpuspool.spool.timeouts import is_limited
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
@@ -103,6 +103,8 @@ class Settler:
         # What multiprocessing would exit with after the task that was settled last. Only a job of
         # the seed API uses it, which has one task; until that is settled, its process has failed.
         self.exit_code = 1
+        # Whether each failure is a verdict.
+        self.is_believing = is_believing
         self._layout = layout
         self._attempt = attempt
         self._retries = options.retries
@@ -112,7 +114,6 @@ class Settler:
         self._timer = timer
         self._doing = doing
         self._drain = drain
-        self._is_believing = is_believing
         self._patience = patience
         # How many tasks failed since one completed, and how many were complete when that began.
         # Counted this way a complete task costs nothing here.
@@ -208,7 +209,7 @@ class Settler:
             self._defer(line, error)
             return
         looks_like_stop = error.signal in signals.ENDING_NAMES or self._drain.is_deaf()
-        if not self._is_believing and not looks_like_stop:
+        if not self.is_believing and not looks_like_stop:
             # Whoever dies or drains now confirms nothing, so this speaks against nobody yet.
             if self._standing.is_still_open():
                 self._in_hand.remove(line)
@@ -236,7 +237,7 @@ class Settler:
         for one in self._waiting:
             if self._drain.cause_of(one.failed_at, one.moment_s) is not Cause.OTHER:
                 left.append(one)
-            elif self._is_believing:
+            elif self.is_believing:
                 self._fail(one)
             else:
                 self._hold_back(one.line, one.verdict, one.error)
@@ -252,7 +253,7 @@ class Settler:
     def is_full(self) -> bool:
         """Whether so many failures wait that nothing may be run before some are judged."""
         most = MOST_WAITING
-        if not self._is_believing:
+        if not self.is_believing:
             most = min(MOST_WAITING, self._patience)
         return len(self._waiting) >= most
 
@@ -281,8 +282,10 @@ class Settler:
         # closed it may have removed what the task was writing.
         held = msgspec.structs.replace(verdict, state=LineState.HELD, error=error, line=line)
         self._journal.append(held)
-        self._row = self.failures_in_a_row + 1
-        self._complete_before = self._doing.complete
+        # A file system in trouble says nothing of a process that has completed tasks.
+        if error.kind is not ErrorKind.IO or not self._doing.complete:
+            self._row = self.failures_in_a_row + 1
+            self._complete_before = self._doing.complete
         self.last_error = error
         say(f"gpuspool: task {line.key} failed here ({error.type}); it is tried elsewhere")
 

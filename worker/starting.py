@@ -103,9 +103,23 @@ def run(arguments: list[str], is_literal: bool) -> int:
         if error.errno in (*NO_ROOM, errno.ETXTBSY):
             raise NotNow(error) from error
         if is_literal and error.errno in _OF_THE_PROGRAM:
+            _refuse_gone(arguments[0], error)
             raise NotStartable(error.errno, error.strerror, arguments[0]) from error
         raise
     return _wait(process)
+
+
+def _refuse_gone(program: str, error: OSError) -> None:
+    """Raise NotNow where a program cannot be reached that was there when the job was made.
+
+    It may lie on a file system that is gone for a while, or be just being replaced. What is there
+    and cannot be executed will not be better in a while.
+    """
+    try:
+        find_program(program)
+    except NotStartable as gone:
+        if gone.errno == errno.ENOENT:
+            raise NotNow(error) from error
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

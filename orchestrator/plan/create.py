@@ -29,6 +29,7 @@ from gpuspool.orchestrator.text.printable import recordable
 from gpuspool.spool import __version__
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import SyncError, UsageError
+from gpuspool.spool.file_system import data_mounts
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
     OUT_MARK,
@@ -190,6 +191,7 @@ def _run_record(request: Request, ranks: int) -> Run:
         versions={"gpuspool": __version__, "python": sys.version.split()[0]},
         argv=[recordable(word) for word in request.argv],
         manifests=ranks,
+        mounts=data_mounts(),
     )
 
 

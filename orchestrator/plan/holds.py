@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -23,10 +22,8 @@ import msgspec
 from gpuspool.orchestrator.plan.inputs import TaskList
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.spool.errors import UsageError
+from gpuspool.spool.file_system import mount_points
 from gpuspool.spool.layout import SUBDIRS, Layout
-
-# How mountinfo writes the characters that would break its lines.
-_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 class Folder:
@@ -65,15 +62,14 @@ class Folder:
 
     def mounts(self) -> Iterator[str]:
         """The points at or below this folder where a file system is mounted."""
-        top = os.fsencode(self._real).rstrip(b"/") + b"/"
+        top = os.fspath(self._real).rstrip("/") + "/"
         try:
-            lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+            points = mount_points()
         except OSError:
             return
-        for line in lines:
-            point = _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4])
-            if (point.rstrip(b"/") + b"/").startswith(top):
-                yield os.fsdecode(point)
+        for point in points:
+            if (point.rstrip("/") + "/").startswith(top):
+                yield point
 
 
 def refuse_to_rename(folder: Path, why: str, request: Request, spool: Path | None) -> None:

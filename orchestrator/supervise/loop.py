@@ -35,7 +35,7 @@ from gpuspool.orchestrator.supervise.opinions import OUTAGE_S
 from gpuspool.orchestrator.supervise.pace import Moment, Pace
 from gpuspool.orchestrator.supervise.parent_beat import ParentHeartbeat
 from gpuspool.orchestrator.supervise.repair import DamageKeeper
-from gpuspool.orchestrator.supervise.rulings import Judge
+from gpuspool.orchestrator.supervise.rulings import Judge, how_it_failed
 from gpuspool.orchestrator.supervise.snapshot import Situation
 from gpuspool.orchestrator.supervise.telling import Telling, weigh_progress
 from gpuspool.orchestrator.supervise.trouble import ABANDON_S, Patience
@@ -54,6 +54,8 @@ from gpuspool.spool.view import View, drain_epoch
 # While a doubtful task waits to be ruled, the loop looks at least so often: what it waits for may
 # be only that time passes.
 RULING_LOOK_S = 0.5
+# A wait for verdicts that is shorter than this is not told.
+TELL_FROM_S = 20.0
 
 
 class Orchestrator:
@@ -97,6 +99,8 @@ class Orchestrator:
         # When the next rank that waits out its backoff may be started, or the next death be judged,
         # as of the last look.
         self._wake_at: float | None = None
+        # Whether people were told that tasks wait for a file system, or for their verdicts.
+        self._was_wait_told = False
 
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
@@ -201,6 +205,7 @@ class Orchestrator:
                 d.next_restart_at(snapshot, self._policy, now), self._situation.next_judged_at()
             )
             self._telling.show(self._view)
+            self._tell_of_waiting()
             for action in actions:
                 if isinstance(action, d.End):
                     return action.ending
@@ -229,6 +234,29 @@ class Orchestrator:
             self._tell_of_end(closing)
         for attempt, why in self._workers.kill_overdue().items():
             self._telling.tell("overdue", f"{attempt} {why}", attempt=attempt)
+
+    def _tell_of_waiting(self) -> None:
+        """Tell once why tasks wait that have failed, where that may take a while."""
+        excused = self._judge.excused
+        wait_s = self._judge.old_in_s
+        is_long = TELL_FROM_S <= wait_s < math.inf
+        if not excused and not is_long:
+            self._was_wait_told = self._was_wait_told and bool(self._judge.doubtful)
+            return
+        if self._was_wait_told:
+            return
+        self._was_wait_told = True
+        if excused:
+            error, _ = how_it_failed(self._view, excused[-1])
+            tasks = count_of(len(excused), "task waits", "tasks wait")
+            text = f"{tasks} for a file system in trouble, to be tried again: {error.message}"
+        else:
+            tasks = count_of(len(self._judge.doubtful), "task has", "tasks have")
+            text = (
+                f"the last {tasks} failed, and nothing completes any more: unless that changes, "
+                f"they fail for good in {wait_s:.0f} s"
+            )
+        self._telling.tell("tasks_waiting", text)
 
     def _tell_of_drain(self, drain: Drain) -> None:
         """Tell the workers of a drain first, and then people."""

@@ -22,6 +22,9 @@ Some processes break by use: they complete tasks, and from some moment on they f
 die. Where that was seen, an opinion is worth less if its process may just have broken, and a fresh
 process must agree.
 
+A failure for which a file system in trouble was seen to be the cause is no opinion. Its task is
+tried again after a while, as long as it takes.
+
 All functions are pure. `rulings.py` and `snapshot.py` gather the facts for them, and
 tests/test_blame_worlds.py runs them in simulated worlds.
 """
@@ -85,6 +88,10 @@ FIRST_PAUSE_S = 0.5
 FIRST_FAULT_PAUSE_S = 1.0
 MOST_PAUSE_S = 30.0
 
+# A task that was kept from running by a file system in trouble is tried again after the first of
+# these, in seconds, and after twice as long each time, up to MOST_PAUSE_S.
+FIRST_EXCUSE_S = 1.0
+
 # A place in doubt waits for the second opinions about its tasks before it gets another process, but
 # no longer than this while others get on.
 NEWS_S = 300.0
@@ -133,13 +140,18 @@ class Ground(msgspec.Struct, frozen=True):
     @property
     def is_old(self) -> bool:
         """Whether the last phase has lasted so long that opinions count without a proof."""
+        return self.old_in_s <= 0
+
+    @property
+    def old_in_s(self) -> float:
+        """In how many seconds the last phase will have lasted so long; infinite before it."""
         if self.quiet_since_s is None:
-            return False
+            return math.inf
         most_s = max(LAST_S_PER_TASK, LAST_FRACTION * self.elapsed_s)
         wanted_s = min(LAST_S, most_s, LAST_S_PER_TASK * self.unproven)
         if self.is_like_an_outage:
             wanted_s = LAST_S
-        return self.now - self.quiet_since_s >= wanted_s
+        return self.quiet_since_s + wanted_s - self.now
 
 
 class Finding(Enum):
@@ -222,7 +234,8 @@ class Trial(msgspec.Struct, frozen=True):
     acquitted, convicted: how many of these are complete by now, or have failed for good. known: how
     many tasks that failed in the place had been acquitted when the attempt was launched. is_fault:
     it failed with no task in hand, so no task can be to blame; is_trouble: with a file system in
-    trouble, which speaks against no device. is_silent: it says nothing, since
+    trouble, which speaks against no device. is_excused: such trouble failed each of these tasks.
+    is_silent: it says nothing, since
     somebody ended it, it found nothing to do, or nobody saw how it ended.
     """
 
@@ -233,6 +246,7 @@ class Trial(msgspec.Struct, frozen=True):
     known: int = 0
     is_fault: bool = False
     is_trouble: bool = False
+    is_excused: bool = False
     is_silent: bool = False
 
     @property
@@ -309,7 +323,7 @@ def awaits_news(trials: Sequence[Trial], acquitted: int, failed_elsewhere: int) 
     it may be all that is needed.
     """
     row = fruitless_row(trials)
-    if len(row) < 2 or row[-1].is_fault:
+    if len(row) < 2 or row[-1].is_fault or row[-1].is_excused:
         return False
     return acquitted <= row[-1].known and not failed_elsewhere
 
@@ -329,6 +343,11 @@ def pause_s(trials: Sequence[Trial], barren_rounds: int) -> float:
     if faults:
         return _doubled(FIRST_FAULT_PAUSE_S, faults)
     return _doubled(FIRST_PAUSE_S, max(strikes(trials), barren_rounds) - 1)
+
+
+def excuse_pause_s(times: int) -> float:
+    """How long a task waits that a file system in trouble kept from running so many times."""
+    return _doubled(FIRST_EXCUSE_S, times)
 
 
 def _doubled(first_s: float, times: int) -> float:

@@ -16,12 +16,21 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 
-from gpuspool.orchestrator.supervise.opinions import OPINIONS, Finding, Ground, Opinion, rule
+from gpuspool.orchestrator.supervise.opinions import (
+    OPINIONS,
+    Finding,
+    Ground,
+    Opinion,
+    excuse_pause_s,
+    rule,
+)
 from gpuspool.spool.closing import copy_of, publish_failed_task
 from gpuspool.spool.codec import unseal
+from gpuspool.spool.death import MAX_KILLS
 from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import attempt_name, parse_attempt, rank_of
 from gpuspool.spool.manifest import publish_ruling
@@ -49,6 +58,13 @@ OUT_OF_MEMORY = frozenset({ErrorKind.GPU_OOM, ErrorKind.HOST_OOM})
 Key = tuple[int, int]
 
 
+class Sort(NamedTuple):
+    """What is read of a failure to rule about it: its kind, None if unreadable, and its signal."""
+
+    kind: ErrorKind | None
+    signal: str
+
+
 class Judge:
     """Rules about the doubtful tasks of one run."""
 
@@ -59,8 +75,8 @@ class Judge:
         self._began = time.monotonic()
         # When each opinion was first seen, by task; as many entries as it has opinions.
         self._seen: dict[Key, list[float]] = {}
-        # The kinds of failures that had to be known so far, by attempt and task.
-        self._kinds: dict[tuple[str, Key], ErrorKind | None] = {}
+        # The sorts of failures that had to be known so far.
+        self._sorts: dict[tuple[Held, Key], Sort] = {}
         # The unfinished tasks that failed somewhere in their newest round, as of the last look.
         self.doubtful: list[Key] = []
         # How many tasks that failed somewhere were read in the view.
@@ -77,6 +93,8 @@ class Judge:
         self._waiting_since: float | None = None
         # The tasks that can be ruled now, and how.
         self._findings: dict[Key, Finding] = {}
+        # In how many seconds opinions count without a proof, as of the last look.
+        self.old_in_s = math.inf
 
     @property
     def is_last(self) -> bool:
@@ -100,6 +118,7 @@ class Judge:
         self._note_failures(now)
         self._note_phase(now)
         ground = self._ground(devices, working, now)
+        self.old_in_s = ground.old_in_s
         unruled = set(self._view.unruled())
         self._findings = {}
         for key in self.doubtful:
@@ -107,6 +126,12 @@ class Judge:
             if finding is not Finding.WAIT:
                 self._findings[key] = finding
         return self._is_time(now, is_somebody_free)
+
+    @property
+    def excused(self) -> list[Key]:
+        """The doubtful tasks that a file system in trouble kept from running last."""
+        held = self._view.held
+        return [key for key in self.doubtful if held[key][-1].is_excused]
 
     def _note_phase(self, now: float) -> None:
         """Note whether this is the last phase, and since when nothing has completed in it."""
@@ -133,7 +158,7 @@ class Judge:
         for key in [*self.doubtful, *new]:
             task, round_ = key
             if ledger.complete[task]:
-                self.do_processes_break |= not all(map(self._is_sure, held[key]))
+                self.do_processes_break |= not all(map(self._is_sure, self._opinions_held(key)))
             elif round_ == ledger.round_of(task) and not ledger.is_finished_in(task, round_):
                 doubtful.append(key)
                 seen = self._seen.setdefault(key, [])
@@ -153,7 +178,8 @@ class Judge:
         unproven = 0
         if self.last_phase_since is not None:
             for key in self.doubtful:
-                unproven += not any(map(self._is_confirmed, self._view.held[key]))
+                opinions = self._opinions_held(key)
+                unproven += bool(opinions) and not any(map(self._is_confirmed, opinions))
         elapsed_s = now - self._began
         return Ground(
             devices,
@@ -175,6 +201,8 @@ class Judge:
         if len(held) < OPINIONS and not is_with_nobody:
             # It was given out again, and nobody has said anything since.
             return Finding.WAIT
+        if held[-1].is_excused:
+            return self._rule_excused(key, ground, is_with_nobody)
         opinions = self._opinions(key)
         least = self._least(key)
         finding = rule(opinions, ground, least)
@@ -188,14 +216,28 @@ class Judge:
             return Finding.AGAIN
         # The place may yet complete a task, and so confirm what would then be enough.
         confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
-        is_first = len(held) == 1
+        is_first = len(opinions) == 1
         if is_first or rule(confirmed, ground, least) is Finding.FAIL:
             return Finding.WAIT
         return Finding.AGAIN
 
+    def _rule_excused(self, key: Key, ground: Ground, is_with_nobody: bool) -> Finding:
+        """What is to be done with a task that a file system in trouble kept from running."""
+        times = sum(one.is_excused for one in self._view.held[key])
+        waits_until = self._seen[key][-1] + excuse_pause_s(times)
+        if is_with_nobody and ground.now >= waits_until:
+            return Finding.AGAIN
+        return Finding.WAIT
+
+    def _opinions_held(self, key: Key) -> list[Held]:
+        """The failures of a task that speak against it or its place."""
+        return [one for one in self._view.held[key] if not one.is_excused]
+
     def _opinions(self, key: Key) -> list[Opinion]:
         opinions: list[Opinion] = []
         for held, since_s in zip(self._view.held[key], self._seen[key], strict=True):
+            if held.is_excused:
+                continue
             device = self._device(held.attempt)
             # What failed in an earlier epoch may have failed by what ended that one, or before the
             # user mended the job. Unless the place proved itself, that is long ago.
@@ -211,9 +253,16 @@ class Judge:
         return intent is not None and intent.epoch == self._epoch
 
     def _least(self, key: Key) -> int:
-        """How many opinions a task needs at least: --max-crashes, if its worker always crashed."""
-        if all(self._is_crash(held, key) for held in self._view.held[key]):
+        """How many opinions a task needs at least: --max-crashes, if its worker always crashed.
+
+        And if its command was always killed, as many as a worker that is killed: somebody else
+        may have done it, such as the kernel for want of memory.
+        """
+        held = self._opinions_held(key)
+        if all(self._is_crash(one, key) for one in held):
             return self._max_crashes
+        if all(self._is_killed_command(one, key) for one in held):
+            return MAX_KILLS
         return OPINIONS
 
     def _may_be_worn_out(self, key: Key) -> bool:
@@ -222,29 +271,39 @@ class Judge:
         Memory that earlier tasks left behind fails a large task, and the small ones after it
         complete. What a fresh process has no memory for is too large.
         """
-        held = self._view.held[key]
+        held = self._opinions_held(key)
         if any(self._view.completed_before(one) == 0 for one in held):
             return False
-        return all(self._kind(one, key) in OUT_OF_MEMORY for one in held)
+        return all(self._sort(one, key).kind in OUT_OF_MEMORY for one in held)
 
-    def _kind(self, held: Held, key: Key) -> ErrorKind | None:
-        """What kind of failure an attempt has on record of a task; None if that is unreadable."""
-        if (held.attempt, key) not in self._kinds:
-            self._kinds[held.attempt, key] = self._read_kind(held, key)
-        return self._kinds[held.attempt, key]
+    def _sort(self, held: Held, key: Key) -> Sort:
+        """What sort of failure an attempt has on record of a task."""
+        if (held, key) not in self._sorts:
+            self._sorts[held, key] = self._read_sort(held, key)
+        return self._sorts[held, key]
 
-    def _read_kind(self, held: Held, key: Key) -> ErrorKind | None:
+    def _read_sort(self, held: Held, key: Key) -> Sort:
+        error: Error | None = None
         if held.at is None:
             opinion = _opinion_in(self._view.closed[held.attempt], key)
-            return opinion.error.kind if opinion is not None else None
-        record = _read_line(self._view, held.attempt, held.at)
-        return record.error.kind if record is not None and record.error is not None else None
+            error = opinion.error if opinion is not None else None
+        else:
+            record = _read_line(self._view, held.attempt, held.at)
+            error = record.error if record is not None else None
+        if error is None:
+            return Sort(None, "")
+        return Sort(error.kind, error.signal)
 
     def _is_crash(self, held: Held, key: Key) -> bool:
         """Whether a task took its process along, otherwise than by its time limit."""
-        if held.at is not None:
+        return held.at is None and self._sort(held, key).kind is not ErrorKind.TIMEOUT
+
+    def _is_killed_command(self, held: Held, key: Key) -> bool:
+        """Whether a command was killed, and not by the kernel for want of memory."""
+        if held.at is None:
             return False
-        return self._kind(held, key) is not ErrorKind.TIMEOUT
+        sort = self._sort(held, key)
+        return sort.signal == "SIGKILL" and sort.kind not in OUT_OF_MEMORY
 
     def _is_confirmed(self, held: Held) -> bool:
         """Whether the place completed another task after this failure.
@@ -321,13 +380,19 @@ class Judge:
         held = self._view.held[key]
         return msgspec.structs.replace(
             line,
-            failed_in=tuple((one.attempt, self._device(one.attempt)) for one in held),
+            failed_in=tuple(map(self._where, held)),
             careful=line.careful or any(one.at is None for one in held),
         )
 
+    def _where(self, held: Held) -> tuple[str, str]:
+        """The attempt and the device that a failure speaks against; "" for both if it does not."""
+        if held.is_excused:
+            return "", ""
+        return held.attempt, self._device(held.attempt)
+
     def _verdict(self, key: Key, error: Error, line: TaskLine | None) -> TaskFailure:
         """That a task has failed: what it told last, and all the attempts in which it failed."""
-        held = self._view.held[key]
+        held = self._opinions_held(key) or self._view.held[key]
         last = held[-1].attempt
         identity = self._view.identity(last)
         error = msgspec.structs.replace(

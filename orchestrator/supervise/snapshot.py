@@ -158,6 +158,7 @@ class History:
             known=self._known.get(attempt, 0),
             is_fault=is_seen and not tasks and not closing.suspects and not was_in_call,
             is_trouble=closing.reason is Reason.IO,
+            is_excused=bool(tasks) and tasks == self._excused_in(attempt),
             is_silent=not tasks and not is_seen,
         )
 
@@ -169,6 +170,11 @@ class History:
         if closing.killed is not None:
             tasks.add(closing.killed)
         return tasks
+
+    def _excused_in(self, attempt: str) -> set[int]:
+        """The tasks that a file system in trouble kept from running in an attempt."""
+        keys = self._view.failed_in.get(attempt, [])
+        return {key[0] for key in keys if not is_opinion_of(self._view, attempt, key)}
 
     def _row(self, ended: Sequence[str]) -> list[str]:
         """The last of these attempts, back to the first that completed a task."""
@@ -185,7 +191,7 @@ class History:
         complete = self._view.ledger.complete
         tasks: set[int] = set()
         for attempt in attempts:
-            tasks |= self._failed_in(attempt)
+            tasks |= self._failed_in(attempt) - self._excused_in(attempt)
         return sum(complete[task] for task in tasks if task < len(complete))
 
     def _failed_elsewhere(self, row: Sequence[str], slot: Slot) -> int:
@@ -196,7 +202,7 @@ class History:
                 continue
             count = 0
             for key in self._view.failed_in.get(attempt, []):
-                others = (one.attempt for one in self._view.held[key])
+                others = (one.attempt for one in self._view.held[key] if not one.is_excused)
                 count += any(not self._is_of_place(other, slot) for other in others)
             return count
         return 0
@@ -239,6 +245,11 @@ class History:
         if self._view.completed(attempt) > self._view.completed_before(last):
             return None
         return at
+
+
+def is_opinion_of(view: View, attempt: str, key: tuple[int, int]) -> bool:
+    """Whether a task failed in an attempt otherwise than by a file system in trouble."""
+    return any(one.attempt == attempt and not one.is_excused for one in view.held[key])
 
 
 class Situation:
@@ -433,8 +444,11 @@ class Situation:
         complete = self._view.ledger.complete
         for attempt, failed in self._view.failed_in.items():
             is_here = devices.get(rank_of(attempt)) == device
-            if not is_here and any(complete[task] for task, _ in failed):
-                return False
+            if is_here:
+                continue
+            for key in failed:
+                if complete[key[0]] and is_opinion_of(self._view, attempt, key):
+                    return False
         return True
 
     def _have_completed(self, ranks: Sequence[int]) -> bool:
