@@ -165,11 +165,15 @@ def _tokens(devices: str) -> list[str]:
 def _refuse_outside(wanted: list[str], inherited: Pool) -> None:
     """Raise UsageError for a token that whoever started us has not given to us."""
     outside = [token for token in wanted if token not in inherited.tokens]
-    if outside:
-        raise UsageError(
-            f"--devices {outside[0]} is outside the inherited {inherited.why}. Name entries of "
-            f"that list ({','.join(inherited.tokens)}), as they stand there."
-        )
+    if not outside:
+        return
+    remedy = f"Name entries of that list ({','.join(inherited.tokens)}), as they stand there."
+    if not inherited.tokens:
+        remedy = "Unset that variable if you may use the devices all the same."
+    raise UsageError(
+        f"--devices {outside[0]} names no device that this process was given: {inherited.why}. "
+        f"{remedy}"
+    )
 
 
 def _inherited(environment: Mapping[str, str]) -> Pool | None:

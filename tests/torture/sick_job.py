@@ -8,8 +8,8 @@
     spoils      after so many tasks (a range) a process fails all others; 0, 0 for never
     exits       whether a spoiled process ends itself at its next task
 
-A file mount in that folder stands for a file system that every task needs: while it is away, all
-tasks fail.
+A file mount in that folder stands for a file system that every task needs whose payload names no
+input: while it is away, all of these fail.
 """
 
 import json
@@ -65,7 +65,7 @@ class Sick:
                 os._exit(9)
             raise RuntimeError("the engine of this process is dead")
         try:
-            (self._folder / "mount").read_bytes()
+            Path(task.payload.get("path", self._folder / "mount")).read_bytes()
         except OSError:
             self._note(task, ctx)
             raise

@@ -2,11 +2,12 @@
 
 A seed draws a world: how many tasks there are and which are bad (in front, at random or in a
 block), how many devices (made-up tokens on CPUs), which of them are sick, from when on and how,
-whether processes spoil, and whether what all tasks need is away for some seconds. The command runs
-once, undisturbed. Then every good task must be complete, exactly the bad ones must have failed, and
-no healthy device may be named. F counts the good tasks that failed. It is told what that cost: the
-executions beyond one a task, and how long runs took beside what the healthy devices need for the
-work and the time that nothing could be done.
+whether processes spoil, and whether what all tasks need is away for some seconds, or the file
+system on which the inputs of half of them lie. The command runs once, undisturbed. Then every good
+task must be complete, exactly the bad ones must have failed, and no healthy device may be named. F
+counts the good tasks that failed. It is told what that cost: the executions beyond one a task, and
+how long runs took beside what the healthy devices need for the work and the time that nothing could
+be done.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from pathlib import Path
 from helpers import Box, Started, wait_until
 
 from gpuspool import UsageError
+from torture import mounts
 from torture.checker import Counts, check
 from torture.rows import Row
 
 JOB = Path(__file__).with_name("sick_job.py")
-KINDS = ("bad inputs", "sick", "sick and bad", "spoils", "outage", "outage and bad", "all")
-CASES = {"small": 7, "full": 50}
+HALF = "half of the inputs away"
+KINDS = ("bad inputs", "sick", "sick and bad", "spoils", "outage", "outage and bad", HALF, "all")
+# By their seeds. The few are those kinds in which most can go wrong.
+CASES = {"small": (2, 3, 5, 6), "full": range(50)}
 MADE_UP_TOKENS = {"CUDA_VISIBLE_DEVICES": None, "GPUSPOOL_DEVICE_CHECK": "off"}
 # How long one command may take on a busy machine.
 PATIENCE_S = 400.0
@@ -67,8 +71,11 @@ class Case:
         self._mount.touch()
         self._draw_devices()
         self._draw_tasks()
+        self._half = home / "half"
+        if self.outcome.kind == HALF:
+            self._spread_inputs()
         self._outage_s = 0.0
-        if self._is_about("outage"):
+        if self._is_about("outage") or self.outcome.kind == HALF:
             self._outage_s = self._rng.choice((2.0, 4.0, 8.0))
         self._run: list[str | Path] = ["run", f"{JOB}:Sick"]
         self._run += ["--tasks", self._box.tasks(self._payloads), "--spool", "S", "-q"]
@@ -116,6 +123,16 @@ class Case:
         for n in self._bad:
             self._payloads[n][how] = True
 
+    def _spread_inputs(self) -> None:
+        """Give half of the tasks an input file on a file system of its own."""
+        data = self._box.home / "data"
+        for folder in (data, self._half):
+            folder.mkdir()
+        for n in self._rng.sample(range(self.outcome.tasks), self.outcome.tasks // 2):
+            (data / f"{n}").touch()
+            self._payloads[n]["path"] = str(self._half / f"{n}")
+        mounts.call("mount", "--bind", data, self._half)
+
     def play(self) -> Outcome:
         """Play the whole case. It leaves no process, and files only if something is wrong."""
         try:
@@ -130,6 +147,8 @@ class Case:
             self._fail(f"{error!r}")
         finally:
             self._box.kill_all()
+            if self.outcome.kind == HALF:
+                mounts.call("umount", "--lazy", self._half)
         if not self.outcome.failures:
             shutil.rmtree(self._box.home)
             shutil.rmtree(f"{self._box.home}-cli")
@@ -141,12 +160,17 @@ class Case:
         self.outcome.failures.append(f"seed {seed} ({kind}): {text}; {again}")
 
     def _play_outage(self, started: Started) -> None:
-        """Take away what all tasks need, once some tasks are complete, for some seconds."""
+        """Take away what tasks need, once some tasks are complete, for some seconds."""
         goal = self._rng.randint(1, self.outcome.tasks // 4)
         out = self._spool / "outputs"
         wait_until(lambda: started.is_over() or len(list(out.glob("t*"))) >= goal, PATIENCE_S)
-        away = self._mount.rename(self._mount.with_name("away"))
         until = time.monotonic() + self._outage_s
+        if self.outcome.kind == HALF:
+            mounts.call("umount", "--lazy", self._half)
+            wait_until(lambda: time.monotonic() > until, PATIENCE_S)
+            mounts.call("mount", "--bind", self._box.home / "data", self._half)
+            return
+        away = self._mount.rename(self._mount.with_name("away"))
         wait_until(lambda: time.monotonic() > until, PATIENCE_S)
         away.rename(self._mount)
 
@@ -189,7 +213,11 @@ def row(amount: str, home: Path) -> Row:
     tasks = failed = named = again = 0
     ratios: list[float] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        cases = [Case(seed, home / f"{seed}") for seed in range(CASES[amount])]
+        seeds = CASES[amount]
+        if mounts.why_not():
+            seeds = [seed for seed in seeds if KINDS[seed % len(KINDS)] != HALF]
+            found.notes.append(f"no world in which half of the inputs are away: {mounts.why_not()}")
+        cases = [Case(seed, home / f"{seed}") for seed in seeds]
         for outcome in pool.map(Case.play, cases):
             counts = outcome.counts
             found.cases += 1
@@ -212,4 +240,5 @@ def row(amount: str, home: Path) -> Row:
 
 
 if __name__ == "__main__":
+    mounts.why_not()  # It makes a mount namespace of our own.
     print(Case(int(sys.argv[1]), Path(tempfile.mkdtemp(prefix="sick-"), "home")).play())
