@@ -175,15 +175,16 @@ class IdleLine(Record, frozen=True, kw_only=True):
 
 
 class ErrorBrief(Record, frozen=True, kw_only=True):
-    """The part of an error that the accounting needs."""
+    """The part of an error that the accounting needs. A later version may know other kinds."""
 
-    kind: ErrorKind
+    kind: str
 
 
 class JournalBrief(Record, frozen=True, kw_only=True):
     """The part of a journal line that the accounting needs; the rest is skipped, not decoded.
 
-    A `JournalLine` or an `IdleLine`, which has no task.
+    A `JournalLine` or an `IdleLine`, which has no task. error: to be read as an `ErrorBrief`; only
+    that of a `held` line is.
     """
 
     state: LineState
@@ -191,7 +192,7 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     round: int = 0
     batch: tuple[int, ...] = ()
     claims: int = 0
-    error: ErrorBrief | None = None
+    error: msgspec.Raw = NO_JSON
 
 
 class QueuedReport(Record, frozen=True, kw_only=True):

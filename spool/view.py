@@ -47,6 +47,7 @@ from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import Owners, is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
     Closing,
+    ErrorBrief,
     Heartbeat,
     Identity,
     Intent,
@@ -189,6 +190,14 @@ class Claimed(msgspec.Struct, frozen=True):
     start: int
     stop: int
     number: int
+
+
+def _is_excused(error: msgspec.Raw) -> bool:
+    """Whether an error, as it stands in a `held` line, is that of a file system in trouble."""
+    try:
+        return msgspec.json.decode(error, type=ErrorBrief).kind == _IO
+    except msgspec.DecodeError:
+        return False
 
 
 def _order(attempt: str) -> tuple[int, int]:
@@ -601,8 +610,7 @@ class View:
                     continue
                 if state is _HELD:
                     completed = n_finished - n_failed
-                    is_excused = line.error is not None and line.error.kind is _IO
-                    opinion = Held(attempt, completed, at, is_excused)
+                    opinion = Held(attempt, completed, at, _is_excused(line.error))
                     self._add_held(line.task, line.round, opinion)
                     continue
                 n_finished += 1

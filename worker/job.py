@@ -61,6 +61,10 @@ class LoadedJob(msgspec.Struct, frozen=True):
     prefetch: int = PREFETCH
 
 
+class CopyUnreadable(OSError):
+    """The copy of the job cannot be read: the spool is in trouble, and not the job."""
+
+
 def load_job(
     layout: Layout,
     job: Job,
@@ -133,9 +137,12 @@ def _import(layout: Layout, job: Job) -> ModuleType:
 
 
 def _read_copy(layout: Layout, job: Job) -> bytes:
-    """The source of the job as the run began with it. Raises JobDamaged."""
+    """The source of the job as the run began with it. Raises JobDamaged and CopyUnreadable."""
     copy = layout.job_copy(job.copy)
-    source = read_bytes(copy) or b""
+    try:
+        source = read_bytes(copy) or b""
+    except OSError as error:
+        raise CopyUnreadable(error.errno, error.strerror, str(copy)) from error
     if _sha(source) != job.sha256:
         raise JobDamaged(
             f"{copy} is damaged or missing; `gpuspool resume` restores it while {job.file} is "

@@ -21,7 +21,7 @@ from gpuspool.worker.causes import forget_frames
 from gpuspool.worker.context import Context
 from gpuspool.worker.devices import Device, check_devices
 from gpuspool.worker.drain import Drain
-from gpuspool.worker.job import LoadedJob, load_job
+from gpuspool.worker.job import CopyUnreadable, LoadedJob, load_job
 from gpuspool.worker.pinning import Pinning
 from gpuspool.worker.results import call_user_code, to_error
 from gpuspool.worker.say import say
@@ -57,7 +57,7 @@ class Preparation:
             load_job, self._layout, self._intent.job, context, self.check_devices, self._warm_up
         )
         if raised is not None:
-            if isinstance(raised, Drained):
+            if isinstance(raised, (Drained, CopyUnreadable)):
                 raise raised
             self._refuse_trouble_of_spool(raised)
             if self._drain.is_told_within(moment_after(self._drain.is_deaf())):
