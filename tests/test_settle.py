@@ -56,8 +56,8 @@ class Scene:
         verdict = JournalLine(task=index, round=0, state=LineState.COMPLETE)
         self.settler.settle(task(index), verdict)
 
-    def fail(self, index: int) -> None:
-        verdict = JournalLine(task=index, round=0, state=LineState.FAILED, error=ERROR)
+    def fail(self, index: int, error: Error = ERROR) -> None:
+        verdict = JournalLine(task=index, round=0, state=LineState.FAILED, error=error)
         self.settler.settle(task(index), verdict)
 
     def judge(self) -> None:
@@ -134,6 +134,22 @@ def test_a_task_that_is_tried_again_has_no_verdict_and_calls_are_announced(tmp_p
     scene.fail(4)
     scene.judge()
     assert scene.written() == [4], "its second failure is its last"
+
+
+def test_a_disk_in_trouble_uses_no_try_up_and_ends_no_process_that_works(tmp_path: Path) -> None:
+    trouble = Error(kind=ErrorKind.IO, type="OSError", message="nothing is mounted there")
+    scene = Scene(tmp_path, patience=2, is_believing=False, retries=1)
+    scene.fail(0, trouble)
+    scene.judge()
+    assert b'"state":"held"' in lines_of(scene.layout)[-1]
+    scene.fail(1, trouble)
+    scene.judge()
+    assert scene.settler.is_out_of_patience, "nobody knows yet whether this process works"
+    scene.complete(2)
+    for index in (3, 4, 5):
+        scene.fail(index, trouble)
+        scene.judge()
+    assert not scene.settler.is_out_of_patience
 
 
 def test_an_announcement_names_all_that_is_in_hand(tmp_path: Path) -> None:

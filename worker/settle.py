@@ -203,11 +203,13 @@ class Settler:
             limit = used_up(error)
             if limit is not None:
                 raise limit
-        tries = self._backlog.count_try(line)
-        error = msgspec.structs.replace(error, tries=tries)
-        if tries <= self._retries:
-            self._defer(line, error)
-            return
+        # What a file system in trouble kept from running was not tried.
+        if error.kind is not ErrorKind.IO:
+            tries = self._backlog.count_try(line)
+            error = msgspec.structs.replace(error, tries=tries)
+            if tries <= self._retries:
+                self._defer(line, error)
+                return
         looks_like_stop = error.signal in signals.ENDING_NAMES or self._drain.is_deaf()
         if not self.is_believing and not looks_like_stop:
             # Whoever dies or drains now confirms nothing, so this speaks against nobody yet.
