@@ -104,7 +104,7 @@ def _in_hand(orphans: list[TaskLine], started: Started | None) -> _InHand:
     suspects = named or orphans
     certain = None
     was_alone = started is not None and len(named) == len(started.tasks) == 1
-    if was_alone or len(orphans) == 1:
+    if was_alone or (len(orphans) == 1 and (named or started is None)):
         certain = suspects[0]
     return _InHand({(task.task, task.round) for task in suspects}, certain)
 

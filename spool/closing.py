@@ -244,6 +244,6 @@ def orphans_of(view: View, attempt: str) -> list[TaskLine]:
     orphans: dict[tuple[int, int], TaskLine] = {}
     for task in view.claimed_by(attempt):
         is_over = view.ledger.is_finished_in(task.task, task.round)
-        if not is_over and not view.has_let_go(attempt, task.task, task.round):
+        if not is_over and not view.has_let_go(attempt, task):
             orphans[task.task, task.round] = task
     return list(orphans.values())

@@ -1,7 +1,7 @@
 """Which kind of file system a path lies on, and which ones are mounted where.
 
-Called by the orchestrator to choose how it waits, and by `doctor`; and by a worker, to see whether
-the file system is gone on which the input of a failed task lay.
+Called to choose how to wait and how far to trust what is seen, and to record the mounts of a run;
+and by a worker, to see whether the file system is gone on which the input of a failed task lay.
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ def data_mounts() -> list[str]:
 
 
 def lost_mount(path: str, known: Iterable[str]) -> str:
-    """The lowest of these mount points above a path where nothing is mounted now; "" for none."""
+    """The lowest of these mount points above a path where nothing is mounted now; "" for none.
+
+    A folder that holds something is none: on this host it never was a mount point.
+    """
     above = [point for point in known if path.startswith(point.rstrip("/") + "/")]
     if not above:
         return ""
@@ -110,7 +113,16 @@ def lost_mount(path: str, known: Iterable[str]) -> str:
         mounted = mount_points()
     except OSError:
         return ""
-    return max((point for point in above if point not in mounted), key=len, default="")
+    lost = [point for point in above if point not in mounted and not _holds_something(point)]
+    return max(lost, key=len, default="")
+
+
+def _holds_something(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def _is_utf8(name: str) -> bool:

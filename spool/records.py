@@ -50,7 +50,7 @@ class TaskLine(Record, frozen=True, kw_only=True):
     how often `retry` gave it another chance. kills: how often, in this round, its worker was killed
     by SIGKILL with it certainly in hand. careful: it runs alone, after a `started` line. failed_in:
     the attempts in which it failed or took the worker along in this round, each with the device;
-    both are "" where that speaks against neither, see `ErrorKind.IO`.
+    that is "" where a file system in trouble was to blame, see `ErrorKind.IO`.
     """
 
     task: int

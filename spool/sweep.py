@@ -71,7 +71,7 @@ def _lines(view: View) -> Iterator[tuple[TaskLine, bool]]:
     for name, manifest in view.manifests.items():
         for start, stop, claimer, is_held in _parts(view, name):
             for task in manifest.tasks(start, stop):
-                let_go = view.has_let_go(claimer, task.task, task.round)
+                let_go = view.has_let_go(claimer, task)
                 yield task, is_held and not let_go
 
 

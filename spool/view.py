@@ -689,10 +689,16 @@ class View:
         is_finished = self.ledger.is_finished_in
         return [key for key in self._unruled if not is_finished(*key)]
 
-    def has_let_go(self, attempt: str, task: int, round_: int) -> bool:
-        """Whether a task failed in an attempt, which holds it no more."""
-        opinions = self.held.get((task, round_))
-        return opinions is not None and any(one.attempt == attempt for one in opinions)
+    def has_let_go(self, attempt: str, line: TaskLine) -> bool:
+        """Whether a task failed in an attempt after that had claimed it by this line.
+
+        An attempt may claim a task again that a file system in trouble kept from running there.
+        """
+        failures = self.held.get((line.task, line.round))
+        if failures is None:
+            return False
+        n_failed = sum(one.attempt == attempt for one in failures)
+        return n_failed > sum(name == attempt for name, _ in line.failed_in)
 
     def identity(self, attempt: str) -> Identity | None:
         """The process of an attempt, by its journal or its heartbeat; None if it never began."""

@@ -51,8 +51,10 @@ def decided(now: float = NOW, max_restarts: int = 3, **known: Any) -> list[Actio
     return decide(Snapshot(**{**defaults, **known}), Policy(max_restarts), now)
 
 
-def attempt(rank: int, life: Life = Life.ALIVE, is_starting: bool = False) -> OpenAttempt:
-    return OpenAttempt(f"rank-{rank:04d}.a00", rank, life, is_starting)
+def attempt(
+    rank: int, life: Life = Life.ALIVE, is_starting: bool = False, is_idle: bool = False
+) -> OpenAttempt:
+    return OpenAttempt(f"rank-{rank:04d}.a00", rank, life, is_starting, is_idle)
 
 
 def launch(rank: int, patience: int = PATIENCE) -> Launch:
@@ -287,6 +289,8 @@ def test_an_outage_is_waited_out_for_so_long_and_no_longer() -> None:
     assert decided(finished_last_at=NOW, now=late, **failed) == [], "so does this one, since then"
     failing = {**failed, "past": [past(failed_at=late - 1)]}
     assert decided(finished_last_at=NOW, now=late, **failing) == [Break(Ending.OUTAGE)]
+    waiting = {**busy, "open": [attempt(0, is_idle=True)]}
+    assert decided(finished_last_at=NOW, now=late, **waiting) == [Break(Ending.OUTAGE)]
 
 
 def test_a_rank_that_never_loads_its_job_takes_no_work_from_one_that_has_worked() -> None:

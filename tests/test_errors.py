@@ -23,7 +23,7 @@ TREE = [
 ids = pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 
 # Classes of exceptions outside of the tree, and why they are: a private signal of one package.
-PRIVATE = {"CopyUnreadable", "Drained", "Excused", "NotNow", "NotStartable", "OutOfMemory"}
+PRIVATE = {"CopyUnreadable", "Drained", "NotNow", "NotStartable", "OutOfMemory"}
 
 
 def instance(kind: type[GpuspoolError]) -> GpuspoolError:

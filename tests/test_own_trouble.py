@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 from helpers import Box, assert_sound, journal_lines, names, record, wait_until
+from spooling import view_of
 from torture import mounts
 
 from gpuspool.spool.errors import EXIT_CANNOT_CLOSE
 from gpuspool.spool.exits import describe_exit
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.sweep import stranded_tasks
 
 needs_mounts = pytest.mark.skipif(bool(mounts.why_not()), reason=mounts.why_not() or "-")
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root mounts")
@@ -281,6 +285,67 @@ def test_a_task_that_fills_a_disk_of_its_own_waits_and_names_it(box: Box) -> Non
         started.wait(0)
     assert_sound(box, "S", 6)
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json"]
+
+
+@needs_mounts
+def test_a_task_that_waited_for_a_disk_is_nobody_elses_when_its_own_process_takes_it_again(
+    box: Box,
+) -> None:
+    """That process has it in hand, though it failed there before: no idle one runs it beside."""
+    box.write(
+        "job.py",
+        "import errno, os, pathlib, time\n"
+        "def f(task, ctx):\n"
+        "    if task.index: return\n"
+        "    if not os.path.exists('once'):\n"
+        "        pathlib.Path('once').write_text(ctx.attempt)\n"
+        "        raise OSError(errno.ENOSPC, 'full', '/scratch/x')\n"
+        "    with open('again', 'a') as file: file.write(ctx.attempt + '\\n')\n"
+        "    while not os.path.exists('gate'): time.sleep(0.02)\n",
+    )
+    command = ["run", "job.py:f", "--lines", box.lines(2), "--spool", "S", "--ranks", "1"]
+    started = box.start(*command)
+    wait_until((box / "again").exists)
+    assert stranded_tasks(view_of(Layout(box / "S"))) == []
+    (box / "gate").touch()
+    started.wait(0)
+    assert (box / "again").read_text() == "rank-0000.a00\n"
+    assert_sound(box, "S", 2)
+
+
+@needs_mounts
+def test_a_script_without_its_interpreter_fails_though_it_is_told_as_a_missing_input(
+    box: Box,
+) -> None:
+    with mounts.mounted(mounts.Tmpfs, box / "scripts", 1_000_000, 100):
+        for number in range(8):
+            script = box / "scripts" / f"{number}.sh"
+            script.write_text("#!/nowhere/sh\n" if number == 3 else "#!/bin/sh\nexit 0\n")
+            script.chmod(0o755)
+        inputs = ["scripts/*.sh", "--spool", "S", "--ranks", "2"]
+        box.run("run", *inputs, "--", "{input}", code=3)
+    assert [result["key"] for result in box.results("S") if result["state"] == "failed"] == ["3.sh"]
+
+
+def test_an_exception_that_was_returned_is_excused_as_one_that_was_raised(
+    box: Box, dead_mount: Path
+) -> None:
+    box.write(
+        "job.py",
+        "class Job:\n"
+        "    batch_size = 4\n"
+        "    def __call__(self, tasks, ctx):\n"
+        "        bad = ValueError('no image')\n"
+        "        return [bad if task.payload['path'] else 1 for task in tasks]\n",
+    )
+    payloads: list[Any] = [{"path": ""} for _ in range(7)]
+    payloads.append({"path": str(dead_mount / "x")})
+    command = ["run", "job.py:Job", "--tasks", box.tasks(payloads), "--spool", "S", "--ranks", "2"]
+    started = box.start(*command)
+    wait_until(lambda: "no task is to blame: [Errno 107]" in started.err)
+    wait_until(lambda: len(completed(box / "S")) == 7)
+    started.signal(signal.SIGTERM)
+    started.wait(75)
 
 
 def completed(spool: Path) -> list[int]:

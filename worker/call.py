@@ -6,8 +6,9 @@ The steps of every call, in this order:
 2. Take the inputs of its tasks, where the job has a `load`. A task whose load raised is settled now
    and is not part of the call.
 3. Call the job.
-4. Judge what it raised: whether a task is to blame, or the world (see `trouble`). In the second
-   case an OSError or `Unusable` is raised, the attempt ends, and the tasks stay without a verdict.
+4. Judge what it raised (see `trouble`): a task is to blame; or a file system that only it needs is,
+   and the failure is excused; or no task can be done now. In the last case an OSError, `Unusable`
+   or `NotNow` is raised, and the tasks stay as they were.
 5. Publish the outputs of the tasks that went well, and delete those of the others.
 6. Settle the tasks. So no journal says that a task is complete before its outputs are published.
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from time import perf_counter, time
 from typing import Any, Protocol
@@ -43,7 +44,7 @@ from gpuspool.worker.prefetch import Prefetcher, threads_for
 from gpuspool.worker.results import call_user_code, to_error, to_json
 from gpuspool.worker.say import for_people
 from gpuspool.worker.starting import NotNow
-from gpuspool.worker.trouble import Excused, raise_trouble
+from gpuspool.worker.trouble import find_excuse, raise_trouble
 
 # Complete tasks that took less than this get no range of the log in their lines, and the size of
 # the log is looked at no more often: a look costs as much as a tiny task.
@@ -53,6 +54,9 @@ _decode = msgspec.json.Decoder().decode
 # of what a tiny task costs.
 _COMPLETE = LineState.COMPLETE
 _FAILED = LineState.FAILED
+# An input that is missing and there again, so often, is not missing for its mount: a script without
+# its interpreter is told in the same words.
+MOST_RETURNS = 3
 # Errors that say that memory ran out.
 _OUT_OF_MEMORY = (ErrorKind.GPU_OOM, ErrorKind.HOST_OOM)
 
@@ -168,7 +172,9 @@ class Call:
         seconds = perf_counter() - clock
         self.call_s += seconds
         if raised is None and self.outputs.trouble is None:
-            outcomes = [self._outcome(result) for result in results]
+            outcomes = [
+                self._outcome(line, result) for line, result in zip(lines, results, strict=True)
+            ]
         else:
             failure = self._judge(raised, lines)
             if failure.kind in _OUT_OF_MEMORY and not is_alone:
@@ -218,7 +224,7 @@ class Call:
         seconds = ended - clock
         self.call_s += seconds
         if raised is None and self.outputs.trouble is None:
-            outcome = self._outcome(result)
+            outcome = self._outcome(line, result)
         else:
             outcome = self._judge(raised, [line])
         if isinstance(outcome, Error) or self.outputs.asked or seconds >= LOG_FROM_S:
@@ -329,35 +335,36 @@ class Call:
         self.outputs.discard()
         return error
 
-    def _error_of(self, raised: BaseException, lines: Iterable[TaskLine] = ()) -> Error:
+    def _error_of(self, raised: BaseException, lines: Sequence[TaskLine]) -> Error:
         """The record of what user code raised. Its frames, and what they hold, are forgotten.
 
-        lines: the tasks whose inputs may be in trouble. Raises OSError, AttemptError or NotNow
-        where this process can do no task now. What was written so far is deleted then, which makes
-        room on a full disk to say what happened.
+        lines: the tasks of the call. Raises OSError, AttemptError or NotNow where this process can
+        do no task now. What was written so far is deleted then, which makes room on a full disk to
+        say what happened.
         """
         try:
             self.outputs.check()
+            raise_trouble(raised, self.outputs.folders(), self.outputs.root)
             inputs = filter(None, map(_input_of, lines))
-            folders, root = self.outputs.folders(), self.outputs.root
-            raise_trouble(raised, folders, root, inputs, self._mounts)
-        except Excused as excuse:
+            may_be_back = all(_times_excused(line) < MOST_RETURNS for line in lines)
+            excuse = find_excuse(raised, inputs, self._mounts, may_be_back)
             # Where a failure is a verdict there is no other way to leave the task without one.
-            if self._settler.is_believing:
-                self.outputs.discard()
-                raise excuse.trouble from None
-            return _excused(_record(raised), excuse.trouble)
+            if excuse is not None and self._settler.is_believing:
+                raise excuse
         except (OSError, AttemptError, NotNow):
             self.outputs.discard()
             raise
-        return _record(raised)
+        error = _record(raised)
+        if excuse is not None:
+            return _excused(error, excuse)
+        return error
 
-    def _outcome(self, result: Any) -> msgspec.Raw | Error:
+    def _outcome(self, line: TaskLine, result: Any) -> msgspec.Raw | Error:
         """What a task's line will hold: its result as JSON, or an error."""
         if result is None:
             return NO_JSON
         if isinstance(result, BaseException):
-            return self._error_of(result)
+            return self._error_of(result, [line])
         encoded: msgspec.Raw
         encoded, raised = call_user_code(to_json, result)
         if raised is not None:
@@ -432,7 +439,9 @@ class Call:
 
 
 def _input_of(line: TaskLine) -> str:
-    """The path of a task's input, "" where its payload is none: a file, or a line with a slash."""
+    """The path of a task's input: the `path` of its payload, or a payload that is a text with a
+    slash; else "".
+    """
     payload = _decode(line.payload)
     if isinstance(payload, dict):
         payload = payload.get("path")
@@ -446,6 +455,11 @@ def _record(raised: BaseException) -> Error:
     error = to_error(raised)
     forget_frames(raised)
     return error
+
+
+def _times_excused(line: TaskLine) -> int:
+    """How often a file system in trouble kept a task from running, as far as its line tells."""
+    return sum(not device for _, device in line.failed_in)
 
 
 def _excused(error: Error, trouble: OSError) -> Error:

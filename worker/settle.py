@@ -119,6 +119,8 @@ class Settler:
         # Counted this way a complete task costs nothing here.
         self._row = 0
         self._complete_before = 0
+        # How many tasks were complete when the last one failed.
+        self._complete_at_failure = 0
         # The last failure that was held back, None where none was.
         self.last_error: Error | None = None
         self._in_hand: deque[TaskLine] = deque()
@@ -142,7 +144,7 @@ class Settler:
     @property
     def is_proven(self) -> bool:
         """Whether the last task completed, so that this process and its device are in order."""
-        return self._doing.complete > 0 and self.failures_in_a_row == 0
+        return self._doing.complete > self._complete_at_failure
 
     def take_in_hand(self, lines: Sequence[TaskLine]) -> None:
         """These tasks will be run next."""
@@ -288,6 +290,7 @@ class Settler:
         if error.kind is not ErrorKind.IO or not self._doing.complete:
             self._row = self.failures_in_a_row + 1
             self._complete_before = self._doing.complete
+        self._complete_at_failure = self._doing.complete
         self.last_error = error
         say(f"gpuspool: task {line.key} failed here ({error.type}); it is tried elsewhere")
 

@@ -2,8 +2,9 @@
 
 Where the system has no room for another process or thread, no task is to blame: it is so for a
 moment, and for every task. `NotNow` says so: what is in hand goes back to the backlog, and the same
-attempt goes on after a pause. Where the program of a command is not there or cannot be executed,
-and its name is the same for all tasks, no task is to blame either: `NotStartable` ends the attempt.
+attempt goes on after a pause. Where the program of a command cannot be executed, and its name is
+the same for all tasks, no task is to blame either: `NotStartable` ends the attempt. One that went
+away is waited for before.
 
 Called by `job`, which runs commands, and by `trouble`, which judges what a job of Python raised.
 """
@@ -100,7 +101,7 @@ def run(arguments: list[str], is_literal: bool) -> int:
         process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
     except OSError as error:
         # A program that is just being written is one that passes too.
-        if error.errno in (*NO_ROOM, errno.ETXTBSY):
+        if error.errno in NO_ROOM or (is_literal and error.errno == errno.ETXTBSY):
             raise NotNow(error) from error
         if is_literal and error.errno in _OF_THE_PROGRAM:
             _refuse_gone(arguments[0], error)

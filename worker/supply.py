@@ -288,9 +288,9 @@ class Supply:
 
     def _may_try(self, task: TaskLine) -> bool:
         """Whether this attempt may give another opinion of a doubtful task."""
-        attempts = [attempt for attempt, _ in task.failed_in]
-        devices = [device for _, device in task.failed_in]
-        if self.attempt in attempts:
+        # Where a file system in trouble was to blame, no device is named, and nobody is kept away.
+        devices = [device for _, device in task.failed_in if device]
+        if any(attempt == self.attempt and device for attempt, device in task.failed_in):
             return False
         if self._device == CPU or self._device not in devices:
             return True

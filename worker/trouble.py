@@ -1,19 +1,19 @@
 """What an exception of user code says about the world rather than about the task.
 
 Where the outputs or the log cannot be written any more, every task that follows would fail. So
-would it with a device whose context is broken, or in a process without file descriptors. In all
-these cases the attempt ends and its tasks stay without a verdict.
+would every task on a device whose context is broken, or in a process without file descriptors. In
+all these cases `raise_trouble` raises, the attempt ends, and its tasks stay without a verdict.
 
 Where another file system is in trouble, that of an input or of a temporary file, other tasks may
-well complete. Then the failure is excused: neither the task nor the place is to blame, and the task
-is tried again later.
+well complete. `find_excuse` finds it, and the failure is excused: neither the task nor the place is
+to blame, and the task is tried again later.
 
 The judgement is by type and errno, and by looking; never by text, since numpy and torch report a
 full disk without any errno, and a command reports nothing but a status. An error says where to
 look: the folder of the file that it names, of the inputs, of the outputs. What is found there
 decides: a file that is missing or cannot be read in a folder that can is the task's own affair.
 
-Called for everything that user code raises. Decision 10 says more.
+Both are called for everything that user code raises. Decision 10 says more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gpuspool.spool.errors import AttemptError, Unusable
@@ -50,8 +50,6 @@ DEAD = (
     errno.ESTALE,
     errno.ETIMEDOUT,
 )
-# Something above a path is not there.
-MISSING = (errno.ENOENT, errno.ENOTDIR)
 # This process, or the whole system, may open no more files.
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 # A file system with less room than this counts as full: since the write that failed, a neighbour
@@ -61,35 +59,16 @@ LOW_BYTES = 1024 * 1024
 LOW_INODES = 64
 
 
-class Excused(Exception):
-    """A file system is in trouble that the task needs, other than those of the spool and OUT.
-
-    trouble: what is wrong with it. A private signal of this package.
-    """
-
-    def __init__(self, trouble: OSError) -> None:
-        super().__init__(str(trouble))
-        self.trouble = trouble
-
-
-def raise_trouble(
-    raised: BaseException,
-    folders: Iterable[Path],
-    out: Path | None = None,
-    inputs: Iterable[str] = (),
-    mounts: Iterable[str] = (),
-) -> None:
-    """Return where the task, or the place where it ran, is to blame for what it raised.
+def raise_trouble(raised: BaseException, folders: Iterable[Path], out: Path | None = None) -> None:
+    """Raise if this process can do no task now, whichever it is.
 
     folders: those that the tasks in hand were to write to. out: the folder that all outputs lie in.
-    inputs: the files that these tasks read. mounts: where file systems were mounted when the run
-    was made. Raises OSError for outputs or a log that cannot be written and for a command that
-    cannot be started, Unusable for this process, any other AttemptError as it is, NotNow for what
-    passes in moments, and Excused for any other file system in trouble.
+    Raises OSError for outputs or a log that cannot be written and for a command that cannot be
+    started, Unusable for this process, any other AttemptError as it is, and NotNow for what passes
+    in moments.
     """
-    errors = list(causes(raised))
-    for error in errors:
-        _judge(error, raised)
+    for error in causes(raised):
+        _refuse(error, raised)
         if isinstance(error, OSError) and out is not None:
             raise_trouble_at(error, out)
     fault = find_device_fault()
@@ -100,15 +79,9 @@ def raise_trouble(
     for folder in set(folders):
         probe_folder(folder)
         _refuse_full(os.statvfs(folder), str(folder), LOW_BYTES, LOW_INODES)
-    troubles = [error for error in errors if isinstance(error, OSError)]
-    for trouble in troubles:
-        if trouble.errno in FULL:
-            where = trouble.filename or "somewhere in the job"
-            raise Excused(OSError(trouble.errno, os.strerror(trouble.errno), where))
-    _look_at_inputs(_from_root(inputs), troubles, list(mounts))
 
 
-def _judge(error: BaseException, raised: BaseException) -> None:
+def _refuse(error: BaseException, raised: BaseException) -> None:
     """Raise if `error`, a cause of `raised`, says that this process can do no task now."""
     if isinstance(error, (AttemptError, NotNow, NotStartable)):
         raise error
@@ -118,6 +91,84 @@ def _judge(error: BaseException, raised: BaseException) -> None:
     if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
         words = "gpuspool: it has no file descriptors left"
         raise Unusable(f"{to_error(raised).traceback}{words}")
+
+
+def find_excuse(
+    raised: BaseException,
+    inputs: Iterable[str] = (),
+    mounts: Sequence[str] = (),
+    may_be_back: bool = True,
+) -> OSError | None:
+    """What is wrong with a file system that the task needs, other than OUT's and the spool's.
+
+    None where nothing is: then the task, or the place where it ran, is to blame for what it raised.
+    inputs: the files that the tasks in hand read. mounts: where file systems were mounted when the
+    run was made. may_be_back: whether an input that was missing, and is there, was unmounted for a
+    moment.
+    """
+    errors = [error for error in causes(raised) if isinstance(error, OSError)]
+    for error in errors:
+        if error.errno in FULL:
+            where = error.filename or "somewhere in the job"
+            return OSError(error.errno, os.strerror(error.errno), where)
+    asked = _from_root(inputs)
+    named = [path for error in errors for path in _named_by(error)]
+    # Errors of read(2) name nothing, so the inputs are looked at too.
+    says_dead = any(error.errno in DEAD for error in errors)
+    for path in dict.fromkeys([*asked, *named]):
+        excuse = _look_at(path, says_dead, mounts)
+        if excuse is not None:
+            return excuse
+    if may_be_back:
+        for error in errors:
+            if _is_back(error, asked, mounts):
+                return error
+    return None
+
+
+def _look_at(path: str, says_dead: bool, mounts: Sequence[str]) -> OSError | None:
+    """What is wrong with the file system of a file; None where that is in order.
+
+    says_dead: an error says that some file system is dead. A look at the folder tells whether it is
+    this one, or only the file is bad.
+    """
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in DEAD:
+            return _lost(path, mounts)
+        says_dead = True
+    if not says_dead:
+        return None
+    folder = os.path.dirname(path)
+    try:
+        with os.scandir(folder) as entries:
+            next(entries, None)
+    except OSError as error:
+        if error.errno in DEAD:
+            return OSError(error.errno, os.strerror(error.errno), folder)
+    return None
+
+
+def _lost(path: str, mounts: Sequence[str]) -> OSError | None:
+    """That the file system is gone on which an unreachable file lay; None if it is not."""
+    for one in dict.fromkeys((path, os.path.realpath(path))):
+        point = lost_mount(one, mounts)
+        if point:
+            return OSError(errno.ENOENT, "nothing is mounted there any more", point)
+    return None
+
+
+def _is_back(error: OSError, inputs: list[str], mounts: Sequence[str]) -> bool:
+    """Whether an error says that an input on some mount is missing, and it is there."""
+    if error.errno != errno.ENOENT or error.filename2 is not None:
+        return False
+    for path in _named_by(error):
+        real = os.path.realpath(path)
+        is_on_mount = any(real.startswith(f"{point}/") for point in mounts)
+        if path in inputs and is_on_mount and os.access(path, os.F_OK):
+            return True
+    return False
 
 
 def raise_trouble_at(error: OSError, home: Path) -> None:
@@ -142,8 +193,10 @@ def _from_root(paths: Iterable[str]) -> list[str]:
     """The paths from the root on. Where the current folder is gone, relative ones lead nowhere."""
     found: list[str] = []
     for path in paths:
-        with contextlib.suppress(OSError):
-            found.append(os.path.abspath(path))
+        # Nor does what no file can be called: it holds a NUL, or half a character.
+        with contextlib.suppress(OSError, UnicodeEncodeError):
+            if b"\0" not in os.fsencode(path):
+                found.append(os.path.abspath(path))
     return found
 
 
@@ -153,53 +206,6 @@ def _is_in(path: str, home: Path) -> bool:
     if Path(path).is_relative_to(home.absolute()):
         return True
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home))
-
-
-def _look_at_inputs(inputs: list[str], troubles: list[OSError], mounts: list[str]) -> None:
-    """Raise Excused where the file system of an input, or of what an error names, is in trouble."""
-    for trouble in troubles:
-        if trouble.errno in DEAD:
-            # Errors of read(2) name nothing, so the inputs are looked at too.
-            for path in [*_named_by(trouble), *inputs]:
-                _look_into(os.path.dirname(path))
-    named = [path for trouble in troubles for path in _named_by(trouble)]
-    for path in dict.fromkeys([*inputs, *named]):
-        try:
-            os.stat(path)
-        except OSError as error:
-            if error.errno in DEAD:
-                raise Excused(error) from None
-            _refuse_lost(path, mounts)
-    for trouble in troubles:
-        _refuse_return(trouble, inputs, mounts)
-
-
-def _look_into(folder: str) -> None:
-    """Raise Excused where the file system of a folder is dead."""
-    try:
-        with os.scandir(folder) as entries:
-            next(entries, None)
-    except OSError as error:
-        if error.errno in DEAD:
-            raise Excused(OSError(error.errno, os.strerror(error.errno), folder)) from None
-
-
-def _refuse_lost(path: str, mounts: list[str]) -> None:
-    """Raise Excused where a file cannot be reached and the file system is gone that it lay on."""
-    for one in dict.fromkeys((path, os.path.realpath(path))):
-        point = lost_mount(one, mounts)
-        if point:
-            raise Excused(OSError(errno.ENOENT, "nothing is mounted there any more", point))
-
-
-def _refuse_return(error: OSError, inputs: list[str], mounts: list[str]) -> None:
-    """Raise Excused where an input was missing, and is there again: its mount came back."""
-    if error.errno not in MISSING:
-        return
-    for path in set(_named_by(error)).intersection(inputs):
-        real = os.path.realpath(path)
-        if os.access(path, os.F_OK) and any(real.startswith(f"{point}/") for point in mounts):
-            raise Excused(error)
 
 
 def _look_at_log() -> None:

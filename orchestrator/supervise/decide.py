@@ -66,12 +66,16 @@ FAREWELL_S = 15.0
 
 
 class OpenAttempt(msgspec.Struct, frozen=True):
-    """An attempt that is not closed. `is_starting`: it has claimed nothing yet."""
+    """An attempt that is not closed.
+
+    `is_starting`: it has claimed nothing yet. `is_idle`: it has nothing in hand, by its own word.
+    """
 
     name: str
     rank: int
     life: Life
     is_starting: bool
+    is_idle: bool = False
 
 
 class RankPast(msgspec.Struct, frozen=True):
@@ -326,11 +330,12 @@ def _is_broken(snapshot: Snapshot) -> bool:
 def _is_outage(snapshot: Snapshot, now: float) -> bool:
     """Whether tasks only fail, and have for so long that waiting on is in vain.
 
-    A rank whose last failure was long ago works on a long task, which may yet complete.
+    A rank whose last failure was long ago works on a long task, which may yet complete, unless it
+    has nothing in hand.
     """
     if now - snapshot.finished_last_at < OUTAGE_S:
         return False
-    busy = {attempt.rank for attempt in snapshot.open}
+    busy = {attempt.rank for attempt in snapshot.open if not attempt.is_idle}
     for rank in snapshot.past:
         is_failing = rank.failed_at is not None and now - rank.failed_at < FAILING_S
         if rank.rank in busy and not is_failing:

@@ -33,7 +33,7 @@ from gpuspool.spool.layout import STATES, rank_of
 from gpuspool.spool.place import out_of
 from gpuspool.spool.publish import listdir, make_subfolder, read_record, rename, replace
 from gpuspool.spool.records import Closing, Record
-from gpuspool.spool.states import AttemptState, Ending, Reason
+from gpuspool.spool.states import AttemptState, Ending, ErrorKind, Reason
 from gpuspool.spool.view import View
 
 
@@ -239,10 +239,13 @@ def _counts(view: View, root: str) -> str:
 def _why_it_failed(view: View, ending: Ending, epoch: int) -> str:
     """What was said last of what is to blame: of a task where tasks failed, else of an attempt."""
     if ending is Ending.BROKEN or ending is Ending.OUTAGE:
-        for key in reversed(list(view.held)):
+        is_finished = view.ledger.is_finished_in
+        for key in reversed([key for key in view.held if not is_finished(*key)]):
             error, line = how_it_failed(view, key)
             if line is not None:
                 text = error.traceback or f"{error.type}: {error.message}"
+                if error.kind is ErrorKind.IO:
+                    text = f"{error.type}: {error.message}"
                 return f"The last that failed was task {line.key}:\n{text.rstrip()}"
     return _first_error(view, epoch)
 

@@ -99,8 +99,9 @@ class Orchestrator:
         # When the next rank that waits out its backoff may be started, or the next death be judged,
         # as of the last look.
         self._wake_at: float | None = None
-        # Whether people were told that tasks wait for a file system, or for their verdicts.
-        self._was_wait_told = False
+        # Whether people were told that tasks wait for a file system; and for their verdicts.
+        self._was_excuse_told = False
+        self._was_end_told = False
 
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
@@ -236,27 +237,26 @@ class Orchestrator:
             self._telling.tell("overdue", f"{attempt} {why}", attempt=attempt)
 
     def _tell_of_waiting(self) -> None:
-        """Tell once why tasks wait that have failed, where that may take a while."""
+        """Tell why tasks wait that have failed, where that may take a while, once for each time."""
         excused = self._judge.excused
-        wait_s = self._judge.old_in_s
-        is_long = TELL_FROM_S <= wait_s < math.inf
-        if not excused and not is_long:
-            self._was_wait_told = self._was_wait_told and bool(self._judge.doubtful)
-            return
-        if self._was_wait_told:
-            return
-        self._was_wait_told = True
-        if excused:
+        if excused and not self._was_excuse_told:
             error, _ = how_it_failed(self._view, excused[-1])
             tasks = count_of(len(excused), "task waits", "tasks wait")
             text = f"{tasks} for a file system in trouble, to be tried again: {error.message}"
-        else:
+            self._telling.tell("tasks_waiting", text)
+        self._was_excuse_told = bool(excused) or (
+            self._was_excuse_told and bool(self._judge.doubtful)
+        )
+        wait_s = self._judge.old_in_s
+        is_long = not excused and TELL_FROM_S <= wait_s < math.inf
+        if is_long and not self._was_end_told:
+            self._was_end_told = True
             tasks = count_of(len(self._judge.doubtful), "task has", "tasks have")
             text = (
                 f"the last {tasks} failed, and nothing completes any more: unless that changes, "
                 f"they fail for good in {wait_s:.0f} s"
             )
-        self._telling.tell("tasks_waiting", text)
+            self._telling.tell("tasks_waiting", text)
 
     def _tell_of_drain(self, drain: Drain) -> None:
         """Tell the workers of a drain first, and then people."""

@@ -202,7 +202,8 @@ class Judge:
             # It was given out again, and nobody has said anything since.
             return Finding.WAIT
         if held[-1].is_excused:
-            return self._rule_excused(key, ground, is_with_nobody)
+            is_time = is_with_nobody and self._has_waited(key, ground.now)
+            return Finding.AGAIN if is_time else Finding.WAIT
         opinions = self._opinions(key)
         least = self._least(key)
         finding = rule(opinions, ground, least)
@@ -221,13 +222,11 @@ class Judge:
             return Finding.WAIT
         return Finding.AGAIN
 
-    def _rule_excused(self, key: Key, ground: Ground, is_with_nobody: bool) -> Finding:
-        """What is to be done with a task that a file system in trouble kept from running."""
-        times = sum(one.is_excused for one in self._view.held[key])
-        waits_until = self._seen[key][-1] + excuse_pause_s(times)
-        if is_with_nobody and ground.now >= waits_until:
-            return Finding.AGAIN
-        return Finding.WAIT
+    def _has_waited(self, key: Key, now: float) -> bool:
+        """Whether it is time to try a task again that a file system kept from running."""
+        held = self._view.held[key]
+        times = sum(one.is_excused and self.is_of_this_epoch(one.attempt) for one in held)
+        return now >= self._seen[key][-1] + excuse_pause_s(times)
 
     def _opinions_held(self, key: Key) -> list[Held]:
         """The failures of a task that speak against it or its place."""
@@ -324,7 +323,7 @@ class Judge:
         """Whether the place may still complete another task, so that it is worth waiting for."""
         if held.at is not None:
             is_open = held.attempt not in self._view.closed
-            return is_open and not self._is_idle(held.attempt)
+            return is_open and not self.is_idle(held.attempt)
         return not any(later in self._view.closed for later in self._later(held.attempt))
 
     def _later(self, attempt: str) -> Iterator[str]:
@@ -333,7 +332,7 @@ class Judge:
         for later in range(number + 1, self._view.next_number(rank)):
             yield attempt_name(rank, later)
 
-    def _is_idle(self, attempt: str) -> bool:
+    def is_idle(self, attempt: str) -> bool:
         """Whether an open attempt has nothing in hand, by its own word."""
         places = self._view.claims_by.get(attempt, [])
         return all(self._view.is_released(attempt, claimed.number) for claimed in places)
@@ -385,9 +384,9 @@ class Judge:
         )
 
     def _where(self, held: Held) -> tuple[str, str]:
-        """The attempt and the device that a failure speaks against; "" for both if it does not."""
+        """The attempt of a failure, and the device that it speaks against; "" if it is excused."""
         if held.is_excused:
-            return "", ""
+            return held.attempt, ""
         return held.attempt, self._device(held.attempt)
 
     def _verdict(self, key: Key, error: Error, line: TaskLine | None) -> TaskFailure:
