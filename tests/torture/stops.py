@@ -113,8 +113,8 @@ class Case:
             self._wait_for_progress(started)
             number = self._stop_everybody(started)
             code = started.process.wait(PATIENCE_S)
-            # 0 and 3: the run had ended just before. -N: it had only begun.
-            if code not in (75, 3, -number):
+            # 3: the run had ended just before. -N and, by Ctrl-C, 130: it had only begun.
+            if code not in (75, 3, -number) and (code, number) != (130, signal.SIGINT):
                 self._fail(f"exit code {code} after {number.name}\n{started.err}")
             self._looks.append(look(self._spool / "outputs"))
         return self._start().process.wait(PATIENCE_S)
