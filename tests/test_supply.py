@@ -294,7 +294,7 @@ def test_who_is_proven_looks_for_doubtful_tasks_only_where_there_may_be_some(
 def test_of_many_manifests_nothing_is_left_however_few_are_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_held: int
 ) -> None:
-    monkeypatch.setattr("gpuspool.worker.supply.MOST_HELD", most_held)
+    monkeypatch.setattr("gpuspool.worker.supply.MOST_LOADED", most_held)
     sizes = [0, 7, 1, 30, 0, 12, 3, 1, 1, 25, 9, 4]
     layout = make_spool(tmp_path / "s", *sizes)
     several = [supply_of(layout, rank) for rank in (0, 1, 3, 77)]

@@ -157,8 +157,8 @@ class Call:
         """Call the job with these tasks: one, or as many as a batch may have.
 
         is_alone: it is one task, and nothing else takes memory, so that it is to blame if there is
-        not enough. Returns how the call ended, and the tasks that it left without a verdict. A task
-        whose load raised has one. Raises OSError and Unusable where no task is to blame.
+        not enough. Returns how the call ended, and the tasks that it left unsettled. A task
+        whose load raised is settled. Raises OSError, Unusable and NotNow where no task can be done.
         """
         if self._settler.is_announcing or lines[0].careful:
             self._settler.announce(lines, self._loading_beside(lines))
@@ -210,8 +210,7 @@ class Call:
         """Call a job that has neither batches nor `load` with one task.
 
         Returns the clock at the end of the call, infinity where no further call shall be made.
-        Raises OutOfMemory, and OSError and Unusable where
-        no task is to blame.
+        Raises OutOfMemory; and OSError, Unusable and NotNow where no task can be done now.
         """
         if self._settler.is_announcing or line.careful:
             self._settler.announce([line], [])

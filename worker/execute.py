@@ -139,7 +139,7 @@ class Executor:
                     # It may have raised for the stop. What is in hand still is given back.
                     break
                 case CallEnd.RAISED:
-                    # Not of `part`: a task whose load raised has its verdict already.
+                    # Not of `part`: a task whose load raised is settled already.
                     parts.extend(reversed(_halves(left)))
                 case CallEnd.OUT_OF_MEMORY:
                     parts.extend(reversed(self._make_room(part, left)))

@@ -17,7 +17,7 @@ another attempt on the same device only if nobody else took it for a while: at f
 device has failed it since, and at last in any case.
 
 **Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's
-own only so many are kept as have MOST_HELD tasks together, and one without unclaimed places is
+own only so many are kept as have MOST_LOADED tasks together, and one without unclaimed places is
 forgotten for good, since claims only ever become more. A rank that loaded all manifests at its
 first steal would hold a whole run: 52 MB at 400,000 tasks on 64 ranks, where it now loads three of
 them, 1 MB. tests/test_supply.py counts what is loaded.
@@ -50,7 +50,7 @@ AHEAD_BATCHES = 2
 # Manifests of others with so many tasks together are kept in memory; those looked at least recently
 # go first. A line has some 130 bytes, so this is 32 MB, about what an interpreter needs. Where one
 # has to be loaded again that takes a millisecond, and a claim is made for half a second or more.
-MOST_HELD = 250_000
+MOST_LOADED = 250_000
 # A worker that has plenty of its own looks at this interval, in seconds, for doubtful tasks that
 # wait for a second opinion. They should not wait for the end of the run, and a listing costs
 # little.
@@ -187,9 +187,9 @@ class Supply:
         # The ends of the chains of those that were looked at and have unclaimed places.
         self._chains: dict[str, ChainEnd] = {}
         # The manifests in memory, those looked at most recently last.
-        self._held: dict[str, Manifest] = {}
+        self._loaded: dict[str, Manifest] = {}
         # How many tasks the held manifests of others have together.
-        self._n_held = 0
+        self._n_loaded = 0
         # How many claims this attempt has tried to make, whatever came of it.
         self.claims_tried = 0
 
@@ -374,35 +374,35 @@ class Supply:
 
     def _manifest(self, name: str) -> Manifest | None:
         """A manifest, loaded unless it is in memory; None where it is not there."""
-        manifest = self._held.pop(name, None)
+        manifest = self._loaded.pop(name, None)
         if manifest is not None:
-            self._held[name] = manifest
+            self._loaded[name] = manifest
             return manifest
         planned = self._planned.get(name)
         manifest = load_manifest(self.layout, name, self._on_damage, planned)
         if manifest is None:
             return None
-        self._held[name] = manifest
+        self._loaded[name] = manifest
         if name != self._own:
-            self._n_held += len(manifest)
+            self._n_loaded += len(manifest)
             self._forget_oldest(name)
         return manifest
 
     def _forget_oldest(self, newest: str) -> None:
         """Forget manifests of others until those that are held are few; never the newest."""
-        if self._n_held <= MOST_HELD:
+        if self._n_loaded <= MOST_LOADED:
             return
-        for name in list(self._held):
-            if self._n_held <= MOST_HELD:
+        for name in list(self._loaded):
+            if self._n_loaded <= MOST_LOADED:
                 return
             if name not in (self._own, newest):
                 self._let_go(name)
 
     def _let_go(self, name: str) -> None:
         """Forget a manifest that is held."""
-        manifest = self._held.pop(name)
+        manifest = self._loaded.pop(name)
         if name != self._own:
-            self._n_held -= len(manifest)
+            self._n_loaded -= len(manifest)
 
     def _new_chain(self, name: str, end: int) -> ChainEnd:
         chain = ChainEnd(self.layout, name, end)

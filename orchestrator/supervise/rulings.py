@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -211,16 +211,21 @@ class Judge:
             finding = Finding.AGAIN
         if finding is not Finding.AGAIN:
             return finding
-        if not is_with_nobody:
-            return Finding.WAIT
-        if self.is_last or opinions[-1].is_confirmed or not self._may_be_confirmed(held[-1]):
-            return Finding.AGAIN
-        # The place may yet complete a task, and so confirm what would then be enough.
-        confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
-        is_first = len(opinions) == 1
-        if is_first or rule(confirmed, ground, least) is Finding.FAIL:
+        if not is_with_nobody or self._is_worth_waiting(held[-1], opinions, ground, least):
             return Finding.WAIT
         return Finding.AGAIN
+
+    def _is_worth_waiting(
+        self, last: Held, opinions: Sequence[Opinion], ground: Ground, least: int
+    ) -> bool:
+        """Whether the place of a last failure may yet complete a task, and so prove it.
+
+        It is a first failure, or such a proof would then be enough.
+        """
+        if self.is_last or opinions[-1].is_confirmed or not self._may_be_confirmed(last):
+            return False
+        confirmed = [msgspec.structs.replace(one, is_confirmed=True) for one in opinions]
+        return len(opinions) == 1 or rule(confirmed, ground, least) is Finding.FAIL
 
     def _has_waited(self, key: Key, now: float) -> bool:
         """Whether it is time to try a task again that a file system kept from running."""

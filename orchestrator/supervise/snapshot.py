@@ -295,7 +295,7 @@ class Situation:
         is_somebody_free = self._view.unclaimed == 0
         devices = trusted_devices(past, self._policy.max_restarts)
         is_ruling_due = self._judge.look(devices, working_devices(past), is_somebody_free)
-        failed_now, failed_in = self._failures_of_this_epoch()
+        n_doubtful, n_attempts = self._failures_of_this_epoch()
         last_phase_since = self._judge.last_phase_since
         return Snapshot(
             tasks_left=ledger.tasks - ledger.n_finished + undecided,
@@ -314,8 +314,8 @@ class Situation:
             do_processes_break=self._judge.do_processes_break,
             tasks=ledger.tasks,
             complete=ledger.n_complete,
-            doubtful=failed_now,
-            doubting=failed_in,
+            doubtful=n_doubtful,
+            doubting=n_attempts,
             barren=len(self._view.closed) - self._closed_before,
             finished_last_at=self._finished_last_at,
         )
