@@ -26,7 +26,7 @@ from pathlib import Path
 
 from gpuspool.spool.errors import FolderGone
 from gpuspool.spool.layout import OUT_MARK, Layout
-from gpuspool.spool.publish import out_of_the_way, patiently, read_bytes
+from gpuspool.spool.publish import naming, out_of_the_way, patiently, read_bytes
 from gpuspool.spool.records import Run
 
 # What people call the two folders, and what helps where one of them is gone.
@@ -52,7 +52,8 @@ class Place:
             self._fd = out_of_the_way(patiently(lambda: os.open(path, flags)))
         except (FileNotFoundError, NotADirectoryError):
             raise self.gone("there is no such folder") from None
-        self._id = _id_of(os.fstat(self._fd))
+        with naming(path):
+            self._id = _id_of(os.fstat(self._fd))
 
     @property
     def held(self) -> Path:

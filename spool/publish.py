@@ -198,7 +198,8 @@ def open_to_append(path: Path) -> int:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, flags, FILE_MODE)
-    there = os.fstat(fd)
+    with naming(path):
+        there = os.fstat(fd)
     if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1:
         os.close(fd)
         raise OSError(
@@ -530,7 +531,8 @@ def _read_bytes(path: Path, offset: int, size: int, owners: Owners | None) -> by
         return None
     try:
         if owners is not None:
-            owners.setdefault(os.fstat(fd).st_uid, str(path))
+            with naming(path):
+                owners.setdefault(os.fstat(fd).st_uid, str(path))
         return _pread(fd, path, offset, size)
     finally:
         os.close(fd)

@@ -29,7 +29,7 @@ from torture import mounts
 
 import gpuspool
 from gpuspool.spool.errors import FolderGone
-from gpuspool.spool.layout import OUT_MARK
+from gpuspool.spool.layout import OUT_MARK, hidden_name
 from gpuspool.spool.place import OUT, SPOOL, Place, folder_id, open_out
 from gpuspool.spool.processes import MARK, mark_of, run_mark
 from gpuspool.worker.context import Task
@@ -355,6 +355,21 @@ def test_an_out_without_any_output_is_made_anew(box: Box) -> None:
     open_gate(box)
     box.run(*command(box, "--out", "O", payloads=["hold"] * 4))
     assert_sound(box, "S", 4)
+
+
+@pytest.mark.parametrize("spool", ["S", "T"])
+def test_an_out_on_which_the_mark_was_only_begun_is_empty(box: Box, spool: str) -> None:
+    """Whoever made the run was killed, or lost power, while it wrote the mark."""
+    started = start(box, "--out", "O", payloads=["hold"] * 4)
+    box.kill_all()
+    started.wait()
+    shutil.rmtree(box / "O")
+    (box / "O").mkdir()
+    (box / "O" / hidden_name(OUT_MARK)).write_text("7a")
+    open_gate(box)
+    words = command(box, "--out", "O", payloads=["hold"] * 4)
+    box.run(*[spool if word == "S" else word for word in words])
+    assert_sound(box, spool, 4)
 
 
 def test_adopted_workers_notice_too_and_the_next_start_goes_on(box: Box) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gpuspool.orchestrator.supervise.opinions import (
@@ -64,6 +65,18 @@ def test_one_failure_alone_decides_nothing() -> None:
 
 def test_a_task_fails_once_two_devices_failed_it_and_went_on_to_complete_others() -> None:
     assert rule([opinion(A), opinion(B)], ground()) is Finding.FAIL
+
+
+def test_two_crashes_of_processes_that_may_just_have_broken_are_not_enough() -> None:
+    """Each had completed tasks, and the next process of its device completes others."""
+    crash = Opinion("first", A, True, 0.0, is_sure=False, is_crash=True)
+    other = msgspec.structs.replace(crash, attempt="second", device=B)
+    assert rule([crash, other], ground()) is Finding.AGAIN
+    fresh = msgspec.structs.replace(other, is_sure=True)
+    assert rule([crash, fresh], ground()) is Finding.FAIL
+    third = msgspec.structs.replace(crash, attempt="third")
+    assert rule([crash, other, third], ground()) is Finding.FAIL
+    assert rule([opinion(A, is_sure=False), other], ground()) is Finding.FAIL, "one only raised"
 
 
 def test_what_a_place_failed_that_completed_nothing_afterwards_counts_for_nothing() -> None:

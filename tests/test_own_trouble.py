@@ -224,9 +224,9 @@ def test_loads_that_read_from_a_dead_mount_fail_no_task(box: Box, dead_mount: Pa
 
 
 @needs_mounts
-@pytest.mark.parametrize("is_command", [False, True])
+@pytest.mark.parametrize("job", ["raises", "fails", "writes nothing"])
 def test_inputs_whose_mount_went_away_wait_for_it_while_all_others_complete(
-    box: Box, is_command: bool
+    box: Box, job: str
 ) -> None:
     """The error says only that there is no such file; where nothing is mounted any more says why.
 
@@ -247,11 +247,13 @@ def test_inputs_whose_mount_went_away_wait_for_it_while_all_others_complete(
         "    open(task.path)\n",
     )
     inputs = [here / "*.txt", there / "*.txt", "--spool", "S", "--ranks", "2"]
-    script = 'while ! [ -e gate ]; do sleep 0.02; done; cat "$1"'
-    if is_command:
-        started = box.start("run", *inputs, "--", "sh", "-c", script, "sh", "{input}")
-    else:
+    script = "while ! [ -e gate ]; do sleep 0.02; done; "
+    script += 'cp "$1" "$2"' if job == "fails" else 'if [ -e "$1" ]; then cp "$1" "$2"; fi'
+    if job == "raises":
         started = box.start("run", "job.py:f", *inputs)
+    else:
+        words = ["sh", "-c", script, "sh", "{input}", "{output}.txt"]
+        started = box.start("run", *inputs, "--", *words)
     try:
         wait_until(lambda: names(box / "S" / "journal"))
         mounts.call("umount", "--lazy", here)

@@ -20,6 +20,7 @@ from spooling import (
     view_of,
 )
 
+from gpuspool.orchestrator.supervise.opinions import EXCUSED_AT_ONCE, EXCUSED_FOR_EACH
 from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.spool.death import Crashed, Death, TimedOut, Witness
 from gpuspool.spool.journal import JournalWriter
@@ -282,6 +283,35 @@ def test_what_a_file_system_in_trouble_kept_from_running_is_no_opinion(layout: L
     hold(second, 1)
     finish(second, 6)
     assert rule(view) == [1]
+
+
+def test_of_many_that_wait_for_a_file_system_few_are_tried_until_one_completes(
+    tmp_path: Path,
+) -> None:
+    """Each try leaves files behind, and a mount may be away for hours."""
+    layout = make_spool(tmp_path / "s", 100)
+    journal = attempt(layout, A0, 100)
+    for index in range(90):
+        hold(journal, index, kind=ErrorKind.IO)
+    finish(journal, 90)
+    view = view_of(layout)
+    judge = Judge(view, 0, max_crashes=2)
+
+    def tried() -> list[int]:
+        """What is to be tried again by one ruling."""
+        wait_until(lambda: judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True))
+        judge.publish()
+        newest = list(view.refresh().rulings)[-1]
+        return [line.task for line in view.manifests[newest].tasks()]
+
+    first = tried()
+    assert len(first) == EXCUSED_AT_ONCE
+    second = attempt(layout, B0, len(first), "ruling-01")
+    finish(second, *first)
+    view.refresh()
+    again = tried()
+    assert len(again) >= len(first) * EXCUSED_FOR_EACH
+    assert not set(again) & set(first)
 
 
 @pytest.mark.parametrize(("signal", "failed"), [("SIGKILL", []), ("SIGSEGV", [1])])

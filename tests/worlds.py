@@ -468,7 +468,12 @@ class Play:
             device = self._slots[one.process.rank].device_name
             found.append(
                 Opinion(
-                    one.process.name, device, self._is_confirmed(one), one.since, self._is_sure(one)
+                    one.process.name,
+                    device,
+                    self._is_confirmed(one),
+                    one.since,
+                    self._is_sure(one),
+                    one.died,
                 )
             )
         return found

@@ -40,6 +40,7 @@ from gpuspool.spool.errors import (
     AttemptError,
     Unusable,
 )
+from gpuspool.spool.file_system import data_mounts
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout, writer_name
@@ -286,7 +287,8 @@ class Attempt:
 
     def _make_executor(self, job: LoadedJob, context: Context, outputs: Outputs) -> Executor:
         seed = self._intent.options.seed
-        mounts = self._run.mounts
+        # What was mounted when the run was made, and what has been mounted since.
+        mounts = sorted({*self._run.mounts, *data_mounts()})
         call = Call(job, context, outputs, seed, self._beat.doing, self._settler, mounts)
         if self._intent.job.kind in (JobKind.FILE, JobKind.MODULE):
             call.check_first(self._preparation.check_first_call)

@@ -57,6 +57,8 @@ _FAILED = LineState.FAILED
 # An input that is missing and there again, so often, is not missing for its mount: a script without
 # its interpreter is told in the same words.
 MOST_RETURNS = 3
+# So many characters no path has.
+PATH_MAX = 4096
 # Errors that say that memory ran out.
 _OUT_OF_MEMORY = (ErrorKind.GPU_OOM, ErrorKind.HOST_OOM)
 
@@ -344,19 +346,28 @@ class Call:
         try:
             self.outputs.check()
             raise_trouble(raised, self.outputs.folders(), self.outputs.root)
-            inputs = filter(None, map(_input_of, lines))
-            may_be_back = all(_times_excused(line) < MOST_RETURNS for line in lines)
-            excuse = find_excuse(raised, inputs, self._mounts, may_be_back)
-            # Where a failure is a verdict there is no other way to leave the task without one.
-            if excuse is not None and self._settler.is_believing:
-                raise excuse
+            error = self._excused(to_error(raised), raised, lines)
         except (OSError, AttemptError, NotNow):
             self.outputs.discard()
             raise
-        error = _record(raised)
-        if excuse is not None:
-            return _excused(error, excuse)
+        forget_frames(raised)
         return error
+
+    def _excused(self, error: Error, raised: BaseException, lines: Sequence[TaskLine]) -> Error:
+        """The error of these tasks, of the kind "io" where a file system in trouble explains it.
+
+        Raises OSError instead where each failure is a verdict: there is no other way to leave the
+        tasks without one.
+        """
+        inputs = filter(None, map(_input_of, lines))
+        may_be_back = all(_times_excused(line) < MOST_RETURNS for line in lines)
+        excuse = find_excuse(raised, inputs, self._mounts, may_be_back)
+        if excuse is None:
+            return error
+        if self._settler.is_believing:
+            raise excuse
+        message = f"{error.message} (no task is to blame: {for_people(str(excuse))})"
+        return msgspec.structs.replace(error, kind=ErrorKind.IO, message=message)
 
     def _outcome(self, line: TaskLine, result: Any) -> msgspec.Raw | Error:
         """What a task's line will hold: its result as JSON, or an error."""
@@ -431,7 +442,8 @@ class Call:
         for place, line in enumerate(lines):
             found = written.get(line.task, [])
             if isinstance(found, OutputError):
-                outcomes[place] = to_error(found)
+                # A command may well end with 0 though its input was gone.
+                outcomes[place] = self._excused(to_error(found), found, [line])
             else:
                 published[line.task] = found
         return published
@@ -446,7 +458,10 @@ def _input_of(line: TaskLine) -> str:
         payload = payload.get("path")
     elif isinstance(payload, str) and "/" not in payload:
         return ""
-    return payload if isinstance(payload, str) else ""
+    # No path is longer, and to look for one that is would take long.
+    if isinstance(payload, str) and len(payload) < PATH_MAX:
+        return payload
+    return ""
 
 
 def _record(raised: BaseException) -> Error:
@@ -459,12 +474,6 @@ def _record(raised: BaseException) -> Error:
 def _times_excused(line: TaskLine) -> int:
     """How often a file system in trouble kept a task from running, as far as its line tells."""
     return sum(not device for _, device in line.failed_in)
-
-
-def _excused(error: Error, trouble: OSError) -> Error:
-    """The record of a failure that a file system in trouble explains."""
-    message = f"{error.message} (no task is to blame: {for_people(str(trouble))})"
-    return msgspec.structs.replace(error, kind=ErrorKind.IO, message=message)
 
 
 def _end_of(too_large: list[TaskLine]) -> CallEnd:

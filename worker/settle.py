@@ -292,7 +292,8 @@ class Settler:
             self._complete_before = self._doing.complete
         self._complete_at_failure = self._doing.complete
         self.last_error = error
-        say(f"gpuspool: task {line.key} failed here ({error.type}); it is tried elsewhere")
+        when = "later" if error.kind is ErrorKind.IO else "elsewhere"
+        say(f"gpuspool: task {line.key} failed here ({error.type}); it is tried {when}")
 
     def _defer(self, line: TaskLine, error: Error) -> None:
         """Give a failed task back to the backlog, for another try."""

@@ -109,8 +109,9 @@ def find_excuse(
     errors = [error for error in causes(raised) if isinstance(error, OSError)]
     for error in errors:
         if error.errno in FULL:
-            where = error.filename or "somewhere in the job"
-            return OSError(error.errno, os.strerror(error.errno), where)
+            if error.filename is None:
+                return OSError(error.errno, f"{os.strerror(error.errno)}, somewhere in the job")
+            return OSError(error.errno, os.strerror(error.errno), error.filename)
     asked = _from_root(inputs)
     named = [path for error in errors for path in _named_by(error)]
     # Errors of read(2) name nothing, so the inputs are looked at too.

@@ -13,7 +13,7 @@ from gpuspool.orchestrator.plan.aside import aside_of, move_aside
 from gpuspool.orchestrator.plan.holds import refuse_in_spool, refuse_to_rename
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import OUT_MARK
+from gpuspool.spool.layout import OUT_MARK, parse_hidden
 from gpuspool.spool.place import read_mark
 from gpuspool.spool.publish import make_folder, publish
 
@@ -62,5 +62,13 @@ def mark_out(out: Path, run_id: str) -> None:
 
 
 def holds_anything(out: Path) -> bool:
-    """Whether a folder is there that is not empty."""
-    return out.is_dir() and any(out.iterdir())
+    """Whether a folder is there that is not empty.
+
+    The beginning of a mark is nothing: whoever wrote it died before the folder bore it.
+    """
+    return out.is_dir() and any(not _is_begun_mark(path) for path in out.iterdir())
+
+
+def _is_begun_mark(path: Path) -> bool:
+    hidden = parse_hidden(path.name)
+    return hidden is not None and hidden[0] == OUT_MARK

@@ -212,7 +212,7 @@ def _what_went_wrong(
             return (
                 f"stopped early: every task that was tried failed, so the job {view.run.job.spec} "
                 f"or what it needs is to blame, and no task has a verdict; {counts}. "
-                "(With --keep-going each failure is the task's at once.)"
+                "(With --keep-going each failure is the task's at once, unless a disk explains it.)"
             )
         case Ending.OUTAGE:
             return f"stopped: for long nothing was finished and tasks only failed; {counts}."

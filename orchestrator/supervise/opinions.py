@@ -54,6 +54,9 @@ LAST_PATIENCE = 50
 # none of them has proved itself.
 OPINIONS = 2
 UNPROVEN_OPINIONS = 3
+# So many crashes are wanted if each was in a process that had completed tasks before: that one may
+# have been about to die, whatever it did next, and a task that two such processes meet is unlucky.
+UNSURE_CRASHES = 3
 
 # How long nothing must complete in the last phase before opinions count that no place has
 # confirmed: so many seconds for each task without a confirmed opinion, since an outage strikes
@@ -91,6 +94,12 @@ MOST_PAUSE_S = 30.0
 # A task that was kept from running by a file system in trouble is tried again after the first of
 # these, in seconds, and after twice as long each time, up to MOST_PAUSE_S.
 FIRST_EXCUSE_S = 1.0
+# Of many that wait so, this many are tried at once at first, and so many a second after that: each
+# try leaves files behind. Two more may be tried for each that completes, so all are at work again
+# in moments once the trouble is over.
+EXCUSED_AT_ONCE = 20.0
+EXCUSED_A_SECOND = 1.0
+EXCUSED_FOR_EACH = 2.0
 
 # A place in doubt waits for the second opinions about its tasks before it gets another process, but
 # no longer than this while others get on.
@@ -102,7 +111,8 @@ class Opinion(msgspec.Struct, frozen=True):
 
     attempt, device: where. is_confirmed: the place completed another task afterwards. since_s: when
     the failure was first seen, on the monotonic clock. is_sure: the process had not just broken,
-    since it completed another task itself afterwards, or had completed none before.
+    since it completed another task itself afterwards, or had completed none before. is_crash: the
+    process died of it.
     """
 
     attempt: str
@@ -110,6 +120,7 @@ class Opinion(msgspec.Struct, frozen=True):
     is_confirmed: bool
     since_s: float
     is_sure: bool = True
+    is_crash: bool = False
 
 
 class Ground(msgspec.Struct, frozen=True):
@@ -174,8 +185,10 @@ def rule(opinions: Sequence[Opinion], ground: Ground, least: int = OPINIONS) -> 
     counted = [one for one in opinions if one.device in ground.devices]
     if len(counted) < max(least, OPINIONS):
         return Finding.AGAIN
-    if ground.do_processes_break and not any(one.is_sure for one in counted):
-        return Finding.AGAIN
+    if not any(one.is_sure for one in counted):
+        is_few = len(counted) < UNSURE_CRASHES and all(one.is_crash for one in counted)
+        if ground.do_processes_break or is_few:
+            return Finding.AGAIN
     confirmed = [one for one in counted if one.is_confirmed]
     if _n_places(confirmed, ground) >= OPINIONS:
         return Finding.FAIL

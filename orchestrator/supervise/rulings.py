@@ -21,6 +21,9 @@ from typing import NamedTuple
 import msgspec
 
 from gpuspool.orchestrator.supervise.opinions import (
+    EXCUSED_A_SECOND,
+    EXCUSED_AT_ONCE,
+    EXCUSED_FOR_EACH,
     OPINIONS,
     Finding,
     Ground,
@@ -93,6 +96,9 @@ class Judge:
         self._waiting_since: float | None = None
         # The tasks that can be ruled now, and how.
         self._findings: dict[Key, Finding] = {}
+        # How many excused tasks may be tried again, and when that was reckoned.
+        self._credit = EXCUSED_AT_ONCE
+        self._credited_at = self._began
         # In how many seconds opinions count without a proof, as of the last look.
         self.old_in_s = math.inf
 
@@ -125,7 +131,19 @@ class Judge:
             finding = self._rule(key, ground, is_with_nobody=key in unruled)
             if finding is not Finding.WAIT:
                 self._findings[key] = finding
+        self._ration(now)
         return self._is_time(now, is_somebody_free)
+
+    def _ration(self, now: float) -> None:
+        """Let no more tasks be tried again than there is credit for, of those that are excused."""
+        self._credit = min(
+            max(self._credit, EXCUSED_AT_ONCE),
+            self._credit + EXCUSED_A_SECOND * (now - self._credited_at),
+        )
+        self._credited_at = now
+        excused = [key for key in self._findings if self._view.held[key][-1].is_excused]
+        for key in excused[max(0, int(self._credit)) :]:
+            del self._findings[key]
 
     @property
     def excused(self) -> list[Key]:
@@ -158,6 +176,8 @@ class Judge:
         for key in [*self.doubtful, *new]:
             task, round_ = key
             if ledger.complete[task]:
+                if held[key][-1].is_excused:
+                    self._credit += EXCUSED_FOR_EACH
                 self.do_processes_break |= not all(map(self._is_sure, self._opinions_held(key)))
             elif round_ == ledger.round_of(task) and not ledger.is_finished_in(task, round_):
                 doubtful.append(key)
@@ -248,7 +268,9 @@ class Judge:
             if not self.is_of_this_epoch(held.attempt):
                 since_s = -math.inf
             is_confirmed, is_sure = self._is_confirmed(held), self._is_sure(held)
-            opinions.append(Opinion(held.attempt, device, is_confirmed, since_s, is_sure))
+            is_crash = self._is_crash(held, key)
+            opinion = Opinion(held.attempt, device, is_confirmed, since_s, is_sure, is_crash)
+            opinions.append(opinion)
         return opinions
 
     def is_of_this_epoch(self, attempt: str) -> bool:
@@ -358,6 +380,7 @@ class Judge:
         again: list[TaskLine] = []
         failures: list[TaskFailure] = []
         for key, finding in self._findings.items():
+            self._credit -= self._view.held[key][-1].is_excused
             error, line = how_it_failed(self._view, key)
             if finding is Finding.FAIL:
                 failures.append(self._verdict(key, error, line))
