@@ -370,7 +370,8 @@ class Situation:
                 # It is judged later, and until then it is waited for.
                 life = Life.ALIVE
             is_starting = name not in have_claimed
-            is_idle = not is_starting and self._judge.is_idle(name)
+            # It is asked only where tasks fail, and looks at every claim.
+            is_idle = bool(self._judge.doubtful) and not is_starting and self._judge.is_idle(name)
             found.append(OpenAttempt(name, rank_of(name), life, is_starting, is_idle))
         return found
 
