@@ -260,6 +260,10 @@ def test_inputs_whose_mount_went_away_wait_for_it_while_all_others_complete(
         (box / "gate").touch()
         wait_until(lambda: "nothing is mounted there any more" in started.err)
         wait_until(lambda: len(completed(box / "S")) == 8)
+        wait_until(lambda: box.status("S")["excused"] == 8)
+        assert box.status("S")["doubtful"] == 8
+        told = box.run("status", "S").out
+        assert "8 tasks have failed somewhere, with no verdict yet; 8 of them for a file" in told
         mounts.call("mount", "--bind", box / "data", here)
         started.wait(0)
     finally:

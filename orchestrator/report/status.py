@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpuspool.orchestrator.text.printable import one_line
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.holder import is_holder_alive, read_holder
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import Ledger, run_state
@@ -49,6 +50,7 @@ def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any
         detector = FailureDetector(view)
     lives = {attempt: detector.life(attempt) for attempt in view.open_attempts}
     newest = _newest_of_each_rank(view)
+    doubtful = _doubtful(view)
     ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in newest]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -58,6 +60,8 @@ def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any
         "epoch": view.next_epoch() - 1,
         "orchestrator": _orchestrator(view),
         "tasks": _tasks(view.ledger, ranks),
+        "doubtful": len(doubtful),
+        "excused": sum(view.held[key][-1].is_excused for key in doubtful),
         "ran_twice": view.ledger.duplicates,
         "damage": [str(damage) for damage in view.damage],
         "ranks": ranks,
@@ -87,6 +91,16 @@ def _tasks(ledger: Ledger, ranks: list[dict[str, Any]]) -> dict[str, int]:
         "running": running,
         "waiting": unfinished - running,
     }
+
+
+def _doubtful(view: View) -> list[tuple[int, int]]:
+    """The (task, round) of those that failed somewhere in their newest round, without a verdict."""
+    ledger = view.ledger
+    return [
+        (task, round_)
+        for task, round_ in view.held
+        if round_ == ledger.round_of(task) and not ledger.is_finished_in(task, round_)
+    ]
 
 
 def _orchestrator(view: View) -> dict[str, Any] | None:
@@ -150,7 +164,14 @@ def _state(closing: Closing | None, life: Life | None, heartbeat: Heartbeat | No
 def status_text(now: dict[str, Any]) -> str:
     """What `gpuspool status` prints for people, of what `status` returned."""
     counts = _COUNTS.format(**now["tasks"])
-    lines = [f"{now['job']}  {now['state']}  {counts}", _NAMES]
+    lines = [f"{now['job']}  {now['state']}  {counts}"]
+    if now["doubtful"]:
+        tasks = count_of(now["doubtful"], "task has", "tasks have")
+        text = f"{tasks} failed somewhere, with no verdict yet"
+        if now["excused"]:
+            text += f"; {now['excused']} of them for a file system in trouble"
+        lines.append(text)
+    lines.append(_NAMES)
     lines += [_row_text(row) for row in now["ranks"]]
     lines += [f"damaged: {text}" for text in now["damage"]]
     return "\n".join(map(one_line, lines))
