@@ -11,6 +11,7 @@ closed by `close_attempts`.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 
@@ -189,7 +190,12 @@ def close_attempts(view: View, deaths: Mapping[str, Death], by: str) -> dict[str
 def _seal_off(view: View, attempt: str) -> bool:
     """Make an attempt's journal durable, or keep it from beginning. False: it began just now."""
     if attempt in view.journals:
-        fsync_file(view.layout.journal(attempt))
+        try:
+            fsync_file(view.layout.journal(attempt))
+        except OSError as error:
+            # A link in its place is no journal. Nothing was read of it, so nothing is to be kept.
+            if error.errno != errno.ELOOP:
+                raise
         return True
     return link_empty_journal(view.layout, attempt)
 

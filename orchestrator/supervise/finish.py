@@ -65,13 +65,11 @@ def finish(
     `sick` are the devices whose last attempt failed for nothing, with their ranks. summary.json is
     replaced by rename(2). Raises OSError.
     """
-    # The summary comes last, so that whoever sees it finds all that it speaks of. Hidden files are
-    # removed only while nobody is open: an attempt of another host may be writing one right now.
+    # The summary comes last, so that whoever sees it finds all that it speaks of.
     _make_missing_copies(view)
     told = file_away_old_failures(view)
     _make_missing_failures(view, told)
-    if not view.open_attempts:
-        remove_leftovers(view)
+    remove_leftovers(view)
     message = _message(view, ending, epoch, seconds)
     for device, ranks in sick.items():
         message += "\n" + _about_device(view, device, ranks)

@@ -1,8 +1,9 @@
 """Removing what processes left behind that died between writing a file and linking it.
 
 Such files have hidden names, so no reader looks at them, and they cost nothing but room. They are
-removed at the end of an epoch, and only while no attempt is open: the hidden file of a process that
-lives is about to get its name. Files that somebody else hid stay.
+removed at the end of an epoch: hidden outputs of attempts that are closed, and hidden files in the
+spool, which tell no attempt, only while none is open. The hidden file of a process that lives is
+about to get its name. Files that somebody else hid stay.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from gpuspool.spool.view import View
 def remove_leftovers(view: View) -> None:
     """Remove hidden files of ours from the spool, and hidden outputs from OUT.
 
-    To be called while no attempt is open. Raises OSError where a folder of the spool cannot be
-    listed; what cannot be removed stays.
+    Raises OSError where a folder of the spool cannot be listed; what cannot be removed stays.
     """
-    for folder in _folders(view):
-        for entry in os.scandir(folder):
-            _remove_if_ours(entry)
+    if not view.open_attempts:
+        for folder in _folders(view):
+            for entry in os.scandir(folder):
+                _remove_if_ours(entry)
     # OUT belongs to the user and may hold millions of files, so it is walked only if some attempt
     # may have left something there, and only what bears the name of such an attempt is removed.
     # Most runs end without looking into OUT at all.
