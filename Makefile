@@ -12,7 +12,7 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	@sh scripts/test_packages.sh
-	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -n 6 --dist worksteal
 
 # Takes about half an hour on two cores; docs/reliability.md says what it does. Some rows need
 # root, and say so where they do not have it.

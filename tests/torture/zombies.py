@@ -263,7 +263,8 @@ def _go_on(play: Play, parent: Started, command: list[str | Path], system: Hangi
         play.is_out(parent, {75}, "drained with workers that cannot die")
         play.is_out(play.box.start(*command), {0}, "resumed beside them")
     elif way in (1, 2):
-        play.is_out(parent, {3}, "timed out with workers that cannot die")
+        # The tasks are tried again in other processes, and there they do not hang.
+        play.is_out(parent, {0}, "timed out with workers that cannot die")
     else:
         # The parent dies; the next one adopts its workers and is asked to stop.
         parent.signal(signal.SIGKILL)
