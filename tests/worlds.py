@@ -37,6 +37,7 @@ from gpuspool.orchestrator.supervise.decide import (
 )
 from gpuspool.orchestrator.supervise.opinions import PATIENCE, Finding, Ground, Opinion, Trial, rule
 from gpuspool.spool.states import Life
+from gpuspool.worker.supply import FRESH_FROM
 
 POLICY = Policy(max_restarts=3)
 # How long an idle worker leaves doubtful tasks of its own device to others, as in worker/idle.py.
@@ -338,8 +339,11 @@ class Play:
 
     def _take(self, process: Process) -> int | None:
         has_fresh = bool(process.pending) or any(self._fresh)
-        if process.is_proven or not has_fresh:
+        is_fresh = not process.completed and not process.failed
+        if process.is_proven or is_fresh or not has_fresh:
             for task in self._doubtful:
+                if is_fresh and has_fresh and not self._wants_fresh(task):
+                    continue
                 if self._may_try(process, task):
                     self._doubtful.remove(task)
                     return task
@@ -355,8 +359,12 @@ class Play:
         failed_in = [failure.process for failure in self._failures[task]]
         if process in failed_in:
             return False
+        if self._wants_fresh(task) and (process.completed or process.failed):
+            return False
         ranks = [other.rank for other in failed_in]
         if self.world.is_cpu or self.world.n_devices == 1 or process.rank not in ranks:
+            return True
+        if self._wants_fresh(task) and len(set(ranks)) > 1:
             return True
         times_tempted = 0.0
         if process.idle_since is not None:
@@ -365,11 +373,19 @@ class Play:
             return times_tempted >= 1
         return times_tempted >= 2
 
+    def _wants_fresh(self, task: int) -> bool:
+        failures = self._failures[task]
+        return len(failures) >= FRESH_FROM and any(failure.died for failure in failures)
+
     def _idle(self, process: Process) -> None:
         if process.idle_since is None:
             process.idle_since = self.now
         waited_s = self.now - process.idle_since
-        tempting = [task for task in self._doubtful if self._has_failed_in(task, process)]
+        tempting = [
+            task
+            for task in self._doubtful
+            if self._has_failed_in(task, process) or self._wants_fresh(task)
+        ]
         if tempting and len(tempting) == len(self._doubtful):
             is_alone = sum(other is not None for other in self._open) == 1
             if is_alone or waited_s >= 3 * TEMPTED_S:

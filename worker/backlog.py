@@ -32,6 +32,7 @@ class Backlog:
         """
         self._supply = supply
         self._is_proven: Callable[[], bool] = _never
+        self._is_fresh: Callable[[], bool] = _never
         self._before_claim = before_claim
         self._is_still_open = is_still_open
         self._rate = Rate()
@@ -48,9 +49,15 @@ class Backlog:
         """How many claims this attempt has tried to make, whatever came of it."""
         return self._supply.claims_tried
 
-    def take_doubtful_after(self, is_proven: Callable[[], bool]) -> None:
-        """is_proven: whether the last task completed, so that a doubtful one may come next."""
+    def take_doubtful_after(
+        self, is_proven: Callable[[], bool], is_fresh: Callable[[], bool]
+    ) -> None:
+        """is_proven: whether the last task completed, so that a doubtful one may come next.
+
+        is_fresh: whether no task was tried here yet.
+        """
         self._is_proven = is_proven
+        self._is_fresh = is_fresh
 
     @property
     def is_tempted(self) -> bool:
@@ -121,7 +128,9 @@ class Backlog:
         False: there is nothing to claim, or nothing more may be run here.
         """
         self._before_claim()
-        tasks = self._supply.take(batch, self._rate.learn(), is_ahead, self._is_proven())
+        rate = self._rate.learn()
+        is_proven, is_fresh = self._is_proven(), self._is_fresh()
+        tasks = self._supply.take(batch, rate, is_ahead, is_proven, is_fresh)
         if tasks is None:
             return False
         self._claimed = tasks

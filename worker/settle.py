@@ -146,6 +146,11 @@ class Settler:
         """Whether the last task completed, so that this process and its device are in order."""
         return self._doing.complete > self._complete_at_failure
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no task completed or failed here yet."""
+        return self._doing.complete == 0 and self.last_error is None
+
     def take_in_hand(self, lines: Sequence[TaskLine]) -> None:
         """These tasks will be run next."""
         self._in_hand = deque(lines)

@@ -14,7 +14,9 @@ only right after it completed a task, so that it is known to be in order: then a
 the task, and the next task that completes confirms it. Only where nothing else is left is a
 doubtful task taken without that. Never is one taken by the attempt in which it failed, and by
 another attempt on the same device only if nobody else took it for a while: at first if another
-device has failed it since, and at last in any case.
+device has failed it since, and at last in any case. One that has taken two processes along and has
+no verdict yet is the first task of a process, or none: only a fresh process tells more of it, since
+another may have been about to break, and each try costs one anyway.
 
 **Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's
 own only so many are kept as have MOST_LOADED tasks together, and one without unclaimed places is
@@ -56,8 +58,16 @@ MOST_LOADED = 250_000
 # little.
 DOUBTFUL_EVERY_S = 2.0
 
+# So many processes a task has taken along before only a fresh one may try it.
+FRESH_FROM = 2
+
 # The device of ranks without one; all of them share it.
 CPU = "cpu"
+
+
+def _wants_fresh(task: TaskLine) -> bool:
+    """Whether only a fresh process tells more of a doubtful task: it takes its processes along."""
+    return task.careful and sum(bool(device) for _, device in task.failed_in) >= FRESH_FROM
 
 
 def weight(task: TaskLine) -> float:
@@ -177,6 +187,8 @@ class Supply:
         self.is_tempted = False
         # From when on doubtful tasks are looked for again.
         self._doubtful_at = 0.0
+        # Whether this process has tried no task yet, as of the last claim.
+        self._is_fresh = False
         self._own = rank_name(rank)
         # Whether every claim is read, or only as many as tell where the next one starts.
         self._is_close = False
@@ -199,17 +211,20 @@ class Supply:
         seconds_per_cost: float | None,
         is_ahead: bool = False,
         is_proven: bool = False,
+        is_fresh: bool = False,
     ) -> Iterator[TaskLine] | None:
         """Claim by link(2): the tasks of one new claim, or None where nothing is unclaimed.
 
         There may be no task in a claim, if none of its lines can be read. batch: tasks of one call.
         seconds_per_cost: None while no rate is known. is_ahead: there is still work in hand; then a
         claim is made only where so much is left that nobody will miss it. is_proven: the last task
-        completed, so a doubtful one may come next.
+        completed, so a doubtful one may come next. is_fresh: no task was tried here so far.
         """
         self.is_tempted = False
-        if is_proven and not is_ahead and self._steals and time.monotonic() >= self._doubtful_at:
-            found = self._take_doubtful(self._offering_doubtful())
+        self._is_fresh = is_fresh
+        is_time = self._steals and not is_ahead and time.monotonic() >= self._doubtful_at
+        if is_time and (is_proven or is_fresh):
+            found = self._take_doubtful(self._offering_doubtful(), is_for_fresh=is_fresh)
             if found is not None:
                 return found
             self._doubtful_at = time.monotonic() + DOUBTFUL_EVERY_S
@@ -245,13 +260,18 @@ class Supply:
                 if source is not None and source.doubtful() is not None:
                     yield source
 
-    def _take_doubtful(self, sources: Iterable[Source]) -> Iterator[TaskLine] | None:
-        """Claim one doubtful task that this attempt may try, None where there is none."""
+    def _take_doubtful(
+        self, sources: Iterable[Source], is_for_fresh: bool = False
+    ) -> Iterator[TaskLine] | None:
+        """Claim one doubtful task that this attempt may try, None where there is none.
+
+        is_for_fresh: only one that needs a fresh process.
+        """
         for source in sources:
             chain = source.chain
             while chain.unclaimed:
                 task = source.doubtful()
-                if task is None:
+                if task is None or (is_for_fresh and not _wants_fresh(task)):
                     break
                 if not self._may_try(task):
                     self.is_tempted = True
@@ -292,7 +312,11 @@ class Supply:
         devices = [device for _, device in task.failed_in if device]
         if any(attempt == self.attempt and device for attempt, device in task.failed_in):
             return False
+        if _wants_fresh(task) and not self._is_fresh:
+            return False
         if self._device == CPU or self._device not in devices:
+            return True
+        if _wants_fresh(task) and len(set(devices)) > 1:
             return True
         # Two devices that take two tasks in turn would else never exchange them.
         if devices[-1] != self._device:

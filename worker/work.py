@@ -85,7 +85,7 @@ class Work:
         self._backlog = backlog
         self._settler = settler
         self._idling = idling
-        backlog.take_doubtful_after(lambda: settler.is_proven)
+        backlog.take_doubtful_after(lambda: settler.is_proven, lambda: settler.is_fresh)
         # Since when, and when last, something kept every task from being run, on the monotonic
         # clock.
         self._trouble_since = -TROUBLE_GAP_S

@@ -140,7 +140,8 @@ class Tmpfs(Disk):
     def __init__(self, path: Path, size: int, inodes: int) -> None:
         super().__init__(path)
         path.mkdir()
-        call("mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes},mode=755", "torture", path)
+        options = f"size={size},nr_inodes={inodes},mode=755"
+        call("mount", "-t", "tmpfs", "-o", options, "torture", path)
 
     def make_read_only(self) -> None:
         call_until_free("mount", "-o", "remount,ro", self.path)
