@@ -167,7 +167,13 @@ class Process:
     known: int = 0
 
     @property
+    def is_fresh(self) -> bool:
+        return not self.completed and not self.failed
+
+    @property
     def is_proven(self) -> bool:
+        if self.is_fresh:
+            return self.patience >= PATIENCE
         return self.completed > 0 and self.row == 0
 
 
@@ -339,10 +345,9 @@ class Play:
 
     def _take(self, process: Process) -> int | None:
         has_fresh = bool(process.pending) or any(self._fresh)
-        is_fresh = not process.completed and not process.failed
-        if process.is_proven or is_fresh or not has_fresh:
+        if process.is_proven or not has_fresh:
             for task in self._doubtful:
-                if is_fresh and has_fresh and not self._wants_fresh(task):
+                if process.is_fresh and has_fresh and not self._wants_fresh(task):
                     continue
                 if self._may_try(process, task):
                     self._doubtful.remove(task)
@@ -359,7 +364,7 @@ class Play:
         failed_in = [failure.process for failure in self._failures[task]]
         if process in failed_in:
             return False
-        if self._wants_fresh(task) and (process.completed or process.failed):
+        if self._wants_fresh(task) and not process.is_fresh:
             return False
         ranks = [other.rank for other in failed_in]
         if self.world.is_cpu or self.world.n_devices == 1 or process.rank not in ranks:
@@ -384,7 +389,8 @@ class Play:
         tempting = [
             task
             for task in self._doubtful
-            if self._has_failed_in(task, process) or self._wants_fresh(task)
+            if self._has_failed_in(task, process)
+            or (self._wants_fresh(task) and not process.is_fresh)
         ]
         if tempting and len(tempting) == len(self._doubtful):
             is_alone = sum(other is not None for other in self._open) == 1

@@ -52,10 +52,7 @@ class Backlog:
     def take_doubtful_after(
         self, is_proven: Callable[[], bool], is_fresh: Callable[[], bool]
     ) -> None:
-        """is_proven: whether the last task completed, so that a doubtful one may come next.
-
-        is_fresh: whether no task was tried here yet.
-        """
+        """is_proven, is_fresh: as `Supply.take` has them, of the moment."""
         self._is_proven = is_proven
         self._is_fresh = is_fresh
 

@@ -60,6 +60,8 @@ RETRY_SPREAD = 0.25
 # No more failures wait for their moment than this: a traceback may have 16 KiB. With more of them
 # nothing else is run, and 2,000 failures a second are more than a journal takes.
 MOST_WAITING = 1000
+# A process with less patience has to show first that its place is in order.
+USUAL_PATIENCE = 6
 
 
 class WaitingFailure(msgspec.Struct, frozen=True):
@@ -143,7 +145,9 @@ class Settler:
 
     @property
     def is_proven(self) -> bool:
-        """Whether the last task completed, so that this process and its device are in order."""
+        """Whether the last task completed, or nothing speaks against this process yet."""
+        if self.is_fresh:
+            return self._patience >= USUAL_PATIENCE
         return self._doing.complete > self._complete_at_failure
 
     @property

@@ -218,12 +218,13 @@ class Supply:
         There may be no task in a claim, if none of its lines can be read. batch: tasks of one call.
         seconds_per_cost: None while no rate is known. is_ahead: there is still work in hand; then a
         claim is made only where so much is left that nobody will miss it. is_proven: the last task
-        completed, so a doubtful one may come next. is_fresh: no task was tried here so far.
+        completed, or nothing speaks against this place yet, so a doubtful one may come next.
+        is_fresh: no task was tried here so far.
         """
         self.is_tempted = False
         self._is_fresh = is_fresh
         is_time = self._steals and not is_ahead and time.monotonic() >= self._doubtful_at
-        if is_time and (is_proven or is_fresh):
+        if is_time and is_proven:
             found = self._take_doubtful(self._offering_doubtful(), is_for_fresh=is_fresh)
             if found is not None:
                 return found
