@@ -290,6 +290,24 @@ def test_who_is_proven_looks_for_doubtful_tasks_only_where_there_may_be_some(
     assert len(loads) == 3, "each once"
 
 
+def test_what_has_taken_two_processes_along_is_the_first_task_of_one_or_none(
+    tmp_path: Path,
+) -> None:
+    """A process that has completed tasks may be about to break: it would tell nothing more."""
+    deadly = task(80, careful=True, failed_in=(("rank-0007.a00", "7"), ("rank-0008.a00", "8")))
+    layout = make_spool(tmp_path / "s", 4)
+    assert publish_ruling(
+        layout, "ruling-01", Ruling(epoch=0), [deadly, task(81, failed_in=FAILED)]
+    )
+    used = supply_of(layout, 0)
+    assert indices(used.take(1, None, is_proven=True) or []) != [80]
+    while used.take(9, None, is_proven=True) is not None:
+        pass
+    assert used.is_tempted, "nothing else is left"
+    fresh = supply_of(layout, 1)
+    assert list(fresh.take(1, None, is_proven=True, is_fresh=True) or []) == [deadly]
+
+
 @pytest.mark.parametrize("most_held", [0, 25, 250_000])
 def test_of_many_manifests_nothing_is_left_however_few_are_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_held: int
