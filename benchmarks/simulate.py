@@ -124,7 +124,7 @@ class VirtualSupply(Supply):
         self._names = dict.fromkeys(self._virtual)
 
     def _manifest(self, name: str) -> Planned:  # type: ignore[override]
-        self._held[name] = self._virtual[name]  # type: ignore[assignment]
+        self._loaded[name] = self._virtual[name]  # type: ignore[assignment]
         return self._virtual[name]
 
     def _new_chain(self, name: str, end: int) -> Followed:

@@ -100,7 +100,12 @@ OTHER = "rank-0001.a00"
 
 def work(task, ctx):
     layout = Layout(ctx.args["spool"])
-    if ctx.attempt != "rank-0000.a00" or layout.manifest("sweep-01").exists():
+    theirs = layout.claims("sweep-01") / f"{0:09}"
+    if ctx.attempt != "rank-0000.a00":
+        while not theirs.exists():
+            time.sleep(0.001)
+        return task.index
+    if theirs.exists():
         return task.index
     while not layout.journal(OTHER).exists():
         time.sleep(0.001)

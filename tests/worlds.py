@@ -37,7 +37,7 @@ from gpuspool.orchestrator.supervise.decide import (
 )
 from gpuspool.orchestrator.supervise.opinions import PATIENCE, Finding, Ground, Opinion, Trial, rule
 from gpuspool.spool.states import Life
-from gpuspool.worker.supply import FRESH_FROM
+from gpuspool.worker.supply import FRESH_FROM, FRESH_FROM_ON_CPU
 
 POLICY = Policy(max_restarts=3)
 # How long an idle worker leaves doubtful tasks of its own device to others, as in worker/idle.py.
@@ -380,7 +380,8 @@ class Play:
 
     def _wants_fresh(self, task: int) -> bool:
         failures = self._failures[task]
-        return len(failures) >= FRESH_FROM and any(failure.died for failure in failures)
+        least = FRESH_FROM_ON_CPU if self.world.is_cpu else FRESH_FROM
+        return len(failures) >= least and any(failure.died for failure in failures)
 
     def _idle(self, process: Process) -> None:
         if process.idle_since is None:

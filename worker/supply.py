@@ -15,8 +15,8 @@ the task, and the next task that completes confirms it. Only where nothing else 
 doubtful task taken without that. Never is one taken by the attempt in which it failed, and by
 another attempt on the same device only if nobody else took it for a while: at first if another
 device has failed it since, and at last in any case. One that has taken two processes along and has
-no verdict yet is the first task of a process, or none: only a fresh process tells more of it, since
-another may have been about to break, and each try costs one anyway.
+no verdict yet (on the CPU one) is the first task of a process, or none: only a fresh process tells
+more of it, since another may have been about to break, and each try costs one anyway.
 
 **Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's
 own only so many are kept as have MOST_LOADED tasks together, and one without unclaimed places is
@@ -58,16 +58,13 @@ MOST_LOADED = 250_000
 # little.
 DOUBTFUL_EVERY_S = 2.0
 
-# So many processes a task has taken along before only a fresh one may try it.
+# So many processes a task has taken along before only a fresh one may try it: on the CPU, and where
+# another device should try it first.
+FRESH_FROM_ON_CPU = 1
 FRESH_FROM = 2
 
 # The device of ranks without one; all of them share it.
 CPU = "cpu"
-
-
-def _wants_fresh(task: TaskLine) -> bool:
-    """Whether only a fresh process tells more of a doubtful task: it takes its processes along."""
-    return task.careful and sum(bool(device) for _, device in task.failed_in) >= FRESH_FROM
 
 
 def weight(task: TaskLine) -> float:
@@ -272,7 +269,7 @@ class Supply:
             chain = source.chain
             while chain.unclaimed:
                 task = source.doubtful()
-                if task is None or (is_for_fresh and not _wants_fresh(task)):
+                if task is None or (is_for_fresh and not self._wants_fresh(task)):
                     break
                 if not self._may_try(task):
                     self.is_tempted = True
@@ -313,16 +310,21 @@ class Supply:
         devices = [device for _, device in task.failed_in if device]
         if any(attempt == self.attempt and device for attempt, device in task.failed_in):
             return False
-        if _wants_fresh(task) and not self._is_fresh:
+        if self._wants_fresh(task) and not self._is_fresh:
             return False
         if self._device == CPU or self._device not in devices:
             return True
-        if _wants_fresh(task) and len(set(devices)) > 1:
+        if self._wants_fresh(task) and len(set(devices)) > 1:
             return True
         # Two devices that take two tasks in turn would else never exchange them.
         if devices[-1] != self._device:
             return self._times_tempted > 0
         return self._times_tempted > 1
+
+    def _wants_fresh(self, task: TaskLine) -> bool:
+        """Whether only a fresh process tells more of a task, which takes its processes along."""
+        least = FRESH_FROM_ON_CPU if self._device == CPU else FRESH_FROM
+        return task.careful and sum(bool(device) for _, device in task.failed_in) >= least
 
     def look_closely(self) -> None:
         """From now on read every claim of every manifest, from the first on.
