@@ -15,8 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from types import FrameType
-from typing import NoReturn
 
 # What is passed on: all that people, terminals and schedulers send to a run.
 PASSED_ON = (
@@ -30,28 +28,32 @@ PASSED_ON = (
 )
 
 
+# Process 1 has no handlers: it takes its signals one by one. A handler of Python's runs only once
+# the call in hand is over, so a signal that came right before wait(2) began would be heard only
+# when the next child ends.
 def run_below_reaper() -> None:
     """As process 1, fork; return in the child, as in every process that is not process 1."""
     if os.getpid() != 1:
         return
-    # A signal that comes before the child is known is passed on later: process 1 would drop it.
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    # nohup has SIGHUP ignored, which must stay so.
+    passed_on = {number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN}
+    # Where this one is ignored, the kernel keeps no child's exit code.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # What is blocked waits, also for process 1, which else hears of nothing that it has no handler
+    # for.
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {*passed_on, signal.SIGCHLD})
     child = os.fork()
     if child == 0:
         _take_terminal()
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
         return
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    for number in PASSED_ON:
-        # nohup has SIGHUP ignored, which must stay so.
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, pass_on)
-    signal.pthread_sigmask(signal.SIG_SETMASK, old)
-    _reap(child)
+    while True:
+        number = signal.sigwait({*passed_on, signal.SIGCHLD})
+        if number == signal.SIGCHLD:
+            _reap(child)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
 
 
 def _take_terminal() -> None:
@@ -68,11 +70,13 @@ def _take_terminal() -> None:
     signal.signal(signal.SIGTTOU, old)
 
 
-def _reap(child: int) -> NoReturn:
-    """Wait for everybody until the child ends, and end as it did."""
+def _reap(child: int) -> None:
+    """Take the exit codes of all who ended. Where the child did, end as it did."""
     while True:
-        pid, status = os.wait()
+        pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
             # A shell's way to tell of a signal: process 1 cannot die of one itself.
             os._exit(code if code >= 0 else 128 - code)
+        if pid == 0:
+            return
