@@ -35,8 +35,10 @@ def run_below_reaper() -> None:
     """As process 1, fork; return in the child, as in every process that is not process 1."""
     if os.getpid() != 1:
         return
-    # nohup has SIGHUP ignored, which must stay so.
-    passed_on = {number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN}
+    passed_on = set(PASSED_ON)
+    # nohup has SIGHUP ignored, which must stay so. gpuspool hears the others whoever ignored them.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        passed_on.remove(signal.SIGHUP)
     # Where this one is ignored, the kernel keeps no child's exit code.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # What is blocked waits, also for process 1, which else hears of nothing that it has no handler
