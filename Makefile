@@ -14,7 +14,7 @@ test: $(STAMP) lint
 	@sh scripts/test_packages.sh
 	$(BIN)/pytest -n 6 --dist worksteal
 
-# Takes about half an hour on two cores; docs/reliability.md says what it does. Some rows need
+# Takes half an hour to an hour on two cores; docs/reliability.md says what it does. Some rows need
 # root, and say so where they do not have it.
 torture: $(STAMP)
 	@sh scripts/test_packages.sh

@@ -31,6 +31,10 @@ SomePath = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]
 # the memory of whoever looks at a spool.
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
+# So many failures in a row, with nothing completed between them, end a process. One that has to
+# show first that its place is in order is given fewer.
+USUAL_PATIENCE = 6
+
 # An absent JSON value, which is left out when its record is written.
 NO_JSON = msgspec.Raw(b"")
 
@@ -391,7 +395,7 @@ class Intent(Record, frozen=True, kw_only=True):
     trusted: list[int] = msgspec.field(default_factory=list)
     device_uuids: list[str] = msgspec.field(default_factory=list)
     withheld: dict[str, str] = msgspec.field(default_factory=dict)
-    patience: int = 6
+    patience: int = USUAL_PATIENCE
     folder: str = ""
     out_folder: str = ""
 

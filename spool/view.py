@@ -445,14 +445,14 @@ class View:
             if len(self.held.get(key, ())) <= self._ruled[key]:
                 self._unruled.pop(key, None)
 
-    def _add_held(self, task: int, round_: int, opinion: Held) -> None:
+    def _add_held(self, task: int, round_: int, failure: Held) -> None:
         if not 0 <= task < self.run.tasks:
             return
         key = task, round_
-        opinions = self.held.setdefault(key, [])
-        opinions.append(opinion)
-        self.failed_in.setdefault(opinion.attempt, []).append(key)
-        if len(opinions) > self._ruled.get(key, 0):
+        failures = self.held.setdefault(key, [])
+        failures.append(failure)
+        self.failed_in.setdefault(failure.attempt, []).append(key)
+        if len(failures) > self._ruled.get(key, 0):
             self._unruled[key] = None
 
     # Intents.
@@ -610,8 +610,8 @@ class View:
                     continue
                 if state is _HELD:
                     completed = n_finished - n_failed
-                    opinion = Held(attempt, completed, at, _is_excused(line.error))
-                    self._add_held(line.task, line.round, opinion)
+                    failure = Held(attempt, completed, at, _is_excused(line.error))
+                    self._add_held(line.task, line.round, failure)
                     continue
                 n_finished += 1
                 if state is _FAILED:

@@ -304,6 +304,7 @@ def test_what_has_taken_two_processes_along_is_the_first_task_of_one_or_none(
     while used.take(9, None, is_proven=True) is not None:
         pass
     assert used.is_tempted, "nothing else is left"
+    assert not used.give_in(), "to wait on is of no use"
     fresh = supply_of(layout, 1)
     assert list(fresh.take(1, None, is_proven=True, is_fresh=True) or []) == [deadly]
 

@@ -395,7 +395,8 @@ class Play:
         ]
         if tempting and len(tempting) == len(self._doubtful):
             is_alone = sum(other is not None for other in self._open) == 1
-            if is_alone or waited_s >= 3 * TEMPTED_S:
+            is_barred = not process.is_fresh and all(map(self._wants_fresh, self._doubtful))
+            if is_alone or waited_s >= (1 if is_barred else 3) * TEMPTED_S:
                 self._close(process)
                 return
         self.at(self.now + (0.25 if waited_s < 5 else 1.0), lambda: self._step(process))

@@ -109,7 +109,7 @@ class Call:
         settler: Settles,
         mounts: Sequence[str] = (),
     ) -> None:
-        """mounts: where file systems were mounted when the run was made."""
+        """mounts: where file systems were mounted when the run was made, or this attempt began."""
         # Seconds that all calls so far took in the job, and in waiting for inputs.
         self.call_s = 0.0
         self.inputs_s = 0.0

@@ -38,7 +38,7 @@ from gpuspool.spool import signals
 from gpuspool.spool.closing import FailedTask, publish_failed_task
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.records import Error, JournalLine, Options, TaskLine
+from gpuspool.spool.records import USUAL_PATIENCE, Error, JournalLine, Options, TaskLine
 from gpuspool.spool.states import ErrorKind, LineState, Phase
 from gpuspool.spool.timeouts import is_limited
 from gpuspool.worker.backlog import Backlog
@@ -60,8 +60,6 @@ RETRY_SPREAD = 0.25
 # No more failures wait for their moment than this: a traceback may have 16 KiB. With more of them
 # nothing else is run, and 2,000 failures a second are more than a journal takes.
 MOST_WAITING = 1000
-# A process with less patience has to show first that its place is in order.
-USUAL_PATIENCE = 6
 
 
 class WaitingFailure(msgspec.Struct, frozen=True):

@@ -12,11 +12,12 @@ claims are rare.
 in the manifests of rulings, and behind the others in those of closed attempts. A process takes one
 only right after it completed a task, so that it is known to be in order: then a failure tells of
 the task, and the next task that completes confirms it. Only where nothing else is left is a
-doubtful task taken without that. Never is one taken by the attempt in which it failed, and by
-another attempt on the same device only if nobody else took it for a while: at first if another
-device has failed it since, and at last in any case. One that has taken two processes along and has
-no verdict yet (on the CPU one) is the first task of a process, or none: only a fresh process tells
-more of it, since another may have been about to break, and each try costs one anyway.
+doubtful task taken without that. Never is one taken by the attempt in which it failed (unless a
+file system was to blame), and by another attempt on the same device only if nobody else took it for
+a while: at first if another device has failed it since, and at last in any case. One that has taken
+two processes along without a verdict, or one process on the CPU, is tried as the first task of a
+process or not at all: only a fresh process tells more of it, since another may have been about to
+break, and each try costs a process anyway.
 
 **Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's
 own only so many are kept as have MOST_LOADED tasks together, and one without unclaimed places is
@@ -184,8 +185,10 @@ class Supply:
         self.is_tempted = False
         # From when on doubtful tasks are looked for again.
         self._doubtful_at = 0.0
-        # Whether this process has tried no task yet, as of the last claim.
+        # Whether this process has tried no task yet, as of the last claim; and whether all that was
+        # passed over then needs one that has not.
         self._is_fresh = False
+        self._is_barred = False
         self._own = rank_name(rank)
         # Whether every claim is read, or only as many as tell where the next one starts.
         self._is_close = False
@@ -220,6 +223,7 @@ class Supply:
         """
         self.is_tempted = False
         self._is_fresh = is_fresh
+        self._is_barred = not is_fresh
         is_time = self._steals and not is_ahead and time.monotonic() >= self._doubtful_at
         if is_time and is_proven:
             found = self._take_doubtful(self._offering_doubtful(), is_for_fresh=is_fresh)
@@ -273,6 +277,7 @@ class Supply:
                     break
                 if not self._may_try(task):
                     self.is_tempted = True
+                    self._is_barred &= self._wants_fresh(task)
                     break
                 start = chain.next
                 found = self._claim(source, 1)
@@ -299,8 +304,11 @@ class Supply:
     def give_in(self) -> bool:
         """Nobody took the tasks that had better be tried elsewhere: take more of them from now on.
 
-        False: all that there are, but those that failed in this very attempt, are taken already.
+        False: all that there are, but those that failed in this very attempt, are taken already; or
+        all need a fresh process, so that it is of no use to wait on.
         """
+        if self._is_barred:
+            return False
         self._times_tempted += 1
         return self._times_tempted <= 2
 

@@ -41,8 +41,8 @@ def run_below_reaper() -> None:
         passed_on.remove(signal.SIGHUP)
     # Where this one is ignored, the kernel keeps no child's exit code.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # What is blocked waits, also for process 1, which else hears of nothing that it has no handler
-    # for.
+    # A blocked signal stays pending. Without that the kernel would drop it, as it drops whatever
+    # process 1 has no handler for.
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {*passed_on, signal.SIGCHLD})
     child = os.fork()
     if child == 0:

@@ -210,7 +210,7 @@ def _what_went_wrong(
             return (
                 f"stopped early: every task that was tried failed, so the job {view.run.job.spec} "
                 f"or what it needs is to blame, and no task has a verdict; {counts}. "
-                "(With --keep-going each failure is the task's at once, unless a disk explains it.)"
+                "(With --keep-going each failure is the task's at once.)"
             )
         case Ending.OUTAGE:
             return f"stopped: for long nothing was finished and tasks only failed; {counts}."
@@ -241,9 +241,10 @@ def _why_it_failed(view: View, ending: Ending, epoch: int) -> str:
         for key in reversed([key for key in view.held if not is_finished(*key)]):
             error, line = how_it_failed(view, key)
             if line is not None:
-                text = error.traceback or f"{error.type}: {error.message}"
-                if error.kind is ErrorKind.IO:
-                    text = f"{error.type}: {error.message}"
+                text = f"{error.type}: {error.message}"
+                # Of an excused failure the message says more, namely what explains it.
+                if error.traceback and error.kind is not ErrorKind.IO:
+                    text = error.traceback
                 return f"The last that failed was task {line.key}:\n{text.rstrip()}"
     return _first_error(view, epoch)
 

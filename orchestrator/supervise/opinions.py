@@ -37,11 +37,13 @@ from enum import Enum, auto
 
 import msgspec
 
+from gpuspool.spool.records import USUAL_PATIENCE
+
 # So many failures in a row, with nothing completed between them, end a process: it may be broken,
 # and a fresh one may not be. Every fourth task of a manifest comes from its other end, so a block
 # of bad inputs is no such row; and with a quarter of all inputs bad at random, a healthy process is
 # ended for nothing once in four thousand tasks.
-PATIENCE = 6
+PATIENCE = USUAL_PATIENCE
 
 # The patience with a fresh process in a place where the last one completed nothing. It only has to
 # show whether the place is in order.
@@ -54,8 +56,8 @@ LAST_PATIENCE = 50
 # none of them has proved itself.
 OPINIONS = 2
 UNPROVEN_OPINIONS = 3
-# So many crashes are wanted if each was in a process that had completed tasks before: that one may
-# have been about to die, whatever it did next, and a task that two such processes meet is unlucky.
+# So many crashes are wanted if each was in a process that had completed tasks before. That one may
+# have been about to die, whatever it did next, and two such processes may well meet one task.
 UNSURE_CRASHES = 3
 
 # How long nothing must complete in the last phase before opinions count that no place has
@@ -248,8 +250,8 @@ class Trial(msgspec.Struct, frozen=True):
     many tasks that failed in the place had been acquitted when the attempt was launched. is_fault:
     it failed with no task in hand, so no task can be to blame; is_trouble: with a file system in
     trouble, which speaks against no device. is_excused: such trouble failed each of these tasks.
-    is_silent: it says nothing, since
-    somebody ended it, it found nothing to do, or nobody saw how it ended.
+    is_silent: it says nothing, since somebody ended it, it found nothing to do, or nobody saw how
+    it ended.
     """
 
     completed: int = 0
@@ -364,7 +366,7 @@ def excuse_pause_s(times: int) -> float:
 
 
 def _doubled(first_s: float, times: int) -> float:
-    """The pause before the restart after so many failures; the first one is not doubled yet."""
+    """The pause after so many failures: after one it is `first_s`, then twice as long each time."""
     if times < 1:
         return 0.0
     doublings = min(times - 1, 16)
