@@ -24,6 +24,7 @@ from spooling import (
     write_claim,
 )
 
+from gpuspool.spool.claims import ChainEnd, ClaimChain
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.manifest import (
     Damage,
@@ -114,6 +115,27 @@ def test_ranks_in_processes_share_everything_exactly_once(tmp_path: Path) -> Non
     view = view_of(layout)
     for rank, tasks in enumerate(got):
         assert sorted(tasks) == sorted(indices(view.claimed_by(attempt_name(rank, 0))))
+
+
+def test_whose_manifest_is_emptied_while_it_claims_looks_at_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had plenty, and was slower by a moment than whoever took all of it."""
+    layout = make_spool(tmp_path / "s", 40, 3)
+    supply = supply_of(layout, 0)
+
+    def too_slow(chain: ChainEnd, attempt: str, stop: int, number: int) -> None:
+        monkeypatch.undo()
+        claim_all(layout, "rank-0000")
+        chain.look()
+
+    monkeypatch.setattr(ChainEnd, "take", too_slow)
+    assert indices(supply.take(1, None) or []) == [40]
+
+
+def claim_all(layout: Layout, manifest: str) -> None:
+    """Somebody else takes all of a manifest."""
+    assert ClaimChain(layout, manifest, 40).advance().take("rank-0009.a00", 40)
 
 
 def test_nothing_is_taken_where_nothing_is_left(tmp_path: Path) -> None:

@@ -133,7 +133,9 @@ class Source(msgspec.Struct, frozen=True):
         Of the next two one is the longest of all, so the estimate is too high rather than too low.
         """
         next_ = self.chain.next
-        nearest = max(self._cost(place) for place in range(next_, min(next_ + 2, self.chain.end)))
+        places = range(next_, min(next_ + 2, self.chain.end))
+        # Others may have taken the last ones since somebody looked.
+        nearest = max(map(self._cost, places), default=0.0)
         return self.chain.unclaimed * nearest
 
     def seconds(self, seconds_per_cost: float | None) -> tuple[float, float] | None:
