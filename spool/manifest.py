@@ -214,7 +214,7 @@ def load_manifest(
 
 def publish_manifest(layout: Layout, name: str, tasks: Iterable[TaskLine]) -> bool:
     """Publish a manifest by link(2). False: the name is taken, and what is there stays."""
-    return publish(layout.manifest(name), _longest_first(tasks))
+    return publish(layout.manifest(name), _sealed(tasks))
 
 
 def publish_orphans(layout: Layout, closing: Closing, orphans: Iterable[TaskLine]) -> bool:
@@ -223,7 +223,7 @@ def publish_orphans(layout: Layout, closing: Closing, orphans: Iterable[TaskLine
     False: it was closed before, and that word stands.
     """
     name = orphans_name(closing.attempt)
-    return publish(layout.manifest(name), seal(closing) + _longest_first(orphans))
+    return publish(layout.manifest(name), seal(closing) + _sealed(orphans))
 
 
 def publish_ruling(layout: Layout, name: str, ruling: Ruling, again: Iterable[TaskLine]) -> bool:
@@ -231,7 +231,7 @@ def publish_ruling(layout: Layout, name: str, ruling: Ruling, again: Iterable[Ta
 
     again: the tasks that are to be tried again. False: the name is taken.
     """
-    return publish(layout.manifest(name), seal(ruling) + _longest_first(again))
+    return publish(layout.manifest(name), seal(ruling) + _sealed(again))
 
 
 def is_doubtful(task: TaskLine) -> bool:
@@ -239,11 +239,17 @@ def is_doubtful(task: TaskLine) -> bool:
     return bool(task.failed_in)
 
 
-def _longest_first(tasks: Iterable[TaskLine]) -> bytes:
-    """The sealed lines of tasks, in the order of every manifest.
+def _sealed(tasks: Iterable[TaskLine]) -> bytes:
+    """The sealed lines of tasks, in the order of every manifest: sound tasks first, longest first.
 
     The size of a claim is chosen by its first task, so none behind that may be longer. Doubtful
-    tasks come behind all others, so that a claim holds either these or those.
+    tasks come behind all others, so that a claim holds either these or those. They are claimed one
+    by one, and who may not take the next takes none of those behind it. So those that only few may
+    take stand last: what took processes along is left to fresh ones.
     """
-    ordered = sorted(tasks, key=lambda task: (is_doubtful(task), -task.cost))
-    return b"".join(map(seal, ordered))
+
+    def order(task: TaskLine) -> tuple[bool, int, float]:
+        n_processes = len(task.failed_in) if task.careful else 0
+        return is_doubtful(task), n_processes, -task.cost
+
+    return b"".join(map(seal, sorted(tasks, key=order)))

@@ -26,6 +26,7 @@ from gpuspool.orchestrator.supervise.decide import (
     Sweep,
     decide,
     next_restart_at,
+    ranks_without_news,
 )
 from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.opinions import (
@@ -306,17 +307,26 @@ def test_in_an_outage_one_place_after_the_other_is_tried() -> None:
     first, second = past(IN_VAIN, ended_at=2.0), past(IN_VAIN, rank=1, ended_at=1.0)
     assert decided(past=[first, second], **known) == [launch(1, NEXT_PATIENCE)]
     assert decided(past=[first, second], open=[attempt(1)], **known) == []
+    over = past(IN_VAIN, rank=1, ended_at=1.0, gets_on=True)
+    assert decided(past=[first, over], open=[attempt(1)], **known) == [launch(0, NEXT_PATIENCE)]
 
 
 def test_a_place_in_doubt_waits_for_second_opinions_while_others_get_on() -> None:
-    known = {"complete": 5, "tasks": 99, "open": [attempt(1)]}
     doubtful = past(IN_VAIN, IN_VAIN, ended_at=NOW)
-    later = NOW + 60
-    assert decided(past=[doubtful, idle(1)], now=later, **known) == []
     told = past(IN_VAIN, IN_VAIN, ended_at=NOW, acquitted=1)
-    assert decided(past=[told, idle(1)], now=later, **known) == [launch(0, NEXT_PATIENCE)]
     shared = past(IN_VAIN, IN_VAIN, ended_at=NOW, failed_elsewhere=1)
-    assert decided(past=[shared, idle(1)], now=later, **known) == [launch(0, NEXT_PATIENCE)]
+    getting_on = [attempt(1)]
+    assert ranks_without_news([doubtful, idle(1)], getting_on) == {0}
+    assert ranks_without_news([doubtful, past(IN_VAIN, rank=1, gets_on=True)], getting_on) == {0}
+    assert not ranks_without_news([told, idle(1)], getting_on)
+    assert not ranks_without_news([shared, idle(1)], getting_on)
+    assert not ranks_without_news([doubtful, idle(1)], []), "nobody else could tell"
+    assert not ranks_without_news([doubtful, past(IN_VAIN, rank=1)], getting_on), "it fails too"
+
+    known = {"complete": 5, "tasks": 99, "open": getting_on, "now": NOW + 60}
+    waiting = {**known, "without_news": frozenset({0})}
+    assert decided(past=[doubtful, idle(1)], **waiting) == []
+    assert decided(past=[doubtful, idle(1)], **known) == [launch(0, NEXT_PATIENCE)]
 
 
 def restart_at(*pasts: RankPast, now: float = NOW, **known: Any) -> float | None:

@@ -140,6 +140,14 @@ def test_without_a_parent_also_who_may_try_none_of_what_is_left_closes_the_dead(
     assert scene.idling.wait(1, is_tempted=True) is Word.TEMPTED
 
 
+def test_who_shall_make_room_for_a_fresh_process_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, 1, 1)
+    monkeypatch.setattr("gpuspool.worker.idle.time.sleep", pytest.fail)
+    assert scene.idling.wait(1, is_tempted=True, needs_fresh=True) is Word.TEMPTED
+
+
 def test_without_a_word_an_attempt_publishes_stranded_tasks_again(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
     take(scene.layout, A0, 2)

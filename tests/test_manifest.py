@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from spooling import (
     A0,
+    B0,
     begin,
     close,
     cuts,
@@ -30,8 +31,9 @@ from gpuspool.spool.manifest import (
     load_manifest,
     publish_manifest,
     publish_orphans,
+    publish_ruling,
 )
-from gpuspool.spool.records import Closing
+from gpuspool.spool.records import Closing, Ruling
 from gpuspool.spool.sweep import sweep
 
 CLOSING = Closing(attempt=A0, state="stopped", reason="drained", by=A0, at=1.0)
@@ -86,6 +88,23 @@ def test_every_manifest_is_longest_first(tmp_path: Path) -> None:
         manifest = load_manifest(layout, name, pytest.fail)
         assert manifest is not None
         assert indices(manifest.tasks()) == [3, 1, 0, 2]
+
+
+def test_what_only_few_may_try_stands_behind_what_others_may_try(tmp_path: Path) -> None:
+    """Tasks are claimed in order: who may not take the next one gets to none behind it."""
+    layout = make_spool(tmp_path / "s")
+    once, twice = ((A0, "a"),), ((A0, "a"), (B0, "b"))
+    tasks = [
+        task(0, cost=9.0, careful=True, failed_in=twice),
+        task(1, cost=8.0, careful=True, failed_in=once),
+        task(2, cost=1.0, failed_in=twice),
+        task(3, cost=2.0, failed_in=once),
+        task(4, cost=0.5, careful=True),
+    ]
+    assert publish_ruling(layout, "ruling-01", Ruling(epoch=0), tasks)
+    manifest = load_manifest(layout, "ruling-01", pytest.fail)
+    assert manifest is not None
+    assert indices(manifest.tasks()) == [4, 3, 2, 1, 0]
 
 
 def test_a_manifest_without_tasks_has_no_places() -> None:

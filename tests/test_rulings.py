@@ -206,6 +206,22 @@ def test_a_process_that_broke_by_use_is_known_by_a_task_that_completes_elsewhere
     assert judge.do_processes_break
 
 
+def test_a_task_goes_to_others_at_once_if_its_rank_waits_for_what_they_make_of_it(
+    layout: Layout,
+) -> None:
+    """Else the ruling waits for the rank to prove itself, and the rank for the ruling."""
+    journal = attempt(layout, A0, 2)
+    journal.append(JournalLine(task=1, round=0, state=LineState.STARTED))
+    close(view_of(layout), A0, witness=Witness(-11, max_crashes=2))
+    judge = Judge(view_of(layout), 0, max_crashes=2)
+    place = frozenset({DEVICE})
+    assert not judge.look(place, frozenset(), True), "the rank's next process may prove itself"
+    assert judge.look(place, frozenset(), True, without_news=frozenset({0}))
+    judge.publish()
+    [again] = view_of(layout).manifests["ruling-01"].tasks()
+    assert again.task == 1
+
+
 def test_what_broke_after_it_had_completed_tasks_is_known_from_a_fresh_view_too(
     layout: Layout,
 ) -> None:

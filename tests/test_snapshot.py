@@ -5,7 +5,20 @@ import os
 from pathlib import Path
 
 import pytest
-from spooling import A0, A1, B0, JOB, begin, dead_process, finish, intend, make_spool, take, view_of
+from spooling import (
+    A0,
+    A1,
+    B0,
+    JOB,
+    begin,
+    dead_process,
+    finish,
+    intend,
+    make_spool,
+    take,
+    task,
+    view_of,
+)
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.decide import Policy
@@ -19,8 +32,8 @@ from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.manifest import publish_orphans
 from gpuspool.spool.publish import SyncError
-from gpuspool.spool.records import Closing, Options
-from gpuspool.spool.states import AttemptState, Life, Reason
+from gpuspool.spool.records import Closing, Error, JournalLine, Options
+from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
 from gpuspool.spool.view import View
 
 SLOTS = [Slot(0, "GPU-a"), Slot(1, "GPU-b")]
@@ -119,6 +132,31 @@ def test_only_this_epochs_attempts_make_a_ranks_past(tmp_path: Path) -> None:
     assert (second.trials, second.has_completed, second.ended_at) == ((), True, 0.0)
     again = history.past()[0]
     assert again.ended_at == first.ended_at, "when an end was first seen is kept"
+
+
+def test_a_rank_gets_on_while_its_open_attempt_completes_tasks(tmp_path: Path) -> None:
+    """Also where all its attempts before failed: the outage that they met is over."""
+    layout = make_spool(tmp_path / "s", 4)
+    intend(layout, A0)
+    begin(layout, A0)
+    close(layout, A0)
+    intend(layout, A1)
+    journal = begin(layout, A1)
+    view = view_of(layout)
+    history = History(view, 0, SLOTS)
+    assert [past.gets_on for past in history.past()] == [False, False]
+    finish(journal, 0)
+    view.refresh()
+    assert [past.gets_on for past in history.past()] == [True, False]
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="no")
+    held = JournalLine(task=1, round=0, state=LineState.HELD, error=error, line=task(1))
+    journal.append(held)
+    journal.flush()
+    view.refresh()
+    assert [past.gets_on for past in history.past()] == [False, False]
+    close(layout, A1)
+    view.refresh()
+    assert [past.gets_on for past in history.past()] == [False, False]
 
 
 def test_many_dead_of_an_earlier_epoch_are_closed_in_one_pass(tmp_path: Path) -> None:

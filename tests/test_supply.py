@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import wait_until
 from spooling import (
     A0,
     A1,
@@ -381,3 +382,23 @@ def test_a_task_that_failed_on_ones_own_device_is_left_to_others_at_first(tmp_pa
     assert indices(supply.take(1, None) or ()) == [1]
     assert supply.take(1, None) is None
     assert not supply.give_in(), "the last one failed in this very attempt"
+
+
+def test_who_has_plenty_to_do_does_not_leave_a_task_to_others_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others may wait for what becomes of it, and behind it stand the tasks of a ruling."""
+    monkeypatch.setattr("gpuspool.worker.supply.FIRST_LOOK_S", 0.0)
+    monkeypatch.setattr("gpuspool.worker.supply.TEMPTED_S", 0.05)
+    layout = make_spool(tmp_path / "s", 9000)
+    ours = task(9001, failed_in=(("rank-0000.a07", "GPU-a"),))
+    behind = task(9002, failed_in=FAILED)
+    assert publish_ruling(layout, "ruling-01", Ruling(epoch=0), [ours, behind])
+    supply = Supply(layout, 0, A0, pytest.fail, device="GPU-a")
+
+    def claim() -> list[int]:
+        return indices(supply.take(1, 1e9, is_proven=True) or [])
+
+    assert claim()[0] < 9000, "another device should try it first"
+    wait_until(lambda: claim() == [9001])
+    assert claim() == [9002]

@@ -31,17 +31,16 @@ from gpuspool.orchestrator.supervise.decide import (
     Snapshot,
     decide,
     next_restart_at,
+    ranks_without_news,
     sick_devices,
     trusted_devices,
     working_devices,
 )
 from gpuspool.orchestrator.supervise.opinions import PATIENCE, Finding, Ground, Opinion, Trial, rule
 from gpuspool.spool.states import Life
-from gpuspool.worker.supply import FRESH_FROM, FRESH_FROM_ON_CPU
+from gpuspool.worker.supply import FRESH_FROM, FRESH_FROM_ON_CPU, TEMPTED_S
 
 POLICY = Policy(max_restarts=3)
-# How long an idle worker leaves doubtful tasks of its own device to others, as in worker/idle.py.
-TEMPTED_S = 2.0
 # How often the orchestrator looks at least while a task waits to be ruled.
 LOOK_S = 5.0
 # A run that takes more events than this goes round in circles.
@@ -165,6 +164,8 @@ class Process:
     lasts: int | None = None
     idle_since: float | None = None
     known: int = 0
+    # What it passed over last in each ruling, and since when.
+    passed_over: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def is_fresh(self) -> bool:
@@ -202,7 +203,8 @@ class Play:
         self._slots = [Slot(rank, "" if world.is_cpu else f"GPU-{rank}") for rank in range(n)]
         planned = plan([1.0] * world.n_tasks, n)
         self._fresh = [deque(tasks) for tasks in planned]
-        self._doubtful: list[int] = []
+        # What each ruling gave out again and nobody took so far. It is claimed in order.
+        self._rulings: list[deque[int]] = []
         self._complete: set[int] = set()
         self._failed: set[int] = set()
         # The tasks without a verdict, and those of them that failed somewhere.
@@ -346,12 +348,11 @@ class Play:
     def _take(self, process: Process) -> int | None:
         has_fresh = bool(process.pending) or any(self._fresh)
         if process.is_proven or not has_fresh:
-            for task in self._doubtful:
-                if process.is_fresh and has_fresh and not self._wants_fresh(task):
+            for ruling in filter(None, self._rulings):
+                if process.is_fresh and has_fresh and not self._wants_fresh(ruling[0]):
                     continue
-                if self._may_try(process, task):
-                    self._doubtful.remove(task)
-                    return task
+                if self._may_try(process, ruling[0], self._times_left(process, ruling)):
+                    return ruling.popleft()
         if not process.pending and has_fresh:
             source = self._fresh[process.rank] or max(self._fresh, key=len)
             size = max(1, min(len(source) // (4 * self.world.n_devices), 50))
@@ -360,7 +361,7 @@ class Play:
             return process.pending.popleft()
         return None
 
-    def _may_try(self, process: Process, task: int) -> bool:
+    def _may_try(self, process: Process, task: int, times_left: float) -> bool:
         failed_in = [failure.process for failure in self._failures[task]]
         if process in failed_in:
             return False
@@ -371,38 +372,41 @@ class Play:
             return True
         if self._wants_fresh(task) and len(set(ranks)) > 1:
             return True
-        times_tempted = 0.0
-        if process.idle_since is not None:
-            times_tempted = (self.now - process.idle_since) // TEMPTED_S
         if ranks[-1] != process.rank:
-            return times_tempted >= 1
-        return times_tempted >= 2
+            return times_left >= 1
+        return times_left >= 2
+
+    def _times_left(self, process: Process, ruling: deque[int]) -> float:
+        """How many times TEMPTED_S a process has left a ruling's next task to others."""
+        task, since = process.passed_over.get(id(ruling), (ruling[0], self.now))
+        if task != ruling[0]:
+            since = self.now
+        process.passed_over[id(ruling)] = ruling[0], since
+        if process.idle_since is not None:
+            since = min(since, process.idle_since)
+        return (self.now - since) // TEMPTED_S
 
     def _wants_fresh(self, task: int) -> bool:
         failures = self._failures[task]
         least = FRESH_FROM_ON_CPU if self.world.is_cpu else FRESH_FROM
-        return len(failures) >= least and any(failure.died for failure in failures)
+        return len(failures) >= least and self._has_crashed(task)
+
+    def _has_crashed(self, task: int) -> bool:
+        return any(failure.died for failure in self._failures[task])
 
     def _idle(self, process: Process) -> None:
         if process.idle_since is None:
             process.idle_since = self.now
         waited_s = self.now - process.idle_since
-        tempting = [
-            task
-            for task in self._doubtful
-            if self._has_failed_in(task, process)
-            or (self._wants_fresh(task) and not process.is_fresh)
-        ]
-        if tempting and len(tempting) == len(self._doubtful):
-            is_alone = sum(other is not None for other in self._open) == 1
-            is_barred = not process.is_fresh and all(map(self._wants_fresh, self._doubtful))
-            if is_alone or waited_s >= (1 if is_barred else 3) * TEMPTED_S:
+        next_ = [ruling[0] for ruling in self._rulings if ruling]
+        # All of it was passed over, for now or for good.
+        if next_ and not any(self._may_try(process, task, times_left=2) for task in next_):
+            is_alone = self.world.n_devices == 1
+            is_barred = not process.is_fresh and all(map(self._wants_fresh, next_))
+            if is_alone or is_barred or waited_s >= 3 * TEMPTED_S:
                 self._close(process)
                 return
         self.at(self.now + (0.25 if waited_s < 5 else 1.0), lambda: self._step(process))
-
-    def _has_failed_in(self, task: int, process: Process) -> bool:
-        return any(failure.process is process for failure in self._failures[task])
 
     # The orchestrator.
 
@@ -436,7 +440,10 @@ class Play:
 
     def _rule(self) -> None:
         ground = self._ground()
-        for task in [*self._unruled, *self._doubtful]:
+        without_news = ranks_without_news(self._past(), self._open_attempts())
+        again: list[int] = []
+        self._rulings = list(filter(None, self._rulings))
+        for task in [*self._unruled, *itertools.chain.from_iterable(self._rulings)]:
             opinions = self._opinions(task)
             finding = rule(opinions, ground)
             is_waiting = task in self._unruled
@@ -445,19 +452,32 @@ class Play:
                 self._left.discard(task)
                 self._doubted.discard(task)
                 self._unruled.discard(task)
-                if task in self._doubtful:
-                    self._doubtful.remove(task)
+                for ruling in self._rulings:
+                    if task in ruling:
+                        ruling.remove(task)
                 self._finish_one()
-            elif finding is Finding.AGAIN and is_waiting and self._is_ready(task, opinions, ground):
+            elif (
+                finding is Finding.AGAIN
+                and is_waiting
+                and self._is_ready(task, opinions, ground, without_news)
+            ):
                 self._unruled.discard(task)
-                self._doubtful.append(task)
+                again.append(task)
+        # As `Judge.publish` has it: what needs a fresh process stands last.
+        again.sort(key=lambda task: len(self._failures[task]) if self._has_crashed(task) else 0)
+        self._rulings.append(deque(again))
 
-    def _is_ready(self, task: int, opinions: list[Opinion], ground: Ground) -> bool:
+    def _is_ready(
+        self, task: int, opinions: list[Opinion], ground: Ground, without_news: frozenset[int]
+    ) -> bool:
         """Whether the place of a task's last failure cannot confirm it any more, or need not."""
         last = self._failures[task][-1]
         if self._last_phase_since is not None or self._is_confirmed(last):
             return True
-        if last.died:
+        if last.process.rank in without_news:
+            # It waits for what others make of this very task.
+            may_be_confirmed = False
+        elif last.died:
             may_be_confirmed = len(self._ended[last.process.rank]) <= last.ended_before + 1
         else:
             may_be_confirmed = last.process.is_open and last.process.idle_since is None
@@ -565,29 +585,35 @@ class Play:
                     acquitted=self._acquitted(row),
                     failed_elsewhere=failed_elsewhere,
                     failed_at=process.failed_at if process is not None and process.row else None,
+                    gets_on=process is not None and process.completed > 0 and not process.row,
                     has_completed=slot.rank in self._working,
                     has_begun=bool(self._ended[slot.rank]) or _has_begun(process),
                 )
             )
         return past
 
+    def _open_attempts(self) -> list[OpenAttempt]:
+        return [
+            OpenAttempt(process.name, process.rank, Life.ALIVE, process.is_starting)
+            for process in self._open
+            if process is not None
+        ]
+
     def _snapshot(self) -> Snapshot:
         doubting: set[str] = set()
         if not self._complete:
             for task in self._doubted:
                 doubting.update(failure.process.name for failure in self._failures[task])
-        open_ = [
-            OpenAttempt(process.name, process.rank, Life.ALIVE, process.is_starting)
-            for process in self._open
-            if process is not None
-        ]
+        open_ = self._open_attempts()
         last_phase_since = self._last_phase_since
+        past = self._past()
         return Snapshot(
             tasks_left=len(self._left),
-            unclaimed=len(self._doubtful) + sum(map(len, self._fresh)),
+            unclaimed=sum(map(len, self._rulings)) + sum(map(len, self._fresh)),
             open=open_,
-            past=self._past(),
+            past=past,
             was_swept=True,
+            without_news=ranks_without_news(past, open_),
             is_ruling_awaited=self._last_phase_since is not None and bool(self._unruled),
             is_settling=last_phase_since is not None and self._finished_last >= last_phase_since,
             tasks=self.world.n_tasks,

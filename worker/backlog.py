@@ -61,6 +61,11 @@ class Backlog:
         """Whether all that is left to claim are doubtful tasks that others should try first."""
         return self._supply.is_tempted
 
+    @property
+    def needs_fresh(self) -> bool:
+        """Whether these tasks need a process that has tried none, so that it is vain to wait."""
+        return self._supply.needs_fresh
+
     def give_in(self) -> bool:
         """Nobody else took what had better be tried elsewhere. False: there is no more to take."""
         return self._supply.give_in()

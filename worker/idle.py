@@ -41,6 +41,7 @@ from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.view import View, finished_epoch
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.parent import Parent
+from gpuspool.worker.supply import TEMPTED_S
 
 # The first and the longest pause between two looks.
 FIRST_PAUSE_S = 0.002
@@ -53,9 +54,6 @@ SILENCE_S = 1.0
 HELPERS = 8
 # An idle attempt reads the spool for at most this part of its time.
 HELPING = 0.1
-# Doubtful tasks that failed on this device, or in this very attempt, are left to others for so many
-# seconds. Another device's opinion is worth more, but nobody may be there to give it.
-TEMPTED_S = 2.0
 # A sweep reads every manifest. An idle attempt sweeps at its first help, then waits so long before
 # the next, and twice as long each time, up to the second.
 FIRST_SWEEP_S = 2.0
@@ -113,15 +111,15 @@ class Idling:
         self._sweep_pause_s = FIRST_SWEEP_S
         self._next_sweep = 0.0
 
-    def wait(self, claims_tried: int, is_tempted: bool = False) -> Word:
+    def wait(self, claims_tried: int, is_tempted: bool = False, needs_fresh: bool = False) -> Word:
         """Wait, and help, until there is a word; never returns SILENCE.
 
         claims_tried: how many claims this attempt has tried to make. is_tempted: it passed over
-        doubtful tasks that failed here, or on this device. Raises OSError where the spool cannot be
-        read or the journal is broken.
+        doubtful tasks that failed here, or on this device. needs_fresh: these need a process that
+        has tried no task. Raises OSError where the spool cannot be read or the journal is broken.
         """
         self._say_idle(claims_tried)
-        patience_s, alone_s = self._first_waits(is_tempted)
+        patience_s, alone_s = self._first_waits(is_tempted, needs_fresh)
         while True:
             word = self._await_word(patience_s, alone_s)
             if word is not Word.SILENCE:
@@ -139,12 +137,14 @@ class Idling:
             alone_s = max(LONGEST_PAUSE_S, took_s / HELPING)
             patience_s = max(alone_s, min(2 * patience_s, LONGEST_SWEEP_S))
 
-    def _first_waits(self, is_tempted: bool) -> tuple[float, float]:
+    def _first_waits(self, is_tempted: bool, needs_fresh: bool) -> tuple[float, float]:
         """How long to wait for the first word, while the parent lives and without it."""
         n_ranks = self._intent.world_size
         if is_tempted:
-            # Nobody else could take what it passed over, if it is the only rank.
-            wait_s = TEMPTED_S if n_ranks > 1 else 0.0
+            # It is vain to wait where nobody else could take what was passed over, as with a single
+            # rank, or where this process shall make room for a fresh one.
+            is_vain = n_ranks == 1 or needs_fresh
+            wait_s = 0.0 if is_vain else TEMPTED_S
             return wait_s, wait_s
         # Spread, so that not all ranks help at once.
         return SILENCE_S * max(1.0, n_ranks / HELPERS) * random.uniform(1, 2), SILENCE_S

@@ -54,15 +54,22 @@ AHEAD_BATCHES = 2
 # go first. A line has some 130 bytes, so this is 32 MB, about what an interpreter needs. Where one
 # has to be loaded again that takes a millisecond, and a claim is made for half a second or more.
 MOST_LOADED = 250_000
-# A worker that has plenty of its own looks at this interval, in seconds, for doubtful tasks that
-# wait for a second opinion. They should not wait for the end of the run, and a listing costs
-# little.
-DOUBTFUL_EVERY_S = 2.0
+# A worker that has plenty of its own looks for doubtful tasks that wait for a second opinion. They
+# should not wait for the end of the run. The pauses between its looks double from the first to the
+# last of these, in seconds: where many processes die one after the other, as in a block of inputs
+# that crash, the others wait for what a young one finds out; and a listing every two seconds costs
+# little in a run of thousands of ranks.
+FIRST_LOOK_S = 0.1
+LOOK_EVERY_S = 2.0
 
 # So many processes a task has taken along before only a fresh one may try it: on the CPU, and where
 # another device should try it first.
 FRESH_FROM_ON_CPU = 1
 FRESH_FROM = 2
+
+# Doubtful tasks that failed on this device, or in this very attempt, are left to others for so many
+# seconds. Another device's opinion is worth more, but nobody may be there to give it.
+TEMPTED_S = 2.0
 
 # The device of ranks without one; all of them share it.
 CPU = "cpu"
@@ -182,15 +189,18 @@ class Supply:
         self._device = device
         # How often this attempt had nothing left but tasks that had better be tried elsewhere.
         self._times_tempted = 0
+        # Of each manifest the last place that was passed over with a doubtful task, and since when.
+        self._passed_over: dict[str, tuple[int, float]] = {}
         # Whether the last look passed over doubtful tasks that this attempt must not take, or not
         # yet.
         self.is_tempted = False
-        # From when on doubtful tasks are looked for again.
-        self._doubtful_at = 0.0
-        # Whether this process has tried no task yet, as of the last claim; and whether all that was
+        # From when on doubtful tasks are looked for again, and how long the pause after that is.
+        self._next_look = 0.0
+        self._look_pause_s = FIRST_LOOK_S
+        # Whether this process had tried no task yet at the last look, and whether all that was
         # passed over then needs one that has not.
         self._is_fresh = False
-        self._is_barred = False
+        self.needs_fresh = False
         self._own = rank_name(rank)
         # Whether every claim is read, or only as many as tell where the next one starts.
         self._is_close = False
@@ -225,13 +235,14 @@ class Supply:
         """
         self.is_tempted = False
         self._is_fresh = is_fresh
-        self._is_barred = not is_fresh
-        is_time = self._steals and not is_ahead and time.monotonic() >= self._doubtful_at
+        self.needs_fresh = not is_fresh
+        is_time = self._steals and not is_ahead and time.monotonic() >= self._next_look
         if is_time and is_proven:
             found = self._take_doubtful(self._offering_doubtful(), is_for_fresh=is_fresh)
             if found is not None:
                 return found
-            self._doubtful_at = time.monotonic() + DOUBTFUL_EVERY_S
+            self._next_look = time.monotonic() + self._look_pause_s
+            self._look_pause_s = min(2 * self._look_pause_s, LOOK_EVERY_S)
         doubtful: list[Source] = []
         for source in self._candidates(batch):
             chain = source.chain
@@ -277,9 +288,9 @@ class Supply:
                 task = source.doubtful()
                 if task is None or (is_for_fresh and not self._wants_fresh(task)):
                     break
-                if not self._may_try(task):
+                if not self._may_try(task, self._times_left(source)):
                     self.is_tempted = True
-                    self._is_barred &= self._wants_fresh(task)
+                    self.needs_fresh &= self._wants_fresh(task)
                     break
                 start = chain.next
                 found = self._claim(source, 1)
@@ -309,13 +320,26 @@ class Supply:
         False: all that there are, but those that failed in this very attempt, are taken already; or
         all need a fresh process, so that it is of no use to wait on.
         """
-        if self._is_barred:
+        if self.needs_fresh:
             return False
         self._times_tempted += 1
         return self._times_tempted <= 2
 
-    def _may_try(self, task: TaskLine) -> bool:
-        """Whether this attempt may give another opinion of a doubtful task."""
+    def _times_left(self, source: Source) -> int:
+        """How many times TEMPTED_S others have had to take the next task of a manifest."""
+        name, place = source.manifest.name, source.chain.next
+        now = time.monotonic()
+        passed, since = self._passed_over.get(name, (-1, now))
+        if passed != place:
+            since = now
+        self._passed_over[name] = place, since
+        return max(self._times_tempted, int((now - since) / TEMPTED_S))
+
+    def _may_try(self, task: TaskLine, times_left: int) -> bool:
+        """Whether this attempt may give another opinion of a doubtful task.
+
+        times_left: how many times TEMPTED_S it was left to others.
+        """
         # Where a file system in trouble was to blame, no device is named, and nobody is kept away.
         devices = [device for _, device in task.failed_in if device]
         if any(attempt == self.attempt and device for attempt, device in task.failed_in):
@@ -328,8 +352,8 @@ class Supply:
             return True
         # Two devices that take two tasks in turn would else never exchange them.
         if devices[-1] != self._device:
-            return self._times_tempted > 0
-        return self._times_tempted > 1
+            return times_left > 0
+        return times_left > 1
 
     def _wants_fresh(self, task: TaskLine) -> bool:
         """Whether only a fresh process tells more of a task, which takes its processes along."""

@@ -193,7 +193,8 @@ class Work:
         self._doing.phase = Phase.IDLE
         # The parent may be asleep; what this attempt finished may have been the last.
         ring(self._layout.control)
-        word = self._idling.wait(self._backlog.claims_tried, self._backlog.is_tempted)
+        backlog = self._backlog
+        word = self._idling.wait(backlog.claims_tried, backlog.is_tempted, backlog.needs_fresh)
         match word:
             case Word.FORSAKEN:
                 return WorkEnd.HANDOVER

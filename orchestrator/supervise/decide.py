@@ -86,8 +86,9 @@ class RankPast(msgspec.Struct, frozen=True):
     for CPU ranks. `ended_at` is when the last was seen to have ended, on the monotonic clock.
     `acquitted` tasks of its fruitless row are complete, and `failed_elsewhere` of its last trial's
     have failed in another place too. `failed_at` is when the last task of its open attempt was seen
-    to have failed, None where that has completed one since. `has_completed` says that an attempt of
-    the slot completed a task in this epoch, `has_begun` that one got as far as to claim some.
+    to have failed, None where that has completed one since. `gets_on` says that its open attempt
+    has completed tasks, and failed none after them. `has_completed` says that an attempt of the
+    slot completed a task in this epoch, `has_begun` that one got as far as to claim some.
     """
 
     slot: Slot
@@ -98,6 +99,7 @@ class RankPast(msgspec.Struct, frozen=True):
     acquitted: int = 0
     failed_elsewhere: int = 0
     failed_at: float | None = None
+    gets_on: bool = False
     has_completed: bool = False
     has_begun: bool = True
 
@@ -124,6 +126,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     be seen whole in a moment. `finished_at` is when the attempts were told that every task has a
     verdict, None before that.
 
+    `without_news`: the ranks that get no process before others have tried what failed there.
     `is_ruling_due`: some doubtful tasks can be ruled now. `is_ruling_awaited`: only doubtful tasks
     are left, and some of them can be ruled later. `is_settling`: only doubtful tasks are left, and
     verdicts on them are given. `do_processes_break`: as in `Ground`. `complete` is how many of all
@@ -142,6 +145,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     is_unsettled: bool = False
     was_swept: bool = False
     finished_at: float | None = None
+    without_news: frozenset[int] = frozenset()
     is_ruling_due: bool = False
     is_ruling_awaited: bool = False
     is_settling: bool = False
@@ -387,6 +391,8 @@ def _most_at_once(snapshot: Snapshot, able: Sequence[RankPast]) -> int:
 
 def _is_in_doubt(rank: RankPast) -> bool:
     """Whether nothing was completed in a place lately, and tasks failed there."""
+    if rank.gets_on:
+        return False
     return any(trial.failed for trial in fruitless_row(rank.place))
 
 
@@ -419,17 +425,30 @@ def next_restart_at(snapshot: Snapshot, policy: Policy, now: float) -> float | N
 
 def restart_at(past: RankPast, snapshot: Snapshot) -> float:
     """From when on the slot's next attempt may be launched."""
-    is_in_doubt = awaits_news(past.place, past.acquitted, past.failed_elsewhere)
-    if is_in_doubt and any(_gets_on(other, snapshot) for other in snapshot.past):
+    if past.rank in snapshot.without_news:
         return past.ended_at + NEWS_S
     barren_rounds = snapshot.barren // max(1, len(snapshot.past))
     return past.ended_at + pause_s(past.place, barren_rounds)
 
 
-def _gets_on(rank: RankPast, snapshot: Snapshot) -> bool:
-    """Whether a rank runs and nothing speaks against its place."""
-    is_open = any(attempt.rank == rank.rank for attempt in snapshot.open)
-    return is_open and rank.failed_at is None and not fruitless_row(rank.place)
+def ranks_without_news(
+    past: Sequence[RankPast], open_attempts: Sequence[OpenAttempt]
+) -> frozenset[int]:
+    """The ranks that get no process before somebody else has tried what failed there.
+
+    None where nobody gets on who could: somebody whose attempt is open, and against whose place
+    nothing speaks.
+    """
+    running = {attempt.rank for attempt in open_attempts}
+    waiting: set[int] = set()
+    does_anybody_get_on = False
+    for rank in past:
+        if rank.rank in running:
+            is_in_order = rank.gets_on or not fruitless_row(rank.place)
+            does_anybody_get_on |= is_in_order and rank.failed_at is None
+        elif awaits_news(rank.place, rank.acquitted, rank.failed_elsewhere):
+            waiting.add(rank.rank)
+    return frozenset(waiting) if does_anybody_get_on else frozenset()
 
 
 def trusted_devices(past: Sequence[RankPast], max_restarts: int) -> frozenset[str]:

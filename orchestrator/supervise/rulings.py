@@ -96,6 +96,8 @@ class Judge:
         self._waiting_since: float | None = None
         # The tasks that can be ruled now, and how.
         self._findings: dict[Key, Finding] = {}
+        # The ranks that get no process before others have tried what failed there.
+        self._without_news: frozenset[int] = frozenset()
         # How many excused tasks may be tried again, and when that was reckoned.
         self._credit = EXCUSED_AT_ONCE
         self._credited_at = self._began
@@ -113,14 +115,20 @@ class Judge:
         return self._waiting_since is not None or self.is_last
 
     def look(
-        self, devices: frozenset[str], working: frozenset[str], is_somebody_free: bool
+        self,
+        devices: frozenset[str],
+        working: frozenset[str],
+        is_somebody_free: bool,
+        without_news: frozenset[int] = frozenset(),
     ) -> bool:
         """Find what can be ruled now; whether it is time to publish it.
 
         devices: those whose opinions count. working: those on which a task completed since this
-        start. is_somebody_free: a rank waits for work.
+        start. is_somebody_free: a rank waits for work. without_news: the ranks that get no process
+        before others have tried what failed there.
         """
         now = time.monotonic()
+        self._without_news = without_news
         self._note_failures(now)
         self._note_phase(now)
         ground = self._ground(devices, working, now)
@@ -351,6 +359,9 @@ class Judge:
         if held.at is not None:
             is_open = held.attempt not in self._view.closed
             return is_open and not self.is_idle(held.attempt)
+        if rank_of(held.attempt) in self._without_news:
+            # It waits for what others make of this very task.
+            return False
         return not any(later in self._view.closed for later in self._later(held.attempt))
 
     def _later(self, attempt: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from gpuspool.orchestrator.supervise.decide import (
     Policy,
     RankPast,
     Snapshot,
+    ranks_without_news,
     sick_devices,
     trusted_devices,
     working_devices,
@@ -92,6 +93,7 @@ class History:
             ended_in_place = self._ended_on(slot.device)
             device_trials = self._trials(ended_in_place)
         row = self._row(ended_in_place)
+        failed_at = self._failed_at(slot.rank)
         return RankPast(
             slot,
             reasons=frozenset(self._view.closed[attempt].reason for attempt in ended),
@@ -100,7 +102,8 @@ class History:
             ended_at=ended_at,
             acquitted=self._acquitted(row),
             failed_elsewhere=self._failed_elsewhere(row, slot),
-            failed_at=self._failed_at(slot.rank),
+            failed_at=failed_at,
+            gets_on=failed_at is None and self._completed_in_open(slot.rank) > 0,
             has_completed=self._has_completed(slot.rank),
             has_begun=self._has_begun(slot.rank),
         )
@@ -225,15 +228,26 @@ class History:
         """Whether an attempt of a rank got as far as to claim tasks in this epoch."""
         return any(attempt in self._view.claims_by for attempt in self._attempts[rank])
 
+    def _open(self, rank: int) -> str | None:
+        """The open attempt of a rank."""
+        attempts = self._attempts[rank]
+        if not attempts or attempts[-1] in self._view.closed:
+            return None
+        return attempts[-1]
+
+    def _completed_in_open(self, rank: int) -> int:
+        """How many tasks the open attempt of a rank has completed."""
+        attempt = self._open(rank)
+        return 0 if attempt is None else self._view.completed(attempt)
+
     def _failed_at(self, rank: int) -> float | None:
         """When the last task of a rank's open attempt was seen to have failed.
 
         None where nothing failed in it since it completed a task.
         """
-        attempts = self._attempts[rank]
-        if not attempts or attempts[-1] in self._view.closed:
+        attempt = self._open(rank)
+        if attempt is None:
             return None
-        attempt = attempts[-1]
         failed = self._view.failed_in.get(attempt)
         if not failed:
             return None
@@ -291,10 +305,13 @@ class Situation:
         past = self._history.past()
         open_ = self._open()
         self._note_progress()
+        devices = trusted_devices(past, self._policy.max_restarts)
+        without_news = ranks_without_news(past, open_)
         # Whoever has nothing to do could try a doubtful task.
         is_somebody_free = self._view.unclaimed == 0
-        devices = trusted_devices(past, self._policy.max_restarts)
-        is_ruling_due = self._judge.look(devices, working_devices(past), is_somebody_free)
+        is_ruling_due = self._judge.look(
+            devices, working_devices(past), is_somebody_free, without_news
+        )
         n_doubtful, n_attempts = self._failures_of_this_epoch()
         last_phase_since = self._judge.last_phase_since
         return Snapshot(
@@ -308,6 +325,7 @@ class Situation:
             is_unsettled=bool(self._view.unsettled),
             was_swept=self._was_swept,
             finished_at=self._finished_at,
+            without_news=without_news,
             is_ruling_due=is_ruling_due,
             is_ruling_awaited=self._judge.is_last and bool(self._view.unruled()),
             is_settling=last_phase_since is not None and self._finished_last_at >= last_phase_since,

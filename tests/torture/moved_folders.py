@@ -190,8 +190,10 @@ class Scene:
         self.verdict.was_late = self._ended_at() <= taken_at
         if code != (0 if self.verdict.was_late else 1) and self.case.who != "orphans":
             self._problem(f"exit code {code}")
-        if self._at_path() != before:
-            self.verdict.counts.found("D", f"something was written to {self._subject}")
+        after = self._at_path()
+        if after != before:
+            differing = sorted(name for name, _ in after.items() ^ before.items())
+            self.verdict.counts.found("D", f"{self._subject} differs in {differing}")
         spool, out = self._true_paths()
         self._judge_halfway(spool, out)
         seen = look(out)
