@@ -125,6 +125,10 @@ class World:
         if self.bad_crashes:
             # Each bad task takes two processes along.
             loads += 2 * self.n_bad / n_healthy
+        if self.spoils:
+            # Each process lasts for so many tasks in the mean.
+            lasts = 1 / self.spoils if self.spoils_at is None else sum(self.spoils_at) / 2
+            loads += self.n_tasks / lasts / n_healthy
         outage_s = 0.0
         if self.outage is not None:
             outage_s = self.outage[1] - self.outage[0]
