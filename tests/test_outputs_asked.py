@@ -123,6 +123,14 @@ def test_a_batch_cannot_ask_for_a_task_that_is_not_in_it(box: Box) -> None:
     assert published(box) == ["t0.txt"]
 
 
+@pytest.mark.parametrize("words", ["'.txt'", "task.key, '.txt'", "[task], '.txt'"])
+def test_who_asks_without_a_task_is_told_how_to_ask(box: Box, words: str) -> None:
+    job = f"def Job(task, ctx): ctx.output({words})\n"
+    [result] = run_job(box, job, 1, "--keep-going", code=3)
+    assert result["error"]["type"] == "TypeError"
+    assert "ctx.output(task, '.npy')" in result["error"]["message"]
+
+
 def test_a_constructor_has_no_task_to_ask_for(box: Box) -> None:
     box.write(
         "job.py",

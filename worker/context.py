@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,14 @@ class Context(msgspec.Struct, frozen=True, weakref=True):
         Write a file or make a folder there. When the task completes, it becomes OUT/<key><suffix>.
         A path that was asked for and not written fails the task. To be asked for in the call that
         got the task, and written before that call returns. Raises ValueError for a suffix with a
-        slash, and OutputError where the task is not in hand or its output cannot be made.
+        slash, TypeError where the first argument is not a task, and OutputError where the task is
+        not in hand or its output cannot be made.
         """
+        if not isinstance(task, Task):
+            raise TypeError(
+                f"ctx.output takes a task, and a suffix after it, as in ctx.output(task, '.npy'); "
+                f"its first argument is {reprlib.repr(task)}"
+            )
         return self._output(task, suffix)
 
     def is_draining(self) -> bool:
