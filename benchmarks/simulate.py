@@ -59,8 +59,8 @@ class Calls:
 
 @dataclass
 class Planned:
-    """A manifest in place of the worker's: the cost of each place, and the seconds of all places
-    before it.
+    """A manifest in place of the worker's: the cost at each position, and the seconds of all
+    positions before it.
     """
 
     costs: np.ndarray
@@ -72,8 +72,8 @@ class Planned:
     def __len__(self) -> int:
         return len(self.costs)
 
-    def task(self, place: int) -> TaskLine:
-        return msgspec.structs.replace(A_TASK, cost=float(self.costs[place]))
+    def task(self, position: int) -> TaskLine:
+        return msgspec.structs.replace(A_TASK, cost=float(self.costs[position]))
 
     def tasks(self, start: int, stop: int) -> Iterator[TaskLine]:
         """A claim's tasks are looked at as a whole: its two ends, and no lines."""
@@ -173,8 +173,8 @@ def simulate(
 
 def _plan(seconds: np.ndarray, costs: np.ndarray, ranks: int) -> dict[str, Planned]:
     manifests = {}
-    for rank, places in enumerate(plan(costs.tolist(), ranks)):
-        mine = np.fromiter(places, dtype=np.int64, count=len(places))
+    for rank, tasks in enumerate(plan(costs.tolist(), ranks)):
+        mine = np.fromiter(tasks, dtype=np.int64, count=len(tasks))
         before = np.concatenate(([0.0], np.cumsum(seconds[mine])))
         manifests[rank_name(rank)] = Planned(costs[mine], before)
     return manifests
@@ -194,13 +194,13 @@ def skewed() -> np.ndarray:
 def guided(seconds: np.ndarray, ranks: int) -> float:
     """The makespan of guided self-scheduling: each free rank takes a W-th of what is left."""
     before = np.concatenate(([0.0], np.cumsum(seconds)))
-    ready, place, end = [0.0] * ranks, 0, 0.0
-    while place < len(seconds):
+    ready, start, end = [0.0] * ranks, 0, 0.0
+    while start < len(seconds):
         now = heapq.heappop(ready)
-        stop = place + max(1, (len(seconds) - place) // ranks)
-        done = now + CLAIM_S + float(before[stop] - before[place])
+        stop = start + max(1, (len(seconds) - start) // ranks)
+        done = now + CLAIM_S + float(before[stop] - before[start])
         heapq.heappush(ready, done)
-        place, end = stop, max(end, done)
+        start, end = stop, max(end, done)
     return end
 
 

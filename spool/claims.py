@@ -1,6 +1,6 @@
-"""Claims: who took which places of a manifest, as a chain of files.
+"""Claims: who took which positions of a manifest, as a chain of files.
 
-The claim at place 0 says where it stops; the claim with that name says where the next one stops;
+The claim at position 0 says where it stops; the claim with that name says where the next one stops;
 the first name that does not exist is where the next claim starts. One link(2) makes a claim, so of
 two processes that want the same start one wins and the other reads on.
 
@@ -43,14 +43,14 @@ NOBODY = ""
 
 
 def parse_start(name: str) -> int | None:
-    """The place at which the claim with this file name starts; None where the name is not ours."""
+    """The position at which the claim of this file name starts; None where the name is not ours."""
     if name.isascii() and name.isdigit():
         return int(name)
     return None
 
 
 def read_claim(layout: Layout, manifest: str, start: int, end: int) -> Claim | None:
-    """The claim at `start` of a manifest with `end` places, None where there is none.
+    """The claim at `start` of a manifest with `end` positions, None where there is none.
 
     A claim that cannot be read is given to NOBODY and reaches to the next start that is listed, or
     to the end of the manifest.
@@ -63,8 +63,8 @@ def read_claim(layout: Layout, manifest: str, start: int, end: int) -> Claim | N
     except Damaged:
         pass
     else:
-        is_of_this_place = claim.start == start < claim.stop <= end
-        if is_of_this_place and parse_attempt(claim.attempt) is not None:
+        is_of_this_position = claim.start == start < claim.stop <= end
+        if is_of_this_position and parse_attempt(claim.attempt) is not None:
             return claim
     later = (found for found in _starts(layout, manifest) if start < found < end)
     return Claim(attempt=NOBODY, start=start, stop=min(later, default=end), at=0.0)
@@ -96,7 +96,7 @@ def _read_beyond(layout: Layout, manifest: str, start: int, end: int, most: int)
 def _publish_claim(
     layout: Layout, manifest: str, attempt: str, start: int, stop: int, number: int
 ) -> Claim | None:
-    """Claim the places from `start` to `stop` by link(2). None: somebody claimed `start` before."""
+    """Claim the positions start..stop by link(2). None: somebody claimed `start` before."""
     claim = Claim(attempt=attempt, start=start, stop=stop, at=time.time(), number=number)
     path = layout.claim(manifest, start)
     if not is_folder(path.parent):
@@ -128,7 +128,7 @@ class ClaimChain:
 
     @property
     def unclaimed(self) -> int:
-        """How many places nobody has claimed, as far as was read."""
+        """How many positions nobody has claimed, as far as was read."""
         return self.end - self.next
 
     def advance(self, on_damage: OnDamage | None = None) -> ClaimChain:
@@ -151,15 +151,15 @@ class ClaimChain:
         """What is wrong with the claim at `start`, which cannot be read."""
         path = self.layout.claim(self.manifest, start)
         data = read_bytes(path) or b""
-        return Damage(str(path), 0, "not a claim of this place", is_torn=_is_torn(data))
+        return Damage(str(path), 0, "not a claim of this position", is_torn=_is_torn(data))
 
     def last_stray(self) -> int:
-        """The last place held by a claim that the chain does not reach; -1 where there is none."""
+        """The last position of a claim that the chain does not reach; -1 where there is none."""
         strays = _read_beyond(self.layout, self.manifest, self.next, self.end, self.end)
         return max((claim.stop for claim in strays), default=0) - 1
 
     def take(self, attempt: str, stop: int, number: int = 0) -> Claim | None:
-        """Claim the places from `next` to `stop`. None: somebody was faster; the chain read on.
+        """Claim the positions from `next` to `stop`. None: somebody was faster; the chain read on.
 
         number: how many claims the attempt has tried to make; 0 for a claim that nobody will run.
         """
@@ -176,8 +176,8 @@ class ChainEnd:
     """Where the next claim of one manifest starts, and who claimed last.
 
     It passes over most of what others claim. Where a claim in the middle is lost it passes over
-    that too, and over the places that the lost claim held: the sweep finds their tasks. A worker
-    that was told of unclaimed places which it does not see starts over with `look_closely`.
+    that too, and over the positions that the lost claim held: the sweep finds their tasks. A worker
+    that was told of unclaimed positions which it does not see starts over with `look_closely`.
     """
 
     def __init__(self, layout: Layout, manifest: str, end: int) -> None:
@@ -190,7 +190,7 @@ class ChainEnd:
 
     @property
     def unclaimed(self) -> int:
-        """How many places nobody has claimed, as far as was read."""
+        """How many positions nobody has claimed, as far as was read."""
         return self.end - self.next
 
     def claimers(self, attempt: str) -> int:
@@ -224,13 +224,13 @@ class ChainEnd:
         return self
 
     def look_closely(self) -> None:
-        """From now on read every claim, from the first on: there are places nobody has claimed."""
+        """Read every claim from now on, from the first: there are positions nobody has claimed."""
         self._is_close = True
         self.next = 0
         self._recent = []
 
     def take(self, attempt: str, stop: int, number: int = 0) -> Claim | None:
-        """Claim the places from `next` to `stop`. None: somebody was faster; look again.
+        """Claim the positions from `next` to `stop`. None: somebody was faster; look again.
 
         number: how many claims the attempt has tried to make, with this one.
         """
@@ -266,9 +266,9 @@ def claim_size(
 ) -> int:
     """How many tasks the next claim takes: whole batches, and at least one of them.
 
-    left: unclaimed places of the manifest. batch: tasks of one call. seconds: what the longest and
-    the shortest of the tasks that are left are estimated to take. None while nothing is known: then
-    one batch. claimers: how many attempts draw from this manifest.
+    left: unclaimed positions of the manifest. batch: tasks of one call. seconds: what the longest
+    and the shortest of the tasks that are left are estimated to take. None while nothing is known:
+    then one batch. claimers: how many attempts draw from this manifest.
 
     This is guided self-scheduling: a fixed fraction of each claimer's share of what is left, but no
     more than a target of time. So claims are large at first and small at the end of a run.

@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from gpuspool.spool.identity import is_here, liveness
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.place import folder_id, is_same_folder
+from gpuspool.spool.open_folder import folder_id, is_same_folder
 from gpuspool.spool.publish import read_record
 from gpuspool.spool.records import Holder
 from gpuspool.spool.states import Life

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 
 from gpuspool.spool.identity import is_here, liveness
-from gpuspool.spool.place import folder_id, is_same_folder
+from gpuspool.spool.open_folder import folder_id, is_same_folder
 from gpuspool.spool.publish import read_record
 from gpuspool.spool.records import Intent, ParentBeat
 from gpuspool.spool.states import Life

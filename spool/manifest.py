@@ -1,11 +1,11 @@
 """Manifests: ordered lists of tasks, written once.
 
-A task's place is its line's number, counted from 0. Claims say which places an attempt took, so a
-place must never come to mean another task. Two things see to that: a manifest is published once and
-never changed, and a damaged line keeps its place.
+A task's position is its line's number, counted from 0. Claims say which positions an attempt took,
+so a position must never come to mean another task. Two things see to that: a manifest is published
+once and never changed, and a damaged line keeps its position.
 
 An orphans manifest begins with the closing of its attempt, and a ruling with what was ruled: lines
-that have no place.
+that have no position.
 
 A manifest stays the bytes that it is until somebody asks for a task, so to know how long one of a
 million tasks is costs one count of its newlines. Read by views and workers, published by the
@@ -33,7 +33,7 @@ BLOCK_BYTES = 64 * 1024
 
 # At most so many lines are split, checked and decoded at once. That bounds how many records are in
 # memory while a million tasks are walked through.
-SPLIT_PLACES = 4096
+SPLIT_LINES = 4096
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ class Manifest:
         self.ruling: Ruling | None = None
         self._report = report
         self._data = data
-        # Where the line of place 0 begins.
+        # Where the line of position 0 begins.
         self._base = 0
         if data and not data.endswith(b"\n"):
             report(Damage(path, len(data), "the last line has no end"))
@@ -90,7 +90,7 @@ class Manifest:
         self._count_lines()
 
     def _take_head(self, kind: type[R]) -> R | None:
-        """Read the first line, which has no place; None where it is damaged."""
+        """Read the first line, which has no position; None where it is damaged."""
         head, newline, _ = self._data.partition(b"\n")
         self._base = len(head) + len(newline)
         try:
@@ -112,13 +112,13 @@ class Manifest:
         return closing
 
     def _count_lines(self) -> None:
-        """Count the newlines before each block, which `_offset` needs, and so the places."""
+        """Count the newlines before each block, which `_offset` needs, and so the positions."""
         starts = range(self._base, len(self._data), BLOCK_BYTES)
         counts = (self._data.count(b"\n", start, start + BLOCK_BYTES) for start in starts)
         # One count for each block and one more, for the end of the last.
         self._before = list(itertools.accumulate(counts, initial=0))
         self._length = self._before[-1]
-        # A last line without its end has a place too.
+        # A last line without its end has a position too.
         if len(self._data) > self._base and not self._data.endswith(b"\n"):
             self._length += 1
 
@@ -126,59 +126,59 @@ class Manifest:
         self._report(Damage(self.path, at, reason))
 
     def __len__(self) -> int:
-        """How many places there are, readable or not."""
+        """How many positions there are, readable or not."""
         return self._length
 
-    # From a place to an offset. Keeping the offset of every line would take 8 bytes and more for
+    # From a position to an offset. Keeping the offset of every line would take 8 bytes and more for
     # each of a million tasks, to find the few lines that are asked for. Instead `_before[i]` says
-    # how many newlines come before block i. The line of place p begins behind newline number p, so
-    # that newline lies in the last block before which there are fewer than p of them.
+    # how many newlines come before block i. The line of position p begins behind newline number p,
+    # so that newline lies in the last block before which there are fewer than p of them.
     #
     # An example, with blocks of 8 bytes and the four lines aaaa, bb, cccccc and d:
     #
     #     aaaa\nbb\n   cccccc\nd   \n
     #     block 0      block 1     block 2          _before = [0, 2, 3, 4]
     #
-    # Where does place 3 begin? Newline number 3 lies in block 1, since 2 newlines come before block
-    # 1 and 3 before block 2. Within block 1 it is number 3 - 2 = 1, so the block is split at its
-    # first newline, and what is left behind that is `d`, one byte. Block 1 stops at offset 16, so
-    # place 3 begins at 16 - 1 = 15. `split` with a limit does this in one call, with no loop over
-    # lines. test_a_place_is_found_wherever_the_blocks_part (tests/test_manifest.py) guards it.
-    def _offset(self, place: int) -> int:
-        """Where the line of a place begins; the end of the data for places behind the last."""
-        if place == 0:
+    # Where does position 3 begin? Newline number 3 lies in block 1, since 2 newlines come before
+    # block 1 and 3 before block 2. Within block 1 it is number 3 - 2 = 1, so the block is split at
+    # its first newline, and what is left behind that is `d`, one byte. Block 1 stops at offset 16,
+    # so position 3 begins at 16 - 1 = 15. `split` with a limit does this in one call, with no loop
+    # over lines. test_a_position_is_found_wherever_the_blocks_part guards it.
+    def _offset(self, position: int) -> int:
+        """Where the line of a position begins; the end of the data for one behind the last."""
+        if position == 0:
             return self._base
-        if not 0 < place <= self._before[-1]:
+        if not 0 < position <= self._before[-1]:
             return len(self._data)
-        block = bisect.bisect_left(self._before, place) - 1
+        block = bisect.bisect_left(self._before, position) - 1
         start = self._base + block * BLOCK_BYTES
         stop = min(start + BLOCK_BYTES, len(self._data))
-        newlines = place - self._before[block]
+        newlines = position - self._before[block]
         rest = self._data[start:stop].split(b"\n", newlines)[-1]
         return stop - len(rest)
 
-    def task(self, place: int) -> TaskLine | None:
-        """The task at a place, None where its line is damaged; the damage is reported."""
-        return next(self.tasks(place, place + 1), None)
+    def task(self, position: int) -> TaskLine | None:
+        """The task at a position, None where its line is damaged; the damage is reported."""
+        return next(self.tasks(position, position + 1), None)
 
     def tasks(self, start: int = 0, stop: int | None = None) -> Iterator[TaskLine]:
-        """The readable tasks of the places start..stop; all from `start` on where stop is None.
+        """The readable tasks of the positions start..stop; all from `start` on where stop is None.
 
         Damaged lines are reported and passed over.
         """
         return self.records(TaskLine, start, stop)
 
     def records(self, kind: type[R], start: int = 0, stop: int | None = None) -> Iterator[R]:
-        """The readable lines of the places start..stop as records of another kind.
+        """The readable lines of the positions start..stop as records of another kind.
 
         One that holds some fields of a TaskLine is decoded faster: the others are skipped.
         """
         if stop is None:
             stop = self._length
         stop = min(stop, self._length)
-        for first in range(start, stop, SPLIT_PLACES):
+        for first in range(start, stop, SPLIT_LINES):
             at = self._offset(first)
-            data = self._data[at : self._offset(min(first + SPLIT_PLACES, stop))]
+            data = self._data[at : self._offset(min(first + SPLIT_LINES, stop))]
             if self.is_as_planned:
                 yield from decode_lines(data, kind)
             else:

@@ -20,7 +20,7 @@ MARK = "GPUSPOOL_ATTEMPT"
 def run_mark(run_id: str, folder: str) -> str:
     """The part of the mark that all attempts of the run in this very spool folder share.
 
-    folder: the spool, as `place.folder_id` tells it.
+    folder: the spool, as `open_folder.folder_id` tells it.
     """
     return f"{run_id}.{folder}"
 

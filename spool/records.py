@@ -110,7 +110,7 @@ class TaskFailure(Record, frozen=True, kw_only=True):
 
 
 class Claim(Record, frozen=True, kw_only=True):
-    """An attempt took the places start..stop of a manifest; `stop` is the first that it left.
+    """An attempt took the positions start..stop of a manifest; `stop` is the first that it left.
 
     number: how many claims the attempt had tried to make, with this one. No two tries of an attempt
     have one number, so it knows a claim as its own by what the claim says. 0: not told.
@@ -377,8 +377,8 @@ class Intent(Record, frozen=True, kw_only=True):
     told to trust beside its own and root. device_uuids: of each device that `device` names by an
     index, the UUID that is meant, "" where it is not known. withheld: the parent's variables that
     the worker is not given, since they name the parent's own rank in a process group. folder: which
-    folder the spool was when this was written, as `place.folder_id` tells it; in a copy of the
-    spool it still names the original. out_folder: likewise of OUT. "" in the spools of earlier
+    folder the spool was when this was written, as `open_folder.folder_id` tells it; in a copy of
+    the spool it still names the original. out_folder: likewise of OUT. "" in the spools of earlier
     versions.
     """
 

@@ -36,12 +36,12 @@ def sweep(view: View) -> int:
 def stranded_tasks(view: View) -> list[TaskLine]:
     """The tasks that must be swept, in order, on a view that was just refreshed.
 
-    A task is stranded when it has no verdict, no unclaimed place of a manifest offers its newest
+    A task is stranded when it has no verdict, no unclaimed position of a manifest offers its newest
     round, no open attempt holds a claim on that, and it is not held back: what becomes of a task
-    that failed somewhere is left to a ruling. An attempt that is idle says in its journal
-    which claims it does not hold any more, however it came by them. Of several lines that describe
-    the task, the one with the newest round and the longest history of failures is kept: what was
-    learnt about a task must not be forgotten.
+    that failed somewhere is left to a ruling. An attempt that is idle says in its journal which
+    claims it does not hold any more, however it came by them. Of several lines that describe the
+    task, the one with the newest round and the longest history of failures is kept: what was learnt
+    about a task must not be forgotten.
 
     The whole of the view's order of reading is for this: manifests, then claims, then journals,
     each of which only grows. What looks stranded in that order really is.
@@ -76,10 +76,10 @@ def _lines(view: View) -> Iterator[tuple[TaskLine, bool]]:
 
 
 def _parts(view: View, manifest: str) -> Iterator[tuple[int, int, str, bool]]:
-    """(start, stop, who claimed these places, whether somebody has them), claim by claim, and the
-    rest of the manifest.
+    """(start, stop, who claimed these positions, whether somebody has them), claim by claim, and
+    the rest of the manifest.
 
-    Places that nobody has claimed count as held: whoever claims them next runs their tasks.
+    Positions that nobody has claimed count as held: whoever claims them next runs their tasks.
     """
     chain = view.chains[manifest]
     for claim in chain.claims:

@@ -42,7 +42,7 @@ from gpuspool.spool.layout import (
 )
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import Damage, Manifest, OnDamage, load_manifest, planned_checksums
-from gpuspool.spool.place import folder_id
+from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import Owners, is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
@@ -184,7 +184,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """The places start..stop of a manifest, which one attempt claimed by its `number`th try."""
+    """The positions start..stop of a manifest, which one attempt claimed by its `number`th try."""
 
     manifest: str
     start: int
@@ -505,8 +505,8 @@ class View:
             if claim.attempt == NOBODY and claim is chain.claims[-1]:
                 break
             first += 1
-            places = Claimed(name, claim.start, claim.stop, claim.number)
-            self._claims_by.setdefault(claim.attempt, []).append(places)
+            claimed = Claimed(name, claim.start, claim.stop, claim.number)
+            self._claims_by.setdefault(claim.attempt, []).append(claimed)
         self._n_indexed[name] = first
 
     # Journals.
@@ -656,7 +656,7 @@ class View:
 
     @property
     def unclaimed(self) -> int:
-        """How many places of manifests nobody has claimed."""
+        """How many positions of manifests nobody has claimed."""
         assert self._reads_claims, "this view reads no claims"
         return self._unclaimed
 
@@ -666,9 +666,9 @@ class View:
         Left out are claims of which it has nothing in hand any more, by its own word. What it has
         not finished of these is stranded, whether or not the attempt lives.
         """
-        for places in self.claims_by.get(attempt, []):
-            if not self.is_released(attempt, places.number):
-                yield from self.manifests[places.manifest].tasks(places.start, places.stop)
+        for claimed in self.claims_by.get(attempt, []):
+            if not self.is_released(attempt, claimed.number):
+                yield from self.manifests[claimed.manifest].tasks(claimed.start, claimed.stop)
 
     def is_released(self, attempt: str, number: int) -> bool:
         """Whether an attempt said that of its claim of this number it has nothing in hand."""

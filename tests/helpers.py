@@ -410,8 +410,8 @@ def half_done(box: Box, *options: str, ranks: int = 1) -> list[str | Path]:
     # in which they stand here. Manifests of three ranks are too short for that.
     if ranks < 3:
         for index, line in enumerate(tasks):
-            place = index // ranks
-            line["cost"] = 1 + place if place % 4 == 0 else 1000 - place
+            position = index // ranks
+            line["cost"] = 1 + position if position % 4 == 0 else 1000 - position
     started, command = start_gated(box, tasks, "--ranks", str(ranks), *options)
     wait_until(lambda: len(waiting(box)) == ranks and len(journal_lines(box / "S")) == 20)
     box.kill_all()

@@ -151,10 +151,10 @@ def begin(layout: Layout, attempt: str) -> JournalWriter:
 def take(
     layout: Layout, attempt: str, stop: int, manifest: str = rank_name(0), number: int = 0
 ) -> Claim:
-    """Claim the places of a manifest from where its claims end to `stop`."""
+    """Claim the positions of a manifest from where its claims end to `stop`."""
     end = layout.manifest(manifest).read_bytes().count(b"\n")
     if manifest.endswith(".orphans"):
-        # The closing has no place.
+        # The closing has no position.
         end -= 1
     claim = ClaimChain(layout, manifest, end).advance().take(attempt, stop, number)
     assert claim is not None

@@ -1,4 +1,4 @@
-"""Claims: each place of a manifest is taken once, whoever wants it; the chain tells by whom."""
+"""Claims: each position of a manifest is taken once, whoever wants it; the chain tells by whom."""
 
 import random
 from pathlib import Path
@@ -57,8 +57,8 @@ def test_eight_processes_that_hammer_one_manifest_get_each_task_once(tmp_path: P
     layout = make_spool(tmp_path / "s", 800)
     got = race(hammer, *((layout.root, rank, 800) for rank in range(8)))
     everything = sorted((claim for part in got for claim in part), key=lambda claim: claim[1])
-    places = [place for _, start, stop in everything for place in range(start, stop)]
-    assert places == list(range(800))
+    positions = [position for _, start, stop in everything for position in range(start, stop)]
+    assert positions == list(range(800))
     assert spans(chain_of(layout, 800)) == everything, "a chain read afresh tells the same"
     assert sum(bool(part) for part in got) > 1
     assert hidden_files(layout.root) == []
@@ -121,7 +121,7 @@ def test_a_claim_cut_at_any_byte_is_whole_or_nobodys(layout: Layout) -> None:
         "zeroed",
         "no attempt",
         "another start",
-        "no place",
+        "no position",
         "backwards",
         "beyond the end",
     ],
@@ -139,7 +139,7 @@ def test_an_unreadable_claim_is_nobodys_and_reaches_to_the_next_listed_start(
 def test_an_unreadable_last_claim_reaches_to_the_end_until_a_later_one_is_listed(
     layout: Layout,
 ) -> None:
-    """Nobody claims its places again in this manifest; the sweep finds their tasks."""
+    """Nobody claims its positions again in this manifest; the sweep finds their tasks."""
     write_claim(layout, M, 0, Claim(attempt=A0, start=0, stop=4, at=1.0))
     write_claim(layout, M, 4, b"")
     chain = chain_of(layout, 20)
@@ -150,7 +150,7 @@ def test_an_unreadable_last_claim_reaches_to_the_end_until_a_later_one_is_listed
     assert chain.unclaimed == 9
 
 
-def test_a_claim_that_vanished_opens_its_places_again(layout: Layout) -> None:
+def test_a_claim_that_vanished_opens_its_positions_again(layout: Layout) -> None:
     for start, stop in ((0, 4), (4, 8), (8, 20)):
         write_claim(layout, M, start, Claim(attempt=A0, start=start, stop=stop, at=1.0))
     layout.claim(M, 4).unlink()
@@ -250,8 +250,8 @@ def test_who_skips_passes_over_a_lost_claim(layout: Layout) -> None:
 
 
 def test_who_skips_does_not_fall_back_to_a_claim_that_another_covers(layout: Layout) -> None:
-    """A power cut took one claim, whose places were claimed again together with later ones. One of
-    the claims behind it is still there, and the last one cannot be read.
+    """A power cut took one claim, whose positions were claimed again together with later ones. One
+    of the claims behind it is still there, and the last one cannot be read.
     """
     for start, stop in ((0, 1), (1, 2), (2, 3), (3, 4), (4, 9), (6, 7)):
         write_claim(layout, M, start, Claim(attempt=A0, start=start, stop=stop, at=0.0))

@@ -180,20 +180,20 @@ def test_a_deleted_journal(box: Box) -> None:
 
 
 @pytest.mark.parametrize("what", ["deleted", "emptied"])
-@pytest.mark.parametrize("place", [0, 1, -1])
-def test_a_lost_claim(box: Box, what: str, place: int) -> None:
+@pytest.mark.parametrize("index", [0, 1, -1])
+def test_a_lost_claim(box: Box, what: str, index: int) -> None:
     command = half_done(box)
     claims = box / "S" / "claims" / "rank-0000"
-    name = names(claims)[place]
+    name = names(claims)[index]
     if what == "deleted":
         (claims / name).unlink()
     else:
         (claims / name).write_bytes(b"")
-    last = name == names(claims)[-1] or place == -1
+    last = name == names(claims)[-1] or index == -1
     if what == "emptied":
         verify_notes(box, f"claims/rank-0000/{name}", 0)
     elif not last:
-        assert box.run("verify", "S").out.count("outside the chain") == len(names(claims)) - place
+        assert box.run("verify", "S").out.count("outside the chain") == len(names(claims)) - index
     expect_complete(box, command, {"claims/rank-0000"})
 
 
@@ -207,12 +207,12 @@ def test_an_unreadable_claim_is_kept_in_corrupt(box: Box) -> None:
     ]
 
 
-@pytest.mark.parametrize("place", [1, -1])
-def test_a_claim_in_the_name_of_an_attempt_that_never_was(box: Box, place: int) -> None:
+@pytest.mark.parametrize("index", [1, -1])
+def test_a_claim_in_the_name_of_an_attempt_that_never_was(box: Box, index: int) -> None:
     """One flipped bit in a digit: nobody holds those tasks, so they must be given out again."""
     command = half_done(box)
     claims = box / "S" / "claims" / "rank-0000"
-    path = claims / names(claims)[place]
+    path = claims / names(claims)[index]
     path.write_bytes(path.read_bytes().replace(b"rank-0000.a00", b"rank-0000.a08"))
     expect_complete(box, command, {"claims/rank-0000"})
 

@@ -30,7 +30,7 @@ from torture import mounts
 import gpuspool
 from gpuspool.spool.errors import FolderGone
 from gpuspool.spool.layout import OUT_MARK, hidden_name
-from gpuspool.spool.place import OUT, SPOOL, Place, folder_id, open_out
+from gpuspool.spool.open_folder import OUT, SPOOL, OpenFolder, folder_id, open_out
 from gpuspool.spool.processes import MARK, mark_of, run_mark
 from gpuspool.worker.context import Task
 from gpuspool.worker.outputs import Outputs
@@ -399,34 +399,34 @@ def test_workers_without_a_parent_notice_by_themselves(box: Box) -> None:
     assert_nothing_failed(box / "S")
 
 
-def test_a_place_notices_whatever_comes_to_its_path(tmp_path: Path) -> None:
+def test_an_open_folder_notices_whatever_comes_to_its_path(tmp_path: Path) -> None:
     path = tmp_path / "P"
     path.mkdir()
-    place = Place(path, SPOOL)
-    place.check()
+    folder = OpenFolder(path, SPOOL)
+    folder.check()
     # Many file systems give the next folder the number of the last one that was removed.
     path.rmdir()
     with pytest.raises(FolderGone, match=str(path)):
-        place.check()
+        folder.check()
     path.mkdir()
     with pytest.raises(FolderGone, match="another folder"):
-        place.check()
+        folder.check()
     path.rmdir()
     path.write_text("a file")
     with pytest.raises(FolderGone):
-        place.check()
+        folder.check()
 
 
-def test_a_folder_is_reached_by_its_place_wherever_it_is(tmp_path: Path) -> None:
+def test_a_folder_that_is_held_open_is_reached_wherever_it_is(tmp_path: Path) -> None:
     path = tmp_path / "P"
     path.mkdir()
-    place = Place(path, OUT)
+    folder = OpenFolder(path, OUT)
     path.rename(tmp_path / "Q")
-    (place.held / "x").write_text("x")
+    (folder.held / "x").write_text("x")
     assert (tmp_path / "Q" / "x").read_text() == "x"
-    assert folder_id(tmp_path / "Q") == place.folder_id
+    assert folder_id(tmp_path / "Q") == folder.folder_id
     (tmp_path / "Q").rename(path)
-    place.check()
+    folder.check()
 
 
 def test_a_mark_that_cannot_be_read_is_named_by_its_path(tmp_path: Path) -> None:
@@ -478,11 +478,11 @@ def test_what_was_published_as_out_went_away_is_not_believed(tmp_path: Path) -> 
     """Looks before and after: the second one finds what happened in between."""
     out = tmp_path / "O"
     out.mkdir()
-    place = Place(out, OUT)
+    folder = OpenFolder(out, OUT)
     looks = []
 
     def check() -> None:
-        place.check()
+        folder.check()
         looks.append(len(published(out)))
 
     outputs = Outputs(out, A0, check)

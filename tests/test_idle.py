@@ -111,7 +111,7 @@ def test_without_a_word_an_attempt_finds_out_that_it_was_closed(tmp_path: Path) 
     assert scene.idling.wait(1) is Word.CLOSED
 
 
-def test_without_a_word_an_attempt_finds_places_that_nobody_claimed(tmp_path: Path) -> None:
+def test_without_a_word_an_attempt_finds_positions_that_nobody_claimed(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
     take(scene.layout, A0, 1)
     assert scene.idling.wait(1) is Word.OVERLOOKED

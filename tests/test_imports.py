@@ -29,7 +29,7 @@ SPOOL_ORDER = (
     "records",
     "codec ledger identity death",
     "publish values",
-    "place",
+    "open_folder",
     "manifest timeouts holder trust",
     "claims journal",
     "view",

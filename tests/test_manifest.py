@@ -1,4 +1,4 @@
-"""Manifests: places are line numbers; damage costs the line that it touches and moves no other."""
+"""Manifests: positions are line numbers; damage costs the line it touches and moves no other."""
 
 import zlib
 from pathlib import Path
@@ -107,7 +107,7 @@ def test_what_only_few_may_try_stands_behind_what_others_may_try(tmp_path: Path)
     assert indices(manifest.tasks()) == [4, 3, 2, 1, 0]
 
 
-def test_a_manifest_without_tasks_has_no_places() -> None:
+def test_a_manifest_without_tasks_has_no_positions() -> None:
     found, damage, manifest = read(b"")
     assert (found, damage, len(manifest)) == ([], [], 0)
 
@@ -136,11 +136,11 @@ def test_a_manifest_cut_at_any_byte_keeps_its_whole_lines() -> None:
 
 
 @pytest.mark.parametrize(("block", "split"), [(1, 1), (7, 2), (100, 3), (150, 5), (10_000, 4096)])
-def test_a_place_is_found_wherever_the_blocks_part(
+def test_a_position_is_found_wherever_the_blocks_part(
     monkeypatch: pytest.MonkeyPatch, block: int, split: int
 ) -> None:
     monkeypatch.setattr("gpuspool.spool.manifest.BLOCK_BYTES", block)
-    monkeypatch.setattr("gpuspool.spool.manifest.SPLIT_PLACES", split)
+    monkeypatch.setattr("gpuspool.spool.manifest.SPLIT_LINES", split)
     tasks = [task(index, key="k" * (index * 37 % 101 + 1)) for index in range(20)]
     for name, head in (("rank-0000", b""), (f"{A0}.orphans", seal(CLOSING))):
         data = head + manifest_bytes(tasks)
@@ -182,7 +182,7 @@ def test_a_damaged_line_is_reported_with_its_offset_and_moves_no_other() -> None
     assert str(damage[0]).startswith(f"path, byte {at}: ")
 
 
-def test_the_closing_at_the_head_of_orphans_is_no_place(tmp_path: Path) -> None:
+def test_the_closing_at_the_head_of_orphans_has_no_position(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s")
     assert publish_orphans(layout, CLOSING, [task(7), task(8)])
     another = Closing(attempt=A0, state="failed", reason="lost", by="me")
@@ -206,7 +206,7 @@ def test_a_damaged_closing_costs_no_orphan() -> None:
     assert [one.offset for one in read(b"", f"{A0}.orphans")[1]] == [0]
 
 
-def test_damage_below_a_closing_is_reported_at_its_place_in_the_file() -> None:
+def test_damage_below_a_closing_is_reported_at_its_offset_in_the_file() -> None:
     data = seal(CLOSING) + manifest_bytes([task(7), task(8)])
     at = sealed_lines(data)[2][0]
     found, damage, _ = read(data[:at] + b"?" + data[at + 1 :], f"{A0}.orphans")
@@ -223,7 +223,7 @@ def zero_block(layout: Layout, at: int, size: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 4096, 36 * 1024])
 def test_a_zeroed_block_loses_no_task_that_can_still_be_read(tmp_path: Path, at: int) -> None:
-    """Places shift where newlines are gone. The sweep finds the tasks that claims then miss."""
+    """Positions shift where newlines are gone. The sweep finds the tasks that claims then miss."""
     layout = make_spool(tmp_path / "s", 800)
     writer = begin(layout, A0)
     take(layout, A0, 300)

@@ -58,7 +58,7 @@ def test_what_was_claimed_behind_a_chain_that_was_cut_is_not_offered_again(layou
     view = view_of(layout)
     assert mend_claims(view) == 2
     spans = [(claim.start, claim.stop) for claim in chain_of(layout).claims]
-    assert spans == [(0, 4), (4, 7), (7, 8)], "the last place stands in a claim of its own"
+    assert spans == [(0, 4), (4, 7), (7, 8)], "the last position stands in a claim of its own"
     assert view.refresh().unclaimed == 4 + 3
     assert sweep(view) == 0
 
@@ -105,7 +105,7 @@ def test_claims_that_a_power_cut_took_are_mended_so_that_nothing_done_is_claimed
     finish(writer, *(index for index in done if index < max(stops)))
     close(view_of(layout), A0, by="resume")
     starts = [0, *sorted(stops)[:-1]]
-    gone = [starts[place % len(starts)] for place in lost]
+    gone = [starts[number % len(starts)] for number in lost]
     if are_last_lost:
         gone += starts[-3:]
     for start in gone:

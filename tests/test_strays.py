@@ -21,7 +21,7 @@ from helpers import (
     waiting,
 )
 
-from gpuspool.spool.place import folder_id
+from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.processes import MARK, kill_marked, mark_of, run_mark
 
 

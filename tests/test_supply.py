@@ -83,7 +83,7 @@ def test_a_thief_takes_from_whoever_has_the_most_left(tmp_path: Path) -> None:
     assert [take(supply, 1, None) for _ in range(7)] == [[task(index)] for index in range(2, 9)]
 
 
-def test_places_that_a_lost_claim_held_are_found_by_who_looks_closely(tmp_path: Path) -> None:
+def test_positions_that_a_lost_claim_held_are_found_by_who_looks_closely(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 30)
     assert flat(drain(supply_of(layout, 0))) == list(range(30))
     layout.claim("rank-0000", 7).unlink()

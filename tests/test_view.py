@@ -91,7 +91,7 @@ def beat(layout: Layout, attempt: str, number: int) -> Heartbeat:
 def snapshot(view: View) -> dict[str, object]:
     """All that a view derives; a later change of the view does not change it."""
     claims = {
-        attempt: sorted((places.manifest, places.start, places.stop) for places in claimed)
+        attempt: sorted((one.manifest, one.start, one.stop) for one in claimed)
         for attempt, claimed in view.claims_by.items()
     }
     facts = {

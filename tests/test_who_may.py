@@ -254,9 +254,9 @@ def test_a_worker_obeys_no_intent_but_its_own_users(box: Box, spool: Layout) -> 
 def test_who_a_file_server_calls_by_another_number_is_still_himself(spool: Layout) -> None:
     """The file system gives root's files to another user here, as NFS does by root_squash."""
     # That user must reach the folder, which lies in a folder of root's.
-    with tempfile.TemporaryDirectory() as open_folder:
-        os.chmod(open_folder, 0o755)
-        moved = Layout(shutil.copytree(spool.root, Path(open_folder, "S")))
+    with tempfile.TemporaryDirectory() as reachable:
+        os.chmod(reachable, 0o755)
+        moved = Layout(shutil.copytree(spool.root, Path(reachable, "S")))
         for path in (moved.root, *moved.root.rglob("*")):
             os.chown(path, BOB_UID, -1)
         owners = open_view(moved.root).owners
@@ -368,9 +368,9 @@ def test_the_lock_is_for_those_who_may_write(box: Box, spool: Layout) -> None:
 @needs_two_users
 @pytest.mark.skipif(shutil.which("flock") is None, reason="flock(1) is not there")
 def test_who_may_only_read_a_spool_cannot_keep_its_owner_out(spool: Layout) -> None:
-    with tempfile.TemporaryDirectory() as open_folder:
-        os.chmod(open_folder, 0o755)
-        moved = Layout(shutil.copytree(spool.root, Path(open_folder, "S")))
+    with tempfile.TemporaryDirectory() as reachable:
+        os.chmod(reachable, 0o755)
+        moved = Layout(shutil.copytree(spool.root, Path(reachable, "S")))
         stranger = ["setpriv", f"--reuid={BOB_UID}", "--clear-groups", "--inh-caps=-all"]
         readable = subprocess.run([*stranger, "cat", moved.run], capture_output=True, check=False)
         assert readable.returncode == 0

@@ -20,7 +20,7 @@ from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, GpuspoolError, SpoolError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
-from gpuspool.spool.place import SPOOL, Place
+from gpuspool.spool.open_folder import SPOOL, OpenFolder
 from gpuspool.spool.processes import is_marked, run_mark
 from gpuspool.spool.publish import Owners, read_sealed
 from gpuspool.spool.records import Intent, Run
@@ -57,29 +57,29 @@ def _parse(words: list[str]) -> dict[str, str] | None:
     return given
 
 
-def _refuse_another_spool(run: Run, place: Place, name: str) -> None:
+def _refuse_another_spool(run: Run, folder: OpenFolder, name: str) -> None:
     """Raise SpoolError where this is not the spool that the parent meant.
 
     Since the parent looked, another run may have been made at its path.
     """
-    if not is_marked(run_mark(run.id, place.folder_id), name):
+    if not is_marked(run_mark(run.id, folder.folder_id), name):
         raise SpoolError(
-            f"{place.path} is not the spool that {name} was started for; this process ends"
+            f"{folder.path} is not the spool that {name} was started for; this process ends"
         )
 
 
 def _run(root: Path, rank: int, name: str) -> int:
     """Begin the attempt and run it; returns the exit code. Raises GpuspoolError and OSError."""
-    place = Place(root, SPOOL)
+    folder = OpenFolder(root, SPOOL)
     by_path = Layout(root)
     intent = _read_intent(by_path, name)
     owners: Owners = {}
     run = load_run(by_path, owners=owners)
     refuse_unsafe(by_path, Trust(intent.trusted), owners)
-    _refuse_another_spool(run, place, name)
+    _refuse_another_spool(run, folder, name)
     # From here on the spool is reached through the folder that is held open. See `folders`.
-    tell_instead(str(place.held), str(place.path))
-    layout = Layout(place.held)
+    tell_instead(str(folder.held), str(folder.path))
+    layout = Layout(folder.held)
     journal = start_journal(layout, name, myself())
     if journal is None:
         say(f"gpuspool: {name} was started or closed before; this process ends")
@@ -88,7 +88,7 @@ def _run(root: Path, rank: int, name: str) -> int:
     # through it any more, which also makes that end come sooner.
     gc.freeze()
     gc.enable()
-    return Attempt(layout, Folders(place), run, intent, rank, journal).run()
+    return Attempt(layout, Folders(folder), run, intent, rank, journal).run()
 
 
 def main() -> int:

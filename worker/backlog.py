@@ -71,7 +71,7 @@ class Backlog:
         return self._supply.give_in()
 
     def look_closely(self) -> None:
-        """There are places that nobody has claimed, and that were passed over."""
+        """There are positions that nobody has claimed, and that were passed over."""
         self._supply.look_closely()
 
     def learn(self, seconds: float, lines: Sequence[TaskLine]) -> None:

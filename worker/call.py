@@ -427,7 +427,7 @@ class Call:
     ) -> dict[int, list[tuple[str, int]]]:
         """Publish what the tasks that went well wrote; returns it by task.
 
-        A task that wrote nothing where it said that it would has failed: its place in `outcomes`
+        A task that wrote nothing where it said that it would has failed: its entry in `outcomes`
         says so afterwards.
         """
         failed = [
@@ -439,11 +439,11 @@ class Call:
         self._settler.publishing()
         written = self.outputs.publish(line.task for line in lines)
         published: dict[int, list[tuple[str, int]]] = {}
-        for place, line in enumerate(lines):
+        for number, line in enumerate(lines):
             found = written.get(line.task, [])
             if isinstance(found, OutputError):
                 # A command may well end with 0 though its input was gone.
-                outcomes[place] = self._excused(to_error(found), found, [line])
+                outcomes[number] = self._excused(to_error(found), found, [line])
             else:
                 published[line.task] = found
         return published

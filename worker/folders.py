@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpuspool.spool.place import Place, open_out
+from gpuspool.spool.open_folder import OpenFolder, open_out
 
 
 class Folders:
     """The spool and OUT of one attempt. `check` may be called from any thread."""
 
-    def __init__(self, spool: Place) -> None:
+    def __init__(self, spool: OpenFolder) -> None:
         self.spool = spool
-        self._out: Place | None = None
+        self._out: OpenFolder | None = None
 
     def open_out(self, path: Path, run_id: str) -> None:
         """From now on OUT is checked too. Raises FolderGone where it is not this run's."""

@@ -71,7 +71,7 @@ class Word(Enum):
     CLOSED = auto()
     # There is another manifest, so there may be something to claim.
     NEW_MANIFEST = auto()
-    # There are places that nobody has claimed, and that this attempt passed over.
+    # There are positions that nobody has claimed, and that this attempt passed over.
     OVERLOOKED = auto()
     # The orchestrator is gone, and all that is left are failures that only one may rule about.
     FORSAKEN = auto()

@@ -20,7 +20,7 @@ process or not at all: only a fresh process tells more of it, since another may 
 break, and each try costs a process anyway.
 
 **Few manifests are in memory.** A manifest stays a file until it is looked at. Beside the rank's
-own only so many are kept as have MOST_LOADED tasks together, and one without unclaimed places is
+own only so many are kept as have MOST_LOADED tasks together, and one without unclaimed positions is
 forgotten for good, since claims only ever become more. A rank that loaded all manifests at its
 first steal would hold a whole run: 52 MB at 400,000 tasks on 64 ranks, where it now loads three of
 them, 1 MB. tests/test_supply.py counts what is loaded.
@@ -106,7 +106,7 @@ class Rate:
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A manifest that has unclaimed places, as far as was read."""
+    """A manifest that has unclaimed positions, as far as was read."""
 
     manifest: Manifest
     chain: ChainEnd
@@ -121,17 +121,17 @@ class Source(msgspec.Struct, frozen=True):
         return task
 
     def n_sound(self, most: int) -> int:
-        """How many of the next places, at most so many, come before the first doubtful task.
+        """How many of the next positions, at most so many, come before the first doubtful task.
 
         In every manifest the doubtful tasks stand behind the others.
         """
         if self.manifest.is_as_planned:
             return most
-        places = range(self.chain.next, self.chain.next + most)
-        return bisect.bisect_left(places, True, key=self._is_doubtful)
+        positions = range(self.chain.next, self.chain.next + most)
+        return bisect.bisect_left(positions, True, key=self._is_doubtful)
 
-    def _is_doubtful(self, place: int) -> bool:
-        task = self.manifest.task(place)
+    def _is_doubtful(self, position: int) -> bool:
+        task = self.manifest.task(position)
         return task is not None and is_doubtful(task)
 
     def cost_left(self) -> float:
@@ -140,9 +140,9 @@ class Source(msgspec.Struct, frozen=True):
         Of the next two one is the longest of all, so the estimate is too high rather than too low.
         """
         next_ = self.chain.next
-        places = range(next_, min(next_ + 2, self.chain.end))
+        positions = range(next_, min(next_ + 2, self.chain.end))
         # Others may have taken the last ones since somebody looked.
-        nearest = max(map(self._cost, places), default=0.0)
+        nearest = max(map(self._cost, positions), default=0.0)
         return self.chain.unclaimed * nearest
 
     def seconds(self, seconds_per_cost: float | None) -> tuple[float, float] | None:
@@ -152,12 +152,12 @@ class Source(msgspec.Struct, frozen=True):
         # Every fourth task of a planned manifest comes from its cheap end, so the longest and the
         # shortest that are left are among the next four.
         next_ = self.chain.next
-        costs = [self._cost(place) for place in range(next_, min(next_ + 4, self.chain.end))]
+        costs = [self._cost(position) for position in range(next_, min(next_ + 4, self.chain.end))]
         costs.append(self._cost(self.chain.end - 1))
         return seconds_per_cost * max(costs), seconds_per_cost * min(costs)
 
-    def _cost(self, place: int) -> float:
-        task = self.manifest.task(place)
+    def _cost(self, position: int) -> float:
+        task = self.manifest.task(position)
         if task is None:
             # It cannot be read, so nothing is known of it.
             return 1.0
@@ -189,7 +189,7 @@ class Supply:
         self._device = device
         # How often this attempt had nothing left but tasks that had better be tried elsewhere.
         self._times_tempted = 0
-        # Of each manifest the last place that was passed over with a doubtful task, and since when.
+        # Of each manifest the last position passed over with a doubtful task, and since when.
         self._passed_over: dict[str, tuple[int, float]] = {}
         # Whether the last look passed over doubtful tasks that this attempt must not take, or not
         # yet.
@@ -208,7 +208,7 @@ class Supply:
         self._names: dict[str, None] = {}
         # Those in which nothing is unclaimed. They are not looked at again.
         self._exhausted: set[str] = set()
-        # The ends of the chains of those that were looked at and have unclaimed places.
+        # The ends of the chains of those that were looked at and have unclaimed positions.
         self._chains: dict[str, ChainEnd] = {}
         # The manifests in memory, those looked at most recently last.
         self._loaded: dict[str, Manifest] = {}
@@ -300,15 +300,15 @@ class Supply:
                     break
         return None
 
-    def _claim(self, source: Source, places: int) -> Iterator[TaskLine] | None:
-        """Claim so many of the next places by link(2); returns their tasks.
+    def _claim(self, source: Source, n_positions: int) -> Iterator[TaskLine] | None:
+        """Claim so many of the next positions by link(2); returns their tasks.
 
         None: somebody was faster, and the chain was read on. Where it even so begins where it did,
         that claim cannot be seen yet, as on a network file system that remembers for a while what
         it did not find. Then there may be work in another manifest.
         """
         self.claims_tried += 1
-        stop = source.chain.next + places
+        stop = source.chain.next + n_positions
         claim = source.chain.take(self.attempt, stop, self.claims_tried)
         if claim is None:
             return None
@@ -327,12 +327,12 @@ class Supply:
 
     def _times_left(self, source: Source) -> int:
         """How many times TEMPTED_S others have had to take the next task of a manifest."""
-        name, place = source.manifest.name, source.chain.next
+        name, position = source.manifest.name, source.chain.next
         now = time.monotonic()
         passed, since = self._passed_over.get(name, (-1, now))
-        if passed != place:
+        if passed != position:
             since = now
-        self._passed_over[name] = place, since
+        self._passed_over[name] = position, since
         return max(self._times_tempted, int((now - since) / TEMPTED_S))
 
     def _may_try(self, task: TaskLine, times_left: int) -> bool:
@@ -363,7 +363,7 @@ class Supply:
     def look_closely(self) -> None:
         """From now on read every claim of every manifest, from the first on.
 
-        For a worker that was told of places which nobody has claimed, and did not see them: they
+        For a worker that was told of positions which nobody has claimed, and did not see them: they
         lie behind a claim that was lost and that it passed over.
         """
         self._is_close = True
@@ -371,7 +371,7 @@ class Supply:
         self._chains.clear()
 
     def _candidates(self, batch: int) -> Iterator[Source]:
-        """Manifests with unclaimed places, in the order in which they are to be tried.
+        """Manifests with unclaimed positions, in the order in which they are to be tried.
 
         Each is looked at only when it is asked for, so that a worker which finds something at once
         reads nothing else.
@@ -394,13 +394,13 @@ class Supply:
         yield from others
 
     def _others(self) -> Iterator[Source]:
-        """The manifests of others that have unclaimed places, in random order."""
+        """The manifests of others that have unclaimed positions, in random order."""
         names = [name for name in self._names if name != self._own and name not in self._exhausted]
         while names:
             # Drawn one by one rather than shuffled, since mostly two of a thousand are wanted.
-            place = random.randrange(len(names))
-            name = names[place]
-            names[place] = names[-1]
+            drawn = random.randrange(len(names))
+            name = names[drawn]
+            names[drawn] = names[-1]
             names.pop()
             source = self._look_at(name)
             if source is not None:

@@ -19,7 +19,7 @@ from gpuspool.orchestrator.plan.out import holds_anything, make_out, mark_out
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.layout import OUT_MARK
-from gpuspool.spool.place import out_of, read_mark
+from gpuspool.spool.open_folder import out_of, read_mark
 from gpuspool.spool.publish import replace
 from gpuspool.spool.view import View
 

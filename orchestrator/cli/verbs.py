@@ -275,7 +275,7 @@ def _warn_of_out(spool: str | None) -> None:
     """Say on stderr that a run's outputs are not where they should be."""
     from gpuspool.orchestrator.plan.locate import find_spool
     from gpuspool.spool.layout import Layout
-    from gpuspool.spool.place import out_trouble
+    from gpuspool.spool.open_folder import out_trouble
     from gpuspool.spool.view import load_run
 
     layout = Layout(find_spool(spool))

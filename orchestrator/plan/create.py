@@ -82,7 +82,7 @@ def _news_start(tasks: Sequence[int]) -> int:
 
 
 def _with_news(tasks: Sequence[int], early: Sequence[int]) -> Sequence[int]:
-    """The tasks in order, but each fourth place, from the first on, holds one of `early`.
+    """The tasks in order, but each fourth position, from the first on, holds one of `early`.
 
     `early` are those of the last quarter: the cheapest first where costs are known. So a run tells
     soon how it fares and how long it will take. And a block of bad inputs, which are often the
@@ -93,13 +93,13 @@ def _with_news(tasks: Sequence[int], early: Sequence[int]) -> Sequence[int]:
         return tasks
     ordered = array.array("q", tasks)
     n_early = len(early)
-    places = range(0, n_early * NEWS_EVERY, NEWS_EVERY)
-    ordered[places.start : places.stop : NEWS_EVERY] = array.array("q", early)
+    positions = range(0, n_early * NEWS_EVERY, NEWS_EVERY)
+    ordered[positions.start : positions.stop : NEWS_EVERY] = array.array("q", early)
     rest = iter(tasks[: len(tasks) - n_early])
     for start in range(0, len(tasks), NEWS_EVERY):
-        first = start + 1 if start < places.stop else start
-        for place in range(first, min(start + NEWS_EVERY, len(tasks))):
-            ordered[place] = next(rest)
+        first = start + 1 if start < positions.stop else start
+        for position in range(first, min(start + NEWS_EVERY, len(tasks))):
+            ordered[position] = next(rest)
     return ordered
 
 

@@ -14,7 +14,7 @@ from gpuspool.orchestrator.plan.holds import refuse_in_spool, refuse_to_rename
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import OUT_MARK, parse_hidden
-from gpuspool.spool.place import read_mark
+from gpuspool.spool.open_folder import read_mark
 from gpuspool.spool.publish import make_folder, publish
 
 

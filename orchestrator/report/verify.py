@@ -23,7 +23,7 @@ from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden_output, refuse_output
 from gpuspool.spool.ledger import Ledger
-from gpuspool.spool.place import out_of, out_trouble
+from gpuspool.spool.open_folder import out_of, out_trouble
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import Closing, Run
 from gpuspool.spool.sweep import stranded_tasks

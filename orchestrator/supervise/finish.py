@@ -30,7 +30,7 @@ from gpuspool.spool.errors import (
 )
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import STATES, rank_of
-from gpuspool.spool.place import out_of
+from gpuspool.spool.open_folder import out_of
 from gpuspool.spool.publish import listdir, make_subfolder, read_record, rename, replace
 from gpuspool.spool.records import Closing, Record
 from gpuspool.spool.states import AttemptState, Ending, ErrorKind, Reason

@@ -1,13 +1,13 @@
 """The two folders of a run, the spool and OUT, as its orchestrator knows them.
 
 It takes hold of both when it starts, under the lock, and looks again at each step and at the end:
-see `spool/place.py`. Where one of them is another folder than before, or none, nothing is done in
-its place: the loop waits as it does for any file system in trouble, and then ends.
+see `spool/open_folder.py`. Where one of them is another folder than before, or none, nothing is
+done in its place: the loop waits as it does for any file system in trouble, and then ends.
 """
 
 from __future__ import annotations
 
-from gpuspool.spool.place import SPOOL, Place, open_out, out_of
+from gpuspool.spool.open_folder import SPOOL, OpenFolder, open_out, out_of
 from gpuspool.spool.view import View
 
 
@@ -15,7 +15,7 @@ class RunFolders:
     """The spool and OUT of one start. Raises FolderGone where one of them is gone, and OSError."""
 
     def __init__(self, view: View) -> None:
-        self.spool = Place(view.layout.root, SPOOL)
+        self.spool = OpenFolder(view.layout.root, SPOOL)
         try:
             self._out = open_out(out_of(view.layout, view.run), view.run.id)
         except OSError:

@@ -33,7 +33,7 @@ from gpuspool.spool.cores import usable_cores
 from gpuspool.spool.errors import EXIT_UNSEEN
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import attempt_name
-from gpuspool.spool.place import folder_id, out_of
+from gpuspool.spool.open_folder import folder_id, out_of
 from gpuspool.spool.processes import MARK, mark_of, run_mark
 from gpuspool.spool.publish import open_to_append, publish
 from gpuspool.spool.records import Intent, Job, Options

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpuspool.spool.identity import is_here, liveness
 from gpuspool.spool.layout import OUT_MARK, PROBE_NAME, SUBDIRS, parse_hidden, parse_hidden_output
-from gpuspool.spool.place import folder_id, is_same_folder, out_of
+from gpuspool.spool.open_folder import folder_id, is_same_folder, out_of
 from gpuspool.spool.publish import remove_quietly, remove_tree_quietly
 from gpuspool.spool.records import Closing, Intent
 from gpuspool.spool.states import AttemptState, Life

@@ -25,7 +25,7 @@ from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.holder import read_holder
 from gpuspool.spool.identity import liveness, myself
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.place import folder_id
+from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.publish import naming, patiently, replace
 from gpuspool.spool.records import Holder
 from gpuspool.spool.states import Life

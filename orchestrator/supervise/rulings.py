@@ -372,8 +372,8 @@ class Judge:
 
     def is_idle(self, attempt: str) -> bool:
         """Whether an open attempt has nothing in hand, by its own word."""
-        places = self._view.claims_by.get(attempt, [])
-        return all(self._view.is_released(attempt, claimed.number) for claimed in places)
+        claims = self._view.claims_by.get(attempt, [])
+        return all(self._view.is_released(attempt, claimed.number) for claimed in claims)
 
     def _device(self, attempt: str) -> str:
         intent = self._view.intents.get(attempt)

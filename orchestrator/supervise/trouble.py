@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.spool.errors import SyncError
-from gpuspool.spool.place import out_of
+from gpuspool.spool.open_folder import out_of
 from gpuspool.spool.publish import probe_folder
 from gpuspool.spool.records import Closing
 from gpuspool.spool.states import Reason

@@ -35,7 +35,7 @@ from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.death import Evidence, classify
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.identity import is_stopped
-from gpuspool.spool.place import folder_id
+from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.processes import kill_marked, run_mark
 from gpuspool.spool.publish import open_to_append
 from gpuspool.spool.records import Closing

@@ -5,8 +5,8 @@ file system may be mounted over it, its own may be unmounted, or another run may
 path. Whoever went on to trust the path would write into a folder that has nothing to do with the
 run, and call that a success.
 
-So every process of a run takes a `Place` of its spool and one of OUT when it starts, and checks it
-before it believes what it did there. A place holds the folder open. That has three uses:
+So every process of a run opens its spool and OUT when it starts, each as an `OpenFolder`, and
+checks them before it believes what it did there. They stay open. That has three uses:
 
 - Its inode cannot be given to a folder that is made at the same path later: `rmdir` and `mkdir`
   often give the same number again.
@@ -40,8 +40,8 @@ _REMEDIES = {
 }
 
 
-class Place:
-    """One folder, from now to the end of this process."""
+class OpenFolder:
+    """One folder, held open from now to the end of this process."""
 
     def __init__(self, path: Path, what: str) -> None:
         """what: SPOOL or OUT. Raises FolderGone where there is no folder, and OSError."""
@@ -120,21 +120,21 @@ def _id_of(stat: os.stat_result) -> str:
     return f"{stat.st_dev}.{stat.st_ino}"
 
 
-def open_out(path: Path, run_id: str) -> Place:
+def open_out(path: Path, run_id: str) -> OpenFolder:
     """OUT, held open, once it is known by its mark. Raises FolderGone and OSError."""
-    place = Place(path, OUT)
+    folder = OpenFolder(path, OUT)
     try:
-        if read_mark(place.held) != run_id:
-            raise place.gone(f"it does not bear the mark {OUT_MARK} of this run")
+        if read_mark(folder.held) != run_id:
+            raise folder.gone(f"it does not bear the mark {OUT_MARK} of this run")
     except FolderGone:
-        place.close()
+        folder.close()
         raise
     except OSError as error:
-        place.close()
+        folder.close()
         # People know the file by its path, not by the descriptor through which it was read.
         error.filename = str(path / OUT_MARK)
         raise
-    return place
+    return folder
 
 
 def read_mark(out: Path) -> str | None:
