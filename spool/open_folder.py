@@ -124,17 +124,27 @@ def open_out(path: Path, run_id: str) -> OpenFolder:
     """OUT, held open, once it is known by its mark. Raises FolderGone and OSError."""
     folder = OpenFolder(path, OUT)
     try:
-        if read_mark(folder.held) != run_id:
-            raise folder.gone(f"it does not bear the mark {OUT_MARK} of this run")
-    except FolderGone:
+        check_mark(folder, run_id)
+    except OSError:
         folder.close()
-        raise
-    except OSError as error:
-        folder.close()
-        # People know the file by its path, not by the descriptor through which it was read.
-        error.filename = str(path / OUT_MARK)
         raise
     return folder
+
+
+def check_mark(out: OpenFolder, run_id: str) -> None:
+    """Return if OUT bears the mark of this run; raises FolderGone, and OSError.
+
+    A folder that has lost it was emptied, at least in part: `rm -r` removes what it finds, and
+    leaves the folder to whoever goes on to write there.
+    """
+    try:
+        mark = read_mark(out.held)
+    except OSError as error:
+        # People know the file by its path, not by the descriptor through which it was read.
+        error.filename = str(out.path / OUT_MARK)
+        raise
+    if mark != run_id:
+        raise out.gone(f"it does not bear the mark {OUT_MARK} of this run")
 
 
 def read_mark(out: Path) -> str | None:

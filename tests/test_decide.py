@@ -265,8 +265,11 @@ def test_a_job_of_which_nothing_ever_completes_ends_the_run_early() -> None:
         {"doubting": 1},
         {"doubtful": BROKEN_TASKS - 1},
         {"past": [*tried, idle(2)], "open": [attempt(2)]},
+        {"past": [*tried, past(Trial(failed=1), rank=2)], "open": [attempt(2)]},
     ):
         assert Break(Ending.BROKEN) not in decided(**{"past": tried, **known, **less}), less
+    a_row = [*tried, past(Trial(failed=PATIENCE), rank=2)]
+    assert decided(past=a_row, open=[attempt(2)], **known) == [Break(Ending.BROKEN)]
     keep_going = Policy(max_restarts=3, keep_going=True)
     snapshot = Snapshot(unclaimed=9, open=[], past=tried, **known)
     assert Break(Ending.BROKEN) not in decide(snapshot, keep_going, NOW)

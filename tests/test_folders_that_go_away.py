@@ -165,6 +165,34 @@ def test_no_task_is_blamed_for_what_it_met_while_out_was_gone(box: Box) -> None:
     box.run(*command(box, "--out", "O", payloads=["go", "go", "raise", "raise"]), code=3)
 
 
+def test_nothing_is_told_complete_beside_an_out_that_was_deleted_while_workers_wrote(
+    box: Box,
+) -> None:
+    """`rm -r` removes what it finds; the folder stays, since something is written to it again."""
+    started = start(box, "--out", "OUT")
+    for name in os.listdir(box / "OUT"):
+        (box / "OUT" / name).unlink()
+    open_gate(box)
+    err = started.wait(1).err
+    assert GONE in err
+    assert f"it does not bear the mark {OUT_MARK}" in err
+    assert_nothing_failed(box / "S")
+    again = box.run(*command(box, "--out", "OUT"), code=2)
+    assert "If it was deleted, --fresh starts anew" in again.err
+    box.run(*command(box, "--out", "OUT", "--fresh", "--overwrite"))
+    assert len(published(box / "OUT")) == len(PAYLOADS)
+
+
+def test_what_is_left_of_a_spool_that_was_deleted_is_named(box: Box) -> None:
+    """Workers that live on for a moment write into it again."""
+    (box / "S" / "outputs").mkdir(parents=True)
+    err = box.run(*command(box), code=2).err
+    assert f"{box / 'S'} is there, holds something and is no spool" in err
+    shutil.rmtree(box / "S")
+    open_gate(box)
+    box.run(*command(box))
+
+
 def test_a_live_spool_that_is_moved_ends_and_goes_on_where_it_is(box: Box) -> None:
     started = start(box)
     (box / "S").rename(box / "T")
@@ -573,3 +601,22 @@ def test_a_new_run_takes_no_folder_for_its_own_that_only_was_said_to_be_it(box: 
     done = box.run(*command(box), "--out-moved-to", "N", code=2)
     assert "--out" in done.err
     assert tree(box / "N") == {"notes.txt": b"somebody's"}
+
+
+def test_a_look_whether_out_takes_data_is_taken_in_the_folder_that_out_was(tmp_path: Path) -> None:
+    """Another run's folder may have come to its path in this moment."""
+    out, true = tmp_path / "OUT", tmp_path / "true"
+    out.mkdir()
+    held = OpenFolder(out, OUT).held
+    outputs = Outputs(out, "w", held=held)
+    out.rename(true)
+    out.mkdir()
+    true_stamp, stamp = true.stat().st_mtime_ns, out.stat().st_mtime_ns
+    outputs.probe(out)
+    assert out.stat().st_mtime_ns == stamp, "nothing was made in what is there now"
+    assert true.stat().st_mtime_ns != true_stamp
+    assert names(true) == names(out) == []
+    (true / "in the way").write_text("")
+    with pytest.raises(NotADirectoryError) as raised:
+        outputs.probe(out / "in the way")
+    assert raised.value.filename == str(out / "in the way"), "people know the path"

@@ -206,6 +206,21 @@ def test_a_process_that_broke_by_use_is_known_by_a_task_that_completes_elsewhere
     assert judge.do_processes_break
 
 
+def test_a_task_is_told_to_have_failed_as_it_did_where_others_complete(layout: Layout) -> None:
+    """What a place says of it that completes nothing is true by chance."""
+    first = attempt(layout, A0, 8)
+    hold(first, 1, "the task's own")
+    finish(first, 0, 2, 3, 4, 5, 6, 7)
+    view = view_of(layout)
+    rule(view)
+    hold(attempt(layout, B0, 1, "ruling-01"), 1, "a sick device's")
+    assert rule(view) == [1]
+    [failure] = view.rulings["ruling-02"].failures
+    assert failure.error.message == "the task's own"
+    assert failure.error.rank == 0
+    assert failure.error.attempts == [A0, B0]
+
+
 def test_a_task_goes_to_others_at_once_if_its_rank_waits_for_what_they_make_of_it(
     layout: Layout,
 ) -> None:

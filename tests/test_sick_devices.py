@@ -88,3 +88,22 @@ def test_inputs_that_end_their_worker_cost_no_device(box: Box) -> None:
         assert len(result["error"]["attempts"]) >= 2
     assert record(box / "S" / "summary.json")["sick_devices"] == {}
     assert box.problems("S") == []
+
+
+def test_a_sick_device_and_bad_inputs_in_front_are_no_broken_job(box: Box) -> None:
+    """The sick device fails one task after the other, before the other one has begun."""
+    box.write(
+        "job.py",
+        "import os\n"
+        "def Job(task, ctx):\n"
+        "    if os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-bad':\n"
+        "        raise RuntimeError('an illegal memory access was encountered')\n"
+        "    if task.payload < 20:\n"
+        "        os._exit(7)\n",
+    )
+    tasks = box.tasks([{"payload": number, "cost": 80 - number} for number in range(80)])
+    command = ["run", "job.py:Job", "--tasks", tasks, "--spool", "S"]
+    done = box.run(*command, "--devices", "GPU-a,GPU-bad", env=OFF, code=3)
+    assert "60 of 80 tasks complete, 20 failed" in done.err
+    failed = [result["index"] for result in box.results("S") if result["state"] == "failed"]
+    assert failed == list(range(20))

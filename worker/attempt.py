@@ -237,8 +237,9 @@ class Attempt:
         out = Layout(self._folders.spool.path).outputs
         if self._run.out is not None:
             out = Path(self._run.out)
-        self._folders.open_out(out, self._run.id)
-        outputs = Outputs(out, writer_name(self._marked_run, self.name), self._folders.check)
+        held = self._folders.open_out(out, self._run.id)
+        writer = writer_name(self._marked_run, self.name)
+        outputs = Outputs(out, writer, self._folders.check, held)
         context = self._make_context(outputs)
         self._statistics.begin_load()
         try:

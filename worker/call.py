@@ -345,7 +345,8 @@ class Call:
         """
         try:
             self.outputs.check()
-            raise_trouble(raised, self.outputs.folders(), self.outputs.root)
+            outputs = self.outputs
+            raise_trouble(raised, outputs.folders(), outputs.root, outputs.probe)
             error = self._excused(to_error(raised), raised, lines)
         except (OSError, AttemptError, NotNow):
             self.outputs.discard()

@@ -20,9 +20,13 @@ class Folders:
         self.spool = spool
         self._out: OpenFolder | None = None
 
-    def open_out(self, path: Path, run_id: str) -> None:
-        """From now on OUT is checked too. Raises FolderGone where it is not this run's."""
+    def open_out(self, path: Path, run_id: str) -> Path:
+        """From now on OUT is checked too; returns a path that leads to it wherever it is.
+
+        Raises FolderGone where it is not this run's.
+        """
         self._out = open_out(path, run_id)
+        return self._out.held
 
     def check(self) -> None:
         """Return if both folders are where they were; raises FolderGone, and OSError."""

@@ -87,12 +87,17 @@ class Outputs:
     """The outputs of the tasks in hand of one attempt."""
 
     def __init__(
-        self, root: Path, writer: str, check_folders: Callable[[], None] = lambda: None
+        self,
+        root: Path,
+        writer: str,
+        check_folders: Callable[[], None] = lambda: None,
+        held: Path | None = None,
     ) -> None:
         """writer: who writes, as hidden names tell it. check_folders: raises where the spool or OUT
-        is not the folder that it was.
+        is not the folder that it was. held: a path that leads to OUT also if it was moved.
         """
         self.root = root
+        self._held = held or root
         self._writer = writer
         self._check_folders = check_folders
         # The tasks whose call is under way: only these may ask. Whoever calls the job says so.
@@ -199,12 +204,23 @@ class Outputs:
         while folder != self.root and not os.path.isdir(folder):
             folder = folder.parent
         try:
-            probe_folder(folder)
+            self.probe(folder)
         except OSError:
             # Whoever made this folder of OUT keeps others out of it. That is no trouble of OUT.
             if folder == self.root:
                 raise
-            probe_folder(self.root)
+            self.probe(self.root)
+
+    def probe(self, folder: Path) -> None:
+        """Look whether a folder of OUT takes data; raises OSError if not.
+
+        In the folder that is held, since another one may have come to its path in this moment.
+        """
+        try:
+            probe_folder(self._held / folder.relative_to(self.root))
+        except OSError as error:
+            error.filename = str(folder)
+            raise
 
     def _make_folder(self, folder: Path) -> None:
         """mkdir -p below the root; each new name is durable before anything is made below it.

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gpuspool.spool.errors import AttemptError, Unusable
@@ -59,10 +59,16 @@ LOW_BYTES = 1024 * 1024
 LOW_INODES = 64
 
 
-def raise_trouble(raised: BaseException, folders: Iterable[Path], out: Path | None = None) -> None:
+def raise_trouble(
+    raised: BaseException,
+    folders: Iterable[Path],
+    out: Path | None = None,
+    probe: Callable[[Path], None] = probe_folder,
+) -> None:
     """Raise if this process can do no task now, whichever it is.
 
     folders: those that the tasks in hand were to write to. out: the folder that all outputs lie in.
+    probe: looks whether one of these takes data, and raises OSError if not.
     Raises OSError for outputs or a log that cannot be written and for a command that cannot be
     started, Unusable for this process, any other AttemptError as it is, and NotNow for what passes
     in moments.
@@ -70,14 +76,14 @@ def raise_trouble(raised: BaseException, folders: Iterable[Path], out: Path | No
     for error in causes(raised):
         _refuse(error, raised)
         if isinstance(error, OSError) and out is not None:
-            raise_trouble_at(error, out)
+            raise_trouble_at(error, out, probe)
     fault = find_device_fault()
     if fault:
         words = f"gpuspool: its device is unusable after this: {fault}"
         raise Unusable(f"{to_error(raised).traceback}{words}")
     _look_at_log()
     for folder in set(folders):
-        probe_folder(folder)
+        probe(folder)
         _refuse_full(os.statvfs(folder), str(folder), LOW_BYTES, LOW_INODES)
 
 
@@ -172,13 +178,18 @@ def _is_back(error: OSError, inputs: list[str], mounts: Sequence[str]) -> bool:
     return False
 
 
-def raise_trouble_at(error: OSError, home: Path) -> None:
-    """Raise OSError where an error names something in this folder, and the folder is in trouble."""
+def raise_trouble_at(
+    error: OSError, home: Path, probe: Callable[[Path], None] = probe_folder
+) -> None:
+    """Raise OSError where an error names something in this folder, and the folder is in trouble.
+
+    probe: as for `raise_trouble`.
+    """
     if not any(_is_in(path, home) for path in _named_by(error)):
         return
     if error.errno in FULL:
         raise error
-    probe_folder(home)
+    probe(home)
     _refuse_full(os.statvfs(home), str(home), LOW_BYTES, LOW_INODES)
 
 

@@ -50,7 +50,8 @@ def claim_out(view: View) -> None:
         raise UsageError(
             f"{len(published)} outputs of finished tasks were published in {out}, which {what}. "
             "Mount its file system or move it back, then run the same command again. If it was "
-            "moved for good, add --out-moved-to DIR."
+            "moved for good, add --out-moved-to DIR. If it was deleted, --fresh starts anew (with "
+            "--overwrite, where the folder holds anything)."
         )
     # Whoever made the run may have died before it made OUT.
     if holds_anything(out) and view.run.out is not None:

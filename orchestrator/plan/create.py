@@ -14,6 +14,7 @@ run is opened, and by `GPUProcessCoordinator`.
 from __future__ import annotations
 
 import array
+import errno
 import heapq
 import os
 import sys
@@ -145,6 +146,11 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
         remove_tree_quietly(building.root)
         if layout.run.exists():
             return None
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and layout.root.is_dir():
+            raise UsageError(
+                f"{layout.root} is there, holds something and is no spool: perhaps what is left of "
+                "one that was deleted. Remove it, or choose another folder with --spool."
+            ) from None
         where = error.filename or building.root
         raise UsageError(
             f"the spool {layout.root} cannot be made: {error.strerror} ({where}). It needs a "

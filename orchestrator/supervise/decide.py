@@ -318,8 +318,9 @@ def _is_broken(snapshot: Snapshot) -> bool:
     """Whether the job fails whatever it is given: nothing ever completed, everywhere.
 
     It takes many different tasks, or all that there are, and two processes at least. And every rank
-    that runs must have had a process before this one, unless no task is left that it could try: one
-    bad input says nothing of a job.
+    that runs must have failed a row of tasks in processes before this one, unless no task is left
+    that it could try: a few bad inputs say nothing of a job, and neither do many that failed on one
+    sick device, while another was about to begin.
     """
     if snapshot.complete or snapshot.doubting < OPINIONS:
         return False
@@ -328,7 +329,12 @@ def _is_broken(snapshot: Snapshot) -> bool:
     if snapshot.doubtful < broken_tasks(snapshot.tasks):
         return False
     busy = {attempt.rank for attempt in snapshot.open}
-    return all(rank.trials for rank in snapshot.past if rank.rank in busy)
+    return all(_has_failed_a_row(rank) for rank in snapshot.past if rank.rank in busy)
+
+
+def _has_failed_a_row(rank: RankPast) -> bool:
+    """Whether so many tasks failed in a place as end a process."""
+    return sum(trial.failed for trial in rank.place) >= PATIENCE
 
 
 def _is_outage(snapshot: Snapshot, now: float) -> bool:
@@ -345,6 +351,13 @@ def _is_outage(snapshot: Snapshot, now: float) -> bool:
         if rank.rank in busy and not is_failing:
             return False
     return True
+
+
+def is_outage_likely(snapshot: Snapshot) -> bool:
+    """Whether something was finished in this run, and now tasks fail in every place."""
+    if not snapshot.complete or not snapshot.doubtful or snapshot.drain is not None:
+        return False
+    return all(map(_is_in_doubt, snapshot.past))
 
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:

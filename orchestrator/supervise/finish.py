@@ -239,7 +239,7 @@ def _why_it_failed(view: View, ending: Ending, epoch: int) -> str:
     if ending is Ending.BROKEN or ending is Ending.OUTAGE:
         is_finished = view.ledger.is_finished_in
         for key in reversed([key for key in view.held if not is_finished(*key)]):
-            error, line = how_it_failed(view, key)
+            error, line = how_it_failed(view, key, view.held[key][-1])
             if line is not None:
                 text = f"{error.type}: {error.message}"
                 # Of an excused failure the message says more, namely what explains it.

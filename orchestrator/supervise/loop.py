@@ -56,6 +56,8 @@ from gpuspool.spool.view import View, drain_epoch
 RULING_LOOK_S = 0.5
 # A wait for verdicts that is shorter than this is not told.
 TELL_FROM_S = 20.0
+# Nor is it told before nothing has completed for so long: it may be over in a moment.
+QUIET_S = 5.0
 
 
 class Orchestrator:
@@ -90,7 +92,7 @@ class Orchestrator:
         self._drains = DrainWatch(view.layout, epoch, options.grace_s, received, deadline)
         max_failed = most_failed(options.max_failed, view.run.tasks)
         self._policy = d.Policy(options.max_restarts, max_failed, options.keep_going)
-        self._workers = Workers(view, self._orders)
+        self._workers = Workers(view, self._orders, folders.out_held)
         self._judge = Judge(view, epoch, options.max_crashes)
         self._situation = Situation(view, self._workers, self._judge, self._policy, epoch, slots)
         self._telling = Telling(view.layout, epoch, progress, folders.spool.check)
@@ -102,6 +104,8 @@ class Orchestrator:
         # Whether people were told that tasks wait for a file system; and for their verdicts.
         self._was_excuse_told = False
         self._was_end_told = False
+        # When a task had been finished last, when people were told of an outage.
+        self._outage_told = -1.0
 
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
@@ -206,7 +210,7 @@ class Orchestrator:
                 d.next_restart_at(snapshot, self._policy, now), self._situation.next_judged_at()
             )
             self._telling.show(self._view)
-            self._tell_of_waiting()
+            self._tell_of_waiting(snapshot, now)
             for action in actions:
                 if isinstance(action, d.End):
                     return action.ending
@@ -236,11 +240,12 @@ class Orchestrator:
         for attempt, why in self._workers.kill_overdue().items():
             self._telling.tell("overdue", f"{attempt} {why}", attempt=attempt)
 
-    def _tell_of_waiting(self) -> None:
+    def _tell_of_waiting(self, snapshot: d.Snapshot, now: float) -> None:
         """Tell why tasks wait that have failed, where that may take a while, once for each time."""
         excused = self._judge.excused
         if excused and not self._was_excuse_told:
-            error, _ = how_it_failed(self._view, excused[-1])
+            held = self._view.held[excused[-1]]
+            error, _ = how_it_failed(self._view, excused[-1], held[-1])
             tasks = count_of(len(excused), "task waits", "tasks wait")
             text = f"{tasks} for a file system in trouble, to be tried again: {error.message}"
             self._telling.tell("tasks_waiting", text)
@@ -248,8 +253,9 @@ class Orchestrator:
             self._was_excuse_told and bool(self._judge.doubtful)
         )
         wait_s = self._judge.old_in_s
-        is_long = not excused and TELL_FROM_S <= wait_s < math.inf
-        if is_long and not self._was_end_told:
+        is_quiet = snapshot.complete > 0 and self._judge.quiet_s >= QUIET_S
+        is_end = is_quiet and TELL_FROM_S <= wait_s < math.inf
+        if is_end and not excused and not self._was_end_told:
             self._was_end_told = True
             tasks = count_of(len(self._judge.doubtful), "task has", "tasks have")
             text = (
@@ -257,6 +263,25 @@ class Orchestrator:
                 f"they fail for good in {wait_s:.0f} s"
             )
             self._telling.tell("tasks_waiting", text)
+        self._tell_of_outage(snapshot, now)
+
+    def _tell_of_outage(self, snapshot: d.Snapshot, now: float) -> None:
+        """Tell, once for each, that every place fails and nothing has completed for a while."""
+        quiet_s = now - snapshot.finished_last_at
+        if quiet_s < TELL_FROM_S or not d.is_outage_likely(snapshot):
+            return
+        if self._outage_told == snapshot.finished_last_at:
+            return
+        self._outage_told = snapshot.finished_last_at
+        key = self._judge.doubtful[-1]
+        error, _ = how_it_failed(self._view, key, self._view.held[key][-1])
+        text = (
+            f"nothing was finished for {quiet_s:.0f} s, and on every rank tasks fail (the last by "
+            f"{error.type}: {error.message}). Something that all of them need may be away: no task "
+            "is blamed, the ranks try again with pauses, and if nothing is finished for "
+            f"{OUTAGE_S / 60:.0f} minutes the run ends, to be resumed"
+        )
+        self._telling.tell("outage", text)
 
     def _tell_of_drain(self, drain: Drain) -> None:
         """Tell the workers of a drain first, and then people."""

@@ -101,8 +101,10 @@ class Judge:
         # How many excused tasks may be tried again, and when that was reckoned.
         self._credit = EXCUSED_AT_ONCE
         self._credited_at = self._began
-        # In how many seconds opinions count without a proof, as of the last look.
+        # In how many seconds opinions count without a proof, and for how long nothing has completed
+        # in the last phase, as of the last look.
         self.old_in_s = math.inf
+        self.quiet_s = 0.0
 
     @property
     def is_last(self) -> bool:
@@ -133,6 +135,7 @@ class Judge:
         self._note_phase(now)
         ground = self._ground(devices, working, now)
         self.old_in_s = ground.old_in_s
+        self.quiet_s = 0.0 if self._quiet_since is None else now - self._quiet_since
         unruled = set(self._view.unruled())
         self._findings = {}
         for key in self.doubtful:
@@ -392,14 +395,12 @@ class Judge:
         failures: list[TaskFailure] = []
         for key, finding in self._findings.items():
             self._credit -= self._view.held[key][-1].is_excused
-            error, line = how_it_failed(self._view, key)
-            if finding is Finding.FAIL:
-                failures.append(self._verdict(key, error, line))
-            elif line is not None:
+            _, line = how_it_failed(self._view, key, self._view.held[key][-1])
+            if finding is Finding.AGAIN and line is not None:
                 again.append(self._again(key, line))
             else:
-                # Nobody can try it again. Left alone it would be ruled about for ever.
-                failures.append(self._verdict(key, error, line))
+                # Without a line nobody can try it again, and it would be ruled about for ever.
+                failures.append(self._verdict(key))
         ruling = Ruling(epoch=self._epoch, at=time.time(), failures=failures)
         name = self._view.next_numbered("ruling")
         if not publish_ruling(self._view.layout, name, ruling, again):
@@ -428,29 +429,33 @@ class Judge:
             return held.attempt, ""
         return held.attempt, self._device(held.attempt)
 
-    def _verdict(self, key: Key, error: Error, line: TaskLine | None) -> TaskFailure:
-        """That a task has failed: what it told last, and all the attempts in which it failed."""
+    def _verdict(self, key: Key) -> TaskFailure:
+        """That a task has failed: how, where that was, and all the attempts in which it did.
+
+        Of several failures the last one is told that a place has proved itself after. What a sick
+        device says of a bad task is true by chance.
+        """
         held = self._opinions_held(key) or self._view.held[key]
-        last = held[-1].attempt
-        identity = self._view.identity(last)
+        told = next(filter(self._is_confirmed, reversed(held)), held[-1])
+        error, line = how_it_failed(self._view, key, told)
+        identity = self._view.identity(told.attempt)
         error = msgspec.structs.replace(
             error,
             tries=len(held),
             attempts=[one.attempt for one in held],
-            rank=rank_of(last),
-            device=self._device(last),
+            rank=rank_of(told.attempt),
+            device=self._device(told.attempt),
             host=error.host or (identity.host if identity is not None else ""),
         )
         name = line.key if line is not None else ""
         return TaskFailure(task=key[0], round=key[1], key=name, error=error)
 
 
-def how_it_failed(view: View, key: Key) -> tuple[Error, TaskLine | None]:
-    """How a doubtful task failed last, and its line; in few words where these cannot be read.
+def how_it_failed(view: View, key: Key, held: Held) -> tuple[Error, TaskLine | None]:
+    """One failure of a doubtful task, and its line; in few words where these cannot be read.
 
     The line is None where no manifest describes the task either. Raises OSError.
     """
-    held = view.held[key][-1]
     if held.at is None:
         opinion = _opinion_in(view.closed[held.attempt], key)
         if opinion is not None:

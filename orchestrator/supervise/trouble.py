@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from gpuspool.orchestrator.supervise.telling import Telling
@@ -89,8 +90,10 @@ class DiskWatch:
     started until all folders that a worker writes to were seen to take data.
     """
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, out: Path | None = None) -> None:
+        """out: a path that leads to OUT also if it was moved; the one that the run says if None."""
         self._view = view
+        self._out = out or out_of(view.layout, view.run)
         self._is_suspect = False
 
     def note(self, closing: Closing) -> None:
@@ -106,7 +109,6 @@ class DiskWatch:
         # and a quota may be counted for a user, a group or a folder. Each folder is tried, because
         # what holds for one of them need not hold for another.
         layout = self._view.layout
-        out = out_of(layout, self._view.run)
-        for folder in (out, layout.root, layout.subdir("logs")):
+        for folder in (self._out, layout.root, layout.subdir("logs")):
             probe_folder(folder)
         self._is_suspect = False

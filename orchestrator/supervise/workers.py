@@ -17,6 +17,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -84,7 +85,8 @@ class Workers:
     Its methods raise OSError where the spool cannot be read or written.
     """
 
-    def __init__(self, view: View, orders: Orders) -> None:
+    def __init__(self, view: View, orders: Orders, out: Path | None = None) -> None:
+        """out: as for `DiskWatch`."""
         options = orders.options
         self.children = Children(view, orders)
         self.others = Others(view, self.children, options.lease_s)
@@ -92,7 +94,7 @@ class Workers:
         self._mark = run_mark(view.run.id, folder_id(view.layout.root))
         self._interventions = Interventions()
         self._overdue = OverdueWatch(view)
-        self._disks = DiskWatch(view)
+        self._disks = DiskWatch(view, out)
         self._examined: dict[str, Evidence] = {}
         self._is_believing = options.keep_going or options.max_crashes == 1
         # Those that people were told of since their processes go on and on.
