@@ -371,7 +371,7 @@ class GPUProcessCoordinator:
         orders = Orders(epoch=0, job=job, options=options, world_size=self.world_size)
         try:
             for slot in slots:
-                child = launch(view, slot, orders, PATIENCE, **variables)
+                child = launch(view, slot, orders, PATIENCE, False, **variables)
                 self.workers[slot.rank] = Worker(slot.rank, child, view)
                 text = "Spawned worker %d (CUDA_VISIBLE_DEVICES=%s)"
                 logger.info(text, slot.rank, slot.device)

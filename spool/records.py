@@ -372,14 +372,15 @@ class Intent(Record, frozen=True, kw_only=True):
     """That a parent is about to start an attempt, and all that the attempt needs to know.
 
     job, options: those of the epoch, which may differ from the run's. patience: how many tasks may
-    fail in a row before the attempt ends itself. environment: the variables about devices and
-    threads that the worker is started with. trusted: the numbers of the users that the parent was
-    told to trust beside its own and root. device_uuids: of each device that `device` names by an
-    index, the UUID that is meant, "" where it is not known. withheld: the parent's variables that
-    the worker is not given, since they name the parent's own rank in a process group. folder: which
-    folder the spool was when this was written, as `open_folder.folder_id` tells it; in a copy of
-    the spool it still names the original. out_folder: likewise of OUT. "" in the spools of earlier
-    versions.
+    fail in a row before the attempt ends itself. is_doubted: nothing was completed in its place
+    lately, and tasks failed there: it shall first show what it is worth. environment: the variables
+    about devices and threads that the worker is started with. trusted: the numbers of the users
+    that the parent was told to trust beside its own and root. device_uuids: of each device that
+    `device` names by an index, the UUID that is meant, "" where it is not known. withheld: the
+    parent's variables that the worker is not given, since they name the parent's own rank in a
+    process group. folder: which folder the spool was when this was written, as
+    `open_folder.folder_id` tells it; in a copy of the spool it still names the original.
+    out_folder: likewise of OUT. "" in the spools of earlier versions.
     """
 
     attempt: AttemptName
@@ -396,6 +397,7 @@ class Intent(Record, frozen=True, kw_only=True):
     device_uuids: list[str] = msgspec.field(default_factory=list)
     withheld: dict[str, str] = msgspec.field(default_factory=dict)
     patience: int = USUAL_PATIENCE
+    is_doubted: bool = False
     folder: str = ""
     out_folder: str = ""
 

@@ -58,8 +58,10 @@ def attempt(
     return OpenAttempt(f"rank-{rank:04d}.a00", rank, life, is_starting, is_idle)
 
 
-def launch(rank: int, patience: int = PATIENCE) -> Launch:
-    return Launch(Slot(rank), patience)
+def launch(rank: int, patience: int = PATIENCE, is_doubted: bool | None = None) -> Launch:
+    if is_doubted is None:
+        is_doubted = patience == NEXT_PATIENCE
+    return Launch(Slot(rank), patience, is_doubted)
 
 
 # An attempt that failed with no task in hand, one in which a task failed and none completed, and
@@ -253,7 +255,8 @@ def test_a_fresh_process_gets_less_patience_where_the_last_one_did_nothing() -> 
     known = {"complete": 1, "tasks": 10}
     assert decided(past=[past(IN_VAIN)], **known) == [launch(0, NEXT_PATIENCE)]
     assert decided(past=[past(GOOD)], **known) == [launch(0)]
-    assert decided(past=[past(IN_VAIN)], tasks=10) == [launch(0)], "does the job work at all?"
+    new = [launch(0, PATIENCE, is_doubted=True)]
+    assert decided(past=[past(IN_VAIN)], tasks=10) == new, "does the job work at all?"
 
 
 def test_a_job_of_which_nothing_ever_completes_ends_the_run_early() -> None:

@@ -42,6 +42,7 @@ class Scene:
             A0,
             wanted,
             patience,
+            False,
             self.journal,
             self.backlog,
             self.standing,

@@ -402,3 +402,14 @@ def test_who_has_plenty_to_do_does_not_leave_a_task_to_others_for_ever(
     assert claim()[0] < 9000, "another device should try it first"
     wait_until(lambda: claim() == [9001])
     assert claim() == [9002]
+
+
+def test_who_is_in_doubt_leaves_what_is_deadly_for_last(tmp_path: Path) -> None:
+    """Else each process of its place would begin with the same task, and prove nothing."""
+    deadly = task(80, careful=True, failed_in=(("rank-0007.a00", "7"), ("rank-0008.a00", "8")))
+    layout = make_spool(tmp_path / "s", 0)
+    assert publish_ruling(layout, "ruling-01", Ruling(epoch=0), [deadly])
+    assert publish_ruling(layout, "ruling-02", Ruling(epoch=0), [task(81, failed_in=FAILED)])
+    doubted = supply_of(layout, 0)
+    assert indices(doubted.take(1, None, is_proven=False, is_fresh=True) or ()) == [81]
+    assert indices(doubted.take(1, None, is_proven=False, is_fresh=True) or ()) == [80]

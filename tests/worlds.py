@@ -156,6 +156,7 @@ class Process:
     name: str
     rank: int
     patience: int
+    is_doubted: bool
     completed: int = 0
     row: int = 0
     failed_at: float = 0.0
@@ -178,7 +179,7 @@ class Process:
     @property
     def is_proven(self) -> bool:
         if self.is_fresh:
-            return self.patience >= PATIENCE
+            return not self.is_doubted
         return self.completed > 0 and self.row == 0
 
 
@@ -258,8 +259,9 @@ class Play:
 
     # Workers.
 
-    def _launch(self, rank: int, patience: int) -> None:
-        process = Process(f"a{next(self._names)}", rank, patience)
+    def _launch(self, action: Launch) -> None:
+        rank = action.slot.rank
+        process = Process(f"a{next(self._names)}", rank, action.patience, action.is_doubted)
         process.known = self._acquitted(self._row(rank))
         self._open[rank] = process
         self._launches += 1
@@ -352,7 +354,10 @@ class Play:
     def _take(self, process: Process) -> int | None:
         has_fresh = bool(process.pending) or any(self._fresh)
         if process.is_proven or not has_fresh:
-            for ruling in filter(None, self._rulings):
+            rulings = list(filter(None, self._rulings))
+            if not (process.is_fresh and process.is_proven):
+                rulings.sort(key=lambda ruling: self._wants_fresh(ruling[0]))
+            for ruling in rulings:
                 if process.is_fresh and has_fresh and not self._wants_fresh(ruling[0]):
                     continue
                 if self._may_try(process, ruling[0], self._times_left(process, ruling)):
@@ -431,8 +436,8 @@ class Play:
             return
         for action in decide(snapshot, POLICY, self.now):
             match action:
-                case Launch(slot, patience):
-                    self._launch(slot.rank, patience)
+                case Launch():
+                    self._launch(action)
                 case Break(ending) | End(ending):
                     self._how = ending
         if self._last_phase_since is not None and self._unruled:

@@ -142,6 +142,7 @@ class Attempt:
             self.name,
             self._intent.options,
             self._intent.patience,
+            self._intent.is_doubted,
             self._journal,
             backlog,
             self._standing,

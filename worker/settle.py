@@ -38,7 +38,7 @@ from gpuspool.spool import signals
 from gpuspool.spool.closing import FailedTask, publish_failed_task
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.records import USUAL_PATIENCE, Error, JournalLine, Options, TaskLine
+from gpuspool.spool.records import Error, JournalLine, Options, TaskLine
 from gpuspool.spool.states import ErrorKind, LineState, Phase
 from gpuspool.spool.timeouts import is_limited
 from gpuspool.worker.backlog import Backlog
@@ -89,6 +89,7 @@ class Settler:
         attempt: str,
         options: Options,
         patience: int,
+        is_doubted: bool,
         journal: JournalWriter,
         backlog: Backlog,
         standing: Standing,
@@ -97,7 +98,9 @@ class Settler:
         drain: Drain,
         is_believing: bool,
     ) -> None:
-        """patience: how many tasks may fail in a row. is_believing: each failure is a verdict."""
+        """patience: how many tasks may fail in a row. is_doubted: as in the intent. is_believing:
+        each failure is a verdict.
+        """
         # Whether every call must be announced; those of careful tasks always are.
         self.is_announcing = is_limited(options)
         # What multiprocessing would exit with after the task that was settled last. Only a job of
@@ -115,6 +118,7 @@ class Settler:
         self._doing = doing
         self._drain = drain
         self._patience = patience
+        self._is_doubted = is_doubted
         # How many tasks failed since one completed, and how many were complete when that began.
         # Counted this way a complete task costs nothing here.
         self._row = 0
@@ -145,7 +149,7 @@ class Settler:
     def is_proven(self) -> bool:
         """Whether the last task completed, or nothing speaks against this process yet."""
         if self.is_fresh:
-            return self._patience >= USUAL_PATIENCE
+            return not self._is_doubted
         return self._doing.complete > self._complete_at_failure
 
     @property

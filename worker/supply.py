@@ -264,7 +264,16 @@ class Supply:
                     break
         if is_ahead:
             return None
+        if not (is_fresh and is_proven):
+            # What completes here proves what failed here before, and a task that takes its process
+            # along completes in none. Without this order each process would begin with the same.
+            doubtful.sort(key=self._begins_with_deadly)
         return self._take_doubtful(doubtful)
+
+    def _begins_with_deadly(self, source: Source) -> bool:
+        """Whether the next task of a manifest is one that only a fresh process should try."""
+        task = source.doubtful()
+        return task is not None and self._wants_fresh(task)
 
     def _offering_doubtful(self) -> Iterator[Source]:
         """The manifests whose next unclaimed task is doubtful, of those that were published."""

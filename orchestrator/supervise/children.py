@@ -37,9 +37,9 @@ class Children:
     def attempts(self) -> list[str]:
         return list(self._children)
 
-    def launch(self, slot: Slot, patience: int) -> Child:
+    def launch(self, slot: Slot, patience: int, is_doubted: bool) -> Child:
         """Start the next attempt of a slot's rank. Raises OSError as `launch` does."""
-        child = launch(self._view, slot, self._orders, patience)
+        child = launch(self._view, slot, self._orders, patience, is_doubted)
         self._children[child.attempt] = child
         return child
 

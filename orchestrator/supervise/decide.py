@@ -193,10 +193,14 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """Start the next attempt of a slot's rank; so many failures in a row shall end it."""
+    """Start the next attempt of a slot's rank; so many failures in a row shall end it.
+
+    `is_doubted`: nothing was completed in its place lately, and tasks failed there.
+    """
 
     slot: Slot
     patience: int = PATIENCE
+    is_doubted: bool = False
 
 
 class Kill(msgspec.Struct, frozen=True):
@@ -385,7 +389,7 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
             is_new=not snapshot.complete,
             do_processes_break=snapshot.do_processes_break,
         )
-        launches.append(Launch(rank.slot, patience))
+        launches.append(Launch(rank.slot, patience, _is_in_doubt(rank)))
     return launches
 
 

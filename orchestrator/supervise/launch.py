@@ -133,11 +133,16 @@ def kill_group(pid: int) -> None:
 
 
 def launch(
-    view: View, slot: Slot, orders: Orders, patience: int = PATIENCE, **variables: str
+    view: View,
+    slot: Slot,
+    orders: Orders,
+    patience: int = PATIENCE,
+    is_doubted: bool = False,
+    **variables: str,
 ) -> Child:
     """Start the next attempt of a slot's rank, which ends after so many failures in a row.
 
-    `variables` are added to its environment.
+    `is_doubted`: as in an intent. `variables` are added to its environment.
 
     The intent is published first, so that no process of the run is ever unknown to the spool. If
     the process then cannot be started, the intent stays behind and counts as a dead attempt.
@@ -179,6 +184,7 @@ def launch(
         at=time.time(),
         trusted=list(orders.trusted),
         patience=patience,
+        is_doubted=is_doubted,
         folder=folder,
         out_folder=_out_folder(view),
     )

@@ -343,8 +343,8 @@ class Orchestrator:
                 self._rule()
             case d.Break(ending):
                 self._break(ending)
-            case d.Launch(slot, patience):
-                self._launch(slot, patience)
+            case d.Launch():
+                self._launch(action)
             case d.Kill(attempt):
                 self._workers.kill(attempt)
             case d.Sweep():
@@ -392,8 +392,9 @@ class Orchestrator:
             why = f"nothing was finished for {OUTAGE_S / 60:.0f} minutes, and tasks only fail"
         self._drains.begin(why, time.monotonic(), ending)
 
-    def _launch(self, slot: Slot, patience: int) -> None:
-        child = self._workers.launch(slot, patience)
+    def _launch(self, action: d.Launch) -> None:
+        slot = action.slot
+        child = self._workers.launch(slot, action.patience, action.is_doubted)
         self._situation.note_launch(slot, child.attempt)
         self._telling.record(
             "attempt_started", attempt=child.attempt, pid=child.pid, device=slot.device_name

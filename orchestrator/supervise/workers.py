@@ -101,13 +101,13 @@ class Workers:
         self._slow: set[str] = set()
         self._forensics = Forensics(view, self.children, self._interventions, options.max_crashes)
 
-    def launch(self, slot: Slot, patience: int) -> Child:
+    def launch(self, slot: Slot, patience: int, is_doubted: bool) -> Child:
         """Start the next attempt of a slot's rank; so many failures in a row end it.
 
         Raises OSError, also while a file system that ended an attempt before takes no data.
         """
         self._disks.check()
-        return self.children.launch(slot, patience)
+        return self.children.launch(slot, patience, is_doubted)
 
     def life(self, attempt: str) -> Life:
         """Whether an open attempt lives, is proved dead, or is elsewhere."""
