@@ -21,7 +21,9 @@ def judge(world: World, outcome: Outcome) -> None:
     assert not outcome.complete & world.bad, told
 
 
-@pytest.mark.parametrize("block", range(5))
+# One of these worlds (51: seven of eight devices sick, and an outage) takes a minute of CPU alone.
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("block", [3, 0, 1, 2, 4])
 def test_no_good_task_fails_and_no_healthy_device_is_given_up(block: int) -> None:
     for seed in range(16 * block, 16 * block + 16):
         judge(*play(seed))

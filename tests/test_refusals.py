@@ -210,7 +210,7 @@ def test_a_folder_that_is_not_ours_is_never_taken_for_a_spool(box: Box) -> None:
     box.write("folder/data", "precious")
     box.write("file", "precious")
     box.lines(2)
-    says = f"the spool {box / 'folder'} cannot be made"
+    says = f"{box / 'folder'} is there, holds something and is no spool"
     refused(box, "run", DOUBLE, "--lines", "lines", "--spool", "folder", says=says)
     refused(box, "run", DOUBLE, "--lines", "lines", "--spool", "file", says="cannot be made")
 

@@ -192,6 +192,7 @@ class Failure:
     died: bool
     since: float
     ended_before: int
+    opinion: Opinion | None = None
 
 
 class Play:
@@ -518,18 +519,23 @@ class Play:
     def _opinions(self, task: int) -> list[Opinion]:
         found: list[Opinion] = []
         for one in self._failures[task]:
-            device = self._slots[one.process.rank].device_name
-            found.append(
-                Opinion(
-                    one.process.name,
-                    device,
-                    self._is_confirmed(one),
-                    one.since,
-                    self._is_sure(one),
-                    one.died,
-                )
-            )
+            found.append(one.opinion or self._opinion(one))
         return found
+
+    def _opinion(self, failure: Failure) -> Opinion:
+        process = failure.process
+        opinion = Opinion(
+            process.name,
+            self._slots[process.rank].device_name,
+            self._is_confirmed(failure),
+            failure.since,
+            self._is_sure(failure),
+            failure.died,
+        )
+        if opinion.is_confirmed or (not failure.died and not process.is_open):
+            # Nothing changes it any more.
+            failure.opinion = opinion
+        return opinion
 
     def _is_confirmed(self, failure: Failure) -> bool:
         if not failure.died:
