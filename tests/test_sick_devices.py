@@ -91,7 +91,7 @@ def test_inputs_that_end_their_worker_cost_no_device(box: Box) -> None:
 
 
 def test_a_sick_device_and_bad_inputs_in_front_are_no_broken_job(box: Box) -> None:
-    """The sick device fails one task after the other, before the other one has begun."""
+    """The sick device fails task after task, and the bad ones end the other's processes."""
     box.write(
         "job.py",
         "import os\n"

@@ -197,9 +197,10 @@ class Supply:
         # From when on doubtful tasks are looked for again, and how long the pause after that is.
         self._next_look = 0.0
         self._look_pause_s = FIRST_LOOK_S
-        # Whether this process had tried no task yet at the last look, and whether all that was
-        # passed over then needs one that has not.
+        # Whether this process had tried no task yet at the last look.
         self._is_fresh = False
+        # Whether all that was passed over then needs a process that has tried none. It says nothing
+        # where nothing was passed over.
         self.needs_fresh = False
         self._own = rank_name(rank)
         # Whether every claim is read, or only as many as tell where the next one starts.
@@ -297,7 +298,7 @@ class Supply:
                 task = source.doubtful()
                 if task is None or (is_for_fresh and not self._wants_fresh(task)):
                     break
-                if not self._may_try(task, self._times_left(source)):
+                if not self._may_try(task, self._leave(source)):
                     self.is_tempted = True
                     self.needs_fresh &= self._wants_fresh(task)
                     break
@@ -334,8 +335,11 @@ class Supply:
         self._times_tempted += 1
         return self._times_tempted <= 2
 
-    def _times_left(self, source: Source) -> int:
-        """How many times TEMPTED_S others have had to take the next task of a manifest."""
+    def _leave(self, source: Source) -> int:
+        """Leave the next task of a manifest to others; returns how many times TEMPTED_S they had.
+
+        The time runs from the first look that met this task.
+        """
         name, position = source.manifest.name, source.chain.next
         now = time.monotonic()
         passed, since = self._passed_over.get(name, (-1, now))

@@ -56,7 +56,7 @@ from gpuspool.spool.view import View, drain_epoch
 RULING_LOOK_S = 0.5
 # A wait for verdicts that is shorter than this is not told.
 TELL_FROM_S = 20.0
-# Nor is it told before nothing has completed for so long: it may be over in a moment.
+# Nor is one told while the last completion is more recent than this.
 QUIET_S = 5.0
 
 
