@@ -169,8 +169,6 @@ class Process:
     lasts: int | None = None
     idle_since: float | None = None
     known: int = 0
-    # What it passed over last in each ruling, and since when.
-    passed_over: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def is_fresh(self) -> bool:
@@ -181,6 +179,15 @@ class Process:
         if self.is_fresh:
             return not self.is_doubted
         return self.completed > 0 and self.row == 0
+
+
+class Ruling(deque[int]):
+    """The tasks that one ruling gave out again and nobody took so far, claimed in order."""
+
+    def __init__(self, tasks: list[int]) -> None:
+        super().__init__(tasks)
+        # process -> (the task in front when it left that to others, since when it does)
+        self.passed_over: dict[str, tuple[int, float]] = {}
 
 
 @dataclass
@@ -209,14 +216,15 @@ class Play:
         self._slots = [Slot(rank, "" if world.is_cpu else f"GPU-{rank}") for rank in range(n)]
         planned = plan([1.0] * world.n_tasks, n)
         self._fresh = [deque(tasks) for tasks in planned]
-        # What each ruling gave out again and nobody took so far. It is claimed in order.
-        self._rulings: list[deque[int]] = []
+        self._rulings: list[Ruling] = []
         self._complete: set[int] = set()
         self._failed: set[int] = set()
         # The tasks without a verdict, and those of them that failed somewhere.
         self._left = set(range(world.n_tasks))
         self._doubted: set[int] = set()
         self._failures: dict[int, list[Failure]] = {}
+        # The ranks that each task failed on.
+        self._failed_on: dict[int, set[int]] = {}
         self._unruled: set[int] = set()
         self._ended: list[list[Process]] = [[] for _ in range(n)]
         self._ended_at = [0.0] * n
@@ -227,6 +235,8 @@ class Play:
         self._last_phase_since: float | None = None
         self._quiet_since: float | None = None
         self._fresh_at_outage: int | None = None
+        # The next look that was asked for.
+        self._looks_at = 0.0
         self._do_processes_break = False
         self._executions = 0
         self._launches = 0
@@ -341,6 +351,7 @@ class Play:
         ended_before = len(self._ended[process.rank])
         failure = Failure(process, process.completed, dies, self.now, ended_before)
         self._failures.setdefault(task, []).append(failure)
+        self._failed_on.setdefault(task, set()).add(process.rank)
         self._unruled.add(task)
         self._doubted.add(task)
         if dies or process.row >= process.patience:
@@ -386,12 +397,12 @@ class Play:
             return times_left >= 1
         return times_left >= 2
 
-    def _times_left(self, process: Process, ruling: deque[int]) -> float:
+    def _times_left(self, process: Process, ruling: Ruling) -> float:
         """How many times TEMPTED_S a process has left a ruling's next task to others."""
-        task, since = process.passed_over.get(id(ruling), (ruling[0], self.now))
+        task, since = ruling.passed_over.get(process.name, (ruling[0], self.now))
         if task != ruling[0]:
             since = self.now
-        process.passed_over[id(ruling)] = ruling[0], since
+        ruling.passed_over[process.name] = ruling[0], since
         if process.idle_since is not None:
             since = min(since, process.idle_since)
         return (self.now - since) // TEMPTED_S
@@ -443,10 +454,20 @@ class Play:
                     self._how = ending
         if self._last_phase_since is not None and self._unruled:
             # What is waited for may be only that time passes, as `Judge.is_waiting` says.
-            self.at(self.now + LOOK_S, lambda: None)
+            self._look_again(self.now + LOOK_S)
         restart_at = next_restart_at(snapshot, POLICY, self.now)
         if restart_at is not None:
-            self.at(restart_at, lambda: None)
+            self._look_again(restart_at)
+
+    def _look_again(self, when: float) -> None:
+        """Look at that time at the latest, though nothing else happens.
+
+        A look that is due before then asks again itself. Were each look to ask for its own next
+        one, there would be as many looks every few seconds as things that have happened.
+        """
+        if not self.now < self._looks_at <= when:
+            self._looks_at = when
+            self.at(when, lambda: None)
 
     def _rule(self) -> None:
         ground = self._ground()
@@ -475,7 +496,7 @@ class Play:
                 again.append(task)
         # As `Judge.publish` has it: what needs a fresh process stands last.
         again.sort(key=lambda task: len(self._failures[task]) if self._has_crashed(task) else 0)
-        self._rulings.append(deque(again))
+        self._rulings.append(Ruling(again))
 
     def _is_ready(
         self, task: int, opinions: list[Opinion], ground: Ground, without_news: frozenset[int]
@@ -588,8 +609,7 @@ class Play:
             failed_elsewhere = 0
             if row:
                 for task in row[0].failed:
-                    ranks = {failure.process.rank for failure in self._failures[task]}
-                    failed_elsewhere += len(ranks) > 1
+                    failed_elsewhere += len(self._failed_on[task]) > 1
             process = self._open[slot.rank]
             past.append(
                 RankPast(
