@@ -413,3 +413,18 @@ def test_who_is_in_doubt_leaves_what_is_deadly_for_last(tmp_path: Path) -> None:
     doubted = supply_of(layout, 0)
     assert indices(doubted.take(1, None, is_proven=False, is_fresh=True) or ()) == [81]
     assert indices(doubted.take(1, None, is_proven=False, is_fresh=True) or ()) == [80]
+
+
+def test_a_deadly_task_goes_to_a_device_that_has_not_tried_it_once_one_tried_twice(
+    tmp_path: Path,
+) -> None:
+    """Else devices that take two such tasks in turn never exchange them, and nothing is ruled."""
+    twice = (("rank-0000.a00", "GPU-a"), ("rank-0001.a00", "GPU-b"), ("rank-0000.a01", "GPU-a"))
+    layout = make_spool(tmp_path / "s", 0)
+    deadly = task(80, careful=True, failed_in=twice)
+    assert publish_ruling(layout, "ruling-01", Ruling(epoch=0), [deadly])
+    again = Supply(layout, 1, "rank-0001.a01", pytest.fail, device="GPU-b")
+    assert again.take(1, None, is_proven=False, is_fresh=True) is None
+    assert again.is_tempted
+    other = Supply(layout, 2, "rank-0002.a00", pytest.fail, device="GPU-c")
+    assert indices(other.take(1, None, is_proven=False, is_fresh=True) or ()) == [80]

@@ -391,7 +391,7 @@ class Play:
         ranks = [other.rank for other in failed_in]
         if self.world.is_cpu or self.world.n_devices == 1 or process.rank not in ranks:
             return True
-        if self._wants_fresh(task) and len(set(ranks)) > 1:
+        if self._wants_fresh(task) and 1 < len(set(ranks)) == len(ranks):
             return True
         if ranks[-1] != process.rank:
             return times_left >= 1

@@ -361,9 +361,11 @@ class Supply:
             return False
         if self._device == CPU or self._device not in devices:
             return True
-        if self._wants_fresh(task) and len(set(devices)) > 1:
+        # Any fresh process will do, unless some device has tried twice already: then one that has
+        # not tried yet is waited for. Devices that take two tasks in turn would else never exchange
+        # them.
+        if self._wants_fresh(task) and 1 < len(set(devices)) == len(devices):
             return True
-        # Two devices that take two tasks in turn would else never exchange them.
         if devices[-1] != self._device:
             return times_left > 0
         return times_left > 1
