@@ -381,7 +381,8 @@ def test_a_task_that_failed_on_ones_own_device_is_left_to_others_at_first(tmp_pa
     assert supply.give_in()
     assert indices(supply.take(1, None) or ()) == [1]
     assert supply.take(1, None) is None
-    assert not supply.give_in(), "the last one failed in this very attempt"
+    while supply.give_in():
+        assert supply.take(1, None) is None, "the last one failed in this very attempt"
 
 
 def test_who_has_plenty_to_do_does_not_leave_a_task_to_others_for_ever(
@@ -415,16 +416,36 @@ def test_who_is_in_doubt_leaves_what_is_deadly_for_last(tmp_path: Path) -> None:
     assert indices(doubted.take(1, None, is_proven=False, is_fresh=True) or ()) == [80]
 
 
-def test_a_deadly_task_goes_to_a_device_that_has_not_tried_it_once_one_tried_twice(
-    tmp_path: Path,
-) -> None:
+def test_a_deadly_task_goes_to_others_once_a_device_has_tried_it_often(tmp_path: Path) -> None:
     """Else devices that take two such tasks in turn never exchange them, and nothing is ruled."""
-    twice = (("rank-0000.a00", "GPU-a"), ("rank-0001.a00", "GPU-b"), ("rank-0000.a01", "GPU-a"))
+    often = tuple((f"rank-0001.a0{number}", "GPU-b") for number in range(3))
     layout = make_spool(tmp_path / "s", 0)
-    deadly = task(80, careful=True, failed_in=twice)
+    deadly = task(80, careful=True, failed_in=(*often, ("rank-0000.a00", "GPU-a")))
     assert publish_ruling(layout, "ruling-01", Ruling(epoch=0), [deadly])
-    again = Supply(layout, 1, "rank-0001.a01", pytest.fail, device="GPU-b")
+    again = Supply(layout, 1, "rank-0001.a03", pytest.fail, device="GPU-b")
     assert again.take(1, None, is_proven=False, is_fresh=True) is None
     assert again.is_tempted
-    other = Supply(layout, 2, "rank-0002.a00", pytest.fail, device="GPU-c")
+    other = Supply(layout, 0, "rank-0000.a01", pytest.fail, device="GPU-a")
     assert indices(other.take(1, None, is_proven=False, is_fresh=True) or ()) == [80]
+
+
+def test_of_two_deadly_tasks_a_device_takes_the_one_that_it_tried_least(tmp_path: Path) -> None:
+    ours = tuple((f"rank-0000.a0{number}", "GPU-a") for number in range(3))
+    theirs = ("rank-0001.a00", "GPU-b")
+    often, seldom = (*ours, theirs), (*ours[:2], theirs)
+    layout = make_spool(tmp_path / "s", 0)
+    for number, failed_in in enumerate((often, seldom)):
+        deadly = task(80 + number, careful=True, failed_in=failed_in)
+        assert publish_ruling(layout, f"ruling-0{number}", Ruling(epoch=0), [deadly])
+    supply = Supply(layout, 0, "rank-0000.a03", pytest.fail, device="GPU-a")
+
+    def claim() -> list[int]:
+        return indices(supply.take(1, None, is_proven=False, is_fresh=True) or ())
+
+    assert claim() == [81]
+    assert claim() == []
+    while supply.give_in() and supply.is_tempted:
+        if claimed := claim():
+            assert claimed == [80]
+            return
+    pytest.fail("nobody else may be there to take it")

@@ -38,7 +38,7 @@ from gpuspool.orchestrator.supervise.decide import (
 )
 from gpuspool.orchestrator.supervise.opinions import PATIENCE, Finding, Ground, Opinion, Trial, rule
 from gpuspool.spool.states import Life
-from gpuspool.worker.supply import FRESH_FROM, FRESH_FROM_ON_CPU, TEMPTED_S
+from gpuspool.worker.supply import FRESH_FROM, FRESH_FROM_ON_CPU, MOST_TIMES_LEFT, TEMPTED_S
 
 POLICY = Policy(max_restarts=3)
 # How often the orchestrator looks at least while a task waits to be ruled.
@@ -391,11 +391,12 @@ class Play:
         ranks = [other.rank for other in failed_in]
         if self.world.is_cpu or self.world.n_devices == 1 or process.rank not in ranks:
             return True
-        if self._wants_fresh(task) and 1 < len(set(ranks)) == len(ranks):
+        wanted = ranks.count(process.rank)
+        if self._wants_fresh(task) and len(set(ranks)) > 1 and wanted < MOST_TIMES_LEFT:
             return True
-        if ranks[-1] != process.rank:
-            return times_left >= 1
-        return times_left >= 2
+        if ranks[-1] == process.rank:
+            wanted = max(wanted, 2)
+        return times_left >= min(wanted, MOST_TIMES_LEFT)
 
     def _times_left(self, process: Process, ruling: Ruling) -> float:
         """How many times TEMPTED_S a process has left a ruling's next task to others."""
@@ -421,10 +422,12 @@ class Play:
         waited_s = self.now - process.idle_since
         next_ = [ruling[0] for ruling in self._rulings if ruling]
         # All of it was passed over, for now or for good.
-        if next_ and not any(self._may_try(process, task, times_left=2) for task in next_):
+        if next_ and not any(
+            self._may_try(process, task, times_left=MOST_TIMES_LEFT) for task in next_
+        ):
             is_alone = self.world.n_devices == 1
             is_barred = not process.is_fresh and all(map(self._wants_fresh, next_))
-            if is_alone or is_barred or waited_s >= 3 * TEMPTED_S:
+            if is_alone or is_barred or waited_s >= (MOST_TIMES_LEFT + 1) * TEMPTED_S:
                 self._close(process)
                 return
         self.at(self.now + (0.25 if waited_s < 5 else 1.0), lambda: self._step(process))

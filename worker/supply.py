@@ -68,8 +68,10 @@ FRESH_FROM_ON_CPU = 1
 FRESH_FROM = 2
 
 # Doubtful tasks that failed on this device, or in this very attempt, are left to others for so many
-# seconds. Another device's opinion is worth more, but nobody may be there to give it.
+# seconds, and for up to so many times that. Another device's opinion is worth more, but nobody may
+# be there to give it.
 TEMPTED_S = 2.0
+MOST_TIMES_LEFT = 3
 
 # The device of ranks without one; all of them share it.
 CPU = "cpu"
@@ -333,7 +335,7 @@ class Supply:
         if self.needs_fresh:
             return False
         self._times_tempted += 1
-        return self._times_tempted <= 2
+        return self._times_tempted <= MOST_TIMES_LEFT
 
     def _leave(self, source: Source) -> int:
         """Leave the next task of a manifest to others; returns how many times TEMPTED_S they had.
@@ -361,14 +363,15 @@ class Supply:
             return False
         if self._device == CPU or self._device not in devices:
             return True
-        # Any fresh process will do, unless some device has tried twice already: then one that has
-        # not tried yet is waited for. Devices that take two tasks in turn would else never exchange
-        # them.
-        if self._wants_fresh(task) and 1 < len(set(devices)) == len(devices):
+        # The more often this device has tried it, the longer it is left to others. So of several
+        # such tasks a device takes the one that it tried least. Devices that take two tasks in turn
+        # would else never exchange them. At first any fresh process will do.
+        wanted = devices.count(self._device)
+        if self._wants_fresh(task) and len(set(devices)) > 1 and wanted < MOST_TIMES_LEFT:
             return True
-        if devices[-1] != self._device:
-            return times_left > 0
-        return times_left > 1
+        if devices[-1] == self._device:
+            wanted = max(wanted, 2)
+        return times_left >= min(wanted, MOST_TIMES_LEFT)
 
     def _wants_fresh(self, task: TaskLine) -> bool:
         """Whether only a fresh process tells more of a task, which takes its processes along."""

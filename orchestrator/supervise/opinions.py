@@ -71,7 +71,7 @@ LAST_FRACTION = 0.25
 
 # If more than this part of a run's tasks, and more than a few, have no confirmed opinion in the
 # last phase, they are hardly all bad. Then an outage is waited for to its end, also in a short run.
-PLAUSIBLE_FRACTION = 0.25
+PLAUSIBLE_FRACTION = 0.15
 PLAUSIBLE_TASKS = 10
 
 # So many different tasks must have failed, and none may have completed, before a job counts as
