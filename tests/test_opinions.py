@@ -184,6 +184,17 @@ def test_where_processes_break_by_use_the_last_opinions_are_of_fresh_ones() -> N
     assert rule(fresh, breaking) is Finding.FAIL
 
 
+def test_a_process_that_just_broke_and_a_broken_device_fail_no_task_together() -> None:
+    """Of the one a later process completed others, so its place is proved, but not its opinion."""
+    broken, sick = opinion(A, is_sure=False), opinion(B, is_confirmed=False, since_s=NOW)
+    fields: dict[str, Any] = {"quiet_since_s": NOW - 60, "unproven": 1}
+    devices = (A, B, C)
+    assert rule([broken, sick], ground(*devices, **fields)) is Finding.FAIL
+    breaking = ground(*devices, **fields, do_processes_break=True)
+    assert rule([broken, sick], breaking) is Finding.AGAIN
+    assert rule([opinion(A), sick], breaking) is Finding.FAIL
+
+
 # Places.
 
 

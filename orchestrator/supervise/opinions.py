@@ -208,7 +208,10 @@ def _rule_in_last_phase(
     # order.
     late = [one for one in counted if one.since_s >= ground.quiet_since_s and not one.is_confirmed]
     if ground.do_processes_break:
+        # One that had just broken proves nothing, whatever its place completed afterwards, and a
+        # broken device would agree with it.
         late = [one for one in late if one.is_sure]
+        confirmed = [one for one in confirmed if one.is_sure]
     is_proved = bool(confirmed)
     if _n_places([*confirmed, *late], ground) < _n_wanted(is_proved, ground):
         return Finding.AGAIN
