@@ -526,7 +526,7 @@ class Play:
         unproven = 0
         if self._last_phase_since is not None:
             for task in self._doubted:
-                unproven += not any(map(self._is_confirmed, self._failures[task]))
+                unproven += not any(map(self._is_proof, self._failures[task]))
         past = self._past()
         devices = trusted_devices(past, POLICY.max_restarts)
         return Ground(
@@ -567,6 +567,11 @@ class Play:
         later: list[Process | None] = [*self._ended[failure.process.rank]]
         later = [*later[failure.ended_before + 1 :], self._open[failure.process.rank]]
         return any(process.completed for process in later if process is not None)
+
+    def _is_proof(self, failure: Failure) -> bool:
+        if self._do_processes_break and not self._is_sure(failure):
+            return False
+        return self._is_confirmed(failure)
 
     def _is_sure(self, failure: Failure) -> bool:
         if failure.completed == 0:

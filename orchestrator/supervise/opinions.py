@@ -131,9 +131,10 @@ class Ground(msgspec.Struct, frozen=True):
     devices: those whose opinions count; with one or none, places are processes. working: those on
     which a task completed since this start. quiet_since_s: since when all unfinished tasks are
     doubtful and none of them completed; None while some are not doubtful. unproven: how many of
-    these have no confirmed opinion. elapsed_s: how long this epoch has been going on. now: the
-    monotonic clock. tasks: how many the run has. do_processes_break: a process failed a task after
-    it had completed others, and the task completed elsewhere.
+    these have no confirmed opinion, or no sure one where processes break. elapsed_s: how long this
+    epoch has been going on. now: the monotonic clock. tasks: how many the run has.
+    do_processes_break: a process failed a task after it had completed others, and the task
+    completed elsewhere.
     """
 
     devices: frozenset[str]

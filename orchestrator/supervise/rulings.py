@@ -210,7 +210,7 @@ class Judge:
         if self.last_phase_since is not None:
             for key in self.doubtful:
                 opinions = self._opinions_held(key)
-                unproven += bool(opinions) and not any(map(self._is_confirmed, opinions))
+                unproven += bool(opinions) and not any(map(self._is_proof, opinions))
         elapsed_s = now - self._began
         return Ground(
             devices,
@@ -350,6 +350,12 @@ class Judge:
         if held.at is not None:
             return self._view.completed(held.attempt) > self._view.completed_before(held)
         return any(self._view.completed(later) for later in self._later(held.attempt))
+
+    def _is_proof(self, held: Held) -> bool:
+        """Whether this failure proves the task bad: confirmed, and sure where processes break."""
+        if self.do_processes_break and not self._is_sure(held):
+            return False
+        return self._is_confirmed(held)
 
     def _is_sure(self, held: Held) -> bool:
         """Whether the process of this failure had not just broken, by what it did besides."""
