@@ -7,7 +7,9 @@ import pytest
 from helpers import wait_until
 from spooling import (
     A0,
+    A1,
     B0,
+    C0,
     begin,
     close,
     finish,
@@ -204,6 +206,31 @@ def test_a_process_that_broke_by_use_is_known_by_a_task_that_completes_elsewhere
     view.refresh()
     judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free=True)
     assert judge.do_processes_break
+
+
+def test_only_time_tells_where_the_one_proof_is_of_a_process_that_had_just_broken(
+    layout: Layout,
+) -> None:
+    """Its place completed others afterwards, but by a fresh process; an outage may be on."""
+    first = attempt(layout, A0, 3)
+    finish(first, 0)
+    hold(first, 1)
+    first.append(JournalLine(task=2, round=0, state=LineState.STARTED))
+    close(view_of(layout), A0, witness=Witness(-11, max_crashes=2))
+    finish(attempt(layout, A1, 8), 1, 3, 4, 5, 6, 7)
+    view = view_of(layout)
+    judge = Judge(view, 0, max_crashes=2)
+    place = frozenset({DEVICE})
+    assert judge.look(place, frozenset(), is_somebody_free=True)
+    assert judge.is_last
+    assert judge.do_processes_break
+    for number, name in enumerate((B0, C0), start=1):
+        judge.publish()
+        hold(attempt(layout, name, 1, f"ruling-{number:02}"), 2)
+        view.refresh()
+        is_ruled = judge.look(place, frozenset(), is_somebody_free=True)
+        assert is_ruled == (name == B0)
+    assert judge.old_in_s > 0, "it will fail later, if nothing completes until then"
 
 
 def test_a_task_is_told_to_have_failed_as_it_did_where_others_complete(layout: Layout) -> None:
