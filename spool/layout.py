@@ -54,7 +54,7 @@ ATTEMPT_PATTERN = r"rank-[0-9]{4,9}\.a[0-9]{2,9}"
 _ATTEMPT = re.compile(r"rank-(\d{4,9})\.a(\d{2,9})", re.ASCII)
 _PLANNED = re.compile(r"rank-(\d{4,9})", re.ASCII)
 _ORPHANS = re.compile(rf"({ATTEMPT_PATTERN})\.orphans", re.ASCII)
-_NUMBERED = re.compile(r"(retry|sweep|ruling)-(\d{2,9})", re.ASCII)
+_NUMBERED = re.compile(r"(added|retry|sweep|ruling)-(\d{2,9})", re.ASCII)
 _CONTROL = re.compile(r"(drain|finished)\.(\d{4,9})", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,9})", re.ASCII)
 _HIDDEN_OUTPUT = re.compile(
@@ -126,12 +126,12 @@ def parse_orphans(manifest: str) -> str | None:
 
 
 def numbered_name(kind: str, number: int) -> str:
-    """The name of a manifest of kind "retry", "sweep" or "ruling": `retry-01`."""
+    """The name of a manifest of kind "added", "retry", "sweep" or "ruling": `retry-01`."""
     return f"{kind}-{number:02d}"
 
 
 def parse_numbered(manifest: str) -> tuple[str, int] | None:
-    """(kind, number) of the name of a retry, a sweep or a ruling; None for other manifests."""
+    """(kind, number) of the name of one that is neither planned nor an attempt's; else None."""
     match = _NUMBERED.fullmatch(manifest)
     if match is None:
         return None
@@ -148,16 +148,22 @@ def is_ruling(manifest: str) -> bool:
     return manifest.startswith("ruling-")
 
 
+def is_added(manifest: str) -> bool:
+    """Whether a manifest holds tasks that were added to the run."""
+    return manifest.startswith("added-")
+
+
 def may_offer_doubtful(manifest: str) -> bool:
     """Whether tasks of a manifest may have failed in their round before it was published.
 
-    Those of a planned manifest were never tried, and those of a retry have just begun a round.
+    Those of a planned manifest and added ones were never tried, and those of a retry have just
+    begun a round.
     """
-    return not is_planned(manifest) and not manifest.startswith("retry-")
+    return not (is_planned(manifest) or is_added(manifest) or manifest.startswith("retry-"))
 
 
 def is_manifest(name: str) -> bool:
-    """Whether this is the name of a manifest: planned, orphans, retry, sweep or ruling."""
+    """Whether this is the name of a manifest: planned, orphans, added, retry, sweep or ruling."""
     return any(pattern.fullmatch(name) for pattern in (_PLANNED, _ORPHANS, _NUMBERED))
 
 

@@ -56,6 +56,12 @@ class Ledger:
         self._costs: Sequence[float] | None = None
         self._cost_complete = 0.0
 
+    def grow(self, n_tasks: int) -> None:
+        """Take in so many tasks that were added to the run. Progress is to be weighed anew."""
+        self.tasks += n_tasks
+        self.complete.extend(bytes(n_tasks))
+        self._costs = None
+
     def feed(self, task: int, round_: int, state: LineState) -> None:
         """Take what one line says; raises IndexError for a task that the run does not have."""
         if not 0 <= task < self.tasks:

@@ -4,8 +4,8 @@ A task's position is its line's number, counted from 0. Claims say which positio
 so a position must never come to mean another task. Two things see to that: a manifest is published
 once and never changed, and a damaged line keeps its position.
 
-An orphans manifest begins with the closing of its attempt, and a ruling with what was ruled: lines
-that have no position.
+An orphans manifest begins with the closing of its attempt, a ruling with what was ruled, and one of
+tasks that were added with how many they are: lines that have no position.
 
 A manifest stays the bytes that it is until somebody asks for a task, so to know how long one of a
 million tasks is costs one count of its newlines. Read by views and workers, published by the
@@ -23,9 +23,16 @@ import msgspec
 
 from gpuspool.spool.codec import R, decode_lines, seal, unseal, unseal_lines
 from gpuspool.spool.errors import Damaged
-from gpuspool.spool.layout import Layout, is_ruling, orphans_name, parse_orphans, rank_name
+from gpuspool.spool.layout import (
+    Layout,
+    is_added,
+    is_ruling,
+    orphans_name,
+    parse_orphans,
+    rank_name,
+)
 from gpuspool.spool.publish import Owners, is_regular, publish, read_bytes
-from gpuspool.spool.records import Closing, Ruling, Run, TaskLine
+from gpuspool.spool.records import Added, Closing, Ruling, Run, TaskLine
 
 # Newlines are counted for each block of so many bytes. To find one line, one block is split, which
 # holds some hundred lines; smaller blocks would make longer lists of counts to keep.
@@ -61,7 +68,8 @@ class Manifest:
     """One manifest in memory.
 
     closing: how its attempt ended, by its first line; None where it is no orphans manifest, or
-    where that line is damaged. ruling: what was ruled, likewise. is_as_planned: its bytes have the
+    where that line is damaged. ruling: what was ruled, likewise. added: that its tasks were added,
+    likewise. is_as_planned: its bytes have the
     checksum that run.json says, so its lines need not be checked one by one.
     """
 
@@ -77,6 +85,7 @@ class Manifest:
         self.is_as_planned = planned is not None and zlib.crc32(data) == planned
         self.closing: Closing | None = None
         self.ruling: Ruling | None = None
+        self.added: Added | None = None
         self._report = report
         self._data = data
         # Where the line of position 0 begins.
@@ -87,6 +96,8 @@ class Manifest:
             self.closing = self._take_closing()
         elif is_ruling(name):
             self.ruling = self._take_head(Ruling)
+        elif is_added(name):
+            self.added = self._take_head(Added)
         self._count_lines()
 
     def _take_head(self, kind: type[R]) -> R | None:
@@ -232,6 +243,14 @@ def publish_ruling(layout: Layout, name: str, ruling: Ruling, again: Iterable[Ta
     again: the tasks that are to be tried again. False: the name is taken.
     """
     return publish(layout.manifest(name), seal(ruling) + _sealed(again))
+
+
+def publish_added(layout: Layout, name: str, added: Added, tasks: Iterable[TaskLine]) -> bool:
+    """Publish tasks that are added to the run, in this order, by link(2). False: the name is taken.
+
+    The link is the commit instant: from then on the run has them.
+    """
+    return publish(layout.manifest(name), seal(added) + b"".join(map(seal, tasks)))
 
 
 def is_doubtful(task: TaskLine) -> bool:

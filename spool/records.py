@@ -277,6 +277,20 @@ class Ruling(Record, frozen=True, kw_only=True):
     failures: list[TaskFailure] = msgspec.field(default_factory=list)
 
 
+class Added(Record, frozen=True, kw_only=True):
+    """That tasks were added to a run: the first line of their manifest.
+
+    first: the index of the first of them, which is how many tasks the run had before. tasks, cost:
+    how many they are, and the sum of their costs. argv: the command line, for people.
+    """
+
+    first: Count
+    tasks: Count
+    cost: float
+    at: float = 0.0
+    argv: list[str] = msgspec.field(default_factory=list)
+
+
 class Heartbeat(Identity, frozen=True, kw_only=True):
     """That an attempt lives, and what it is at. Replaced every few seconds.
 
@@ -403,21 +417,29 @@ class Intent(Record, frozen=True, kw_only=True):
 
 
 class Fingerprint(Record, frozen=True, kw_only=True):
-    """What makes a run this run: `gpuspool run` goes on with a spool that has the same one."""
+    """What makes a run this run: `gpuspool run` goes on with a spool that has the same one.
+
+    tasks_sha256: of the tasks that the run began with; if it differs, the tasks are compared one by
+    one. root: what the keys of input files are relative to, and where they were when the run was
+    made; "" where inputs are not files.
+    """
 
     job_sha256: str
     args_sha256: str
     tasks_sha256: str
     seed: int
     out: str
+    root: str = ""
 
 
 class Run(Record, frozen=True, kw_only=True):
     """run.json: what was asked.
 
-    args: what the job finds as `ctx.args`. tasks, cost: how many tasks, and the sum of their costs.
+    args: what the job finds as `ctx.args`. tasks, cost: how many tasks the run began with, and the
+    sum of their costs. Later ones may have been added.
     submit_dir: where workers run. out: the folder of outputs, absolute; None for the one in the
     spool. It changes where the user says that OUT was moved; the fingerprint keeps what it was.
+    root: where the input files are, likewise; the payloads of tasks keep what the fingerprint says.
     manifests: how many were planned, one for each rank at the start. manifests_crc32: the checksum
     of the bytes of each of them. mounts: where file systems with files of users were mounted on the
     host that made the run: an input that is missing may lie on one that is gone.
@@ -438,4 +460,5 @@ class Run(Record, frozen=True, kw_only=True):
     manifests: Count
     manifests_crc32: list[int] = msgspec.field(default_factory=list)
     mounts: list[str] = msgspec.field(default_factory=list)
+    root: str = ""
     format: int = 1

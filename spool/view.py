@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,7 +30,9 @@ from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
     Layout,
+    is_added,
     is_manifest,
+    is_planned,
     numbered_name,
     orphans_name,
     parse_attempt,
@@ -183,6 +185,19 @@ class Held(msgspec.Struct, frozen=True):
     is_excused: bool = False
 
 
+class Stranger(msgspec.Struct, frozen=True):
+    """A line of a file that names a task which the run does not have, or not yet.
+
+    since_s: when it was read, on the monotonic clock. take: takes what it says.
+    """
+
+    path: str
+    at: int
+    task: int
+    since_s: float
+    take: Callable[[], None]
+
+
 class Claimed(msgspec.Struct, frozen=True):
     """The positions start..stop of a manifest, which one attempt claimed by its `number`th try."""
 
@@ -280,6 +295,12 @@ class View:
         # The manifests whose bytes are the planned ones. So long as these are all that were
         # planned, every task has a readable line, and `_described` need not be filled.
         self._trusted: list[Manifest] = []
+        # The number of the newest manifest of added tasks.
+        self._n_added = 0
+        # Since when one of these was looked for.
+        self._missed_since: dict[str, float] = {}
+        # What was read of tasks that the run does not have, or not yet.
+        self._strangers: list[Stranger] = []
         # One byte for each task: whether a manifest that was read line by line describes it.
         self._described = bytearray(run.tasks)
         for name, data in (written or {}).items():
@@ -305,6 +326,7 @@ class View:
         if self._reads_claims:
             self._read_claims()
         self._read_journals()
+        self._take_strangers()
         if self._is_open_stale:
             self.open_attempts = [name for name in self.attempts if name not in self.closed]
             self._is_open_stale = False
@@ -337,15 +359,35 @@ class View:
     # Manifests, and with them closings.
 
     def _read_manifests(self) -> None:
+        found: list[str] = []
         for filename in listdir(self.layout.manifests):
             name = filename.removesuffix(".jsonl")
-            if name in self.manifests or name == filename or not is_manifest(name):
-                continue
-            self._load_manifest(name)
+            if name not in self.manifests and name != filename and is_manifest(name):
+                found.append(name)
+        # What was added comes first: the other manifests may name its tasks.
+        self._read_added(filter(is_added, found))
+        for name in found:
+            if not is_added(name):
+                self._load_manifest(name)
         # A planned manifest that is not listed is asked for by its name. The listing of a network
         # file system may be older than the run, and a run must not end for that.
         for name in self.missing_manifests():
             self._load_manifest(name)
+
+    def _read_added(self, names: Iterable[str]) -> None:
+        """Read manifests of added tasks, in the order in which these were added.
+
+        One that is not listed, though a later one is, is asked for by its name. As long as it may
+        only be late, later ones wait for it.
+        """
+        numbers = [found[1] for found in map(parse_numbered, names) if found is not None]
+        for number in range(self._n_added + 1, max(numbers, default=0) + 1):
+            name = numbered_name("added", number)
+            self._load_manifest(name)
+            since_s = self._missed_since.setdefault(name, time.monotonic())
+            if name not in self.manifests and time.monotonic() - since_s < self.staleness_s:
+                return
+            self._n_added = number
 
     def _load_manifest(self, name: str) -> None:
         checksum = self._planned.get(name)
@@ -359,16 +401,28 @@ class View:
         attempt = parse_orphans(manifest.name)
         if attempt is not None:
             self._add_closing(attempt, manifest.closing)
+        if is_added(manifest.name):
+            self._grow(manifest)
         self._check_manifest(manifest)
         if manifest.ruling is not None:
             self._add_ruling(manifest, manifest.ruling)
         numbered = parse_numbered(manifest.name)
         if numbered is not None and numbered[0] == "retry":
             for task in manifest.tasks():
-                try:
-                    self.ledger.raise_round(task.task, task.round)
-                except IndexError:
-                    self._refuse(manifest.path, 0, task.task)
+                self._raise_round(manifest.path, task.task, task.round)
+
+    def _grow(self, manifest: Manifest) -> None:
+        """Take in the tasks of a manifest that was added.
+
+        Its first line says which they are. If that is damaged there is one for each position, from
+        the first index that is free on. If an earlier such manifest is gone, its tasks are in
+        between, and no line describes them any more.
+        """
+        n_tasks = self.ledger.tasks + len(manifest)
+        if manifest.added is not None:
+            n_tasks = max(self.ledger.tasks, manifest.added.first + manifest.added.tasks)
+        self._described.extend(bytes(n_tasks - self.ledger.tasks))
+        self.ledger.grow(n_tasks - self.ledger.tasks)
 
     def _check_manifest(self, manifest: Manifest) -> None:
         """Read each line of a manifest whose bytes are not those that were planned.
@@ -387,7 +441,7 @@ class View:
     def _describe(self, manifest: Manifest) -> None:
         """Note the tasks that the readable lines of a manifest describe."""
         for task in manifest.tasks():
-            if 0 <= task.task < self.run.tasks:
+            if 0 <= task.task < self.ledger.tasks:
                 self._described[task.task] = 1
 
     def _find_unreadable(self) -> None:
@@ -399,7 +453,9 @@ class View:
         """
         # Where a refresh saw none of the planned manifests, and this one sees all of them, what
         # that one found is to be taken back.
-        if len(self._trusted) == self.run.manifests and not self.ledger.unreadable:
+        are_planned_described = len(self._trusted) == self.run.manifests
+        are_added_described = self._described.find(0, self.run.tasks) < 0
+        if are_planned_described and are_added_described and not self.ledger.unreadable:
             return
         for manifest in self._trusted:
             self._describe(manifest)
@@ -424,15 +480,12 @@ class View:
         path = self.manifests[orphans_name(attempt)].path
         self._add_failures(path, closing.failures)
         for opinion in closing.held:
-            self._add_held(opinion.task, opinion.round, Held(attempt, 0, None))
+            self._add_held(path, 0, opinion.task, opinion.round, Held(attempt, 0, None))
 
     def _add_failures(self, path: str, failures: Sequence[TaskFailure]) -> None:
         """Take the verdicts that stand in the first line of a manifest."""
         for failure in failures:
-            try:
-                self.ledger.feed(failure.task, failure.round, LineState.FAILED)
-            except IndexError:
-                self._refuse(path, 0, failure.task)
+            self._feed(path, 0, failure.task, failure.round, LineState.FAILED)
 
     # Rulings, and what they are about.
 
@@ -445,8 +498,10 @@ class View:
             if len(self.held.get(key, ())) <= self._ruled[key]:
                 self._unruled.pop(key, None)
 
-    def _add_held(self, task: int, round_: int, failure: Held) -> None:
-        if not 0 <= task < self.run.tasks:
+    def _add_held(self, path: str, at: int, task: int, round_: int, failure: Held) -> None:
+        """Take that a task failed without a verdict, as the line at an offset of a file says."""
+        if not 0 <= task < self.ledger.tasks:
+            self._refuse(path, at, task, lambda: self._add_held(path, at, task, round_, failure))
             return
         key = task, round_
         failures = self.held.setdefault(key, [])
@@ -611,7 +666,7 @@ class View:
                 if state is _HELD:
                     completed = n_finished - n_failed
                     failure = Held(attempt, completed, at, _is_excused(line.error))
-                    self._add_held(line.task, line.round, failure)
+                    self._add_held(journal.path, at, line.task, line.round, failure)
                     continue
                 n_finished += 1
                 if state is _FAILED:
@@ -619,7 +674,7 @@ class View:
                 try:
                     feed(line.task, line.round, state)
                 except IndexError:
-                    self._refuse(journal.path, at, line.task)
+                    self._feed(journal.path, at, line.task, line.round, state)
         finally:
             # Also where reading raised in the middle: the lines before that are read and fed.
             if n_finished:
@@ -637,8 +692,56 @@ class View:
         else:
             self.started[attempt] = msgspec.structs.replace(call, left=call.left - 1)
 
-    def _refuse(self, path: str, at: int, task: int) -> None:
-        self.report(Damage(path, at, f"task {task} is none of this run's {self.run.tasks}"))
+    @property
+    def grown_at(self) -> float:
+        """When the newest tasks came: with the run, or when some were added, in Unix seconds."""
+        added = (manifest.added for manifest in self.manifests.values())
+        return max([self.run.created_at, *(one.at for one in added if one is not None)])
+
+    @property
+    def cost(self) -> float:
+        """The sum of the costs of all tasks."""
+        added = (manifest.added for manifest in self.manifests.values())
+        return self.run.cost + sum(one.cost for one in added if one is not None)
+
+    # Lines that name a task which the run does not have.
+
+    def _feed(self, path: str, at: int, task: int, round_: int, state: LineState) -> None:
+        try:
+            self.ledger.feed(task, round_, state)
+        except IndexError:
+            self._refuse(path, at, task, lambda: self._feed(path, at, task, round_, state))
+
+    def _raise_round(self, path: str, task: int, round_: int) -> None:
+        try:
+            self.ledger.raise_round(task, round_)
+        except IndexError:
+            self._refuse(path, 0, task, lambda: self._raise_round(path, task, round_))
+
+    def _refuse(self, path: str, at: int, task: int, take: Callable[[], None]) -> None:
+        """Put aside what a line says of a task that the run does not have, or not yet.
+
+        take: takes it once the run has that task. Tasks may have been added, claimed and finished
+        since the manifests were listed; and a network file system may show the line before the
+        manifest.
+        """
+        self._strangers.append(Stranger(path, at, task, time.monotonic(), take))
+
+    def _take_strangers(self) -> None:
+        """Take what was put aside of tasks that the run has by now, and report the rest."""
+        if not self._strangers:
+            return
+        self._read_manifests()
+        strangers = self._strangers
+        self._strangers = []
+        for one in strangers:
+            if 0 <= one.task < self.ledger.tasks:
+                one.take()
+                continue
+            self._strangers.append(one)
+            if time.monotonic() - one.since_s >= self.staleness_s:
+                reason = f"task {one.task} is none of this run's {self.ledger.tasks}"
+                self.report(Damage(one.path, one.at, reason))
 
     # Questions.
 
@@ -749,6 +852,21 @@ class View:
     def missing_manifests(self) -> list[str]:
         """The planned manifests that are gone."""
         return [name for name in self._planned_names if name not in self.manifests]
+
+    def planned_tasks(self) -> Iterator[TaskLine]:
+        """The tasks as they were first given out; other manifests only repeat some of them."""
+        for name, manifest in self.manifests.items():
+            if is_planned(name) or is_added(name):
+                yield from manifest.tasks()
+
+    def retried_tasks(self) -> Iterator[TaskLine]:
+        """The tasks as retries gave them out, in the order of these."""
+        numbers: list[int] = []
+        for parsed in map(parse_numbered, self.manifests):
+            if parsed is not None and parsed[0] == "retry":
+                numbers.append(parsed[1])
+        for number in sorted(numbers):
+            yield from self.manifests[numbered_name("retry", number)].tasks()
 
     def latest_job(self) -> Job:
         """The job of the newest epoch. --keep-done may have changed it since the run was made."""

@@ -291,7 +291,8 @@ class Attempt:
         seed = self._intent.options.seed
         # What was mounted when the run was made, and what has been mounted since.
         mounts = sorted({*self._run.mounts, *data_mounts()})
-        call = Call(job, context, outputs, seed, self._beat.doing, self._settler, mounts)
+        moved = self._run.fingerprint.root, self._run.root
+        call = Call(job, context, outputs, seed, self._beat.doing, self._settler, mounts, moved)
         if self._intent.job.kind in (JobKind.FILE, JobKind.MODULE):
             call.check_first(self._preparation.check_first_call)
         turns: Turns | None = None

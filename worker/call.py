@@ -108,8 +108,12 @@ class Call:
         doing: Doing,
         settler: Settles,
         mounts: Sequence[str] = (),
+        moved: tuple[str, str] = ("", ""),
     ) -> None:
-        """mounts: where file systems were mounted when the run was made, or this attempt began."""
+        """mounts: where file systems were mounted when the run was made, or this attempt began.
+
+        moved: the folder in which the run's input files were when it was made, and where it is now.
+        """
         # Seconds that all calls so far took in the job, and in waiting for inputs.
         self.call_s = 0.0
         self.inputs_s = 0.0
@@ -121,6 +125,7 @@ class Call:
         self._doing = doing
         self._settler = settler
         self._mounts = mounts
+        self._moved = moved
         # Calls the job with some tasks; returns one result for each.
         self._invoke = self._invoke_batch
         if job.batch_size is None:
@@ -289,7 +294,17 @@ class Call:
         return good, tasks, too_large
 
     def _task(self, line: TaskLine) -> Task:
-        return Task(line.task, line.key, _decode(line.payload), line.cost, self._run_seed)
+        return Task(line.task, line.key, self._payload(line), line.cost, self._run_seed)
+
+    def _payload(self, line: TaskLine) -> Any:
+        """A task's payload, with the path where its input file is now."""
+        payload = _decode(line.payload)
+        was, now = self._moved
+        if was != now and isinstance(payload, dict):
+            path = payload.get("path")
+            if isinstance(path, str) and path.startswith(f"{was.rstrip('/')}/"):
+                return {**payload, "path": os.path.join(now, os.path.relpath(path, was))}
+        return payload
 
     def _begin(self, first: TaskLine) -> tuple[float, float]:
         """Note that a call begins; returns (time of day, clock)."""
@@ -360,7 +375,7 @@ class Call:
         Raises OSError instead where each failure is a verdict: there is no other way to leave the
         tasks without one.
         """
-        inputs = filter(None, map(_input_of, lines))
+        inputs = filter(None, (_input_of(self._payload(line)) for line in lines))
         may_be_back = all(_times_excused(line) < MOST_RETURNS for line in lines)
         excuse = find_excuse(raised, inputs, self._mounts, may_be_back)
         if excuse is None:
@@ -450,11 +465,10 @@ class Call:
         return published
 
 
-def _input_of(line: TaskLine) -> str:
+def _input_of(payload: Any) -> str:
     """The path of a task's input: the `path` of its payload, or a payload that is a text with a
     slash; else "".
     """
-    payload = _decode(line.payload)
     if isinstance(payload, dict):
         payload = payload.get("path")
     elif isinstance(payload, str) and "/" not in payload:

@@ -212,7 +212,7 @@ class Idling:
     def _is_forsaken(self, view: View) -> bool:
         """Whether every unfinished task failed, and waits for an orchestrator to rule about it."""
         unruled = {task for task, _ in view.unruled()}
-        return len(unruled) == self._run.tasks - view.ledger.n_finished
+        return len(unruled) == view.ledger.tasks - view.ledger.n_finished
 
     def _find_dead(self, detector: FailureDetector) -> dict[str, Death]:
         """The attempts that are proved dead and that no parent will close, with how they died."""

@@ -23,7 +23,12 @@ import msgspec
 
 from gpuspool.orchestrator.api.opening import slots_for
 from gpuspool.orchestrator.api.report import Report
-from gpuspool.orchestrator.api.whereabouts import claim_out, record_move
+from gpuspool.orchestrator.api.whereabouts import (
+    claim_out,
+    record_move,
+    record_root,
+    root_moved_along,
+)
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.doctor import warnings_of
@@ -39,7 +44,6 @@ from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import copy_name
-from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job, Run, TaskLine
@@ -58,13 +62,15 @@ def supervise(
     *,
     quiet: bool,
     out_moved_to: str | os.PathLike[str] | None = None,
+    inputs_root: str = "",
     is_retry: bool = False,
 ) -> Report:
     """Start the run of a spool and see it to its end.
 
     job, source: what to run; a source of None leaves the spool's copy as it is. given: the options
     of this start, without None. trust: whose files its workers may obey. out_moved_to: where OUT is
-    now, if it was moved. Raises GpuspoolError, and OSError where the file system does.
+    now, if it was moved. inputs_root: likewise the folder that keys of input files are relative to,
+    "" if that was not said. Raises GpuspoolError, and OSError where the file system does.
     """
     # Where processes cannot be told apart this raises, before anything is touched.
     myself()
@@ -85,9 +91,12 @@ def supervise(
         job = _publish_job(view.refresh(), job, source)
         if out_moved_to is not None:
             record_move(view, Path(out_moved_to))
+        moved_to = inputs_root or root_moved_along(view)
+        if moved_to and view.run.root:
+            record_root(view, moved_to)
         claim_out(view)
         folders = RunFolders(view)
-        progress = make_progress(view.run.tasks, view.run.cost or view.run.tasks, quiet)
+        progress = make_progress(quiet)
         try:
             telling = Telling(layout, view.next_epoch(), progress, folders.spool.check)
             telling.tell("devices", str(pool))
@@ -154,7 +163,7 @@ def _publish_retry(view: View) -> int:
     lines = _failed_lines(view)
     if not lines:
         return 0
-    tasks = [_in_next_round(view.ledger, line) for line in lines]
+    tasks = [_in_next_round(view, line) for line in lines]
     publish_manifest(view.layout, view.next_numbered("retry"), tasks)
     file_away_old_failures(view.refresh())
     return len(tasks)
@@ -171,11 +180,22 @@ def _failed_lines(view: View) -> list[TaskLine]:
     return [newest[task] for task in sorted(newest)]
 
 
-def _in_next_round(ledger: Ledger, line: TaskLine) -> TaskLine:
-    """The line of a failed task with which it begins its next round, with a clean record."""
+def _in_next_round(view: View, line: TaskLine) -> TaskLine:
+    """The line of a failed task with which it begins its next round, with a clean record.
+
+    An input file that was mended has another size, and so another cost, by which a later command
+    knows it again.
+    """
+    ledger = view.ledger
     failed_round = ledger.failed_round.get(line.task, 0)
     last_round = max(ledger.round_of(line.task), failed_round)
-    return msgspec.structs.replace(line, round=last_round + 1, kills=0, failed_in=(), careful=False)
+    cost = line.cost
+    if view.run.root:
+        with contextlib.suppress(OSError):
+            cost = float(os.stat(os.path.join(view.run.root, line.key)).st_size)
+    return msgspec.structs.replace(
+        line, round=last_round + 1, cost=cost, kills=0, failed_in=(), careful=False
+    )
 
 
 def _own_choice(job: Job, slots: list[Slot]) -> str | None:

@@ -15,8 +15,14 @@ from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.aside import move_aside
 from gpuspool.orchestrator.plan.create import create, half_made, plan
 from gpuspool.orchestrator.plan.devices import Pool, find_pool, share_out
-from gpuspool.orchestrator.plan.differences import job_difference, other_differences
+from gpuspool.orchestrator.plan.differences import (
+    job_difference,
+    other_differences,
+    task_difference,
+)
 from gpuspool.orchestrator.plan.holds import refuse_to_rename
+from gpuspool.orchestrator.plan.inputs import TaskList
+from gpuspool.orchestrator.plan.matching import Matching, match
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.out import check_out, clear_out
 from gpuspool.orchestrator.plan.request import Request
@@ -29,19 +35,27 @@ from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import Options
-from gpuspool.spool.states import Life
+from gpuspool.spool.states import Life, Verdict
 from gpuspool.spool.trust import Trust, refuse_unsafe
 from gpuspool.spool.view import View, load_run, open_view
 
 
 def open_or_create(
-    layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool, keep_done: bool
+    layout: Layout,
+    request: Request,
+    trust: Trust,
+    *,
+    fresh: bool,
+    overwrite: bool,
+    keep_done: bool,
+    add: bool,
 ) -> View:
     """A view of the spool that holds this request.
 
     trust: whose spool is accepted. fresh: move a spool that is there aside, and make a new one.
-    overwrite: an OUT that holds anything may be moved aside. keep_done: a changed job is fine.
-    Raises UsageError, SpoolError and OrchestratorLive.
+    overwrite: an OUT that holds anything may be moved aside. keep_done: a changed job is fine. add:
+    so are tasks that the run does not have yet; they are not added here. Raises UsageError,
+    SpoolError and OrchestratorLive.
     """
     # A host on which processes cannot be told apart is refused before anything is made.
     myself()
@@ -51,7 +65,7 @@ def open_or_create(
     view = open_view(layout.root, written=written)
     refuse_unsafe(layout, trust, view.owners)
     if written is None:
-        _refuse_another_request(view, request, keep_done)
+        _refuse_another_request(view, request, keep_done, add)
     return view
 
 
@@ -153,8 +167,8 @@ def alive_attempts(view: View) -> list[str]:
     return [name for name in view.open_attempts if detector.life(name) is not Life.DEAD]
 
 
-def _refuse_another_request(view: View, request: Request, keep_done: bool) -> None:
-    """Raise UsageError unless the spool holds this request, up to a changed job."""
+def _refuse_another_request(view: View, request: Request, keep_done: bool, add: bool) -> None:
+    """Raise UsageError unless the spool holds this request, up to what the user says is fine."""
     root = view.layout.root
     differences = other_differences(view, request)
     if differences:
@@ -165,5 +179,42 @@ def _refuse_another_request(view: View, request: Request, keep_done: bool) -> No
         )
     difference = job_difference(view, request.job, request.source)
     refuse_changed_job(difference, keep_done, view.layout)
-    if request.tasks.newest_mtime > view.run.created_at:
+    if not _are_same_tasks(view, request):
+        refuse_other_tasks(view, request.tasks, keep_done=keep_done, add=add)
+    if not add and request.tasks.newest_mtime > view.grown_at:
         warn("an input changed since the run began (same size); finished tasks are not run again")
+
+
+def _are_same_tasks(view: View, request: Request) -> bool:
+    """Whether the request names just what the run has, in the same words and order."""
+    is_as_begun = view.run.fingerprint.tasks_sha256 == request.fingerprint.tasks_sha256
+    return is_as_begun and view.ledger.tasks == view.run.tasks
+
+
+def refuse_other_tasks(view: View, tasks: TaskList, *, keep_done: bool, add: bool) -> None:
+    """Raise UsageError where the run does not have just these tasks, up to what is said to be fine.
+
+    keep_done: finished tasks whose inputs have changed stay. add: new ones are to be added, and
+    those that are not named are left as they are.
+    """
+    found = match(view, tasks)
+    root = view.layout.root
+    fine = Matching(
+        new=[] if add else found.new,
+        gone=[] if add else found.gone,
+        changed=[] if keep_done and tasks.root else found.changed,
+    )
+    difference = task_difference(view, fine, tasks)
+    if difference:
+        raise UsageError(
+            f"{root} has {count_of(view.ledger.tasks, 'task')}; of what is named now "
+            f"{difference}\n"
+            "--add takes the new ones into the run, --keep-done leaves finished tasks whose inputs "
+            f"changed as they are, `gpuspool resume {root}` goes on with the run as it is, --fresh "
+            "starts anew (the old spool is renamed), and another --spool makes a second run."
+        )
+    verdict = view.ledger.verdict
+    n_mended = sum(verdict(task) is Verdict.FAILED for task in found.changed)
+    if n_mended:
+        inputs = count_of(n_mended, "failed input has", "failed inputs have")
+        warn(f"{inputs} changed; `gpuspool retry {root}` gives them another round")

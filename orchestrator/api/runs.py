@@ -1,4 +1,4 @@
-"""Starting a run, going on with it, and stopping it: `run`, `resume`, `retry` and `drain`."""
+"""Starting a run, going on with it, adding to it and stopping it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from gpuspool.orchestrator.api.epoch import supervise
-from gpuspool.orchestrator.api.opening import describe, open_or_create, refuse_changed_job
+from gpuspool.orchestrator.api.opening import describe, is_made, open_or_create, refuse_changed_job
 from gpuspool.orchestrator.api.report import Report
+from gpuspool.orchestrator.plan.adding import add_tasks
 from gpuspool.orchestrator.plan.differences import job_difference
-from gpuspool.orchestrator.plan.inputs import collect
+from gpuspool.orchestrator.plan.inputs import TaskList, collect
 from gpuspool.orchestrator.plan.jobs import parse_job, with_source
 from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
-from gpuspool.orchestrator.plan.request import make_request
+from gpuspool.orchestrator.plan.request import default_spool, make_request
+from gpuspool.orchestrator.text.progress import say, warn
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.holder import is_holder_there, read_holder
 from gpuspool.spool.layout import Layout
@@ -42,6 +46,8 @@ def run(
     args: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     keep_done: bool = False,
+    add: bool = False,
+    key_root: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
@@ -62,7 +68,10 @@ def run(
     out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.
     args: what the job finds in `ctx.args`, JSON values by name.
     overwrite: move what is in `out` aside instead of refusing it.
-    keep_done: the job changed: finished tasks stay, the rest use the new code.
+    keep_done: the job, or an input, changed: finished tasks stay, the rest use what is there now.
+    add: what is named and the run does not have becomes new tasks of it.
+    key_root: the folder that the keys of input files are relative to. Default: the one that the run
+        remembers, else the lowest that holds all inputs.
     fresh: start anew; a spool that is there is renamed, never deleted.
     dry_run: say in the report's message what would be done, and do nothing.
     quiet: show no progress on stderr.
@@ -74,23 +83,34 @@ def run(
     # Before the inputs, which may come from a pipe that is still being written, or take a while to
     # list: a job that cannot be run is refused at once.
     record, source = parse_job(job, command)
-    request = make_request(
-        record,
-        source,
-        collect(inputs or (), files_from, lines, tasks, items),
-        args=args,
-        out=out,
-        options=given,
-    )
-    layout = Layout(spool or request.default_spool)
+    layout = Layout(spool or default_spool(record))
+    known = None if fresh or not is_made(layout) else open_view(layout.root, reads_claims=False)
+    found = _collect(known, inputs, items, files_from, lines, tasks, key_root)
+    request = make_request(record, source, found, args=args, out=out, options=given)
     if dry_run:
         return describe(layout, request, given, fresh)
     view = open_or_create(
-        layout, request, trust, fresh=fresh, overwrite=overwrite, keep_done=keep_done
+        layout, request, trust, fresh=fresh, overwrite=overwrite, keep_done=keep_done, add=add
     )
+    if add:
+        n_added = add_tasks(view, found)
+        say(f"{count_of(n_added, 'task')} added to {layout.root}")
+    if out is not None and request.out != view.run.out:
+        # It bears the run's mark, or the request would have been refused.
+        out_moved_to = out_moved_to or request.out
+    inputs_root = found.root
     # The list of a million tasks is large, and nobody needs it while the run goes on.
-    del request
-    return supervise(view, record, source, given, trust, quiet=quiet, out_moved_to=out_moved_to)
+    del request, found, known
+    return supervise(
+        view,
+        record,
+        source,
+        given,
+        trust,
+        quiet=quiet,
+        out_moved_to=out_moved_to,
+        inputs_root=inputs_root,
+    )
 
 
 @shows_options(StartOptions)
@@ -122,11 +142,7 @@ def resume(
     layout = view.layout
     refuse_unsafe(layout, trust, view.owners)
     job = view.latest_job()
-    if job.kind is JobKind.CALL:
-        raise UsageError(
-            f"{layout.root} was made by spawn_workers. Call that again: it makes a spool of its "
-            "own."
-        )
+    _refuse_seed_api(view)
     source: bytes | None = None
     if job.kind is not JobKind.COMMAND and Path(job.file).exists():
         job, source = with_source(job, Path(job.file))
@@ -173,6 +189,63 @@ def retry(
         trust_owner=trust_owner,
         **options,
     )
+
+
+def add(
+    spool: str | os.PathLike[str] | None = None,
+    inputs: Iterable[str | os.PathLike[str]] | None = None,
+    *,
+    items: Iterable[Any] | None = None,
+    files_from: str | None = None,
+    lines: str | None = None,
+    tasks: str | None = None,
+    key_root: str | os.PathLike[str] | None = None,
+    trust_owner: str | Iterable[str] = (),
+) -> int:
+    """Make inputs that a run does not have new tasks of it; returns how many these are.
+
+    A live run does them along with the others, on whatever host it is; any other is to be resumed.
+    What the run has already is left as it is. Raises UsageError for what cannot become a task, and
+    for a key that the run has for another task, and SpoolError where the spool cannot be read.
+
+    spool: the spool's folder. Default: the only ./spool-* there is.
+    inputs: paths and globs; or items, files_from, lines or tasks: as for `run`.
+    key_root: the folder that the keys of input files are relative to. Default: the one that the run
+        remembers.
+    trust_owner: users whose spool is accepted, as for `run`.
+    """
+    trust = trust_in(trust_owner)
+    view = open_view(find_spool(spool), reads_claims=False)
+    refuse_unsafe(view.layout, trust, view.owners)
+    _refuse_seed_api(view)
+    found = _collect(view, inputs, items, files_from, lines, tasks, key_root)
+    return add_tasks(view, found)
+
+
+def _collect(
+    view: View | None,
+    inputs: Iterable[str | os.PathLike[str]] | None,
+    items: Iterable[Any] | None,
+    files_from: str | None,
+    lines: str | None,
+    tasks: str | None,
+    key_root: str | os.PathLike[str] | None,
+) -> TaskList:
+    """The tasks that were named; their keys are those that a run gives them, if there is one."""
+    choose_root = root_chooser(view, key_root)
+    found = collect(inputs or (), files_from, lines, tasks, items, choose_root)
+    if found.left_out:
+        files = count_of(found.left_out, "file")
+        warn(f"the globs match {files} in spools and folders of outputs, which are left out")
+    return found
+
+
+def _refuse_seed_api(view: View) -> None:
+    if view.run.job.kind is JobKind.CALL:
+        raise UsageError(
+            f"{view.layout.root} was made by spawn_workers. Call that again: it makes a spool of "
+            "its own."
+        )
 
 
 def drain(

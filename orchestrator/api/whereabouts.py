@@ -21,6 +21,7 @@ from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.layout import OUT_MARK
 from gpuspool.spool.open_folder import out_of, read_mark
 from gpuspool.spool.publish import replace
+from gpuspool.spool.records import Run
 from gpuspool.spool.view import View
 
 
@@ -80,7 +81,32 @@ def record_move(view: View, moved_to: Path) -> None:
             "Stop them first with `gpuspool drain`, then say again where the outputs are."
         )
     mark_out(out, view.run.id)
-    run = msgspec.structs.replace(view.run, out=str(out))
+    _record(view, msgspec.structs.replace(view.run, out=str(out)))
+
+
+def record_root(view: View, root: str) -> None:
+    """Record that the input files are in another folder now, or reached by another path."""
+    if root != view.run.root:
+        _record(view, msgspec.structs.replace(view.run, root=root))
+
+
+def root_moved_along(view: View) -> str:
+    """Where the input files are if they were moved together with the spool; "" if they were not.
+
+    They lie to the spool as they did: the last start says where the spool was then.
+    """
+    intents = [intent for intent in view.intents.values() if intent is not None]
+    root = view.run.root
+    if not root or not intents or os.path.isdir(root):
+        return ""
+    last = max(intents, key=lambda intent: intent.epoch)
+    spool = last.argv[last.argv.index("--spool") + 1]
+    candidate = os.path.normpath(view.layout.root.absolute() / os.path.relpath(root, spool))
+    return candidate if os.path.isdir(candidate) else ""
+
+
+def _record(view: View, run: Run) -> None:
+    """Replace both copies of run.json."""
     record = seal_pretty(run)
     # The one that is read first comes last: until then nothing has happened.
     replace(view.layout.run_copy, record, durable=True)

@@ -106,6 +106,23 @@ trusting = option(
     help="Accept a spool, or parts of it, that this user owns. Can be repeated.",
 )
 
+# How inputs are named.
+naming_inputs = _all(
+    option("--files-from", metavar="FILE|-", help="Input paths, one a line."),
+    option("--lines", metavar="FILE|-", help="One task for each line; the payload is the line."),
+    option(
+        "--tasks",
+        metavar="FILE|-",
+        help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}.',
+    ),
+    option(
+        "--key-root",
+        metavar="DIR",
+        help="The folder that the keys of input files are relative to. Default: the run's own, "
+        "else the lowest that holds all.",
+    ),
+)
+
 # What `run`, `resume` and `retry` have in common.
 running = _all(
     option("--ranks", type=int, help="Number of workers. Default: one per device; on the CPU one."),

@@ -20,6 +20,7 @@ from gpuspool.orchestrator.cli.options import (
     as_json,
     debug,
     duration,
+    naming_inputs,
     option,
     pair,
     running,
@@ -64,17 +65,12 @@ def cli() -> None:
 @option("--spool", help="The spool directory. Default ./spool-<job name>.")
 @option("--out", help="Where outputs go. Default SPOOL/outputs.")
 @option("--overwrite", is_flag=True, help="Move what is in --out aside instead of refusing.")
-@option("--files-from", metavar="FILE|-", help="Input paths, one a line.")
-@option("--lines", metavar="FILE|-", help="One task for each line; the payload is the line.")
-@option(
-    "--tasks",
-    metavar="FILE|-",
-    help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}.',
-)
+@naming_inputs
 @option(
     "--arg", "args", multiple=True, metavar="KEY=VALUE", help="ctx.args[KEY]; JSON if it parses."
 )
 @option("--seed", type=int, help="Changes every task.seed. Default 0.")
+@option("--add", is_flag=True, help="Make what is new among the inputs tasks of the run.")
 @option("--fresh", is_flag=True, help="Start anew; an existing spool is renamed, never deleted.")
 @option("--dry-run", is_flag=True, help="Show what would be done.")
 @running
@@ -128,6 +124,30 @@ def retry(spool: str | None, as_json: bool, **given: Any) -> None:
     from gpuspool.orchestrator.api import runs
 
     _end(runs.retry(spool, **given), as_json)
+
+
+@cli.command()
+@click.argument("spool", metavar="SPOOL")
+@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+@naming_inputs
+@trusting
+@debug
+def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
+    """Make inputs that a run does not have new tasks of it: a live run does them along with the
+    others, any other is to be resumed.
+    """
+    from gpuspool.orchestrator.api import runs
+    from gpuspool.spool.holder import is_holder_there
+    from gpuspool.spool.layout import Layout
+
+    n_added = runs.add(spool, inputs, **given)
+    if not n_added:
+        say(f"nothing added to {spool}: it has all of these inputs")
+        return
+    hint = f"`gpuspool resume {spool}` runs them"
+    if is_holder_there(Layout(spool)):
+        hint = "the live run takes them"
+    say(f"{count_of(n_added, 'task')} added to {spool}; {hint}")
 
 
 @cli.command()

@@ -198,6 +198,7 @@ def _run_record(request: Request, ranks: int) -> Run:
         argv=[recordable(word) for word in request.argv],
         manifests=ranks,
         mounts=data_mounts(),
+        root=request.tasks.root,
     )
 
 

@@ -6,23 +6,23 @@ go on; whatever else differs is listed, and refused. Called when a run is opened
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import msgspec
+from collections.abc import Iterable
+from pathlib import Path
 
 from gpuspool.orchestrator.plan.inputs import TaskList
+from gpuspool.orchestrator.plan.matching import Matching
 from gpuspool.orchestrator.plan.request import Request
-from gpuspool.spool.layout import rank_name
+from gpuspool.spool.open_folder import read_mark
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.records import Job, TaskLine
-from gpuspool.spool.states import JobKind
+from gpuspool.spool.states import JobKind, Verdict
 from gpuspool.spool.view import View
 
 # An error message shows at most so many lines of a diff: what changed can be seen on one screen.
 DIFF_LINES = 40
 
-# Of a task that differs, at most so many characters of its payload are shown.
-SHOWN_CHARS = 100
+# Of tasks that differ, so many keys are shown.
+SHOWN_KEYS = 3
 
 # How people are told of an output folder that the user did not name.
 OUT_INSIDE = "SPOOL/outputs"
@@ -72,14 +72,49 @@ def other_differences(view: View, request: Request) -> list[str]:
         found += _arg_differences(view, request)
     if was.seed != now.seed:
         found.append(f"--seed: {was.seed} before, {now.seed} now")
-    # Both the folder that the run was made with and the one that it was moved to are right.
-    if now.out not in (was.out, view.run.out or ""):
+    # The folder that the run was made with is right, the one that it was moved to, and one that
+    # bears the run's mark.
+    if now.out not in (was.out, view.run.out or "") and not is_out_of(view, now.out):
         out_before = view.run.out or OUT_INSIDE
         out_now = now.out or OUT_INSIDE
         found.append(f"--out: {out_before} before, {out_now} now")
-    if was.tasks_sha256 != now.tasks_sha256:
-        found += _task_differences(view, request.tasks)
     return found
+
+
+def is_out_of(view: View, out: str) -> bool:
+    """Whether a folder bears the mark of this run's outputs."""
+    return bool(out) and read_mark(Path(out)) == view.run.id
+
+
+def task_difference(view: View, matching: Matching, names: TaskList) -> str:
+    """How the tasks of a request differ from the run's: counts and some keys; "" if they do not.
+
+    What does not matter is no difference: finished tasks that are not named any more, and failed or
+    unfinished files of another size.
+    """
+    verdict = view.ledger.verdict
+    gone = [task for task in matching.gone if verdict(task) is None]
+    changed = matching.changed
+    if names.root:
+        changed = [task for task in changed if verdict(task) is Verdict.COMPLETE]
+    if not (matching.new or gone or changed):
+        return ""
+    text = f"{len(matching.new)} new, {len(gone)} gone, {len(changed)} changed"
+    for what, keys in (
+        ("new", _keys_of(names, matching.new)),
+        ("gone", _keys_of(view.planned_tasks(), gone)),
+        ("changed", _keys_of(view.planned_tasks(), changed)),
+    ):
+        if keys:
+            text += f"\n  {what}: {', '.join(keys)}"
+    return text
+
+
+def _keys_of(tasks: Iterable[TaskLine], indices: list[int]) -> list[str]:
+    """The keys of the first few of these tasks, and that there are more."""
+    wanted = set(indices[:SHOWN_KEYS])
+    keys = [task.key for task in tasks if task.task in wanted]
+    return keys if len(indices) <= SHOWN_KEYS else [*keys, "…"]
 
 
 def _name_difference(old: Job, job: Job) -> list[str]:
@@ -98,53 +133,3 @@ def _arg_differences(view: View, request: Request) -> list[str]:
         if before != now:
             found.append(f"--arg {name}: {before!r} before, {now!r} now")
     return found
-
-
-def _task_differences(view: View, now: TaskList) -> list[str]:
-    """How many tasks there are, and the first one that differs."""
-    found: list[str] = []
-    n_before = view.run.tasks
-    n_now = len(now)
-    if n_before != n_now:
-        found.append(f"tasks: {n_before} before, {n_now} now")
-    found += _first_task_difference(view, now)
-    return found or ["the task list"]
-
-
-def _first_task_difference(view: View, now: TaskList) -> list[str]:
-    """Where a task that both have is not the same, the first such task; else nothing."""
-    was = {task.task: task for task in _planned_tasks(view)}
-    for task in now:
-        old = was.get(task.task)
-        if old is not None and old != task:
-            return [_task_difference(old, task)]
-    return []
-
-
-def _task_difference(old: TaskLine, new: TaskLine) -> str:
-    before: list[str] = []
-    now: list[str] = []
-    for name in ("key", "payload", "cost"):
-        old_value = getattr(old, name)
-        new_value = getattr(new, name)
-        if old_value != new_value:
-            before.append(f"{name} {_shown(old_value)}")
-            now.append(f"{name} {_shown(new_value)}")
-    task = f"task {new.task} ({new.key})"
-    change = f"{', '.join(before)} before, {', '.join(now)} now"
-    return f"{task}: {change} (the first that differs)"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, msgspec.Raw):
-        text = bytes(value).decode()
-        return text[:SHOWN_CHARS]
-    return str(value)
-
-
-def _planned_tasks(view: View) -> Iterator[TaskLine]:
-    """The tasks as they were first given out; later manifests only repeat some of them."""
-    for rank in range(view.run.manifests):
-        manifest = view.manifests.get(rank_name(rank))
-        if manifest is not None:
-            yield from manifest.tasks()

@@ -15,7 +15,7 @@ import array
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ import msgspec
 
 from gpuspool.spool.codec import SHALLOW_BYTES, refuse_depth, seal_bodies, seal_lines, unseal
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import refuse_key
+from gpuspool.spool.layout import OUT_MARK, Layout, refuse_key
 from gpuspool.spool.records import TaskLine
+
+# What the keys of input files are relative to, given their absolute paths.
+ChooseRoot = Callable[[list[str]], str]
 
 # A cost must be less than this. The costs of all tasks are added up, and even a million of the
 # largest must not become infinite.
@@ -37,16 +40,18 @@ class TaskList:
     They are kept as the sealed lines that stand for them in the manifests, because a million
     records would take several times the memory.
 
-    lines: one sealed line for each task. costs: what each task costs. newest_mtime: when the
-    newest input file was last changed, in Unix seconds; 0.0 where the inputs are not files.
+    lines: one sealed line for each task. costs: what each task costs. root: the folder that the
+    keys of input files are relative to; "" where the inputs are not files. newest_mtime: when the
+    newest of them was last changed, in Unix seconds. left_out: how many files the globs matched
+    that lie in spools and in folders of outputs.
     """
 
-    def __init__(
-        self, lines: list[bytes], costs: Sequence[float], newest_mtime: float = 0.0
-    ) -> None:
+    def __init__(self, lines: list[bytes], costs: Sequence[float]) -> None:
         self.lines = lines
         self.costs = costs
-        self.newest_mtime = newest_mtime
+        self.root = ""
+        self.newest_mtime = 0.0
+        self.left_out = 0
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -56,7 +61,7 @@ class TaskList:
         return (unseal(line[:-1], TaskLine) for line in self.lines)
 
 
-def seal_tasks(tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> TaskList:
+def seal_tasks(tasks: Iterable[TaskLine]) -> TaskList:
     """The list of these tasks. They are taken one by one, so that they need not fit in memory."""
     costs = array.array("d")
 
@@ -65,7 +70,7 @@ def seal_tasks(tasks: Iterable[TaskLine], newest_mtime: float = 0.0) -> TaskList
             costs.append(task.cost)
             yield task
 
-    return TaskList(seal_lines(noting_costs()), costs, newest_mtime)
+    return TaskList(seal_lines(noting_costs()), costs)
 
 
 def collect(
@@ -74,12 +79,14 @@ def collect(
     lines: str | None = None,
     tasks: str | None = None,
     items: Iterable[Any] | None = None,
+    choose_root: ChooseRoot | None = None,
 ) -> TaskList:
     """The tasks of the one source that was named.
 
     paths: files and globs. files_from, lines, tasks: files that list them, "-" for standard input.
-    items: JSON values. Raises UsageError for none and for several sources, and for whatever cannot
-    become a task.
+    items: JSON values. choose_root: asked what the keys of files are relative to; the lowest folder
+    that holds all of them where it is None. Raises UsageError for none and for several sources, and
+    for whatever cannot become a task.
     """
     given = [os.fspath(path) for path in paths]
     _refuse_unless_one(given or None, files_from, lines, tasks, items)
@@ -89,9 +96,13 @@ def collect(
         return from_values(_read_lines(lines))
     if tasks is not None:
         return seal_tasks(_checked(_from_jsonl(tasks)))
+    choose_root = choose_root or common_parent
     if files_from is not None:
-        return _from_files([path for path in _read_lines(files_from) if path])
-    return _from_files(_expand(given))
+        return _from_files([path for path in _read_lines(files_from) if path], choose_root)
+    own = _OwnFolders()
+    found = _from_files(_expand(given, own), choose_root)
+    found.left_out = own.n_left_out
+    return found
 
 
 def _refuse_unless_one(*sources: object) -> None:
@@ -218,7 +229,54 @@ def _task(index: int, spec: TaskSpec, where: str) -> TaskLine:
     return TaskLine(task=index, key=key, payload=spec.payload, cost=cost)
 
 
-def _expand(patterns: Iterable[str]) -> list[str]:
+class _OwnFolders:
+    """The folders of gpuspool's own that globs meet: spools, and those that hold a run's outputs.
+
+    What lies in them is left out, or `**/*.txt` would find the outputs of the run before. A folder
+    that the pattern names itself, before its first wildcard, is what the user asks for.
+    """
+
+    def __init__(self) -> None:
+        self.n_left_out = 0
+        # folder -> whether it is such a folder, or lies in one below the pattern's own
+        self._known: dict[str, bool] = {}
+
+    def without(self, paths: Iterable[str], pattern: str) -> Iterator[str]:
+        """The paths that a pattern matched, without those that are left out."""
+        base = _fixed_part(pattern)
+        self._known = {base: False}
+        for path in paths:
+            if self._is_own(os.path.dirname(path)):
+                self.n_left_out += 1
+            else:
+                yield path
+
+    def _is_own(self, folder: str) -> bool:
+        known = self._known.get(folder)
+        if known is None:
+            above = os.path.dirname(folder)
+            known = (above != folder and self._is_own(above)) or _is_marked(folder)
+            self._known[folder] = known
+        return known
+
+
+def _is_marked(folder: str) -> bool:
+    """Whether a folder is a spool, or bears the mark of a run's outputs."""
+    if os.path.lexists(os.path.join(folder, OUT_MARK)):
+        return True
+    layout = Layout(folder)
+    return layout.format.exists() and layout.manifests.is_dir()
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder that a glob names before its first wildcard; "" for the working directory."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def _expand(patterns: Iterable[str], own: _OwnFolders) -> list[str]:
     """The named files, with each glob replaced by the files that it matches, sorted.
 
     What exists is taken as it is, even if it looks like a glob: `[1].txt` may be a file.
@@ -228,41 +286,48 @@ def _expand(patterns: Iterable[str]) -> list[str]:
         if os.path.lexists(pattern):
             files.append(pattern)
         else:
-            files += _matches(pattern)
+            files += _matches(pattern, own)
     return files
 
 
-def _matches(pattern: str) -> list[str]:
+def _matches(pattern: str, own: _OwnFolders) -> list[str]:
     """The files that a glob matches, sorted. Raises UsageError where there are none."""
     found: list[str] = []
     if glob.has_magic(pattern):
-        for path in glob.glob(pattern, recursive=True):
-            if not os.path.isdir(path):
-                found.append(path)
-    if not found:
+        matches = glob.glob(pattern, recursive=True)
+        found = list(own.without((path for path in matches if not os.path.isdir(path)), pattern))
+    if found:
+        return sorted(found)
+    if own.n_left_out:
         raise UsageError(
-            f"{pattern} matches no file. Check the path; quote a glob so that gpuspool expands it."
+            f"{pattern} matches only files in spools and in folders of outputs, which are left "
+            "out. Name that folder itself, without a wildcard, if you want them."
         )
-    return sorted(found)
+    raise UsageError(
+        f"{pattern} matches no file. Check the path; quote a glob so that gpuspool expands it."
+    )
 
 
-def _from_files(paths: list[str]) -> TaskList:
-    """One task for each file: its size is its cost, its path below the common parent its key."""
+def _from_files(paths: list[str], choose_root: ChooseRoot) -> TaskList:
+    """One task for each file: its size is its cost, its path below the root its key."""
     absolute = [os.path.abspath(path) for path in paths]
-    top = _common_parent(absolute)
+    root = choose_root(absolute)
     tasks: list[TaskLine] = []
     newest = 0.0
     for index, (given, path) in enumerate(zip(paths, absolute, strict=True)):
         payload, stat = _look_at(given, path)
         newest = max(newest, stat.st_mtime)
-        key = os.path.relpath(path, top)
+        key = os.path.relpath(path, root)
         cost = float(stat.st_size)
         task = TaskLine(task=index, key=key, payload=payload, cost=cost)
         tasks.append(task)
-    return seal_tasks(_checked(tasks), newest)
+    found = seal_tasks(_checked(tasks))
+    found.root = root
+    found.newest_mtime = newest
+    return found
 
 
-def _common_parent(paths: list[str]) -> str:
+def common_parent(paths: list[str]) -> str:
     """The lowest folder that holds all of these files; "" if there are none."""
     if not paths:
         return ""

@@ -53,15 +53,16 @@ class Request(msgspec.Struct, frozen=True, dict=True):
             tasks_sha256=hashed.hexdigest(),
             seed=self.options.seed,
             out=self.out or "",
+            root=self.tasks.root,
         )
 
-    @property
-    def default_spool(self) -> str:
-        """The spool's folder where the user names none: `spool-<name of the job>`."""
-        name = self.job.name
-        if self.job.kind is JobKind.COMMAND:
-            name = os.path.splitext(name)[0]
-        return f"spool-{name}"
+
+def default_spool(job: Job) -> str:
+    """The spool's folder where the user names none: `spool-<name of the job>`."""
+    name = job.name
+    if job.kind is JobKind.COMMAND:
+        name = os.path.splitext(name)[0]
+    return f"spool-{name}"
 
 
 def make_request(

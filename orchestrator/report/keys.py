@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuspool.spool.layout import rank_name
+from gpuspool.spool.layout import is_added, is_planned
 from gpuspool.spool.manifest import Manifest
 from gpuspool.spool.records import Record
 from gpuspool.spool.view import View
@@ -18,15 +18,15 @@ class TaskKey(Record, frozen=True, kw_only=True):
 def read_keys(view: View) -> list[str | None]:
     """The key of each task of a run, by its index; None where no readable line has it.
 
-    Whatever manifest describes a task gives it the same key. So those that were planned are enough,
-    and the others are read only if a line of a planned one cannot be.
+    Whatever manifest describes a task gives it the same key. So those that were planned or added
+    are enough, and the others are read only if a line of these cannot be.
     """
-    keys: list[str | None] = [None] * view.run.tasks
-    planned = {rank_name(rank) for rank in range(view.run.manifests)}
-    for name in sorted(view.manifests.keys() & planned):
+    keys: list[str | None] = [None] * view.ledger.tasks
+    first = {name for name in view.manifests if is_planned(name) or is_added(name)}
+    for name in sorted(first):
         _take(view.manifests[name], keys)
     if None in keys:
-        for name in sorted(view.manifests.keys() - planned):
+        for name in sorted(view.manifests.keys() - first):
             _take(view.manifests[name], keys)
     return keys
 

@@ -49,7 +49,7 @@ class Places:
     def __init__(self, view: View) -> None:
         """Reads every journal once, as far as the view has read it."""
         self._view = view
-        n_tasks = view.run.tasks
+        n_tasks = view.ledger.tasks
         names = [name for name in view.attempts if name in view.journals]
         self._attempts = names
         # By the number of a journal; the last one is found by NOWHERE.

@@ -113,7 +113,7 @@ class Results:
 
     def __iter__(self) -> Iterator[Result]:
         """One result for each task, in input order."""
-        return self.of(range(self._view.run.tasks))
+        return self.of(range(self._view.ledger.tasks))
 
     def failed(self) -> Iterator[Result]:
         """The results of the failed tasks, in input order. Lines of other tasks are not read."""
@@ -121,7 +121,7 @@ class Results:
 
     def outputs(self) -> Iterator[Published]:
         """What each task published that published anything, in input order."""
-        for window in self._places.windows(range(self._view.run.tasks)):
+        for window in self._places.windows(range(self._view.ledger.tasks)):
             lines = self._places.read(window, _Outputs)
             for task in window:
                 line = lines.get(task)

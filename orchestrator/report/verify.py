@@ -115,7 +115,7 @@ def _check_run_copy(view: View, found: Findings) -> None:
 
 def _check_tasks(view: View, found: Findings) -> None:
     """That the manifests describe each task of the run and no other."""
-    n_tasks = view.run.tasks
+    n_tasks = view.ledger.tasks
     described = bytearray(n_tasks)
     for manifest in view.manifests.values():
         for line in manifest.records(TaskKey):

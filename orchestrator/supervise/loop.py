@@ -37,7 +37,7 @@ from gpuspool.orchestrator.supervise.parent_beat import ParentHeartbeat
 from gpuspool.orchestrator.supervise.repair import DamageKeeper
 from gpuspool.orchestrator.supervise.rulings import Judge, how_it_failed
 from gpuspool.orchestrator.supervise.snapshot import Situation
-from gpuspool.orchestrator.supervise.telling import Telling, weigh_progress
+from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.trouble import ABANDON_S, Patience
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.orchestrator.text.progress import Progress
@@ -90,7 +90,7 @@ class Orchestrator:
         if options.time_limit_s is not None:
             deadline = self._began + options.time_limit_s
         self._drains = DrainWatch(view.layout, epoch, options.grace_s, received, deadline)
-        max_failed = most_failed(options.max_failed, view.run.tasks)
+        max_failed = most_failed(options.max_failed, view.ledger.tasks)
         self._policy = d.Policy(options.max_restarts, max_failed, options.keep_going)
         self._workers = Workers(view, self._orders, folders.out_held)
         self._judge = Judge(view, epoch, options.max_crashes)
@@ -120,7 +120,6 @@ class Orchestrator:
         if drain_epoch(self._view.layout) > self._drained:
             self._drains.begin(ASKED, self._began)
         self._telling.record("run_started", text=f"epoch {epoch}", ranks=self._orders.world_size)
-        weigh_progress(self._view)
         adopt(self._view, self._workers, self._orders.job, epoch, self._telling)
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):

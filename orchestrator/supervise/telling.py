@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from gpuspool.orchestrator.text.printable import one_line, recordable
-from gpuspool.orchestrator.text.progress import Progress
+from gpuspool.orchestrator.text.progress import Progress, SoFar
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import open_to_append, write_all
 from gpuspool.spool.view import View
@@ -35,6 +35,8 @@ class Telling:
         self._path = layout.events
         self._epoch = epoch
         self._progress = progress
+        # How many tasks the run had when progress was weighed.
+        self._n_weighed = -1
 
     @property
     def every_s(self) -> float:
@@ -63,8 +65,18 @@ class Telling:
     def show(self, view: View) -> None:
         """Show how far the run is."""
         ledger = view.ledger
+        if ledger.tasks != self._n_weighed:
+            weigh_progress(view)
+            self._n_weighed = ledger.tasks
         note = f"{len(view.open_attempts)} ranks"
-        self._progress.update(ledger.n_complete, ledger.n_failed, ledger.cost_complete, note)
+        so_far = SoFar(
+            total=ledger.tasks,
+            complete=ledger.n_complete,
+            failed=ledger.n_failed,
+            cost=view.cost or ledger.tasks,
+            cost_done=ledger.cost_complete,
+        )
+        self._progress.update(so_far, note)
 
 
 def _recordable(value: object) -> object:
@@ -79,12 +91,12 @@ def weigh_progress(view: View) -> None:
     Reads every manifest's lines once. Where all tasks cost the same, which run.json tells, nothing
     is read.
     """
-    run = view.run
-    if run.cost in (0, run.tasks):
+    n_tasks, cost = view.ledger.tasks, view.cost
+    if cost in (0, n_tasks):
         return
-    costs = array.array("d", bytes(8 * run.tasks))
+    costs = array.array("d", bytes(8 * n_tasks))
     for manifest in view.manifests.values():
         for task in manifest.tasks():
-            if 0 <= task.task < run.tasks:
+            if 0 <= task.task < n_tasks:
                 costs[task.task] = task.cost
     view.ledger.weigh(costs)

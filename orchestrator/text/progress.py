@@ -12,6 +12,8 @@ import sys
 import time
 from typing import Any, Protocol
 
+import msgspec
+
 from gpuspool.orchestrator.text.printable import printable
 
 # Seconds between two lines where there is no terminal: a log of a day then has some 3,000 lines.
@@ -25,6 +27,19 @@ BAR_S = 1.0
 UNHEARD = (OSError, ValueError, SystemExit)
 
 
+class SoFar(msgspec.Struct, frozen=True):
+    """How far a run is: how many of all its tasks are complete and have failed.
+
+    cost: the sum of the costs of all tasks. cost_done: of the complete ones.
+    """
+
+    total: int
+    complete: int
+    failed: int
+    cost: float
+    cost_done: float
+
+
 class Progress(Protocol):
     """Tells people how a run gets on.
 
@@ -33,8 +48,8 @@ class Progress(Protocol):
 
     every_s: float
 
-    def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
-        """Show how many tasks are finished and what they cost; the note follows at the end."""
+    def update(self, so_far: SoFar, note: str) -> None:
+        """Show how far the run is; the note follows at the end."""
 
     def say(self, text: str) -> None:
         """Show a message at once."""
@@ -48,7 +63,7 @@ class Silent:
 
     every_s = LINE_S
 
-    def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
+    def update(self, so_far: SoFar, note: str) -> None:
         pass
 
     def say(self, text: str) -> None:
@@ -63,32 +78,30 @@ class Lines:
 
     every_s = LINE_S
 
-    def __init__(self, total: int, cost: float) -> None:
-        self._total = total
-        self._cost = cost
+    def __init__(self) -> None:
         self._began = time.monotonic()
         self._last = self._began
         # What was finished before this start, which says nothing about the rate of this one.
         self._first: tuple[int, float] | None = None
 
-    def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
+    def update(self, so_far: SoFar, note: str) -> None:
         now = time.monotonic()
+        done = so_far.complete + so_far.failed
         if self._first is None:
-            self._first = (complete + failed, cost_done)
+            self._first = (done, so_far.cost_done)
         if now - self._last < LINE_S:
             return
         self._last = now
         seconds = now - self._began
-        finished_before, cost_before = self._first
-        finished = complete + failed - finished_before
-        cost = cost_done - cost_before
-        tasks_per_s = finished / seconds
+        done_before, cost_before = self._first
+        cost = so_far.cost_done - cost_before
+        tasks_per_s = (done - done_before) / seconds
         rate = f"{tasks_per_s:.1f} tasks/s"
         if cost > 0:
-            cost_left = self._cost - cost_done
-            left_s = cost_left / cost * seconds
+            left_s = (so_far.cost - so_far.cost_done) / cost * seconds
             rate += f", {duration(left_s)} left"
-        text = f"{complete} complete, {failed} failed of {self._total} ({rate}) {note}"
+        text = f"{so_far.complete} complete, {so_far.failed} failed of {so_far.total} "
+        text += f"({rate}) {note}"
         self.say(text.rstrip())
 
     def say(self, text: str) -> None:
@@ -103,7 +116,7 @@ class Bar:
 
     every_s = BAR_S
 
-    def __init__(self, total: int, cost: float) -> None:
+    def __init__(self) -> None:
         from rich import progress
         from rich.console import Console
 
@@ -118,16 +131,15 @@ class Bar:
             console=Console(stderr=True),
             transient=False,
         )
-        fields: Any = {"done": 0, "total_tasks": total, "failed": 0, "rate": "", "note": ""}
-        # A run without any cost is complete at once; rich divides by the total.
-        self._task = self._bar.add_task("", total=max(cost, 1e-9), **fields)
+        fields: Any = {"done": 0, "total_tasks": 0, "failed": 0, "rate": "", "note": ""}
+        self._task = self._bar.add_task("", total=1.0, **fields)
         # When the first update came, and what was finished then.
         self._first: tuple[float, int] | None = None
         self._bar.start()
 
-    def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
+    def update(self, so_far: SoFar, note: str) -> None:
         now = time.monotonic()
-        done = complete + failed
+        done = so_far.complete + so_far.failed
         if self._first is None:
             self._first = (now, done)
         began, before = self._first
@@ -136,7 +148,15 @@ class Bar:
             tasks_per_s = (done - before) / (now - began)
             rate = f"{tasks_per_s:.1f}/s"
         self._bar.update(
-            self._task, completed=cost_done, done=done, failed=failed, rate=rate, note=note
+            self._task,
+            completed=so_far.cost_done,
+            # A run without any cost is complete at once; rich divides by the total.
+            total=max(so_far.cost, 1e-9),
+            done=done,
+            total_tasks=so_far.total,
+            failed=so_far.failed,
+            rate=rate,
+            note=note,
         )
 
     def say(self, text: str) -> None:
@@ -153,9 +173,9 @@ class Unheard:
         self._told = told
         self.every_s = told.every_s
 
-    def update(self, complete: int, failed: int, cost_done: float, note: str) -> None:
+    def update(self, so_far: SoFar, note: str) -> None:
         with contextlib.suppress(*UNHEARD):
-            self._told.update(complete, failed, cost_done, note)
+            self._told.update(so_far, note)
 
     def say(self, text: str) -> None:
         with contextlib.suppress(*UNHEARD):
@@ -166,14 +186,14 @@ class Unheard:
             self._told.close()
 
 
-def make_progress(total: int, cost: float, quiet: bool) -> Progress:
-    """What tells people of a run with so many tasks that cost so much together; it never raises."""
+def make_progress(quiet: bool) -> Progress:
+    """What tells people how a run gets on; it never raises."""
     if quiet or sys.stderr is None:
         return Silent()
     with contextlib.suppress(*UNHEARD):
         if sys.stderr.isatty():
-            return Unheard(Bar(total, cost))
-        return Unheard(Lines(total, cost))
+            return Unheard(Bar())
+        return Unheard(Lines())
     return Silent()
 
 

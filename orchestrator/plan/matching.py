@@ -1,0 +1,156 @@
+"""Which of the tasks that a request names a run has already.
+
+A task is the same task by its key and its payload, and not by its place in a list or by an absolute
+path. So the same inputs in another order, through a link or another mount point, or after the whole
+project was moved, are the same run; and inputs that came later are new tasks of it.
+
+- A task that was given a key (a file by its path below a root, a line of --tasks that names one) is
+  known by that. If its payload differs it has changed; so has a file of another size.
+- Where the key only counts (`t0`, `t1`, …), the payload says which task it is. Of several with one
+  payload each stands for one.
+
+Called when a run is opened and when tasks are added to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from gpuspool.orchestrator.plan.inputs import ChooseRoot, TaskList, common_parent
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.records import TaskLine
+from gpuspool.spool.view import View
+
+
+class Matching(msgspec.Struct, frozen=True):
+    """What a request has and a run has not, and the other way round.
+
+    new: the request's tasks that the run does not have, by their indices there. gone: the run's
+    that the request does not name. changed: the run's that the request names with another payload,
+    or that are files of another size now.
+    """
+
+    new: list[int]
+    gone: list[int]
+    changed: list[int]
+
+    @property
+    def is_same(self) -> bool:
+        return not (self.new or self.gone or self.changed)
+
+
+def match(view: View, tasks: TaskList) -> Matching:
+    """Compare the tasks of a request with those of a run, each once."""
+    known = _Known(view, has_files=bool(tasks.root))
+    new: list[int] = []
+    changed: list[int] = []
+    for task in tasks:
+        index, is_changed = known.take(task)
+        if index is None:
+            new.append(task.task)
+        elif is_changed:
+            changed.append(index)
+    return Matching(new, known.left(), changed)
+
+
+class _Known:
+    """The tasks of a run that no task of the request was found to be so far."""
+
+    def __init__(self, view: View, has_files: bool) -> None:
+        """has_files: what was asked for are files, whose payload is where they lie now."""
+        self._has_files = has_files
+        # key -> (index, payload in one form, cost), of tasks that are known by their keys
+        self._by_key: dict[str, tuple[int, bytes, float]] = {}
+        # payload in one form -> the indices of tasks that are known by it, in order
+        self._by_payload: dict[bytes, deque[int]] = {}
+        # A file that was mended before a retry has the size that it had then.
+        self._retried = {task.task: task.cost for task in view.retried_tasks()}
+        for task in view.planned_tasks():
+            if _is_counted(task):
+                self._by_payload.setdefault(_plain(task.payload), deque()).append(task.task)
+            else:
+                payload = b"" if has_files else _plain(task.payload)
+                self._by_key[task.key] = task.task, payload, task.cost
+
+    def take(self, task: TaskLine) -> tuple[int | None, bool]:
+        """(index in the run, whether it has changed) of a task of the request; None: it is new."""
+        if _is_counted(task):
+            indices = self._by_payload.get(_plain(task.payload))
+            if not indices:
+                return None, False
+            return indices.popleft(), False
+        found = self._by_key.pop(task.key, None)
+        if found is None:
+            return None, False
+        index, payload, cost = found
+        if self._has_files:
+            return index, self._retried.get(index, cost) != task.cost
+        return index, payload != _plain(task.payload)
+
+    def left(self) -> list[int]:
+        """The indices of those that are left, in order."""
+        left = [index for index, _, _ in self._by_key.values()]
+        for indices in self._by_payload.values():
+            left += indices
+        return sorted(left)
+
+
+def _is_counted(task: TaskLine) -> bool:
+    """Whether a task's key only says its place in the list."""
+    return task.key == f"t{task.task}"
+
+
+def _plain(payload: msgspec.Raw) -> bytes:
+    """A payload in one form, however it was written."""
+    return msgspec.json.encode(msgspec.json.decode(payload), order="sorted")
+
+
+def root_chooser(view: View | None, key_root: str | os.PathLike[str] | None) -> ChooseRoot:
+    """What the keys of input files shall be relative to.
+
+    key_root: what the user said. Else what the run remembers (`view`), as long as all files lie
+    below it; else, if it was moved as a whole, where it is now; else the lowest folder that holds
+    all of the files.
+    """
+
+    def choose(paths: list[str]) -> str:
+        if key_root is not None:
+            return _holding_all(os.path.abspath(key_root), paths)
+        if view is None or not view.run.root:
+            return common_parent(paths)
+        if all(_is_below(path, view.run.root) for path in paths):
+            return view.run.root
+        return _where_it_is_now(view, paths) or common_parent(paths)
+
+    return choose
+
+
+def _where_it_is_now(view: View, paths: list[str]) -> str | None:
+    """The folder below which these files have keys that the run knows; None where there is none."""
+    keys = {task.key for task in view.planned_tasks()}
+    for path in paths:
+        # The longest key first: of two folders that may be meant, the upper one holds more.
+        for root in map(str, reversed(Path(path).parents)):
+            if os.path.relpath(path, root) in keys:
+                return root if all(_is_below(each, root) for each in paths) else None
+    return None
+
+
+def _holding_all(root: str, paths: Iterable[str]) -> str:
+    """The folder, if all these files lie below it. Raises UsageError."""
+    for path in paths:
+        if not _is_below(path, root):
+            raise UsageError(
+                f"--key-root {root}: the input {path} does not lie below it. Name a folder that "
+                "holds all inputs."
+            )
+    return root
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path.startswith(root.rstrip("/") + "/")
