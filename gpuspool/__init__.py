@@ -1,6 +1,6 @@
 """A file-queue batch orchestrator for GPU jobs: no server, nothing lost, `ls` shows it.
 
-Start a run and look at it: `run`, `resume`, `retry`, `add`, `drain`; `status`, `wait`, `results`,
+Start a run and look at it: `run`, `resume`, `retry`, `redo`, `add`, `drain`; `status`, `wait`, `results`,
 `failed`, `logs`, `verify`; `doctor`. They return `Report`, `Result`, `Findings` and `Check`; their
 options are those of `RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         wait,
     )
     from gpuspool.orchestrator.api.report import Report
-    from gpuspool.orchestrator.api.runs import add, drain, resume, retry, run
+    from gpuspool.orchestrator.api.runs import add, drain, redo, resume, retry, run
     from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
     from gpuspool.orchestrator.plan.options import RunOptions, StartOptions
     from gpuspool.orchestrator.report.results import Result, ResultState
@@ -92,6 +92,7 @@ __all__ = [
     "drain",
     "failed",
     "logs",
+    "redo",
     "results",
     "resume",
     "retry",
@@ -122,6 +123,7 @@ _HOMES = {
     "resume": "gpuspool.orchestrator.api.runs",
     "retry": "gpuspool.orchestrator.api.runs",
     "add": "gpuspool.orchestrator.api.runs",
+    "redo": "gpuspool.orchestrator.api.runs",
     "run": "gpuspool.orchestrator.api.runs",
     "status": "gpuspool.orchestrator.api.reading",
     "verify": "gpuspool.orchestrator.api.reading",

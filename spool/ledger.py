@@ -1,7 +1,7 @@
 """Verdicts and states, derived from what was read; never stored.
 
 a task is      when
-complete       a journal says so, in any round
+complete       a journal says so, in any round; if the task was redone, in that round or a later one
 failed         else: its newest round says so, in a journal or in a closing; or no readable
                manifest line describes it any more
 claimed        else: an open attempt holds a claim on its line, and did not say that it gave it up
@@ -50,6 +50,10 @@ class Ledger:
         # The newest round in which a task failed, and the newest that a retry gave it.
         self.failed_round: dict[int, int] = {}
         self.newest_round: dict[int, int] = {}
+        # The newest round that a redo gave a task: what was finished in earlier ones is forgotten.
+        self.redone: dict[int, int] = {}
+        # The newest round in which a task completed, where that is not the first.
+        self._complete_round: dict[int, int] = {}
         # The tasks whose verdict is "failed", kept in step with the three above and `_unreadable`.
         self._failed: set[int] = set()
         self._unreadable: frozenset[int] = frozenset()
@@ -66,7 +70,11 @@ class Ledger:
         """Take what one line says; raises IndexError for a task that the run does not have."""
         if not 0 <= task < self.tasks:
             raise IndexError(task)
+        if self.redone and round_ < self.redone.get(task, 0):
+            return
         if state is _COMPLETE:
+            if round_:
+                self._complete_round[task] = max(round_, self._complete_round.get(task, 0))
             if self.complete[task]:
                 self.duplicates += 1
                 return
@@ -86,6 +94,18 @@ class Ledger:
             raise IndexError(task)
         self.newest_round[task] = max(round_, self.newest_round.get(task, 0))
         self._judge(task)
+
+    def redo(self, task: int, round_: int) -> None:
+        """A redo gives this task a round, whatever became of it before; IndexError as for `feed`."""
+        if not 0 <= task < self.tasks:
+            raise IndexError(task)
+        self.redone[task] = max(round_, self.redone.get(task, 0))
+        if self.complete[task] and self._complete_round.get(task, 0) < round_:
+            self.complete[task] = 0
+            self.n_complete -= 1
+            if self._costs is not None:
+                self._cost_complete -= self._costs[task]
+        self.raise_round(task, round_)
 
     @property
     def unreadable(self) -> frozenset[int]:
@@ -128,7 +148,7 @@ class Ledger:
 
         Nobody ever needs to run a task that the run does not have, as a foreign line may name one.
         """
-        if not 0 <= task < self.tasks:
+        if not 0 <= task < self.tasks or round_ < self.redone.get(task, 0):
             return True
         return bool(self.complete[task]) or self.failed_round.get(task, -1) >= round_
 

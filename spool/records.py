@@ -54,7 +54,8 @@ class TaskLine(Record, frozen=True, kw_only=True):
     how often `retry` gave it another chance. kills: how often, in this round, its worker was killed
     by SIGKILL with it certainly in hand. careful: it runs alone, after a `started` line. failed_in:
     the attempts in which it failed or took the worker along in this round, each with the device;
-    that is "" where a file system in trouble was to blame, see `ErrorKind.IO`.
+    that is "" where a file system in trouble was to blame, see `ErrorKind.IO`. redo: `redo` gave it
+    this round: what earlier ones came to is forgotten, and its outputs replace theirs.
     """
 
     task: int
@@ -65,6 +66,7 @@ class TaskLine(Record, frozen=True, kw_only=True):
     kills: int = 0
     careful: bool = False
     failed_in: tuple[tuple[str, str], ...] = ()
+    redo: bool = False
 
 
 class Error(Record, frozen=True, kw_only=True):

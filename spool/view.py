@@ -409,7 +409,7 @@ class View:
         numbered = parse_numbered(manifest.name)
         if numbered is not None and numbered[0] == "retry":
             for task in manifest.tasks():
-                self._raise_round(manifest.path, task.task, task.round)
+                self._raise_round(manifest.path, task)
 
     def _grow(self, manifest: Manifest) -> None:
         """Take in the tasks of a manifest that was added.
@@ -712,11 +712,14 @@ class View:
         except IndexError:
             self._refuse(path, at, task, lambda: self._feed(path, at, task, round_, state))
 
-    def _raise_round(self, path: str, task: int, round_: int) -> None:
+    def _raise_round(self, path: str, line: TaskLine) -> None:
         try:
-            self.ledger.raise_round(task, round_)
+            if line.redo:
+                self.ledger.redo(line.task, line.round)
+            else:
+                self.ledger.raise_round(line.task, line.round)
         except IndexError:
-            self._refuse(path, 0, task, lambda: self._raise_round(path, task, round_))
+            self._refuse(path, 0, line.task, lambda: self._raise_round(path, line))
 
     def _refuse(self, path: str, at: int, task: int, take: Callable[[], None]) -> None:
         """Put aside what a line says of a task that the run does not have, or not yet.

@@ -174,6 +174,7 @@ class Call:
             return _end_of(too_large), too_large
         start, clock = self._begin(lines[0])
         self.outputs.in_hand = {line.task for line in lines}
+        self.outputs.redone = {line.task for line in lines if line.redo}
         results, raised = call_user_code(self._invoke, tasks)
         self.outputs.in_hand = ()
         seconds = perf_counter() - clock
@@ -224,6 +225,7 @@ class Call:
         task = self._task(line)
         start, clock = self._begin(line)
         self.outputs.in_hand = (line.task,)
+        self.outputs.redone = (line.task,) if line.redo else ()
         result, raised = call_user_code(self._job.call, task, self._context)
         self.outputs.in_hand = ()
         ended = perf_counter()
@@ -377,7 +379,7 @@ class Call:
         """
         inputs = filter(None, (_input_of(self._payload(line)) for line in lines))
         may_be_back = all(_times_excused(line) < MOST_RETURNS for line in lines)
-        excuse = find_excuse(raised, inputs, self._mounts, may_be_back)
+        excuse = find_excuse(raised, inputs, self._mounts, may_be_back, self._moved[1])
         if excuse is None:
             return error
         if self._settler.is_believing:

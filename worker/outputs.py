@@ -77,10 +77,14 @@ _KINDS = {
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """An output that a task asked for: where it is written, and where it will be published."""
+    """An output that a task asked for: where it is written, and where it will be published.
+
+    replaces: it takes the place of what a task that is redone has published before.
+    """
 
     hidden: Path
     final: Path
+    replaces: bool = False
 
 
 class Outputs:
@@ -102,6 +106,8 @@ class Outputs:
         self._check_folders = check_folders
         # The tasks whose call is under way: only these may ask. Whoever calls the job says so.
         self.in_hand: Container[int] = ()
+        # Those of them that are redone: what they publish replaces what is there.
+        self.redone: Container[int] = ()
         # task -> suffix -> what was asked for, of the tasks in hand
         self.asked: dict[int, dict[str, _Asked]] = {}
         # How often outputs were deleted. It is part of later hidden names: a thread that outlives
@@ -133,7 +139,7 @@ class Outputs:
             if self._discards:
                 ending = f"{self._discards}-{suffix}"
             hidden = final.parent / hidden_output(self._writer, task.index, ending)
-            asked[suffix] = _Asked(hidden, final)
+            asked[suffix] = _Asked(hidden, final, task.index in self.redone)
         return asked[suffix].hidden
 
     def _refuse_others(self, task: Task) -> None:
@@ -372,6 +378,12 @@ class Outputs:
 
     def _publish_folder(self, asked: _Asked) -> None:
         _sync_tree(asked.hidden, self.on_progress)
+        if asked.replaces and asked.final.is_dir():
+            # No call replaces a folder that holds anything, so the old one steps aside first.
+            old = asked.hidden.with_name(f"{asked.hidden.name}-old")
+            rename(asked.final, old)
+            if not _remove(old):
+                self.left_behind += 1
         try:
             # rename(2) alone would replace a folder that came first and is empty.
             if asked.final.is_dir():
@@ -388,6 +400,9 @@ class Outputs:
         fsync_file(asked.hidden)
         try:
             is_ours = link_or_not(asked.hidden, asked.final)
+            if not is_ours and asked.replaces and not asked.final.is_dir():
+                rename(asked.hidden, asked.final)
+                return
             if not is_ours and asked.final.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(asked.final))
             if not is_ours:

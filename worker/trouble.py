@@ -104,13 +104,15 @@ def find_excuse(
     inputs: Iterable[str] = (),
     mounts: Sequence[str] = (),
     may_be_back: bool = True,
+    root: str = "",
 ) -> OSError | None:
     """What is wrong with a file system that the task needs, other than OUT's and the spool's.
 
     None where nothing is: then the task, or the place where it ran, is to blame for what it raised.
     inputs: the files that the tasks in hand read. mounts: where file systems were mounted when the
     run was made. may_be_back: whether an input that was missing, and is there, was unmounted for a
-    moment.
+    moment. root: the folder below which all inputs were when the run was made, "" if they are no
+    files.
     """
     errors = [error for error in causes(raised) if isinstance(error, OSError)]
     for error in errors:
@@ -123,7 +125,7 @@ def find_excuse(
     # Errors of read(2) name nothing, so the inputs are looked at too.
     says_dead = any(error.errno in DEAD for error in errors)
     for path in dict.fromkeys([*asked, *named]):
-        excuse = _look_at(path, says_dead, mounts)
+        excuse = _look_at(path, says_dead, mounts) or _without_folder(path, asked, root)
         if excuse is not None:
             return excuse
     if may_be_back:
@@ -155,6 +157,17 @@ def _look_at(path: str, says_dead: bool, mounts: Sequence[str]) -> OSError | Non
         if error.errno in DEAD:
             return OSError(error.errno, os.strerror(error.errno), folder)
     return None
+
+
+def _without_folder(path: str, inputs: list[str], root: str) -> OSError | None:
+    """That the folder is gone in which an input was when the run was made; None if it is not.
+
+    Somebody moved it, and all that was in it. A file alone may well have been deleted.
+    """
+    folder = os.path.dirname(path)
+    if not root or path not in inputs or os.path.lexists(folder):
+        return None
+    return OSError(errno.ENOENT, "the folder of the inputs is not there any more", folder)
 
 
 def _lost(path: str, mounts: Sequence[str]) -> OSError | None:

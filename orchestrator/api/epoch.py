@@ -5,7 +5,7 @@
 3. The spool is repaired where it is damaged.
 4. The job's source is put where workers find it. OUT is known by its mark, or it is made and
    marked if nothing was published yet.
-5. For a retry, every failed task gets another round.
+5. For a retry, every failed task gets another round; for a redo, those that were named.
 6. The orchestrator sees the run to its end.
 
 Called by `run`, `resume` and `retry`.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,15 @@ def supervise(
     quiet: bool,
     out_moved_to: str | os.PathLike[str] | None = None,
     inputs_root: str = "",
-    is_retry: bool = False,
+    again: Again | None = None,
 ) -> Report:
     """Start the run of a spool and see it to its end.
 
     job, source: what to run; a source of None leaves the spool's copy as it is. given: the options
     of this start, without None. trust: whose files its workers may obey. out_moved_to: where OUT is
     now, if it was moved. inputs_root: likewise the folder that keys of input files are relative to,
-    "" if that was not said. Raises GpuspoolError, and OSError where the file system does.
+    "" if that was not said. again: which tasks get another round. Raises GpuspoolError, and OSError
+    where the file system does.
     """
     # Where processes cannot be told apart this raises, before anything is touched.
     myself()
@@ -94,17 +95,15 @@ def supervise(
         moved_to = inputs_root or root_moved_along(view)
         if moved_to and view.run.root:
             record_root(view, moved_to)
-        claim_out(view)
+        claim_out(view, remakes=again is not None and again.remakes_out)
         folders = RunFolders(view)
         progress = make_progress(quiet)
         try:
             telling = Telling(layout, view.next_epoch(), progress, folders.spool.check)
             telling.tell("devices", str(pool))
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
-            if is_retry:
-                count = _publish_retry(view)
-                tasks = count_of(count, "failed task gets", "failed tasks get")
-                progress.say(f"{tasks} another round")
+            if again is not None:
+                _give_another_round(view, again, progress)
             orchestrator = Orchestrator(
                 view, slots, job, options, progress, received, folders, drained, trust.named
             )
@@ -151,50 +150,69 @@ def _publish_job(view: View, job: Job, source: bytes | None) -> Job:
     return job
 
 
-def _publish_retry(view: View) -> int:
-    """Give every failed task its next round; returns how many there are.
+class Again(msgspec.Struct, frozen=True):
+    """Which tasks get another round: those that failed, and those that are redone.
 
-    The link of the retry manifest is the moment at which these tasks count as unfinished again.
+    redo: asked, under the lock, which these are, by their indices; None for a retry. remakes_out:
+    an OUT that is gone with what was published there is made anew.
+    """
+
+    redo: Callable[[View], set[int]] | None = None
+    remakes_out: bool = False
+
+
+def _give_another_round(view: View, again: Again, progress: Progress) -> None:
+    """Publish the tasks that get another round.
+
+    The link of their manifest is the moment at which these tasks count as unfinished again.
     """
     # What is on record of the task's failures and kills is forgotten: the user says that the cause
     # is gone, and with the old ones the first failure could fail it again. The files of the old
     # failures are filed away only after the link, since until then they are what is true. If this
     # process dies in between, the end of the next epoch does it.
-    lines = _failed_lines(view)
-    if not lines:
-        return 0
-    tasks = [_in_next_round(view, line) for line in lines]
-    publish_manifest(view.layout, view.next_numbered("retry"), tasks)
-    file_away_old_failures(view.refresh())
-    return len(tasks)
+    wanted = set(view.ledger.failed()) if again.redo is None else again.redo(view)
+    lines = _newest_lines(view, wanted)
+    what = "failed task gets", "failed tasks get"
+    if again.redo is not None:
+        what = "task gets", "tasks get"
+    if lines:
+        tasks = [_in_next_round(view, line, is_redo=again.redo is not None) for line in lines]
+        publish_manifest(view.layout, view.next_numbered("retry"), tasks)
+        file_away_old_failures(view.refresh())
+    progress.say(f"{count_of(len(lines), *what)} another round")
 
 
-def _failed_lines(view: View) -> list[TaskLine]:
-    """Of each failed task the newest readable line that describes it, in input order."""
-    failed = set(view.ledger.failed())
+def _newest_lines(view: View, wanted: set[int]) -> list[TaskLine]:
+    """Of each of these tasks the newest readable line that describes it, in input order."""
     newest: dict[int, TaskLine] = {}
     for manifest in view.manifests.values():
         for line in manifest.tasks():
-            if line.task in failed:
+            if line.task in wanted:
                 newest[line.task] = line
     return [newest[task] for task in sorted(newest)]
 
 
-def _in_next_round(view: View, line: TaskLine) -> TaskLine:
-    """The line of a failed task with which it begins its next round, with a clean record.
+def _in_next_round(view: View, line: TaskLine, is_redo: bool) -> TaskLine:
+    """The line of a task with which it begins its next round, with a clean record.
 
     An input file that was mended has another size, and so another cost, by which a later command
     knows it again.
     """
     ledger = view.ledger
     failed_round = ledger.failed_round.get(line.task, 0)
-    last_round = max(ledger.round_of(line.task), failed_round)
+    last_round = max(ledger.round_of(line.task), failed_round, line.round)
     cost = line.cost
     if view.run.root:
         with contextlib.suppress(OSError):
             cost = float(os.stat(os.path.join(view.run.root, line.key)).st_size)
     return msgspec.structs.replace(
-        line, round=last_round + 1, cost=cost, kills=0, failed_in=(), careful=False
+        line,
+        round=last_round + 1,
+        cost=cost,
+        kills=0,
+        failed_in=(),
+        careful=False,
+        redo=is_redo or line.redo,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from gpuspool.orchestrator.api.epoch import supervise
+from gpuspool.orchestrator.api.epoch import Again, supervise
 from gpuspool.orchestrator.api.opening import describe, is_made, open_or_create, refuse_changed_job
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.adding import add_tasks
@@ -18,6 +18,7 @@ from gpuspool.orchestrator.plan.jobs import parse_job, with_source
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
+from gpuspool.orchestrator.plan.redoing import selection
 from gpuspool.orchestrator.plan.request import default_spool, make_request
 from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
@@ -137,6 +138,20 @@ def resume(
     retry: give every failed task another round, as `gpuspool.retry` does.
     trust_owner: users whose spool is accepted, as for `run`.
     """
+    again = Again() if retry else None
+    return _go_on(spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
+
+
+def _go_on(
+    spool: str | os.PathLike[str] | None,
+    again: Again | None,
+    out_moved_to: str | os.PathLike[str] | None,
+    keep_done: bool,
+    quiet: bool,
+    trust_owner: str | Iterable[str],
+    options: Mapping[str, Any],
+) -> Report:
+    """Start the run of a spool that is there. again: which tasks get another round."""
     trust = trust_in(trust_owner)
     view = open_view(find_spool(spool))
     layout = view.layout
@@ -155,7 +170,7 @@ def resume(
         trust,
         quiet=quiet,
         out_moved_to=out_moved_to,
-        is_retry=retry,
+        again=again,
     )
 
 
@@ -189,6 +204,37 @@ def retry(
         trust_owner=trust_owner,
         **options,
     )
+
+
+@shows_options(StartOptions)
+def redo(
+    spool: str | os.PathLike[str] | None = None,
+    keys: Iterable[str] = (),
+    *,
+    missing_outputs: bool = False,
+    out_moved_to: str | os.PathLike[str] | None = None,
+    keep_done: bool = False,
+    quiet: bool = False,
+    trust_owner: str | Iterable[str] = (),
+    **options: Unpack[StartOptions],
+) -> Report:
+    """Do finished tasks again, and go on with the run. Returns when it has ended.
+
+    What they came to before does not count any more, and their outputs replace those that are
+    there. Raises what `resume` raises, and UsageError for a key that no task has.
+
+    spool: the spool's folder. Default: the only ./spool-* there is.
+    keys: which tasks: their keys, or patterns with `*`, `?` and `[…]`.
+    missing_outputs: also those whose outputs are not there, or not as they were published.
+    out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.
+    keep_done: the job changed: finished tasks stay, the rest use the new code.
+    quiet: show no progress on stderr.
+    trust_owner: users whose spool is accepted, as for `run`.
+    """
+    if isinstance(keys, str):
+        raise UsageError(f"keys={keys!r} is one text. Give a list of keys: [{keys!r}].")
+    again = Again(selection(list(keys), missing_outputs), missing_outputs)
+    return _go_on(spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
 
 
 def add(

@@ -25,10 +25,10 @@ from gpuspool.spool.records import Run
 from gpuspool.spool.view import View
 
 
-def claim_out(view: View) -> None:
+def claim_out(view: View, remakes: bool = False) -> None:
     """See to it that OUT is there and bears this run's mark.
 
-    A mark that was damaged is made again where all published outputs are there. Raises UsageError
+    remakes: one that is gone is made anew, though something was published there. A mark that was damaged is made again where all published outputs are there. Raises UsageError
     where it bears none and some output was published, and where it is another run's.
     """
     out = out_of(view.layout, view.run)
@@ -44,18 +44,18 @@ def claim_out(view: View) -> None:
             "say with --out-moved-to DIR where this run's outputs are."
         )
     published = _published(view)
-    if published:
+    if published and not remakes:
         what = "does not exist"
         if out.is_dir():
             what = "does not hold them: it has no mark of this run"
         raise UsageError(
             f"{len(published)} outputs of finished tasks were published in {out}, which {what}. "
             "Mount its file system or move it back, then run the same command again. If it was "
-            "moved for good, add --out-moved-to DIR. If it was deleted, --fresh starts anew (with "
-            "--overwrite, where the folder holds anything)."
+            "moved for good, add --out-moved-to DIR. If it was deleted, "
+            f"`gpuspool redo {view.layout.root} --missing-outputs` computes them again."
         )
     # Whoever made the run may have died before it made OUT.
-    if holds_anything(out) and view.run.out is not None:
+    if holds_anything(out) and view.run.out is not None and not published:
         raise UsageError(
             f"--out {out} is not empty and has no mark of this run. Mount its file system, empty "
             "it, or say with --out-moved-to DIR where this run's outputs are."

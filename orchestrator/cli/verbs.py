@@ -128,6 +128,18 @@ def retry(spool: str | None, as_json: bool, **given: Any) -> None:
 
 @cli.command()
 @click.argument("spool", metavar="SPOOL")
+@click.argument("keys", nargs=-1, metavar="[KEY|PATTERN]...")
+@option("--missing-outputs", is_flag=True, help="Redo tasks whose outputs are gone or changed.")
+@running
+def redo(spool: str, keys: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Do finished tasks again, and run: those with these keys, or whose outputs are gone."""
+    from gpuspool.orchestrator.api import runs
+
+    _end(runs.redo(spool, keys, **given), as_json)
+
+
+@cli.command()
+@click.argument("spool", metavar="SPOOL")
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @naming_inputs
 @trusting

@@ -1,8 +1,8 @@
 """Where in which journal the line stands that tells what became of each task.
 
 A task may have several lines: a try in each round, and a second complete line where it ran twice.
-One of them is its result. Of complete lines that is the first, by attempt and then by offset, so
-that the answer does not change when a task that ran twice is told again. A task that is not
+One of them is its result. Of complete lines that is the first, by attempt and then by offset (of a
+task that was redone, the first since then), so that the answer does not change when a task that ran twice is told again. A task that is not
 complete has failed by the last line of its newest round.
 
 The lines themselves stay on disk, since a result may be 1 MiB long and there may be millions. Of
@@ -75,6 +75,7 @@ class Places:
         ledger = self._view.ledger
         n_tasks = ledger.tasks
         is_complete = ledger.complete
+        redone = ledger.redone
         journals = self._journal
         starts = self._start
         stops = self._stop
@@ -93,6 +94,8 @@ class Places:
                 continue
             if is_complete[task]:
                 tells = line.state is complete and journals[task] == NOWHERE
+                if redone and line.round < redone.get(task, 0):
+                    tells = False
             else:
                 tells = line.state is failed and _is_verdict(ledger, task, line.round)
             if tells:

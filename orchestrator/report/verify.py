@@ -222,13 +222,19 @@ def _check_outputs_of(
                 f"tasks {first} and {task} have one output {name}; the first stayed"
             )
         path = folder / name
-        problem = _output_problem(path, size)
+        try:
+            problem = output_problem(path, size)
+        except OSError as error:
+            problem = f"cannot be looked at: {error.strerror}"
         if problem:
             found.problems.append(f"task {task}: its output {path} {problem}")
 
 
-def _output_problem(path: Path, size: int) -> str:
-    """What is wrong with an output that was published with so many bytes; "" if nothing is."""
+def output_problem(path: Path, size: int) -> str:
+    """What is wrong with an output that was published with so many bytes; "" if nothing is.
+
+    Raises OSError where that cannot be found out.
+    """
     try:
         mode = path.lstat().st_mode
         if stat.S_ISDIR(mode):
@@ -239,8 +245,6 @@ def _output_problem(path: Path, size: int) -> str:
             return "is no file or folder any more"
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
-    except OSError as error:
-        return f"cannot be looked at: {error.strerror}"
     if found != size:
         return f"has {found} bytes, and had {size} when it was published"
     return ""
