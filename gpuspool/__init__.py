@@ -1,11 +1,12 @@
 """A file-queue batch orchestrator for GPU jobs: no server, nothing lost, `ls` shows it.
 
-Start a run and look at it: `run`, `resume`, `retry`, `redo`, `add`, `drain`; `status`, `wait`, `results`,
-`failed`, `logs`, `verify`; `doctor`. They return `Report`, `Result`, `Findings` and `Check`; their
-options are those of `RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
+Start a run and look at it: `run`, `resume`, `retry`, `redo`, `add`, `drain`; `status`, `wait`,
+`results`, `failed`, `logs`, `verify`; `doctor`. They return `Report`, `Result`, `Findings` and
+`Check`; their options are those of `RunOptions` and `StartOptions`. What goes wrong is a
+`GpuspoolError`.
 
-In the annotations of a job: `Task` and `Context`. For programs that had a coordinator of processes:
-`GPUProcessCoordinator`. docs/python-api.md describes all of it.
+In a job: `Task` and `Context` for annotations, and `NotDone`. For programs that had a coordinator
+of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.
 
 Importing this package imports nothing heavy: a job that wants `Task` for its annotations does not
 load the orchestrator. Each name is imported from its module when it is first used.
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from gpuspool.spool.states import RunState
-    from gpuspool.worker.context import Context, Task
+    from gpuspool.worker.context import Context, NotDone, Task
 
 __all__ = [
     "AttemptError",
@@ -71,6 +72,7 @@ __all__ = [
     "GPUProcessCoordinator",
     "GpuspoolError",
     "JobDamaged",
+    "NotDone",
     "OrchestratorLive",
     "OutputError",
     "Report",
@@ -115,6 +117,7 @@ _HOMES = {
     "RunState": "gpuspool.spool.states",
     "StartOptions": "gpuspool.orchestrator.plan.options",
     "Task": "gpuspool.worker.context",
+    "NotDone": "gpuspool.worker.context",
     "doctor": "gpuspool.orchestrator.api.reading",
     "drain": "gpuspool.orchestrator.api.runs",
     "failed": "gpuspool.orchestrator.api.reading",

@@ -96,7 +96,7 @@ class Ledger:
         self._judge(task)
 
     def redo(self, task: int, round_: int) -> None:
-        """A redo gives this task a round, whatever became of it before; IndexError as for `feed`."""
+        """A redo gives this task a round, whatever it came to before; IndexError as for `feed`."""
         if not 0 <= task < self.tasks:
             raise IndexError(task)
         self.redone[task] = max(round_, self.redone.get(task, 0))

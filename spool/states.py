@@ -130,6 +130,7 @@ class ErrorKind(StrEnum):
     command's status), GPU_OOM, HOST_OOM, TIMEOUT, LOST (its worker died with it in hand),
     UNREADABLE, and IO: a file system that the task needs was seen to be in trouble, so neither the
     task is to blame nor the place, and it is tried again. Of attempts: LOAD, DEVICE, IO, TIMEOUT.
+    NOT_DONE is no failure, and stands in no file: the job says that a task needs another call.
     """
 
     EXCEPTION = "exception"
@@ -144,3 +145,4 @@ class ErrorKind(StrEnum):
     LOAD = "load"
     DEVICE = "device"
     IO = "io"
+    NOT_DONE = "not_done"

@@ -77,7 +77,7 @@ def executor_of(
     out: Path, call: Callable[[Any, Context], Any], batch_size: int | None = None
 ) -> Settling:
     outputs = Outputs(out, A0)
-    context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False)
+    context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False, pytest.fail)
     return Settling(LoadedJob(call=call, batch_size=batch_size), context, outputs, 7)
 
 
@@ -229,7 +229,7 @@ def test_a_task_whose_load_raised_has_its_verdict_when_its_batch_is_split(tmp_pa
         return [one.loaded for one in tasks]
 
     outputs = Outputs(tmp_path, A0)
-    context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False)
+    context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False, pytest.fail)
     job = LoadedJob(call=call, batch_size=4, load=load, prefetch=0)
     lines = run(Settling(job, context, outputs, 7), 4)
     assert states(lines) == "cffc"

@@ -56,7 +56,7 @@ def watched() -> Iterator[Watched]:
 
 def executor_of(out: Path, **job: Any) -> Settling:
     outputs = Outputs(out, A0)
-    context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False)
+    context = Context(0, 1, A0, "cpu", {}, outputs.path, lambda: False, pytest.fail)
     return Settling(LoadedJob(**job), context, outputs, 7)
 
 

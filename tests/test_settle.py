@@ -15,6 +15,7 @@ from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.drain import Drain
+from gpuspool.worker.scratch import Scratch
 from gpuspool.worker.settle import MOST_WAITING, TINY_S, Settler
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.supply import Supply
@@ -50,6 +51,7 @@ class Scene:
             self.doing,
             self.drain,
             is_believing,
+            Scratch(self.layout, lambda: None),
         )
         self.settler.take_in_hand([task(index) for index in range(10)])
 

@@ -64,6 +64,7 @@ from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.prepare import Preparation, judge_load
 from gpuspool.worker.say import for_people, say
+from gpuspool.worker.scratch import Scratch
 from gpuspool.worker.settle import Settler
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.statistics import Statistics
@@ -150,6 +151,8 @@ class Attempt:
             self._beat.doing,
             self._drain,
             is_believing=self._is_call or self._intent.options.keep_going,
+            # By the spool's own path, since a job may hand that to programs.
+            scratch=Scratch(Layout(self._folders.spool.path), self._folders.check),
         )
         idling: Idling | None = None
         if not self._is_call:
@@ -285,6 +288,7 @@ class Attempt:
             self._run.args,
             outputs.path,
             is_draining,
+            self._settler.scratch.of,
         )
 
     def _make_executor(self, job: LoadedJob, context: Context, outputs: Outputs) -> Executor:

@@ -37,7 +37,7 @@ from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
 from gpuspool.spool.states import ErrorKind, LineState
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.causes import forget_frames
-from gpuspool.worker.context import Context, Task
+from gpuspool.worker.context import Context, NotDone, Task
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.prefetch import Prefetcher, threads_for
@@ -360,6 +360,9 @@ class Call:
         do no task now. What was written so far is deleted then, which makes room on a full disk to
         say what happened.
         """
+        if isinstance(raised, NotDone):
+            # No failure, so there is nothing to look for.
+            return _record(raised)
         try:
             self.outputs.check()
             outputs = self.outputs

@@ -51,6 +51,15 @@ class Task(msgspec.Struct, frozen=True, weakref=True):
         return int.from_bytes(digest[:8], "big") >> 1
 
 
+class NotDone(Exception):
+    """Raised by a job: this task is not finished, and needs another call.
+
+    It gets no verdict, and nobody is blamed. It goes back to the queue; while the run drains, to
+    the next start. Keep what was done so far in `ctx.scratch(task)`. A command says the same by
+    exit status 75.
+    """
+
+
 class Context(msgspec.Struct, frozen=True, weakref=True):
     """The worker that a job runs in.
 
@@ -65,6 +74,7 @@ class Context(msgspec.Struct, frozen=True, weakref=True):
     args: Mapping[str, Any]
     _output: Callable[[Task, str], Path]
     _is_draining: Callable[[], bool]
+    _scratch: Callable[[Task], Path]
 
     def __repr__(self) -> str:
         return (
@@ -88,9 +98,20 @@ class Context(msgspec.Struct, frozen=True, weakref=True):
             )
         return self._output(task, suffix)
 
+    def scratch(self, task: Task) -> Path:
+        """A folder of this task's own, which stays from attempt to attempt until it completes.
+
+        For a task that takes longer than a run may last: it saves there what it has, raises
+        `NotDone` when the worker drains, and goes on from there in its next call, in whatever
+        process that is. Raises TypeError where the argument is not a task, and OSError.
+        """
+        if not isinstance(task, Task):
+            raise TypeError(f"ctx.scratch takes a task; this is {reprlib.repr(task)}")
+        return self._scratch(task)
+
     def is_draining(self) -> bool:
         """Whether this worker was told to stop soon.
 
-        Whatever a task returns makes it complete: one that is not finished must not return.
+        Whatever a task returns makes it complete: one that is not finished raises `NotDone`.
         """
         return self._is_draining()

@@ -32,7 +32,7 @@ from gpuspool.spool.records import Job
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.values import decode_value
 from gpuspool.worker import starting
-from gpuspool.worker.context import Context, Task
+from gpuspool.worker.context import Context, NotDone, Task
 from gpuspool.worker.reports import ReportQueue
 
 # The most tasks of a batch, or batches ahead, that a job may ask for. A larger number is a mistake.
@@ -43,7 +43,9 @@ PREFETCH = 2
 # Whether the module of the job is being imported. `gpuspool.run` refuses to start a run meanwhile:
 # a script that starts its run at import would start another one in each worker.
 is_loading = False
-_PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index)\}")
+# The exit status by which a command says that its task needs another call: EX_TEMPFAIL.
+EXIT_NOT_DONE = 75
+_PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index|scratch)\}")
 
 
 class LoadedJob(msgspec.Struct, frozen=True):
@@ -255,6 +257,8 @@ def command_runner(command: list[str]) -> Callable[[Task, Context], None]:
         status = starting.run(arguments, is_literal)
         if status == 0:
             return
+        if status == EXIT_NOT_DONE:
+            raise NotDone(f"{arguments[0]}: exit status {status}")
         message = f"{arguments[0]}: {describe_exit(status)}"
         if watch.explains(status, time.monotonic()):
             raise CommandOutOfMemory(f"{message}, memory ran out", status)
@@ -296,6 +300,8 @@ def _fill_plain(word: str, task: Task, context: Context) -> str:
                 return str(context.rank)
             case "device":
                 return context.device
+            case "scratch":
+                return str(context.scratch(task))
             case _:
                 return str(task.index)
 

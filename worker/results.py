@@ -30,6 +30,7 @@ from gpuspool.spool.records import NO_JSON, Error
 from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
 from gpuspool.worker.causes import causes
+from gpuspool.worker.context import NotDone
 from gpuspool.worker.memory import is_device_oom, is_host_oom
 
 # A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
@@ -174,6 +175,8 @@ def _signal_behind(error: BaseException) -> str:
 
 def _kind(error: BaseException) -> ErrorKind:
     match error:
+        case NotDone():
+            return ErrorKind.NOT_DONE
         case CommandOutOfMemory():
             return ErrorKind.HOST_OOM
         case CommandFailed():

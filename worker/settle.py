@@ -46,6 +46,7 @@ from gpuspool.worker.beat import Doing
 from gpuspool.worker.drain import Cause, Drain
 from gpuspool.worker.limits import used_up
 from gpuspool.worker.say import say
+from gpuspool.worker.scratch import Scratch
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.timer import Timer
 
@@ -55,6 +56,8 @@ TINY_S = 0.001
 # A task waits so long before its first retry, then twice as long each time, up to the second, and a
 # quarter more or less by chance: what fails together should not be tried together.
 FIRST_RETRY_S = 1.0
+# A task that is not done is called again after so many seconds, if nothing else was claimed.
+PUT_OFF_S = 0.1
 LONGEST_RETRY_S = 60.0
 RETRY_SPREAD = 0.25
 # No more failures wait for their moment than this: a traceback may have 16 KiB. With more of them
@@ -97,6 +100,7 @@ class Settler:
         doing: Doing,
         drain: Drain,
         is_believing: bool,
+        scratch: Scratch,
     ) -> None:
         """patience: how many tasks may fail in a row. is_doubted: as in the intent. is_believing:
         each failure is a verdict.
@@ -106,6 +110,8 @@ class Settler:
         # What multiprocessing would exit with after the task that was settled last. Only a job of
         # the seed API uses it, which has one task; until that is settled, its process has failed.
         self.exit_code = 1
+        # The folders in which tasks in hand keep what they have.
+        self.scratch = scratch
         # Whether each failure is a verdict.
         self.is_believing = is_believing
         self._layout = layout
@@ -204,10 +210,29 @@ class Settler:
             return
         self._journal.append(verdict, self._may_wait)
         self._in_hand.remove(line)
+        if self.scratch.asked:
+            self.scratch.remove(line.task)
         self._doing.complete += 1
         self.exit_code = 0
 
+    def _put_off(self, line: TaskLine) -> None:
+        """A task needs another call: here, behind what was claimed, or in another start."""
+        if self._drain.is_requested:
+            # It stays in hand, and is given back when the attempt ends.
+            return
+        self._in_hand.remove(line)
+        # As in `_defer`.
+        self.is_announcing = True
+        self._may_wait = False
+        self._journal.append(
+            JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED)
+        )
+        self._backlog.defer(line, PUT_OFF_S)
+
     def _settle_failed(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:
+        if error.kind is ErrorKind.NOT_DONE:
+            self._put_off(line)
+            return
         if self._drain.is_requested:
             # It stays in hand, and is given back when the attempt ends.
             say(f"gpuspool: task {line.key} failed during a stop, and is given back: {error.type}")

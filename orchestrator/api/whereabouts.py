@@ -28,8 +28,9 @@ from gpuspool.spool.view import View
 def claim_out(view: View, remakes: bool = False) -> None:
     """See to it that OUT is there and bears this run's mark.
 
-    remakes: one that is gone is made anew, though something was published there. A mark that was damaged is made again where all published outputs are there. Raises UsageError
-    where it bears none and some output was published, and where it is another run's.
+    remakes: one that is gone is made anew, though something was published there. A mark that was
+    damaged is made again where all published outputs are there. Raises UsageError where it bears
+    none and some output was published, and where it is another run's.
     """
     out = out_of(view.layout, view.run)
     mark = read_mark(out)

@@ -2,8 +2,8 @@
 
 A task may have several lines: a try in each round, and a second complete line where it ran twice.
 One of them is its result. Of complete lines that is the first, by attempt and then by offset (of a
-task that was redone, the first since then), so that the answer does not change when a task that ran twice is told again. A task that is not
-complete has failed by the last line of its newest round.
+task that was redone, the first since then), so that the answer does not change when a task that ran
+twice is told again. A task that is not complete has failed by the last line of its newest round.
 
 The lines themselves stay on disk, since a result may be 1 MiB long and there may be millions. Of
 each task three numbers are kept; lines are then read for some tasks at a time, in bulk.

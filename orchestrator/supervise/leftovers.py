@@ -3,7 +3,8 @@
 Such files have hidden names, so no reader looks at them, and they cost nothing but room. They are
 removed at the end of an epoch: hidden outputs of attempts that are closed, and hidden files in the
 spool, which tell no attempt, only while none is open. The hidden file of a process that lives is
-about to get its name. Files that somebody else hid stay.
+about to get its name. Files that somebody else hid stay. The scratch folders of tasks that are
+complete go too: their workers died before they removed them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from gpuspool.spool.identity import is_here, liveness
 from gpuspool.spool.layout import OUT_MARK, PROBE_NAME, SUBDIRS, parse_hidden, parse_hidden_output
 from gpuspool.spool.open_folder import folder_id, is_same_folder, out_of
-from gpuspool.spool.publish import remove_quietly, remove_tree_quietly
+from gpuspool.spool.publish import listdir, remove_quietly, remove_tree_quietly
 from gpuspool.spool.records import Closing, Intent
 from gpuspool.spool.states import AttemptState, Life
 from gpuspool.spool.view import View
@@ -30,6 +31,7 @@ def remove_leftovers(view: View) -> None:
         for folder in _folders(view):
             for entry in os.scandir(folder):
                 _remove_if_ours(entry)
+        _remove_scratch(view)
     # OUT belongs to the user and may hold millions of files, so it is walked only if some attempt
     # may have left something there, and only what bears the name of such an attempt is removed.
     # Most runs end without looking into OUT at all.
@@ -43,6 +45,13 @@ def remove_leftovers(view: View) -> None:
         if view.run.out is None:
             nameless = tuple(f"-{name}" for name in dirty if view.intents.get(name) is None)
         _remove_hidden_outputs(out, writers, nameless)
+
+
+def _remove_scratch(view: View) -> None:
+    layout, ledger = view.layout, view.ledger
+    for name in listdir(layout.scratches):
+        if name.isdecimal() and int(name) < ledger.tasks and ledger.complete[int(name)]:
+            remove_tree_quietly(layout.scratch(int(name)))
 
 
 def _folders(view: View) -> list[Path]:
