@@ -218,7 +218,8 @@ class Stats(Record, frozen=True, kw_only=True):
     idle_s: all other seconds, by cause ("start", "load", "inputs", "publish", "work"). ready: the
     job was loaded. peak_memory_bytes: resident. peak_device_memory_bytes: held by torch.
     batch_size: at its end; None where the job was not loaded. oom_halvings: how often several
-    tasks at once did not fit into memory. left_behind: how many unfinished outputs it could not
+    tasks at once did not fit into memory. splits: how many batches raised and were run task by task
+    in the end. left_behind: how many unfinished outputs it could not
     remove.
     """
 
@@ -235,6 +236,7 @@ class Stats(Record, frozen=True, kw_only=True):
     peak_device_memory_bytes: int = 0
     batch_size: int | None = None
     oom_halvings: int = 0
+    splits: int = 0
     left_behind: int = 0
     versions: dict[str, str] = msgspec.field(default_factory=dict)
 

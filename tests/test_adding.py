@@ -301,3 +301,33 @@ def test_added_tasks_come_in_the_order_of_a_planned_manifest(tmp_path: Path) -> 
     assert manifest is not None
     assert [one.cost for one in manifest.tasks()] == [4.0, 3.0, 2.0, 1.0]
     assert os.listdir(layout.manifests).count("added-01.jsonl") == 1
+
+
+# Inputs that go away.
+
+
+def test_inputs_whose_folder_is_moved_near_the_end_of_a_run_are_waited_for(
+    box: Box, project: Path
+) -> None:
+    """Nothing else is left that could prove that the fault is not theirs."""
+    box.write(
+        "project/job.py",
+        "import pathlib, time\n"
+        "def Job(task, ctx):\n"
+        "    while task.key > '5' and not pathlib.Path('gate').exists(): time.sleep(0.01)\n"
+        "    return len(task.path.read_text())\n",
+    )
+    command = ["run", "job.py:Job", "data/*.txt", "--spool", "S", "--ranks", "2"]
+    live = box.start(*command, cwd=project)
+    wait_until(lambda: '"complete"' in "".join(journals(project / "S")))
+    (project / "data").rename(project / "away")
+    (project / "gate").touch()
+    wait_until(lambda: "the folder of the inputs is not there any more" in live.err)
+    (project / "away").rename(project / "data")
+    live.wait(0)
+    assert [result["result"] for result in box.results(project / "S")] == [8] * 10
+
+
+def journals(spool: Path) -> list[str]:
+    folder = spool / "journal"
+    return [path.read_text() for path in folder.iterdir()] if folder.exists() else []

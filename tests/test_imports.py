@@ -38,7 +38,7 @@ SPOOL_ORDER = (
 )
 WORKER_ORDER = (
     "causes context devices drain folders reports resources say standing starting supply",
-    "backlog batch_size children leaving limits memory parent pinning turns warmup",
+    "backlog batch_size children leaving limits memory parent pinning scratch turns warmup",
     "beat idle outputs results timer",
     "job prefetch settle trouble",
     "call prepare",

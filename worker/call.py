@@ -96,6 +96,13 @@ class Settles(Protocol):
     def settle(self, line: TaskLine, verdict: JournalLine) -> None: ...
 
 
+class WrongLength(ResultError):
+    """A job returned another number of results than it got tasks.
+
+    It does so for every batch, so to try the tasks one by one would hide it.
+    """
+
+
 class Call:
     """Makes the calls of one attempt, one after the other."""
 
@@ -133,6 +140,8 @@ class Call:
         # How long the log was when it was last looked at, and when that was.
         self._log_end = 0
         self._looked_at = -LOG_FROM_S
+        # What the last call raised that raised, in a line for the log.
+        self.last_raised = ""
         self.prefetcher: Prefetcher | None = None
         if job.load is not None:
             threads = threads_for(job.batch_size, job.prefetch)
@@ -187,9 +196,9 @@ class Call:
             failure = self._judge(raised, lines)
             if failure.kind in _OUT_OF_MEMORY and not is_alone:
                 return CallEnd.OUT_OF_MEMORY, [*lines, *too_large]
-            if len(lines) > 1:
+            if len(lines) > 1 and not isinstance(raised, WrongLength):
                 return CallEnd.RAISED, [*lines, *too_large]
-            outcomes = [failure]
+            outcomes = [failure] * len(lines)
         if not is_alone:
             lines, outcomes, others = _set_aside_too_large(lines, outcomes)
             too_large.extend(others)
@@ -334,7 +343,7 @@ class Call:
         """Call a job with a batch; returns one result for each task. Raises ResultError."""
         results = _in_order(self._job.call(tasks, self._context))
         if len(results) != len(tasks):
-            raise ResultError(
+            raise WrongLength(
                 f"the job returned {len(results)} results for {len(tasks)} tasks; it must be one "
                 "each, in order"
             )
@@ -350,6 +359,7 @@ class Call:
             raise self.outputs.trouble
         assert raised is not None
         error = self._error_of(raised, lines)
+        self.last_raised = f"{error.type}: {for_people(error.message)}"
         self.outputs.discard()
         return error
 

@@ -53,6 +53,8 @@ class Executor:
         self.is_stretching = job.batch_size is None and self._prefetcher is None
         # How many calls the next stretch may well come to.
         self._calls = 1
+        # How many batches raised and were split.
+        self.splits = 0
 
     @property
     def batch_size(self) -> int:
@@ -122,6 +124,15 @@ class Executor:
 
     # The parts of a batch come in order, each half right after the first one. So verdicts come as
     # soon as they can, and what `BatchSize` learns of one part is of use for the next.
+    def _tell_of_split(self, n_tasks: int) -> None:
+        """Count a batch that raised and is split; tell of the first."""
+        if not self.splits:
+            say(
+                f"gpuspool: a batch of {n_tasks} tasks raised, and is split until the task that "
+                f"raises is alone: {self.call.last_raised}"
+            )
+        self.splits += 1
+
     def _run_batch(self, lines: list[TaskLine]) -> None:
         size_before = self._size.current
         self._size.begin()
@@ -139,6 +150,7 @@ class Executor:
                     # It may have raised for the stop. What is in hand still is given back.
                     break
                 case CallEnd.RAISED:
+                    self._tell_of_split(len(part))
                     # Not of `part`: a task whose load raised is settled already.
                     parts.extend(reversed(_halves(left)))
                 case CallEnd.OUT_OF_MEMORY:

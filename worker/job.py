@@ -45,6 +45,9 @@ PREFETCH = 2
 is_loading = False
 # The exit status by which a command says that its task needs another call: EX_TEMPFAIL.
 EXIT_NOT_DONE = 75
+# What the code of a function says of it, as in `inspect`, whose import costs a worker some time.
+CO_GENERATOR = 0x20
+CO_ASYNC = 0x80 | 0x200
 _PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index|scratch)\}")
 
 
@@ -88,7 +91,29 @@ def load_job(
     if isinstance(target, type):
         target = _make(target, context, warm_up)
         check_devices()
+    _refuse_unfit(job, target)
     return _with_options(target)
+
+
+def _refuse_unfit(job: Job, target: Any) -> None:
+    """Raise TypeError for what could be called and yet would do no task."""
+    if not callable(target):
+        raise TypeError(
+            f"{job.spec} is a class without __call__, so its objects cannot be called with a task. "
+            "Give it a method `def __call__(self, task, ctx)`."
+        )
+    for function in (target, type(target).__call__):
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        if flags & CO_ASYNC:
+            raise TypeError(
+                f"{job.spec} is async, and nobody awaits what it returns. Write a plain function, "
+                "and call `asyncio.run` in it."
+            )
+        if flags & CO_GENERATOR:
+            raise TypeError(
+                f"{job.spec} yields, so a call of it would run none of its code. Return the result "
+                "instead."
+            )
 
 
 def _find(layout: Layout, job: Job) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.spool.codec import refuse_depth
+from gpuspool.spool.codec import MAX_DEPTH, refuse_depth
 from gpuspool.spool.errors import (
     CommandFailed,
     CommandOutOfMemory,
@@ -69,6 +69,8 @@ def to_json(result: Any) -> msgspec.Raw:
     """
     if result is None:
         return NO_JSON
+    if isinstance(result, (dict, list, tuple)):
+        _refuse_collisions(result)
     data = _to_utf8(_to_text(result))
     try:
         refuse_depth(data)
@@ -82,6 +84,36 @@ def to_json(result: Any) -> msgspec.Raw:
     return msgspec.Raw(data)
 
 
+def _refuse_collisions(value: Any) -> None:
+    """Raise ResultError where two keys of a dict are the same text in JSON, as 1 and "1" are.
+
+    What is nested too deeply, or in itself, is refused by whoever encodes it.
+    """
+    levels = [iter((value,))]
+    while levels and len(levels) <= MAX_DEPTH:
+        each = next(levels[-1], _END)
+        if each is _END:
+            levels.pop()
+        elif isinstance(each, dict):
+            texts = {_key_text(key) for key in each}
+            if len(texts) < len(each):
+                raise ResultError(
+                    f"the result has keys that are one text in JSON: {list(each)!r:.200}"
+                )
+            levels.append(iter(each.values()))
+        elif isinstance(each, (list, tuple)):
+            levels.append(iter(each))
+
+
+def _key_text(key: Any) -> str:
+    """A key as JSON has it; what it refuses is refused later."""
+    if isinstance(key, str):
+        return key
+    if key is None or isinstance(key, bool):
+        return {None: "null", True: "true", False: "false"}[key]
+    return repr(key)
+
+
 def _plain(value: Any) -> Any:
     """What stands for a value that JSON does not know. Raises TypeError where there is nothing."""
     tolist = getattr(value, "tolist", None)
@@ -89,6 +121,9 @@ def _plain(value: Any) -> Any:
         return tolist()
     raise TypeError(f"a {type(value).__name__} ({value!r:.60}) has no JSON form")
 
+
+# What an iterator gives at its end.
+_END = object()
 
 _encoder = json.JSONEncoder(
     allow_nan=False, default=_plain, separators=(",", ":"), ensure_ascii=False

@@ -67,6 +67,7 @@ class Statistics:
             peak_device_memory_bytes=peak_memory_bytes(),
             batch_size=None if executor is None else executor.batch_size,
             oom_halvings=0 if executor is None else executor.oom_halvings,
+            splits=0 if executor is None else executor.splits,
             left_behind=0 if executor is None else executor.call.outputs.left_behind,
             versions=_versions(),
         )

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from gpuspool.orchestrator.api.epoch import Again, supervise
 from gpuspool.orchestrator.api.opening import describe, is_made, open_or_create, refuse_changed_job
+from gpuspool.orchestrator.api.redoing import selection
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.adding import add_tasks
 from gpuspool.orchestrator.plan.differences import job_difference
@@ -18,7 +19,6 @@ from gpuspool.orchestrator.plan.jobs import parse_job, with_source
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
-from gpuspool.orchestrator.plan.redoing import selection
 from gpuspool.orchestrator.plan.request import default_spool, make_request
 from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
@@ -34,7 +34,7 @@ from gpuspool.spool.view import View, open_view
 @shows_options(RunOptions)
 def run(
     job: Any = None,
-    inputs: Iterable[str | os.PathLike[str]] | None = None,
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
     *,
     items: Iterable[Any] | None = None,
     command: list[str] | None = None,
@@ -239,7 +239,7 @@ def redo(
 
 def add(
     spool: str | os.PathLike[str] | None = None,
-    inputs: Iterable[str | os.PathLike[str]] | None = None,
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
     *,
     items: Iterable[Any] | None = None,
     files_from: str | None = None,
@@ -270,7 +270,7 @@ def add(
 
 def _collect(
     view: View | None,
-    inputs: Iterable[str | os.PathLike[str]] | None,
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
     items: Iterable[Any] | None,
     files_from: str | None,
     lines: str | None,

@@ -74,7 +74,7 @@ def seal_tasks(tasks: Iterable[TaskLine]) -> TaskList:
 
 
 def collect(
-    paths: Iterable[str | os.PathLike[str]] = (),
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
     files_from: str | None = None,
     lines: str | None = None,
     tasks: str | None = None,
@@ -88,7 +88,9 @@ def collect(
     that holds all of them where it is None. Raises UsageError for none and for several sources, and
     for whatever cannot become a task.
     """
-    given = [os.fspath(path) for path in paths]
+    # One path alone is one path, and not the letters that it has.
+    several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    given = [os.fspath(path) for path in several]
     _refuse_unless_one(given or None, files_from, lines, tasks, items)
     if items is not None:
         return from_values(items)

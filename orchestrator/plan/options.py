@@ -36,7 +36,7 @@ class StartOptions(TypedDict, total=False):
         completed nothing and speak against it. Default 3.
     max_crashes: how many crashes with one task in hand, alone, make this task fail, if its worker
         crashed each time. Default 2; 1: without a second opinion.
-    max_failed: "N" or "P%": stop early once so many tasks have failed. Default: never.
+    max_failed: a number, or "P%": stop early once so many tasks have failed. Default: never.
     keep_going: each failure is its task's at once, without a second opinion, and the run goes on
         even if every task fails. Default: no.
     task_timeout_s: a task that takes longer fails as a timeout. Default: no limit.
@@ -56,7 +56,7 @@ class StartOptions(TypedDict, total=False):
     retries: int | None
     max_restarts: int | None
     max_crashes: int | None
-    max_failed: str | None
+    max_failed: int | str | None
     keep_going: bool | None
     task_timeout_s: float | None
     stall_timeout_s: float | None
@@ -133,6 +133,8 @@ def _checked(base: Options, given: Mapping[str, Any], known: list[str]) -> Optio
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{name}={value} is not possible; it must be finite.")
     values = {**msgspec.structs.asdict(base), **given}
+    if type(values["max_failed"]) is int:
+        values["max_failed"] = str(values["max_failed"])
     try:
         return msgspec.convert(values, Options)
     except msgspec.ValidationError as error:

@@ -1,0 +1,121 @@
+"""Mistakes that people make in their first hour, and that used to say nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import Box, names, record
+
+import gpuspool
+from gpuspool.spool.errors import ResultError
+from gpuspool.worker.results import to_json
+
+
+def run(box: Box, source: str, *more: str, code: int) -> str:
+    box.write("job.py", source)
+    command = ("run", "job.py:Job", "--lines", box.lines(32), "--spool", "S", "--ranks", "1")
+    return box.run(*command, *more, code=code).err
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("async def Job(task, ctx): return 1\n", "is async"),
+        ("async def Job(task, ctx): yield 1\n", "is async"),
+        ("def Job(task, ctx): yield 1\n", "yields"),
+        ("class Job: pass\n", "a class without __call__"),
+        ("class Job:\n    async def __call__(self, task, ctx): return 1\n", "is async"),
+        ("class Job:\n    def __call__(self, task, ctx): yield 1\n", "yields"),
+        ("class Job:\n    @staticmethod\n    def __call__(task, ctx): yield 1\n", "yields"),
+    ],
+)
+def test_a_job_that_would_do_no_task_is_refused_when_it_is_loaded(
+    box: Box, source: str, what: str
+) -> None:
+    err = run(box, source, code=4)
+    assert what in err
+    assert names(box / "S" / "failed-tasks") == []
+
+
+def test_a_batch_of_another_length_fails_as_a_result_and_is_not_tried_one_by_one(box: Box) -> None:
+    source = (
+        "class Job:\n"
+        "    batch_size = 8\n"
+        "    def __call__(self, tasks, ctx):\n"
+        "        with open('calls', 'a') as calls: calls.write('x')\n"
+        "        return [1]\n"
+    )
+    err = run(box, source, "--keep-going", code=3)
+    assert (
+        "the job returned 1 results for 8 tasks"
+        in (box / "S" / "failed-tasks" / "t0.json").read_text()
+    )
+    assert (box / "calls").read_text() == "xxxx"
+    assert "0 of 32 tasks complete, 32 failed" in err
+
+
+def test_a_batch_that_raises_says_so_once_and_counts_how_often_it_was_split(box: Box) -> None:
+    source = (
+        "class Job:\n"
+        "    batch_size = 8\n"
+        "    def __call__(self, tasks, ctx):\n"
+        "        if len(tasks) > 1: raise ValueError('shapes differ')\n"
+        "        return [1]\n"
+    )
+    run(box, source, code=0)
+    log = (box / "S" / "logs" / "rank-0000.a00.log").read_text()
+    assert log.count("is split until the task that raises is alone: ValueError: shapes differ") == 1
+    assert record(box / "S" / "complete" / "rank-0000.a00.json")["stats"]["splits"] >= 28
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {1: "a", "1": "b"},
+        [{"x": {None: 1, "null": 2}}],
+        {"a": ({True: 1, "true": 2},)},
+        {1.5: 0, "1.5": 1},
+    ],
+)
+def test_keys_that_are_one_text_in_json_are_refused(result: object) -> None:
+    with pytest.raises(ResultError, match="one text in JSON"):
+        to_json(result)
+
+
+def test_keys_that_are_other_texts_are_kept() -> None:
+    result = {1: "a", "2": [{True: 1, "True": 2}], 3.0: {}}
+    assert json.loads(bytes(to_json(result))) == {
+        "1": "a",
+        "2": [{"true": 1, "True": 2}],
+        "3.0": {},
+    }
+
+
+def test_a_result_that_holds_itself_is_refused_as_before() -> None:
+    result: list[object] = []
+    result.append(result)
+    with pytest.raises(ResultError, match="not JSON"):
+        to_json(result)
+
+
+def test_one_path_alone_is_one_path_from_python(box: Box) -> None:
+    box.write("job.py", "def Job(task, ctx): return task.key\n")
+    for name in ("a.txt", "b.txt"):
+        box.write(f"in/{name}", "x")
+    script = (
+        "import gpuspool, pathlib\n"
+        "report = gpuspool.run('job.py:Job', INPUTS, spool=SPOOL, max_failed=5, quiet=True)\n"
+        "print([result.value() for result in report.results()])\n"
+    )
+    for number, inputs in enumerate(("'in/*.txt'", "pathlib.Path('in/a.txt')")):
+        source = script.replace("INPUTS", inputs).replace("SPOOL", f"'S{number}'")
+        found = ["a.txt", "b.txt"] if number == 0 else ["a.txt"]
+        assert box.python(source).out == f"{found}\n"
+
+
+def test_a_second_way_to_name_inputs_is_refused(box: Box) -> None:
+    box.write("job.py", "def Job(task, ctx): return 1\n")
+    with pytest.raises(gpuspool.UsageError, match="in one way"):
+        gpuspool.run(
+            f"{box / 'job.py'}:Job", items=[1], lines=str(Path(box / "l")), spool=box / "S"
+        )
