@@ -392,6 +392,10 @@ class Layout:
     def job_copy(self, filename: str) -> Path:
         return self.root / "job" / filename
 
+    def code(self, name: str) -> Path:
+        """The record of the files that an attempt ran, named by a digest of its content."""
+        return self.root / "job" / f"code-{name}.json"
+
     # Manifests and claims.
 
     def manifest(self, name: str) -> Path:

@@ -22,6 +22,7 @@ from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, LineState, P
 # writer to any file otherwise. The patterns are checked when a record is decoded.
 AttemptName = Annotated[str, Meta(pattern=rf"^{ATTEMPT_PATTERN}\Z")]
 CopyName = Annotated[str, Meta(pattern=rf"^({COPY_PATTERN})?\Z")]
+CodeName = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")]
 # A path as Python tells it, which may be relative or empty.
 SomePath = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]
@@ -295,12 +296,41 @@ class Added(Record, frozen=True, kw_only=True):
     argv: list[str] = msgspec.field(default_factory=list)
 
 
+class CodeFile(Record, frozen=True, kw_only=True):
+    """One file of the code that an attempt runs, as it was read.
+
+    name: its path, relative to the folder of the job where it lies below that, else absolute.
+    module: the dotted name under which it was imported, "" if it was not. sha256: of its content;
+    "" for a large file, which is known by its size and its time of change, in Unix seconds. text:
+    its content, of a module that is no larger than most.
+    """
+
+    name: SomePath
+    module: str = ""
+    sha256: str = ""
+    size: int = 0
+    mtime: float = 0.0
+    text: str | None = None
+
+
+class Code(Record, frozen=True, kw_only=True):
+    """All that is known of the code that an attempt runs, beside what comes with the interpreter.
+
+    job_sha256: as in `Job`. files: the modules that it imported, the files that the words of its
+    command name, and those that its `args` name; sorted by name.
+    """
+
+    job_sha256: str
+    files: list[CodeFile] = msgspec.field(default_factory=list)
+
+
 class Heartbeat(Identity, frozen=True, kw_only=True):
     """That an attempt lives, and what it is at. Replaced every few seconds.
 
     beat: a count; a reader asks only whether it moves. parent: a pid, as text. device: the value of
     CUDA_VISIBLE_DEVICES. task, task_since: the first task of the call in hand, and since when.
-    done, failed: how many tasks so far.
+    done, failed: how many tasks so far. code: the name of the record of what it runs; of the last
+    heartbeat, of all that it ever ran.
     """
 
     attempt: AttemptName
@@ -316,6 +346,7 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     task_since: float | None = None
     done: int = 0
     failed: int = 0
+    code: CodeName = ""
 
 
 class ParentBeat(Record, frozen=True, kw_only=True):
@@ -346,7 +377,8 @@ class Job(Record, frozen=True, kw_only=True):
     as the user wrote it. name: the class or function, perhaps dotted; of a command its program.
     file: the absolute path of the source. module: the dotted name, of kind MODULE. copy: the name
     of the source's copy in job/. sha256: of the source; of a command, of its arguments. sys_path:
-    what a worker puts at the front of `sys.path`.
+    what a worker puts at the front of `sys.path`. code: the name of the record of what else was
+    known of the code when an attempt was started; in intents alone.
     """
 
     kind: JobKind
@@ -358,6 +390,7 @@ class Job(Record, frozen=True, kw_only=True):
     sha256: str = ""
     command: list[str] = msgspec.field(default_factory=list)
     sys_path: list[str] = msgspec.field(default_factory=list)
+    code: CodeName = ""
 
 
 class Options(Record, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ SPOOL_ORDER = (
     "records",
     "codec ledger identity death",
     "publish values",
-    "open_folder",
+    "code open_folder",
     "manifest timeouts holder trust",
     "claims journal",
     "view",
@@ -38,6 +38,7 @@ SPOOL_ORDER = (
 )
 WORKER_ORDER = (
     "causes context devices drain folders reports resources say standing starting supply",
+    "modules",
     "backlog batch_size children leaving limits memory parent pinning scratch turns warmup",
     "beat idle outputs results timer",
     "job prefetch settle trouble",

@@ -521,5 +521,7 @@ def test_json_of_a_result_has_every_field(tmp_path: Path) -> None:
         "error": None,
         "seconds": None,
         "rank": None,
+        "attempt": None,
+        "code": None,
         "outputs": [],
     }

@@ -207,8 +207,8 @@ def test_anything_else_that_changed_is_refused_with_what_differs(box: Box) -> No
     box.run(*command, *same)
     before = tree(box.home)
     for changed, says in (
-        (["more", "--arg", "a=1"], "tasks: 3 before, 4 now"),
-        (["other", "--arg", "a=1"], 'task 1 (t1): payload "1" before, payload "x" now'),
+        (["more", "--arg", "a=1"], "1 new, 0 gone, 0 changed"),
+        (["other", "--arg", "a=1"], "0 new, 0 gone, 1 changed\n  changed: t1"),
         ([lines, "--arg", "a=2"], "--arg a: 1 before, 2 now"),
         ([*same, "--arg", "b=1"], "--arg b: None before, 1 now"),
         ([*same, "--seed", "4"], "--seed: 0 before, 4 now"),
@@ -232,10 +232,10 @@ def test_file_inputs_are_known_by_path_and_size(box: Box) -> None:
     (box / "in" / "b").write_text("5678")
     assert "warning: an input changed since the run began" in box.run(*command).err
     (box / "in" / "b").write_text("56789")
-    assert "task 1 (b): cost 4.0 before, cost 5.0 now" in box.run(*command, code=2).err
+    assert "0 new, 0 gone, 1 changed\n  changed: b" in box.run(*command, code=2).err
     (box / "in" / "b").write_text("5678")
     box.write("in/c", "1234")
-    assert "tasks: 2 before, 3 now" in box.run(*command, code=2).err
+    assert "1 new, 0 gone, 0 changed\n  new: c" in box.run(*command, code=2).err
 
 
 def test_a_changed_command_is_refused(box: Box) -> None:

@@ -60,6 +60,7 @@ from gpuspool.worker.execute import Executor
 from gpuspool.worker.folders import Folders
 from gpuspool.worker.idle import Idling
 from gpuspool.worker.job import LoadedJob
+from gpuspool.worker.modules import Modules
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.prepare import Preparation, judge_load
@@ -122,7 +123,10 @@ class Attempt:
         self._parent = Parent(intent, self._drain)
         self._standing = Standing(layout, self.name, intent.options.lease_s, folders.check)
         self._timer = Timer(layout, self.name, intent.options, self._parent.is_there)
-        self._beat = Beat(layout, intent, myself(), journal, self._drain, self._standing)
+        self._modules = Modules(layout, intent.job, run.submit_dir, intent.trusted)
+        self._beat = Beat(
+            layout, intent, myself(), journal, self._drain, self._standing, self._modules
+        )
         self._preparation = Preparation(layout, intent, self._beat, self._timer, self._drain)
         self._settler, self._work = self._make_loop()
         self._executor: Executor | None = None
@@ -245,6 +249,7 @@ class Attempt:
         writer = writer_name(self._marked_run, self.name)
         outputs = Outputs(out, writer, self._folders.check, held)
         context = self._make_context(outputs)
+        self._modules.keep()
         self._statistics.begin_load()
         try:
             job = self._preparation.load(context)

@@ -4,6 +4,9 @@ Every second it makes the journal durable. Every few seconds it replaces the hea
 proves to other hosts that this worker lives and tells people what it is at. As often it looks
 whether somebody called `gpuspool drain`.
 
+With each heartbeat it looks whether the job has imported more modules, which are part of the code
+that this run consists of.
+
 It shares with the main thread only what is made for that: the journal, `Drain`, `Standing`, and
 `Doing`, which the main thread alone writes. What goes wrong with the journal is kept there, and
 ends the attempt at the main thread's next step. A heartbeat that cannot be written is only logged,
@@ -28,6 +31,7 @@ from gpuspool.spool.records import Heartbeat, Identity, Intent
 from gpuspool.spool.states import Phase
 from gpuspool.worker.devices import Device
 from gpuspool.worker.drain import Drain
+from gpuspool.worker.modules import Modules
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.say import say
 from gpuspool.worker.standing import Standing
@@ -67,6 +71,7 @@ class Beat(threading.Thread):
         journal: JournalWriter,
         drain: Drain,
         standing: Standing,
+        modules: Modules,
     ) -> None:
         super().__init__(name="gpuspool-beat", daemon=True)
         self.doing = Doing()
@@ -76,6 +81,7 @@ class Beat(threading.Thread):
         self._journal = journal
         self._drain = drain
         self._standing = standing
+        self._modules = modules
         self._parent = Parent(intent, drain)
         self._lease_s = intent.options.lease_s
         self._drain_s = min(DRAIN_S, intent.options.grace_s / LOOKS_A_GRACE)
@@ -137,6 +143,9 @@ class Beat(threading.Thread):
             self._number += 1
             self._last_beat = time.monotonic()
             try:
+                # Not before the job is made: half of what it imports would be a record too.
+                if self.doing.phase not in (Phase.LOADING, Phase.WAITING):
+                    self._modules.look()
                 replace(self._layout.heartbeat(self._intent.attempt), encode(self._record()))
             except OSError as error:
                 if not self._is_logged:
@@ -160,4 +169,5 @@ class Beat(threading.Thread):
             task_since=doing.task_since,
             done=doing.complete,
             failed=doing.failed,
+            code=self._modules.code,
         )

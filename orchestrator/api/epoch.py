@@ -3,8 +3,8 @@
 1. What can be refused is refused: options, devices.
 2. The lock is taken, so that one orchestrator at a time writes what only an orchestrator writes.
 3. The spool is repaired where it is damaged.
-4. The job's source is put where workers find it. OUT is known by its mark, or it is made and
-   marked if nothing was published yet.
+4. The job's source is put where workers find it, and what else the code consists of is recorded.
+   OUT is known by its mark, or it is made and marked if nothing was published yet.
 5. For a retry, every failed task gets another round; for a redo, those that were named.
 6. The orchestrator sees the run to its end.
 
@@ -29,6 +29,7 @@ from gpuspool.orchestrator.api.whereabouts import (
     record_root,
     root_moved_along,
 )
+from gpuspool.orchestrator.plan.code import changed_since, code_now
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.doctor import warnings_of
@@ -41,6 +42,7 @@ from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.text.progress import Progress, make_progress
 from gpuspool.orchestrator.text.words import count_of
+from gpuspool.spool.code import publish_code, read_code
 from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import copy_name
@@ -90,6 +92,7 @@ def supervise(
         view.use_run(_still_this_run(view))
         repair(layout, view.run)
         job = _publish_job(view.refresh(), job, source)
+        job = msgspec.structs.replace(job, code=publish_code(layout, code_now(view, job)))
         if out_moved_to is not None:
             record_move(view, Path(out_moved_to))
         moved_to = inputs_root or root_moved_along(view)
@@ -108,6 +111,7 @@ def supervise(
                 view, slots, job, options, progress, received, folders, drained, trust.named
             )
             outcome = orchestrator.run()
+            _warn(progress, _changed_meanwhile(view, job))
         finally:
             progress.close()
             # Not where the spool is gone: another run's may be at its path.
@@ -223,6 +227,18 @@ def _own_choice(job: Job, slots: list[Slot]) -> str | None:
             if "CUDA_VISIBLE_DEVICES=" in word:
                 return f"the command sets CUDA_VISIBLE_DEVICES itself, for all ranks alike: {word}"
     return None
+
+
+def _changed_meanwhile(view: View, job: Job) -> str | None:
+    """A warning of files that the command or the args name and that changed while the run was on.
+
+    Workers read them whenever they like, so some tasks may have had the old ones, some the new.
+    """
+    code = read_code(view.layout, job.code)
+    changed = [] if code is None else [one.path for one in changed_since(view, job, code)]
+    if not changed:
+        return None
+    return f"{', '.join(changed)} changed while the run went on"
 
 
 def _warn(progress: Progress, *warnings: str | None) -> None:

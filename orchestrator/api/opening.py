@@ -16,6 +16,7 @@ from gpuspool.orchestrator.plan.aside import move_aside
 from gpuspool.orchestrator.plan.create import create, half_made, plan
 from gpuspool.orchestrator.plan.devices import Pool, find_pool, share_out
 from gpuspool.orchestrator.plan.differences import (
+    code_difference,
     job_difference,
     other_differences,
     task_difference,
@@ -34,7 +35,7 @@ from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.records import Options
+from gpuspool.spool.records import Job, Options
 from gpuspool.spool.states import Life, Verdict
 from gpuspool.spool.trust import Trust, refuse_unsafe
 from gpuspool.spool.view import View, load_run, open_view
@@ -104,11 +105,20 @@ def describe(layout: Layout, request: Request, given: Mapping[str, Any], fresh: 
     return Report(layout.root, 0, {"total": len(costs), "complete": 0, "failed": 0}, text)
 
 
-def refuse_changed_job(difference: list[str], keep_done: bool, layout: Layout) -> None:
-    """Raise UsageError, with the diff, for a job that changed and was not said to be fine."""
-    if difference and not keep_done:
+def refuse_changed_job(view: View, job: Job, source: bytes | None, keep_done: bool) -> None:
+    """Raise UsageError, with the diff, for code that changed and was not said to be fine.
+
+    source: of the job, None where it has none that could have changed.
+    """
+    if keep_done:
+        return
+    difference: list[str] = []
+    if source is not None:
+        difference += job_difference(view, job, source)
+    difference += code_difference(view, job)
+    if difference:
         raise UsageError(
-            f"the job changed since {layout.root} was made:\n" + "\n".join(difference) + "\n"
+            f"the job changed since {view.layout.root} was made:\n" + "\n".join(difference) + "\n"
             "--keep-done goes on: finished tasks stay, the rest use the new code. "
             "--fresh starts anew; the old spool is renamed."
         )
@@ -177,8 +187,7 @@ def _refuse_another_request(view: View, request: Request, keep_done: bool, add: 
             "Use the same inputs and options to go on with it, --fresh to start anew (the old "
             "spool is renamed), or another --spool."
         )
-    difference = job_difference(view, request.job, request.source)
-    refuse_changed_job(difference, keep_done, view.layout)
+    refuse_changed_job(view, request.job, request.source, keep_done)
     if not _are_same_tasks(view, request):
         refuse_other_tasks(view, request.tasks, keep_done=keep_done, add=add)
     if not add and request.tasks.newest_mtime > view.grown_at:

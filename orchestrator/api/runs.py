@@ -13,7 +13,6 @@ from gpuspool.orchestrator.api.opening import describe, is_made, open_or_create,
 from gpuspool.orchestrator.api.redoing import selection
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.adding import add_tasks
-from gpuspool.orchestrator.plan.differences import job_difference
 from gpuspool.orchestrator.plan.inputs import TaskList, collect
 from gpuspool.orchestrator.plan.jobs import parse_job, with_source
 from gpuspool.orchestrator.plan.locate import find_spool
@@ -161,7 +160,7 @@ def _go_on(
     source: bytes | None = None
     if job.kind is not JobKind.COMMAND and Path(job.file).exists():
         job, source = with_source(job, Path(job.file))
-        refuse_changed_job(job_difference(view, job, source), keep_done, layout)
+    refuse_changed_job(view, job, source, keep_done)
     return supervise(
         view,
         job,

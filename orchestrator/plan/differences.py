@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from gpuspool.orchestrator.plan.code import Change, changes
 from gpuspool.orchestrator.plan.inputs import TaskList
 from gpuspool.orchestrator.plan.matching import Matching
 from gpuspool.orchestrator.plan.request import Request
@@ -45,6 +46,32 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
     if n_more <= 0:
         return lines
     return [*lines[:DIFF_LINES], f"… {n_more} more lines"]
+
+
+def code_difference(view: View, job: Job) -> list[str]:
+    """How the other files that the run's code consists of differ from what it last ran.
+
+    As many lines as fit on a screen: of a text a diff, of any other file what is known of it. An
+    empty list where nothing changed, or where no start has told what it ran.
+    """
+    lines: list[str] = []
+    for change in changes(view, job):
+        if not change.was_seen_by_run:
+            lines += _tell_change(change)
+    n_more = len(lines) - DIFF_LINES
+    if n_more <= 0:
+        return lines
+    return [*lines[:DIFF_LINES], f"… {n_more} more lines"]
+
+
+def _tell_change(change: Change) -> list[str]:
+    before, now = change.before, change.now
+    if before.text is None or now is None or now.text is None:
+        what = "is gone" if now is None else "changed"
+        return [f"{change.path} {what}"]
+    return _diff(
+        before.text.encode(), now.text.encode(), f"{before.name} (as it ran)", f"{now.name} (now)"
+    )
 
 
 def _diff(before: bytes, now: bytes, name_before: str, name_now: str) -> list[str]:

@@ -24,7 +24,6 @@ from pathlib import Path
 from gpuspool.orchestrator.report.ranges import read_ranges
 from gpuspool.spool.codec import R, unseal_lines
 from gpuspool.spool.journal import JournalReader
-from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import JournalBrief
@@ -53,8 +52,7 @@ class Places:
         names = [name for name in view.attempts if name in view.journals]
         self._attempts = names
         # By the number of a journal; the last one is found by NOWHERE.
-        self._ranks: list[int | None] = [rank_of(name) for name in names]
-        self._ranks.append(None)
+        self._writers: list[str | None] = [*names, None]
         # By task: the number of its journal in `_attempts`, and where in that its line lies.
         self._journal = array.array("i", [NOWHERE]) * n_tasks
         self._start = array.array("q", [0]) * n_tasks
@@ -121,9 +119,9 @@ class Places:
         if window:
             yield window
 
-    def ranks(self, window: list[int]) -> list[int | None]:
-        """For each task of a window the rank that wrote its line; None where it has none."""
-        return [self._ranks[self._journal[task]] for task in window]
+    def writers(self, window: list[int]) -> list[str | None]:
+        """For each task of a window the attempt that wrote its line; None where it has none."""
+        return [self._writers[self._journal[task]] for task in window]
 
     def read(self, window: list[int], kind: type[R]) -> dict[int, R]:
         """The lines of a window's tasks, by task, as records of this kind.

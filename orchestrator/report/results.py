@@ -45,8 +45,9 @@ class Result(msgspec.Struct, kw_only=True, gc=False):
     index: the task's place among the inputs, from 0. key: None where no manifest can tell it.
     result: JSON text, `null` where there is none; `value()` decodes it. error: why the task failed;
     of a complete task, that its line cannot be read any more, so that its result is unknown.
-    seconds: how long the job took over it. rank: whose line tells this. outputs: names of files,
-    relative to the folder for outputs.
+    seconds: how long the job took over it. rank, attempt: whose line tells this. code: the name of
+    the record of the code that this attempt ran, `SPOOL/job/code-<name>.json`; None where it told
+    none. outputs: names of files, relative to the folder for outputs.
 
     `gc=False`: results hold no cycles, and the collector would look at a million of them in vain.
     """
@@ -58,6 +59,8 @@ class Result(msgspec.Struct, kw_only=True, gc=False):
     error: Error | None = None
     seconds: float | None = None
     rank: int | None = None
+    attempt: str | None = None
+    code: str | None = None
     outputs: list[str] = []
 
     def value(self) -> Any:
@@ -110,6 +113,7 @@ class Results:
         self._keys = read_keys(view)
         self._places = Places(view)
         self._losses = _losses(view)
+        self._codes: dict[str, str | None] = {}
 
     def __iter__(self) -> Iterator[Result]:
         """One result for each task, in input order."""
@@ -137,12 +141,13 @@ class Results:
         # listing of a million.
         for window in self._places.windows(tasks):
             outcomes = self._places.read(window, _Outcome)
-            ranks = self._places.ranks(window)
-            for task, rank in zip(window, ranks, strict=True):
+            writers = self._places.writers(window)
+            for task, attempt in zip(window, writers, strict=True):
                 outcome = outcomes.get(task)
                 if outcome is None:
-                    yield self._without_line(task, rank)
+                    yield self._without_line(task, attempt)
                     continue
+                assert attempt is not None, task
                 yield Result(
                     index=task,
                     key=self._keys[task],
@@ -151,9 +156,22 @@ class Results:
                     result=outcome.result.copy(),
                     error=outcome.error,
                     seconds=outcome.seconds,
-                    rank=rank,
+                    rank=rank_of(attempt),
+                    attempt=attempt,
+                    code=self._code(attempt),
                     outputs=self._outputs(task, outcome),
                 )
+
+    def _code(self, attempt: str) -> str | None:
+        """The name of the record of what an attempt ran, by its last heartbeat, else its intent."""
+        if attempt not in self._codes:
+            intent = self._view.intents.get(attempt)
+            beat = self._view.heartbeat(attempt)
+            told = beat.code if beat is not None else ""
+            if not told and intent is not None:
+                told = intent.job.code
+            self._codes[attempt] = told or None
+        return self._codes[attempt]
 
     def _outputs(self, task: int, outcome: _Outcome) -> list[str]:
         """The names of a task's outputs. One that does not lie below OUT is reported, not told.
@@ -170,12 +188,14 @@ class Results:
             self._view.report(Damage(str(self._view.layout.journals), 0, text))
         return names
 
-    def _without_line(self, task: int, rank: int | None) -> Result:
+    def _without_line(self, task: int, attempt: str | None) -> Result:
         """The result of a task that no journal tells of, or none that can still be read.
 
-        rank: whose line it was that cannot be read any more, None where there was none.
+        attempt: whose line it was that cannot be read any more, None where there was none.
         """
-        result = Result(index=task, key=self._keys[task], state=ResultState.MISSING, rank=rank)
+        result = Result(index=task, key=self._keys[task], state=ResultState.MISSING)
+        if attempt is not None:
+            self._add_attempt(result, attempt)
         ledger = self._view.ledger
         match ledger.verdict(task):
             case None:
@@ -188,7 +208,7 @@ class Results:
                 result.state = ResultState.FAILED
                 loss = self._losses.get(task)
                 if loss is not None:
-                    result.rank = rank_of(loss.attempt)
+                    self._add_attempt(result, loss.attempt)
                     result.error = loss.failure.error
                 elif task in ledger.unreadable:
                     result.error = _task_unreadable()
@@ -197,6 +217,11 @@ class Results:
             case unknown:
                 assert_never(unknown)
         return result
+
+    def _add_attempt(self, result: Result, attempt: str) -> None:
+        result.rank = rank_of(attempt)
+        result.attempt = attempt
+        result.code = self._code(attempt)
 
 
 def _losses(view: View) -> dict[int, _Loss]:

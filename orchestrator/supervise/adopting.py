@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.workers import Workers
+from gpuspool.spool.code import conflicts, read_code
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job
 from gpuspool.spool.states import Life
@@ -46,8 +47,15 @@ def _tell_of_waiting(telling: Telling, attempt: str, lease_s: float) -> None:
 
 
 def _runs_other_code(view: View, attempts: list[str], job: Job) -> bool:
+    new = read_code(view.layout, job.code)
     for attempt in attempts:
         intent = view.intents.get(attempt)
-        if intent is not None and intent.job.sha256 != job.sha256:
+        if intent is None:
+            continue
+        if intent.job.sha256 != job.sha256:
+            return True
+        beat = view.heartbeat(attempt)
+        old = read_code(view.layout, beat.code if beat is not None else intent.job.code)
+        if new is not None and old is not None and conflicts(old, new):
             return True
     return False

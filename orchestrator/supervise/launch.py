@@ -28,16 +28,17 @@ from gpuspool.orchestrator.plan.nvml import cores_near
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.opinions import PATIENCE
 from gpuspool.orchestrator.text.printable import recordable
-from gpuspool.spool.codec import seal_pretty
+from gpuspool.spool.codec import decode, seal_pretty
 from gpuspool.spool.cores import usable_cores
-from gpuspool.spool.errors import EXIT_UNSEEN
+from gpuspool.spool.errors import EXIT_UNSEEN, Damaged
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import attempt_name
 from gpuspool.spool.open_folder import folder_id, out_of
 from gpuspool.spool.processes import MARK, mark_of, run_mark
-from gpuspool.spool.publish import open_to_append, publish
-from gpuspool.spool.records import Intent, Job, Options
+from gpuspool.spool.publish import Owners, open_to_append, publish, read_bytes
+from gpuspool.spool.records import Heartbeat, Intent, Job, Options
 from gpuspool.spool.states import JobKind
+from gpuspool.spool.trust import Trust
 from gpuspool.spool.view import View
 
 # Added to a worker's oom_score_adj: to the kernel's out-of-memory killer it looks as if it held
@@ -176,7 +177,7 @@ def launch(
         # For people alone; the path of a spool may not be UTF-8.
         argv=[recordable(word) for word in argv],
         parent=myself(),
-        job=orders.job,
+        job=_with_code(view, slot.rank, number, orders),
         options=orders.options,
         environment={name: environment[name] for name in RECORDED if name in environment},
         device_uuids=list(slot.uuids),
@@ -195,6 +196,27 @@ def launch(
     _warn_of_cpu_limit(child.pid)
     _keep_near_device(child.pid, near)
     return child
+
+
+def _with_code(view: View, rank: int, number: int, orders: Orders) -> Job:
+    """The job, with the code that the rank's attempt before this one ran in this epoch.
+
+    So what a worker found while it worked holds for the one that follows it.
+    """
+    previous = attempt_name(rank, number - 1) if number else None
+    intent = view.intents.get(previous) if previous else None
+    if previous is None or intent is None or intent.epoch != orders.epoch:
+        return orders.job
+    code = intent.job.code
+    # What a worker will run is taken from nobody else's file. Whose the record is that it names,
+    # the worker asks itself.
+    owners: Owners = {}
+    data = read_bytes(view.layout.heartbeat(previous), owners=owners) or b""
+    trust = Trust(orders.trusted)
+    if all(trust.covers(uid, view.layout.root) for uid in owners):
+        with contextlib.suppress(Damaged):
+            code = decode(data, Heartbeat).code or code
+    return msgspec.structs.replace(orders.job, code=code)
 
 
 def _out_folder(view: View) -> str:

@@ -1,0 +1,183 @@
+"""Which modules of the user's this process has imported, and from which text.
+
+The job's own file is run from its copy in the spool. The modules that it imports are found where
+they are, so they can change while the run goes on: somebody edits a helper, and the next process
+imports it. Then one run would hold results of two codes, and nobody would know which is which.
+
+1. After the job was made, and whenever more modules were imported since, a record of them is
+   published (`spool/code.py`), and each heartbeat names it.
+2. A process that follows another one is told that record in its intent. If it finds a module that
+   is not any more what stands there, it imports the text that was kept. So until somebody starts
+   the run anew, which tells of the change and asks, all processes run the same code.
+
+The user's modules are those below the folder of the job, the folder in which the run was started,
+or another one in `sys.path`. What comes with the interpreter, or was installed for it, is not
+looked at.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import linecache
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from types import CodeType, ModuleType
+
+from gpuspool.spool.code import is_same, look_at, make_code, name_of, publish_code, read_code
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import Owners
+from gpuspool.spool.records import CodeFile, Job
+from gpuspool.spool.states import JobKind
+from gpuspool.spool.trust import Trust, refuse_strangers
+from gpuspool.worker.say import say
+
+# Folders of this name hold what was installed, wherever they lie.
+INSTALLED = ("site-packages", "dist-packages")
+
+_OURS = "gpuspool"
+
+
+class Modules:
+    """What this process knows of the code that it runs. Used by one thread at a time."""
+
+    def __init__(self, layout: Layout, job: Job, submit_dir: str, trusted: Sequence[int]) -> None:
+        """job: as the intent has it. submit_dir: where the run was started. trusted: whose record
+        is believed, as for a spool. Raises UsageError, OSError.
+        """
+        # The record by which this process is known.
+        self.code = job.code
+        self._layout = layout
+        self._job = job
+        self._folder = os.path.dirname(job.file)
+        self._submit_dir = submit_dir
+        self._files: dict[str, CodeFile] = {}
+        self._n_seen = 0
+        owners: Owners = {}
+        record = read_code(layout, job.code, owners)
+        refuse_strangers(layout, Trust(trusted), owners)
+        if record is not None:
+            self._files = {file.name: file for file in record.files}
+        # A command imports nothing, and a function of the seed API is its own program's.
+        self._is_idle = job.kind not in (JobKind.FILE, JobKind.MODULE)
+
+    def keep(self) -> None:
+        """From now on, import the texts that were kept where the files are others by now."""
+        kept = {file.module: file for file in self._files.values() if file.text is not None}
+        if kept and not self._is_idle:
+            sys.meta_path.insert(0, _KeptModules(kept, self._folder))
+
+    def look(self) -> None:
+        """Look whether more modules were imported, and publish a record of them if so.
+
+        Raises OSError.
+        """
+        if self._is_idle or len(sys.modules) == self._n_seen:
+            return
+        self._n_seen = len(sys.modules)
+        is_new = not self.code
+        for module, path in self._imported():
+            name = name_of(path, self._folder)
+            if name not in self._files:
+                file = look_at(path, name, module)
+                if file is not None:
+                    self._files[name] = file
+                    is_new = True
+        if is_new:
+            record = make_code(self._job.sha256, self._files.values())
+            self.code = publish_code(self._layout, record)
+
+    def _imported(self) -> Iterator[tuple[str, str]]:
+        """(dotted name, path) of each module of the user's, but for the job's own file."""
+        folders = self._users_folders()
+        # A copy, since a thread of the job may import something meanwhile.
+        for name, module in list(sys.modules.items()):
+            # Asked of the namespace alone: some modules import others when an attribute is read.
+            path = getattr(module, "__dict__", {}).get("__file__")
+            if not isinstance(path, str) or path == self._job.file:
+                continue
+            if name.partition(".")[0] == _OURS or name == "__main__":
+                continue
+            if any(_is_written_below(path, folder) for folder in folders):
+                yield name, path
+
+    def _users_folders(self) -> list[str]:
+        """The folders below which modules are the user's, each with a slash at its end."""
+        library = os.path.dirname(os.__file__)
+        folders: set[str] = set()
+        for entry in (self._folder, self._submit_dir, *sys.path):
+            folder = os.path.abspath(entry).rstrip("/") + "/"
+            if not f"{folder}/".startswith(f"{library}/"):
+                folders.add(folder)
+        return sorted(folders)
+
+
+def _is_written_below(path: str, folder: str) -> bool:
+    """Whether a module's file lies below this folder, and nobody installed or generated it there.
+
+    Virtual environments and caches lie in folders whose names begin with a dot, or hold an
+    interpreter's library.
+    """
+    if not path.startswith(folder):
+        return False
+    if path.startswith(os.path.dirname(os.__file__) + "/"):
+        return False
+    parts = path.split("/")
+    if any(part in INSTALLED for part in parts):
+        return False
+    return not any(part.startswith(".") for part in path[len(folder) :].split("/"))
+
+
+class _KeptModules(MetaPathFinder):
+    """Finds the modules whose files are not any more what they were when the run began."""
+
+    def __init__(self, kept: dict[str, CodeFile], folder: str) -> None:
+        self._kept = kept
+        self._folder = folder
+
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the finder's signature, as that below
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The module with its kept text; None where the file is as it was, or is unknown."""
+        file = self._kept.get(name)
+        if file is None or file.text is None:
+            return None
+        origin = os.path.join(self._folder, file.name)
+        if is_same(file, look_at(origin, file.name, name)):
+            return None
+        say(f"gpuspool: {origin} changed since the run was started; its old text is imported")
+        loader = _KeptLoader(name, origin, file.text)
+        is_package = os.path.basename(origin) == "__init__.py"
+        folders = [os.path.dirname(origin)] if is_package else None
+        return importlib.util.spec_from_file_location(
+            name, origin, loader=loader, submodule_search_locations=folders
+        )
+
+
+class _KeptLoader(importlib.machinery.SourceFileLoader):
+    """Loads one module from a text; neither reads nor writes compiled files."""
+
+    def __init__(self, name: str, path: str, text: str) -> None:
+        super().__init__(name, path)
+        self._text = text
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002
+        """The text, compiled."""
+        # Whoever asks how a line reads, a traceback say, gets this text and not the file's.
+        linecache.cache[self.path] = (
+            len(self._text),
+            None,
+            self._text.splitlines(keepends=True),
+            self.path,
+        )
+        code: CodeType = self.source_to_code(self._text.encode(), self.path)
+        return code
+
+    def get_source(self, fullname: str) -> str:  # noqa: ARG002
+        """The text."""
+        return self._text
