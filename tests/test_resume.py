@@ -208,7 +208,7 @@ def test_anything_else_that_changed_is_refused_with_what_differs(box: Box) -> No
     before = tree(box.home)
     for changed, says in (
         (["more", "--arg", "a=1"], "1 new, 0 gone, 0 changed"),
-        (["other", "--arg", "a=1"], "0 new, 0 gone, 1 changed\n  changed: t1"),
+        (["other", "--arg", "a=1"], "1 new, 0 gone, 0 changed\n  new: t1"),
         ([lines, "--arg", "a=2"], "--arg a: 1 before, 2 now"),
         ([*same, "--arg", "b=1"], "--arg b: None before, 1 now"),
         ([*same, "--seed", "4"], "--seed: 0 before, 4 now"),
