@@ -17,6 +17,7 @@ from gpuspool.orchestrator.plan.create import create, half_made, plan
 from gpuspool.orchestrator.plan.devices import Pool, find_pool, share_out
 from gpuspool.orchestrator.plan.differences import (
     code_difference,
+    is_from_another_file,
     job_difference,
     other_differences,
     task_difference,
@@ -120,7 +121,7 @@ def refuse_changed_job(view: View, job: Job, source: bytes | None, keep_done: bo
         raise UsageError(
             f"the job changed since {view.layout.root} was made:\n" + "\n".join(difference) + "\n"
             "--keep-done goes on: finished tasks stay, the rest use the new code. "
-            "--fresh starts anew; the old spool is renamed."
+            "--fresh starts anew; the old spool is renamed. Another --spool makes a second run."
         )
 
 
@@ -180,6 +181,15 @@ def alive_attempts(view: View) -> list[str]:
 def _refuse_another_request(view: View, request: Request, keep_done: bool, add: bool) -> None:
     """Raise UsageError unless the spool holds this request, up to what the user says is fine."""
     root = view.layout.root
+    if not keep_done and is_from_another_file(view, request.job):
+        file = Path(request.job.file)
+        raise UsageError(
+            f"{root} holds the run of another job: {view.latest_job().spec} before, "
+            f"{request.job.spec} now.\n"
+            f"Name another spool for this one, e.g. --spool {root.name}-{file.stem}. --fresh "
+            f"renames the old one and starts anew. If {file.name} is the same job as before in a "
+            "new file, --keep-done goes on with it."
+        )
     differences = other_differences(view, request)
     if differences:
         raise UsageError(

@@ -15,10 +15,10 @@ from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.adding import add_tasks
 from gpuspool.orchestrator.plan.inputs import TaskList, collect
 from gpuspool.orchestrator.plan.jobs import parse_job, with_source
-from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.plan.locate import default_spool, find_spool
 from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
-from gpuspool.orchestrator.plan.request import default_spool, make_request
+from gpuspool.orchestrator.plan.request import make_request
 from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
@@ -63,7 +63,7 @@ def run(
         run; command: a list of words instead, with placeholders as on the command line.
     inputs: paths and globs; or items: JSON values; or files_from: a file of paths, one a line; or
         lines: a file of which each line is a payload; or tasks: a file of JSON lines.
-    spool: the spool's folder. Default: ./spool-<name of the job>.
+    spool: the spool's folder. Default: ./spool-<name of the job, or of a command's script>.
     out: the folder for outputs. Default: `outputs` in the spool.
     out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.
     args: what the job finds in `ctx.args`, JSON values by name.

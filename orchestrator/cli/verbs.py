@@ -62,7 +62,7 @@ def cli() -> None:
 
 @cli.command(cls=CommandVerb)
 @click.argument("job_and_inputs", nargs=-1, metavar="JOB [INPUT]...")
-@option("--spool", help="The spool directory. Default ./spool-<job name>.")
+@option("--spool", help="The spool directory. Default ./spool-<name of the job or script>.")
 @option("--out", help="Where outputs go. Default SPOOL/outputs.")
 @option("--overwrite", is_flag=True, help="Move what is in --out aside instead of refusing.")
 @naming_inputs

@@ -6,11 +6,13 @@ go on; whatever else differs is listed, and refused. Called when a run is opened
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from gpuspool.orchestrator.plan.code import Change, changes
 from gpuspool.orchestrator.plan.inputs import TaskList
+from gpuspool.orchestrator.plan.locate import command_name
 from gpuspool.orchestrator.plan.matching import Matching
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.spool.open_folder import read_mark
@@ -145,10 +147,28 @@ def _keys_of(tasks: Iterable[TaskLine], indices: list[int]) -> list[str]:
 
 
 def _name_difference(old: Job, job: Job) -> list[str]:
-    """That another class or function is named. For a command `job_difference` tells all."""
-    if old.name == job.name or JobKind.COMMAND in (old.kind, job.kind):
+    """That another class, function or program is named, as one line; else nothing."""
+    name_before, name_now = old.name, job.name
+    if JobKind.COMMAND == job.kind == old.kind:
+        name_before, name_now = command_name(old.command), command_name(job.command)
+    if name_before == name_now and (old.kind is JobKind.COMMAND) == (job.kind is JobKind.COMMAND):
         return []
     return [f"job: {old.spec} before, {job.spec} now"]
+
+
+# Two files may well have a class J each, and then their runs have one default spool. Such a file is
+# another job, and not a changed one. But a file that was renamed, or moved along with the whole
+# project, is the same job.
+def is_from_another_file(view: View, job: Job) -> bool:
+    """Whether a job of the same name, and with other code, is from another file than the run's."""
+    old = view.latest_job()
+    if old.sha256 == job.sha256 or JobKind.COMMAND in (old.kind, job.kind):
+        return False
+    if job.module and job.module == old.module:
+        return False
+    place_before = os.path.relpath(old.file, view.run.submit_dir)
+    is_same_place = old.file == job.file or place_before == os.path.relpath(job.file)
+    return not is_same_place and Path(old.file).exists()
 
 
 def _arg_differences(view: View, request: Request) -> list[str]:

@@ -4,13 +4,100 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.records import Job
+from gpuspool.spool.states import JobKind
 
 # The end of the name of a spool that --fresh has moved aside.
 ASIDE = re.compile(r"\.old-\d+$")
+
+# Programs that run a script. The first word behind them that is no option is what they run.
+_INTERPRETER = re.compile(
+    r"(python|pypy|perl|ruby|lua|Rscript|julia|node|deno|php|(ba|da|z|k|fi)?sh)[\d.]*t?"
+)
+
+# Of those, the options whose value is the next word.
+_WITH_VALUE = ("-W", "-X", "-o", "-O", "--check-hash-based-pycs")
+
+# Programs that start the one that is named behind them.
+_LAUNCHERS = {
+    *("env", "nohup", "nice", "ionice", "time", "timeout", "stdbuf", "setsid", "exec", "command"),
+    *("taskset", "numactl", "chrt", "prlimit", "sudo", "xvfb-run", "catchsegv", "unbuffer"),
+    *("srun", "mpirun", "mpiexec", "orterun", "jsrun", "flux", "torchrun", "accelerate"),
+    *("deepspeed", "uv", "uvx", "pipx", "conda", "mamba", "micromamba", "poetry", "pipenv"),
+    *("pdm", "hatch", "rye", "pixi", "run", "launch", "apptainer", "singularity", "docker"),
+    *("podman", "nsys", "ncu", "nvprof", "strace", "ltrace", "perf", "valgrind"),
+}
+
+# What the name of a script ends in.
+_SCRIPTS = (".py", ".sh", ".bash", ".zsh", ".pl", ".rb", ".lua", ".R", ".r", ".jl", ".js", ".php")
+
+
+def default_spool(job: Job) -> str:
+    """The spool's folder where the user names none: `spool-<name of the job>`.
+
+    A command has the name of the script or program that it runs.
+    """
+    if job.kind is JobKind.COMMAND:
+        return f"spool-{command_name(job.command)}"
+    return f"spool-{job.name}"
+
+
+def command_name(command: list[str]) -> str:
+    """The name of what a command runs: x of `python x.py`, pkg.mod of `python -m pkg.mod`.
+
+    What starts it (`srun`, `env`, `uv run`, an interpreter) has no part in the name, or all
+    commands would have the same. Where no script is seen behind it, it is the name after all.
+    """
+    found = _program_of(command) or command[0]
+    name = os.path.basename(found.rstrip("/")) or "command"
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix in _SCRIPTS else name
+
+
+def _program_of(command: list[str]) -> str | None:
+    """The word of a command that names its script, module or program; None where none is seen."""
+    for at, word in enumerate(command):
+        name = os.path.basename(word)
+        if _INTERPRETER.fullmatch(name):
+            return _script_of(name, command[at + 1 :]) or word
+        if at == 0 and name not in _LAUNCHERS:
+            return word
+        # Options of a launcher may have values of any kind: a partition, a number, an image.
+        if word == "-m" and at + 1 < len(command):
+            return command[at + 1]
+        if word.startswith("-") or "=" in word or "{" in word or name in _LAUNCHERS:
+            continue
+        if word.endswith(_SCRIPTS) or shutil.which(word):
+            return word
+    return None
+
+
+def _script_of(interpreter: str, words: list[str]) -> str | None:
+    """The script or module among the words behind an interpreter; None where it runs neither."""
+    rest = iter(words)
+    for word in rest:
+        if word == "-m":
+            return next(rest, None)
+        if "{" in word or _is_code(interpreter, word):
+            return None
+        if word in _WITH_VALUE:
+            next(rest, None)
+        elif not word.startswith("-"):
+            return word
+    return None
+
+
+def _is_code(interpreter: str, option: str) -> bool:
+    """Whether the word behind this option is a program itself, which has no name: `bash -ec …`."""
+    is_shell = interpreter.endswith("sh")
+    if is_shell and re.fullmatch(r"-[a-z]*c", option):
+        return True
+    return option == "-c" or (not is_shell and option in ("-e", "--eval"))
 
 
 def find_spool(spool: str | os.PathLike[str] | None) -> Path:

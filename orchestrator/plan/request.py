@@ -21,7 +21,6 @@ from gpuspool.orchestrator.plan.options import options_of_new_run
 from gpuspool.spool.codec import refuse_depth
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import Fingerprint, Job, Options
-from gpuspool.spool.states import JobKind
 
 
 class Request(msgspec.Struct, frozen=True, dict=True):
@@ -55,14 +54,6 @@ class Request(msgspec.Struct, frozen=True, dict=True):
             out=self.out or "",
             root=self.tasks.root,
         )
-
-
-def default_spool(job: Job) -> str:
-    """The spool's folder where the user names none: `spool-<name of the job>`."""
-    name = job.name
-    if job.kind is JobKind.COMMAND:
-        name = os.path.splitext(name)[0]
-    return f"spool-{name}"
 
 
 def make_request(
