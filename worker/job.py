@@ -31,6 +31,7 @@ from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.records import Job
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.values import decode_value
+from gpuspool.spool.view import load_run
 from gpuspool.worker import starting
 from gpuspool.worker.context import Context, NotDone, Task
 from gpuspool.worker.reports import ReportQueue
@@ -84,6 +85,8 @@ def load_job(
     """
     if job.kind is JobKind.COMMAND:
         return LoadedJob(call=command_runner(job.command))
+    # A job that parses arguments, at its import or later, must not meet those of this process.
+    sys.argv[:] = [job.file, *_arguments(layout, job)]
     target = _find(layout, job)
     check_devices()
     if job.kind is JobKind.CALL:
@@ -93,6 +96,17 @@ def load_job(
         check_devices()
     _refuse_unfit(job, target)
     return _with_options(target)
+
+
+def _arguments(layout: Layout, job: Job) -> list[str]:
+    """What stands behind the job's file in `sys.argv`.
+
+    Nothing, since a job has `ctx.args`. But the program of the seed API is imported as
+    `multiprocessing` would do it, and reads its own arguments wherever it is imported.
+    """
+    if job.kind is JobKind.CALL:
+        return load_run(layout).argv[1:]
+    return []
 
 
 def _refuse_unfit(job: Job, target: Any) -> None:

@@ -35,7 +35,14 @@ import msgspec
 
 from gpuspool.spool.errors import FolderGone, OutputError, SyncError
 from gpuspool.spool.file_system import file_system_type
-from gpuspool.spool.layout import NAME_BYTES, PATH_BYTES, hidden_output, leads_out, refuse_key
+from gpuspool.spool.layout import (
+    NAME_BYTES,
+    PATH_BYTES,
+    hidden_output,
+    leads_out,
+    parse_hidden_output,
+    refuse_key,
+)
 from gpuspool.spool.publish import (
     FOLDER_MODE,
     fsync_dir,
@@ -427,7 +434,7 @@ def _check(asked: dict[str, _Asked]) -> None:
         except FileNotFoundError:
             raise OutputError(
                 f"ctx.output(task, {suffix!r}) was asked for and nothing was written to the path "
-                "it gave"
+                f"it gave{_what_is_beside(suffix, asked)}"
             ) from None
         what = f"ctx.output(task, {suffix!r})"
         if stat.S_ISDIR(wrote.st_mode):
@@ -435,6 +442,37 @@ def _check(asked: dict[str, _Asked]) -> None:
         else:
             _check_file(wrote, 1, what)
         _check_final(one.final, stat.S_ISDIR(wrote.st_mode))
+
+
+def _what_is_beside(suffix: str, asked: dict[str, _Asked]) -> str:
+    """What a complaint says of a file that was written beside the path that was given; else "".
+
+    `numpy.save` adds .npy to a path that does not end so; others add or replace other suffixes.
+    What they wrote bears a name that is made of ours. It is removed: its task has failed, and
+    nobody would ever publish it.
+    """
+    one = asked[suffix]
+    others = {other.hidden.name for other in asked.values()}
+    for name in sorted(os.listdir(one.hidden.parent)):
+        ending = _ending_beside(one.hidden.name, suffix, name)
+        if ending and name not in others:
+            _remove(one.hidden.with_name(name))
+            return (
+                f", but a file that ends in {ending!r} was written beside it: some libraries "
+                f"choose the ending themselves. Ask for ctx.output(task, {ending!r})"
+            )
+    return ""
+
+
+def _ending_beside(hidden: str, suffix: str, name: str) -> str:
+    """The ending by which a name differs from a hidden one; "" where it differs in more."""
+    stem = hidden.removesuffix(suffix)
+    if not name.startswith(f"{stem}."):
+        # Without a suffix `Path.with_suffix` replaces the end of the name itself.
+        stem = os.path.splitext(hidden)[0]
+        if suffix or parse_hidden_output(name) is not None:
+            return ""
+    return name.removeprefix(stem) if name.startswith(f"{stem}.") else ""
 
 
 def _check_file(wrote: os.stat_result, names: int, what: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -43,6 +44,15 @@ _OURS = str(Path(__file__).parent)
 _STANDARD = os.path.dirname(os.__file__)
 # and those of installed packages.
 _INSTALLED = ("/site-packages/", "/dist-packages/")
+# What is said where a file cannot be unpickled since a script pickled a class of its own into it.
+# Python says so by an AttributeError, torch by an UnpicklingError.
+_NOT_IN_MAIN = re.compile(r"get attribute '(\w+)[\w.]*' on <module '(?:[\w.]+\.)?__main__'")
+_NAMES_MAIN = re.compile(r"\b__main__\.(\w+)")
+_ABOUT_MAIN = (
+    " (The script that wrote this file had {0} in its own `__main__`, and a worker has another "
+    "one. Define or import {0} in the job, and say `import __main__; __main__.{0} = {0}` before "
+    "loading{1}; better, save a state_dict instead of the whole object.)"
+)
 
 
 def call_user_code(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | None]:
@@ -234,7 +244,23 @@ def _message(error: BaseException) -> str:
     # Notes would be the last lines.
     summary.__notes__ = None
     last = list(summary.format_exception_only())[-1]
-    return _clean(last.strip().partition(": ")[2])[:MESSAGE_BYTES]
+    text = _clean(last.strip().partition(": ")[2])
+    return text[:MESSAGE_BYTES] + _explanation(error, text)
+
+
+def _explanation(error: BaseException, text: str) -> str:
+    """What helps with an error whose own text leads nowhere, in parentheses; else ""."""
+    # A job that never imported the module cannot have met its exception.
+    pickle = sys.modules.get("pickle")
+    if pickle is not None and isinstance(error, pickle.UnpicklingError):
+        found = _NAMES_MAIN.search(text)
+        how = " with weights_only=False"
+    elif isinstance(error, AttributeError):
+        found = _NOT_IN_MAIN.search(text)
+        how = ""
+    else:
+        return ""
+    return "" if found is None else _ABOUT_MAIN.format(found[1], how)
 
 
 def _where(error: BaseException) -> str:
@@ -269,7 +295,8 @@ def _traceback(error: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
-    return _clean(text)[-TRACEBACK_BYTES:]
+    text = _clean(text)
+    return text[-TRACEBACK_BYTES:] + _explanation(error, text)
 
 
 def _clean(text: str) -> str:

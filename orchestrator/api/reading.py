@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.report.failures import failed_results
-from gpuspool.orchestrator.report.logs import log_chunks, task_log_chunks
+from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.report.status import status as status_of
 from gpuspool.orchestrator.report.verify import Findings
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 LOOKS_PER_WAIT = 10
 SHORTEST_LOOK_S = 0.2
 LONGEST_LOOK_S = 2.0
+
+# Between two looks at logs that are followed lie so many seconds: soon for people, and rare for a
+# file server. A look lists the attempts and asks each log for what is new.
+FOLLOW_LOOK_S = 0.5
 
 Spool = str | os.PathLike[str] | None
 
@@ -160,24 +164,48 @@ def failed(spool: Spool = None) -> list[Result]:
     return list(failed_results(_view(spool)))
 
 
-def logs(spool: Spool = None, rank: int | None = None, key: str | None = None) -> Iterator[str]:
+def logs(
+    spool: Spool = None,
+    rank: int | None = None,
+    key: str | None = None,
+    last: int | None = None,
+    follow: bool = False,
+) -> Iterator[str]:
     """What the workers printed, attempt by attempt, in pieces to be joined.
 
-    Before what an attempt printed stands a line `==> rank-0000.a00 <==`. rank: only the attempts of
-    this rank. key: only what was printed while the task with this key ran; raises UsageError if no
-    task has it.
+    Before what an attempt printed stands a line `==> rank-0000.a00 <==`. Raises UsageError for a
+    rank or a task that the run does not have.
+
+    rank: only the attempts of this rank.
+    key: only what was printed while the task with this key ran.
+    last: only so many lines of each attempt, its last ones.
+    follow: wait for what is printed from now on, until the run has ended.
     """
     view = _view(spool)
     if key is not None:
+        if rank is not None or last is not None or follow:
+            raise UsageError("what one task printed is shown whole: name a task, or the others.")
         return task_log_chunks(view, key)
-    return _attempt_logs(view, rank)
+    if rank is not None and not any(rank_of(attempt) == rank for attempt in view.attempts):
+        started = sorted({rank_of(attempt) for attempt in view.attempts})
+        known = f"0 to {started[-1]}" if started else "none yet"
+        raise UsageError(
+            f"{view.layout.root} has no log of rank {rank}. Ranks that have started: {known}."
+        )
+    return _attempt_logs(view, rank, last, follow)
 
 
-def _attempt_logs(view: View, rank: int | None) -> Iterator[str]:
-    for attempt in view.attempts:
-        if rank is None or rank_of(attempt) == rank:
-            yield f"==> {attempt} <==\n"
-            yield from log_chunks(view, attempt)
+def _attempt_logs(view: View, rank: int | None, last: int | None, follow: bool) -> Iterator[str]:
+    logs = Logs(view, rank, last)
+    yield from logs.new_text()
+    if not follow:
+        return
+    # Each look of a failure detector may end the run, so the logs are read once more after it.
+    for now in _follow_status(view):
+        yield from logs.new_text()
+        if now["state"] != RunState.RUNNING:
+            return
+        time.sleep(FOLLOW_LOOK_S)
 
 
 def verify(spool: Spool = None) -> Findings:

@@ -214,13 +214,17 @@ def wait(spool: str | None, timeout_s: float | None) -> None:
 @cli.command()
 @spool_argument
 @option("--rank", type=int, help="Only this rank.")
-@option("--task", "key", help="Only what the task with this key printed.")
+@option("--task", "key", metavar="KEY", help="Only what the task with this key printed.")
+@option("-n", "--last", type=click.IntRange(0), metavar="N", help="Only the last N lines of each.")
+@option("-f", "--follow", is_flag=True, help="Go on with what is printed, until the run has ended.")
 @debug
-def logs(spool: str | None, rank: int | None, key: str | None) -> None:
-    """What the workers printed."""
+def logs(
+    spool: str | None, rank: int | None, key: str | None, last: int | None, follow: bool
+) -> None:
+    """What the workers printed: all of them, one rank, or while one task ran."""
     from gpuspool.orchestrator.api import reading
 
-    for piece in reading.logs(spool, rank, key):
+    for piece in reading.logs(spool, rank, key, last, follow):
         click.echo(printable(piece), nl=False)
 
 
@@ -280,11 +284,13 @@ def verify(spool: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="[DIR]", default=".")
 @as_json
 @debug
 def doctor(folder: str, as_json: bool) -> None:
-    """Try whether a folder's file system is fit for a spool; exit code 1 if it is not."""
+    """Try whether the file system of DIR, or of the current folder, is fit for a spool; exit code 1
+    if it is not.
+    """
     from gpuspool.orchestrator.api import reading
 
     checks = reading.doctor(folder)

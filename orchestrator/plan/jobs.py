@@ -143,7 +143,7 @@ def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
     _refuse_writable_by_all(path)
     try:
         source = path.read_bytes()
-        names = _top_level_names(source, path)
+        names = _top_level(source, path)
     except OSError as error:
         raise UsageError(
             f"job file {path}: {error.strerror}. Give its path as file.py:Name."
@@ -154,8 +154,7 @@ def with_source(job: Job, path: Path) -> tuple[Job, bytes]:
         ) from None
     first, _, _ = job.name.partition(".")
     if names is not None and first not in names:
-        known = ", ".join(sorted(names)) or "nothing"
-        raise UsageError(f"{path} has no {first}. It has: {known}.")
+        raise UsageError(f"{path} has no {first}. {_what_it_has(names, first)}")
     sha256 = hashlib.sha256(source).hexdigest()
     return msgspec.structs.replace(job, copy=copy_name(path.name), sha256=sha256), source
 
@@ -284,16 +283,33 @@ def _walk_to(parts: list[str]) -> str | None:
     return file
 
 
-def _top_level_names(source: bytes, path: Path) -> set[str] | None:
-    """What the file defines at its top; None where only running it could tell."""
+def _top_level(source: bytes, path: Path) -> dict[str, symtable.Symbol] | None:
+    """What the file defines or imports at its top; None where only running it could tell."""
     if b"import *" in source or b"globals()" in source:
         return None
     table = symtable.symtable(source, str(path), "exec")  # type: ignore[arg-type]
-    names: set[str] = set()
+    names: dict[str, symtable.Symbol] = {}
     for symbol in table.get_symbols():
         if symbol.is_assigned() or symbol.is_imported():
-            names.add(symbol.get_name())
+            names[symbol.get_name()] = symbol
     return names
+
+
+def _what_it_has(names: dict[str, symtable.Symbol], wanted: str) -> str:
+    """What a user may have meant, from what a file has at its top.
+
+    An imported class may be a job, but people look for what stands in this file.
+    """
+    import difflib
+
+    own = [name for name, symbol in names.items() if not symbol.is_imported()]
+    callables = [name for name in own if names[name].is_namespace()]
+    known = sorted(callables or own)
+    if not known:
+        return "It defines no class and no function."
+    near = difflib.get_close_matches(wanted.lower(), [name.lower() for name in known], 1)
+    hint = "".join(f"Did you mean {name}? " for name in known if name.lower() in near)
+    return f"{hint}It has: {', '.join(known)}."
 
 
 def _spec_of(target: Any) -> str:

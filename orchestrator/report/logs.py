@@ -14,13 +14,18 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 from gpuspool.orchestrator.report.keys import tasks_of
 from gpuspool.orchestrator.report.ranges import Range, read_chunks
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.journal import JournalReader
+from gpuspool.spool.layout import rank_of
 from gpuspool.spool.records import Record
 from gpuspool.spool.view import View
+
+# The last lines of a log are looked for in so many bytes at its end, then in four times as many.
+TAIL_BYTES = 64 * 1024
 
 
 class _Logged(Record, frozen=True, kw_only=True):
@@ -36,6 +41,75 @@ def log_chunks(view: View, attempt: str) -> Iterator[str]:
     A log that does not exist has no text. Raises OSError.
     """
     return _text(view, attempt, 0, None)
+
+
+class Logs:
+    """The logs of a run as they grow: each call of `new_text` gives what came since the one before.
+
+    What an attempt printed stands under its name, which is told again where another one spoke in
+    between.
+    """
+
+    def __init__(self, view: View, rank: int | None = None, last: int | None = None) -> None:
+        """rank: only the attempts of this rank. last: of what is there at the first look, only so
+        many lines of each attempt.
+        """
+        self._view = view
+        self._rank = rank
+        self._last = last
+        self._logs: dict[str, _Log] = {}
+        self._shown = ""
+
+    def new_text(self) -> Iterator[str]:
+        """What is new in the logs of the attempts that the view has. Raises OSError."""
+        for attempt in self._view.attempts:
+            if self._rank is not None and rank_of(attempt) != self._rank:
+                continue
+            if attempt not in self._logs:
+                self._logs[attempt] = _Log(self._view.layout.log(attempt), self._last)
+                yield self._header(attempt)
+            for text in self._logs[attempt].new_text():
+                if self._shown != attempt:
+                    yield self._header(attempt)
+                yield text
+        # Attempts that begin later are shown from their first line on.
+        self._last = None
+
+    def _header(self, attempt: str) -> str:
+        self._shown = attempt
+        return f"==> {attempt} <==\n"
+
+
+class _Log:
+    """One log that grows."""
+
+    def __init__(self, path: Path, last: int | None) -> None:
+        self._path = path
+        self._at = 0 if last is None else _start_of_last(path, last)
+        self._decoder = io.IncrementalNewlineDecoder(_utf8(), translate=True)
+
+    def new_text(self) -> Iterator[str]:
+        for data in read_chunks(self._path, self._at):
+            self._at += len(data)
+            text = self._decoder.decode(data)
+            if text:
+                yield text
+
+
+def _start_of_last(path: Path, lines: int) -> int:
+    """Where the last lines of a file begin. A file that does not exist begins at 0."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    n_bytes = TAIL_BYTES
+    while True:
+        begin = max(0, size - n_bytes)
+        found = b"".join(read_chunks(path, begin, size)).splitlines(keepends=True)
+        if begin == 0 or len(found) > lines:
+            last = found[len(found) - lines :] if lines < len(found) else found
+            return size - sum(map(len, last))
+        n_bytes *= 4
 
 
 def task_log_chunks(view: View, key: str) -> Iterator[str]:

@@ -38,6 +38,11 @@ class Drain(msgspec.Struct, frozen=True):
     ending: Ending = Ending.DRAINED
 
     @property
+    def is_by_hand(self) -> bool:
+        """Whether somebody at a terminal asked for it, and may ask harder."""
+        return self.why == _why(signal.SIGINT)
+
+    @property
     def is_interrupted(self) -> bool:
         """Whether somebody did not want to wait for the grace."""
         return self.ending is Ending.INTERRUPTED
@@ -103,12 +108,17 @@ class DrainWatch:
 
     def _reason(self, now: float) -> str | None:
         if self._received:
-            return f"{signal.Signals(self._received[0]).name} received"
+            return _why(signal.Signals(self._received[0]))
         if now > self._deadline:
             return "the time limit is reached"
         if drain_epoch(self._layout) >= self._epoch:
             return ASKED
         return None
+
+
+def _why(number: signal.Signals) -> str:
+    """What is said of a drain that this signal began."""
+    return f"{number.name} received"
 
 
 @contextlib.contextmanager

@@ -295,6 +295,8 @@ class Orchestrator:
         publish(self._view.layout.drain(epoch), text.encode(), durable=False)
         grace_s = self._orders.options.grace_s
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"
+        if drain.is_by_hand:
+            text += "; a second Ctrl-C kills them at once, and the same command goes on later"
         self._telling.tell("draining", text, why=drain.why)
 
     def _tell_of_end(self, closing: Closing) -> None:
