@@ -64,7 +64,7 @@ def test_a_job_that_is_not_there(box: Box) -> None:
         f"{PLAIN}:doubel",
         "--lines",
         lines,
-        says="It has: Add, Batches, Outer, Path, describe, double",
+        says="Did you mean double? It has: Add, Batches, Outer, describe, double",
     )
     refused(box, "run", "--lines", lines, "--", says="there is no command after `--`")
 

@@ -7,13 +7,10 @@ is refused with a list. Nothing is changed before the last reason to refuse has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.aside import move_aside
-from gpuspool.orchestrator.plan.create import create, half_made, plan
+from gpuspool.orchestrator.plan.create import create, half_made, refuse_place
 from gpuspool.orchestrator.plan.devices import Pool, find_pool, share_out
 from gpuspool.orchestrator.plan.differences import (
     code_difference,
@@ -25,7 +22,6 @@ from gpuspool.orchestrator.plan.differences import (
 from gpuspool.orchestrator.plan.holds import refuse_to_rename
 from gpuspool.orchestrator.plan.inputs import TaskList
 from gpuspool.orchestrator.plan.matching import Matching, match
-from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.out import check_out, clear_out
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot, make_slots
@@ -39,7 +35,7 @@ from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import Job, Options
 from gpuspool.spool.states import Life, Verdict
 from gpuspool.spool.trust import Trust, refuse_unsafe
-from gpuspool.spool.view import View, load_run, open_view
+from gpuspool.spool.view import View, open_view
 
 
 def open_or_create(
@@ -67,7 +63,7 @@ def open_or_create(
     view = open_view(layout.root, written=written)
     refuse_unsafe(layout, trust, view.owners)
     if written is None:
-        _refuse_another_request(view, request, keep_done, add)
+        refuse_another_request(view, request, keep_done, add)
     return view
 
 
@@ -81,29 +77,6 @@ def slots_for(options: Options) -> tuple[Pool, list[Slot]]:
     pool = find_pool(options.devices)
     devices = share_out(pool, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
     return pool, make_slots(devices, pool)
-
-
-def describe(layout: Layout, request: Request, given: Mapping[str, Any], fresh: bool) -> Report:
-    """--dry-run: a report of what would be done. Writes nothing.
-
-    given: the options of this start, without None. Raises UsageError and SpoolError.
-    """
-    if fresh or not is_made(layout):
-        verb = "make"
-        options = request.options
-    else:
-        verb = "go on, if nothing but the job differs, with"
-        options = options_of_start(load_run(layout).options, given)
-    costs = request.tasks.costs
-    pool, slots = slots_for(options)
-    text = f"would {verb} {layout.root} for {count_of(len(costs), 'task')} "
-    text += f"on {count_of(len(slots), 'rank')}"
-    text += f"\n{pool}"
-    for slot, planned in zip(slots, plan(costs, len(slots)), strict=True):
-        cost = sum(costs[index] for index in planned)
-        text += f"\nrank {slot.rank} on {slot.device_name}: "
-        text += f"{count_of(len(planned), 'task')} of cost {cost:g}"
-    return Report(layout.root, 0, {"total": len(costs), "complete": 0, "failed": 0}, text)
 
 
 def refuse_changed_job(view: View, job: Job, source: bytes | None, keep_done: bool) -> None:
@@ -129,11 +102,11 @@ def _make(
     layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
 ) -> dict[str, bytes] | None:
     """Make the spool; returns its manifests, or None where another process was faster."""
-    _, slots = slots_for(request.options)
-    if request.out is not None:
-        check_out(Path(request.out), overwrite, request, layout.root)
+    slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
     if fresh and layout.root.exists():
-        _move_spool_aside(layout, request, trust)
+        with hold(layout):
+            _refuse_alive(layout)
+            move_aside(layout.root)
     if request.out is not None:
         clear_out(Path(request.out))
     for path in half_made(layout):
@@ -141,8 +114,25 @@ def _make(
     return create(layout, request, len(slots))
 
 
-def _move_spool_aside(layout: Layout, request: Request, trust: Trust) -> None:
-    """--fresh: rename the spool that is there, once nothing of its run is alive.
+def refuse_to_make(
+    layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
+) -> list[Slot]:
+    """The slots of a run whose spool is to be made, if nothing speaks against that.
+
+    Changes nothing. Raises UsageError and OrchestratorLive.
+    """
+    _, slots = slots_for(request.options)
+    if request.out is not None:
+        check_out(Path(request.out), overwrite, request, layout.root)
+    if fresh and layout.root.exists():
+        _refuse_to_move_aside(layout, request, trust)
+    else:
+        refuse_place(layout)
+    return slots
+
+
+def _refuse_to_move_aside(layout: Layout, request: Request, trust: Trust) -> None:
+    """--fresh: refuse a spool that cannot be renamed, or of whose run anything may be alive.
 
     A worker that still lives has the spool's path, and would go on writing into the new spool. A
     folder that is not a spool is refused, because the user may have named the wrong one. Raises
@@ -155,14 +145,17 @@ def _move_spool_aside(layout: Layout, request: Request, trust: Trust) -> None:
     refuse_to_rename(layout.root, "--fresh", request, None)
     # Taking its lock opens a file in there for writing.
     refuse_unsafe(layout, trust, {})
-    with hold(layout):
-        alive = _alive_attempts(layout)
-        if alive:
-            raise OrchestratorLive(
-                f"{layout.root}: {', '.join(alive)} may still be running. "
-                "Stop them first with `gpuspool drain`, or choose another --spool."
-            )
-        move_aside(layout.root)
+    _refuse_alive(layout)
+
+
+def _refuse_alive(layout: Layout) -> None:
+    """Raise OrchestratorLive where an attempt is not proved dead."""
+    alive = _alive_attempts(layout)
+    if alive:
+        raise OrchestratorLive(
+            f"{layout.root}: {', '.join(alive)} may still be running. "
+            "Stop them first with `gpuspool drain`, or choose another --spool."
+        )
 
 
 def _alive_attempts(layout: Layout) -> list[str]:
@@ -178,7 +171,7 @@ def alive_attempts(view: View) -> list[str]:
     return [name for name in view.open_attempts if detector.life(name) is not Life.DEAD]
 
 
-def _refuse_another_request(view: View, request: Request, keep_done: bool, add: bool) -> None:
+def refuse_another_request(view: View, request: Request, keep_done: bool, add: bool) -> None:
     """Raise UsageError unless the spool holds this request, up to what the user says is fine."""
     root = view.layout.root
     if not keep_done and is_from_another_file(view, request.job):

@@ -198,14 +198,14 @@ def logs(
 def _attempt_logs(view: View, rank: int | None, last: int | None, follow: bool) -> Iterator[str]:
     logs = Logs(view, rank, last)
     yield from logs.new_text()
-    if not follow:
-        return
-    # Each look of a failure detector may end the run, so the logs are read once more after it.
-    for now in _follow_status(view):
-        yield from logs.new_text()
-        if now["state"] != RunState.RUNNING:
-            return
-        time.sleep(FOLLOW_LOOK_S)
+    if follow:
+        # What was printed before a look that finds the run ended is read after it.
+        for now in _follow_status(view):
+            yield from logs.new_text()
+            if now["state"] != RunState.RUNNING:
+                break
+            time.sleep(FOLLOW_LOOK_S)
+    yield from logs.rest()
 
 
 def verify(spool: Spool = None) -> Findings:

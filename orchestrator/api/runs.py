@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from gpuspool.orchestrator.api.epoch import Again, supervise
-from gpuspool.orchestrator.api.opening import describe, is_made, open_or_create, refuse_changed_job
+from gpuspool.orchestrator.api.opening import is_made, open_or_create, refuse_changed_job
+from gpuspool.orchestrator.api.preview import preview
 from gpuspool.orchestrator.api.redoing import selection
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.adding import add_tasks
@@ -73,7 +74,8 @@ def run(
     key_root: the folder that the keys of input files are relative to. Default: the one that the run
         remembers, else the lowest that holds all inputs.
     fresh: start anew; a spool that is there is renamed, never deleted.
-    dry_run: say in the report's message what would be done, and do nothing.
+    dry_run: say in the report's message what would be done, or raise what would be raised, and do
+        nothing.
     quiet: show no progress on stderr.
     trust_owner: a user, or several, by name or number: go on with a spool although it, or some of
         what decides about code in it, is theirs.
@@ -88,7 +90,17 @@ def run(
     found = _collect(known, inputs, items, files_from, lines, tasks, key_root)
     request = make_request(record, source, found, args=args, out=out, options=given)
     if dry_run:
-        return describe(layout, request, given, fresh)
+        return preview(
+            layout,
+            request,
+            given,
+            trust,
+            fresh=fresh,
+            overwrite=overwrite,
+            keep_done=keep_done,
+            add=add,
+            out_moved_to=out_moved_to,
+        )
     view = open_or_create(
         layout, request, trust, fresh=fresh, overwrite=overwrite, keep_done=keep_done, add=add
     )

@@ -8,6 +8,7 @@ unless nothing was published yet. Called under the spool's lock.
 
 from __future__ import annotations
 
+import enum
 import os
 from pathlib import Path
 
@@ -33,12 +34,31 @@ def claim_out(view: View, remakes: bool = False) -> None:
     none and some output was published, and where it is another run's.
     """
     out = out_of(view.layout, view.run)
+    match refuse_out(view, remakes):
+        case _Lack.NOTHING:
+            return
+        case _Lack.WHOLE_MARK:
+            replace(out / OUT_MARK, f"{view.run.id}\n".encode(), durable=True)
+        case _Lack.FOLDER:
+            make_out(out, view.run.id)
+
+
+class _Lack(enum.Enum):
+    """What a start must do before OUT is this run's."""
+
+    NOTHING = "nothing"
+    WHOLE_MARK = "whole mark"
+    FOLDER = "folder"
+
+
+def refuse_out(view: View, remakes: bool = False) -> _Lack:
+    """What `claim_out` must do about OUT. Changes nothing; raises UsageError as that tells."""
+    out = out_of(view.layout, view.run)
     mark = read_mark(out)
     if mark == view.run.id:
-        return
+        return _Lack.NOTHING
     if mark is not None and _is_damaged(mark) and not _missing(view, out):
-        replace(out / OUT_MARK, f"{view.run.id}\n".encode(), durable=True)
-        return
+        return _Lack.WHOLE_MARK
     if mark is not None:
         raise UsageError(
             f"--out {out} belongs to another run. Move that away and this run's folder back, or "
@@ -61,7 +81,7 @@ def claim_out(view: View, remakes: bool = False) -> None:
             f"--out {out} is not empty and has no mark of this run. Mount its file system, empty "
             "it, or say with --out-moved-to DIR where this run's outputs are."
         )
-    make_out(out, view.run.id)
+    return _Lack.FOLDER
 
 
 def record_move(view: View, moved_to: Path) -> None:
@@ -74,6 +94,15 @@ def record_move(view: View, moved_to: Path) -> None:
     out = Path(os.path.abspath(moved_to))
     if out == out_of(view.layout, view.run):
         return
+    refuse_move(view, out)
+    mark_out(out, view.run.id)
+    _record(view, msgspec.structs.replace(view.run, out=str(out)))
+
+
+def refuse_move(view: View, out: Path) -> None:
+    """Refuse an absolute path as that of OUT, as `record_move` tells. Changes nothing."""
+    if out == out_of(view.layout, view.run):
+        return
     _refuse_other_folders(view, out)
     alive = alive_attempts(view)
     if alive:
@@ -81,8 +110,6 @@ def record_move(view: View, moved_to: Path) -> None:
             f"{', '.join(alive)} may still write to {out_of(view.layout, view.run)}. "
             "Stop them first with `gpuspool drain`, then say again where the outputs are."
         )
-    mark_out(out, view.run.id)
-    _record(view, msgspec.structs.replace(view.run, out=str(out)))
 
 
 def record_root(view: View, root: str) -> None:

@@ -100,3 +100,8 @@ def _in_order(lines: list[TaskLine]) -> list[TaskLine]:
     """In the order of a planned manifest."""
     [order] = plan([line.cost for line in lines], 1)
     return [lines[index] for index in order]
+
+
+def lines_to_add(view: View, tasks: TaskList) -> list[TaskLine]:
+    """What `add_tasks` would add now. Changes nothing; raises UsageError where that would."""
+    return _new_lines(view, tasks)

@@ -147,17 +147,47 @@ def create(layout: Layout, request: Request, ranks: int) -> dict[str, bytes] | N
         if layout.run.exists():
             return None
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and layout.root.is_dir():
-            raise UsageError(
-                f"{layout.root} is there, holds something and is no spool: perhaps what is left of "
-                "one that was deleted. Remove it, or choose another folder with --spool."
-            ) from None
-        where = error.filename or building.root
-        raise UsageError(
-            f"the spool {layout.root} cannot be made: {error.strerror} ({where}). It needs a "
-            "writable file system with hard links and an empty or new folder; choose one with "
-            "--spool."
-        ) from None
+            raise _in_the_way(layout) from None
+        where = error.filename or str(building.root)
+        raise _cannot_be_made(layout, error.strerror, where) from None
     return manifests
+
+
+def refuse_place(layout: Layout) -> None:
+    """Raise UsageError where a spool cannot be made, as far as a look can tell."""
+    root = layout.root
+    if root.is_dir() and any(root.iterdir()):
+        # Another process may have made this very spool in this moment.
+        if layout.run.exists():
+            return
+        raise _in_the_way(layout)
+    above = root.parent
+    while not os.path.lexists(above):
+        above = above.parent
+    reason = None
+    if root.exists() and not root.is_dir():
+        above = root
+        reason = errno.ENOTDIR
+    elif not above.is_dir():
+        reason = errno.ENOTDIR
+    elif not os.access(above, os.W_OK | os.X_OK):
+        reason = errno.EACCES
+    if reason is not None:
+        raise _cannot_be_made(layout, os.strerror(reason), str(above))
+
+
+def _in_the_way(layout: Layout) -> UsageError:
+    return UsageError(
+        f"{layout.root} is there, holds something and is no spool: perhaps what is left of one "
+        "that was deleted. Remove it, or choose another folder with --spool."
+    )
+
+
+def _cannot_be_made(layout: Layout, why: str | None, where: str) -> UsageError:
+    return UsageError(
+        f"the spool {layout.root} cannot be made: {why} ({where}). It needs a writable file "
+        "system with hard links and an empty or new folder; choose one with --spool."
+    )
 
 
 def half_made(layout: Layout) -> list[Path]:

@@ -75,6 +75,14 @@ class Logs:
         # Attempts that begin later are shown from their first line on.
         self._last = None
 
+    def rest(self) -> Iterator[str]:
+        """What is still held back, since it may be the beginning of a character or a line's end."""
+        for attempt, log in self._logs.items():
+            text = log.rest()
+            if text and self._shown != attempt:
+                yield self._header(attempt)
+            yield text
+
     def _header(self, attempt: str) -> str:
         self._shown = attempt
         return f"==> {attempt} <==\n"
@@ -94,6 +102,9 @@ class _Log:
             text = self._decoder.decode(data)
             if text:
                 yield text
+
+    def rest(self) -> str:
+        return self._decoder.decode(b"", final=True)
 
 
 def _start_of_last(path: Path, lines: int) -> int:

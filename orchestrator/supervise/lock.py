@@ -22,7 +22,7 @@ from msgspec.structs import replace as replaced
 
 from gpuspool.spool.codec import pretty
 from gpuspool.spool.errors import OrchestratorLive
-from gpuspool.spool.holder import read_holder
+from gpuspool.spool.holder import is_holder_alive, read_holder
 from gpuspool.spool.identity import liveness, myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.open_folder import folder_id
@@ -59,6 +59,16 @@ def hold(layout: Layout) -> Iterator[str | None]:
             # If this fails the end of the process gives the lock back as well.
             with contextlib.suppress(OSError):
                 patiently(lock.release)
+
+
+def refuse_held(layout: Layout) -> None:
+    """Raise OrchestratorLive where an orchestrator on this host is seen to hold the spool.
+
+    Takes no lock, and so writes nothing and is in nobody's way. An orchestrator on another host is
+    not seen.
+    """
+    if is_holder_alive(layout) or any(_lockers(layout)):
+        raise OrchestratorLive(f"{layout.root} is held by {describe_holder(layout)}")
 
 
 # Whoever can open a file, be it for reading only, can lock it, and would keep every orchestrator

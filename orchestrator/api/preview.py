@@ -1,0 +1,175 @@
+"""What `run --dry-run` says: what a run would do, or why it would be refused.
+
+It goes through the checks of a real start, in the same order, and raises what that would raise. It
+writes nothing and takes no lock. So what only the lock or a write would show is not seen: whether
+an orchestrator on another host holds the spool, and whether a damaged spool can be repaired. Nor is
+any code of the job run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gpuspool.orchestrator.api.opening import (
+    is_made,
+    refuse_another_request,
+    refuse_to_make,
+    slots_for,
+)
+from gpuspool.orchestrator.api.report import Report
+from gpuspool.orchestrator.api.whereabouts import refuse_move, refuse_out
+from gpuspool.orchestrator.plan.adding import lines_to_add
+from gpuspool.orchestrator.plan.create import plan
+from gpuspool.orchestrator.plan.inputs import TaskList
+from gpuspool.orchestrator.plan.options import options_of_start
+from gpuspool.orchestrator.plan.request import Request
+from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.supervise.lock import refuse_held
+from gpuspool.orchestrator.text.words import count_of
+from gpuspool.spool.identity import myself
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.open_folder import out_of
+from gpuspool.spool.records import TaskLine
+from gpuspool.spool.states import JobKind
+from gpuspool.spool.trust import Trust, refuse_unsafe
+from gpuspool.spool.view import View, open_view
+
+# So many keys are shown, from the first on.
+SHOWN_KEYS = 3
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def preview(
+    layout: Layout,
+    request: Request,
+    given: Mapping[str, Any],
+    trust: Trust,
+    *,
+    fresh: bool,
+    overwrite: bool,
+    keep_done: bool,
+    add: bool,
+    out_moved_to: str | os.PathLike[str] | None,
+) -> Report:
+    """A report of what a run would do. Writes nothing.
+
+    given: the options of this start, without None; all else as `run` takes it. Raises what a run
+    would raise before it begins: UsageError, SpoolError and OrchestratorLive.
+    """
+    myself()
+    if fresh or not is_made(layout):
+        return _of_new_run(layout, request, trust, fresh=fresh, overwrite=overwrite)
+    view = open_view(layout.root, reads_claims=False)
+    refuse_unsafe(layout, trust, view.owners)
+    refuse_another_request(view, request, keep_done, add)
+    added = lines_to_add(view, request.tasks) if add else []
+    slots, devices = _slots(view, given)
+    refuse_held(layout)
+    if out_moved_to is None:
+        refuse_out(view)
+    else:
+        refuse_move(view, Path(os.path.abspath(out_moved_to)))
+    ledger = view.ledger
+    left = ledger.tasks - ledger.n_complete - ledger.n_failed
+    text = [
+        f"would go on with {layout.root} for {count_of(ledger.tasks, 'task')} "
+        f"on {count_of(len(slots), 'rank')}: {ledger.n_complete} complete, {ledger.n_failed} "
+        f"failed, {left} to be done",
+        devices,
+        *(f"rank {slot.rank} on {slot.device_name}" for slot in slots),
+    ]
+    if added:
+        keys = _some([line.key for line in added], len(added))
+        text.append(f"{count_of(len(added), 'new task')} would be added: {keys}")
+    text += _names_and_command(request, out_of(layout, view.run), layout, slots[0])
+    counts = {"total": ledger.tasks, "complete": ledger.n_complete, "failed": ledger.n_failed}
+    return Report(layout.root, 0, counts, "\n".join(text))
+
+
+def _of_new_run(
+    layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
+) -> Report:
+    slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
+    if fresh and layout.root.exists():
+        refuse_held(layout)
+    pool, _ = slots_for(request.options)
+    tasks = request.tasks
+    text = [
+        f"would make {layout.root} for {count_of(len(tasks), 'task')} "
+        f"on {count_of(len(slots), 'rank')}",
+        str(pool),
+    ]
+    for slot, planned in zip(slots, plan(tasks.costs, len(slots)), strict=True):
+        share = count_of(len(planned), "task")
+        text.append(f"rank {slot.rank} on {slot.device_name}: {share}{_cost(tasks, planned)}")
+    out = layout.outputs if request.out is None else Path(request.out)
+    text += _names_and_command(request, out, layout, slots[0])
+    counts = {"total": len(tasks), "complete": 0, "failed": 0}
+    return Report(layout.root, 0, counts, "\n".join(text))
+
+
+def _slots(view: View, given: Mapping[str, Any]) -> tuple[list[Slot], str]:
+    """The slots of the next start of a run, and where its devices come from."""
+    pool, slots = slots_for(options_of_start(view.run.options, given))
+    return slots, str(pool)
+
+
+def _cost(tasks: TaskList, planned: Sequence[int]) -> str:
+    """What a rank's share costs, in words; "" where all tasks cost the same."""
+    costs = tasks.costs
+    if not costs or min(costs) == max(costs):
+        return ""
+    cost = sum(costs[index] for index in planned)
+    if tasks.root:
+        return f", {cost:.0f} bytes of input"
+    return f", whose costs add up to {cost:g}"
+
+
+def _names_and_command(request: Request, out: Path, layout: Layout, slot: Slot) -> list[str]:
+    """The first keys, where outputs go, and of a command its first call."""
+    tasks = request.tasks
+    first = list(itertools.islice(tasks, SHOWN_KEYS))
+    keys = f"keys: {_some([task.key for task in first], len(tasks))}"
+    if tasks.root:
+        keys += f" (paths below {tasks.root})"
+    text = [keys, f"outputs: {out}/<key><suffix>"]
+    if request.job.kind is JobKind.COMMAND and first:
+        words = [_fill(word, first[0], out, layout, slot) for word in request.job.command]
+        text.append(f"first command: {shlex.join(words)}")
+    return text
+
+
+def _some(keys: list[str], n_keys: int) -> str:
+    shown = ", ".join(keys[:SHOWN_KEYS])
+    return shown if n_keys <= SHOWN_KEYS else f"{shown}, …"
+
+
+def _fill(word: str, task: TaskLine, out: Path, layout: Layout, slot: Slot) -> str:
+    """A word of a command as the first task of a run gets it, once its outputs are published."""
+    values = {
+        "input": _input(task),
+        "key": task.key,
+        "index": task.task,
+        "output": out / task.key,
+        "rank": slot.rank,
+        "device": "cpu" if slot.device_name == "cpu" else "cuda:0",
+        "scratch": layout.scratch(task.task),
+    }
+    return _PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), word)
+
+
+def _input(task: TaskLine) -> str:
+    """What `{input}` stands for: the file, the line, or the payload as JSON."""
+    payload = msgspec.json.decode(task.payload)
+    if isinstance(payload, dict) and "path" in payload:
+        return str(payload["path"])
+    return payload if isinstance(payload, str) else bytes(task.payload).decode()
