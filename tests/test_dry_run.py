@@ -1,4 +1,4 @@
-"""--dry-run says what the same command would do without it, or be refused for. It writes nothing."""
+"""--dry-run says what the same command would do without it, or be refused for; it writes none."""
 
 from pathlib import Path
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from gpuspool.orchestrator.cli import completion
 from gpuspool.spool.errors import UsageError
 
 # The seconds that the units of durations stand for; a number alone is seconds.
@@ -18,7 +19,48 @@ UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LONGEST_S = 3650 * UNITS["d"]
 
 
-class CommandVerb(click.Command):
+# The groups in which a verb with many options shows them.
+JOB = "Job"
+INPUTS = "Inputs"
+FOLDERS = "Folders"
+DEVICES = "Workers and devices"
+FAILURES = "When tasks fail"
+TIME = "Limits of time"
+GOING_ON = "Going on with a run"
+TELLING = "What is shown"
+GROUPS = (JOB, INPUTS, FOLDERS, GOING_ON, DEVICES, FAILURES, TIME, TELLING)
+
+
+class Option(click.Option):
+    """An option that the help shows in a group."""
+
+    def __init__(self, *args: Any, group: str = TELLING, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.group = group
+
+
+class GroupedVerb(click.Command):
+    """A verb whose help shows its options in groups, and its epilogue as it is written."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for group in GROUPS:
+            rows = [row for param in self.get_params(ctx) if (row := _help_in(param, group, ctx))]
+            if rows:
+                with formatter.section(group):
+                    formatter.write_dl(rows)
+
+    def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}")
+
+
+def _help_in(param: click.Parameter, group: str, ctx: click.Context) -> tuple[str, str] | None:
+    """The option and its help, if it belongs to this group. click's own are among the last."""
+    is_other = isinstance(param, click.Argument) or getattr(param, "group", TELLING) != group
+    return None if is_other else param.get_help_record(ctx)
+
+
+class CommandVerb(GroupedVerb):
     """A verb that keeps what follows `--` apart: it is a command, not more inputs.
 
     The words of the command are left in `ctx.meta["command"]`, an empty list if there are none.
@@ -71,7 +113,7 @@ def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     long = next(name for name in names if name.startswith("--"))
     long = long.partition("/")[0]
     variable = "GPUSPOOL_" + long.lstrip("-").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+    return click.option(*names, cls=Option, envvar=variable, show_envvar=True, **settings)
 
 
 def _all(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -85,7 +127,9 @@ def _all(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-spool_argument = click.argument("spool", metavar="[SPOOL]", required=False)
+spool_argument = click.argument(
+    "spool", metavar="[SPOOL]", required=False, shell_complete=completion.spools
+)
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 # `main` looks for this option and its variable itself, before click parses anything, because an
@@ -101,6 +145,7 @@ debug = click.option(
 # Of all verbs that write to a spool.
 trusting = option(
     "--trust-owner",
+    group=FOLDERS,
     multiple=True,
     metavar="NAME",
     help="Accept a spool, or parts of it, that this user owns. Can be repeated.",
@@ -108,15 +153,32 @@ trusting = option(
 
 # How inputs are named.
 naming_inputs = _all(
-    option("--files-from", metavar="FILE|-", help="Input paths, one a line."),
-    option("--lines", metavar="FILE|-", help="One task for each line; the payload is the line."),
+    option(
+        "--files-from",
+        group=INPUTS,
+        shell_complete=completion.files,
+        metavar="FILE|-",
+        help="Input paths, one a line.",
+    ),
+    option(
+        "--lines",
+        group=INPUTS,
+        shell_complete=completion.files,
+        metavar="FILE|-",
+        help="One task for each line; the payload is the line.",
+    ),
     option(
         "--tasks",
+        group=INPUTS,
+        shell_complete=completion.files,
         metavar="FILE|-",
-        help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}.',
+        help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}. A cost says how much '
+        "work a task is, in any unit: it balances the ranks.",
     ),
     option(
         "--key-root",
+        group=INPUTS,
+        shell_complete=completion.folders,
         metavar="DIR",
         help="The folder that the keys of input files are relative to. Default: the run's own, "
         "else the lowest that holds all.",
@@ -125,79 +187,132 @@ naming_inputs = _all(
 
 # What `run`, `resume` and `retry` have in common.
 running = _all(
-    option("--ranks", type=int, help="Number of workers. Default: one per device; on the CPU one."),
+    option(
+        "--ranks",
+        group=DEVICES,
+        type=int,
+        metavar="N",
+        help="Number of workers. Default: one per device; on the CPU one.",
+    ),
     option(
         "--devices",
+        metavar="LIST",
+        group=DEVICES,
         help="Devices: 0,1 or GPU-… or MIG-… tokens, or cpu. Default: all that are visible.",
     ),
-    option("--ranks-per-gpu", type=int, help="Put this many ranks on each device. Default 1."),
-    option("--gpus-per-rank", type=int, help="Give each rank this many devices. Default 1."),
-    option("--retries", type=int, help="Try a task that raised this many more times. Default 0."),
+    option(
+        "--ranks-per-gpu",
+        group=DEVICES,
+        type=int,
+        metavar="N",
+        help="Put this many ranks on each device. Default 1.",
+    ),
+    option(
+        "--gpus-per-rank",
+        group=DEVICES,
+        type=int,
+        metavar="N",
+        help="Give each rank this many devices. Default 1.",
+    ),
+    option(
+        "--retries",
+        group=FAILURES,
+        type=int,
+        metavar="N",
+        help="Try a task that raised this many more times. Default 0.",
+    ),
     option(
         "--max-restarts",
+        group=FAILURES,
         type=int,
+        metavar="N",
         help="Give up a rank after this many failed starts in a row. Default 3.",
     ),
     option(
         "--max-crashes",
+        group=FAILURES,
         type=int,
+        metavar="N",
         help="Fail a task after this many crashes with it alone in hand. Default 2.",
     ),
     option(
         "--max-failed",
+        group=FAILURES,
         metavar="N|P%",
         help="Stop early once this many tasks have failed; exit code 4.",
     ),
     option(
         "--keep-going/--no-keep-going",
         "keep_going",
+        group=FAILURES,
         default=None,
         help="Fail each task at its first failure, without a second opinion, and never end early.",
     ),
     option(
         "--task-timeout",
         "task_timeout_s",
+        group=TIME,
         type=duration,
+        metavar="D",
         help="Fail a task that takes longer as timeout.",
     ),
     option(
         "--stall-timeout",
         "stall_timeout_s",
+        group=TIME,
         type=duration,
+        metavar="D",
         help="End a worker that makes no progress for this long.",
     ),
     option(
         "--time-limit",
         "time_limit_s",
+        group=TIME,
         type=duration,
+        metavar="D",
         help="Drain after this long, e.g. 55m; exit code 75.",
     ),
     option(
         "--grace",
         "grace_s",
+        group=TIME,
         type=duration,
+        metavar="D",
         help="How long a drain waits for tasks in hand. Default 25s.",
     ),
     option(
         "--on-parent-exit",
+        group=GOING_ON,
         type=click.Choice(["finish", "stop"]),
         help="What workers do when the orchestrator is gone. Default finish.",
     ),
-    option("--poll", "poll_s", type=duration, help="Look this often instead of using inotify."),
+    option(
+        "--poll",
+        "poll_s",
+        group=TIME,
+        type=duration,
+        metavar="D",
+        help="Look this often instead of using inotify.",
+    ),
     option(
         "--lease",
         "lease_s",
+        group=TIME,
         type=duration,
+        metavar="D",
         help="The silence that proves a worker on another host dead. Default 120s.",
     ),
     option(
         "--out-moved-to",
+        group=FOLDERS,
+        shell_complete=completion.folders,
         metavar="DIR",
         help="The output folder was moved to DIR: recorded in the spool.",
     ),
     option("-q", "--quiet", is_flag=True, help="Show no progress on stderr."),
     option(
         "--keep-done",
+        group=GOING_ON,
         is_flag=True,
         help="The job changed: finished tasks stay, the rest use the new code.",
     ),

@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from gpuspool.orchestrator.cli import completion
 from gpuspool.orchestrator.cli.options import (
+    FOLDERS,
+    GOING_ON,
+    JOB,
     CommandVerb,
+    GroupedVerb,
     as_json,
     debug,
     duration,
@@ -52,6 +57,29 @@ WATCH_LOOK_S = 2.0
 EXIT_OF_STATE = {RunState.COMPLETE: EXIT_COMPLETE, RunState.FAILED: EXIT_SOME_FAILED}
 
 
+# The help's last words, as they stand here.
+EXIT_CODES = """\
+Exit codes: 0 every task is complete, 1 an error of the file system, 2 refused, 3 finished and some
+tasks failed, 4 not finished, 5 the spool is damaged, 6 another orchestrator is live, 75 drained
+(Ctrl-C, SIGTERM, --time-limit), 130 killed by a second Ctrl-C. After 1, 4, 75 and 130, and after
+any kill, the same command goes on.
+"""
+RUN_EPILOGUE = f"""\
+In the words of COMMAND these are replaced:
+  {{input}}     the file, the line, or the payload as JSON
+  {{output}}    a path to write to; what follows it in its word is the suffix
+  {{key}} {{index}} {{rank}} {{device}}
+  {{scratch}}   a folder that stays until the task completes
+
+Examples:
+  gpuspool run embed.py:Embed 'images/**/*.jpg' --arg weights=model.pt
+  gpuspool run embed.py:Embed --lines urls.txt --ranks 4 --time-limit 55m
+  gpuspool run 'images/*.jpg' -- python predict.py {{input}} --out {{output}}.json
+  gpuspool run embed.py:Embed 'images/**/*.jpg' --dry-run
+
+{EXIT_CODES}"""
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gpuspool")
 def cli() -> None:
@@ -60,18 +88,52 @@ def cli() -> None:
     """
 
 
-@cli.command(cls=CommandVerb)
-@click.argument("job_and_inputs", nargs=-1, metavar="JOB [INPUT]...")
-@option("--spool", help="The spool directory. Default ./spool-<name of the job or script>.")
-@option("--out", help="Where outputs go. Default SPOOL/outputs.")
-@option("--overwrite", is_flag=True, help="Move what is in --out aside instead of refusing.")
+@cli.command(cls=CommandVerb, epilog=RUN_EPILOGUE)
+@click.argument(
+    "job_and_inputs", nargs=-1, metavar="JOB [INPUT]...", shell_complete=completion.files
+)
+@option(
+    "--spool",
+    group=FOLDERS,
+    metavar="DIR",
+    shell_complete=completion.spools,
+    help="The spool directory. Default ./spool-<name of the job or script>.",
+)
+@option(
+    "--out",
+    group=FOLDERS,
+    metavar="DIR",
+    shell_complete=completion.folders,
+    help="Where outputs go. Default SPOOL/outputs.",
+)
+@option(
+    "--overwrite",
+    group=FOLDERS,
+    is_flag=True,
+    help="Move what is in --out aside instead of refusing.",
+)
 @naming_inputs
 @option(
-    "--arg", "args", multiple=True, metavar="KEY=VALUE", help="ctx.args[KEY]; JSON if it parses."
+    "--arg",
+    "args",
+    group=JOB,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="ctx.args[KEY]; JSON if it parses.",
 )
-@option("--seed", type=int, help="Changes every task.seed. Default 0.")
-@option("--add", is_flag=True, help="Make what is new among the inputs tasks of the run.")
-@option("--fresh", is_flag=True, help="Start anew; an existing spool is renamed, never deleted.")
+@option("--seed", group=JOB, type=int, metavar="N", help="Changes every task.seed. Default 0.")
+@option(
+    "--add",
+    group=GOING_ON,
+    is_flag=True,
+    help="Make what is new among the inputs tasks of the run.",
+)
+@option(
+    "--fresh",
+    group=GOING_ON,
+    is_flag=True,
+    help="Start anew; an existing spool is renamed, never deleted.",
+)
 @option("--dry-run", is_flag=True, help="Show what would be done.")
 @running
 @click.pass_context
@@ -83,10 +145,10 @@ def run(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Run JOB (file.py:Name or module:Name) over the INPUTs, or a command: gpuspool run INPUT... --
-    COMMAND ARG...
+    """Run JOB (file.py:Name or module:Name) over the INPUTs (paths or globs in quotes), or a
+    command: gpuspool run INPUT... -- COMMAND ARG...
 
-    The same command again goes on where it stopped.
+    The same command again goes on where it stopped. Durations D are 90, 90s, 15m, 2h or 1d.
     """
     from gpuspool.orchestrator.api import runs
 
@@ -106,7 +168,7 @@ def run(
     _end(report, as_json, is_told=given["dry_run"])
 
 
-@cli.command()
+@cli.command(cls=GroupedVerb, epilog=EXIT_CODES)
 @spool_argument
 @running
 def resume(spool: str | None, as_json: bool, **given: Any) -> None:
@@ -116,7 +178,7 @@ def resume(spool: str | None, as_json: bool, **given: Any) -> None:
     _end(runs.resume(spool, **given), as_json)
 
 
-@cli.command()
+@cli.command(cls=GroupedVerb, epilog=EXIT_CODES)
 @spool_argument
 @running
 def retry(spool: str | None, as_json: bool, **given: Any) -> None:
@@ -126,10 +188,15 @@ def retry(spool: str | None, as_json: bool, **given: Any) -> None:
     _end(runs.retry(spool, **given), as_json)
 
 
-@cli.command()
-@click.argument("spool", metavar="SPOOL")
-@click.argument("keys", nargs=-1, metavar="[KEY|PATTERN]...")
-@option("--missing-outputs", is_flag=True, help="Redo tasks whose outputs are gone or changed.")
+@cli.command(cls=GroupedVerb, epilog=EXIT_CODES)
+@click.argument("spool", metavar="SPOOL", shell_complete=completion.spools)
+@click.argument("keys", nargs=-1, metavar="[KEY|PATTERN]...", shell_complete=completion.keys)
+@option(
+    "--missing-outputs",
+    group=GOING_ON,
+    is_flag=True,
+    help="Redo tasks whose outputs are gone or changed.",
+)
 @running
 def redo(spool: str, keys: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Do finished tasks again, and run: those with these keys, or whose outputs are gone."""
@@ -139,8 +206,8 @@ def redo(spool: str, keys: tuple[str, ...], as_json: bool, **given: Any) -> None
 
 
 @cli.command()
-@click.argument("spool", metavar="SPOOL")
-@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+@click.argument("spool", metavar="SPOOL", shell_complete=completion.spools)
+@click.argument("inputs", nargs=-1, metavar="[INPUT]...", shell_complete=completion.files)
 @naming_inputs
 @trusting
 @debug
@@ -197,7 +264,11 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
 @cli.command()
 @spool_argument
 @option(
-    "--timeout", "timeout_s", type=duration, help="Give up waiting after this long; exit code 4."
+    "--timeout",
+    "timeout_s",
+    type=duration,
+    metavar="D",
+    help="Give up waiting after this long; exit code 4.",
 )
 @debug
 def wait(spool: str | None, timeout_s: float | None) -> None:
@@ -213,8 +284,14 @@ def wait(spool: str | None, timeout_s: float | None) -> None:
 
 @cli.command()
 @spool_argument
-@option("--rank", type=int, help="Only this rank.")
-@option("--task", "key", metavar="KEY", help="Only what the task with this key printed.")
+@option("--rank", type=int, metavar="N", shell_complete=completion.ranks, help="Only this rank.")
+@option(
+    "--task",
+    "key",
+    metavar="KEY",
+    shell_complete=completion.keys,
+    help="Only what the task with this key printed.",
+)
 @option("-n", "--last", type=click.IntRange(0), metavar="N", help="Only the last N lines of each.")
 @option("-f", "--follow", is_flag=True, help="Go on with what is printed, until the run has ended.")
 @debug
@@ -284,7 +361,7 @@ def verify(spool: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("folder", metavar="[DIR]", default=".")
+@click.argument("folder", metavar="[DIR]", default=".", shell_complete=completion.folders)
 @as_json
 @debug
 def doctor(folder: str, as_json: bool) -> None:
@@ -307,6 +384,20 @@ def doctor(folder: str, as_json: bool) -> None:
         click.echo(f"{one_line(folder)} is {verdict} for a spool")
     if not is_fit:
         sys.exit(1)
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(completion.SHELLS))
+@debug
+def completion_script(shell: str) -> None:
+    """Print what a shell runs to complete verbs, options, spools, ranks and keys.
+
+    \b
+    bash: echo 'eval "$(gpuspool completion bash)"' >> ~/.bashrc
+    zsh:  echo 'eval "$(gpuspool completion zsh)"' >> ~/.zshrc
+    fish: gpuspool completion fish > ~/.config/fish/completions/gpuspool.fish
+    """
+    click.echo(completion.script(cli, shell))
 
 
 def _warn_of_out(spool: str | None) -> None:

@@ -225,7 +225,8 @@ def _task(index: int, spec: TaskSpec, where: str) -> TaskLine:
         cost = 1.0
     if not 0 <= cost < COST_LIMIT:
         raise UsageError(
-            f"{where}: cost {cost} is not a number from 0 to {COST_LIMIT:g}; nothing was run."
+            f"{where}: cost {cost} is not a number from 0 to {COST_LIMIT:g}. It says how much work "
+            "the task is, in any unit, or leave it out; nothing was run."
         )
     key = spec.key or f"t{index}"
     return TaskLine(task=index, key=key, payload=spec.payload, cost=cost)
