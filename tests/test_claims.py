@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from spooling import A0, A1, B0, C0, cuts, hidden_files, make_spool, race, write_claim
 
 from gpuspool.spool.claims import (
+    FEW,
+    FEW_FRACTION,
     LEFT_FRACTION,
     LONG_FRACTION,
     NOBODY,
@@ -196,6 +198,8 @@ def test_a_claim_is_whole_batches_of_at_most_a_fraction_and_a_target_of_time(
     assert size >= min(batch, left)
     if size > batch:
         assert size * claimers <= left / LEFT_FRACTION
+        if left <= FEW * claimers:
+            assert size * claimers <= left / FEW_FRACTION
         target = max(TARGET_S[0], left * shortest / (LONG_FRACTION * claimers))
         assert size * longest <= min(target, TARGET_S[1]) * 1.000001
 
@@ -208,10 +212,16 @@ def test_fast_tasks_are_claimed_by_the_fraction_and_slow_ones_singly() -> None:
     assert size_of(8000, 1, 1e-6) == 2000
     assert size_of(8000, 32, 1e-6) == 1984
     assert size_of(800, 1, 0.01) == 50
+    assert size_of(256, 1, 1e-6) == 16
     assert size_of(8000, 1, 30.0) == 1
     assert size_of(8000, 32, 30.0) == 32
     assert size_of(5, 32, 30.0) == 5
     assert size_of(3, 1, 1e-6) == 1
+
+
+def test_of_few_tasks_each_is_claimed_alone() -> None:
+    """Whatever is claimed waits for what was claimed before, which may take unexpectedly long."""
+    assert [size_of(left, 1, 1e-6) for left in (31, 20, 1)] == [1, 1, 1]
 
 
 def test_the_more_claimers_a_manifest_has_the_less_each_takes() -> None:
