@@ -101,6 +101,6 @@ def test_outputs_that_are_gone_and_a_live_orchestrator_are_found(box: Box) -> No
     run, gated = start_gated(box, ["wait"])
     wait_until(lambda: waiting(box))
     assert "is held by an orchestrator" in box.run(*gated, "--dry-run", code=6).err
-    assert "may still be running" in box.run(*gated, "--fresh", "--dry-run", code=6).err
+    assert "is held by" in box.run(*gated, "--fresh", "--dry-run", code=6).err
     box.write("gate", "")
     run.wait(0)

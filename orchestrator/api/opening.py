@@ -25,7 +25,7 @@ from gpuspool.orchestrator.plan.matching import Matching, match
 from gpuspool.orchestrator.plan.out import check_out, clear_out
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot, make_slots
-from gpuspool.orchestrator.supervise.lock import hold
+from gpuspool.orchestrator.supervise.lock import hold, refuse_held
 from gpuspool.orchestrator.text.progress import warn
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import OrchestratorLive, UsageError
@@ -145,6 +145,7 @@ def _refuse_to_move_aside(layout: Layout, request: Request, trust: Trust) -> Non
     refuse_to_rename(layout.root, "--fresh", request, None)
     # Taking its lock opens a file in there for writing.
     refuse_unsafe(layout, trust, {})
+    refuse_held(layout)
     _refuse_alive(layout)
 
 

@@ -99,8 +99,6 @@ def _of_new_run(
     layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
 ) -> Report:
     slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
-    if fresh and layout.root.exists():
-        refuse_held(layout)
     pool, _ = slots_for(request.options)
     tasks = request.tasks
     text = [
