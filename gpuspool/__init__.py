@@ -5,8 +5,8 @@ Start a run and look at it: `run`, `resume`, `retry`, `redo`, `add`, `drain`; `s
 `Check`; their options are those of `RunOptions` and `StartOptions`. What goes wrong is a
 `GpuspoolError`.
 
-In a job: `Task` and `Context` for annotations, and `NotDone`. For programs that had a coordinator
-of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.
+In a job: `Task` and `Context` for annotations, `NotDone` and `Restart`. For programs that had a
+coordinator of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.
 
 Importing this package imports nothing heavy: a job that wants `Task` for its annotations does not
 load the orchestrator. Each name is imported from its module when it is first used.
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from gpuspool.spool.states import RunState
-    from gpuspool.worker.context import Context, NotDone, Task
+    from gpuspool.worker.context import Context, NotDone, Restart, Task
 
 __all__ = [
     "AttemptError",
@@ -76,6 +76,7 @@ __all__ = [
     "OrchestratorLive",
     "OutputError",
     "Report",
+    "Restart",
     "Result",
     "ResultError",
     "ResultState",
@@ -118,6 +119,7 @@ _HOMES = {
     "StartOptions": "gpuspool.orchestrator.plan.options",
     "Task": "gpuspool.worker.context",
     "NotDone": "gpuspool.worker.context",
+    "Restart": "gpuspool.worker.context",
     "doctor": "gpuspool.orchestrator.api.reading",
     "drain": "gpuspool.orchestrator.api.runs",
     "failed": "gpuspool.orchestrator.api.reading",

@@ -72,12 +72,20 @@ class _InHand(msgspec.Struct, frozen=True):
 
 
 def judge(
-    death: Death, orphans: list[TaskLine], started: Started | None, options: Options, scene: Scene
+    death: Death,
+    orphans: list[TaskLine],
+    started: Started | None,
+    options: Options,
+    scene: Scene,
+    is_leaving: bool = False,
 ) -> Judgement:
     """What a death does to the tasks that the attempt had claimed and not finished.
 
     started: the last call that the attempt told of and did not finish. options: the attempt's own.
+    is_leaving: it had called its job for the last task, so none was in hand.
     """
+    if is_leaving:
+        return Judgement(orphans)
     match death:
         case Crashed(witness):
             in_hand = _in_hand(orphans, started)

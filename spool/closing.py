@@ -208,7 +208,8 @@ def _close(view: View, attempt: str, death: Death, by: str, failed: set[tuple[in
     scene = scene_of(view, attempt)
     orphans = [task for task in orphans_of(view, attempt) if (task.task, task.round) not in failed]
     started = view.started.get(attempt)
-    judgement = judge(death, orphans, started, view.options_of(attempt), scene)
+    is_leaving = attempt in view.leaving
+    judgement = judge(death, orphans, started, view.options_of(attempt), scene, is_leaving)
     error = None
     if isinstance(death, TimedOut):
         error = Error(

@@ -56,7 +56,8 @@ class TaskLine(Record, frozen=True, kw_only=True):
     by SIGKILL with it certainly in hand. careful: it runs alone, after a `started` line. failed_in:
     the attempts in which it failed or took the worker along in this round, each with the device;
     that is "" where a file system in trouble was to blame, see `ErrorKind.IO`. redo: `redo` gave it
-    this round: what earlier ones came to is forgotten, and its outputs replace theirs.
+    this round: what earlier ones came to is forgotten, and its outputs replace theirs. restarts:
+    how often in this round a call with it asked for a fresh process.
     """
 
     task: int
@@ -68,6 +69,7 @@ class TaskLine(Record, frozen=True, kw_only=True):
     careful: bool = False
     failed_in: tuple[tuple[str, str], ...] = ()
     redo: bool = False
+    restarts: Count = 0
 
 
 class Error(Record, frozen=True, kw_only=True):
@@ -174,11 +176,14 @@ class IdleLine(Record, frozen=True, kw_only=True):
     """The line of a journal that says that its attempt has no task in hand.
 
     state: always IDLE. claims: the number of its last claim. Whatever it has claimed up to that
-    one and not finished by the lines before this one is nobody's from here on.
+    one and not finished by the lines before this one is nobody's from here on. is_leaving: the
+    attempt calls its job for no task any more. Then `claims` is 0: what it has claimed stays its
+    own to give back, and its death speaks against none of it.
     """
 
     state: LineState
     claims: int
+    is_leaving: bool = False
 
 
 class ErrorBrief(Record, frozen=True, kw_only=True):
@@ -199,6 +204,7 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     round: int = 0
     batch: tuple[int, ...] = ()
     claims: int = 0
+    is_leaving: bool = False
     error: msgspec.Raw = NO_JSON
 
 
@@ -250,9 +256,10 @@ class Closing(Record, frozen=True, kw_only=True):
     this death made worse; while there are any, the rank itself is not blamed. failures: the tasks
     that fail for good by it. held: those that it speaks against, and that are left to a ruling.
     killed: the task that was certainly in hand when the attempt was killed by SIGKILL. error: why
-    the attempt itself failed. stats: only where it closed itself. journal_bytes: how long the
-    journal was, up to the end of its last whole line, by the attempt's own count or as far as
-    whoever closed it had read; None where that was not told.
+    the attempt itself failed, or why its job asked for a fresh process. close_error: what the job's
+    `close` raised, or that it took too long. stats: only where it closed itself. journal_bytes: how
+    long the journal was, up to the end of its last whole line, by the attempt's own count or as far
+    as whoever closed it had read; None where that was not told.
     """
 
     attempt: AttemptName
@@ -266,6 +273,7 @@ class Closing(Record, frozen=True, kw_only=True):
     held: list[TaskFailure] = msgspec.field(default_factory=list)
     killed: int | None = None
     error: Error | None = None
+    close_error: Error | None = None
     stats: Stats | None = None
     journal_bytes: Annotated[int, Meta(ge=0)] | None = None
 

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     not load its job, did not see its device, or could not use a file system; IO is said of it by
     its parent too. FAILURES: so many tasks failed in a row that a fresh process shall go on.
     HANDOVER: only tasks were left that had failed, and another process shall try them, or rule.
+    RECYCLED: its job wants a fresh process, by `recycle` or `Restart`.
     KILLED: its parent ended it. TIMEOUT: it took too long. CRASH: its parent saw it die. LOST: it
     died and nobody saw how.
     """
@@ -72,6 +73,7 @@ class Reason(StrEnum):
     IO = "io"
     FAILURES = "failures"
     HANDOVER = "handover"
+    RECYCLED = "recycled"
     TIMEOUT = "timeout"
     CRASH = "crash"
     LOST = "lost"
@@ -81,7 +83,7 @@ class Phase(StrEnum):
     """What a worker is at, in its heartbeat.
 
     WAITING: for another process to warm its host up. PUBLISHING: the outputs of the call in hand,
-    for which no limit of time holds.
+    for which no limit of time holds. CLOSING: no task any more, but the job's `close`.
     """
 
     LOADING = "loading"
@@ -89,6 +91,7 @@ class Phase(StrEnum):
     RUNNING = "running"
     PUBLISHING = "publishing"
     IDLE = "idle"
+    CLOSING = "closing"
 
 
 class RunState(StrEnum):
@@ -131,6 +134,7 @@ class ErrorKind(StrEnum):
     UNREADABLE, and IO: a file system that the task needs was seen to be in trouble, so neither the
     task is to blame nor the place, and it is tried again. Of attempts: LOAD, DEVICE, IO, TIMEOUT.
     NOT_DONE is no failure, and stands in no file: the job says that a task needs another call.
+    RESTART says why an attempt was recycled: the job asked for a fresh process.
     """
 
     EXCEPTION = "exception"
@@ -146,3 +150,4 @@ class ErrorKind(StrEnum):
     DEVICE = "device"
     IO = "io"
     NOT_DONE = "not_done"
+    RESTART = "restart"

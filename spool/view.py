@@ -224,11 +224,12 @@ class View:
     """What stands in a spool, as of the last `refresh`. Read its attributes, never change them.
 
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
-    ended. started: the call that an attempt is in. unsettled: closed attempts whose journals may be
-    seen longer in a moment. finished_by, failed_by: how many tasks an attempt finished, and how
-    many of these failed. rulings: what was ruled, by manifest. held: by (task, round), where a task
-    failed without a verdict. failed_in: by attempt, these tasks. owners: who owns the run record,
-    the intents and the manifests that were read.
+    ended. started: the call that an attempt is in. leaving: those that call their job for no task
+    any more. unsettled: closed attempts whose journals may be seen longer in a moment. finished_by,
+    failed_by: how many tasks an attempt finished, and how many of these failed. rulings: what was
+    ruled, by manifest. held: by (task, round), where a task failed without a verdict. failed_in: by
+    attempt, these tasks. owners: who owns the run record, the intents and the manifests that were
+    read.
     """
 
     def __init__(
@@ -255,6 +256,7 @@ class View:
         self.attempts: list[str] = []
         self.open_attempts: list[str] = []
         self.started: dict[str, Started] = {}
+        self.leaving: set[str] = set()
         # attempt -> the number of its last claim of which nothing is in its hand any more.
         self._released: dict[str, int] = {}
         self.finished_by: dict[str, int] = {}
@@ -659,6 +661,10 @@ class View:
                 if attempt in started:
                     self._settle_started(attempt, line.task)
                 if state is _DEFERRED:
+                    continue
+                if state is _IDLE and line.is_leaving:
+                    self.leaving.add(attempt)
+                    started.pop(attempt, None)
                     continue
                 if state is _IDLE:
                     self._released[attempt] = line.claims

@@ -33,7 +33,10 @@ class Kept:
     """Keeps what is settled, in the order in which that was known."""
 
     is_announcing = False
-    is_out_of_patience = False
+    is_at_end = False
+
+    def may_restart(self, lines: list[TaskLine]) -> bool:
+        return False
 
     def __init__(self) -> None:
         self.settled: list[tuple[TaskLine, JournalLine]] = []

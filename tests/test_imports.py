@@ -41,7 +41,7 @@ WORKER_ORDER = (
     "modules",
     "backlog batch_size children leaving limits memory parent pinning scratch turns warmup",
     "beat idle outputs results timer",
-    "job prefetch settle trouble",
+    "job job_end prefetch settle trouble",
     "call prepare",
     "execute",
     "statistics",

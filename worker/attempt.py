@@ -4,7 +4,8 @@
 2. The job is loaded (`prepare`).
 3. The work loop runs (`work`): claim, run, journal, until nothing is claimable; then help the
    others to an end, with the job still loaded, until every task is finished.
-4. The attempt closes itself. Whatever the end, what it claimed and did not finish goes into its
+4. The job's `close` is called, where it has one (`job_end`).
+5. The attempt closes itself. Whatever the end, what it claimed and did not finish goes into its
    orphans manifest; the link(2) of that is the instant at which the attempt is closed.
 
 In two cases it does not close itself. If somebody else has closed it, it ends without a word. If
@@ -25,8 +26,9 @@ import functools
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, assert_never
+from typing import Any, NoReturn, assert_never
 
 import msgspec
 
@@ -46,9 +48,9 @@ from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout, writer_name
 from gpuspool.spool.manifest import Damage, planned_checksums
 from gpuspool.spool.processes import run_mark
-from gpuspool.spool.records import Closing, Error, Intent, Run
+from gpuspool.spool.records import Closing, Error, IdleLine, Intent, Run
 from gpuspool.spool.signals import STOP_SIGNALS
-from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, Reason
+from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, LineState, Phase, Reason
 from gpuspool.spool.view import drain_epoch
 from gpuspool.worker import children, leaving
 from gpuspool.worker.backlog import Backlog
@@ -60,6 +62,7 @@ from gpuspool.worker.execute import Executor
 from gpuspool.worker.folders import Folders
 from gpuspool.worker.idle import Idling
 from gpuspool.worker.job import LoadedJob
+from gpuspool.worker.job_end import JobEnd
 from gpuspool.worker.modules import Modules
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.parent import Parent
@@ -130,6 +133,8 @@ class Attempt:
         self._preparation = Preparation(layout, intent, self._beat, self._timer, self._drain)
         self._settler, self._work = self._make_loop()
         self._executor: Executor | None = None
+        # The job's `close`, with its context, once the job is loaded and has one.
+        self._job_close: tuple[Callable[[Context], Any], Context] | None = None
 
     def _make_loop(self) -> tuple[Settler, Work]:
         supply = Supply(
@@ -187,7 +192,7 @@ class Attempt:
     def run(self) -> int:
         """The whole attempt; returns the exit code of this process."""
         self._handle_signals()
-        end_children = functools.partial(
+        end_children = self._end_children = functools.partial(
             children.end_all, self._marked_run, self.name, self._intent.parent.pid
         )
         # Before the job is imported, so that the handlers of its modules come first: a pool of
@@ -258,6 +263,8 @@ class Attempt:
         if isinstance(job, Error):
             return Ended(Reason(job.kind), job)
         self._executor = self._make_executor(job, context, outputs)
+        if job.close is not None:
+            self._job_close = job.close, context
         end = self._work.run(self._executor)
         match end:
             case WorkEnd.FINISHED:
@@ -268,6 +275,8 @@ class Attempt:
                 return Ended(Reason.FAILURES, self._about_failures())
             case WorkEnd.HANDOVER:
                 return Ended(Reason.HANDOVER)
+            case WorkEnd.RECYCLED:
+                return Ended(Reason.RECYCLED, self._settler.restart)
             case WorkEnd.CLOSED:
                 return ClosedByAnother()
             case _:
@@ -321,11 +330,37 @@ class Attempt:
             case ClosedByAnother():
                 return EXIT_COMPLETE
             case Ended():
-                return self._close(end)
+                return self._close(end, self._end_job(end))
             case _:
                 assert_never(end)
 
-    def _close(self, end: Ended) -> int:
+    def _end_job(self, end: Ended) -> Error | None:
+        """Call the job's `close`, where it has one; returns the error that this came to."""
+        if self._job_close is None or self._executor is None:
+            return None
+        close, context = self._job_close
+        # It shall find nothing of the job at work but what the job itself has started.
+        self._executor.stop_loading()
+        self._statistics.begin_close()
+        self._beat.doing.phase = Phase.CLOSING
+        self._beat.doing.task = None
+        self._beat.doing.task_since = None
+        try:
+            self._journal.append(IdleLine(state=LineState.IDLE, claims=0, is_leaving=True))
+            self._journal.flush()
+            self._beat.beat()
+        except OSError as trouble:
+            # Closing the attempt will fail for it, and tell.
+            say(f"gpuspool: cannot say that the job's `close` begins: {trouble}")
+
+        def give_up(error: Error) -> NoReturn:
+            code = self._close(end, error)
+            self._end_children()
+            leaving.exit_now(code)
+
+        return JobEnd(self._drain, self._intent.options.grace_s).call(close, context, give_up)
+
+    def _close(self, end: Ended, close_error: Error | None = None) -> int:
         """Give back what is not finished and say how it ended, by one link(2).
 
         Returns the exit code. Where the link cannot be made this process says so by its code, and
@@ -342,6 +377,7 @@ class Attempt:
                 by=self.name,
                 at=time.time(),
                 error=end.error,
+                close_error=close_error,
                 stats=self._statistics.final(
                     self._beat.doing, self._preparation.device, self._executor
                 ),
@@ -361,7 +397,7 @@ def _state_of(reason: Reason) -> AttemptState:
     match reason:
         case Reason.FINISHED:
             return AttemptState.COMPLETE
-        case Reason.DRAINED | Reason.HANDOVER:
+        case Reason.DRAINED | Reason.HANDOVER | Reason.RECYCLED:
             return AttemptState.STOPPED
         case _:
             return AttemptState.FAILED

@@ -41,6 +41,8 @@ class Backlog:
         self._pending: deque[TaskLine] = deque()
         # A heap of (when it is due on the monotonic clock, task, its line).
         self._deferred: list[tuple[float, int, TaskLine]] = []
+        # How many tasks are wanted from here in all; None for as many as there are.
+        self.wanted: int | None = None
         # task -> how often it has failed here
         self._tries: dict[int, int] = {}
 
@@ -132,7 +134,10 @@ class Backlog:
         self._before_claim()
         rate = self._rate.learn()
         is_proven, is_fresh = self._is_proven(), self._is_fresh()
-        tasks = self._supply.take(batch, rate, is_ahead, is_proven, is_fresh)
+        most = None
+        if self.wanted is not None:
+            most = max(1, self.wanted - len(self._pending))
+        tasks = self._supply.take(batch, rate, is_ahead, is_proven, is_fresh, most)
         if tasks is None:
             return False
         self._claimed = tasks
@@ -177,6 +182,8 @@ class Backlog:
         """
         if self._is_alone(in_hand[0]):
             return []
+        if self.wanted is not None:
+            window = min(window, max(0, self.wanted - len(in_hand)))
         while len(self._pending) < window and not self._deferred:
             if not self._claim(batch, is_ahead=True):
                 break

@@ -37,7 +37,7 @@ from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
 from gpuspool.spool.states import ErrorKind, LineState
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.causes import forget_frames
-from gpuspool.worker.context import Context, NotDone, Task
+from gpuspool.worker.context import Context, NotDone, Restart, Task
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.prefetch import Prefetcher, threads_for
@@ -85,7 +85,9 @@ class Settles(Protocol):
     is_believing: bool
 
     @property
-    def is_out_of_patience(self) -> bool: ...
+    def is_at_end(self) -> bool: ...
+
+    def may_restart(self, lines: Sequence[TaskLine]) -> bool: ...
 
     def announce(self, lines: list[TaskLine], loading: list[int]) -> None: ...
 
@@ -166,8 +168,8 @@ class Call:
 
     @property
     def is_over(self) -> bool:
-        """Whether no further call shall be made, since too many tasks failed in a row."""
-        return self._settler.is_out_of_patience
+        """Whether no further call shall be made in this process."""
+        return self._settler.is_at_end
 
     def make(self, lines: list[TaskLine], is_alone: bool = False) -> tuple[CallEnd, list[TaskLine]]:
         """Call the job with these tasks: one, or as many as a batch may have.
@@ -179,7 +181,7 @@ class Call:
         if self._settler.is_announcing or lines[0].careful:
             self._settler.announce(lines, self._loading_beside(lines))
         lines, tasks, too_large = self._take_inputs(lines, is_alone)
-        if not lines:
+        if not lines or self.is_over:
             return _end_of(too_large), too_large
         start, clock = self._begin(lines[0])
         self.outputs.in_hand = {line.task for line in lines}
@@ -196,7 +198,8 @@ class Call:
             failure = self._judge(raised, lines)
             if failure.kind in _OUT_OF_MEMORY and not is_alone:
                 return CallEnd.OUT_OF_MEMORY, [*lines, *too_large]
-            if len(lines) > 1 and not isinstance(raised, WrongLength):
+            is_settled = isinstance(raised, WrongLength) or self._is_restart(failure, lines)
+            if len(lines) > 1 and not is_settled:
                 return CallEnd.RAISED, [*lines, *too_large]
             outcomes = [failure] * len(lines)
         if not is_alone:
@@ -205,6 +208,10 @@ class Call:
             self.outputs.discard(line.task for line in others)
         self._finish(lines, outcomes, start, seconds / max(1, len(lines)))
         return _end_of(too_large), too_large
+
+    def _is_restart(self, failure: Error, lines: Sequence[TaskLine]) -> bool:
+        """Whether the job asks for a fresh process, and gets it."""
+        return failure.kind is ErrorKind.RESTART and self._settler.may_restart(lines)
 
     def pause(self, line: TaskLine) -> None:
         """The call of a task that has no verdict is over, and its next one has to wait."""
@@ -370,7 +377,7 @@ class Call:
         do no task now. What was written so far is deleted then, which makes room on a full disk to
         say what happened.
         """
-        if isinstance(raised, NotDone):
+        if isinstance(raised, (NotDone, Restart)):
             # No failure, so there is nothing to look for.
             return _record(raised)
         try:

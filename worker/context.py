@@ -60,6 +60,15 @@ class NotDone(Exception):
     """
 
 
+class Restart(Exception):
+    """Raised by a job: this process is of no use any more, and a fresh one shall go on.
+
+    The tasks of the call get no verdict and go back to the queue, as with `NotDone`, and nobody is
+    blamed. In a process that has finished nothing it is a failure like any other exception, and so
+    it is when the same task asks for the fourth time.
+    """
+
+
 class Context(msgspec.Struct, frozen=True, weakref=True):
     """The worker that a job runs in.
 

@@ -65,6 +65,11 @@ class Drain:
             self._asked_after = not_before
             self.is_requested = True
 
+    @property
+    def asked_at(self) -> float | None:
+        """When it was asked for at the earliest, on the monotonic clock; None where it was not."""
+        return self._asked_after if self.is_requested else None
+
     def look(self) -> None:
         """Look whether the spool asks for a drain. Safe from any thread; what fails is no drain."""
         # Whoever cannot look will look again soon. When the file was published is not known, only

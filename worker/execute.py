@@ -42,6 +42,7 @@ class Executor:
     ) -> None:
         """turns: this process's place on its devices, None where it has none."""
         self.batch_cost = job.batch_cost
+        self.recycle = job.recycle
         self._size = BatchSize(job.batch_size or 1)
         self.call = call
         self._drain = drain
@@ -88,7 +89,7 @@ class Executor:
         """Run these tasks, and settle each as soon as something is known about it.
 
         Returns how many were run, from the front: all of them, but perhaps not those at the end of
-        a stretch. Where too many tasks fail in a row no further call is made. Raises OSError and
+        a stretch. Where this process is at its end no further call is made. Raises OSError and
         Unusable where no task is to blame; what was not settled by then is not finished.
         """
         if self._turns is not None and not self._turns.enter(self._is_draining):
@@ -195,10 +196,14 @@ class Executor:
             self._turns.end()
         self._turns.enter(self._is_draining)
 
-    def close(self) -> None:
-        """Run and load nothing more."""
+    def stop_loading(self) -> None:
+        """Load nothing more."""
         if self._prefetcher is not None:
             self._prefetcher.close()
+
+    def close(self) -> None:
+        """Run and load nothing more."""
+        self.stop_loading()
         if self._turns is not None:
             self._turns.close()
 

@@ -57,7 +57,8 @@ class LoadedJob(msgspec.Struct, frozen=True):
 
     call: takes one task and the context; where `batch_size` is set, a list of tasks. batch_cost:
     the most that the costs of a batch may add up to. load: loads the input of a task; prefetch: how
-    many batches ahead.
+    many batches ahead. recycle: after so many tasks a fresh process goes on. close: is called at
+    the end of this one.
     """
 
     call: Callable[[Any, Context], Any]
@@ -65,6 +66,8 @@ class LoadedJob(msgspec.Struct, frozen=True):
     batch_cost: float | None = None
     load: Callable[[Task], Any] | None = None
     prefetch: int = PREFETCH
+    recycle: int | None = None
+    close: Callable[[Context], Any] | None = None
 
 
 class CopyUnreadable(OSError):
@@ -212,6 +215,7 @@ def _make(target: Any, context: Context, warm_up: Callable[[Callable[[], Any]], 
 def _with_options(target: Any) -> LoadedJob:
     """The job with what its attributes ask for. Raises ValueError."""
     load = getattr(target, "load", None)
+    close = getattr(target, "close", None)
     prefetch = _number(target, "prefetch", _whole, 0, MANY)
     return LoadedJob(
         call=target,
@@ -219,6 +223,8 @@ def _with_options(target: Any) -> LoadedJob:
         batch_cost=_number(target, "batch_cost", float, sys.float_info.min, float("inf")),
         load=load if callable(load) else None,
         prefetch=PREFETCH if prefetch is None else prefetch,
+        recycle=_number(target, "recycle", _whole, 1, MANY),
+        close=close if callable(close) else None,
     )
 
 

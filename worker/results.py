@@ -31,7 +31,7 @@ from gpuspool.spool.records import NO_JSON, Error
 from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
 from gpuspool.worker.causes import causes
-from gpuspool.worker.context import NotDone
+from gpuspool.worker.context import NotDone, Restart
 from gpuspool.worker.memory import is_device_oom, is_host_oom
 
 # A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
@@ -222,6 +222,8 @@ def _kind(error: BaseException) -> ErrorKind:
     match error:
         case NotDone():
             return ErrorKind.NOT_DONE
+        case Restart():
+            return ErrorKind.RESTART
         case CommandOutOfMemory():
             return ErrorKind.HOST_OOM
         case CommandFailed():

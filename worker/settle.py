@@ -23,6 +23,9 @@ Decided here:
   everybody got at once, nobody is to blame (see `spool/signals.py`), and the task is given back.
   The tasks that follow are run meanwhile, so that costs no time unless nothing else is left.
 - **Whether this process is in order.** If too many tasks fail in a row, it may not be, and it ends.
+- **Whether the job gets the fresh process** that it asks for by `Restart`. It does where this one
+  is a used one, and nothing is said of the tasks. Else the next process would be no better, and it
+  is a failure like any other. So a job that always asks ends like one that always raises.
 """
 
 from __future__ import annotations
@@ -60,6 +63,9 @@ FIRST_RETRY_S = 1.0
 PUT_OFF_S = 0.1
 LONGEST_RETRY_S = 60.0
 RETRY_SPREAD = 0.25
+# So often a task may ask for a fresh process in one round: what ends used processes may be the task
+# itself, and some of them in a row may be bad luck.
+MOST_RESTARTS = 3
 # No more failures wait for their moment than this: a traceback may have 16 KiB. With more of them
 # nothing else is run, and 2,000 failures a second are more than a journal takes.
 MOST_WAITING = 1000
@@ -133,6 +139,13 @@ class Settler:
         self._complete_at_failure = 0
         # The last failure that was held back, None where none was.
         self.last_error: Error | None = None
+        # How many tasks failed here, or need another call.
+        self._other_ends = 0
+        # How many need another call.
+        self._put_offs = 0
+        # What the job said when it asked for a fresh process, and the tasks that go back for it.
+        self.restart: Error | None = None
+        self._given_back: list[TaskLine] = []
         self._in_hand: deque[TaskLine] = deque()
         # The failures that do not count yet, oldest first.
         self._waiting: list[WaitingFailure] = []
@@ -143,6 +156,33 @@ class Settler:
     def is_out_of_patience(self) -> bool:
         """Whether so many tasks failed in a row that this process should end."""
         return self.failures_in_a_row >= self._patience
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether no further call shall be made in this process."""
+        return self.restart is not None or self.is_out_of_patience
+
+    @property
+    def ended(self) -> int:
+        """How many tasks completed here, failed, or need another call."""
+        return self._doing.complete + self._other_ends
+
+    @property
+    def may_be_recycled(self) -> bool:
+        """Whether nothing waits for what this process does next.
+
+        After a failure the next task that completes tells whether this process was in order then.
+        """
+        if self._waiting:
+            return False
+        if self.restart is not None:
+            return True
+        return self.last_error is None or self._doing.complete > self._complete_at_failure
+
+    def may_restart(self, lines: Sequence[TaskLine]) -> bool:
+        """Whether a call of these tasks that asks for a fresh process gets one, without blame."""
+        is_used = self._doing.complete > 0 or self._put_offs > 0
+        return is_used and all(line.restarts < MOST_RESTARTS for line in lines)
 
     @property
     def failures_in_a_row(self) -> int:
@@ -220,6 +260,21 @@ class Settler:
         if self._drain.is_requested:
             # It stays in hand, and is given back when the attempt ends.
             return
+        self._let_wait(line)
+        self._put_offs += 1
+        self._other_ends += 1
+        self._backlog.defer(msgspec.structs.replace(line, restarts=0), PUT_OFF_S)
+
+    def _give_back(self, line: TaskLine, error: Error) -> None:
+        """The job asks for a fresh process: the task goes back without a verdict."""
+        self._let_wait(line)
+        self._given_back.append(msgspec.structs.replace(line, restarts=line.restarts + 1))
+        if self.restart is None:
+            self.restart = error
+            say(f"gpuspool: the job asks for a fresh process in task {line.key}: {error.message}")
+
+    def _let_wait(self, line: TaskLine) -> None:
+        """A task is not in hand any more, and has no verdict."""
         self._in_hand.remove(line)
         # As in `_defer`.
         self.is_announcing = True
@@ -227,7 +282,6 @@ class Settler:
         self._journal.append(
             JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED)
         )
-        self._backlog.defer(line, PUT_OFF_S)
 
     def _settle_failed(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:
         if error.kind is ErrorKind.NOT_DONE:
@@ -237,6 +291,11 @@ class Settler:
             # It stays in hand, and is given back when the attempt ends.
             say(f"gpuspool: task {line.key} failed during a stop, and is given back: {error.type}")
             return
+        if error.kind is ErrorKind.RESTART:
+            if self.may_restart([line]):
+                self._give_back(line, error)
+                return
+            error = _refused_restart(line, error)
         if self._doing.complete:
             limit = used_up(error)
             if limit is not None:
@@ -248,6 +307,7 @@ class Settler:
             if tries <= self._retries:
                 self._defer(line, error)
                 return
+        self._other_ends += 1
         looks_like_stop = error.signal in signals.ENDING_NAMES or self._drain.is_deaf()
         if not self.is_believing and not looks_like_stop:
             # Whoever dies or drains now confirms nothing, so this speaks against nobody yet.
@@ -360,8 +420,23 @@ class Settler:
         self._in_hand.clear()
         return left
 
+    def release_given_back(self) -> list[TaskLine]:
+        """The tasks whose calls asked for a fresh process; none is kept afterwards."""
+        left = self._given_back
+        self._given_back = []
+        return left
+
     def release_waiting(self) -> list[TaskLine]:
         """The tasks whose failures do not count; none waits afterwards."""
         left = [one.line for one in self._waiting]
         self._waiting.clear()
         return left
+
+
+def _refused_restart(line: TaskLine, error: Error) -> Error:
+    """The failure of a task whose job asks for a fresh process where that cannot be the answer."""
+    why = "although this process is a fresh one"
+    if line.restarts >= MOST_RESTARTS:
+        why = f"for the {MOST_RESTARTS + 1}th time in this task"
+    message = f"the job asks for a fresh process {why}: {error.message or 'it does not say why'}"
+    return msgspec.structs.replace(error, kind=ErrorKind.EXCEPTION, message=message)

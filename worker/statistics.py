@@ -24,6 +24,8 @@ class Statistics:
         self._start_s = 0.0
         self._load_s = 0.0
         self._run_s = 0.0
+        # When the job's `close` was called, None where it was not.
+        self._closes_at: float | None = None
 
     def begin_load(self) -> None:
         """The job is loaded from now on."""
@@ -37,9 +39,14 @@ class Statistics:
         """Tasks were run for so long."""
         self._run_s += seconds
 
+    def begin_close(self) -> None:
+        """The job's `close` is called now, and the attempt ends after it."""
+        self._closes_at = time.monotonic()
+
     def final(self, doing: Doing, device: Device, executor: Executor | None) -> Stats:
         """The record. executor: None where the job was never loaded."""
-        seconds = time.monotonic() - self._began
+        now = time.monotonic()
+        seconds = now - self._began
         call_s = 0.0
         inputs_s = 0.0
         if executor is not None:
@@ -51,6 +58,8 @@ class Statistics:
             "inputs": inputs_s,
             "publish": self._run_s - call_s - inputs_s,
         }
+        if self._closes_at is not None:
+            idle_s["close"] = now - self._closes_at
         # What is left: claiming, waiting for others and for retries.
         idle_s["work"] = seconds - call_s - sum(idle_s.values())
         return Stats(

@@ -227,6 +227,7 @@ class Supply:
         is_ahead: bool = False,
         is_proven: bool = False,
         is_fresh: bool = False,
+        most: int | None = None,
     ) -> Iterator[TaskLine] | None:
         """Claim by link(2): the tasks of one new claim, or None where nothing is unclaimed.
 
@@ -234,7 +235,8 @@ class Supply:
         seconds_per_cost: None while no rate is known. is_ahead: there is still work in hand; then a
         claim is made only where so much is left that nobody will miss it. is_proven: the last task
         completed, or nothing speaks against this place yet, so a doubtful one may come next.
-        is_fresh: no task was tried here so far.
+        is_fresh: no task was tried here so far. most: so many tasks are wanted, and no more claimed
+        than make whole batches.
         """
         self.is_tempted = False
         self._is_fresh = is_fresh
@@ -259,6 +261,8 @@ class Supply:
                 size = claim_size(
                     chain.unclaimed, batch, source.seconds(seconds_per_cost), claimers
                 )
+                if most is not None:
+                    size = min(size, -(-most // batch) * batch)
                 start = chain.next
                 found = self._claim(source, source.n_sound(size))
                 if found is not None:

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from time import perf_counter
 from typing import assert_never
 
+from gpuspool.spool.holder import is_holder_there
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import ring
@@ -39,6 +40,9 @@ LONGEST_PAUSE_S = 0.25
 TROUBLE_PAUSE_S = 0.5
 TROUBLE_GAP_S = 10.0
 TROUBLE_S = 60.0
+# An attempt that is due to be recycled, and has no orchestrator to start a fresh process, looks for
+# one after so many seconds again.
+ORPHAN_LOOK_S = 5.0
 
 
 class WorkEnd(Enum):
@@ -54,6 +58,8 @@ class WorkEnd(Enum):
     FAILURES = auto()
     # Only tasks that failed here are left, and another process must try them, or rule about them.
     HANDOVER = auto()
+    # The job wants a fresh process.
+    RECYCLED = auto()
 
 
 class Work:
@@ -90,6 +96,8 @@ class Work:
         # clock.
         self._trouble_since = -TROUBLE_GAP_S
         self._trouble_seen = -TROUBLE_GAP_S
+        # When to look next whether an orchestrator is there that would start a fresh process.
+        self._look_again_at = 0.0
 
     def run(self, executor: Executor) -> WorkEnd:
         """The whole loop.
@@ -106,7 +114,10 @@ class Work:
                 return WorkEnd.FAILURES
             if self._standing.was_closed_meanwhile():
                 return WorkEnd.CLOSED
-            if self._settler.is_full:
+            is_due = self._is_fresh_wanted(executor.recycle)
+            if is_due and self._settler.may_be_recycled:
+                return WorkEnd.RECYCLED
+            if self._settler.is_full or (is_due and self._settler.waits_for_s() is not None):
                 self._pause(self._settler.waits_for_s())
                 continue
             if self._backlog.fill(executor.batch_size, executor.window):
@@ -125,10 +136,40 @@ class Work:
             if end is not None:
                 return end
 
+    def _is_fresh_wanted(self, recycle: int | None) -> bool:
+        """Whether a fresh process shall go on, and somebody is there to start one.
+
+        recycle: after so many tasks the job wants one.
+        """
+        if self._settler.restart is not None:
+            # This one is of no use any more, whoever is there.
+            return True
+        self._backlog.wanted = None
+        if recycle is None:
+            return False
+        left = recycle - self._settler.ended
+        if left > 0:
+            self._backlog.wanted = left
+            return False
+        now = time.monotonic()
+        if now < self._look_again_at:
+            return False
+        # An adopted attempt has another orchestrator than the one that started it.
+        if self._parent.is_there() or is_holder_there(self._layout):
+            self._backlog.wanted = 1
+            return True
+        self._look_again_at = now + ORPHAN_LOOK_S
+        return False
+
     def release(self) -> list[TaskLine]:
         """Every task that was claimed and has no verdict from here."""
         settler = self._settler
-        return [*settler.release(), *settler.release_waiting(), *self._backlog.release()]
+        return [
+            *settler.release(),
+            *settler.release_given_back(),
+            *settler.release_waiting(),
+            *self._backlog.release(),
+        ]
 
     def _due_in_s(self) -> float | None:
         """When a task can be tried again, or a failure judged, with nothing else to do."""
@@ -142,7 +183,10 @@ class Work:
 
     def _run_some(self, executor: Executor) -> None:
         """Run a batch, or a stretch of single tasks."""
-        lines = self._backlog.next_batch(executor.wanted, executor.batch_cost)
+        wanted = executor.wanted
+        if executor.is_stretching and self._backlog.wanted is not None:
+            wanted = min(wanted, self._backlog.wanted)
+        lines = self._backlog.next_batch(wanted, executor.batch_cost)
         self._settler.take_in_hand(lines)
         if executor.window and not self._drain.is_requested:
             executor.look_ahead(self._backlog.ahead(lines, executor.batch_size, executor.window))

@@ -69,6 +69,7 @@ class OpenAttempt(msgspec.Struct, frozen=True):
     """An attempt that is not closed.
 
     `is_starting`: it has claimed nothing yet. `is_idle`: it has nothing in hand, by its own word.
+    `is_leaving`: it calls its job's `close`, and has the grace for that.
     """
 
     name: str
@@ -76,6 +77,7 @@ class OpenAttempt(msgspec.Struct, frozen=True):
     life: Life
     is_starting: bool
     is_idle: bool = False
+    is_leaving: bool = False
 
 
 class RankPast(msgspec.Struct, frozen=True):
@@ -132,7 +134,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     verdicts on them are given. `do_processes_break`: as in `Ground`. `complete` is how many of all
     `tasks` are. `doubtful` tasks failed in `doubting` attempts of this epoch and have no verdict.
     `barren` is how many attempts have ended since a task was finished last, which was at
-    `finished_last_at`.
+    `finished_last_at`, without those that their job recycled. `lingering`: the ranks whose last
+    attempt is closed while its process still runs here.
     """
 
     tasks_left: int
@@ -156,14 +159,18 @@ class Snapshot(msgspec.Struct, frozen=True):
     doubting: int = 0
     barren: int = 0
     finished_last_at: float = 0.0
+    lingering: frozenset[int] = frozenset()
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What the user asked for: --max-restarts, --max-failed as a number of tasks, --keep-going."""
+    """What the user asked for: --max-restarts, --max-failed as a number of tasks, --keep-going and
+    --grace.
+    """
 
     max_restarts: int
     max_failed: int | None = None
     keep_going: bool = False
+    grace_s: float = 0.0
 
     def is_too_many(self, failed: int) -> bool:
         """Whether so many failed tasks end the run."""
@@ -242,11 +249,13 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     if snapshot.is_mending_due:
         return [Mend()]
     if snapshot.tasks_left == 0:
-        return _finish(snapshot, now)
+        return _finish(snapshot, policy, now)
     if snapshot.is_ruling_due:
         return [Rule()]
     if snapshot.drain is not None:
-        return _await_end(snapshot, snapshot.drain.ending, snapshot.drain.kill_at, now)
+        # Its grace is for all that they do.
+        kill_at = snapshot.drain.kill_at
+        return _await_end(snapshot, snapshot.drain.ending, kill_at, kill_at, now)
     if policy.is_too_many(snapshot.failed):
         return [Stop()]
     if not snapshot.open and _loads_nowhere(snapshot.past):
@@ -269,30 +278,36 @@ def _with_life(snapshot: Snapshot, life: Life) -> tuple[str, ...]:
     return tuple(attempt.name for attempt in snapshot.open if attempt.life is life)
 
 
-def _finish(snapshot: Snapshot, now: float) -> list[Action]:
+def _finish(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     """Every task has a verdict: see the open attempts off."""
-    if snapshot.finished_at is not None:
-        kill_at = snapshot.finished_at + FAREWELL_S
-        return _await_end(snapshot, Ending.FINISHED, kill_at, now)
     said: list[Action] = []
-    if snapshot.open:
-        said.append(SayFinished())
-    kill_at = now + FAREWELL_S
-    return said + _await_end(snapshot, Ending.FINISHED, kill_at, now)
+    said_at = snapshot.finished_at
+    if said_at is None:
+        said_at = now
+        if snapshot.open:
+            said.append(SayFinished())
+    kill_at = said_at + FAREWELL_S
+    # Whoever closes its job keeps to the grace by itself, unless it cannot.
+    kill_leaving_at = kill_at + policy.grace_s
+    return said + _await_end(snapshot, Ending.FINISHED, kill_at, kill_leaving_at, now)
 
 
-def _await_end(snapshot: Snapshot, ending: Ending, kill_at: float, now: float) -> list[Action]:
+def _await_end(
+    snapshot: Snapshot, ending: Ending, kill_at: float, kill_leaving_at: float, now: float
+) -> list[Action]:
     """Wait for the attempts that live here, kill them from `kill_at` on, and end once none does.
 
-    Nobody waits for what may live elsewhere: it ends itself, or is closed by its own parent or by
-    the next resume.
+    Those that call their job's `close` are killed from `kill_leaving_at` on. Nobody waits for what
+    may live elsewhere: it ends itself, or is closed by its own parent or by the next resume.
     """
-    here = _with_life(snapshot, Life.ALIVE)
+    here = [attempt for attempt in snapshot.open if attempt.life is Life.ALIVE]
     if not here:
         return [End(ending)]
-    if now < kill_at:
-        return []
-    return [Kill(name) for name in here]
+    kills: list[Action] = []
+    for attempt in here:
+        if now >= (kill_leaving_at if attempt.is_leaving else kill_at):
+            kills.append(Kill(attempt.name))
+    return kills
 
 
 def _loads_nowhere(past: Sequence[RankPast]) -> bool:
@@ -373,7 +388,10 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     # claims anything, the tasks are still unclaimed and the next look starts somebody else.
     # But a rank whose job has never loaded in this epoch may never load it: it takes no work from
     # one that has worked before.
+    # And a process that has not ended yet holds memory, also on its device: the next one of its
+    # rank waits for that, as long as the parent has patience with it.
     ready = [rank for rank in able if restart_at(rank, snapshot) <= now]
+    ready = [rank for rank in ready if rank.rank not in snapshot.lingering]
     starting = {attempt.rank for attempt in snapshot.open if attempt.is_starting}
     if any(rank.has_begun for rank in ready):
         starting &= {rank.rank for rank in snapshot.past if rank.has_begun}

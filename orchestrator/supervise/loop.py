@@ -91,7 +91,9 @@ class Orchestrator:
             deadline = self._began + options.time_limit_s
         self._drains = DrainWatch(view.layout, epoch, options.grace_s, received, deadline)
         max_failed = most_failed(options.max_failed, view.ledger.tasks)
-        self._policy = d.Policy(options.max_restarts, max_failed, options.keep_going)
+        self._policy = d.Policy(
+            options.max_restarts, max_failed, options.keep_going, options.grace_s
+        )
         self._workers = Workers(view, self._orders, folders.out_held)
         self._judge = Judge(view, epoch, options.max_crashes)
         self._situation = Situation(view, self._workers, self._judge, self._policy, epoch, slots)
@@ -130,6 +132,8 @@ class Orchestrator:
                 self._abandon(trouble, bell)
                 raise
             self._workers.see_off(bell, self._tell_of_slow)
+        for closing in self._workers.reap(self._tell_of_slow):
+            self._tell_of_close(closing)
         # What follows reads the spool and is written into it, and says where the outputs are.
         self._folders.check()
         self._view.read_late_lines()
@@ -303,6 +307,11 @@ class Orchestrator:
         """Tell of an attempt that closed itself since it could not go on, or was stopped."""
         if closing.by != closing.attempt:
             return
+        self._tell_of_close(closing)
+        if closing.reason is Reason.RECYCLED:
+            why = closing.error.message if closing.error is not None else ""
+            self._telling.record("attempt_recycled", attempt=closing.attempt, why=why)
+            return
         if closing.reason is Reason.DRAINED:
             # A worker may hear of `gpuspool drain` before this process does.
             is_ours = drain_epoch(self._view.layout) >= self._orders.epoch
@@ -320,6 +329,18 @@ class Orchestrator:
             why = closing.error.message
         text = f"{closing.attempt} failed ({closing.reason}): {why}"
         self._telling.tell("attempt_failed", text, attempt=closing.attempt)
+
+    def _tell_of_close(self, closing: Closing) -> None:
+        """Tell of a job whose `close` failed."""
+        error = closing.close_error
+        if error is None:
+            return
+        log = self._view.layout.log(closing.attempt)
+        text = (
+            f"{closing.attempt}: the job's `close` failed, no task is concerned, see {log}: "
+            f"{error.type}: {error.message}"
+        )
+        self._telling.tell("close_failed", text, attempt=closing.attempt)
 
     def _tell_of_slow(self, attempt: str) -> None:
         """Tell of a worker whose process goes on although its work is over."""

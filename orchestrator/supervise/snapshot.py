@@ -334,9 +334,15 @@ class Situation:
             complete=ledger.n_complete,
             doubtful=n_doubtful,
             doubting=n_attempts,
-            barren=len(self._view.closed) - self._closed_before,
+            barren=self._barren(),
             finished_last_at=self._finished_last_at,
+            lingering=frozenset(map(rank_of, self._workers.children.leaving(time.monotonic()))),
         )
+
+    def _barren(self) -> int:
+        """How many attempts ended since a task was finished last, and were not recycled."""
+        closed = itertools.islice(self._view.closed.values(), self._closed_before, None)
+        return sum(closing.reason is not Reason.RECYCLED for closing in closed)
 
     def _note_progress(self) -> None:
         """Note whether a task was finished since the last look."""
@@ -390,7 +396,8 @@ class Situation:
             is_starting = name not in have_claimed
             # It is asked only where tasks fail, and looks at every claim.
             is_idle = bool(self._judge.doubtful) and not is_starting and self._judge.is_idle(name)
-            found.append(OpenAttempt(name, rank_of(name), life, is_starting, is_idle))
+            is_leaving = name in self._view.leaving
+            found.append(OpenAttempt(name, rank_of(name), life, is_starting, is_idle, is_leaving))
         return found
 
     def next_judged_at(self) -> float | None:
