@@ -26,6 +26,7 @@ NAMES = (
     "kill_calls",
     "stops",
     "sick_worlds",
+    "growing",
     "crash_states",
     "error_sweep",
     "damage",

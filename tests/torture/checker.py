@@ -33,7 +33,7 @@ from torture.job import body, value
 
 JOURNAL = re.compile(r"rank-(\d{4,})\.a(\d{2,})\.jsonl", re.ASCII)
 MANIFEST = re.compile(
-    r"(rank-\d{4,}|(retry|sweep|ruling)-\d{2,}|rank-\d{4,}\.a\d{2,}(?P<orphans>\.orphans))\.jsonl",
+    r"(rank-\d{4,}|(retry|sweep|ruling|added)-\d{2,}|rank-\d{4,}\.a\d{2,}(?P<orphans>\.orphans))\.jsonl",
     re.ASCII,
 )
 
@@ -94,6 +94,8 @@ class Facts:
     complete: dict[int, list[Line]] = field(default_factory=dict)
     failed_round: dict[int, int] = field(default_factory=dict)
     newest_round: dict[int, int] = field(default_factory=dict)
+    # From which round on lines of a task count, where it was redone.
+    redone: dict[int, int] = field(default_factory=dict)
     described: set[int] = field(default_factory=set)
 
     def fail(self, task: int, round_: int) -> None:
@@ -193,9 +195,13 @@ def read_facts(spool: Path) -> Facts:
                 facts.described.add(record["task"])
                 if match[2] == "retry":
                     facts.raise_round(record["task"], record.get("round", 0))
+                    if record.get("redo"):
+                        facts.redone[record["task"]] = record["round"]
     for path, match in _files(spool / "journal", JOURNAL):
         for offset, record in sealed_lines(path):
             if offset == 0 or not _is_about_a_task(record):
+                continue
+            if record.get("round", 0) < facts.redone.get(record["task"], 0):
                 continue
             if record.get("state") == "complete":
                 line = Line((int(match[1]), int(match[2])), offset, record)

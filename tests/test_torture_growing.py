@@ -1,0 +1,13 @@
+"""A few runs that grow, as `make torture` plays two hundred."""
+
+from pathlib import Path
+
+from torture.growing import CASES, row
+
+
+def test_nothing_is_lost_of_what_is_added_redone_and_not_done(tmp_path: Path) -> None:
+    found = row("small", tmp_path)
+    assert found.failures == []
+    assert found.is_clean
+    assert found.R == 0
+    assert found.cases == len(CASES["small"])
