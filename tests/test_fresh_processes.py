@@ -5,9 +5,18 @@ import signal
 from typing import Any
 
 import pytest
-from helpers import Box, names, wait_until
+from helpers import Box, limit, names, wait_until
 
 import gpuspool
+from gpuspool.orchestrator.supervise.decide import (
+    FAREWELL_S,
+    Kill,
+    OpenAttempt,
+    Policy,
+    Snapshot,
+    decide,
+)
+from gpuspool.spool.states import Life
 
 # Ends its process, by a way of its own, in the third call; the fresh one does the task.
 TIRES = (
@@ -37,6 +46,7 @@ CLOSES = (
     "        match ctx.args.get('end'):\n"
     "            case 'raise': raise ValueError('no end')\n"
     "            case 'hang': time.sleep(1000)\n"
+    "            case 'slow': time.sleep(2)\n"
     "            case 'lock': ctypes.PyDLL(None).sleep(1000)\n"
     "            case 'kill': os.kill(os.getpid(), signal.SIGKILL)\n"
     "            case 'abort': os.abort()\n"
@@ -351,3 +361,100 @@ def test_a_job_that_never_loaded_is_not_closed(box: Box) -> None:
     )
     run(box, [1], "--ranks", "1", "--max-restarts", "0", code=4)
     assert not (box / "closed").exists()
+
+
+def test_a_drain_does_not_wait_for_a_close_beyond_its_grace(box: Box) -> None:
+    box.write("job.py", CLOSES)
+    values = box.tasks(["wait", 1, 2, 3])
+    command = ["run", "job.py:Job", "--tasks", values, "--spool", "S", "--ranks", "1"]
+    started = box.start(*command, "--grace", limit(3), "--arg", "end=hang")
+    wait_until((box / "waits").exists)
+    started.signal(signal.SIGTERM)
+    started.wait(code=75)
+    (record,) = records(box)
+    # On a busy machine the parent may be faster than the worker, which keeps little time to tell.
+    assert record["reason"] in ("drained", "killed")
+    if record["reason"] == "drained":
+        assert record["close_error"]["type"] == "CloseTimeout"
+    assert [one["state"] for one in box.results("S")].count("complete") == 1
+    assert is_sound(box)
+
+
+def test_limits_on_calls_do_not_hold_for_close(box: Box) -> None:
+    box.write("job.py", CLOSES)
+    options = ("--stall-timeout", limit(0.7), "--task-timeout", limit(0.7), "--arg", "end=slow")
+    run(box, [1, 2], "--ranks", "1", *options)
+    (record,) = records(box)
+    assert (record["reason"], record.get("close_error")) == ("finished", None)
+    assert record["stats"]["idle_s"]["close"] >= 2
+
+
+def test_who_closes_its_job_at_the_end_of_a_run_has_the_grace_for_it() -> None:
+    policy = Policy(max_restarts=3, grace_s=40.0)
+
+    def kills(is_leaving: bool, now: float) -> list[str]:
+        open_ = OpenAttempt(
+            "rank-0000.a00", 0, Life.ALIVE, is_starting=False, is_leaving=is_leaving
+        )
+        snapshot = Snapshot(tasks_left=0, unclaimed=0, open=[open_], past=[], finished_at=100.0)
+        return [
+            action.attempt for action in decide(snapshot, policy, now) if isinstance(action, Kill)
+        ]
+
+    late = 100.0 + FAREWELL_S + 1
+    assert kills(is_leaving=False, now=late) == ["rank-0000.a00"]
+    assert kills(is_leaving=True, now=late) == []
+    assert kills(is_leaving=True, now=late + 40.0) == ["rank-0000.a00"]
+
+
+def test_the_next_process_of_a_rank_waits_until_the_last_one_is_gone(box: Box) -> None:
+    """A thread of the job goes on for a while after the attempt is closed."""
+    box.write(
+        "job.py",
+        "import os, pathlib, threading, time\n"
+        "class Job:\n"
+        "    recycle = 1\n"
+        "    def __init__(self, ctx):\n"
+        "        last = pathlib.Path('pid')\n"
+        "        pid = last.read_text() if last.exists() else 'nobody'\n"
+        "        self.is_alone = not os.path.exists(f'/proc/{pid}')\n"
+        "        last.write_text(str(os.getpid()))\n"
+        "    def __call__(self, task, ctx): return self.is_alone\n"
+        "    def close(self, ctx): threading.Thread(target=time.sleep, args=(0.7,)).start()\n",
+    )
+    run(box, [1, 2, 3], "--ranks", "1")
+    assert results(box) == [True] * 3
+
+
+def test_ranks_that_share_a_device_are_recycled(box: Box) -> None:
+    box.write("job.py", "import os\ndef Job(task, ctx): return os.getpid()\nJob.recycle = 2\n")
+    command = ["run", "job.py:Job", "--tasks", box.tasks(list(range(12))), "--spool", "S"]
+    made_up = {"CUDA_VISIBLE_DEVICES": None, "GPUSPOOL_DEVICE_CHECK": "off"}
+    box.run(*command, "--devices", "GPU-0", "--ranks-per-gpu", "2", env=made_up)
+    pids = results(box)
+    assert max(pids.count(pid) for pid in pids) <= 2
+    assert is_sound(box)
+
+
+def test_a_process_that_is_of_no_use_ends_also_without_an_orchestrator(box: Box) -> None:
+    box.write(
+        "job.py",
+        "import gpuspool, pathlib, time\n"
+        "class Job:\n"
+        "    def __init__(self, ctx): self.done = 0\n"
+        "    def __call__(self, task, ctx):\n"
+        "        while not pathlib.Path('go').exists(): time.sleep(0.01)\n"
+        "        if self.done == 2: raise gpuspool.Restart\n"
+        "        self.done += 1\n",
+    )
+    values = box.tasks(list(range(5)))
+    started = box.start("run", "job.py:Job", "--tasks", values, "--spool", "S", "--ranks", "1")
+    wait_until(lambda: list((box / "S").glob("journal/*")))
+    started.process.kill()
+    started.process.wait()
+    box.write("go", "")
+    wait_until(lambda: not box.processes())
+    assert [record["reason"] for record in records(box)] == ["recycled"]
+    assert [one["state"] for one in box.results("S")].count("complete") == 2
+    box.run("resume", "S")
+    assert [one["state"] for one in box.results("S")].count("complete") == 5

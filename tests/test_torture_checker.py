@@ -175,6 +175,17 @@ def test_a_failure_of_an_earlier_round_is_no_verdict(forged: Forged) -> None:
     assert letters(forged.check()) == ""
 
 
+def test_a_line_from_before_a_redo_is_no_verdict(forged: Forged) -> None:
+    redo = {"task": 2, "key": "t2", "payload": 2, "round": 1, "redo": True}
+    forged.manifest("retry-01", redo)
+    forged.summary(complete=TASKS - 1, exit_code=4)
+    assert letters(forged.check()) == "L"
+    forged.output(2, nonce="again")
+    forged.began(2, A1, at=900.0, nonce="again")
+    forged.journal(A1, {**forged.line(2, nonce="again"), "round": 1})
+    assert [forged.check().L, forged.check().R] == [0, 0]
+
+
 def test_an_unreadable_task_is_lost_unless_the_test_destroyed_it(forged: Forged) -> None:
     forged.drop_line(5)
     forged.manifest(

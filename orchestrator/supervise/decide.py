@@ -21,8 +21,8 @@ without --keep-going:
     tasks only failed lately, nobody is
         open, no sweep since the last
         launch                            sweep
-something is claimable                    launch in slots without an open attempt, as many as there
-                                          is work for, but not where a rank or a device was given
+something is claimable                    launch in slots without an open attempt, or a process of
+                                          the last one, as many as there is work for, but not where a rank or a device was given
                                           up; if that is everywhere and nobody is open, end
                                           "gave up"
 somebody is open, or time must pass before
