@@ -333,13 +333,14 @@ def test_who_dies_in_close_takes_no_task_along(box: Box, end: str) -> None:
     box.write("job.py", CLOSES)
     values = [1, "fresh", 3, 4]
     options = ("--ranks", "1", "--grace", "1s", "--max-crashes", "1", "--arg", f"end={end}")
-    run(box, values, *options)
+    done = run(box, values, *options)
     for record in records(box):
         assert record["reason"] in ("crash", "finished"), record
         assert not record.get("suspects")
         assert not record.get("held")
         assert not record.get("lost")
     assert len(closed(box)) == len(records(box)) > 1
+    assert "in the job's `close`; what it had not finished" in done.err
     assert [one["state"] for one in box.results("S")] == ["complete"] * 4
     assert is_sound(box)
 
@@ -458,3 +459,11 @@ def test_a_process_that_is_of_no_use_ends_also_without_an_orchestrator(box: Box)
     assert [one["state"] for one in box.results("S")].count("complete") == 2
     box.run("resume", "S")
     assert [one["state"] for one in box.results("S")].count("complete") == 5
+
+
+def test_a_close_that_fails_in_each_process_is_told_once(box: Box) -> None:
+    box.write("job.py", CLOSES + "Job.recycle = 1\n")
+    done = run(box, [1, 2, 3, 4], "--ranks", "1", "--arg", "end=raise")
+    assert done.err.count("no end") == 1
+    assert (box / "S" / "events.jsonl").read_text().count("close_failed") == 4
+    assert len([record for record in records(box) if record["close_error"]]) == 4

@@ -22,9 +22,9 @@ without --keep-going:
         open, no sweep since the last
         launch                            sweep
 something is claimable                    launch in slots without an open attempt, or a process of
-                                          the last one, as many as there is work for, but not where a rank or a device was given
-                                          up; if that is everywhere and nobody is open, end
-                                          "gave up"
+                                          the last one, as many as there is work for, but not
+                                          where a rank or a device was given up; if that is
+                                          everywhere and nobody is open, end "gave up"
 somebody is open, or time must pass before
     a doubtful task can be ruled          wait
 a closed attempt's journal is not         wait: tasks that look unfinished may be finished

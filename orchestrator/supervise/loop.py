@@ -106,6 +106,8 @@ class Orchestrator:
         # Whether people were told that tasks wait for a file system; and for their verdicts.
         self._was_excuse_told = False
         self._was_end_told = False
+        # Whether people were told that a `close` failed.
+        self._was_close_told = False
         # When a task had been finished last, when people were told of an outage.
         self._outage_told = -1.0
 
@@ -331,7 +333,7 @@ class Orchestrator:
         self._telling.tell("attempt_failed", text, attempt=closing.attempt)
 
     def _tell_of_close(self, closing: Closing) -> None:
-        """Tell of a job whose `close` failed."""
+        """Tell of a job whose `close` failed: of the first, since each process may say the same."""
         error = closing.close_error
         if error is None:
             return
@@ -340,6 +342,10 @@ class Orchestrator:
             f"{closing.attempt}: the job's `close` failed, no task is concerned, see {log}: "
             f"{error.type}: {error.message}"
         )
+        if self._was_close_told:
+            self._telling.record("close_failed", text=text, attempt=closing.attempt)
+            return
+        self._was_close_told = True
         self._telling.tell("close_failed", text, attempt=closing.attempt)
 
     def _tell_of_slow(self, attempt: str) -> None:

@@ -336,7 +336,7 @@ class Situation:
             doubting=n_attempts,
             barren=self._barren(),
             finished_last_at=self._finished_last_at,
-            lingering=frozenset(map(rank_of, self._workers.children.leaving(time.monotonic()))),
+            lingering=frozenset(map(rank_of, self._workers.lingering())),
         )
 
     def _barren(self) -> int:

@@ -292,7 +292,8 @@ class Workers:
         if closing.reason is Reason.TIMEOUT:
             return _describe_timeout(closing)
         if evidence.exit_code is not None:
-            return describe_exit(evidence.exit_code)
+            where = " in the job's `close`" if closing.attempt in self._view.leaving else ""
+            return f"{describe_exit(evidence.exit_code)}{where}"
         if evidence.never_started:
             return "it could not be started"
         if closing.attempt in self.children:
@@ -312,6 +313,15 @@ class Workers:
         for closing in closings:
             self._disks.note(closing)
         return closings
+
+    def lingering(self) -> list[str]:
+        """The children that closed themselves and whose processes go on.
+
+        Without those that hang in the kernel: nobody waits for them.
+        """
+        now = time.monotonic()
+        closed = self.children.leaving(now)
+        return [name for name in closed if not self._interventions.is_beyond_help(name, now)]
 
     def _note_slow(self, attempt: str, waited_s: float, on_slow: OnSlow) -> None:
         if waited_s > SLOW_S and attempt not in self._slow:
