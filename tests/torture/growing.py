@@ -133,6 +133,11 @@ class Case:
                     self._strike(started)
                 case "drain":
                     started.signal(self._rng.choice((signal.SIGTERM, signal.SIGINT)))
+        record = self._spool / "run.json"
+        while not record.exists():
+            wait_until(lambda started=started: started.is_over() or record.exists(), PATIENCE_S)
+            if not record.exists():
+                started = self._start()
         self._asked = len(self._payloads)
         self._add_all(1)
         while True:
