@@ -58,7 +58,7 @@ class Ledger:
         self._failed: set[int] = set()
         self._unreadable: frozenset[int] = frozenset()
         self._costs: Sequence[float] | None = None
-        self._cost_complete = 0.0
+        self._cost_finished = 0.0
 
     def grow(self, n_tasks: int) -> None:
         """Take in so many tasks that were added to the run. Progress is to be weighed anew."""
@@ -80,10 +80,11 @@ class Ledger:
                 return
             self.complete[task] = 1
             self.n_complete += 1
-            if self._failed:
-                self._failed.discard(task)
-            if self._costs is not None:
-                self._cost_complete += self._costs[task]
+            if self._failed and task in self._failed:
+                # Its cost counts already.
+                self._failed.remove(task)
+            elif self._costs is not None:
+                self._cost_finished += self._costs[task]
         elif state is _FAILED:
             self.failed_round[task] = max(round_, self.failed_round.get(task, -1))
             self._judge(task)
@@ -104,7 +105,7 @@ class Ledger:
             self.complete[task] = 0
             self.n_complete -= 1
             if self._costs is not None:
-                self._cost_complete -= self._costs[task]
+                self._cost_finished -= self._costs[task]
         self.raise_round(task, round_)
 
     @property
@@ -121,23 +122,36 @@ class Ledger:
 
     def _judge(self, task: int) -> None:
         """Keep `_failed` true for one task, after anything about it has changed."""
-        if self.verdict(task) is Verdict.FAILED:
+        is_failed = self.verdict(task) is Verdict.FAILED
+        if is_failed == (task in self._failed):
+            return
+        if is_failed:
             self._failed.add(task)
         else:
-            self._failed.discard(task)
+            self._failed.remove(task)
+        # A complete task is never among the failed ones, and its cost is counted elsewhere.
+        if self._costs is not None and not self.complete[task]:
+            self._cost_finished += self._costs[task] if is_failed else -self._costs[task]
 
     def weigh(self, costs: Sequence[float]) -> None:
-        """From now on progress is told by what tasks cost; else each task counts 1."""
+        """From now on what tasks cost is known; else each task costs 1."""
         self._costs = costs
         pairs = zip(costs, self.complete, strict=True)
-        self._cost_complete = sum(cost for cost, is_complete in pairs if is_complete)
+        self._cost_finished = sum(cost for cost, is_complete in pairs if is_complete)
+        self._cost_finished += sum(costs[task] for task in self._failed)
+
+    def cost_of(self, task: int) -> float:
+        """What a task costs, as far as `weigh` was told."""
+        if self._costs is None:
+            return 1.0
+        return self._costs[task]
 
     @property
-    def cost_complete(self) -> float:
-        """What the complete tasks cost together, in the unit of `weigh`."""
+    def cost_finished(self) -> float:
+        """What the tasks with a verdict cost together, in the unit of `weigh`."""
         if self._costs is None:
-            return float(self.n_complete)
-        return self._cost_complete
+            return float(self.n_finished)
+        return self._cost_finished
 
     def round_of(self, task: int) -> int:
         """The newest round of a task: 0, or what a retry gave it."""

@@ -202,6 +202,8 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     state: LineState
     task: int = -1
     round: int = 0
+    start: float = 0.0
+    seconds: float = 0.0
     batch: tuple[int, ...] = ()
     claims: int = 0
     is_leaving: bool = False

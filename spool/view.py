@@ -15,10 +15,13 @@ A damaged or foreign file costs what it held and no more. Every damage is kept i
 from __future__ import annotations
 
 import bisect
+import itertools
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -198,6 +201,18 @@ class Stranger(msgspec.Struct, frozen=True):
     take: Callable[[], None]
 
 
+class TakesTimes(Protocol):
+    """Who learns how long calls took, as the view reads it."""
+
+    def take(self, attempt: str, at: int, task: int, start: float, seconds: float) -> int:
+        """A call with this task ended, as a line at an offset of a journal says; `start` and
+        `seconds` as in a `JournalLine`. Returns the offset from which another line is wanted.
+        """
+
+    def rest(self, attempt: str) -> None:
+        """The attempt has nothing in hand from here on, until its next line."""
+
+
 class Claimed(msgspec.Struct, frozen=True):
     """The positions start..stop of a manifest, which one attempt claimed by its `number`th try."""
 
@@ -270,6 +285,8 @@ class View:
         self._unruled: dict[tuple[int, int], None] = {}
         self.damage: list[Damage] = []
         self.owners: Owners = {}
+        # Is told how long calls took, of what is read from now on.
+        self.times: TakesTimes | None = None
         self._reads_claims = reads_claims
         self._chains: dict[str, ClaimChain] = {}
         self._claims_by: dict[str, list[Claimed]] = {}
@@ -651,6 +668,8 @@ class View:
         feed = self.ledger.feed
         n_finished = self.finished_by.get(attempt, 0)
         n_failed = self.failed_by.get(attempt, 0)
+        times = self.times
+        timed_from = math.inf if times is None else 0
         try:
             for at, line in journal.read(JournalBrief):
                 state = line.state
@@ -668,7 +687,11 @@ class View:
                     continue
                 if state is _IDLE:
                     self._released[attempt] = line.claims
+                    if times is not None:
+                        times.rest(attempt)
                     continue
+                if at >= timed_from and times is not None:
+                    timed_from = times.take(attempt, at, line.task, line.start, line.seconds)
                 if state is _HELD:
                     completed = n_finished - n_failed
                     failure = Held(attempt, completed, at, _is_excused(line.error))
@@ -781,6 +804,24 @@ class View:
         for claimed in self.claims_by.get(attempt, []):
             if not self.is_released(attempt, claimed.number):
                 yield from self.manifests[claimed.manifest].tasks(claimed.start, claimed.stop)
+
+    def at_hand(self, attempt: str, most: int) -> list[TaskLine]:
+        """What an open attempt is probably at: the first unfinished tasks, at most so many, of its
+        last claims.
+        """
+        found: list[TaskLine] = []
+        for claimed in reversed(self.claims_by.get(attempt, [])):
+            if self.is_released(attempt, claimed.number):
+                break
+            tasks = self.manifests[claimed.manifest].tasks(claimed.start, claimed.stop)
+            left = list(itertools.islice(filter(self._is_unfinished, tasks), most))
+            if not left:
+                break
+            found = left
+        return found
+
+    def _is_unfinished(self, line: TaskLine) -> bool:
+        return not self.ledger.is_finished_in(line.task, line.round)
 
     def is_released(self, attempt: str, number: int) -> bool:
         """Whether an attempt said that of its claim of this number it has nothing in hand."""

@@ -112,18 +112,24 @@ def test_a_task_of_another_run_is_refused(index: int) -> None:
     assert list(ledger.unfinished()) == [0, 1, 2]
 
 
-def test_what_is_complete_is_weighed_by_cost_where_costs_differ() -> None:
+def test_what_is_finished_is_weighed_by_cost_where_costs_differ() -> None:
     ledger = Ledger(3)
     ledger.weigh([1.0, 10.0, 100.0])
     for line in [(1, 0, "complete"), (1, 0, "complete"), (2, 0, "failed"), (0, 0, "complete")]:
         ledger.feed(line[0], line[1], LineState(line[2]))
-    assert ledger.cost_complete == 11.0
-    assert fed(3, (2, 0, "complete")).cost_complete == 1.0
+    assert ledger.cost_finished == 111.0
+    ledger.feed(2, 1, LineState.COMPLETE)
+    assert ledger.cost_finished == 111.0, "what failed and completed counts once"
+    ledger.redo(1, 1)
+    assert ledger.cost_finished == 101.0
+    assert fed(3, (2, 0, "complete")).cost_finished == 1.0
 
 
 tasks = st.integers(0, 4)
 states = st.sampled_from([LineState.COMPLETE, LineState.FAILED, LineState.STARTED])
 fed_lines = st.tuples(tasks, st.integers(0, 3), states)
+# No two sums of these are the same.
+WEIGHTS = [1.0, 2.0, 4.0, 8.0, 16.0]
 raised_rounds = st.tuples(tasks, st.integers(1, 3))
 unreadable_tasks = st.frozensets(tasks)
 
@@ -147,14 +153,17 @@ def test_the_order_in_which_lines_are_read_does_not_matter(
 ) -> None:
     def outcome(events: list[tuple[int, ...]]) -> tuple[object, ...]:
         ledger = Ledger(5)
+        ledger.weigh(WEIGHTS)
         for event in events:
             tell(ledger, event)
+        finished = [WEIGHTS[index] for index in range(5) if ledger.verdict(index) is not None]
+        assert ledger.cost_finished == sum(finished)
         assert ledger.n_complete + ledger.n_failed + len(list(ledger.unfinished())) == 5
         assert ledger.is_finished == (list(ledger.unfinished()) == [])
         return (
             [ledger.verdict(index) for index in range(5)],
             ledger.duplicates,
-            ledger.cost_complete,
+            ledger.cost_finished,
         )
 
     events: list[tuple[int, ...]] = [*lines, *raised]

@@ -18,6 +18,7 @@ from gpuspool.orchestrator.supervise.leftovers import remove_leftovers
 from gpuspool.orchestrator.supervise.repair import make_way
 from gpuspool.orchestrator.supervise.rulings import how_it_failed
 from gpuspool.orchestrator.text.printable import one_line, recordable
+from gpuspool.orchestrator.text.progress import took
 from gpuspool.spool.closing import FailedTask, failures_of, publish_copies
 from gpuspool.spool.codec import pretty
 from gpuspool.spool.errors import (
@@ -180,7 +181,7 @@ def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
     match ending:
         case Ending.FINISHED:
             out = _short(out_of(view.layout, view.run))
-            return f"{counts}, in {seconds:.1f} s. Outputs: {out}"
+            return f"{counts}, in {took(seconds)}. Outputs: {out}"
         case Ending.TOO_MANY_FAILED:
             return (
                 f"stopped early, since --max-failed is reached: {counts}. "

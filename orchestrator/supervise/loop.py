@@ -124,6 +124,7 @@ class Orchestrator:
         if drain_epoch(self._view.layout) > self._drained:
             self._drains.begin(ASKED, self._began)
         self._telling.record("run_started", text=f"epoch {epoch}", ranks=self._orders.world_size)
+        self._telling.follow(self._view)
         adopt(self._view, self._workers, self._orders.job, epoch, self._telling)
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):
@@ -140,6 +141,7 @@ class Orchestrator:
         self._folders.check()
         self._view.read_late_lines()
         seconds = time.monotonic() - self._began
+        self._telling.show_end(self._view, seconds)
         outcome = finish(self._view, ending, epoch, seconds, self._situation.sick_devices())
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome

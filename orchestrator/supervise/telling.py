@@ -15,8 +15,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from gpuspool.orchestrator.supervise.forecast import Forecast, Work
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import Progress, SoFar
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import open_to_append, write_all
 from gpuspool.spool.view import View
@@ -35,8 +37,10 @@ class Telling:
         self._path = layout.events
         self._epoch = epoch
         self._progress = progress
-        # How many tasks the run had when progress was weighed.
+        # How many tasks the run had when progress was weighed, and what they cost together.
         self._n_weighed = -1
+        self._cost = 0.0
+        self._forecast: Forecast | None = None
 
     @property
     def every_s(self) -> float:
@@ -62,21 +66,67 @@ class Telling:
         self.record(event, text=text, **fields)
         self._progress.say(one_line(text))
 
+    def follow(self, view: View) -> None:
+        """From now on what is read of a view tells how fast the run is."""
+        if not self._progress.is_shown:
+            return
+        # What tasks cost is read once it is asked for. Many a run is over before.
+        finished = Work(0, 0.0)
+        if view.ledger.n_finished:
+            self._weigh(view)
+            finished = _finished(view)
+        self._forecast = Forecast(finished)
+        view.times = self._forecast
+
     def show(self, view: View) -> None:
-        """Show how far the run is."""
+        """Note what a look found, and show how far the run is, if that is due."""
+        if self._forecast is not None:
+            self._forecast.note(view.open_attempts, time.monotonic())
+        if self._progress.is_due():
+            self._progress.update(self._so_far(view))
+
+    def show_end(self, view: View, seconds: float) -> None:
+        """Show how far the run came in so many seconds."""
+        if self._progress.is_shown:
+            self._progress.end(self._so_far(view), seconds)
+
+    def _so_far(self, view: View) -> SoFar:
+        """How far the run is, and how it gets on."""
         ledger = view.ledger
-        if ledger.tasks != self._n_weighed:
-            weigh_progress(view)
-            self._n_weighed = ledger.tasks
-        note = f"{len(view.open_attempts)} ranks"
-        so_far = SoFar(
+        self._weigh(view)
+        share = ledger.n_finished / max(1, ledger.tasks)
+        tasks_per_s: float | None = None
+        left_s: float | None = None
+        if self._forecast is not None:
+            outlook = self._forecast.outlook(
+                Work(ledger.tasks, self._cost),
+                _finished(view),
+                view.open_attempts,
+                ledger.cost_of,
+                lambda attempt, most: [line.cost for line in view.at_hand(attempt, most)],
+                time.monotonic(),
+            )
+            share, tasks_per_s, left_s = outlook.share, outlook.tasks_per_s, outlook.left_s
+        return SoFar(
             total=ledger.tasks,
             complete=ledger.n_complete,
             failed=ledger.n_failed,
-            cost=view.cost or ledger.tasks,
-            cost_done=ledger.cost_complete,
+            share=share,
+            tasks_per_s=tasks_per_s,
+            left_s=left_s,
+            note=count_of(len(view.open_attempts), "rank"),
         )
-        self._progress.update(so_far, note)
+
+    def _weigh(self, view: View) -> None:
+        """Learn what tasks cost, where that is not known yet."""
+        if view.ledger.tasks != self._n_weighed:
+            self._cost = weigh_progress(view)
+            self._n_weighed = view.ledger.tasks
+
+
+def _finished(view: View) -> Work:
+    """The tasks that have a verdict."""
+    return Work(view.ledger.n_finished, view.ledger.cost_finished)
 
 
 def _recordable(value: object) -> object:
@@ -85,18 +135,19 @@ def _recordable(value: object) -> object:
     return value
 
 
-def weigh_progress(view: View) -> None:
-    """Weigh progress by what tasks cost, where costs differ.
+def weigh_progress(view: View) -> float:
+    """Tell the ledger what tasks cost, where costs differ; returns what they cost together.
 
     Reads every manifest's lines once. Where all tasks cost the same, which run.json tells, nothing
-    is read.
+    is read, and each counts 1.
     """
     n_tasks, cost = view.ledger.tasks, view.cost
     if cost in (0, n_tasks):
-        return
+        return float(n_tasks)
     costs = array.array("d", bytes(8 * n_tasks))
     for manifest in view.manifests.values():
         for task in manifest.tasks():
             if 0 <= task.task < n_tasks:
                 costs[task.task] = task.cost
     view.ledger.weigh(costs)
+    return sum(costs)

@@ -1,13 +1,14 @@
 """What a person sees on stderr while a run goes on: a bar on a terminal, else a line every 30 s.
 
-Rate and time left are weighted by the cost of the tasks, so that a few huge inputs at the front do
-not mislead anybody. Nothing in here ever raises because nobody listens: a run whose terminal was
-closed goes on. The orchestrator calls `update` after each look, and shows nothing itself.
+What is shown is reckoned elsewhere. Nothing in here ever raises because nobody listens: a run whose
+terminal was closed goes on. The orchestrator asks after each look whether something `is_due`, calls
+`update` then, and shows nothing itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from typing import Any, Protocol
@@ -30,26 +31,58 @@ UNHEARD = (OSError, ValueError, SystemExit)
 class SoFar(msgspec.Struct, frozen=True):
     """How far a run is: how many of all its tasks are complete and have failed.
 
-    cost: the sum of the costs of all tasks. cost_done: of the complete ones.
+    share: of the work, 0 to 1, that is finished. tasks_per_s: how many are finished a second now.
+    left_s: until the last is finished. Both are None where they are not known. note: follows at the
+    end.
     """
 
     total: int
     complete: int
     failed: int
-    cost: float
-    cost_done: float
+    share: float
+    tasks_per_s: float | None
+    left_s: float | None
+    note: str
+
+    @property
+    def percent(self) -> str:
+        """The finished part of the work, 100 only where nothing is left."""
+        return f"{min(int(100 * self.share), 99 if self.share < 1 else 100)} %"
+
+    @property
+    def rate(self) -> str:
+        """How many tasks are finished in what time; "" where that is not known."""
+        if not self.tasks_per_s:
+            return ""
+        for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
+            tasks = self.tasks_per_s * seconds
+            if tasks >= 1 or unit == "h":
+                break
+        return f"{tasks:,.1f} tasks/{unit}" if tasks < 100 else f"{tasks:,.0f} tasks/{unit}"
+
+    @property
+    def left(self) -> str:
+        """How long it takes yet; "" where that is not known."""
+        return "" if self.left_s is None else f"{duration(self.left_s)} left"
 
 
 class Progress(Protocol):
     """Tells people how a run gets on.
 
-    every_s: how often, in seconds, it has something new to show.
+    every_s: how often, in seconds, it has something new to show. is_shown: whether anybody sees it.
     """
 
     every_s: float
+    is_shown: bool
 
-    def update(self, so_far: SoFar, note: str) -> None:
-        """Show how far the run is; the note follows at the end."""
+    def is_due(self) -> bool:
+        """Whether something new is to be shown now."""
+
+    def update(self, so_far: SoFar) -> None:
+        """Show how far the run is."""
+
+    def end(self, so_far: SoFar, took_s: float) -> None:
+        """Show how far the run came in the time that it took."""
 
     def say(self, text: str) -> None:
         """Show a message at once."""
@@ -62,8 +95,15 @@ class Silent:
     """--quiet: shows nothing. Errors still go to stderr, from elsewhere."""
 
     every_s = LINE_S
+    is_shown = False
 
-    def update(self, so_far: SoFar, note: str) -> None:
+    def is_due(self) -> bool:
+        return False
+
+    def update(self, so_far: SoFar) -> None:
+        pass
+
+    def end(self, so_far: SoFar, took_s: float) -> None:
         pass
 
     def say(self, text: str) -> None:
@@ -77,32 +117,22 @@ class Lines:
     """Plain lines, where stderr is not a terminal."""
 
     every_s = LINE_S
+    is_shown = True
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._last = self._began
-        # What was finished before this start, which says nothing about the rate of this one.
-        self._first: tuple[int, float] | None = None
+        self._last = time.monotonic()
 
-    def update(self, so_far: SoFar, note: str) -> None:
-        now = time.monotonic()
-        done = so_far.complete + so_far.failed
-        if self._first is None:
-            self._first = (done, so_far.cost_done)
-        if now - self._last < LINE_S:
-            return
-        self._last = now
-        seconds = now - self._began
-        done_before, cost_before = self._first
-        cost = so_far.cost_done - cost_before
-        tasks_per_s = (done - done_before) / seconds
-        rate = f"{tasks_per_s:.1f} tasks/s"
-        if cost > 0:
-            left_s = (so_far.cost - so_far.cost_done) / cost * seconds
-            rate += f", {duration(left_s)} left"
-        text = f"{so_far.complete} complete, {so_far.failed} failed of {so_far.total} "
-        text += f"({rate}) {note}"
-        self.say(text.rstrip())
+    def is_due(self) -> bool:
+        return time.monotonic() - self._last >= LINE_S
+
+    def update(self, so_far: SoFar) -> None:
+        self._last = time.monotonic()
+        facts = ", ".join(filter(None, (so_far.percent, so_far.rate, so_far.left)))
+        text = f"{so_far.complete:,} complete, {so_far.failed:,} failed of {so_far.total:,} tasks "
+        self.say(f"{text}({facts}) {so_far.note}".rstrip())
+
+    def end(self, so_far: SoFar, took_s: float) -> None:
+        pass
 
     def say(self, text: str) -> None:
         print(f"gpuspool: {printable(text)}", file=sys.stderr, flush=True)
@@ -115,48 +145,43 @@ class Bar:
     """A bar on a terminal. The only class that imports rich."""
 
     every_s = BAR_S
+    is_shown = True
 
     def __init__(self) -> None:
         from rich import progress
         from rich.console import Console
 
         self._bar: Any = progress.Progress(
-            progress.TextColumn("{task.fields[done]} of {task.fields[total_tasks]}"),
+            progress.TextColumn("{task.fields[done]:,} of {task.fields[total_tasks]:,}"),
             progress.BarColumn(),
-            progress.TextColumn(
-                "{task.percentage:3.0f} %  {task.fields[failed]} failed  {task.fields[rate]}"
-            ),
-            progress.TimeRemainingColumn(elapsed_when_finished=True),
-            progress.TextColumn("{task.fields[note]}"),
+            progress.TextColumn("{task.fields[facts]}"),
             console=Console(stderr=True),
             transient=False,
         )
-        fields: Any = {"done": 0, "total_tasks": 0, "failed": 0, "rate": "", "note": ""}
+        fields: Any = {"done": 0, "total_tasks": 0, "facts": ""}
         self._task = self._bar.add_task("", total=1.0, **fields)
-        # When the first update came, and what was finished then.
-        self._first: tuple[float, int] | None = None
+        self._last = -math.inf
         self._bar.start()
 
-    def update(self, so_far: SoFar, note: str) -> None:
-        now = time.monotonic()
-        done = so_far.complete + so_far.failed
-        if self._first is None:
-            self._first = (now, done)
-        began, before = self._first
-        rate = ""
-        if now > began + 1:
-            tasks_per_s = (done - before) / (now - began)
-            rate = f"{tasks_per_s:.1f}/s"
+    def is_due(self) -> bool:
+        # A look that comes a little early shows something all the same, else the next one is late.
+        return time.monotonic() - self._last >= BAR_S / 2
+
+    def update(self, so_far: SoFar) -> None:
+        self._last = time.monotonic()
+        self._show(so_far, so_far.rate, so_far.left, so_far.note)
+
+    def end(self, so_far: SoFar, took_s: float) -> None:
+        self._show(so_far, f"in {took(took_s)}")
+
+    def _show(self, so_far: SoFar, *facts: str) -> None:
+        failed = f"{so_far.failed:,} failed" if so_far.failed else ""
         self._bar.update(
             self._task,
-            completed=so_far.cost_done,
-            # A run without any cost is complete at once; rich divides by the total.
-            total=max(so_far.cost, 1e-9),
-            done=done,
+            completed=so_far.share,
+            done=so_far.complete + so_far.failed,
             total_tasks=so_far.total,
-            failed=so_far.failed,
-            rate=rate,
-            note=note,
+            facts="  ".join(filter(None, (so_far.percent, failed, *facts))),
         )
 
     def say(self, text: str) -> None:
@@ -172,10 +197,18 @@ class Unheard:
     def __init__(self, told: Progress) -> None:
         self._told = told
         self.every_s = told.every_s
+        self.is_shown = told.is_shown
 
-    def update(self, so_far: SoFar, note: str) -> None:
+    def is_due(self) -> bool:
+        return self._told.is_due()
+
+    def update(self, so_far: SoFar) -> None:
         with contextlib.suppress(*UNHEARD):
-            self._told.update(so_far, note)
+            self._told.update(so_far)
+
+    def end(self, so_far: SoFar, took_s: float) -> None:
+        with contextlib.suppress(*UNHEARD):
+            self._told.end(so_far, took_s)
 
     def say(self, text: str) -> None:
         with contextlib.suppress(*UNHEARD):
@@ -218,9 +251,14 @@ def warn(text: str) -> None:
     say(f"warning: {text}")
 
 
+def took(seconds: float) -> str:
+    """How long something took: "12.3 s", from 100 s on "2:03" as `duration` has it."""
+    return f"{seconds:.1f} s" if seconds < 99.95 else duration(seconds)
+
+
 def duration(seconds: float) -> str:
     """Seconds as "1:02:03" or "2:03"."""
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,388 @@
+"""How long a run will take yet, learned from what ran in it. Pure: no file and no clock is read.
+
+Nobody knows what a cost means. It may be bytes that take their time, bytes that take none, or a
+number that somebody made up. So three laws are tried on what ran: each task takes as long as
+another; a task takes as long as its cost says; it takes some time whatever it costs, and more with
+its cost. Each law is judged by how well it would have told each task from the others, and what they
+tell is averaged by that. So few tasks, which prove nothing, give a compromise, and many give the
+law that holds.
+
+What a law tells is the share of the work that is left, in seconds of its own. What such a second
+takes in truth is measured by itself: how long the ranks were at work on what was finished in this
+start, with claims, inputs and outputs, and without loading the job or waiting for others. That part
+is right even where no law is. Time left is what is left of the work, by the ranks that work now.
+
+The loop's `Telling` feeds it with what the view reads, and asks it where something is to be shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+
+import msgspec
+
+# So many calls are kept to learn from. Once there are more, every second one is let go of, and of
+# the later ones as few are kept: they stand for the whole run, and cost little to look at.
+SAMPLES = 512
+# Of the tasks of one call so many are kept.
+MOST_OF_CALL = 64
+# After a task that took less than this, so many bytes of its journal are passed over: to learn from
+# each of a million tiny tasks would take longer than to account for it.
+TINY_S = 0.002
+PASSED_OVER_BYTES = 8192
+# With fewer tasks than this a law with two numbers is not tried: it fits any two tasks.
+LEAST_FOR_TWO = 5
+# A law with two numbers is judged by leaving out one part in so many at a time.
+FOLDS = 5
+# The laws are made anew whenever there are so many times more tasks to learn from.
+RELEARN = 1.1
+# No task is expected to take less than this part of the mean: a law that says 0 says too much.
+LEAST_PART = 0.001
+# What a rank has in hand is asked for only once it was silent for so long: with short tasks that
+# costs more than it tells.
+BEGUN_LEAST_S = 0.2
+# A call that takes longer than expected is expected to go on for this part of what it is late by.
+OVERDUE_PART = 0.5
+# A rank whose silence is so many times longer than any that ended is not counted on any more,
+SILENT_TIMES = 4.0
+# but no silence that is shorter than this tells anything.
+SILENT_LEAST_S = 10.0
+
+
+class Law(msgspec.Struct, frozen=True):
+    """That a task takes `per_task` seconds, and `per_cost` for each unit of its cost."""
+
+    per_task: float
+    per_cost: float
+
+    def seconds(self, tasks: float, cost: float) -> float:
+        """How long so many tasks take, which cost so much together."""
+        return self.per_task * tasks + self.per_cost * cost
+
+
+class Work(msgspec.Struct, frozen=True):
+    """How many tasks there are, and what they cost together."""
+
+    tasks: int
+    cost: float
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """How a run gets on: the finished share of its work, 0 to 1, and the rest where it is known.
+
+    tasks_per_s: how many are finished a second, by the ranks that work now. left_s: until the last.
+    """
+
+    share: float
+    tasks_per_s: float | None = None
+    left_s: float | None = None
+
+
+class _Rank(msgspec.Struct):
+    """What is known of the time of one attempt.
+
+    seen_at, news_at: when it was seen first, and when a line of it was read last, on the reader's
+    clock. began, start: when its first and its last call began, on its own clock. tasks: some of
+    the last call; n_tasks: how many it had; took_s: how long it took. worked_s: how long the
+    attempt was at work before it waited for others last.
+    """
+
+    seen_at: float
+    news_at: float | None = None
+    began: float | None = None
+    start: float = 0.0
+    took_s: float = 0.0
+    tasks: list[int] = msgspec.field(default_factory=list)
+    n_tasks: int = 0
+    worked_s: float = 0.0
+    is_fresh: bool = False
+
+    @property
+    def spent_s(self) -> float:
+        """How long it was at work, up to the end of its last call."""
+        if self.began is None:
+            return self.worked_s
+        return self.worked_s + max(0.0, self.start + self.took_s - self.began)
+
+
+class _Call(msgspec.Struct, frozen=True):
+    """What an attempt has in hand: so many tasks, what they cost, and since when."""
+
+    tasks: int
+    cost: float
+    begun_s: float
+
+
+class Forecast:
+    """What was learned of the tasks and the ranks of one run since it was started."""
+
+    def __init__(self, finished: Work) -> None:
+        """finished: what was finished before this start, which says nothing of its pace."""
+        self._before = finished
+        # Calls that are over: (some of its tasks, the seconds of each). Each `_every`th is kept.
+        self._samples: list[tuple[list[int], float]] = []
+        self._every = 1
+        self._n_calls = 0
+        # How many lines were given.
+        self._given = 0
+        self._law: Law | None = None
+        # How many lines had been given when that was made.
+        self._learned_at = 0
+        self._ranks: dict[str, _Rank] = {}
+        # The longest waits that ended: for the first line of a rank, and for another.
+        self._longest_first_s = 0.0
+        self._longest_s = 0.0
+
+    # What the view reads.
+
+    def take(self, attempt: str, at: int, task: int, start: float, seconds: float) -> int:
+        """A call with this task ended, as the line at an offset of the attempt's journal tells.
+
+        start: when the call began, on the clock of the attempt. seconds: the task's share of it.
+        Returns the offset from which on another line is wanted.
+        """
+        rank = self._ranks.setdefault(attempt, _Rank(math.nan))
+        rank.is_fresh = True
+        if rank.began is None:
+            rank.began = start
+        self._given += 1
+        if start != rank.start:
+            self._keep_call(rank)
+            rank.start, rank.took_s, rank.tasks, rank.n_tasks = start, 0.0, [], 0
+        rank.took_s += seconds
+        rank.n_tasks += 1
+        if len(rank.tasks) < MOST_OF_CALL:
+            rank.tasks.append(task)
+        self._longest_s = max(self._longest_s, rank.took_s)
+        return at if seconds >= TINY_S else at + PASSED_OVER_BYTES
+
+    def _keep_call(self, rank: _Rank) -> None:
+        """Keep the last call of a rank to learn from, once the next one began."""
+        if not rank.n_tasks:
+            return
+        self._n_calls += 1
+        if self._n_calls % self._every == 0:
+            self._samples.append((rank.tasks, rank.took_s / rank.n_tasks))
+            if len(self._samples) > SAMPLES:
+                self._samples = self._samples[::2]
+                self._every *= 2
+
+    def rest(self, attempt: str) -> None:
+        """The attempt has nothing to do from here on, until its next line."""
+        rank = self._ranks.get(attempt)
+        if rank is not None:
+            rank.worked_s = rank.spent_s
+            rank.began = None
+
+    def note(self, working: Collection[str], now: float) -> None:
+        """What could be read by now was given. working: the attempts that are open."""
+        for attempt in working:
+            rank = self._ranks.setdefault(attempt, _Rank(now))
+            if math.isnan(rank.seen_at):
+                rank.seen_at = now
+        for rank in self._ranks.values():
+            if not rank.is_fresh:
+                continue
+            rank.is_fresh = False
+            if rank.news_at is None:
+                self._longest_first_s = max(self._longest_first_s, now - rank.seen_at)
+            else:
+                self._longest_s = max(self._longest_s, now - rank.news_at)
+            rank.news_at = now
+
+    # What is told.
+
+    def outlook(
+        self,
+        whole: Work,
+        finished: Work,
+        working: Collection[str],
+        cost_of: Callable[[int], float],
+        in_hand: Callable[[str, int], Sequence[float]],
+        now: float,
+    ) -> Outlook:
+        """How the run gets on.
+
+        whole: all its tasks. finished: those that are complete or failed. working: the attempts
+        that are open. cost_of: what a task costs. in_hand: what the tasks cost that an attempt is
+        at, at most so many.
+        """
+        if finished.tasks >= whole.tasks:
+            return Outlook(1.0, left_s=0.0)
+        share = finished.tasks / whole.tasks
+        law = self._learn(cost_of)
+        done = Work(finished.tasks - self._before.tasks, finished.cost - self._before.cost)
+        if law is None or done.tasks <= 0:
+            return Outlook(share)
+        calls = self._calls(self._counted_on(working, now), in_hand, now)
+        # What takes longer than the law says is something to learn from before it has ended.
+        overdue = [call for call in calls if call.begun_s > law.seconds(call.tasks, call.cost)]
+        if overdue:
+            law = self._law_of(cost_of, overdue)
+        spent_s = sum(rank.spent_s for rank in self._ranks.values())
+        rate = len(calls) * done.tasks / spent_s if spent_s > 0 else None
+        done_s = law.seconds(done.tasks, done.cost)
+        for call in overdue:
+            spent_s += call.begun_s
+            done_s += law.seconds(call.tasks, call.cost)
+        whole_s = law.seconds(whole.tasks, whole.cost)
+        if done_s <= 0 or whole_s <= 0 or not calls:
+            return Outlook(share)
+        share = min(1.0, law.seconds(finished.tasks, finished.cost) / whole_s)
+        left = Work(whole.tasks - finished.tasks, max(0.0, whole.cost - finished.cost))
+        left_s = _until_the_last(left, law, spent_s / done_s, calls)
+        return Outlook(share, rate, left_s)
+
+    def _counted_on(self, working: Collection[str], now: float) -> list[str]:
+        """The open attempts that get on, as far as can be told; all, where none seems to."""
+        known = [name for name in working if name in self._ranks]
+        return [name for name in known if self._gets_on(self._ranks[name], now)] or known
+
+    def _gets_on(self, rank: _Rank, now: float) -> bool:
+        """Whether an attempt is not silent for longer than any has been."""
+        longest_s = self._longest_s
+        since = rank.news_at
+        if since is None:
+            since = rank.seen_at
+            longest_s = self._longest_first_s
+        return now - since <= max(SILENT_LEAST_S, SILENT_TIMES * longest_s)
+
+    def _calls(
+        self, attempts: Sequence[str], in_hand: Callable[[str, int], Sequence[float]], now: float
+    ) -> list[_Call]:
+        """What each of these attempts has in hand, as far as that can be told."""
+        calls: list[_Call] = []
+        for attempt in attempts:
+            rank = self._ranks[attempt]
+            begun_s = 0.0
+            costs: Sequence[float] = ()
+            if rank.news_at is not None and now - rank.news_at >= BEGUN_LEAST_S:
+                begun_s = now - rank.news_at
+                costs = in_hand(attempt, rank.n_tasks)
+            calls.append(_Call(len(costs), sum(costs), begun_s if costs else 0.0))
+        return calls
+
+    def _learn(self, cost_of: Callable[[int], float]) -> Law | None:
+        """The law, made anew where enough was given since; None while nothing ran."""
+        if self._given and self._given >= RELEARN * self._learned_at:
+            self._law = self._law_of(cost_of, ())
+            self._learned_at = self._given
+        return self._law
+
+    def _law_of(self, cost_of: Callable[[int], float], overdue: Sequence[_Call]) -> Law:
+        # Where several tasks share a call nobody knows which of them took how long, so what is told
+        # apart are calls, by the mean of their tasks' costs.
+        calls = list(self._samples)
+        for rank in self._ranks.values():
+            if rank.n_tasks:
+                calls.append((rank.tasks, rank.took_s / rank.n_tasks))
+        samples = [(sum(map(cost_of, tasks)) / len(tasks), each_s) for tasks, each_s in calls]
+        for call in overdue:
+            samples.append((call.cost / call.tasks, call.begun_s / call.tasks))
+        return learn(samples)
+
+
+# A rank takes a call at a time, and what it has in hand is partly done: with one task left of ten
+# minutes, nine of which are over, one minute is left. At the end some ranks have nothing more to
+# do, and the others finish what they have, on average half a call later than if all ended at once.
+def _until_the_last(left: Work, law: Law, pace: float, calls: Sequence[_Call]) -> float:
+    """How long it takes until the last of these tasks is finished, by ranks that have these calls.
+
+    pace: how many seconds one of the law's takes in truth.
+    """
+    left_s = law.seconds(left.tasks, left.cost) * pace
+    a_call = max(1.0, max(call.tasks for call in calls))
+    n_calls = max(1.0, left.tasks / a_call)
+    n_busy = min(float(len(calls)), n_calls)
+    longest_s = 0.0
+    for call in calls:
+        expected_s = law.seconds(call.tasks, call.cost) * pace
+        begun_s = min(call.begun_s, expected_s)
+        left_s -= begun_s
+        yet_s = max(expected_s - begun_s, OVERDUE_PART * (call.begun_s - begun_s))
+        longest_s = max(longest_s, yet_s)
+    left_s = max(0.0, left_s)
+    return max(longest_s, left_s / n_busy + left_s / n_calls / 2 * (1 - 1 / n_busy))
+
+
+def learn(samples: Sequence[tuple[float, float]]) -> Law:
+    """The law by which tasks of these (cost, seconds) took as long as they did; there is one."""
+    tried = [(same_for_all(samples), _told_apart(same_for_all, samples, len(samples)))]
+    costs = {cost for cost, _ in samples}
+    if len(costs) > 1 and min(costs) > 0:
+        tried.append((by_cost(samples), _told_apart(by_cost, samples, len(samples))))
+    if len(costs) > 1 and len(samples) >= LEAST_FOR_TWO:
+        tried.append((by_both(samples), _told_apart(by_both, samples, FOLDS)))
+    best = min(error for _, error in tried)
+    weights = [math.exp((best - error) / 2) for _, error in tried]
+    total = sum(weights)
+    return Law(
+        sum(weight * law.per_task for weight, (law, _) in zip(weights, tried, strict=True)) / total,
+        sum(weight * law.per_cost for weight, (law, _) in zip(weights, tried, strict=True)) / total,
+    )
+
+
+def same_for_all(samples: Sequence[tuple[float, float]]) -> Law:
+    """That each task takes the mean."""
+    return Law(sum(seconds for _, seconds in samples) / len(samples), 0.0)
+
+
+def by_cost(samples: Sequence[tuple[float, float]]) -> Law:
+    """That a task takes as long as its cost says."""
+    cost = sum(cost for cost, _ in samples)
+    return Law(0.0, sum(seconds for _, seconds in samples) / cost if cost > 0 else 0.0)
+
+
+# Least squares of the error as a part of what was expected: else the few longest tasks would say
+# alone how long a million short ones take. What is expected is that of the step before.
+def by_both(samples: Sequence[tuple[float, float]]) -> Law:
+    """That a task takes some time, and more with its cost."""
+    law = same_for_all(samples)
+    least_s = LEAST_PART * law.per_task or LEAST_PART
+    for _ in range(3):
+        n = sum_c = sum_s = sum_cc = sum_cs = 0.0
+        for cost, seconds in samples:
+            weight = max(law.seconds(1, cost), least_s) ** -2
+            n += weight
+            sum_c += weight * cost
+            sum_s += weight * seconds
+            sum_cc += weight * cost * cost
+            sum_cs += weight * cost * seconds
+        spread = n * sum_cc - sum_c * sum_c
+        if spread <= 1e-9 * n * sum_cc:
+            return same_for_all(samples)
+        per_cost = (n * sum_cs - sum_c * sum_s) / spread
+        per_task = (sum_s - per_cost * sum_c) / n
+        if per_cost < 0:
+            return same_for_all(samples)
+        if per_task < 0:
+            return by_cost(samples)
+        law = Law(per_task, per_cost)
+    return law
+
+
+def _told_apart(
+    make: Callable[[Sequence[tuple[float, float]]], Law],
+    samples: Sequence[tuple[float, float]],
+    folds: int,
+) -> float:
+    """How badly a kind of law tells the tasks that it was not made from; smaller is better.
+
+    That is -2 log likelihood, up to a constant, where errors are a part of what was expected and
+    normally distributed. With a single task there is nothing to tell: 0.
+    """
+    if len(samples) < 2:
+        return 0.0
+    folds = min(folds, len(samples), FOLDS)
+    least_s = LEAST_PART * sum(seconds for _, seconds in samples) / len(samples) or LEAST_PART
+    squares = logs = 0.0
+    for fold in range(folds):
+        law = make([one for number, one in enumerate(samples) if number % folds != fold])
+        for cost, seconds in samples[fold::folds]:
+            expected_s = max(law.seconds(1, cost), least_s)
+            squares += (seconds / expected_s - 1) ** 2
+            logs += math.log(expected_s)
+    n = len(samples)
+    # No law is better than to a thousandth.
+    return n * math.log(max(squares / n, 1e-6)) + 2 * logs

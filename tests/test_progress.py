@@ -1,0 +1,69 @@
+"""What people see of how far a run is."""
+
+import re
+import sys
+
+import pytest
+from helpers import GPUSPOOL, JOBS, Box
+
+from gpuspool.orchestrator.text import progress
+from gpuspool.orchestrator.text.progress import Lines, SoFar, took
+
+
+def so_far(**changed: object) -> SoFar:
+    told = {
+        "total": 100,
+        "complete": 25,
+        "failed": 70,
+        "share": 0.95,
+        "tasks_per_s": 2.0,
+        "left_s": 2.5,
+        "note": "2 ranks",
+    }
+    return SoFar(**{**told, **changed})  # type: ignore[arg-type]
+
+
+def test_a_line_counts_failed_tasks_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Lines().update(so_far())
+    line = "gpuspool: 25 complete, 70 failed of 100 tasks (95 %, 2.0 tasks/s, 0:02 left) 2 ranks\n"
+    assert capsys.readouterr().err == line
+
+
+def test_what_is_not_known_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Lines().update(so_far(complete=0, failed=0, share=0.0, tasks_per_s=None, left_s=None))
+    assert "of 100 tasks (0 %) 2 ranks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(1500.0, "1,500 tasks/s"), (0.5, "30.0 tasks/min"), (0.001, "3.6 tasks/h")]
+)
+def test_slow_tasks_have_a_rate_that_can_be_read(rate: float, text: str) -> None:
+    assert so_far(tasks_per_s=rate).rate == text
+
+
+def test_100_percent_means_that_nothing_is_left() -> None:
+    assert so_far(share=0.9999).percent == "99 %"
+    assert so_far(share=1.0).percent == "100 %"
+
+
+# Runs a command with a terminal for its stdin, stdout and stderr, and prints what it shows there.
+ON_A_TERMINAL = """
+import os, pty, sys
+os.environ.update(COLUMNS="200", TERM="xterm")
+sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
+"""
+
+
+def test_a_bar_ends_with_all_tasks_and_the_time_that_the_last_line_says(box: Box) -> None:
+    script = box.write("terminal.py", ON_A_TERMINAL)
+    command = [GPUSPOOL, "run", f"{JOBS}/plain.py:double", "--lines", box.lines(10)]
+    shown = box.run(script, *command, "--ranks", "2", program=(sys.executable,)).out
+    last = re.search(r"10 of 10 tasks complete, in ([\d.]+ s)\.", shown)
+    assert last is not None, shown
+    assert f"100 %  in {last[1]}" in shown
+    assert "10 of 10 " in shown
+
+
+def test_long_times_are_told_as_hours() -> None:
+    assert [took(12.34), took(99.96), took(7384.0)] == ["12.3 s", "1:40", "2:03:04"]
+    assert progress.duration(59.6) == "1:00"
