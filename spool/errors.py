@@ -162,16 +162,18 @@ class OutputError(TaskError):
 class CommandFailed(TaskError):
     """A command ended with a status other than 0.
 
-    status: what it ended with; -N where signal N killed it.
+    status: what it ended with; -N where signal N killed it. said: the end of what it wrote to
+    stderr, or to stdout where that is nothing.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, said: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.said = said
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle both arguments: by default an exception passes only the message to __init__."""
-        return type(self), (str(self), self.status)
+        """Pickle all arguments: by default an exception passes only the message to __init__."""
+        return type(self), (str(self), self.status, self.said)
 
 
 class CommandOutOfMemory(CommandFailed):

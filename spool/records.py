@@ -155,8 +155,9 @@ class JournalLine(Record, frozen=True, kw_only=True):
     start: when its call began. seconds: its share of the call, which is the call's duration divided
     by the number of tasks in it. result: what the job returned, as JSON. outputs: the name below
     OUT and the size of each. log: from which byte to which the attempt's log was written meanwhile.
-    batch: of a `started` line, the other tasks in hand; without any, its task runs alone. line: of
-    a `held` line, the task as it was claimed, for whoever gives it out again.
+    batch: of a `started` line, the other tasks in hand; without any, its task runs alone; of a
+    `deferred` line, the other tasks of a call that raised. line: of a `held` line, the task as it
+    was claimed, for whoever gives it out again.
     """
 
     task: int
@@ -190,6 +191,8 @@ class ErrorBrief(Record, frozen=True, kw_only=True):
     """The part of an error that the accounting needs. A later version may know other kinds."""
 
     kind: str
+    type: str = ""
+    where: str = ""
 
 
 class JournalBrief(Record, frozen=True, kw_only=True):

@@ -201,16 +201,22 @@ class Stranger(msgspec.Struct, frozen=True):
     take: Callable[[], None]
 
 
-class TakesTimes(Protocol):
-    """Who learns how long calls took, as the view reads it."""
+class Listener(Protocol):
+    """Who hears of single lines of journals as the view reads them, for people alone."""
 
     def take(self, attempt: str, at: int, task: int, start: float, seconds: float) -> int:
-        """A call with this task ended, as a line at an offset of a journal says; `start` and
+        """A call with this task ended, as the line at an offset of a journal says; `start` and
         `seconds` as in a `JournalLine`. Returns the offset from which another line is wanted.
         """
 
     def rest(self, attempt: str) -> None:
         """The attempt has nothing in hand from here on, until its next line."""
+
+    def failed(self, attempt: str, at: int, error: msgspec.Raw) -> None:
+        """A task failed, finally or not, as the line at an offset says."""
+
+    def split(self, attempt: str, at: int) -> None:
+        """A batch raised, as the line at an offset says, and its tasks run in parts now."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -285,8 +291,8 @@ class View:
         self._unruled: dict[tuple[int, int], None] = {}
         self.damage: list[Damage] = []
         self.owners: Owners = {}
-        # Is told how long calls took, of what is read from now on.
-        self.times: TakesTimes | None = None
+        # Hears of what is read from now on.
+        self.listener: Listener | None = None
         self._reads_claims = reads_claims
         self._chains: dict[str, ClaimChain] = {}
         self._claims_by: dict[str, list[Claimed]] = {}
@@ -668,8 +674,8 @@ class View:
         feed = self.ledger.feed
         n_finished = self.finished_by.get(attempt, 0)
         n_failed = self.failed_by.get(attempt, 0)
-        times = self.times
-        timed_from = math.inf if times is None else 0
+        listener = self.listener
+        wanted_from = math.inf if listener is None else 0
         try:
             for at, line in journal.read(JournalBrief):
                 state = line.state
@@ -680,6 +686,10 @@ class View:
                 if attempt in started:
                     self._settle_started(attempt, line.task)
                 if state is _DEFERRED:
+                    if line.batch:
+                        started.pop(attempt, None)
+                        if listener is not None:
+                            listener.split(attempt, at)
                     continue
                 if state is _IDLE and line.is_leaving:
                     self.leaving.add(attempt)
@@ -687,12 +697,14 @@ class View:
                     continue
                 if state is _IDLE:
                     self._released[attempt] = line.claims
-                    if times is not None:
-                        times.rest(attempt)
+                    if listener is not None:
+                        listener.rest(attempt)
                     continue
-                if at >= timed_from and times is not None:
-                    timed_from = times.take(attempt, at, line.task, line.start, line.seconds)
+                if at >= wanted_from and listener is not None:
+                    wanted_from = listener.take(attempt, at, line.task, line.start, line.seconds)
                 if state is _HELD:
+                    if listener is not None:
+                        listener.failed(attempt, at, line.error)
                     completed = n_finished - n_failed
                     failure = Held(attempt, completed, at, _is_excused(line.error))
                     self._add_held(journal.path, at, line.task, line.round, failure)
@@ -700,6 +712,8 @@ class View:
                 n_finished += 1
                 if state is _FAILED:
                     n_failed += 1
+                    if listener is not None:
+                        listener.failed(attempt, at, line.error)
                 try:
                     feed(line.task, line.round, state)
                 except IndexError:

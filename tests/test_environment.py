@@ -113,7 +113,7 @@ def test_whoever_promises_a_gpu_that_is_not_there_is_named(box: Box, promise: st
     # A user who hides devices gets the CPU, and is told of the promise.
     env["CUDA_VISIBLE_DEVICES"] = ""
     done = box.run("run", DESCRIBE, "--lines", "lines", "--spool", "S", env=env)
-    assert f'cpu (CUDA_VISIBLE_DEVICES="" hides all devices, although {promise}' in done.err
+    assert f'cpu: CUDA_VISIBLE_DEVICES="" hides all devices, although {promise}' in done.err
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
@@ -134,7 +134,7 @@ def test_what_promises_nothing_is_a_run_on_the_cpu_that_says_why(box: Box, nothi
     name, _, value = nothing.partition("=")
     env = {"CUDA_VISIBLE_DEVICES": None, name: value}
     done = box.run("run", DESCRIBE, "--lines", box.lines(2), "--spool", "S", env=env)
-    assert "gpuspool: devices: cpu (NVML: " in done.err
+    assert "on 1 rank (cpu: no GPU found)" in done.err
     story = (box / "S" / "events.jsonl").read_text()
     assert '"event":"devices"' in story
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spooling import A0, task
 
-from gpuspool.spool.records import JournalLine, TaskLine
+from gpuspool.spool.records import Error, JournalLine, TaskLine
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.call import LOG_FROM_S, Call
 from gpuspool.worker.context import Context, Task
@@ -45,6 +45,9 @@ class Kept:
 
     def announce(self, lines: list[TaskLine], loading: list[int]) -> None:
         self.announced.append(([line.task for line in lines], loading))
+
+    def note_split(self, lines: list[TaskLine], error: Error) -> None:
+        pass
 
     def publishing(self) -> None:
         pass

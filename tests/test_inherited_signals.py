@@ -144,12 +144,12 @@ def test_closed_descriptors_reach_no_file_of_the_spool(box: Box, streams: str) -
 def test_a_status_that_was_lost_is_no_success() -> None:
     old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        assert starting.run(["true"], is_literal=True) == EXIT_UNSEEN
+        assert starting.run(["true"], is_literal=True).status == EXIT_UNSEEN
     finally:
         signal.signal(signal.SIGCHLD, old)
-    assert starting.run(["true"], is_literal=True) == 0
-    assert starting.run(["sh", "-c", "exit 3"], is_literal=True) == 3
-    assert starting.run(["sh", "-c", "kill -USR1 $$"], is_literal=True) == -signal.SIGUSR1
+    assert starting.run(["true"], is_literal=True).status == 0
+    assert starting.run(["sh", "-c", "exit 3"], is_literal=True).status == 3
+    assert starting.run(["sh", "-c", "kill -USR1 $$"], is_literal=True).status == -signal.SIGUSR1
 
 
 def test_a_handler_of_the_program_is_called_once_the_run_is_over() -> None:

@@ -40,7 +40,7 @@ def test_every_card_is_a_rank_by_the_number_that_libraries_expect(
     assert given(box) == ["0", "1"]
     assert {i["environment"]["CUDA_DEVICE_ORDER"] for i in intents(box)} == {"PCI_BUS_ID"}
     assert [i["device_uuids"] for i in intents(box)] == [["GPU-aaaa"], ["GPU-bbbb"]]
-    assert "gpuspool: devices: 0, 1 (listed by NVML)\n" in done.err
+    assert "gpuspool: 4 tasks on 2 ranks (0, 1: listed by NVML), S\n" in done.err
 
 
 def test_a_dry_run_tells_the_devices_and_why(box: Box, nvml: Nvml) -> None:
@@ -99,7 +99,7 @@ def test_a_driver_that_is_not_loaded_is_a_host_without_gpus(box: Box, nvml: Nvml
     env = nvml.lists(NVML_INIT=str(DRIVER_NOT_LOADED))
     done = run(box, env)
     assert given(box) == ["cpu"]
-    assert "devices: cpu (NVML: Driver Not Loaded)" in done.err
+    assert "(cpu: no GPU found)" in done.err
     done = run(box, {**env, "SLURM_JOB_GPUS": "0"}, "--fresh", code=2)
     assert "SLURM_JOB_GPUS=0 promises GPUs" in done.err
     assert "Driver Not Loaded" in done.err

@@ -93,6 +93,8 @@ class Settles(Protocol):
 
     def publishing(self) -> None: ...
 
+    def note_split(self, lines: list[TaskLine], error: Error) -> None: ...
+
     def pause(self, line: TaskLine) -> None: ...
 
     def settle(self, line: TaskLine, verdict: JournalLine) -> None: ...
@@ -142,8 +144,8 @@ class Call:
         # How long the log was when it was last looked at, and when that was.
         self._log_end = 0
         self._looked_at = -LOG_FROM_S
-        # What the last call raised that raised, in a line for the log.
-        self.last_raised = ""
+        # What the last call that raised raised.
+        self.last_error: Error | None = None
         self.prefetcher: Prefetcher | None = None
         if job.load is not None:
             threads = threads_for(job.batch_size, job.prefetch)
@@ -212,6 +214,10 @@ class Call:
     def _is_restart(self, failure: Error, lines: Sequence[TaskLine]) -> bool:
         """Whether the job asks for a fresh process, and gets it."""
         return failure.kind is ErrorKind.RESTART and self._settler.may_restart(lines)
+
+    def note_split(self, lines: list[TaskLine], error: Error) -> None:
+        """A call with several tasks raised this, and they are run again in parts."""
+        self._settler.note_split(lines, error)
 
     def pause(self, line: TaskLine) -> None:
         """The call of a task that has no verdict is over, and its next one has to wait."""
@@ -366,7 +372,7 @@ class Call:
             raise self.outputs.trouble
         assert raised is not None
         error = self._error_of(raised, lines)
-        self.last_raised = f"{error.type}: {for_people(error.message)}"
+        self.last_error = error
         self.outputs.discard()
         return error
 

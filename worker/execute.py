@@ -125,13 +125,16 @@ class Executor:
 
     # The parts of a batch come in order, each half right after the first one. So verdicts come as
     # soon as they can, and what `BatchSize` learns of one part is of use for the next.
-    def _tell_of_split(self, n_tasks: int) -> None:
-        """Count a batch that raised and is split; tell of the first."""
+    def _tell_of_split(self, lines: list[TaskLine]) -> None:
+        """Count a batch that raised and is split; tell of the first, here and in the journal."""
         if not self.splits:
+            error = self.call.last_error
+            assert error is not None
             say(
-                f"gpuspool: a batch of {n_tasks} tasks raised, and is split until the task that "
-                f"raises is alone: {self.call.last_raised}"
+                f"gpuspool: a batch of {len(lines)} tasks raised, and is split until the task that "
+                f"raises is alone: {error.type}: {error.message}"
             )
+            self.call.note_split(lines, error)
         self.splits += 1
 
     def _run_batch(self, lines: list[TaskLine]) -> None:
@@ -151,7 +154,7 @@ class Executor:
                     # It may have raised for the stop. What is in hand still is given back.
                     break
                 case CallEnd.RAISED:
-                    self._tell_of_split(len(part))
+                    self._tell_of_split(part)
                     # Not of `part`: a task whose load raised is settled already.
                     parts.extend(reversed(_halves(left)))
                 case CallEnd.OUT_OF_MEMORY:

@@ -44,6 +44,8 @@ PREFETCH = 2
 # Whether the module of the job is being imported. `gpuspool.run` refuses to start a run meanwhile:
 # a script that starts its run at import would start another one in each worker.
 is_loading = False
+# So many characters of the last line that a command wrote stand in the message of its failure.
+LAST_WORDS = 500
 # The exit status by which a command says that its task needs another call: EX_TEMPFAIL.
 EXIT_NOT_DONE = 75
 # What the code of a function says of it, as in `inspect`, whose import costs a worker some time.
@@ -299,17 +301,26 @@ def command_runner(command: list[str]) -> Callable[[Task, Context], None]:
     def run(task: Task, context: Context) -> None:
         arguments = [fill(word, task, context) for word in command]
         watch.look(time.monotonic())
-        status = starting.run(arguments, is_literal)
+        status, said = starting.run(arguments, is_literal)
         if status == 0:
             return
         if status == EXIT_NOT_DONE:
             raise NotDone(f"{arguments[0]}: exit status {status}")
         message = f"{arguments[0]}: {describe_exit(status)}"
+        said = said and f"{said}\n{message}\n"
         if watch.explains(status, time.monotonic()):
-            raise CommandOutOfMemory(f"{message}, memory ran out", status)
-        raise CommandFailed(message, status)
+            raise CommandOutOfMemory(f"{message}, memory ran out", status, said)
+        raise CommandFailed(_with_last_words(message, said), status, said)
 
     return run
+
+
+def _with_last_words(message: str, said: str) -> str:
+    """A message with the last line that a command wrote before it, if it wrote any."""
+    lines = [line.strip() for line in said.splitlines()[:-1] if line.strip()]
+    if not lines:
+        return message
+    return f"{message}: {lines[-1][:LAST_WORDS]}"
 
 
 def _varies(word: str) -> bool:

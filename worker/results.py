@@ -188,6 +188,8 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
     signal = ""
     if isinstance(error, CommandFailed):
         exit_code = error.status
+        if error.said:
+            trace = _clean(error.said)
         signal = signal_of(error.status)
     else:
         signal = _signal_behind(error)

@@ -243,6 +243,19 @@ class Settler:
                 JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED)
             )
 
+    def note_split(self, lines: Sequence[TaskLine], error: Error) -> None:
+        """Tell whoever reads the journal that a batch raised, and that its tasks run in parts."""
+        first, *others = lines
+        self._journal.append(
+            JournalLine(
+                task=first.task,
+                round=first.round,
+                state=LineState.DEFERRED,
+                error=error,
+                batch=[line.task for line in others],
+            )
+        )
+
     def settle(self, line: TaskLine, verdict: JournalLine) -> None:
         """Journal what is known of a task now. A failed one may be tried again instead."""
         if verdict.error is not None:

@@ -11,11 +11,14 @@ Called by `job`, which runs commands, and by `trouble`, which judges what a job 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import select
 import stat
+import threading
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from gpuspool.spool.errors import EXIT_UNSEEN
 
@@ -43,6 +46,13 @@ _OF_THE_PROGRAM = frozenset(
         errno.EHOSTDOWN,
     )
 )
+
+# So much of the end of what a command wrote is kept: more than the traceback of a short program.
+SAID_BYTES = 4000
+# What is read of a pipe at once: all that it holds.
+PIPE_BYTES = 64 * 1024
+# How often it is looked whether a command has ended, in ms, where nothing tells of it.
+LOOK_MS = 20
 
 # Where the standard library starts processes: (file, function). An EAGAIN that was raised in there
 # is one of fork(2); one of a socket is not.
@@ -88,17 +98,29 @@ def find_program(program: str) -> None:
     raise NotStartable(number, os.strerror(number), program)
 
 
-def run(arguments: list[str], is_literal: bool) -> int:
-    """Run a command to its end; returns its exit status, -N for signal N.
+class Ended(NamedTuple):
+    """How a command ended: its exit status, -N for signal N, and the end of what it wrote.
 
-    EXIT_UNSEEN where somebody else has waited for it. is_literal: its program is the same for all
-    tasks. Raises NotNow, NotStartable, and OSError where this task's arguments are to blame.
+    said: to stderr; to stdout where it wrote nothing to stderr and failed.
+    """
+
+    status: int
+    said: str
+
+
+def run(arguments: list[str], is_literal: bool) -> Ended:
+    """Run a command to its end.
+
+    Its status is EXIT_UNSEEN where somebody else has waited for it. is_literal: its program is the
+    same for all tasks. Raises NotNow, NotStartable, and OSError where this task's arguments are to
+    blame.
     """
     # Only here, since a worker whose job runs no commands starts faster without.
     import subprocess
 
+    log_was = _log_size()
     try:
-        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     except OSError as error:
         # A program that is just being written is one that passes too.
         if error.errno in NO_ROOM or (is_literal and error.errno == errno.ETXTBSY):
@@ -107,7 +129,118 @@ def run(arguments: list[str], is_literal: bool) -> int:
             _refuse_gone(arguments[0], error)
             raise NotStartable(error.errno, error.strerror, arguments[0]) from error
         raise
-    return _wait(process)
+    said = _pass_on(process)
+    status = _wait(process)
+    if status != 0 and not said.strip():
+        said = _end_of_log(log_was)
+    return Ended(status, _whole_lines(said))
+
+
+# What a command writes to stderr goes into the log as it comes, and its end is kept: in the log
+# alone it could not be told from what it wrote to stdout, which many programs write at their very
+# end. The pipe may outlive the command, in the hands of what that left running; a thread passes on
+# what still comes then.
+def _pass_on(process: subprocess.Popen[bytes]) -> bytes:
+    """Copy what a command writes to stderr until it has ended; returns the end of it."""
+    assert process.stderr is not None
+    pipe = process.stderr.fileno()
+    os.set_blocking(pipe, False)
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    watch, wait_ms = _watch(process.pid, poll)
+    said = b""
+    try:
+        while True:
+            is_over = watch is None and _has_ended(process.pid)
+            ready = dict(poll.poll(0 if is_over else wait_ms))
+            data = _read(pipe) if pipe in ready else None
+            if data:
+                _write(data)
+                said = (said + data)[-SAID_BYTES:]
+                continue
+            if data == b"":
+                process.stderr.close()
+                return said
+            if is_over or watch in ready:
+                break
+    finally:
+        if watch is not None:
+            os.close(watch)
+    threading.Thread(target=_pass_on_later, args=(process.stderr,), daemon=True).start()
+    return said
+
+
+def _watch(pid: int, poll: select.poll) -> tuple[int | None, int | None]:
+    """(a descriptor that tells when a process has ended, how long to wait for it in ms).
+
+    Where the kernel has none, (None, how often to look).
+    """
+    try:
+        watch = os.pidfd_open(pid)
+    except OSError:
+        return None, LOOK_MS
+    poll.register(watch, select.POLLIN)
+    return watch, None
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
+
+
+def _read(pipe: int) -> bytes | None:
+    """What can be read now: b"" at the end, None where there is nothing yet."""
+    try:
+        return os.read(pipe, PIPE_BYTES)
+    except BlockingIOError:
+        return None
+
+
+def _write(data: bytes) -> None:
+    # A log that takes no more must cost no task. That it takes no more is found out elsewhere.
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(2, data) :]
+
+
+def _pass_on_later(stderr: IO[bytes]) -> None:
+    """Copy what others, whom a command left running, write to its stderr."""
+    os.set_blocking(stderr.fileno(), True)
+    with stderr:
+        while data := os.read(stderr.fileno(), PIPE_BYTES):
+            _write(data)
+
+
+def _log_size() -> int:
+    try:
+        return os.fstat(1).st_size
+    except OSError:
+        return 0
+
+
+def _end_of_log(start: int) -> bytes:
+    """The end of what came into the log behind an offset: what a command wrote to stdout."""
+    try:
+        with open("/proc/self/fd/1", "rb") as log:
+            size = os.fstat(log.fileno()).st_size
+            if not stat.S_ISREG(os.fstat(log.fileno()).st_mode) or size <= start:
+                return b""
+            return os.pread(log.fileno(), SAID_BYTES, max(start, size - SAID_BYTES))
+    except OSError:
+        return b""
+
+
+def _whole_lines(said: bytes) -> str:
+    """Text as it stood there last: of a long one the lines that are whole, of each what a carriage
+    return left.
+    """
+    if len(said) == SAID_BYTES:
+        _, newline, rest = said.partition(b"\n")
+        said = rest if newline else said
+    lines = said.decode(errors="backslashreplace").rstrip().split("\n")
+    return "\n".join(line.rstrip().rpartition("\r")[2] for line in lines)
 
 
 def _refuse_gone(program: str, error: OSError) -> None:

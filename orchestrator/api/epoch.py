@@ -30,6 +30,7 @@ from gpuspool.orchestrator.api.whereabouts import (
     root_moved_along,
 )
 from gpuspool.orchestrator.plan.code import changed_since, code_now
+from gpuspool.orchestrator.plan.devices import Pool
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.doctor import warnings_of
@@ -103,10 +104,10 @@ def supervise(
         progress = make_progress(quiet)
         try:
             telling = Telling(layout, view.next_epoch(), progress, folders.spool.check)
-            telling.tell("devices", str(pool))
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
             if again is not None:
                 _give_another_round(view, again, progress)
+            telling.tell("devices", _what_starts(view, len(slots), pool))
             orchestrator = Orchestrator(
                 view, slots, job, options, progress, received, folders, drained, trust.named
             )
@@ -120,6 +121,19 @@ def supervise(
                 renounce(layout)
             folders.close()
     return _report(view, outcome)
+
+
+def _what_starts(view: View, n_ranks: int, pool: Pool) -> str:
+    """The first line of a start: how much there is to do, where, and in which spool."""
+    ledger = view.ledger
+    n_left = ledger.tasks - ledger.n_finished
+    tasks = f"{ledger.tasks:,} {'task' if ledger.tasks == 1 else 'tasks'}"
+    if n_left < ledger.tasks:
+        tasks = f"{n_left:,} of {tasks} left,"
+    spool = os.fspath(view.layout.root)
+    with contextlib.suppress(OSError):
+        spool = os.path.relpath(spool)
+    return f"{tasks} on {count_of(n_ranks, 'rank')} ({pool.in_words}), {spool}"
 
 
 def _still_this_run(view: View) -> Run:

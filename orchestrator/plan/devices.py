@@ -79,15 +79,24 @@ class Pool(msgspec.Struct, frozen=True):
     """The tokens that ranks may be given, none for the CPU, and why it is these.
 
     uuids: the UUID of each token that is an index, as far as it is known, for workers to compare
-    with what they see.
+    with what they see. models: what kinds of devices this host has, as far as NVML tells.
     """
 
     tokens: list[str]
     why: str
     uuids: dict[str, str] = msgspec.field(default_factory=dict)
+    models: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"devices: {', '.join(self.tokens) or 'cpu'} ({self.why})"
+
+    @property
+    def in_words(self) -> str:
+        """What ranks are given: "cpu: no GPU found", "NVIDIA H100 0, 1: listed by NVML"."""
+        devices = ", ".join(self.tokens) or "cpu"
+        if self.models:
+            devices = f"{' / '.join(self.models)} {devices}"
+        return f"{devices}: {self.why}"
 
 
 def share_out(
@@ -137,6 +146,14 @@ def find_pool(devices: str | None, environment: Mapping[str, str] = os.environ) 
     devices: what the user asked for, as in --devices. environment: where the inherited variables
     are looked up.
     """
+    pool = _find_pool(devices, environment)
+    if not pool.tokens:
+        return pool
+    models = {card.model for card in list_cards().cards if card.model and not card.trouble}
+    return msgspec.structs.replace(pool, models=tuple(sorted(models)))
+
+
+def _find_pool(devices: str | None, environment: Mapping[str, str]) -> Pool:
     inherited = _inherited(environment)
     if devices is None or devices == AUTO:
         if inherited is None:
@@ -349,7 +366,9 @@ def _promise(environment: Mapping[str, str]) -> str:
 
 def _why_cpu(listing: Listing) -> str:
     """Why a run that was not told otherwise is on the CPU."""
-    why = f"NVML: {listing.trouble}" if listing.trouble else "NVML lists no GPU"
+    why = "no GPU found"
+    if listing.trouble and not listing.is_absent:
+        why += f" (NVML: {listing.trouble})"
     if Path("/dev/kfd").exists():
         # Also a laptop's small graphics has this file, so it is no reason to refuse.
         why += "; for AMD's GPUs set HIP_VISIBLE_DEVICES or --devices"

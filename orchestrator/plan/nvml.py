@@ -22,7 +22,8 @@ class Card(msgspec.Struct, frozen=True):
 
     index: its number at NVML. trouble: why it cannot be used, "" if it can. uuid: "" where the card
     tells none. bus: its place on the PCI bus (domain, bus, device), None where that is not told.
-    is_mig: whether it is divided into MIG instances. instances: their UUIDs.
+    is_mig: whether it is divided into MIG instances. instances: their UUIDs. model: what it is sold
+    as, "" where it does not tell.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Card(msgspec.Struct, frozen=True):
     bus: tuple[int, int, int] | None = None
     is_mig: bool = False
     instances: tuple[str, ...] = ()
+    model: str = ""
 
     @property
     def name(self) -> str:
@@ -82,7 +84,15 @@ def _look_at(nvml: Any, index: int) -> Card:
     trouble = ""
     if is_mig and not instances:
         trouble = "MIG is enabled and it has no instance"
-    return Card(index, trouble, uuid, bus, is_mig, instances)
+    return Card(index, trouble, uuid, bus, is_mig, instances, _model(nvml, handle))
+
+
+def _model(nvml: Any, handle: Any) -> str:
+    """What a card is sold as, for people; "" where it does not tell."""
+    try:
+        return str(nvml.nvmlDeviceGetName(handle))
+    except nvml.NVMLError:
+        return ""
 
 
 def _uuid(nvml: Any, handle: Any) -> str:

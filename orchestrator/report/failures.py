@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from gpuspool.orchestrator.report.results import Result, Results
+from gpuspool.orchestrator.text.groups import How, how_of
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.records import Error
@@ -39,11 +40,11 @@ def failures_text(results: Iterable[Result]) -> str:
     Each line is safe for a terminal, whatever keys and messages hold. "" if nothing failed. Of the
     results, all of which must have an error, few are held at a time.
     """
-    groups: dict[tuple[str, str, str], _Group] = {}
+    groups: dict[How, _Group] = {}
     for result in results:
         error = result.error
         assert error is not None, result.index
-        how = (error.kind, error.type, error.where)
+        how = how_of(error)
         group = groups.setdefault(how, _Group())
         group.count += 1
         if group.count <= SHOWN:

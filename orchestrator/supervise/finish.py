@@ -17,6 +17,7 @@ import msgspec
 from gpuspool.orchestrator.supervise.leftovers import remove_leftovers
 from gpuspool.orchestrator.supervise.repair import make_way
 from gpuspool.orchestrator.supervise.rulings import how_it_failed
+from gpuspool.orchestrator.text.groups import Groups, describe
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import took
 from gpuspool.spool.closing import FailedTask, failures_of, publish_copies
@@ -68,12 +69,18 @@ def finish(
     """
     # The summary comes last, so that whoever sees it finds all that it speaks of.
     _make_missing_copies(view)
-    told = file_away_old_failures(view)
-    _make_missing_failures(view, told)
+    groups = Groups()
+    told = file_away_old_failures(view, groups)
+    _make_missing_failures(view, told, groups)
     remove_leftovers(view)
     message = _message(view, ending, epoch, seconds)
     for device, ranks in sick.items():
         message += "\n" + _about_device(view, device, ranks)
+    # What to type next comes last. Where the run is to go on, the message says how.
+    next_steps = [_about_failures(view, groups)]
+    if ending is not Ending.FINISHED:
+        next_steps.append(_go_on(view, ending))
+    message = "\n".join([message, *filter(None, next_steps)])
     outcome = Outcome(ending, _exit_code(view, ending), message)
     summary = _summary(view, outcome, epoch, seconds)
     summary["sick_devices"] = sick
@@ -119,11 +126,12 @@ def _make_missing_copies(view: View) -> None:
             publish_copies(layout, closing)
 
 
-def _make_missing_failures(view: View, told: set[int]) -> None:
+def _make_missing_failures(view: View, told: set[int], groups: Groups) -> None:
     """Make the files of failed-tasks/ that are missing or cannot be read, by rename(2).
 
-    told: the failed tasks that have one. A worker may have died between a line and its file, and
-    these files are not synced, so a power cut may have emptied them. Raises OSError.
+    told: the failed tasks that have one. groups: where the others are counted. A worker may have
+    died between a line and its file, and these files are not synced, so a power cut may have
+    emptied them. Raises OSError.
     """
     # Journals are read again only if a file is missing, which the ledger tells without reading.
     owed = set(view.ledger.failed()) - told - view.ledger.unreadable
@@ -132,13 +140,14 @@ def _make_missing_failures(view: View, told: set[int]) -> None:
             path = view.layout.failed_task(record.key)
             make_way(path)
             replace(path, pretty(record), durable=False)
+            groups.add(record.error)
 
 
-def file_away_old_failures(view: View) -> set[int]:
+def file_away_old_failures(view: View, groups: Groups | None = None) -> set[int]:
     """Move files of failed-tasks/ that are no longer true to the folders of their rounds.
 
     Those are the ones of earlier rounds, and of tasks that are complete now. By rename(2). Returns
-    the tasks of the files that stay. Raises OSError.
+    the tasks of the files that stay. groups: where what these say is counted. Raises OSError.
     """
     told: set[int] = set()
     for filename in listdir(view.layout.failed_tasks):
@@ -155,6 +164,8 @@ def file_away_old_failures(view: View) -> set[int]:
             rename(path, folder / filename)
         else:
             told.add(record.task)
+            if groups is not None:
+                groups.add(record.error)
     return told
 
 
@@ -174,24 +185,19 @@ def _short(path: str | os.PathLike[str]) -> str:
 
 
 def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
-    """What happened, with the counts, and what to do next."""
-    root = _short(view.layout.root)
-    counts = _counts(view, root)
-    go_on = f"Go on with the same command or `gpuspool resume {root}`."
+    """What happened, with the counts."""
+    counts = _counts(view)
     match ending:
         case Ending.FINISHED:
             out = _short(out_of(view.layout, view.run))
             return f"{counts}, in {took(seconds)}. Outputs: {out}"
         case Ending.TOO_MANY_FAILED:
-            return (
-                f"stopped early, since --max-failed is reached: {counts}. "
-                f"`gpuspool retry {root}`, or go on with a higher --max-failed."
-            )
+            return f"stopped early, since --max-failed is reached: {counts}."
         case Ending.DRAINED | Ending.INTERRUPTED:
-            return f"{ending} with {counts}. {go_on}"
+            return f"{ending} with {counts}."
         case Ending.LOAD | Ending.GAVE_UP | Ending.STUCK | Ending.BROKEN | Ending.OUTAGE:
             what = _what_went_wrong(view, ending, counts)
-            return f"{what}\n{_why_it_failed(view, ending, epoch)}\n{go_on}"
+            return f"{what}\n{_why_it_failed(view, ending, epoch)}"
         case _:
             assert_never(ending)
 
@@ -222,14 +228,33 @@ def _what_went_wrong(
             assert_never(ending)
 
 
-def _counts(view: View, root: str) -> str:
+def _about_failures(view: View, groups: Groups) -> str:
+    """The largest group of failures, and the commands to type next; "" if none failed."""
+    n_failed = view.ledger.n_failed
+    if not n_failed:
+        return ""
+    root = _short(view.layout.root)
+    text = ""
+    for count, error in groups.largest():
+        who = "The failed task" if n_failed == 1 else f"{count:,} of the {n_failed:,} failed tasks"
+        text = f"{who}: {describe(error).rstrip('.')}. "
+        break
+    return f"{text}`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs them again."
+
+
+def _go_on(view: View, ending: Ending) -> str:
+    """How to go on with a run that was not finished."""
+    root = _short(view.layout.root)
+    if ending is Ending.TOO_MANY_FAILED:
+        return f"Or go on with a higher --max-failed: `gpuspool resume {root} --max-failed N`."
+    return f"Go on with the same command or `gpuspool resume {root}`."
+
+
+def _counts(view: View) -> str:
     ledger = view.ledger
     counts = f"{ledger.n_complete} of {ledger.tasks} tasks complete"
     if ledger.n_failed:
-        counts += (
-            f", {ledger.n_failed} failed (`gpuspool failed {root}` tells why, "
-            f"`gpuspool retry {root}` runs them again)"
-        )
+        counts += f", {ledger.n_failed} failed"
     if ledger.duplicates:
         counts += f"; {ledger.duplicates} ran twice and were counted once"
     return counts

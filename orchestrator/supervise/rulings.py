@@ -325,7 +325,7 @@ class Judge:
             opinion = _opinion_in(self._view.closed[held.attempt], key)
             error = opinion.error if opinion is not None else None
         else:
-            record = _read_line(self._view, held.attempt, held.at)
+            record = read_line(self._view, held.attempt, held.at)
             error = record.error if record is not None else None
         if error is None:
             return Sort(None, "")
@@ -467,7 +467,7 @@ def how_it_failed(view: View, key: Key, held: Held) -> tuple[Error, TaskLine | N
         if opinion is not None:
             return opinion.error, opinion.line
     else:
-        record = _read_line(view, held.attempt, held.at)
+        record = read_line(view, held.attempt, held.at)
         if record is not None and record.error is not None:
             return record.error, record.line
     message = f"it failed in {held.attempt}, whose words cannot be read any more"
@@ -491,7 +491,7 @@ def _described(view: View, key: Key) -> TaskLine | None:
     return None
 
 
-def _read_line(view: View, attempt: str, at: int) -> JournalLine | None:
+def read_line(view: View, attempt: str, at: int) -> JournalLine | None:
     """The line at this offset of an attempt's journal, None where it is damaged or gone."""
     path = view.layout.journal(attempt)
     line = b""

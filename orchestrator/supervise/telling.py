@@ -10,11 +10,13 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable
 
 import msgspec
 
+from gpuspool.orchestrator.supervise.firsts import Firsts
 from gpuspool.orchestrator.supervise.forecast import Forecast, Work
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import Progress, SoFar
@@ -41,6 +43,7 @@ class Telling:
         self._n_weighed = -1
         self._cost = 0.0
         self._forecast: Forecast | None = None
+        self._firsts = Firsts()
 
     @property
     def every_s(self) -> float:
@@ -67,7 +70,8 @@ class Telling:
         self._progress.say(one_line(text))
 
     def follow(self, view: View) -> None:
-        """From now on what is read of a view tells how fast the run is."""
+        """From now on hear of what is read of a view: how fast the run is, and what fails."""
+        view.listener = self
         if not self._progress.is_shown:
             return
         # What tasks cost is read once it is asked for. Many a run is over before.
@@ -76,10 +80,30 @@ class Telling:
             self._weigh(view)
             finished = _finished(view)
         self._forecast = Forecast(finished)
-        view.times = self._forecast
+
+    def take(self, attempt: str, at: int, task: int, start: float, seconds: float) -> int:
+        """As `Listener.take`."""
+        if self._forecast is None:
+            return sys.maxsize
+        return self._forecast.take(attempt, at, task, start, seconds)
+
+    def rest(self, attempt: str) -> None:
+        """As `Listener.rest`."""
+        if self._forecast is not None:
+            self._forecast.rest(attempt)
+
+    def failed(self, attempt: str, at: int, error: msgspec.Raw) -> None:
+        """As `Listener.failed`."""
+        self._firsts.failed(attempt, at, error)
+
+    def split(self, attempt: str, at: int) -> None:
+        """As `Listener.split`."""
+        self._firsts.split(attempt, at)
 
     def show(self, view: View) -> None:
-        """Note what a look found, and show how far the run is, if that is due."""
+        """Tell what a look found for the first time, and how far the run is, if that is due."""
+        for text in self._firsts.news(view):
+            self.tell("first", text)
         if self._forecast is not None:
             self._forecast.note(view.open_attempts, time.monotonic())
         if self._progress.is_due():
