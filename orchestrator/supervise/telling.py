@@ -18,6 +18,7 @@ import msgspec
 
 from gpuspool.orchestrator.supervise.firsts import Firsts
 from gpuspool.orchestrator.supervise.forecast import Forecast, Work
+from gpuspool.orchestrator.supervise.waits import Waits
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import Progress, SoFar
 from gpuspool.orchestrator.text.words import count_of
@@ -44,6 +45,7 @@ class Telling:
         self._cost = 0.0
         self._forecast: Forecast | None = None
         self._firsts = Firsts()
+        self._waits = Waits()
 
     @property
     def every_s(self) -> float:
@@ -102,10 +104,13 @@ class Telling:
 
     def show(self, view: View) -> None:
         """Tell what a look found for the first time, and how far the run is, if that is due."""
+        now = time.monotonic()
         for text in self._firsts.news(view):
             self.tell("first", text)
+        for text in self._waits.news(view, self._epoch, now):
+            self.tell("waiting", text)
         if self._forecast is not None:
-            self._forecast.note(view.open_attempts, time.monotonic())
+            self._forecast.note(view.open_attempts, now)
         if self._progress.is_due():
             self._progress.update(self._so_far(view))
 
