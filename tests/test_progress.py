@@ -64,6 +64,14 @@ def test_a_bar_ends_with_all_tasks_and_the_time_that_the_last_line_says(box: Box
     assert "10 of 10 " in shown
 
 
+def test_a_bar_shows_how_many_tasks_a_second_and_the_time_left(box: Box) -> None:
+    script = box.write("terminal.py", ON_A_TERMINAL)
+    box.write("job.py", "import time\ndef Job(task, ctx): time.sleep(0.25)\n")
+    command = [GPUSPOOL, "run", "job.py:Job", "--lines", box.lines(16), "--ranks", "1"]
+    shown = box.run(script, *command, program=(sys.executable,)).out
+    assert re.search(r"[\d.]+ tasks/(s|min)  0:0\d left  1 rank", shown), shown
+
+
 def test_long_times_are_told_as_hours() -> None:
     assert [took(12.34), took(99.96), took(7384.0)] == ["12.3 s", "1:40", "2:03:04"]
     assert progress.duration(59.6) == "1:00"
