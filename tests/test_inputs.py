@@ -150,7 +150,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("key", [*HOSTILE, ".gpuspool-rank-0000.a00-1", "x/.gpuspoolx"])
 def test_a_hostile_key_is_refused(tmp_path: Path, key: str) -> None:
-    with pytest.raises(UsageError, match=r"task 1: the key .*Nothing was run"):
+    with pytest.raises(UsageError, match=r"t, line 2: the key .*Nothing was run"):
         collect(tasks=write(tmp_path / "t", "1\n" + json.dumps({"payload": 1, "key": key}) + "\n"))
 
 
@@ -166,7 +166,7 @@ def test_two_tasks_with_one_key_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a")
     with pytest.raises(UsageError, match="tasks 0 and 2 have the same key 'a'"):
         collect([path, write(tmp_path / "b"), path])
-    with pytest.raises(UsageError, match="tasks 0 and 1 have the same key 't1'"):
+    with pytest.raises(UsageError, match="t, lines 1 and 2 have the same key 't1'"):
         collect(tasks=write(tmp_path / "t", '{"payload": 1, "key": "t1"}\n2\n'))
 
 

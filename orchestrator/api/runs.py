@@ -41,6 +41,9 @@ def run(
     files_from: str | None = None,
     lines: str | None = None,
     tasks: str | None = None,
+    csv: str | None = None,
+    key_field: str | None = None,
+    null: bool = False,
     spool: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     out_moved_to: str | os.PathLike[str] | None = None,
@@ -63,7 +66,10 @@ def run(
     job: "file.py:Name", "module:Name", or a class or function of a module or of the script being
         run; command: a list of words instead, with placeholders as on the command line.
     inputs: paths and globs; or items: JSON values; or files_from: a file of paths, one a line; or
-        lines: a file of which each line is a payload; or tasks: a file of JSON lines.
+        lines: a file of which each line is a payload; or tasks: a file of JSON values; or csv: a
+        table with a header, of which each row is a payload.
+    key_field: the column, or the field of each object, that holds the task's key.
+    null: the paths in `files_from` end with zero bytes instead of newlines.
     spool: the spool's folder. Default: ./spool-<name of the job, or of a command's script>.
     out: the folder for outputs. Default: `outputs` in the spool.
     out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.
@@ -87,7 +93,18 @@ def run(
     record, source = parse_job(job, command)
     layout = Layout(spool or default_spool(record))
     known = None if fresh or not is_made(layout) else open_view(layout.root, reads_claims=False)
-    found = _collect(known, inputs, items, files_from, lines, tasks, key_root)
+    found = _collect(
+        known,
+        key_root,
+        paths=inputs or (),
+        items=items,
+        files_from=files_from,
+        lines=lines,
+        tasks=tasks,
+        csv=csv,
+        key_field=key_field,
+        null=null,
+    )
     request = make_request(record, source, found, args=args, out=out, options=given)
     if dry_run:
         return preview(
@@ -256,6 +273,9 @@ def add(
     files_from: str | None = None,
     lines: str | None = None,
     tasks: str | None = None,
+    csv: str | None = None,
+    key_field: str | None = None,
+    null: bool = False,
     key_root: str | os.PathLike[str] | None = None,
     trust_owner: str | Iterable[str] = (),
 ) -> int:
@@ -266,7 +286,8 @@ def add(
     for a key that the run has for another task, and SpoolError where the spool cannot be read.
 
     spool: the spool's folder. Default: the only ./spool-* there is.
-    inputs: paths and globs; or items, files_from, lines or tasks: as for `run`.
+    inputs: paths and globs; or items, files_from, lines, tasks or csv: as for `run`, and so are
+        key_field and null.
     key_root: the folder that the keys of input files are relative to. Default: the one that the run
         remembers.
     trust_owner: users whose spool is accepted, as for `run`.
@@ -275,22 +296,29 @@ def add(
     view = open_view(find_spool(spool), reads_claims=False)
     refuse_unsafe(view.layout, trust, view.owners)
     _refuse_seed_api(view)
-    found = _collect(view, inputs, items, files_from, lines, tasks, key_root)
+    found = _collect(
+        view,
+        key_root,
+        paths=inputs or (),
+        items=items,
+        files_from=files_from,
+        lines=lines,
+        tasks=tasks,
+        csv=csv,
+        key_field=key_field,
+        null=null,
+    )
     return add_tasks(view, found)
 
 
 def _collect(
-    view: View | None,
-    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
-    items: Iterable[Any] | None,
-    files_from: str | None,
-    lines: str | None,
-    tasks: str | None,
-    key_root: str | os.PathLike[str] | None,
+    view: View | None, key_root: str | os.PathLike[str] | None, **sources: Any
 ) -> TaskList:
-    """The tasks that were named; their keys are those that a run gives them, if there is one."""
-    choose_root = root_chooser(view, key_root)
-    found = collect(inputs or (), files_from, lines, tasks, items, choose_root)
+    """The tasks that were named; their keys are those that a run gives them, if there is one.
+
+    sources: as `collect` takes them.
+    """
+    found = collect(**sources, choose_root=root_chooser(view, key_root))
     if found.left_out:
         files = count_of(found.left_out, "file")
         warn(f"the globs match {files} in spools and folders of outputs, which are left out")

@@ -161,6 +161,14 @@ naming_inputs = _all(
         help="Input paths, one a line.",
     ),
     option(
+        "-0",
+        "--null",
+        "null",
+        group=INPUTS,
+        is_flag=True,
+        help="The paths of --files-from end with zero bytes, as find -print0 writes them.",
+    ),
+    option(
         "--lines",
         group=INPUTS,
         shell_complete=completion.files,
@@ -172,8 +180,21 @@ naming_inputs = _all(
         group=INPUTS,
         shell_complete=completion.files,
         metavar="FILE|-",
-        help='JSON lines: any value, or {"payload": …, "key": …, "cost": …}. A cost says how much '
-        "work a task is, in any unit: it balances the ranks.",
+        help='JSON lines, or one JSON array: any value, or {"payload": …, "key": …, "cost": …}. A '
+        "cost says how much work a task is, in any unit: it balances the ranks.",
+    ),
+    option(
+        "--csv",
+        group=INPUTS,
+        shell_complete=completion.files,
+        metavar="FILE|-",
+        help="One task for each row of a table with a header; tabs separate in FILE.tsv.",
+    ),
+    option(
+        "--key-field",
+        group=INPUTS,
+        metavar="NAME",
+        help="The column of --csv, or the field of each object of --tasks, that holds the key.",
     ),
     option(
         "--key-root",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import NoReturn
 
 import msgspec
 
@@ -54,7 +55,10 @@ def add_tasks(view: View, tasks: TaskList) -> int:
 def _new_lines(view: View, tasks: TaskList) -> list[TaskLine]:
     """What the run does not have, with the indices and keys that it gets."""
     first = view.ledger.tasks
-    is_new = set(match(view, tasks).new)
+    found = match(view, tasks)
+    if found.changed and not tasks.root:
+        _refuse_changed(view, found.changed[0])
+    is_new = set(found.new)
     lines: list[TaskLine] = []
     for task in tasks:
         if task.task in is_new:
@@ -66,7 +70,7 @@ def _new_lines(view: View, tasks: TaskList) -> list[TaskLine]:
 def _in_run(view: View, tasks: TaskList, task: TaskLine, index: int) -> TaskLine:
     """A task of the request as the run shall have it."""
     key, payload = task.key, task.payload
-    if key == f"t{task.task}":
+    if key == f"t{task.task}" and not tasks.is_named:
         key = f"t{index}"
     root = view.run.fingerprint.root
     if root and root != tasks.root:
@@ -76,14 +80,24 @@ def _in_run(view: View, tasks: TaskList, task: TaskLine, index: int) -> TaskLine
     return msgspec.structs.replace(task, task=index, key=key, payload=payload)
 
 
+def _refuse_changed(view: View, index: int) -> None:
+    for task in view.planned_tasks():
+        if task.task == index:
+            _refuse_key(task)
+
+
 def _refuse_taken(view: View, lines: list[TaskLine]) -> None:
     keys = {line.key: line.task for line in lines}
     for task in view.planned_tasks():
         if task.key in keys:
-            raise UsageError(
-                f"the key {task.key!r} of a new task is that of task {task.task} of the run, whose "
-                "payload differs. Name the task by another key. Nothing was added."
-            )
+            _refuse_key(task)
+
+
+def _refuse_key(task: TaskLine) -> NoReturn:
+    raise UsageError(
+        f"the key {task.key!r} of a new task is that of task {task.task} of the run, whose "
+        "payload differs. Name the task by another key. Nothing was added."
+    )
 
 
 def _head(view: View, lines: list[TaskLine]) -> Added:

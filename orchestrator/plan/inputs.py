@@ -1,8 +1,9 @@
 """From what the user names as inputs to the ordered list of tasks.
 
 A task gets an index (its place in the input order), a key (its name), a payload (a JSON value) and
-a cost (what balances the ranks and weights the progress). There are four sources: paths and globs,
-a list of paths, lines of text, and JSON lines; Python callers may also pass values.
+a cost (what balances the ranks and weights the progress). The sources are paths and globs, and the
+files that `lists` reads: paths, lines of text, JSON, and tables; Python callers may also pass
+values.
 
 Whatever cannot become a task is refused with a UsageError that names the file and the line, before
 anything is written. Called by plan/request.py, and by `GPUProcessCoordinator`, which makes its own
@@ -14,13 +15,19 @@ from __future__ import annotations
 import array
 import glob
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from gpuspool.orchestrator.plan.lists import (
+    Listed,
+    key_in,
+    read_lines,
+    read_paths,
+    read_table,
+    read_tasks,
+)
 from gpuspool.spool.codec import SHALLOW_BYTES, refuse_depth, seal_bodies, seal_lines, unseal
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import OUT_MARK, Layout, refuse_key
@@ -29,9 +36,8 @@ from gpuspool.spool.records import TaskLine
 # What the keys of input files are relative to, given their absolute paths.
 ChooseRoot = Callable[[list[str]], str]
 
-# A cost must be less than this. The costs of all tasks are added up, and even a million of the
-# largest must not become infinite.
-COST_LIMIT = 1e200
+# What the numbers of inputs count that stand in no list.
+NO_LIST = "task"
 
 
 class TaskList:
@@ -43,7 +49,8 @@ class TaskList:
     lines: one sealed line for each task. costs: what each task costs. root: the folder that the
     keys of input files are relative to; "" where the inputs are not files. newest_mtime: when the
     newest of them was last changed, in Unix seconds. left_out: how many files the globs matched
-    that lie in spools and in folders of outputs.
+    that lie in spools and in folders of outputs. is_named: the user gave each task its key, even
+    where one looks like those that count the tasks (`t0`, `t1`, …).
     """
 
     def __init__(self, lines: list[bytes], costs: Sequence[float]) -> None:
@@ -52,6 +59,7 @@ class TaskList:
         self.root = ""
         self.newest_mtime = 0.0
         self.left_out = 0
+        self.is_named = False
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -80,29 +88,45 @@ def collect(
     tasks: str | None = None,
     items: Iterable[Any] | None = None,
     choose_root: ChooseRoot | None = None,
+    *,
+    csv: str | None = None,
+    key_field: str | None = None,
+    null: bool = False,
 ) -> TaskList:
     """The tasks of the one source that was named.
 
-    paths: files and globs. files_from, lines, tasks: files that list them, "-" for standard input.
-    items: JSON values. choose_root: asked what the keys of files are relative to; the lowest folder
-    that holds all of them where it is None. Raises UsageError for none and for several sources, and
-    for whatever cannot become a task.
+    paths: files and globs. files_from, lines, tasks, csv: files that list them, "-" for standard
+    input. items: JSON values. choose_root: asked what the keys of files are relative to; the lowest
+    folder that holds all of them where it is None. key_field: which field of an object, or column,
+    holds the key. null: the paths in files_from end with zero bytes. Raises UsageError for none and
+    for several sources, and for whatever cannot become a task.
     """
     # One path alone is one path, and not the letters that it has.
     several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     given = [os.fspath(path) for path in several]
-    _refuse_unless_one(given or None, files_from, lines, tasks, items)
+    _refuse_unless_one(given or None, files_from, lines, tasks, csv, items)
+    if null and files_from is None:
+        raise UsageError("--null says how --files-from is written, and that is not given.")
+    if csv is not None:
+        return _seal_listed(read_table(csv, key_field), is_named=key_field is not None)
+    if tasks is not None:
+        return _seal_listed(read_tasks(tasks, key_field), is_named=key_field is not None)
+    if items is not None and key_field is not None:
+        return _seal_listed(_with_keys(items, key_field), is_named=True)
+    if key_field is not None:
+        raise UsageError(
+            "--key-field names a column of --csv or a field of --tasks. The key of a file is its "
+            "path, and lines have none."
+        )
     if items is not None:
         return from_values(items)
     if lines is not None:
-        return from_values(_read_lines(lines))
-    if tasks is not None:
-        return seal_tasks(_checked(_from_jsonl(tasks)))
+        return from_values(read_lines(lines))
     choose_root = choose_root or common_parent
     if files_from is not None:
-        return _from_files([path for path in _read_lines(files_from) if path], choose_root)
+        return _from_files(read_paths(files_from, null), choose_root)
     own = _OwnFolders()
-    found = _from_files(_expand(given, own), choose_root)
+    found = _from_files(Listed(NO_LIST, enumerate(_expand(given, own))), choose_root)
     found.left_out = own.n_left_out
     return found
 
@@ -112,8 +136,8 @@ def _refuse_unless_one(*sources: object) -> None:
     count = sum(source is not None for source in sources)
     if count != 1:
         raise UsageError(
-            "name the inputs in one way: paths or globs, --files-from, --lines or --tasks, or "
-            f"`items` from Python ({count} of them were given)."
+            "name the inputs in one way: paths or globs, --files-from, --lines, --tasks or --csv, "
+            f"or `items` from Python ({count} of them were given)."
         )
 
 
@@ -146,90 +170,16 @@ def _payloads(values: Iterable[Any]) -> Iterator[bytes]:
         yield payload
 
 
-def _read_lines(source: str) -> list[str]:
-    """The lines of a text file or of standard input, without their ends. Raises UsageError."""
-    text = _read_text(source)
-    if not text:
-        return []
-    # Not str.splitlines: a payload may hold any of the other characters that it splits at.
-    found = text.removesuffix("\n").split("\n")
-    if "\r" not in text:
-        return found
-    return [line.rstrip("\r") for line in found]
+def _with_keys(values: Iterable[Any], key_field: str) -> Listed[TaskLine]:
+    """The tasks of Python's values, with the keys that a field of them holds."""
 
+    def tasks() -> Iterator[tuple[int, TaskLine]]:
+        for index, payload in enumerate(_payloads(values)):
+            key = key_in(msgspec.json.decode(payload), key_field, f"item {index}")
+            task = TaskLine(task=index, key=key, payload=msgspec.Raw(payload), cost=1.0)
+            yield index, task
 
-def _read_text(source: str) -> str:
-    if source == "-" and sys.stdin is None:
-        raise UsageError("there is no stdin. Name a file.")
-    try:
-        return _read(source).decode()
-    except OSError as error:
-        raise UsageError(
-            f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{source}, byte {error.start}: not UTF-8. Convert it, e.g. with iconv."
-        ) from None
-
-
-def _read(source: str) -> bytes:
-    if source == "-":
-        return sys.stdin.buffer.read()
-    return Path(source).read_bytes()
-
-
-class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line of --tasks that says more than its payload."""
-
-    payload: msgspec.Raw
-    key: str | None = None
-    cost: float | None = None
-
-
-def _from_jsonl(source: str) -> Iterator[TaskLine]:
-    """One task for each line of --tasks that is not blank. Raises UsageError, naming the line.
-
-    The lines are taken off their list one by one, because a million of them are large, and the
-    sealed lines that they become are as large again.
-    """
-    lines = _read_lines(source)
-    lines.reverse()
-    count = len(lines)
-    index = 0
-    while lines:
-        text = lines.pop().strip()
-        where = f"{source}, line {count - len(lines)}"
-        if not text:
-            continue
-        yield _task(index, _parse_spec(text, where), where)
-        index += 1
-
-
-def _parse_spec(text: str, where: str) -> TaskSpec:
-    """The payload alone, or an object with a payload and what else it says. Raises UsageError."""
-    try:
-        data = text.encode()
-        value = msgspec.json.decode(data)
-        refuse_depth(data)
-        if isinstance(value, dict) and "payload" in value:
-            return msgspec.json.decode(data, type=TaskSpec)
-        return TaskSpec(msgspec.Raw(data))
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-        raise UsageError(f"{where}: {error}. Each line is a JSON value; nothing was run.") from None
-
-
-def _task(index: int, spec: TaskSpec, where: str) -> TaskLine:
-    cost = spec.cost
-    if cost is None:
-        cost = 1.0
-    if not 0 <= cost < COST_LIMIT:
-        raise UsageError(
-            f"{where}: cost {cost} is not a number from 0 to {COST_LIMIT:g}. It says how much work "
-            "the task is, in any unit, or leave it out; nothing was run."
-        )
-    key = spec.key or f"t{index}"
-    return TaskLine(task=index, key=key, payload=spec.payload, cost=cost)
+    return Listed("item", tasks())
 
 
 class _OwnFolders:
@@ -311,20 +261,22 @@ def _matches(pattern: str, own: _OwnFolders) -> list[str]:
     )
 
 
-def _from_files(paths: list[str], choose_root: ChooseRoot) -> TaskList:
+def _from_files(listed: Listed[str], choose_root: ChooseRoot) -> TaskList:
     """One task for each file: its size is its cost, its path below the root its key."""
-    absolute = [os.path.abspath(path) for path in paths]
+    given = list(listed.entries)
+    absolute = [os.path.abspath(path) for _, path in given]
     root = choose_root(absolute)
-    tasks: list[TaskLine] = []
+    tasks: list[tuple[int, TaskLine]] = []
     newest = 0.0
-    for index, (given, path) in enumerate(zip(paths, absolute, strict=True)):
-        payload, stat = _look_at(given, path)
+    for index, ((number, name), path) in enumerate(zip(given, absolute, strict=True)):
+        # Where only the words of a command line are counted, the name alone says more.
+        where = "" if listed.unit == NO_LIST else f"{listed.unit} {number}: "
+        payload, stat = _look_at(name, path, where)
         newest = max(newest, stat.st_mtime)
         key = os.path.relpath(path, root)
         cost = float(stat.st_size)
-        task = TaskLine(task=index, key=key, payload=payload, cost=cost)
-        tasks.append(task)
-    found = seal_tasks(_checked(tasks))
+        tasks.append((number, TaskLine(task=index, key=key, payload=payload, cost=cost)))
+    found = _seal_listed(Listed(listed.unit, tasks), is_named=True)
     found.root = root
     found.newest_mtime = newest
     return found
@@ -338,37 +290,51 @@ def common_parent(paths: list[str]) -> str:
     return os.path.commonpath(parents)
 
 
-def _look_at(given: str, path: str) -> tuple[msgspec.Raw, os.stat_result]:
+def _look_at(given: str, path: str, where: str) -> tuple[msgspec.Raw, os.stat_result]:
     """The payload of an input file, and what stat(2) says of it. Raises UsageError."""
     try:
         stat = os.stat(path)
         payload = msgspec.Raw(msgspec.json.encode({"path": path}))
     except OSError as error:
-        raise UsageError(f"input {given}: {error.strerror}. Nothing was run.") from None
+        hint = ""
+        if where and given.lstrip().startswith("#"):
+            hint = " Each line is a path, and there are no comments: delete this one."
+        raise UsageError(
+            f"{where}input {given}: {error.strerror}.{hint} Nothing was run."
+        ) from None
     except UnicodeEncodeError:
         raise UsageError(
-            f"input {given!r}: its name is not UTF-8. Rename it, e.g. with convmv."
+            f"{where}input {given!r}: its name is not UTF-8. Rename it, e.g. with convmv."
         ) from None
     if os.path.isdir(path):
         raise UsageError(
-            f"input {given} is a folder. Name its files with a glob: '{given.rstrip('/')}/**/*'."
+            f"{where}input {given} is a folder. Name its files with a glob: "
+            f"'{given.rstrip('/')}/**/*'."
         )
     return payload, stat
 
 
-def _checked(tasks: Iterable[TaskLine]) -> Iterator[TaskLine]:
+def _seal_listed(listed: Listed[TaskLine], *, is_named: bool) -> TaskList:
+    """The list of these tasks. is_named: each was given its key by the user."""
+    found = seal_tasks(_checked(listed))
+    found.is_named = is_named
+    return found
+
+
+def _checked(listed: Listed[TaskLine]) -> Iterator[TaskLine]:
     """The tasks, each once its key is known to be unique and safe as a path below OUT."""
+    unit = listed.unit
     seen: dict[str, int] = {}
-    for task in tasks:
+    for number, task in listed.entries:
         reason = refuse_key(task.key)
         if reason is not None:
             raise UsageError(
-                f"task {task.task}: the key {task.key!r:.120} {reason}. Nothing was run."
+                f"{unit} {number}: the key {task.key!r:.120} {reason}. Nothing was run."
             )
         if task.key in seen:
             raise UsageError(
-                f"tasks {seen[task.key]} and {task.task} have the same key {task.key!r}. "
+                f"{unit}s {seen[task.key]} and {number} have the same key {task.key!r:.120}. "
                 "Nothing was run."
             )
-        seen[task.key] = task.task
+        seen[task.key] = number
         yield task

@@ -4,8 +4,9 @@ A task is the same task by its key and its payload, and not by its place in a li
 path. So the same inputs in another order, through a link or another mount point, or after the whole
 project was moved, are the same run; and inputs that came later are new tasks of it.
 
-- A task that was given a key (a file by its path below a root, a line of --tasks that names one) is
-  known by that. If its payload differs it has changed; so has a file of another size.
+- A task that was given a key (a file by its path below a root, a line of --tasks that names one, a
+  row or an object whose --key-field holds one) is known by that. If its payload differs it has
+  changed; so has a file of another size.
 - Where the key only counts (`t0`, `t1`, …), the payload says which task it is. Of several with one
   payload each stands for one.
 
@@ -46,7 +47,7 @@ class Matching(msgspec.Struct, frozen=True):
 
 def match(view: View, tasks: TaskList) -> Matching:
     """Compare the tasks of a request with those of a run, each once."""
-    known = _Known(view, has_files=bool(tasks.root))
+    known = _Known(view, has_files=bool(tasks.root), is_named=tasks.is_named)
     new: list[int] = []
     changed: list[int] = []
     for task in tasks:
@@ -61,9 +62,13 @@ def match(view: View, tasks: TaskList) -> Matching:
 class _Known:
     """The tasks of a run that no task of the request was found to be so far."""
 
-    def __init__(self, view: View, has_files: bool) -> None:
-        """has_files: what was asked for are files, whose payload is where they lie now."""
+    def __init__(self, view: View, has_files: bool, is_named: bool) -> None:
+        """has_files: what was asked for are files, whose payload is where they lie now.
+
+        is_named: its keys say which task it is, even where one looks as if it counted.
+        """
         self._has_files = has_files
+        self._is_named = is_named
         # key -> (index, payload in one form, cost), of tasks that are known by their keys
         self._by_key: dict[str, tuple[int, bytes, float]] = {}
         # payload in one form -> the indices of tasks that are known by it, in order
@@ -71,7 +76,7 @@ class _Known:
         # A file that was mended before a retry has the size that it had then.
         self._retried = {task.task: task.cost for task in view.retried_tasks()}
         for task in view.planned_tasks():
-            if _is_counted(task):
+            if self._is_counted(task):
                 self._by_payload.setdefault(_plain(task.payload), deque()).append(task.task)
             else:
                 payload = b"" if has_files else _plain(task.payload)
@@ -79,7 +84,7 @@ class _Known:
 
     def take(self, task: TaskLine) -> tuple[int | None, bool]:
         """(index in the run, whether it has changed) of a task of the request; None: it is new."""
-        if _is_counted(task):
+        if self._is_counted(task):
             indices = self._by_payload.get(_plain(task.payload))
             if not indices:
                 return None, False
@@ -99,10 +104,9 @@ class _Known:
             left += indices
         return sorted(left)
 
-
-def _is_counted(task: TaskLine) -> bool:
-    """Whether a task's key only says its place in the list."""
-    return task.key == f"t{task.task}"
+    def _is_counted(self, task: TaskLine) -> bool:
+        """Whether a task's key only says its place in the list."""
+        return not self._is_named and task.key == f"t{task.task}"
 
 
 def _plain(payload: msgspec.Raw) -> bytes:
