@@ -391,7 +391,8 @@ class Job(Record, frozen=True, kw_only=True):
     file: the absolute path of the source. module: the dotted name, of kind MODULE. copy: the name
     of the source's copy in job/. sha256: of the source; of a command, of its arguments. sys_path:
     what a worker puts at the front of `sys.path`. code: the name of the record of what else was
-    known of the code when an attempt was started; in intents alone.
+    known of the code when an attempt was started; in intents alone. capture: what a command prints
+    is its result.
     """
 
     kind: JobKind
@@ -404,6 +405,7 @@ class Job(Record, frozen=True, kw_only=True):
     command: list[str] = msgspec.field(default_factory=list)
     sys_path: list[str] = msgspec.field(default_factory=list)
     code: CodeName = ""
+    capture: bool = False
 
 
 class Options(Record, frozen=True, kw_only=True):

@@ -68,14 +68,24 @@ def test_process_1_of_a_container_passes_signals_on(
 
 def test_process_1_ends_with_the_exit_code_of_the_command(box: Box) -> None:
     program = unshare("--pid", "--mount-proc")
-    command = ["run", "--lines", box.lines(1), "--spool", "S", "--keep-going", "--", "false"]
+    command = [
+        "run",
+        "--lines",
+        box.lines(1),
+        "--spool",
+        "S",
+        "--keep-going",
+        "--",
+        "false",
+        "{input}",
+    ]
     box.run(*command, program=program, code=3)
     box.run("status", "nowhere", program=program, code=2)
 
 
 def test_a_proc_of_another_pid_namespace_is_refused_in_words(box: Box) -> None:
     program = unshare("--pid")
-    done = box.run("run", "--lines", box.lines(1), "--", "true", program=program, code=2)
+    done = box.run("run", "--lines", box.lines(1), "--", "true", "{input}", program=program, code=2)
     assert "/proc shows the processes of another pid namespace" in done.err
     assert "Traceback" not in done.err
 
@@ -103,7 +113,18 @@ def test_a_worker_in_another_time_namespace_is_not_proved_dead(box: Box) -> None
 
 @pytest.mark.parametrize("how", ["its time limit", "a kill"])
 def test_a_run_inside_a_task_ends_with_that_task(box: Box, how: str) -> None:
-    inner = [GPUSPOOL, "run", "--lines", box.lines(2), "--spool", "inner", "--", "sleep", "1000"]
+    inner = [
+        GPUSPOOL,
+        "run",
+        "--lines",
+        box.lines(2),
+        "--spool",
+        "inner",
+        "--",
+        "sleep",
+        "1000",
+        "{input}",
+    ]
     options = (
         ["--task-timeout", "3s", "--keep-going"]
         if how == "its time limit"
@@ -121,7 +142,17 @@ def test_a_run_inside_a_task_ends_with_that_task(box: Box, how: str) -> None:
 
 def test_a_run_inside_a_task_leaves_the_outer_run_alone(box: Box) -> None:
     """It kills what its own attempts left, and the outer run's marks are no attempts of its own."""
-    inner = [GPUSPOOL, "run", "--lines", box.lines(2), "--spool", "inner-{index}", "--", "true"]
+    inner = [
+        GPUSPOOL,
+        "run",
+        "--lines",
+        box.lines(2),
+        "--spool",
+        "inner-{index}",
+        "--",
+        "true",
+        "{input}",
+    ]
     outer = ["run", "--lines", box.lines(3, "three"), "--spool", "S", "--ranks", "2", "--", *inner]
     box.run(*outer)
     assert_sound(box, "S", 3)

@@ -272,7 +272,7 @@ def test_nothing_is_appended_to_what_is_no_plain_file_of_its_own(tmp_path: Path)
 @pytest.mark.parametrize("kind", ["link", "fifo", "second name", "socket-like folder"])
 @pytest.mark.parametrize("name", ["events.jsonl", "orchestrator.json", "summary.json"])
 def test_a_start_writes_through_nothing_that_was_planted(box: Box, kind: str, name: str) -> None:
-    box.run("run", "--lines", box.lines(1), "--spool", "S", "--", "true")
+    box.run("run", "--lines", box.lines(1), "--spool", "S", "--", "true", "{input}")
     victim = box.write("victim", "precious")
     path = box / "S" / name
     path.unlink()

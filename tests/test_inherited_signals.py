@@ -37,7 +37,17 @@ def under(script: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("start", [IGNORE_CHILDREN, IGNORE_ALL], ids=["SIGCHLD", "all"])
 def test_a_failed_command_fails_whatever_is_ignored(box: Box, start: str) -> None:
-    command = ["run", "--lines", box.lines(4), "--spool", "S", "--keep-going", "--", "false"]
+    command = [
+        "run",
+        "--lines",
+        box.lines(4),
+        "--spool",
+        "S",
+        "--keep-going",
+        "--",
+        "false",
+        "{input}",
+    ]
     done = box.run(*command, program=under(start), code=3)
     assert "4 failed" in done.err
     assert [line["state"] for line in journal_lines(box / "S")] == ["failed"] * 4
@@ -170,7 +180,17 @@ def test_a_handler_of_the_program_is_called_once_the_run_is_over() -> None:
 @pytest.mark.skipif(shutil.which("perl") is None, reason="perl is not there")
 def test_as_perl_starts_it(box: Box) -> None:
     start = ("perl", "-e", '$SIG{CHLD}="IGNORE"; exec @ARGV', GPUSPOOL)
-    command = ["run", "--lines", box.lines(4), "--spool", "S", "--keep-going", "--", "false"]
+    command = [
+        "run",
+        "--lines",
+        box.lines(4),
+        "--spool",
+        "S",
+        "--keep-going",
+        "--",
+        "false",
+        "{input}",
+    ]
     box.run(*command, program=start, code=3)
 
 

@@ -142,7 +142,7 @@ def test_no_task_fails_where_no_process_can_be_started(box: Box, pids: Pids, nam
 def test_no_command_fails_where_no_process_can_be_started(box: Box, pids: Pids) -> None:
     gate = box / "gate"
     script = f"echo 0 >> {gate}.waiting; until [ -e {gate} ]; do :; done"
-    command = ["run", "--lines", box.lines(6), "--spool", "S", "--", "sh", "-c", script]
+    command = ["run", "--lines", box.lines(6), "--spool", "S", "--", "sh", "-c", script, "{index}"]
     starve(box, pids, box.start(*command, program=(*pids.program, GPUSPOOL)))
     assert_sound(box, "S", 6)
 
@@ -185,7 +185,7 @@ def test_no_task_fails_for_a_program_that_is_not_there(
     tool = box.write("tool", "#!/bin/sh\nexit 0\n")
     tool.chmod(0o755)
     spoil(tool)
-    command = ["run", "--lines", box.lines(4), "--spool", "S", "--", str(tool)]
+    command = ["run", "--lines", box.lines(4), "--spool", "S", "--", str(tool), "{index}"]
     done = box.run(*command, code=4)
     assert str(tool) in done.err
     assert journal_lines(box / "S") == []
@@ -198,7 +198,7 @@ def test_no_task_fails_for_a_program_that_is_not_there(
 
 
 def test_no_task_fails_for_a_name_that_is_in_no_folder_of_the_path(box: Box) -> None:
-    command = ["run", "--lines", box.lines(4), "--spool", "S", "--", "no-such-command"]
+    command = ["run", "--lines", box.lines(4), "--spool", "S", "--", "no-such-command", "{index}"]
     assert "no-such-command" in box.run(*command, code=4).err
     assert journal_lines(box / "S") == []
 
@@ -208,7 +208,7 @@ def test_no_task_fails_for_a_program_that_goes_away_or_cannot_be_executed(box: B
     tool = box.write("tool", "\0not a program")
     tool.chmod(0o755)
     command = ["run", "--lines", box.lines(4), "--spool", "S", "--max-restarts", "0"]
-    command += ["--", str(tool)]
+    command += ["--", str(tool), "{index}"]
     assert str(tool) in box.run(*command, code=4).err
     assert journal_lines(box / "S") == []
 
@@ -242,7 +242,9 @@ def test_a_program_that_is_being_written_is_waited_for(box: Box) -> None:
     tool = box / "tool"
     shutil.copy(shutil.which("true") or "", tool)
     with open(tool, "r+b"):
-        started = box.start("run", "--lines", box.lines(2), "--spool", "S", "--", str(tool))
+        started = box.start(
+            "run", "--lines", box.lines(2), "--spool", "S", "--", str(tool), "{index}"
+        )
         wait_until(lambda: "no task is to blame" in log_of(box))
     started.wait(0)
     assert_sound(box, "S", 2)

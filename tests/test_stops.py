@@ -185,7 +185,7 @@ def hangs(task, ctx):
 @pytest.mark.parametrize("code", ["kill -TERM $$", "exit 143", "kill -INT $$", "exit 1"])
 def test_a_command_that_ends_itself_fails_where_nobody_stops(box: Box, code: str) -> None:
     command = ["run", "--lines", box.lines(3), "--spool", "S", "--keep-going"]
-    box.run(*command, "--", "sh", "-c", code, code=3)
+    box.run(*command, "--", "sh", "-c", code, "{index}", code=3)
     assert [line["state"] for line in journal_lines(box / "S")] == ["failed"] * 3
 
 

@@ -289,7 +289,10 @@ def test_a_folder_that_is_gone_at_the_end_costs_a_run_nothing(box: Box) -> None:
 def test_words_that_are_not_utf8_are_refused_or_escaped(box: Box) -> None:
     odd = os.fsdecode(b"\xff")
     box.write("a.txt", "a")
-    assert "not UTF-8" in box.run("run", "a.txt", "--spool", "S", "--", "echo", odd, code=2).err
+    assert (
+        "not UTF-8"
+        in box.run("run", "a.txt", "--spool", "S", "--", "echo", odd, "{input}", code=2).err
+    )
     assert not [name for name in os.listdir(box.home) if "S." in name or name == "S"]
     box.run("run", DOUBLE, "--lines", box.lines(1, odd), "--spool", "T")
     assert record(box / "T" / "run.json")["argv"][-3] == "\\udcff", "only a person reads it"

@@ -7,13 +7,14 @@ Everything here runs user code and may raise anything.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import json
 import linecache
-import re
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -23,10 +24,12 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, JobDamaged
+from gpuspool.spool import placeholders
+from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, JobDamaged, ResultError
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.oom import OomWatch
+from gpuspool.spool.placeholders import Piece
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.records import Job
 from gpuspool.spool.states import JobKind
@@ -35,6 +38,8 @@ from gpuspool.spool.view import load_run
 from gpuspool.worker import starting
 from gpuspool.worker.context import Context, NotDone, Task
 from gpuspool.worker.reports import ReportQueue
+from gpuspool.worker.results import RESULT_BYTES
+from gpuspool.worker.say import say
 
 # The most tasks of a batch, or batches ahead, that a job may ask for. A larger number is a mistake.
 MANY = 1_000_000
@@ -51,7 +56,6 @@ EXIT_NOT_DONE = 75
 # What the code of a function says of it, as in `inspect`, whose import costs a worker some time.
 CO_GENERATOR = 0x20
 CO_ASYNC = 0x80 | 0x200
-_PLACEHOLDER = re.compile(r"\{(input|key|rank|device|index|scratch)\}")
 
 
 class LoadedJob(msgspec.Struct, frozen=True):
@@ -89,7 +93,7 @@ def load_job(
     before construction with the job's `warmup`, where it has one that takes the context alone.
     """
     if job.kind is JobKind.COMMAND:
-        return LoadedJob(call=command_runner(job.command))
+        return LoadedJob(call=command_runner(job))
     # A job that parses arguments, at its import or later, must not meet those of this process.
     sys.argv[:] = [job.file, *_arguments(layout, job)]
     target = _find(layout, job)
@@ -287,23 +291,28 @@ def _exit_code(end: SystemExit) -> int:
     return 1
 
 
-def command_runner(command: list[str]) -> Callable[[Task, Context], None]:
-    """A function that runs the command for a task.
+def command_runner(job: Job) -> Callable[[Task, Context], Any]:
+    """A function that runs the job's command for a task.
 
     The placeholders are replaced, and no shell is involved. Raises NotStartable where the program
     is not there and its name has no placeholders.
     """
     watch = OomWatch()
-    is_literal = not _varies(command[0])
+    words = [placeholders.parse(word) for word in job.command]
+    is_literal = len(words[0]) == 1
     if is_literal:
-        starting.find_program(command[0])
+        starting.find_program(words[0][0].text)
 
-    def run(task: Task, context: Context) -> None:
-        arguments = [fill(word, task, context) for word in command]
+    def run(task: Task, context: Context) -> Any:
+        arguments = [fill(word, task, context) for word in words]
+        printed = bytearray() if job.capture else None
         watch.look(time.monotonic())
-        status, said = starting.run(arguments, is_literal)
+        status, said = starting.run(arguments, is_literal, printed)
         if status == 0:
-            return
+            return None if printed is None else result_of(bytes(printed))
+        if printed:
+            # It may tell why, and would be in the log otherwise.
+            say(printed.decode(errors="replace"))
         if status == EXIT_NOT_DONE:
             raise NotDone(f"{arguments[0]}: exit status {status}")
         message = f"{arguments[0]}: {describe_exit(status)}"
@@ -323,45 +332,71 @@ def _with_last_words(message: str, said: str) -> str:
     return f"{message}: {lines[-1][:LAST_WORDS]}"
 
 
-def _varies(word: str) -> bool:
-    """Whether a word of a command has placeholders, so that it is another one for each task."""
-    return "{output}" in word or _PLACEHOLDER.search(word) is not None
+def result_of(printed: bytes) -> Any:
+    """What a command printed as its task's result: a text, without newlines at its end.
+
+    An object or a list in JSON is that. Numbers and the like stay texts, or one label of many, or
+    an id that has only digits, would be of another type than its neighbours. Raises ResultError.
+    """
+    if len(printed) > RESULT_BYTES:
+        raise ResultError(
+            f"the command printed more than {RESULT_BYTES} bytes; write them to {{output}} and "
+            "print a summary"
+        )
+    try:
+        text = printed.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ResultError(
+            f"what the command printed is not UTF-8, at byte {error.start}; write it to {{output}}"
+        ) from None
+    if text.lstrip().startswith(("{", "[")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
 
 
-def fill(word: str, task: Task, context: Context) -> str:
+def fill(word: list[Piece], task: Task, context: Context) -> str:
     """One argument of a command with its placeholders replaced.
 
     What follows `{output}` in the word is the suffix of the output.
     """
-    before, output, suffix = word.partition("{output}")
-    if not output:
-        return _fill_plain(word, task, context)
-    path = context.output(task, _fill_plain(suffix, task, context))
-    return _fill_plain(before, task, context) + str(path)
+
+    def value_of(name: str) -> str:
+        return _value(name, task, context)
+
+    for at, piece in enumerate(word):
+        if piece.name == "output":
+            before = placeholders.fill(word[:at], value_of) + piece.text
+            suffix = placeholders.fill(word[at + 1 :], value_of)
+            return before + str(context.output(task, suffix))
+    return placeholders.fill(word, value_of)
 
 
-def _fill_plain(word: str, task: Task, context: Context) -> str:
-    """All placeholders but `{output}` replaced.
-
-    In one pass, so that what a payload holds is never taken for a placeholder.
-    """
-
-    def value_of(match: re.Match[str]) -> str:
-        match match[1]:
-            case "input":
-                return _input(task)
-            case "key":
-                return task.key
-            case "rank":
-                return str(context.rank)
-            case "device":
-                return context.device
-            case "scratch":
-                return str(context.scratch(task))
-            case _:
-                return str(task.index)
-
-    return _PLACEHOLDER.sub(value_of, word)
+def _value(name: str, task: Task, context: Context) -> str:
+    """What a placeholder other than `{output}` stands for."""
+    match name:
+        case "key":
+            return task.key
+        case "index":
+            return str(task.index)
+        case "rank":
+            return str(context.rank)
+        case "device":
+            return context.device
+        case "scratch":
+            return str(context.scratch(task))
+    path = _input(task)
+    folder, leaf = os.path.split(path)
+    match name:
+        case "name":
+            return leaf
+        case "stem":
+            return os.path.splitext(leaf)[0]
+        case "suffix":
+            return os.path.splitext(leaf)[1]
+        case "parent":
+            return folder or "."
+    return path
 
 
 def _input(task: Task) -> str:

@@ -17,6 +17,7 @@ import os
 import select
 import stat
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
 # fork(2), clone(2) and exec(2) when there is no room for another process, or no memory for it.
 NO_ROOM = (errno.EAGAIN, errno.ENOMEM)
+
+# The most that is kept of what a command writes: one byte more than a result may have, so that it
+# is seen to be too much. The rest is read too, or the command would wait for a reader.
+KEPT_BYTES = 1024 * 1024 + 1
+
+# The most that the system lets a pipe hold, unless root asked for more; and one read of it.
+PIPE_BYTES = 1024 * 1024
+READ_BYTES = 64 * 1024
+
+# Where the kernel has no pidfd (before 5.3), the end of a command is seen this late at most.
+END_LOOK_MS = 50
 
 # Errors by which exec(2) tells of the program, rather than of this task's arguments.
 _OF_THE_PROGRAM = frozenset(
@@ -49,10 +61,6 @@ _OF_THE_PROGRAM = frozenset(
 
 # So much of the end of what a command wrote is kept: more than the traceback of a short program.
 SAID_BYTES = 4000
-# What is read of a pipe at once: all that it holds.
-PIPE_BYTES = 64 * 1024
-# How often it is looked whether a command has ended, in ms, where nothing tells of it.
-LOOK_MS = 20
 
 # Where the standard library starts processes: (file, function). An EAGAIN that was raised in there
 # is one of fork(2); one of a socket is not.
@@ -108,19 +116,23 @@ class Ended(NamedTuple):
     said: str
 
 
-def run(arguments: list[str], is_literal: bool) -> Ended:
+def run(arguments: list[str], is_literal: bool, printed: bytearray | None = None) -> Ended:
     """Run a command to its end.
 
     Its status is EXIT_UNSEEN where somebody else has waited for it. is_literal: its program is the
-    same for all tasks. Raises NotNow, NotStartable, and OSError where this task's arguments are to
-    blame.
+    same for all tasks. printed: gets what the command writes to its stdout, and no more than
+    KEPT_BYTES of it; None leaves that to the log. Raises NotNow, NotStartable, and OSError where
+    this task's arguments are to blame.
     """
     # Only here, since a worker whose job runs no commands starts faster without.
     import subprocess
 
     log_was = _log_size()
+    stdout = None if printed is None else subprocess.PIPE
     try:
-        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE
+        )
     except OSError as error:
         # A program that is just being written is one that passes too.
         if error.errno in NO_ROOM or (is_literal and error.errno == errno.ETXTBSY):
@@ -129,45 +141,87 @@ def run(arguments: list[str], is_literal: bool) -> Ended:
             _refuse_gone(arguments[0], error)
             raise NotStartable(error.errno, error.strerror, arguments[0]) from error
         raise
-    said = _pass_on(process)
+    said = _listen(process, printed)
     status = _wait(process)
     if status != 0 and not said.strip():
-        said = _end_of_log(log_was)
+        said = _end_of_log(log_was) if printed is None else bytes(printed[-SAID_BYTES:])
     return Ended(status, _whole_lines(said))
 
 
 # What a command writes to stderr goes into the log as it comes, and its end is kept: in the log
 # alone it could not be told from what it wrote to stdout, which many programs write at their very
-# end. The pipe may outlive the command, in the hands of what that left running; a thread passes on
-# what still comes then.
-def _pass_on(process: subprocess.Popen[bytes]) -> bytes:
-    """Copy what a command writes to stderr until it has ended; returns the end of it."""
-    assert process.stderr is not None
-    pipe = process.stderr.fileno()
-    os.set_blocking(pipe, False)
+# end. What it writes to stdout goes into the log by itself, unless it is wanted as a result.
+#
+# The end of a pipe is no sign of the command's end: a process that it leaves in the background has
+# the pipe too, maybe for ever. So the end of the process is watched beside the pipes. All that the
+# command itself wrote is in the pipes by then, and a last look finds it.
+def _listen(process: subprocess.Popen[bytes], printed: bytearray | None) -> bytes:
+    """Take what a command writes until it has ended; returns the end of its stderr."""
+    said = bytearray()
+
+    def keep_said(data: bytes) -> None:
+        _write(data)
+        said.extend(data)
+        del said[:-SAID_BYTES]
+
+    def keep_printed(data: bytes) -> None:
+        assert printed is not None
+        printed.extend(data[: KEPT_BYTES - len(printed)])
+
+    takers: dict[IO[bytes], Callable[[bytes], None]] = {}
+    if process.stdout is not None:
+        takers[process.stdout] = keep_printed
+    if process.stderr is not None:
+        takers[process.stderr] = keep_said
+    _take_until_end(process.pid, takers)
+    if process.stdout is not None:
+        process.stdout.close()
+    if process.stderr in takers:
+        threading.Thread(target=_pass_on_later, args=(process.stderr,), daemon=True).start()
+    return bytes(said)
+
+
+def _take_until_end(pid: int, takers: dict[IO[bytes], Callable[[bytes], None]]) -> None:
+    """Give what comes from some pipes to their takers, until the process has ended.
+
+    A pipe that is at its end is closed, and removed from the takers.
+    """
     poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    watch, wait_ms = _watch(process.pid, poll)
-    said = b""
+    for pipe in takers:
+        os.set_blocking(pipe.fileno(), False)
+        poll.register(pipe, select.POLLIN)
+    watch, wait_ms = _watch(pid, poll)
     try:
-        while True:
-            is_over = watch is None and _has_ended(process.pid)
-            ready = dict(poll.poll(0 if is_over else wait_ms))
-            data = _read(pipe) if pipe in ready else None
-            if data:
-                _write(data)
-                said = (said + data)[-SAID_BYTES:]
-                continue
-            if data == b"":
-                process.stderr.close()
-                return said
-            if is_over or watch in ready:
-                break
+        is_over = False
+        while takers and not is_over:
+            is_over = watch is None and _has_ended(pid)
+            ready = {fd for fd, _ in poll.poll(0 if is_over else wait_ms)}
+            is_over = is_over or watch in ready
+            for pipe, take in list(takers.items()):
+                if not _take(pipe.fileno(), take):
+                    poll.unregister(pipe)
+                    pipe.close()
+                    del takers[pipe]
     finally:
         if watch is not None:
             os.close(watch)
-    threading.Thread(target=_pass_on_later, args=(process.stderr,), daemon=True).start()
-    return said
+
+
+def _take(pipe: int, take: Callable[[bytes], None]) -> bool:
+    """Give what a pipe holds now to its taker; False if nobody can write to it any more.
+
+    More than a pipe can hold is not taken at once, or one that is always written to would never be
+    left.
+    """
+    for _ in range(PIPE_BYTES // READ_BYTES):
+        try:
+            data = os.read(pipe, READ_BYTES)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        take(data)
+    return True
 
 
 def _watch(pid: int, poll: select.poll) -> tuple[int | None, int | None]:
@@ -178,24 +232,17 @@ def _watch(pid: int, poll: select.poll) -> tuple[int | None, int | None]:
     try:
         watch = os.pidfd_open(pid)
     except OSError:
-        return None, LOOK_MS
+        return None, END_LOOK_MS
     poll.register(watch, select.POLLIN)
     return watch, None
 
 
 def _has_ended(pid: int) -> bool:
+    """Whether a command has ended. Its status is left for `_wait`."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
     except ChildProcessError:
         return True
-
-
-def _read(pipe: int) -> bytes | None:
-    """What can be read now: b"" at the end, None where there is nothing yet."""
-    try:
-        return os.read(pipe, PIPE_BYTES)
-    except BlockingIOError:
-        return None
 
 
 def _write(data: bytes) -> None:
@@ -209,7 +256,7 @@ def _pass_on_later(stderr: IO[bytes]) -> None:
     """Copy what others, whom a command left running, write to its stderr."""
     os.set_blocking(stderr.fileno(), True)
     with stderr:
-        while data := os.read(stderr.fileno(), PIPE_BYTES):
+        while data := os.read(stderr.fileno(), READ_BYTES):
             _write(data)
 
 

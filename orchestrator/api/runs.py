@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -37,7 +37,8 @@ def run(
     inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
     *,
     items: Iterable[Any] | None = None,
-    command: list[str] | None = None,
+    command: Sequence[str] | None = None,
+    capture: bool = False,
     files_from: str | None = None,
     lines: str | None = None,
     tasks: str | None = None,
@@ -65,6 +66,7 @@ def run(
 
     job: "file.py:Name", "module:Name", or a class or function of a module or of the script being
         run; command: a list of words instead, with placeholders as on the command line.
+    capture: what the command prints on stdout is its task's result.
     inputs: paths and globs; or items: JSON values; or files_from: a file of paths, one a line; or
         lines: a file of which each line is a payload; or tasks: a file of JSON values; or csv: a
         table with a header, of which each row is a payload.
@@ -90,7 +92,7 @@ def run(
     given = without_none(options)
     # Before the inputs, which may come from a pipe that is still being written, or take a while to
     # list: a job that cannot be run is refused at once.
-    record, source = parse_job(job, command)
+    record, source = parse_job(job, command, capture)
     layout = Layout(spool or default_spool(record))
     known = None if fresh or not is_made(layout) else open_view(layout.root, reads_claims=False)
     found = _collect(

@@ -134,6 +134,9 @@ def cli() -> None:
     is_flag=True,
     help="Start anew; an existing spool is renamed, never deleted.",
 )
+@option(
+    "--capture", group=JOB, is_flag=True, help="What COMMAND prints on stdout is the task's result."
+)
 @option("--dry-run", is_flag=True, help="Show what would be done.")
 @running
 @click.pass_context

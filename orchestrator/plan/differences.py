@@ -41,7 +41,7 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
     if old.sha256 == job.sha256:
         return []
     if JobKind.COMMAND in (job.kind, old.kind):
-        return [f"- {old.spec}", f"+ {job.spec}"]
+        return [f"- {_typed(old)}", f"+ {_typed(job)}"]
     before = read_bytes(view.layout.job_copy(old.copy)) or b""
     lines = _diff(before, source, f"{old.copy} (as it ran)", f"{job.copy} (now)")
     n_more = len(lines) - DIFF_LINES
@@ -74,6 +74,11 @@ def _tell_change(change: Change) -> list[str]:
     return _diff(
         before.text.encode(), now.text.encode(), f"{before.name} (as it ran)", f"{now.name} (now)"
     )
+
+
+def _typed(job: Job) -> str:
+    """A job as it was typed, with the option that belongs to it."""
+    return f"--capture -- {job.spec}" if job.capture else job.spec
 
 
 def _diff(before: bytes, now: bytes, name_before: str, name_now: str) -> list[str]:

@@ -11,9 +11,11 @@ Called by plan/request.py, by a resume for the job's current source, and by `GPU
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import symtable
 import sys
@@ -26,6 +28,7 @@ import msgspec
 
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import copy_name
+from gpuspool.spool.placeholders import OF_THE_WORKER, PLACEHOLDERS, parse
 from gpuspool.spool.records import Job
 from gpuspool.spool.states import JobKind
 
@@ -40,14 +43,21 @@ FIND_SCRIPT = (
 )
 
 
-def parse_job(job: Any, command: list[str] | None = None) -> tuple[Job, bytes]:
+def parse_job(
+    job: Any, command: Sequence[str] | None = None, capture: bool = False
+) -> tuple[Job, bytes]:
     """The record and the source of a job.
 
     job: "file.py:Name", "module:Name", or an object. command: the words of a command instead; its
-    source is empty. Raises UsageError.
+    source is empty. capture: what the command prints is its result. Raises UsageError.
     """
     if command:
-        return _command_job(command), b""
+        return _command_job(command, capture), b""
+    if capture:
+        raise UsageError(
+            "--capture makes what a command prints its result. The result of a class or function "
+            "is what it returns: leave --capture away."
+        )
     _refuse_while_loading()
     spec = job
     if not isinstance(job, str):
@@ -168,14 +178,61 @@ def _refuse_writable_by_all(path: Path) -> None:
         )
 
 
-def _command_job(command: list[str]) -> Job:
+def _command_job(command: Sequence[str], capture: bool) -> Job:
+    if isinstance(command, str):
+        raise UsageError(
+            f"the command {command!r} is one text. Give a list of words: {command.split()!r}."
+        )
+    words = [os.fspath(word) for word in command]
+    _refuse_placeholders(words)
+    asked: Any = {"command": words, "capture": True} if capture else words
     return Job(
         kind=JobKind.COMMAND,
-        spec=" ".join(command),
-        name=os.path.basename(command[0]),
-        sha256=hashlib.sha256(json.dumps(command).encode()).hexdigest(),
-        command=command,
+        spec=" ".join(words),
+        name=os.path.basename(words[0]),
+        sha256=hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        command=words,
+        capture=capture,
     )
+
+
+def _refuse_placeholders(words: list[str]) -> None:
+    """Raise UsageError for a command that would not do another thing for each task.
+
+    That is one with a placeholder that there is not, which would be passed on as it stands, and one
+    with none at all.
+    """
+    found: set[str] = set()
+    for word in words:
+        names = [piece.name for piece in parse(word) if piece.name]
+        for name in names:
+            if name not in PLACEHOLDERS:
+                raise UsageError(_no_placeholder(name))
+        if names.count("output") > 1:
+            raise UsageError(
+                f"the word {word!r} of the command has {{output}} twice. What follows it is the "
+                "suffix of the output: write each output as a word of its own."
+            )
+        found.update(names)
+    if found <= set(OF_THE_WORKER):
+        raise UsageError(
+            "the command has no placeholder that names the task, so it would do the same for each. "
+            f"Write {{input}} where the input belongs: `-- {shlex.join(words)} {{input}}`. The "
+            f"others are {_all_but('input')}."
+        )
+
+
+def _no_placeholder(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), PLACEHOLDERS, 1)
+    guess = f" Is {{{near[0]}}} meant?" if near else ""
+    return (
+        f"the command has {{{name}}}, and there is no such placeholder.{guess} There are "
+        f"{{input}}, {_all_but('input')}. For the text {{{name}}} itself write {{{{{name}}}}}."
+    )
+
+
+def _all_but(name: str) -> str:
+    return ", ".join(f"{{{other}}}" for other in PLACEHOLDERS if other != name)
 
 
 def _file_job(where: str, name: str) -> tuple[Job, bytes]:
