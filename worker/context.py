@@ -43,12 +43,13 @@ class Task(msgspec.Struct, frozen=True, weakref=True):
 
     @property
     def seed(self) -> int:
-        """A 63-bit seed for random numbers.
+        """A seed for random numbers, from 0 to 2**32 - 1.
 
-        It depends on the run's seed and on the index alone, not on who runs the task or when.
+        numpy and transformers take no larger one. It depends on the run's seed and on the index
+        alone, not on who runs the task or when.
         """
         digest = hashlib.sha256(f"{self.run_seed}:{self.index}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") >> 1
+        return int.from_bytes(digest[:4], "big")
 
 
 class NotDone(Exception):
