@@ -14,6 +14,7 @@ from gpuspool.orchestrator.api.preview import preview
 from gpuspool.orchestrator.api.redoing import selection
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.adding import add_tasks
+from gpuspool.orchestrator.plan.encoding import refuse_other_encoding
 from gpuspool.orchestrator.plan.inputs import TaskList, collect
 from gpuspool.orchestrator.plan.jobs import parse_job, with_source
 from gpuspool.orchestrator.plan.locate import default_spool, find_spool
@@ -88,6 +89,7 @@ def run(
     trust_owner: a user, or several, by name or number: go on with a spool although it, or some of
         what decides about code in it, is theirs.
     """
+    refuse_other_encoding()
     trust = trust_in(trust_owner)
     given = without_none(options)
     # Before the inputs, which may come from a pipe that is still being written, or take a while to
@@ -182,6 +184,7 @@ def _go_on(
     options: Mapping[str, Any],
 ) -> Report:
     """Start the run of a spool that is there. again: which tasks get another round."""
+    refuse_other_encoding()
     trust = trust_in(trust_owner)
     view = open_view(find_spool(spool))
     layout = view.layout
@@ -294,6 +297,7 @@ def add(
         remembers.
     trust_owner: users whose spool is accepted, as for `run`.
     """
+    refuse_other_encoding()
     trust = trust_in(trust_owner)
     view = open_view(find_spool(spool), reads_claims=False)
     refuse_unsafe(view.layout, trust, view.owners)

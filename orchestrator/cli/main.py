@@ -15,6 +15,7 @@ import click
 from gpuspool.orchestrator.cli.reaper import run_below_reaper
 from gpuspool.orchestrator.cli.streams import Output, RunEnded, flush_stderr, standard_output
 from gpuspool.orchestrator.cli.verbs import cli
+from gpuspool.orchestrator.plan.encoding import start_again_in_utf8
 from gpuspool.orchestrator.text.progress import say, write_message
 from gpuspool.spool.errors import EXIT_INTERRUPTED, FolderGone, GpuspoolError, UsageError
 from gpuspool.spool.signals import unblock_all
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     is_program = arguments is None
     if arguments is None:
+        start_again_in_utf8()
         arguments = sys.argv[1:]
         run_below_reaper()
     with standard_output() as output:

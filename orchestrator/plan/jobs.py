@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.orchestrator.plan.encoding import interpreter
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import copy_name
 from gpuspool.spool.placeholders import OF_THE_WORKER, PLACEHOLDERS, parse
@@ -315,7 +316,7 @@ def _find_in_child(module: str) -> str | None:
 
     The last line that the child prints is the answer. The package may print other lines before.
     """
-    command = [sys.executable, "-P", "-c", FIND_SCRIPT, module, *sys.path]
+    command = [*interpreter(), "-c", FIND_SCRIPT, module, *sys.path]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from gpuspool.orchestrator.plan.devices import CPU
+from gpuspool.orchestrator.plan.encoding import interpreter
 from gpuspool.orchestrator.plan.environment import environment_for, group_variables
 from gpuspool.orchestrator.plan.nvml import cores_near
 from gpuspool.orchestrator.plan.slots import Slot
@@ -227,9 +227,7 @@ def _out_folder(view: View) -> str:
 
 
 def _argv(view: View, rank: int, number: int) -> list[str]:
-    # -P keeps the current folder off the worker's sys.path: modules of a job's folder must not
-    # hide ours.
-    argv = [sys.executable, "-P", "-m", "gpuspool.worker"]
+    argv = [*interpreter(), "-m", "gpuspool.worker"]
     argv += ["--spool", str(view.layout.root)]
     argv += ["--rank", str(rank), "--attempt", str(number)]
     return argv
