@@ -123,6 +123,7 @@ def test_a_run_inside_a_task_ends_with_that_task(box: Box, how: str) -> None:
         "--",
         "sleep",
         "1000",
+        "{{input}}",
         "{input}",
     ]
     options = (
@@ -151,7 +152,7 @@ def test_a_run_inside_a_task_leaves_the_outer_run_alone(box: Box) -> None:
         "inner-{index}",
         "--",
         "true",
-        "{input}",
+        "{{input}}",
     ]
     outer = ["run", "--lines", box.lines(3, "three"), "--spool", "S", "--ranks", "2", "--", *inner]
     box.run(*outer)
