@@ -13,6 +13,7 @@ becomes `{print}`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 
@@ -65,3 +66,22 @@ def fill(pieces: list[Piece], value_of: Callable[[str], str]) -> str:
     What a value holds is never taken for a placeholder.
     """
     return "".join(piece.text + (value_of(piece.name) if piece.name else "") for piece in pieces)
+
+
+def of_input(name: str, text: str) -> str:
+    """What `{input}`, `{name}`, `{stem}`, `{suffix}` or `{parent}` stands for.
+
+    text: that of the input: a path, a line, or a payload as JSON.
+    """
+    folder, leaf = os.path.split(text)
+    match name:
+        case "name":
+            return leaf
+        case "stem":
+            return os.path.splitext(leaf)[0]
+        case "suffix":
+            return os.path.splitext(leaf)[1]
+        case "parent":
+            return folder or "."
+        case _:
+            return text

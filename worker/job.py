@@ -14,7 +14,6 @@ import importlib
 import importlib.util
 import json
 import linecache
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -385,18 +384,8 @@ def _value(name: str, task: Task, context: Context) -> str:
             return context.device
         case "scratch":
             return str(context.scratch(task))
-    path = _input(task)
-    folder, leaf = os.path.split(path)
-    match name:
-        case "name":
-            return leaf
-        case "stem":
-            return os.path.splitext(leaf)[0]
-        case "suffix":
-            return os.path.splitext(leaf)[1]
-        case "parent":
-            return folder or "."
-    return path
+        case _:
+            return placeholders.of_input(name, _input(task))
 
 
 def _input(task: Task) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.lock import refuse_held
 from gpuspool.orchestrator.text.words import count_of
+from gpuspool.spool import placeholders
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.open_folder import out_of
@@ -44,8 +44,6 @@ from gpuspool.spool.view import View, open_view
 
 # So many keys are shown, from the first on.
 SHOWN_KEYS = 3
-
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def preview(
@@ -154,15 +152,18 @@ def _some(keys: list[str], n_keys: int) -> str:
 def _fill(word: str, task: TaskLine, out: Path, layout: Layout, slot: Slot) -> str:
     """A word of a command as the first task of a run gets it, once its outputs are published."""
     values = {
-        "input": _input(task),
         "key": task.key,
-        "index": task.task,
-        "output": out / task.key,
-        "rank": slot.rank,
+        "index": str(task.task),
+        "output": str(out / task.key),
+        "rank": str(slot.rank),
         "device": "cpu" if slot.device_name == "cpu" else "cuda:0",
-        "scratch": layout.scratch(task.task),
+        "scratch": str(layout.scratch(task.task)),
     }
-    return _PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), word)
+
+    def value_of(name: str) -> str:
+        return values[name] if name in values else placeholders.of_input(name, _input(task))
+
+    return placeholders.fill(placeholders.parse(word), value_of)
 
 
 def _input(task: TaskLine) -> str:
