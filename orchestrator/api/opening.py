@@ -47,8 +47,10 @@ def open_or_create(
     overwrite: bool,
     keep_done: bool,
     add: bool,
-) -> View:
-    """A view of the spool that holds this request.
+) -> tuple[View, Matching | None]:
+    """A view of the spool that holds this request, and how the two lists of tasks compare.
+
+    None for the latter where they are known to be the same without a comparison.
 
     trust: whose spool is accepted. fresh: move a spool that is there aside, and make a new one.
     overwrite: an OUT that holds anything may be moved aside. keep_done: a changed job is fine. add:
@@ -63,8 +65,8 @@ def open_or_create(
     view = open_view(layout.root, written=written)
     refuse_unsafe(layout, trust, view.owners)
     if written is None:
-        refuse_another_request(view, request, keep_done, add)
-    return view
+        return view, refuse_another_request(view, request, keep_done, add)
+    return view, None
 
 
 def is_made(layout: Layout) -> bool:
@@ -172,8 +174,13 @@ def alive_attempts(view: View) -> list[str]:
     return [name for name in view.open_attempts if detector.life(name) is not Life.DEAD]
 
 
-def refuse_another_request(view: View, request: Request, keep_done: bool, add: bool) -> None:
-    """Raise UsageError unless the spool holds this request, up to what the user says is fine."""
+def refuse_another_request(
+    view: View, request: Request, keep_done: bool, add: bool
+) -> Matching | None:
+    """Raise UsageError unless the spool holds this request, up to what the user says is fine.
+
+    Returns how the tasks compare, None where they are the same in the same order.
+    """
     root = view.layout.root
     if not keep_done and is_from_another_file(view, request.job):
         file = Path(request.job.file)
@@ -192,10 +199,12 @@ def refuse_another_request(view: View, request: Request, keep_done: bool, add: b
             "spool is renamed), or another --spool."
         )
     refuse_changed_job(view, request.job, request.source, keep_done)
+    found: Matching | None = None
     if not _are_same_tasks(view, request):
-        refuse_other_tasks(view, request.tasks, keep_done=keep_done, add=add)
+        found = refuse_other_tasks(view, request.tasks, keep_done=keep_done, add=add)
     if not add and request.tasks.newest_mtime > view.grown_at:
         warn("an input changed since the run began (same size); finished tasks are not run again")
+    return found
 
 
 def _are_same_tasks(view: View, request: Request) -> bool:
@@ -204,8 +213,10 @@ def _are_same_tasks(view: View, request: Request) -> bool:
     return is_as_begun and view.ledger.tasks == view.run.tasks
 
 
-def refuse_other_tasks(view: View, tasks: TaskList, *, keep_done: bool, add: bool) -> None:
+def refuse_other_tasks(view: View, tasks: TaskList, *, keep_done: bool, add: bool) -> Matching:
     """Raise UsageError where the run does not have just these tasks, up to what is said to be fine.
+
+    Returns how they compare.
 
     keep_done: finished tasks whose inputs have changed stay. add: new ones are to be added, and
     those that are not named are left as they are.
@@ -231,3 +242,4 @@ def refuse_other_tasks(view: View, tasks: TaskList, *, keep_done: bool, add: boo
     if n_mended:
         inputs = count_of(n_mended, "failed input has", "failed inputs have")
         warn(f"{inputs} changed; `gpuspool retry {root}` gives them another round")
+    return found

@@ -122,18 +122,18 @@ def run(
             add=add,
             out_moved_to=out_moved_to,
         )
-    view = open_or_create(
+    view, matching = open_or_create(
         layout, request, trust, fresh=fresh, overwrite=overwrite, keep_done=keep_done, add=add
     )
     if add:
-        n_added = add_tasks(view, found)
+        n_added = add_tasks(view, found, matching)
         say(f"{count_of(n_added, 'task')} added to {layout.root}")
     if out is not None and request.out != view.run.out:
         # It bears the run's mark, or the request would have been refused.
         out_moved_to = out_moved_to or request.out
     inputs_root = found.root
     # The list of a million tasks is large, and nobody needs it while the run goes on.
-    del request, found, known
+    del request, found, known, matching
     return supervise(
         view,
         record,

@@ -16,7 +16,7 @@ import msgspec
 
 from gpuspool.orchestrator.plan.create import plan
 from gpuspool.orchestrator.plan.inputs import TaskList
-from gpuspool.orchestrator.plan.matching import match
+from gpuspool.orchestrator.plan.matching import Matching, match
 from gpuspool.orchestrator.text.printable import recordable
 from gpuspool.spool.errors import SpoolError, UsageError
 from gpuspool.spool.manifest import publish_added
@@ -28,21 +28,24 @@ LATE_S = 120.0
 LATE_LOOK_S = 0.2
 
 
-def add_tasks(view: View, tasks: TaskList) -> int:
+def add_tasks(view: View, tasks: TaskList, found: Matching | None = None) -> int:
     """Add those tasks that the run does not have; returns how many these were.
 
-    The view knows them afterwards. Raises UsageError for a key that the run has for another task,
+    found: how the two compare, if that is known already for this view. The view knows the new ones
+    afterwards. Raises UsageError for a key that the run has for another task,
     and SpoolError where the spool cannot be read.
     """
     deadline = time.monotonic() + LATE_S
     while True:
-        new = _new_lines(view, tasks)
+        new = _new_lines(view, tasks, found or match(view, tasks))
         if not new:
             return 0
         name = view.next_numbered("added")
         if publish_added(view.layout, name, _head(view, new), _in_order(new)):
             view.refresh()
             return len(new)
+        # Somebody else added tasks just now.
+        found = None
         view.refresh()
         if name not in view.manifests:
             if time.monotonic() > deadline:
@@ -52,10 +55,9 @@ def add_tasks(view: View, tasks: TaskList) -> int:
             time.sleep(LATE_LOOK_S)
 
 
-def _new_lines(view: View, tasks: TaskList) -> list[TaskLine]:
+def _new_lines(view: View, tasks: TaskList, found: Matching) -> list[TaskLine]:
     """What the run does not have, with the indices and keys that it gets."""
     first = view.ledger.tasks
-    found = match(view, tasks)
     if found.changed and not tasks.root:
         _refuse_changed(view, found.changed[0])
     is_new = set(found.new)
@@ -118,4 +120,4 @@ def _in_order(lines: list[TaskLine]) -> list[TaskLine]:
 
 def lines_to_add(view: View, tasks: TaskList) -> list[TaskLine]:
     """What `add_tasks` would add now. Changes nothing; raises UsageError where that would."""
-    return _new_lines(view, tasks)
+    return _new_lines(view, tasks, match(view, tasks))
