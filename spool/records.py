@@ -38,6 +38,7 @@ USUAL_PATIENCE = 6
 
 # An absent JSON value, which is left out when its record is written.
 NO_JSON = msgspec.Raw(b"")
+ZERO = msgspec.Raw(b"0")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -199,14 +200,15 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     """The part of a journal line that the accounting needs; the rest is skipped, not decoded.
 
     A `JournalLine` or an `IdleLine`, which has no task. error: to be read as an `ErrorBrief`; only
-    that of a `held` line is.
+    that of a `held` line is. start, seconds: to be read as numbers, of a few lines; a verdict counts
+    whatever they are.
     """
 
     state: LineState
     task: int = -1
     round: int = 0
-    start: float = 0.0
-    seconds: float = 0.0
+    start: msgspec.Raw = ZERO
+    seconds: msgspec.Raw = ZERO
     batch: tuple[int, ...] = ()
     claims: int = 0
     is_leaving: bool = False

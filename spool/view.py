@@ -228,6 +228,14 @@ class Claimed(msgspec.Struct, frozen=True):
     number: int
 
 
+def _number(text: msgspec.Raw) -> float:
+    """The number that this JSON is, 0 where it is none."""
+    try:
+        return msgspec.json.decode(text, type=float)
+    except msgspec.DecodeError:
+        return 0.0
+
+
 def _is_excused(error: msgspec.Raw) -> bool:
     """Whether an error, as it stands in a `held` line, is that of a file system in trouble."""
     try:
@@ -701,7 +709,8 @@ class View:
                         listener.rest(attempt)
                     continue
                 if at >= wanted_from and listener is not None:
-                    wanted_from = listener.take(attempt, at, line.task, line.start, line.seconds)
+                    start, seconds = _number(line.start), _number(line.seconds)
+                    wanted_from = listener.take(attempt, at, line.task, start, seconds)
                 if state is _HELD:
                     if listener is not None:
                         listener.failed(attempt, at, line.error)

@@ -19,6 +19,7 @@ from gpuspool.spool.states import Life
 from gpuspool.spool.view import drain_epoch
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.drain import Drain
+from gpuspool.worker.modules import Modules
 from gpuspool.worker.standing import Standing
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
@@ -65,7 +66,8 @@ def test_the_beat_goes_on_after_a_look_for_a_drain_that_failed(tmp_path: Path) -
     intent = intend(layout, A0)
     drain = Drain(is_published=lambda: drain_epoch(layout) >= 0)
     standing = Standing(layout, A0, lease_s=120)
-    beat = Beat(layout, intent, myself(), begin(layout, A0), drain, standing)
+    modules = Modules(layout, intent.job, "/", [])
+    beat = Beat(layout, intent, myself(), begin(layout, A0), drain, standing, modules)
     beat._lease_s = 0.6  # looks and beats each 50 ms
     layout.control.rmdir()
     layout.control.symlink_to(layout.control)  # ELOOP

@@ -12,7 +12,8 @@ from gpuspool.worker import starting
 def failures(box: Box, command: list[str], code: int = 3) -> tuple[str, dict[str, object]]:
     """Run a command for one line; what was told on stderr, and the error of its task."""
     where = ("--lines", box.lines(1), "--spool", "S", "--ranks", "1", "--keep-going")
-    done = box.run("run", *where, "--", *command, code=code)
+    # A shell takes one more word for its $0.
+    done = box.run("run", *where, "--", *command, "{key}", code=code)
     [path] = (box / "S" / "failed-tasks").glob("*.json")
     return done.err, json.loads(path.read_text())["error"]
 

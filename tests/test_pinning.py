@@ -163,7 +163,7 @@ def test_a_rank_that_would_have_been_put_on_anothers_card_runs_nothing(box: Box)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_command_that_puts_all_ranks_on_one_card_is_warned_of(box: Box, ranks: int) -> None:
     command = ["run", "--lines", box.lines(2), "--spool", "S", "--ranks", str(ranks)]
-    words = ["env", "CUDA_VISIBLE_DEVICES=0", "true"]
+    words = ["env", "CUDA_VISIBLE_DEVICES=0", "true", "{input}"]
     done = box.run(*command, "--", *words, env={"CUDA_VISIBLE_DEVICES": "2,3"})
     assert ("warning: the command sets CUDA_VISIBLE_DEVICES itself" in done.err) == (ranks == 2)
 

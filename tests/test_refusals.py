@@ -146,7 +146,7 @@ def test_inputs_that_cannot_be_taken(box: Box) -> None:
     refused(box, "run", DOUBLE, "--files-from", "bad", says="input 1: No such file")
     refused(box, "run", DOUBLE, "--lines", "in", says="in cannot be read: Is a directory")
     refused(box, "run", DOUBLE, "--tasks", "bad", says="bad, line 3")
-    refused(box, "run", DOUBLE, "--tasks", "twice", says="tasks 0 and 1 have the same key 'k'")
+    refused(box, "run", DOUBLE, "--tasks", "twice", says="lines 1 and 2 have the same key 'k'")
     refused(box, "run", DOUBLE, "in/a", "--arg", "novalue", says="--arg novalue: write KEY=VALUE")
 
 
@@ -171,7 +171,7 @@ def test_a_job_that_cannot_be_run_is_refused_before_its_inputs_are_read(box: Box
 @pytest.mark.parametrize("key", ["../x", "/etc/x", "a\\u0000b"])
 def test_a_hostile_key(box: Box, key: str) -> None:
     box.write("hostile", f'{{"payload": 1, "key": "{key}"}}\n')
-    refused(box, "run", DOUBLE, "--tasks", "hostile", says="task 0: the key")
+    refused(box, "run", DOUBLE, "--tasks", "hostile", says="hostile, line 1: the key")
 
 
 @pytest.mark.parametrize(

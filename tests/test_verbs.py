@@ -164,6 +164,8 @@ def test_results_tell_each_task_in_input_order(box: Box) -> None:
             "error",
             "seconds",
             "rank",
+            "attempt",
+            "code",
             "outputs",
         }
     assert results[2]["state"] == "failed"

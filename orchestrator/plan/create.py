@@ -170,7 +170,8 @@ def refuse_place(layout: Layout) -> None:
         reason = errno.ENOTDIR
     elif not above.is_dir():
         reason = errno.ENOTDIR
-    elif not os.access(above, os.W_OK | os.X_OK):
+    # What this process may do, by its capabilities too: the real user alone may do less.
+    elif not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
         reason = errno.EACCES
     if reason is not None:
         raise _cannot_be_made(layout, os.strerror(reason), str(above))
