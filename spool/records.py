@@ -200,8 +200,8 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     """The part of a journal line that the accounting needs; the rest is skipped, not decoded.
 
     A `JournalLine` or an `IdleLine`, which has no task. error: to be read as an `ErrorBrief`; only
-    that of a `held` line is. start, seconds: to be read as numbers, of a few lines; a verdict counts
-    whatever they are.
+    that of a `held` line is. start, seconds: to be read as numbers, of a few lines; a verdict
+    counts whatever they are.
     """
 
     state: LineState

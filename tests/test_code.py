@@ -292,3 +292,39 @@ def test_a_run_of_before_there_were_records_goes_on(box: Box) -> None:
     box.run(*command, code=0)
     assert json.loads((box / "S" / "run.json").read_text())["tasks"] == 8
     assert values(box)[4:] == ["new"] * 4
+
+
+def test_a_damaged_record_is_named_and_restored(box: Box) -> None:
+    command = half_done(box)
+    records = sorted((box / "S" / "job").glob("code-*.json"))
+    whole = [path.read_bytes() for path in records]
+    for path in records:
+        path.write_bytes(b"\0" * 82)
+    found = box.run("verify", "S", code=None).out
+    assert all(str(path) in found for path in records)
+    box.run(*command, code=0)
+    assert [path.read_bytes() for path in records] == whole
+    assert "code-" not in box.run("verify", "S", code=0).out
+
+
+def test_a_file_that_the_job_wrote_until_it_was_killed_does_not_stop_the_next_start(
+    box: Box,
+) -> None:
+    source = (
+        "import os, pathlib, signal\n"
+        "def Job(task, ctx):\n"
+        "    with open('db', 'a') as db: db.write('x')\n"
+        "    if task.index == 4 and not pathlib.Path('more').exists():\n"
+        "        pathlib.Path('more').touch()\n"
+        "        os.kill(os.getppid(), signal.SIGKILL)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    box.write("job.py", source)
+    box.write("db", "")
+    command = (
+        *("run", "job.py:Job", "--lines", box.lines(8), "--spool", "S", "--ranks", "1"),
+        *("--arg", "db=db"),
+    )
+    box.run(*command, code=-9)
+    box.run(*command, code=0)
+    assert len(values(box)) == 8

@@ -304,6 +304,7 @@ def test_commands_die_with_a_worker_that_is_killed(box: Box) -> None:
         "-c",
         script,
         str(box / "children"),
+        "{key}",
     ]
     started = box.start("run", "--grace", "0s", *command[1:])
     wait_until((box / "children").exists)

@@ -178,8 +178,8 @@ def test_nothing_is_told_complete_beside_an_out_that_was_deleted_while_workers_w
     assert f"it does not bear the mark {OUT_MARK}" in err
     assert_nothing_failed(box / "S")
     again = box.run(*command(box, "--out", "OUT"), code=2)
-    assert "If it was deleted, --fresh starts anew" in again.err
-    box.run(*command(box, "--out", "OUT", "--fresh", "--overwrite"))
+    assert "--missing-outputs` computes them again" in again.err
+    box.run("redo", "S", "--missing-outputs", "-q")
     assert len(published(box / "OUT")) == len(PAYLOADS)
 
 

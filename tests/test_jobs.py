@@ -102,9 +102,10 @@ def test_a_batch_that_raises_is_split_until_the_bad_task_is_alone(box: Box) -> N
     assert names(box / "spool-Picky" / "attempts") == ["rank-0000.a00.json"]
 
 
-def test_a_batch_with_too_few_results_is_run_one_by_one(box: Box) -> None:
-    box.run("run", f"{ODD}:Short", "--lines", box.lines(10))
-    assert [result["result"] for result in box.results("spool-Short")] == list(range(10))
+def test_a_batch_with_too_few_results_fails_as_a_result(box: Box) -> None:
+    box.run("run", f"{ODD}:Short", "--lines", box.lines(10), "--keep-going", code=3)
+    kinds = {result["error"]["kind"] for result in box.results("spool-Short")}
+    assert kinds == {"result"}
 
 
 def test_batches_keep_within_their_budget(box: Box) -> None:

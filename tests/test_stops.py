@@ -50,7 +50,7 @@ def start(box: Box, job: str, ranks: int = 1, tasks: int = 4) -> tuple[Started, 
             "open(sys.argv[1] + '.ready', 'a').write(f'{os.getppid()} {os.getpid()}\\n')\n"
             "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n"
         )
-        command += ["--", sys.executable, "-c", script, gate]
+        command += ["--", sys.executable, "-c", script, gate, "{key}"]
     else:
         command[1:1] = [f"{JOBS}/stops.py:{job}"]
         command += ["--arg", f"gate={gate}"]

@@ -14,6 +14,7 @@ from gpuspool.orchestrator.api.preview import preview
 from gpuspool.orchestrator.api.redoing import selection
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.plan.adding import add_tasks
+from gpuspool.orchestrator.plan.differences import is_out_of
 from gpuspool.orchestrator.plan.encoding import refuse_other_encoding
 from gpuspool.orchestrator.plan.inputs import TaskList, collect
 from gpuspool.orchestrator.plan.jobs import parse_job, with_source
@@ -128,8 +129,8 @@ def run(
     if add:
         n_added = add_tasks(view, found, matching)
         say(f"{count_of(n_added, 'task')} added to {layout.root}")
-    if out is not None and request.out != view.run.out:
-        # It bears the run's mark, or the request would have been refused.
+    if request.out not in (None, view.run.out) and is_out_of(view, request.out or ""):
+        # It bears the run's mark; the name that it had before it was moved is as good.
         out_moved_to = out_moved_to or request.out
     inputs_root = found.root
     # The list of a million tasks is large, and nobody needs it while the run goes on.

@@ -20,12 +20,17 @@ from typing import Any
 import msgspec
 
 from gpuspool.spool.code import READ_BYTES, is_same, look_at, make_code, name_of, read_code
+from gpuspool.spool.liveness import BEAT_S
 from gpuspool.spool.records import Code, CodeFile, Job
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.view import View
 
 # Of a folder that `--arg` names, so many files are looked at: more than the parts of any model.
 MOST_FILES = 1000
+
+# An attempt that did not close itself may have lived on for so long after its last heartbeat: twice
+# the time between two of them, since a busy machine is late.
+UNSEEN_S = 2 * BEAT_S
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -107,9 +112,15 @@ def _newest_code(view: View) -> _Ran:
     for intent in intents:
         names[intent.job.code] = None
         beat = view.heartbeat(intent.attempt)
+        alive_at = intent.at
         if beat is not None:
             names[beat.code] = None
-            last_alive_at = max(last_alive_at, beat.at)
+            alive_at = beat.at
+        closing = view.closed.get(intent.attempt)
+        if closing is None or closing.by != intent.attempt:
+            # It was killed, and lived on for some time after that.
+            alive_at += UNSEEN_S
+        last_alive_at = max(last_alive_at, alive_at)
     files: dict[str, CodeFile] = {}
     for name in names:
         record = read_code(view.layout, name)
