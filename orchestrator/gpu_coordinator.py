@@ -40,7 +40,6 @@ from gpuspool.orchestrator.plan.slots import Slot, make_slots
 from gpuspool.orchestrator.supervise.bell import BLIND_S
 from gpuspool.orchestrator.supervise.launch import Child, Orders, launch
 from gpuspool.orchestrator.supervise.opinions import PATIENCE
-from gpuspool.orchestrator.supervise.workers import BY_PARENT
 from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.death import Evidence, classify
 from gpuspool.spool.errors import UsageError
@@ -57,6 +56,7 @@ from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import listdir
 from gpuspool.spool.records import Error, JournalLine, Options, QueuedReport, TaskLine
 from gpuspool.spool.signals import keep_exit_statuses
+from gpuspool.spool.states import BY_PARENT
 from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.values import decode_value, encode_value
 from gpuspool.spool.view import View, open_view

@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from gpuspool.spool.codec import decode, encode
 from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import Owners, publish, read_bytes, replace
+from gpuspool.spool.publish import Owners, publish, read_bytes
 from gpuspool.spool.records import Code, CodeFile
 
 # A file of at most so many bytes is known by its content. Of a larger one (weights) reading all of
@@ -112,18 +113,13 @@ def make_code(job_sha256: str, files: Iterable[CodeFile]) -> Code:
     return Code(job_sha256=job_sha256, files=kept)
 
 
-def publish_code(layout: Layout, code: Code, *, mends: bool = False) -> str:
-    """Publish a record by link(2), unless it is there already; returns its name.
-
-    mends: one that is there and damaged is replaced, by rename(2). Raises OSError.
-    """
+def publish_code(layout: Layout, code: Code) -> str:
+    """Publish a record by link(2), unless it is there already; returns its name. Raises OSError."""
     data = encode(code)
     name = _digest(data)
     path = layout.code(name)
     if not path.exists():
         publish(path, data)
-    elif mends and read_code(layout, name) is None:
-        replace(path, data)
     return name
 
 
@@ -141,6 +137,13 @@ def read_code(layout: Layout, name: str, owners: Owners | None = None) -> Code |
         return decode(data, Code)
     except Damaged:
         return None
+
+
+def damaged_records(layout: Layout) -> Iterator[Path]:
+    """The records that are not what their names say. Raises OSError."""
+    for path in sorted(layout.subdir("job").glob("code-*.json")):
+        if read_code(layout, path.stem.removeprefix("code-")) is None:
+            yield path
 
 
 def _digest(data: bytes) -> str:

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+# What a closing says of who closed the attempt: a parent that knows how it died, or whoever found
+# it dead afterwards.
+BY_PARENT = "parent"
+BY_RESUME = "resume"
+
 
 class Life(StrEnum):
     """What is known of a process. ELSEWHERE: nothing is proved, as it may run on another host."""

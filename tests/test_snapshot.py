@@ -25,7 +25,7 @@ from gpuspool.orchestrator.supervise.decide import Policy
 from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.orchestrator.supervise.snapshot import History, Situation
-from gpuspool.orchestrator.supervise.workers import BY_PARENT, BY_RESUME, Workers
+from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool import closing
 from gpuspool.spool.closing import publish_closing
 from gpuspool.spool.journal import start_journal
@@ -33,7 +33,15 @@ from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.manifest import publish_orphans
 from gpuspool.spool.publish import SyncError
 from gpuspool.spool.records import Closing, Error, JournalLine, Options
-from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
+from gpuspool.spool.states import (
+    BY_PARENT,
+    BY_RESUME,
+    AttemptState,
+    ErrorKind,
+    Life,
+    LineState,
+    Reason,
+)
 from gpuspool.spool.view import View
 
 SLOTS = [Slot(0, "GPU-a"), Slot(1, "GPU-b")]

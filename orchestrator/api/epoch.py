@@ -93,7 +93,7 @@ def supervise(
         view.use_run(_still_this_run(view))
         repair(layout, view.run)
         job = _publish_job(view.refresh(), job, source)
-        code = publish_code(layout, code_now(view, job), mends=True)
+        code = publish_code(layout, code_now(view, job))
         job = msgspec.structs.replace(job, code=code)
         if out_moved_to is not None:
             record_move(view, Path(out_moved_to))

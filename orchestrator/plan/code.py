@@ -22,14 +22,14 @@ import msgspec
 from gpuspool.spool.code import READ_BYTES, is_same, look_at, make_code, name_of, read_code
 from gpuspool.spool.liveness import BEAT_S
 from gpuspool.spool.records import Code, CodeFile, Job
-from gpuspool.spool.states import JobKind
+from gpuspool.spool.states import BY_PARENT, JobKind
 from gpuspool.spool.view import View
 
 # Of a folder that `--arg` names, so many files are looked at: more than the parts of any model.
 MOST_FILES = 1000
 
-# An attempt that did not close itself may have lived on for so long after its last heartbeat: twice
-# the time between two of them, since a busy machine is late.
+# An attempt that nobody saw die may have lived on for so long after its last heartbeat: twice the
+# time between two of them, since a busy machine is late.
 UNSEEN_S = 2 * BEAT_S
 
 
@@ -117,8 +117,10 @@ def _newest_code(view: View) -> _Ran:
             names[beat.code] = None
             alive_at = beat.at
         closing = view.closed.get(intent.attempt)
-        if closing is None or closing.by != intent.attempt:
-            # It was killed, and lived on for some time after that.
+        if closing is not None and closing.by in (intent.attempt, BY_PARENT):
+            # Closed by itself, or by the one that saw it die.
+            alive_at = closing.at
+        else:
             alive_at += UNSEEN_S
         last_alive_at = max(last_alive_at, alive_at)
     files: dict[str, CodeFile] = {}

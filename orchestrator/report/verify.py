@@ -21,7 +21,7 @@ from gpuspool.orchestrator.report.keys import TaskKey
 from gpuspool.orchestrator.report.results import Published, Results
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import NOBODY
-from gpuspool.spool.code import read_code
+from gpuspool.spool.code import damaged_records
 from gpuspool.spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden_output, refuse_output
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.open_folder import out_of, out_trouble
@@ -110,12 +110,11 @@ def _check_job(view: View, found: Findings) -> None:
 
 def _check_code(view: View, found: Findings) -> None:
     """Every record of what else the code of the run consists of."""
-    for path in sorted(view.layout.subdir("job").glob("code-*.json")):
-        if read_code(view.layout, path.stem.removeprefix("code-")) is None:
-            found.problems.append(
-                f"{path}: not what its name says, so nobody knows which files its attempts ran; "
-                "a resume with the same files restores it"
-            )
+    for path in damaged_records(view.layout):
+        found.problems.append(
+            f"{path}: not what its name says, so nobody knows which files its attempts ran; a "
+            "start moves it to corrupt/, and makes it again where the files are the same"
+        )
 
 
 def _check_run_copy(view: View, found: Findings) -> None:

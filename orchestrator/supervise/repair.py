@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from gpuspool.spool.code import damaged_records
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import SpoolError
 from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout
@@ -74,6 +75,9 @@ def repair(layout: Layout, run: Run) -> None:
             _restore(layout, path, seal_pretty(run))
     for path in (layout.summary, layout.holder):
         make_way(path)
+    for path in damaged_records(layout):
+        # Whoever knows the same code publishes the record again.
+        os.replace(path, layout.corrupt / f"job-{path.name}")
 
 
 def _make_folders(layout: Layout) -> None:

@@ -26,9 +26,9 @@ from gpuspool.orchestrator.supervise.decide import (
 from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.opinions import Trial, fruitless_row
 from gpuspool.orchestrator.supervise.rulings import Judge
-from gpuspool.orchestrator.supervise.workers import BY_RESUME, Workers
+from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.layout import rank_of
-from gpuspool.spool.states import AttemptState, Life, Reason, Verdict
+from gpuspool.spool.states import BY_RESUME, AttemptState, Life, Reason, Verdict
 from gpuspool.spool.view import View
 
 

@@ -41,14 +41,9 @@ from gpuspool.spool.processes import kill_marked, run_mark
 from gpuspool.spool.publish import open_to_append
 from gpuspool.spool.records import Closing
 from gpuspool.spool.signals import is_ending, moment_after
-from gpuspool.spool.states import Life, Reason
+from gpuspool.spool.states import BY_PARENT, BY_RESUME, Life, Reason
 from gpuspool.spool.timeouts import STACKS_SIGNAL
 from gpuspool.spool.view import View
-
-# What a closing says of who closed the attempt: a parent that knows how it died, or whoever found
-# it dead afterwards.
-BY_PARENT = "parent"
-BY_RESUME = "resume"
 
 # A worker that closed itself and that some other process started has this long to be gone. It has
 # written all that it will, so less patience is lost on it than on a child.
