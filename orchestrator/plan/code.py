@@ -19,7 +19,15 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.spool.code import READ_BYTES, is_same, look_at, make_code, name_of, read_code
+from gpuspool.spool.code import (
+    READ_BYTES,
+    is_same,
+    look_at,
+    look_from_outside,
+    make_code,
+    name_of,
+    read_code,
+)
 from gpuspool.spool.liveness import BEAT_S
 from gpuspool.spool.records import Code, CodeFile, Job
 from gpuspool.spool.states import BY_PARENT, JobKind
@@ -71,14 +79,19 @@ def code_now(view: View, job: Job) -> Code:
     folder = _folder_of(view, job)
     found: dict[str, CodeFile] = {}
     for file in _newest_code(view).files.values():
-        now = look_at(os.path.join(folder, file.name), file.name, file.module)
+        now = _look_again(os.path.join(folder, file.name), file)
         if now is not None:
             found[file.name] = now
-    for path in _named(job, view.run.args, _working_folder(view)):
-        name = name_of(path, folder)
-        now = look_at(path, name)
-        if now is not None:
-            found.setdefault(name, now)
+    working_folder = _working_folder(view)
+    for paths, look in (
+        (_in_command(job.command, working_folder), look_at),
+        (_in_args(view.run.args, working_folder), look_from_outside),
+    ):
+        for path in map(os.path.normpath, paths):
+            name = name_of(path, folder)
+            now = look(path, name)
+            if now is not None:
+                found.setdefault(name, now)
     return make_code(job.sha256, found.values())
 
 
@@ -86,10 +99,17 @@ def _changes(view: View, job: Job, ran: _Ran) -> Iterator[Change]:
     folder = _folder_of(view, job)
     for name, before in sorted(ran.files.items()):
         path = os.path.join(folder, name)
-        now = look_at(path, name, before.module)
+        now = _look_again(path, before)
         if not is_same(before, now):
             was_seen = not before.module and now is not None and _mtime(path) <= ran.last_alive_at
             yield Change(path, before, now, was_seen)
+
+
+def _look_again(path: str, before: CodeFile) -> CodeFile | None:
+    """A file as it is now, looked at as it was before."""
+    if before.module or before.sha256:
+        return look_at(path, before.name, before.module)
+    return look_from_outside(path, before.name)
 
 
 def _mtime(path: str) -> float:
@@ -144,12 +164,6 @@ def _working_folder(view: View) -> str:
     if os.path.isdir(view.run.submit_dir):
         return view.run.submit_dir
     return os.getcwd()
-
-
-def _named(job: Job, args: Mapping[str, Any], folder: str) -> Iterator[str]:
-    """The absolute paths of the files that a command and the args name."""
-    for path in (*_in_command(job.command, folder), *_in_args(args, folder)):
-        yield os.path.normpath(path)
 
 
 def _in_command(command: list[str], folder: str) -> Iterator[str]:
