@@ -82,6 +82,11 @@ def look_from_outside(path: str, name: str) -> CodeFile | None:
     return CodeFile(name=name, size=about.st_size, mtime=about.st_mtime)
 
 
+def is_known_from_outside(file: CodeFile) -> bool:
+    """Whether a file is known by its size and time of change alone."""
+    return not file.module and not file.sha256
+
+
 def is_same(one: CodeFile, other: CodeFile | None) -> bool:
     """Whether two looks at a file found the same content."""
     if other is None:

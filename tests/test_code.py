@@ -238,6 +238,22 @@ def test_weights_behind_arg_that_changed_are_told(box: Box) -> None:
     box.run(*command, "--keep-done", code=0)
 
 
+def test_weights_that_are_away_are_not_asked_about_until_they_are_back_and_others(box: Box) -> None:
+    """Their disk may be mounted at the next start only, or the job never read them."""
+    box.write("weights.pt", "old")
+    box.write("job.py", JOB)
+    box.write("helper.py", OLD)
+    command = (
+        *("run", "job.py:Job", "--lines", box.lines(8), "--spool", "S", "--ranks", "1"),
+        *("--arg", "weights=weights.pt"),
+    )
+    box.run(*command, code=75)
+    (box / "weights.pt").unlink()
+    box.run(*command, code=75)
+    box.write("weights.pt", "others")
+    assert "weights.pt changed" in box.run(*command, code=2).err
+
+
 def test_a_file_that_changed_while_the_run_went_on_is_told_and_does_not_stop_the_next(
     box: Box,
 ) -> None:

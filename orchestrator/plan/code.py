@@ -21,6 +21,7 @@ import msgspec
 
 from gpuspool.spool.code import (
     READ_BYTES,
+    is_known_from_outside,
     is_same,
     look_at,
     look_from_outside,
@@ -80,6 +81,9 @@ def code_now(view: View, job: Job) -> Code:
     found: dict[str, CodeFile] = {}
     for file in _newest_code(view).files.values():
         now = _look_again(os.path.join(folder, file.name), file)
+        if now is None and is_known_from_outside(file):
+            # It may be back at the next start, and must be the same then.
+            now = file
         if now is not None:
             found[file.name] = now
     working_folder = _working_folder(view)
@@ -100,6 +104,10 @@ def _changes(view: View, job: Job, ran: _Ran) -> Iterator[Change]:
     for name, before in sorted(ran.files.items()):
         path = os.path.join(folder, name)
         now = _look_again(path, before)
+        if now is None and is_known_from_outside(before):
+            # Weights on a disk that is away, or that were never read: no result can come from other
+            # ones, and a job that needs them says so itself.
+            continue
         if not is_same(before, now):
             was_seen = not before.module and now is not None and _mtime(path) <= ran.last_alive_at
             yield Change(path, before, now, was_seen)
@@ -107,9 +115,9 @@ def _changes(view: View, job: Job, ran: _Ran) -> Iterator[Change]:
 
 def _look_again(path: str, before: CodeFile) -> CodeFile | None:
     """A file as it is now, looked at as it was before."""
-    if before.module or before.sha256:
-        return look_at(path, before.name, before.module)
-    return look_from_outside(path, before.name)
+    if is_known_from_outside(before):
+        return look_from_outside(path, before.name)
+    return look_at(path, before.name, before.module)
 
 
 def _mtime(path: str) -> float:
