@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from gpuspool.orchestrator.plan.create import plan
-from gpuspool.orchestrator.supervise.forecast import Forecast, Outlook, Work, learn
+from gpuspool.orchestrator.supervise.forecast import SAMPLES, Forecast, Outlook, Work, learn
+from gpuspool.spool.layout import attempt_name
 
 # (begin, end, rank, task, seconds of its share)
 Line = tuple[float, float, int, int, float]
@@ -169,6 +170,48 @@ def test_waiting_for_others_is_no_work() -> None:
         Work(4, 4.0), Work(2, 2.0), ["r0"], lambda task: 1.0, lambda name, n: [], 1001.0
     )
     assert outlook.left_s == pytest.approx(2.0)
+
+
+def test_loading_again_in_each_fresh_process_is_part_of_the_work() -> None:
+    forecast = Forecast(Work(0, 0.0))
+    # Each process loads its job for 9 s, does one task in 1 s, and is recycled.
+    for number in range(5):
+        attempt = attempt_name(0, number)
+        ended = 10.0 * (number + 1)
+        forecast.take(attempt, 0, number, ended - 1.0, 1.0)
+        forecast.note([attempt], ended)
+        forecast.end(attempt, is_recycled=True)
+    outlook = forecast.outlook(
+        Work(10, 10.0), Work(5, 5.0), [], lambda task: 1.0, lambda name, n: [], 50.0
+    )
+    # Without the 9 s of the first process, which no other one will need.
+    assert outlook.left_s == pytest.approx(41.0)
+    assert outlook.tasks_per_s == pytest.approx(5 / 41.0)
+
+
+def test_of_thousands_of_processes_that_ended_as_little_is_kept_as_of_one() -> None:
+    n_tasks = 10 * SAMPLES
+    forecast = Forecast(Work(0, 0.0))
+    for task in range(n_tasks):
+        attempt = attempt_name(0, task)
+        forecast.take(attempt, 0, task, float(task), 1.0)
+        forecast.end(attempt, is_recycled=True)
+    asked: list[int] = []
+
+    def cost_of(task: int) -> float:
+        asked.append(task)
+        return 1.0
+
+    done = Work(n_tasks, float(n_tasks))
+    forecast.outlook(Work(2 * n_tasks, 2.0 * n_tasks), done, [], cost_of, lambda name, n: [], 0.0)
+    assert len(asked) <= SAMPLES
+
+
+def test_costs_that_are_too_large_to_reckon_with_are_no_time() -> None:
+    costs = [1e160, 2e160, 3e160, 1e308, 1e308, 1e308, 1e308, 1e308]
+    lines = played(costs, [1.0] * 8, ranks=1, load_s=(0.0,))
+    [outlook] = told(lines, costs, [6.0])
+    assert outlook == Outlook(6 / 8)
 
 
 def test_the_last_task_of_a_run_counts_down() -> None:

@@ -43,7 +43,9 @@ def test_slow_tasks_have_a_rate_that_can_be_read(rate: float, text: str) -> None
 
 def test_100_percent_means_that_nothing_is_left() -> None:
     assert so_far(share=0.9999).percent == "99 %"
-    assert so_far(share=1.0).percent == "100 %"
+    # What is left costs nothing, which does not mean that it takes no time.
+    assert so_far(share=1.0).percent == "99 %"
+    assert so_far(share=1.0, failed=75).percent == "100 %"
 
 
 # Runs a command with a terminal for its stdin, stdout and stderr, and prints what it shows there.
@@ -70,6 +72,19 @@ def test_a_bar_shows_how_many_tasks_a_second_and_the_time_left(box: Box) -> None
     command = [GPUSPOOL, "run", "job.py:Job", "--lines", box.lines(16), "--ranks", "1"]
     shown = box.run(script, *command, program=(sys.executable,)).out
     assert re.search(r"[\d.]+ tasks/(s|min)  0:0\d left  1 rank", shown), shown
+
+
+def test_the_rate_of_processes_that_do_not_last_tells_that_each_loads_the_job(box: Box) -> None:
+    script = box.write("terminal.py", ON_A_TERMINAL)
+    box.write(
+        "job.py",
+        "import time\nclass Job:\n    recycle = 1\n    def __init__(self, ctx): time.sleep(0.5)\n"
+        "    def __call__(self, task, ctx): time.sleep(0.01)\n",
+    )
+    command = [GPUSPOOL, "run", "job.py:Job", "--lines", box.lines(6), "--ranks", "1"]
+    shown = box.run(script, *command, program=(sys.executable,)).out
+    rates = re.findall(r"([\d.]+) tasks/s", shown)
+    assert float(rates[-1]) <= 2, rates
 
 
 def test_long_times_are_told_as_hours() -> None:

@@ -9,8 +9,9 @@ law that holds.
 
 What a law tells is the share of the work that is left, in seconds of its own. What such a second
 takes in truth is measured by itself: how long the ranks were at work on what was finished in this
-start, with claims, inputs and outputs, and without loading the job or waiting for others. That part
-is right even where no law is. Time left is what is left of the work, by the ranks that work now.
+start, with claims, inputs and outputs, and without loading the job or waiting for others; only
+where processes are recycled, loading it again is part of the work. That part is right even where no
+law is. Time left is what is left of the work, by the ranks that work now.
 
 The loop's `Telling` feeds it with what the view reads, and asks it where something is to be shown.
 """
@@ -21,6 +22,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 import msgspec
+
+from gpuspool.spool.layout import rank_of
 
 # So many calls are kept to learn from. Once there are more, every second one is let go of, and of
 # the later ones as few are kept: they stand for the whole run, and cost little to look at.
@@ -79,7 +82,7 @@ class Outlook(msgspec.Struct, frozen=True):
     left_s: float | None = None
 
 
-class _Rank(msgspec.Struct):
+class _Times(msgspec.Struct):
     """What is known of the time of one attempt.
 
     seen_at, news_at: when it was seen first, and when a line of it was read last, on the reader's
@@ -129,7 +132,11 @@ class Forecast:
         self._law: Law | None = None
         # How many lines had been given when that was made.
         self._learned_at = 0
-        self._ranks: dict[str, _Rank] = {}
+        self._times: dict[str, _Times] = {}
+        # How long the attempts that are closed were at work.
+        self._spent_s = 0.0
+        # By rank: when its recycled process was done, until the next one has begun.
+        self._recycled_at: dict[int, float] = {}
         # The longest waits that ended: for the first line of a rank, and for another.
         self._longest_first_s = 0.0
         self._longest_s = 0.0
@@ -142,54 +149,69 @@ class Forecast:
         start: when the call began, on the clock of the attempt. seconds: the task's share of it.
         Returns the offset from which on another line is wanted.
         """
-        rank = self._ranks.setdefault(attempt, _Rank(math.nan))
-        rank.is_fresh = True
-        if rank.began is None:
-            rank.began = start
+        times = self._times.setdefault(attempt, _Times(math.nan))
+        times.is_fresh = True
+        if times.began is None:
+            times.began = self._recycled_at.pop(rank_of(attempt), start)
         self._given += 1
-        if start != rank.start:
-            self._keep_call(rank)
-            rank.start, rank.took_s, rank.tasks, rank.n_tasks = start, 0.0, [], 0
-        rank.took_s += seconds
-        rank.n_tasks += 1
-        if len(rank.tasks) < MOST_OF_CALL:
-            rank.tasks.append(task)
-        self._longest_s = max(self._longest_s, rank.took_s)
+        if start != times.start:
+            self._keep_call(times)
+            times.start, times.took_s, times.tasks, times.n_tasks = start, 0.0, [], 0
+        times.took_s += seconds
+        times.n_tasks += 1
+        if len(times.tasks) < MOST_OF_CALL:
+            times.tasks.append(task)
+        self._longest_s = max(self._longest_s, times.took_s)
         return at if seconds >= TINY_S else at + PASSED_OVER_BYTES
 
-    def _keep_call(self, rank: _Rank) -> None:
-        """Keep the last call of a rank to learn from, once the next one began."""
-        if not rank.n_tasks:
+    def _keep_call(self, times: _Times) -> None:
+        """Keep the last call of an attempt to learn from, once it is over."""
+        if not times.n_tasks:
             return
         self._n_calls += 1
         if self._n_calls % self._every == 0:
-            self._samples.append((rank.tasks, rank.took_s / rank.n_tasks))
+            self._samples.append((times.tasks, times.took_s / times.n_tasks))
             if len(self._samples) > SAMPLES:
                 self._samples = self._samples[::2]
                 self._every *= 2
 
     def rest(self, attempt: str) -> None:
         """The attempt has nothing to do from here on, until its next line."""
-        rank = self._ranks.get(attempt)
-        if rank is not None:
-            rank.worked_s = rank.spent_s
-            rank.began = None
+        self._recycled_at.pop(rank_of(attempt), None)
+        times = self._times.get(attempt)
+        if times is not None:
+            times.worked_s = times.spent_s
+            times.began = None
+
+    def end(self, attempt: str, is_recycled: bool) -> None:
+        """The attempt is closed. is_recycled: a fresh process goes on in its place.
+
+        To start that and to load the job again is part of the work then, since it comes again and
+        again: where a process lasts for few tasks, it may take most of the time.
+        """
+        times = self._times.pop(attempt, None)
+        if times is None:
+            return
+        self._keep_call(times)
+        self._spent_s += times.spent_s
+        if is_recycled and times.began is not None:
+            self._recycled_at[rank_of(attempt)] = times.start + times.took_s
 
     def note(self, working: Collection[str], now: float) -> None:
         """What could be read by now was given. working: the attempts that are open."""
         for attempt in working:
-            rank = self._ranks.setdefault(attempt, _Rank(now))
-            if math.isnan(rank.seen_at):
-                rank.seen_at = now
-        for rank in self._ranks.values():
-            if not rank.is_fresh:
+            times = self._times.setdefault(attempt, _Times(now))
+            if math.isnan(times.seen_at):
+                times.seen_at = now
+        for times in self._times.values():
+            if not times.is_fresh:
                 continue
-            rank.is_fresh = False
-            if rank.news_at is None:
-                self._longest_first_s = max(self._longest_first_s, now - rank.seen_at)
+            times.is_fresh = False
+            if times.news_at is None:
+                self._longest_first_s = max(self._longest_first_s, now - times.seen_at)
             else:
-                self._longest_s = max(self._longest_s, now - rank.news_at)
-            rank.news_at = now
+                self._longest_s = max(self._longest_s, now - times.news_at)
+            times.news_at = now
 
     # What is told.
 
@@ -216,18 +238,21 @@ class Forecast:
         if law is None or done.tasks <= 0:
             return Outlook(share)
         calls = self._calls(self._counted_on(working, now), in_hand, now)
+        calls += [_Call(0, 0.0, 0.0)] * self._n_between(working)
         # What takes longer than the law says is something to learn from before it has ended.
         overdue = [call for call in calls if call.begun_s > law.seconds(call.tasks, call.cost)]
         if overdue:
             law = self._law_of(cost_of, overdue)
-        spent_s = sum(rank.spent_s for rank in self._ranks.values())
+        spent_s = self._spent_s + sum(times.spent_s for times in self._times.values())
         rate = len(calls) * done.tasks / spent_s if spent_s > 0 else None
         done_s = law.seconds(done.tasks, done.cost)
         for call in overdue:
             spent_s += call.begun_s
             done_s += law.seconds(call.tasks, call.cost)
         whole_s = law.seconds(whole.tasks, whole.cost)
-        if done_s <= 0 or whole_s <= 0 or not calls:
+        # Costs may be so large that they cannot be reckoned with.
+        is_known = 0 < done_s < math.inf and 0 < whole_s < math.inf
+        if not is_known or not calls:
             return Outlook(share)
         share = min(1.0, law.seconds(finished.tasks, finished.cost) / whole_s)
         left = Work(whole.tasks - finished.tasks, max(0.0, whole.cost - finished.cost))
@@ -236,15 +261,20 @@ class Forecast:
 
     def _counted_on(self, working: Collection[str], now: float) -> list[str]:
         """The open attempts that get on, as far as can be told; all, where none seems to."""
-        known = [name for name in working if name in self._ranks]
-        return [name for name in known if self._gets_on(self._ranks[name], now)] or known
+        known = [name for name in working if name in self._times]
+        return [name for name in known if self._gets_on(self._times[name], now)] or known
 
-    def _gets_on(self, rank: _Rank, now: float) -> bool:
+    def _n_between(self, working: Collection[str]) -> int:
+        """How many ranks are between two processes: one was recycled, and none is open."""
+        busy = set(map(rank_of, working))
+        return sum(rank not in busy for rank in self._recycled_at)
+
+    def _gets_on(self, times: _Times, now: float) -> bool:
         """Whether an attempt is not silent for longer than any has been."""
         longest_s = self._longest_s
-        since = rank.news_at
+        since = times.news_at
         if since is None:
-            since = rank.seen_at
+            since = times.seen_at
             longest_s = self._longest_first_s
         return now - since <= max(SILENT_LEAST_S, SILENT_TIMES * longest_s)
 
@@ -254,12 +284,12 @@ class Forecast:
         """What each of these attempts has in hand, as far as that can be told."""
         calls: list[_Call] = []
         for attempt in attempts:
-            rank = self._ranks[attempt]
+            times = self._times[attempt]
             begun_s = 0.0
             costs: Sequence[float] = ()
-            if rank.news_at is not None and now - rank.news_at >= BEGUN_LEAST_S:
-                begun_s = now - rank.news_at
-                costs = in_hand(attempt, rank.n_tasks)
+            if times.news_at is not None and now - times.news_at >= BEGUN_LEAST_S:
+                begun_s = now - times.news_at
+                costs = in_hand(attempt, times.n_tasks)
             calls.append(_Call(len(costs), sum(costs), begun_s if costs else 0.0))
         return calls
 
@@ -274,9 +304,9 @@ class Forecast:
         # Where several tasks share a call nobody knows which of them took how long, so what is told
         # apart are calls, by the mean of their tasks' costs.
         calls = list(self._samples)
-        for rank in self._ranks.values():
-            if rank.n_tasks:
-                calls.append((rank.tasks, rank.took_s / rank.n_tasks))
+        for times in self._times.values():
+            if times.n_tasks:
+                calls.append((times.tasks, times.took_s / times.n_tasks))
         samples = [(sum(map(cost_of, tasks)) / len(tasks), each_s) for tasks, each_s in calls]
         for call in overdue:
             samples.append((call.cost / call.tasks, call.begun_s / call.tasks))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ from gpuspool.orchestrator.text.progress import Progress, SoFar
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import open_to_append, write_all
+from gpuspool.spool.states import Reason
 from gpuspool.spool.view import View
 
 
@@ -44,6 +46,8 @@ class Telling:
         self._n_weighed = -1
         self._cost = 0.0
         self._forecast: Forecast | None = None
+        # How many attempts were closed when that was told last.
+        self._n_closed = 0
         self._firsts = Firsts()
         self._waits = Waits()
 
@@ -82,6 +86,7 @@ class Telling:
             self._weigh(view)
             finished = _finished(view)
         self._forecast = Forecast(finished)
+        self._n_closed = len(view.closed)
 
     def take(self, attempt: str, at: int, task: int, start: float, seconds: float) -> int:
         """As `Listener.take`."""
@@ -110,6 +115,9 @@ class Telling:
         for text in self._waits.news(view, self._epoch, now):
             self.tell("waiting", text)
         if self._forecast is not None:
+            for closing in itertools.islice(view.closed.values(), self._n_closed, None):
+                self._forecast.end(closing.attempt, closing.reason is Reason.RECYCLED)
+            self._n_closed = len(view.closed)
             self._forecast.note(view.open_attempts, now)
         if self._progress.is_due():
             self._progress.update(self._so_far(view))

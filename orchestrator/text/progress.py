@@ -46,8 +46,10 @@ class SoFar(msgspec.Struct, frozen=True):
 
     @property
     def percent(self) -> str:
-        """The finished part of the work, 100 only where nothing is left."""
-        return f"{min(int(100 * self.share), 99 if self.share < 1 else 100)} %"
+        """The finished part of the work, 100 only where no task is left."""
+        if self.complete + self.failed < self.total:
+            return f"{min(int(100 * self.share), 99)} %"
+        return "100 %"
 
     @property
     def rate(self) -> str:
