@@ -127,6 +127,15 @@ def test_the_last_lines_of_logs(box: Box) -> None:
     assert box.run("logs", "S", "-n", "5000").out.splitlines() == whole
 
 
+def test_whose_log_follows_stands_on_a_line_of_its_own(box: Box) -> None:
+    box.write("job.py", "def job(task, ctx):\n    print(task.key, end='')\n    1 / 0\n")
+    box.run("run", "job.py:job", "--lines", box.lines(1), "--ranks", "2", "--spool", "S", code=4)
+    for whose in ([], ["--task", "t0"]):
+        told = box.run("logs", "S", *whose).out
+        assert told.count("<==") > 1, told
+        assert told.count("<==") == told.count("\n==>") + 1, told
+
+
 def test_logs_that_are_followed_end_with_the_run(box: Box) -> None:
     box.write(
         "job.py",

@@ -408,7 +408,7 @@ def test_logs_of_all_of_one_rank_and_of_one_task(box: Box) -> None:
 
 def test_a_log_of_any_size_comes_in_pieces_of_any_characters(box: Box) -> None:
     box.run("run", f"{PLAIN}:double", "--lines", box.lines(1), "--spool", "S")
-    text = "\N{SNOWMAN}ä" * 100_000 + "\n"
+    text = "\N{SNOWMAN}ä" * 300_000 + "\n"
     (box / "S" / "logs" / "rank-0000.a00.log").write_text(text)
     pieces = list(gpuspool.logs(box / "S"))
     assert len(pieces) > 2

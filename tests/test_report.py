@@ -32,7 +32,7 @@ from spooling import (
 import gpuspool
 from gpuspool.orchestrator.report import places, ranges
 from gpuspool.orchestrator.report.failures import failed_results
-from gpuspool.orchestrator.report.logs import log_chunks, task_log_chunks
+from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
 from gpuspool.orchestrator.report.ranges import read_chunks, read_ranges
 from gpuspool.orchestrator.report.results import Result, Results, encode_result
 from gpuspool.orchestrator.report.status import status
@@ -40,7 +40,7 @@ from gpuspool.orchestrator.report.verify import verify
 from gpuspool.spool.codec import seal
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.journal import JournalWriter
-from gpuspool.spool.layout import Layout, attempt_name, rank_name
+from gpuspool.spool.layout import Layout, attempt_name, rank_name, rank_of
 from gpuspool.spool.manifest import publish_manifest, publish_orphans
 from gpuspool.spool.records import Closing, Error, JournalLine, TaskFailure
 from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
@@ -423,20 +423,27 @@ def write_log(layout: Layout, attempt: str, text: bytes) -> None:
     layout.log(attempt).write_bytes(text)
 
 
+def told_of(layout: Layout) -> str:
+    """The logs of a spool, of which only the first attempt's is shown."""
+    logs = Logs(view_of(layout), rank_of(A0))
+    return "".join([*logs.new_text(), *logs.rest()])
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10**6])
 def test_a_log_is_the_same_text_whatever_its_chunks_are(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Characters of one to four bytes, bytes that are none, all kinds of line ends, a cut end."""
     layout = make_spool(tmp_path / "s", 1)
+    begin(layout, A0)
+    begin(layout, B0)
     data = "a é 漢 🚀\r\n10 %\r20 %\r\rend\n".encode() + b"\xff\xc3(\r\n" + "🚀".encode()[:3]
     write_log(layout, A0, data)
     expected = layout.log(A0).read_text(encoding="utf-8", errors="replace")
     monkeypatch.setattr(ranges, "READ_BYTES", size)
-    assert "".join(log_chunks(view_of(layout), A0)) == expected
+    assert told_of(layout) == f"==> {A0} <==\n{expected}"
     write_log(layout, A0, data + b"\r")
-    assert "".join(log_chunks(view_of(layout), A0)) == expected + "\n"
-    assert "".join(log_chunks(view_of(layout), B0)) == ""
+    assert told_of(layout) == f"==> {A0} <==\n{expected}\n"
 
 
 @pytest.mark.parametrize("size", [1, 3, 10**6])
@@ -458,7 +465,7 @@ def test_the_log_of_a_task_is_what_its_lines_point_to(
     monkeypatch.setattr(ranges, "READ_BYTES", size)
     view = view_of(layout)
     heads = [f"==> {attempt} <==\n" for attempt in (A0, A0, A1)]
-    expected = f"{heads[0]}漢字{heads[1]}between{heads[2]}🚀after"
+    expected = f"{heads[0]}漢字\n{heads[1]}between\n{heads[2]}🚀after"
     assert "".join(task_log_chunks(view, "t1")) == expected
     assert "".join(task_log_chunks(view, "t0")) == ""
     with pytest.raises(UsageError, match="no task with the key 't9'"):

@@ -35,14 +35,6 @@ class _Logged(Record, frozen=True, kw_only=True):
     log: Range | None = None
 
 
-def log_chunks(view: View, attempt: str) -> Iterator[str]:
-    """The log of an attempt, from its beginning to where it ends now.
-
-    A log that does not exist has no text. Raises OSError.
-    """
-    return _text(view, attempt, 0, None)
-
-
 class Logs:
     """The logs of a run as they grow: each call of `new_text` gives what came since the one before.
 
@@ -58,7 +50,7 @@ class Logs:
         self._rank = rank
         self._last = last
         self._logs: dict[str, _Log] = {}
-        self._shown = ""
+        self._headers = _Headers()
 
     def new_text(self) -> Iterator[str]:
         """What is new in the logs of the attempts that the view has. Raises OSError."""
@@ -67,11 +59,9 @@ class Logs:
                 continue
             if attempt not in self._logs:
                 self._logs[attempt] = _Log(self._view.layout.log(attempt), self._last)
-                yield self._header(attempt)
+                yield self._headers.new(attempt)
             for text in self._logs[attempt].new_text():
-                if self._shown != attempt:
-                    yield self._header(attempt)
-                yield text
+                yield self._headers.under(attempt, text)
         # Attempts that begin later are shown from their first line on.
         self._last = None
 
@@ -79,13 +69,30 @@ class Logs:
         """What is still held back, since it may be the beginning of a character or a line's end."""
         for attempt, log in self._logs.items():
             text = log.rest()
-            if text and self._shown != attempt:
-                yield self._header(attempt)
-            yield text
+            if text:
+                yield self._headers.under(attempt, text)
 
-    def _header(self, attempt: str) -> str:
-        self._shown = attempt
-        return f"==> {attempt} <==\n"
+
+class _Headers:
+    """The lines that say which attempt printed what follows."""
+
+    def __init__(self) -> None:
+        self._attempt = ""
+        # What was printed last may have no end of a line, as that of a progress bar.
+        self._is_in_line = False
+
+    def new(self, attempt: str) -> str:
+        """The header of an attempt, on a line of its own."""
+        end = "\n" if self._is_in_line else ""
+        self._attempt = attempt
+        self._is_in_line = False
+        return f"{end}==> {attempt} <==\n"
+
+    def under(self, attempt: str, text: str) -> str:
+        """Some text of an attempt, below its header where another one's was shown last."""
+        header = "" if attempt == self._attempt else self.new(attempt)
+        self._is_in_line = not text.endswith("\n")
+        return header + text
 
 
 class _Log:
@@ -138,18 +145,21 @@ def task_log_chunks(view: View, key: str) -> Iterator[str]:
 
 
 def _task_log(view: View, tasks: set[int]) -> Iterator[str]:
+    headers = _Headers()
     for attempt in view.attempts:
         if attempt not in view.journals:
             continue
         journal = JournalReader(view.layout, attempt, view.report)
         for _, line in journal.read(_Logged):
             if line.task in tasks and line.log is not None:
-                yield f"==> {attempt} <==\n"
-                yield from _text(view, attempt, *line.log)
+                yield headers.new(attempt)
+                for text in _text(view, attempt, *line.log):
+                    if text:
+                        yield headers.under(attempt, text)
 
 
-def _text(view: View, attempt: str, start: int, stop: int | None) -> Iterator[str]:
-    """What stands in the bytes start..stop of an attempt's log; to its end if there is no stop."""
+def _text(view: View, attempt: str, start: int, stop: int) -> Iterator[str]:
+    """What stands in the bytes start..stop of an attempt's log."""
     decoder = io.IncrementalNewlineDecoder(_utf8(), translate=True)
     for data in read_chunks(view.layout.log(attempt), start, stop):
         yield decoder.decode(data)
