@@ -30,9 +30,9 @@ from gpuspool.spool import closing
 from gpuspool.spool.closing import publish_closing
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
-from gpuspool.spool.manifest import publish_orphans
+from gpuspool.spool.manifest import publish_added, publish_orphans
 from gpuspool.spool.publish import SyncError
-from gpuspool.spool.records import Closing, Error, JournalLine, Options
+from gpuspool.spool.records import Added, Closing, Error, JournalLine, Options
 from gpuspool.spool.states import (
     BY_PARENT,
     BY_RESUME,
@@ -95,6 +95,27 @@ def test_an_unreadable_task_that_completes_after_all_has_not_failed(tmp_path: Pa
     view.refresh()
     snapshot = situation.snapshot(None)
     assert (snapshot.tasks_left, snapshot.failed) == (0, 0)
+
+
+def test_who_works_on_tasks_that_came_after_the_end_gets_a_farewell_of_its_own(
+    tmp_path: Path,
+) -> None:
+    layout = make_spool(tmp_path / "s", 2)
+    intend(layout, A0)
+    journal = begin(layout, A0)
+    view = view_of(layout)
+    situation = situation_of(view)
+    finish(journal, 0, 1)
+    view.refresh()
+    situation.note_said_finished(100.0)
+    assert situation.snapshot(None).finished_at == 100.0
+    assert publish_added(layout, "added-01", Added(first=2, tasks=1, cost=1), [task(2)])
+    view.refresh()
+    situation.snapshot(None)
+    finish(journal, 2)
+    view.refresh()
+    snapshot = situation.snapshot(None)
+    assert (snapshot.tasks_left, snapshot.finished_at) == (0, None)
 
 
 def test_claims_are_to_be_mended_in_each_epoch_but_the_first(tmp_path: Path) -> None:

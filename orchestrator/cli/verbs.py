@@ -226,9 +226,10 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
     if not n_added:
         say(f"nothing added to {spool}: it has all of these inputs")
         return
-    hint = f"`gpuspool resume {spool}` runs them"
+    them = "it" if n_added == 1 else "them"
+    hint = f"`gpuspool resume {spool}` runs {them}"
     if is_holder_there(Layout(spool)):
-        hint = "the live run takes them"
+        hint = f"the live run takes {them}"
     say(f"{count_of(n_added, 'task')} added to {spool}; {hint}")
 
 

@@ -235,11 +235,12 @@ def _about_failures(view: View, groups: Groups) -> str:
         return ""
     root = _short(view.layout.root)
     text = ""
+    them = "it" if n_failed == 1 else "them"
     for count, error in groups.largest():
         who = "The failed task" if n_failed == 1 else f"{count:,} of the {n_failed:,} failed tasks"
         text = f"{who}: {describe(error).rstrip('.')}. "
         break
-    return f"{text}`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs them again."
+    return f"{text}`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs {them} again."
 
 
 def _go_on(view: View, ending: Ending) -> str:

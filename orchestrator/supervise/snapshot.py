@@ -313,9 +313,13 @@ class Situation:
             devices, working_devices(past), is_somebody_free, without_news
         )
         n_doubtful, n_attempts = self._failures_of_this_epoch()
+        tasks_left = ledger.tasks - ledger.n_finished + undecided
+        if tasks_left:
+            # Tasks may have been added since it was said that all are finished.
+            self._finished_at = None
         last_phase_since = self._judge.last_phase_since
         return Snapshot(
-            tasks_left=ledger.tasks - ledger.n_finished + undecided,
+            tasks_left=tasks_left,
             unclaimed=self._view.unclaimed,
             open=open_,
             past=past,
