@@ -1,6 +1,16 @@
 """What a run says on stderr while it goes on, and in its last line."""
 
+import resource
+from pathlib import Path
+
+import pytest
 from helpers import JOBS, Box
+from spooling import A0, B0, begin, intend, make_spool, view_of
+
+from gpuspool.orchestrator.supervise.telling import Telling
+from gpuspool.orchestrator.text.progress import Silent
+from gpuspool.spool.records import Error, JournalLine
+from gpuspool.spool.states import ErrorKind, LineState
 
 SPLIT = """
 class Batches:
@@ -84,6 +94,33 @@ def test_however_many_kinds_of_failures_few_are_told(box: Box) -> None:
     done = box.run(*command, code=3)
     assert done.err.count("(the first of its kind)") == 10
     assert "other kinds of failures are not told here any more" in done.err
+
+
+def test_a_first_failure_that_cannot_be_read_is_told_later(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 2)
+    journals = []
+    for attempt in (A0, B0):
+        intend(layout, attempt)
+        journals.append(begin(layout, attempt))
+    view = view_of(layout)
+    telling = Telling(layout, 0, Silent(), lambda: None)
+    telling.follow(view)
+    for task, journal in enumerate(journals):
+        error = Error(kind=ErrorKind.EXCEPTION, type=f"E{task}", message="bad")
+        journal.append(JournalLine(task=task, round=0, state=LineState.FAILED, error=error))
+    view.refresh()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # No file can be opened.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            telling.show(view)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    telling.show(view)
+    telling.show(view)
+    told = layout.events.read_text()
+    assert [told.count("E0: bad"), told.count("E1: bad")] == [1, 1], told
 
 
 def test_the_first_split_of_a_batch_is_told(box: Box) -> None:

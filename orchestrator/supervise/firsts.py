@@ -8,6 +8,7 @@ one failure costs a look at three words of its line, and few lines are read whol
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import msgspec
 
@@ -54,22 +55,25 @@ class Firsts:
             self._was_split = True
             self._split = attempt, at
 
-    def news(self, view: View) -> list[str]:
-        """What is to be told now, one text each; it will not be told again. Raises OSError."""
-        texts: list[str] = []
+    def news(self, view: View) -> Iterator[str]:
+        """What is to be told now, one text each; it will not be told again.
+
+        Raises OSError where a line cannot be read; it is told by the next call then.
+        """
         if self._split is not None:
-            line = read_line(view, *self._split)
-            if line is not None:
-                texts.append(_about_split(self._split[0], line))
-            self._split = None
-        while self._failures:
-            attempt, at = self._failures.pop(0)
+            attempt, at = self._split
             line = read_line(view, attempt, at)
+            self._split = None
             if line is not None:
-                texts.append(_about_failure(view, attempt, line))
+                yield _about_split(attempt, line)
+        while self._failures:
+            attempt, at = self._failures[0]
+            line = read_line(view, attempt, at)
+            del self._failures[0]
+            if line is not None:
+                yield _about_failure(view, attempt, line)
             if not self._failures and len(self._known) >= MOST_TOLD:
-                texts.append("other kinds of failures are not told here any more")
-        return texts
+                yield "other kinds of failures are not told here any more"
 
 
 def _about_split(attempt: str, line: JournalLine) -> str:
