@@ -77,6 +77,19 @@ def test_the_last_line_names_the_largest_group_and_what_to_type(box: Box) -> Non
     assert "`gpuspool retry spool-job` runs them again" in last
 
 
+def test_an_error_without_a_message_is_told_by_its_type_and_line(box: Box) -> None:
+    box.write("bare.py", "def job(task, ctx):\n    assert task.payload != '3'\n")
+    done = box.run("run", "bare.py:job", "--lines", box.lines(20), "--ranks", "2", code=3)
+    assert "failed on rank" in done.err
+    assert "AssertionError at bare.py:2; it is tried again" in done.err
+    last = done.err.splitlines()[-1]
+    assert last == (
+        "The failed task: AssertionError at bare.py:2. `gpuspool failed spool-job` tells why, "
+        "`gpuspool retry spool-job` runs it again."
+    )
+    assert box.run("failed").out.splitlines()[-1].endswith("  exception  AssertionError")
+
+
 def test_a_verdict_without_a_second_opinion_is_told_too(box: Box) -> None:
     box.write("two.py", TWO_WAYS)
     command = ["run", "two.py:job", "--lines", box.lines(40), "--ranks", "2", "--keep-going"]

@@ -76,4 +76,5 @@ def _group_text(group: _Group) -> str:
 
 def _line(result: Result, error: Error) -> str:
     task = result.key or result.index
-    return one_line(f"{task}  {error.kind}  {error.type}: {error.message}")
+    what = f"{error.type}: {error.message}" if error.message else error.type
+    return one_line(f"{task}  {error.kind}  {what}")

@@ -26,10 +26,12 @@ def describe(error: Error) -> str:
     text = error.type
     if error.where:
         text += f" at {error.where}"
+    text = one_line(text)
     message = one_line(error.message)
     if len(message) > MESSAGE_SHOWN:
         message = f"{message[: MESSAGE_SHOWN - 1]}…"
-    return f"{one_line(text)}: {message}"
+    # A bare `assert` has none.
+    return f"{text}: {message}" if message else text
 
 
 class Groups:
