@@ -113,7 +113,7 @@ class Telling:
         for text in self._firsts.news(view):
             self.tell("first", text)
         for text in self._waits.news(view, self._epoch, now):
-            self.tell("waiting", text)
+            self.tell("slow_to_begin", text)
         if self._forecast is not None:
             for closing in itertools.islice(view.closed.values(), self._n_closed, None):
                 self._forecast.end(closing.attempt, closing.reason is Reason.RECYCLED)
