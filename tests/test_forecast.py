@@ -180,7 +180,7 @@ def test_loading_again_in_each_fresh_process_is_part_of_the_work() -> None:
         ended = 10.0 * (number + 1)
         forecast.take(attempt, 0, number, ended - 1.0, 1.0)
         forecast.note([attempt], ended)
-        forecast.end(attempt, is_recycled=True)
+        forecast.end(attempt, ended, is_recycled=True)
     outlook = forecast.outlook(
         Work(10, 10.0), Work(5, 5.0), [], lambda task: 1.0, lambda name, n: [], 50.0
     )
@@ -189,13 +189,30 @@ def test_loading_again_in_each_fresh_process_is_part_of_the_work() -> None:
     assert outlook.tasks_per_s == pytest.approx(5 / 41.0)
 
 
+def test_processes_between_two_steps_of_a_task_are_part_of_the_work() -> None:
+    forecast = Forecast(Work(0, 0.0))
+    # Each task takes five processes of 10 s, of which only the last one finishes it.
+    for number in range(25):
+        attempt = attempt_name(0, number)
+        ended = 10.0 * (number + 1)
+        if number % 5 == 4:
+            forecast.take(attempt, 0, number // 5, ended - 1.0, 1.0)
+        forecast.note([attempt], ended)
+        forecast.end(attempt, ended, is_recycled=True)
+    outlook = forecast.outlook(
+        Work(10, 10.0), Work(5, 5.0), [], lambda task: 1.0, lambda name, n: [], 250.0
+    )
+    # All but the first process count.
+    assert outlook.left_s == pytest.approx(240.0)
+
+
 def test_of_thousands_of_processes_that_ended_as_little_is_kept_as_of_one() -> None:
     n_tasks = 10 * SAMPLES
     forecast = Forecast(Work(0, 0.0))
     for task in range(n_tasks):
         attempt = attempt_name(0, task)
         forecast.take(attempt, 0, task, float(task), 1.0)
-        forecast.end(attempt, is_recycled=True)
+        forecast.end(attempt, task + 1.0, is_recycled=True)
     asked: list[int] = []
 
     def cost_of(task: int) -> float:

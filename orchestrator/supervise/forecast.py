@@ -135,7 +135,7 @@ class Forecast:
         self._times: dict[str, _Times] = {}
         # How long the attempts that are closed were at work.
         self._spent_s = 0.0
-        # By rank: when its recycled process was done, until the next one has begun.
+        # By rank: when its recycled process was done, until a later one has finished something.
         self._recycled_at: dict[int, float] = {}
         # The longest waits that ended: for the first line of a rank, and for another.
         self._longest_first_s = 0.0
@@ -183,19 +183,22 @@ class Forecast:
             times.worked_s = times.spent_s
             times.began = None
 
-    def end(self, attempt: str, is_recycled: bool) -> None:
+    def end(self, attempt: str, at: float, is_recycled: bool) -> None:
         """The attempt is closed. is_recycled: a fresh process goes on in its place.
 
         To start that and to load the job again is part of the work then, since it comes again and
-        again: where a process lasts for few tasks, it may take most of the time.
+        again: where a process lasts for few tasks, it may take most of the time. So are processes
+        that finish nothing, whose tasks are not done. at: when it ended, on its clock, which is
+        that of the next one of its rank.
         """
         times = self._times.pop(attempt, None)
-        if times is None:
-            return
-        self._keep_call(times)
-        self._spent_s += times.spent_s
-        if is_recycled and times.began is not None:
-            self._recycled_at[rank_of(attempt)] = times.start + times.took_s
+        if times is not None:
+            self._keep_call(times)
+            self._spent_s += times.spent_s
+            if times.began is not None:
+                at = times.start + times.took_s
+        if is_recycled:
+            self._recycled_at.setdefault(rank_of(attempt), at)
 
     def note(self, working: Collection[str], now: float) -> None:
         """What could be read by now was given. working: the attempts that are open."""

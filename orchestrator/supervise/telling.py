@@ -116,7 +116,8 @@ class Telling:
             self.tell("slow_to_begin", text)
         if self._forecast is not None:
             for closing in itertools.islice(view.closed.values(), self._n_closed, None):
-                self._forecast.end(closing.attempt, closing.reason is Reason.RECYCLED)
+                is_recycled = closing.reason is Reason.RECYCLED
+                self._forecast.end(closing.attempt, closing.at, is_recycled)
             self._n_closed = len(view.closed)
             self._forecast.note(view.open_attempts, now)
         if self._progress.is_due():
