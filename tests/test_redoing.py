@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Box, names, record, wait_until
@@ -9,7 +10,7 @@ from spooling import hidden_files
 
 import gpuspool
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import OUT_MARK
+from gpuspool.spool.layout import OUT_MARK, Layout
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.states import LineState, Verdict
 
@@ -34,7 +35,7 @@ def done(box: Box) -> Path:
     return box / "S" / "outputs"
 
 
-def told(box: Box) -> list[str | None]:
+def told(box: Box) -> list[Any]:
     return [result["result"] for result in box.results("S")]
 
 
@@ -47,6 +48,19 @@ def test_tasks_are_redone_by_key_and_by_pattern_and_no_other(box: Box, done: Pat
     box.run("redo", "S", "t1")
     assert told(box)[1] == "3"
     assert names(box / "S" / "manifests")[-2:] == ["retry-01.jsonl", "retry-02.jsonl"]
+
+
+def test_a_task_is_redone_from_its_beginning(box: Box) -> None:
+    box.write(
+        "job.py", "def Job(task, ctx): return [path.name for path in ctx.scratch(task).iterdir()]\n"
+    )
+    box.run("run", "job.py:Job", "--lines", box.lines(1), "--spool", "S", "--ranks", "1")
+    # As a worker leaves it that was killed after its task was complete, with all others.
+    folder = Layout(box / "S").scratch(0)
+    folder.mkdir()
+    (folder / "half").touch()
+    box.run("redo", "S", "t0")
+    assert told(box) == [[]]
 
 
 def test_from_python(box: Box, done: Path) -> None:

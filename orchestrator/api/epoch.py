@@ -37,6 +37,7 @@ from gpuspool.orchestrator.supervise.doctor import warnings_of
 from gpuspool.orchestrator.supervise.drain import signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
 from gpuspool.orchestrator.supervise.folders import RunFolders
+from gpuspool.orchestrator.supervise.leftovers import remove_scratch
 from gpuspool.orchestrator.supervise.lock import hold, renounce
 from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
@@ -195,6 +196,10 @@ def _give_another_round(view: View, again: Again, progress: Progress) -> None:
     if again.redo is not None:
         what = "task gets", "tasks get"
     if lines:
+        # A worker that was killed as it removed the scratch of a complete task left some of it. Who
+        # does the task again would go on from there.
+        if not view.open_attempts:
+            remove_scratch(view)
         tasks = [_in_next_round(view, line, is_redo=again.redo is not None) for line in lines]
         publish_manifest(view.layout, view.next_numbered("retry"), tasks)
         file_away_old_failures(view.refresh())

@@ -31,7 +31,7 @@ def remove_leftovers(view: View) -> None:
         for folder in _folders(view):
             for entry in os.scandir(folder):
                 _remove_if_ours(entry)
-        _remove_scratch(view)
+        remove_scratch(view)
     # OUT belongs to the user and may hold millions of files, so it is walked only if some attempt
     # may have left something there, and only what bears the name of such an attempt is removed.
     # Most runs end without looking into OUT at all.
@@ -47,7 +47,11 @@ def remove_leftovers(view: View) -> None:
         _remove_hidden_outputs(out, writers, nameless)
 
 
-def _remove_scratch(view: View) -> None:
+def remove_scratch(view: View) -> None:
+    """Remove the scratch folders of complete tasks. Only while no attempt is open.
+
+    Raises OSError where they cannot be listed; what cannot be removed stays.
+    """
     layout, ledger = view.layout, view.ledger
     for name in listdir(layout.scratches):
         if name.isdecimal() and int(name) < ledger.tasks and ledger.complete[int(name)]:
