@@ -26,7 +26,8 @@ class Life(StrEnum):
 class LineState(StrEnum):
     """What a line of a journal says of its task.
 
-    STARTED: a call with it begins. DEFERRED: a try failed, and `--retries` gives it another.
+    STARTED: a call with it begins. DEFERRED: a call of it is over, and it needs another: it failed
+    and has tries left, is not done, or asked for a fresh process.
     HELD: it failed here, which decides nothing yet: the attempt lets go of the task, and the
     orchestrator rules what becomes of it. COMPLETE and FAILED are verdicts. IDLE speaks of no task:
     the attempt has none in hand.
