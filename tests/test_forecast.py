@@ -172,6 +172,22 @@ def test_waiting_for_others_is_no_work() -> None:
     assert outlook.left_s == pytest.approx(2.0)
 
 
+def test_ranks_that_wait_for_others_do_nothing_of_what_is_left() -> None:
+    forecast = Forecast(Work(0, 0.0))
+    ranks = ["r0", "r1", "r2"]
+    for task in range(10):
+        forecast.take(ranks[task % 2], task * LINE_BYTES, task, float(task // 2), 1.0)
+    forecast.rest("r1")
+    # It never had anything to do.
+    forecast.rest("r2")
+    forecast.note(ranks, 5.0)
+    outlook = forecast.outlook(
+        Work(14, 14.0), Work(10, 10.0), ranks, lambda task: 1.0, lambda name, n: [], 5.0
+    )
+    assert outlook.tasks_per_s == pytest.approx(1.0)
+    assert outlook.left_s == pytest.approx(4.0)
+
+
 def test_loading_again_in_each_fresh_process_is_part_of_the_work() -> None:
     forecast = Forecast(Work(0, 0.0))
     # Each process loads its job for 9 s, does one task in 1 s, and is recycled.

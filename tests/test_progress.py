@@ -72,6 +72,7 @@ def test_a_bar_shows_how_many_tasks_a_second_and_the_time_left(box: Box) -> None
     command = [GPUSPOOL, "run", "job.py:Job", "--lines", box.lines(16), "--ranks", "1"]
     shown = box.run(script, *command, program=(sys.executable,)).out
     assert re.search(r"[\d.]+ tasks/(s|min)  0:0\d left  1 rank", shown), shown
+    assert "0 of 0" not in shown
 
 
 def test_the_rate_of_processes_that_do_not_last_tells_that_each_loads_the_job(box: Box) -> None:

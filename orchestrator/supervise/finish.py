@@ -197,7 +197,8 @@ def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
             return f"{ending} with {counts}."
         case Ending.LOAD | Ending.GAVE_UP | Ending.STUCK | Ending.BROKEN | Ending.OUTAGE:
             what = _what_went_wrong(view, ending, counts)
-            return f"{what}\n{_why_it_failed(view, ending, epoch)}"
+            why = _why_it_failed(view, ending, epoch)
+            return f"{what}\n{why}" if why else what
         case _:
             assert_never(ending)
 

@@ -88,7 +88,8 @@ class _Times(msgspec.Struct):
     seen_at, news_at: when it was seen first, and when a line of it was read last, on the reader's
     clock. began, start: when its first and its last call began, on its own clock. tasks: some of
     the last call; n_tasks: how many it had; took_s: how long it took. worked_s: how long the
-    attempt was at work before it waited for others last.
+    attempt was at work before it waited for others last. is_resting: it waits for others now.
+    is_fresh: a line of it was read since the last look.
     """
 
     seen_at: float
@@ -99,6 +100,7 @@ class _Times(msgspec.Struct):
     tasks: list[int] = msgspec.field(default_factory=list)
     n_tasks: int = 0
     worked_s: float = 0.0
+    is_resting: bool = False
     is_fresh: bool = False
 
     @property
@@ -151,6 +153,7 @@ class Forecast:
         """
         times = self._times.setdefault(attempt, _Times(math.nan))
         times.is_fresh = True
+        times.is_resting = False
         if times.began is None:
             times.began = self._recycled_at.pop(rank_of(attempt), start)
         self._given += 1
@@ -178,10 +181,10 @@ class Forecast:
     def rest(self, attempt: str) -> None:
         """The attempt has nothing to do from here on, until its next line."""
         self._recycled_at.pop(rank_of(attempt), None)
-        times = self._times.get(attempt)
-        if times is not None:
-            times.worked_s = times.spent_s
-            times.began = None
+        times = self._times.setdefault(attempt, _Times(math.nan))
+        times.worked_s = times.spent_s
+        times.began = None
+        times.is_resting = True
 
     def end(self, attempt: str, at: float, is_recycled: bool) -> None:
         """The attempt is closed. is_recycled: a fresh process goes on in its place.
@@ -263,9 +266,13 @@ class Forecast:
         return Outlook(share, rate, left_s)
 
     def _counted_on(self, working: Collection[str], now: float) -> list[str]:
-        """The open attempts that get on, as far as can be told; all, where none seems to."""
+        """The open attempts that get on, as far as can be told; where none seems to, those that
+        have something to do; else all.
+        """
         known = [name for name in working if name in self._times]
-        return [name for name in known if self._gets_on(self._times[name], now)] or known
+        at_work = [name for name in known if not self._times[name].is_resting]
+        get_on = [name for name in at_work if self._gets_on(self._times[name], now)]
+        return get_on or at_work or known
 
     def _n_between(self, working: Collection[str]) -> int:
         """How many ranks are between two processes: one was recycled, and none is open."""

@@ -161,7 +161,8 @@ class Bar:
             transient=False,
         )
         fields: Any = {"done": 0, "total_tasks": 0, "facts": ""}
-        self._task = self._bar.add_task("", total=1.0, **fields)
+        # It is shown once there is something to show.
+        self._task = self._bar.add_task("", total=1.0, visible=False, **fields)
         self._last = -math.inf
         self._bar.start()
 
@@ -180,6 +181,7 @@ class Bar:
         failed = f"{so_far.failed:,} failed" if so_far.failed else ""
         self._bar.update(
             self._task,
+            visible=True,
             completed=so_far.share,
             done=so_far.complete + so_far.failed,
             total_tasks=so_far.total,
