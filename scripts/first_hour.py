@@ -94,12 +94,12 @@ STEPS: list[tuple[str, list[str]]] = [
         ],
     ),
     (
-        "A second run is stopped after a second, as by Ctrl-C. Then its orchestrator is killed "
+        "A second run is stopped after two seconds, as by Ctrl-C. Then its orchestrator is killed "
         "hard, and its workers see the run to its end without it. The same command finds it "
         "complete.",
         [
-            f"timeout -s INT 1 {SECOND}",
-            f"timeout -s KILL 1 {SECOND}",
+            f"timeout -s INT 2 {SECOND}",
+            f"timeout -s KILL 2 {SECOND}",
             "gpuspool status spool-again | head -1",
             "gpuspool wait spool-again | head -1",
             SECOND,

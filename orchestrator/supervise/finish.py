@@ -235,13 +235,18 @@ def _about_failures(view: View, groups: Groups) -> str:
     if not n_failed:
         return ""
     root = _short(view.layout.root)
-    text = ""
     them = "it" if n_failed == 1 else "them"
-    for count, error in groups.largest():
-        who = "The failed task" if n_failed == 1 else f"{count:,} of the {n_failed:,} failed tasks"
-        text = f"{who}: {describe(error).rstrip('.')}. "
-        break
-    return f"{text}`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs {them} again."
+    text = f"`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs {them} again."
+    largest = groups.largest()
+    if largest is None:
+        return text
+    count, error = largest
+    who = f"{count:,} of the {n_failed:,} failed tasks"
+    if n_failed == 1:
+        who = "The failed task"
+    elif count == n_failed:
+        who = f"All {n_failed:,} failed tasks"
+    return f"{who}: {describe(error).rstrip('.')}. {text}"
 
 
 def _go_on(view: View, ending: Ending) -> str:

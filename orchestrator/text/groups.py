@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.spool.records import Error, ErrorBrief
 
@@ -50,7 +48,9 @@ class Groups:
             self._first[how] = error
         self._counts[how] = self._counts.get(how, 0) + 1
 
-    def largest(self) -> Iterator[tuple[int, Error]]:
-        """(how many, one of them) of each group, the largest first."""
-        for how, count in sorted(self._counts.items(), key=lambda item: -item[1]):
-            yield count, self._first[how]
+    def largest(self) -> tuple[int, Error] | None:
+        """(how many, the first of them) of the largest group; None where nothing was counted."""
+        if not self._counts:
+            return None
+        how = max(self._counts, key=lambda how: self._counts[how])
+        return self._counts[how], self._first[how]
