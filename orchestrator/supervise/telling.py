@@ -1,8 +1,9 @@
 """What an orchestrator tells people: its story in events.jsonl, and its progress on stderr.
 
-Nothing here is ever read to decide anything, and nothing here raises: a full disk or a closed
+Nothing here is ever read to decide anything, and telling never raises: a full disk or a closed
 terminal must not end a run. The loop and the modules that act for it tell what they did; `Progress`
-shows it.
+shows it. What is shown of a view is partly read from the spool then, and that raises OSError, as
+any look does.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ class Telling:
         self._progress.say(one_line(text))
 
     def follow(self, view: View) -> None:
-        """From now on hear of what is read of a view: how fast the run is, and what fails."""
+        """From now on hear of what is read of a view: how fast the run is, and what fails.
+
+        Raises OSError.
+        """
         view.listener = self
         if not self._progress.is_shown:
             return
@@ -108,7 +112,10 @@ class Telling:
         self._firsts.split(attempt, at)
 
     def show(self, view: View) -> None:
-        """Tell what a look found for the first time, and how far the run is, if that is due."""
+        """Tell what a look found for the first time, and how far the run is, if that is due.
+
+        Raises OSError.
+        """
         now = time.monotonic()
         for text in self._firsts.news(view):
             self.tell("first", text)
@@ -124,7 +131,7 @@ class Telling:
             self._progress.update(self._so_far(view))
 
     def show_end(self, view: View, seconds: float) -> None:
-        """Show how far the run came in so many seconds."""
+        """Show how far the run came in so many seconds. Raises OSError."""
         if self._progress.is_shown:
             self._progress.end(self._so_far(view), seconds)
 
