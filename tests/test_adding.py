@@ -157,6 +157,49 @@ def test_a_key_root_may_be_named_and_holds_all_inputs(box: Box, project: Path) -
     assert outputs(project / "S") == ["data", "other"]
 
 
+@pytest.mark.parametrize("key_root", [(), ("--key-root", ".")])
+def test_files_beside_the_folder_that_keys_are_relative_to_are_not_added(
+    box: Box, project: Path, key_root: tuple[str, ...]
+) -> None:
+    """They were looked for in that folder, or passed for files of the same name there."""
+    command = ("run", "job.py:Job", "data/*.txt", "--spool", "S", "--ranks", "1")
+    box.run(*command, cwd=project)
+    box.write("project/other/0.txt", "input 0\n")
+    box.write("project/other/new.txt", "new")
+    said = box.run("add", "S", "other/*.txt", *key_root, cwd=project, code=2).err
+    assert f"{project}/other/0.txt does not lie below {project}/data" in said
+    said = box.run(*command, "other/*.txt", "--add", *key_root, cwd=project, code=2).err
+    assert "does not lie below" in said
+    assert len(box.results(project / "S")) == 10
+    # A folder that was moved is told by the files in it, or by the user.
+    (project / "data").rename(project / "moved")
+    box.write("project/moved/more/10.txt", "input 10\n")
+    said = box.run("add", "S", "moved/more/10.txt", cwd=project, code=2).err
+    assert "say with --key-root where it is now" in said
+    box.run("add", "S", "moved/more/10.txt", "--key-root", "moved", cwd=project)
+    assert "11 of 11" in box.run(*command[:2], "moved/**/*.txt", *command[3:], cwd=project).err
+
+
+def test_what_is_no_file_keeps_its_payload_in_a_run_of_files(box: Box, project: Path) -> None:
+    box.write("project/job.py", "def Job(task, ctx): return task.payload\n")
+    run(box, project)
+    gpuspool.add(project / "S", items=["a line"])
+    box.run("resume", "S", cwd=project)
+    assert box.results(project / "S")[-1]["result"] == "a line"
+
+
+def test_another_file_of_one_key_is_refused_in_a_run_that_began_without_files(
+    box: Box, project: Path
+) -> None:
+    empty = box.write("empty", "")
+    box.run("run", "job.py:Job", "--files-from", empty, "--spool", "S", cwd=project)
+    box.write("project/other/0.txt", "input 0\n")
+    box.run("add", "S", "data/0.txt", cwd=project)
+    assert "nothing added" in box.run("add", "S", "data/0.txt", cwd=project).err
+    said = box.run("add", "S", "other/0.txt", cwd=project, code=2).err
+    assert "the key '0.txt' of a new task is that of task 0" in said
+
+
 def test_finished_inputs_that_are_gone_do_not_matter_and_unfinished_ones_do(
     box: Box, project: Path
 ) -> None:
@@ -198,6 +241,15 @@ def test_a_key_that_the_run_has_for_another_task_is_refused(box: Box) -> None:
     with pytest.raises(UsageError, match="of task 2 of the run"):
         gpuspool.add(box / "S", tasks=str(box.write("more", '{"key": "t2", "payload": 9}\n')))
     assert len(box.results("S")) == 3
+
+
+def test_two_tasks_that_are_added_never_get_one_key(box: Box) -> None:
+    """A key that counts, and one that was given and looks like it."""
+    box.write("job.py", "def Job(task, ctx): return task.payload\n")
+    box.run("run", "job.py:Job", "--lines", box.lines(2), "--spool", "S", "--ranks", "1")
+    more = box.write("more", '{"key": "t3", "payload": "a"}\n{"payload": "b"}\n')
+    assert "'t3'" in box.run("add", "S", "--tasks", more, code=2).err
+    assert len(box.results("S")) == 2
 
 
 # Adding.

@@ -101,6 +101,7 @@ def run(
     found = _collect(
         known,
         key_root,
+        adds=add,
         paths=inputs or (),
         items=items,
         files_from=files_from,
@@ -306,6 +307,7 @@ def add(
     found = _collect(
         view,
         key_root,
+        adds=True,
         paths=inputs or (),
         items=items,
         files_from=files_from,
@@ -319,13 +321,13 @@ def add(
 
 
 def _collect(
-    view: View | None, key_root: str | os.PathLike[str] | None, **sources: Any
+    view: View | None, key_root: str | os.PathLike[str] | None, *, adds: bool, **sources: Any
 ) -> TaskList:
     """The tasks that were named; their keys are those that a run gives them, if there is one.
 
-    sources: as `collect` takes them.
+    adds: they may become tasks of that run. sources: as `collect` takes them.
     """
-    found = collect(**sources, choose_root=root_chooser(view, key_root))
+    found = collect(**sources, choose_root=root_chooser(view, key_root, adds=adds))
     if found.left_out:
         files = count_of(found.left_out, "file")
         warn(f"the globs match {files} in spools and folders of outputs, which are left out")

@@ -58,7 +58,7 @@ def add_tasks(view: View, tasks: TaskList, found: Matching | None = None) -> int
 def _new_lines(view: View, tasks: TaskList, found: Matching) -> list[TaskLine]:
     """What the run does not have, with the indices and keys that it gets."""
     first = view.ledger.tasks
-    if found.changed and not tasks.root:
+    if found.changed and not (tasks.root and view.run.root):
         _refuse_changed(view, found.changed[0])
     is_new = set(found.new)
     lines: list[TaskLine] = []
@@ -75,7 +75,7 @@ def _in_run(view: View, tasks: TaskList, task: TaskLine, index: int) -> TaskLine
     if key == f"t{task.task}" and not tasks.is_named:
         key = f"t{index}"
     root = view.run.fingerprint.root
-    if root and root != tasks.root:
+    if root and tasks.root not in ("", root):
         # All payloads of a run name its files where they were when it was made, so that one rule
         # tells where they are now.
         payload = msgspec.Raw(msgspec.json.encode({"path": f"{root.rstrip('/')}/{key}"}))
@@ -89,7 +89,16 @@ def _refuse_changed(view: View, index: int) -> None:
 
 
 def _refuse_taken(view: View, lines: list[TaskLine]) -> None:
-    keys = {line.key: line.task for line in lines}
+    """Raise UsageError for a key that another task has: one of the run, or another new one."""
+    keys: set[str] = set()
+    for line in lines:
+        # A key that the user gave may look like one that counts.
+        if line.key in keys:
+            raise UsageError(
+                f"two new tasks would have the key {line.key!r}, since a task without a key is "
+                "called by its number in the run. Give it one. Nothing was added."
+            )
+        keys.add(line.key)
     for task in view.planned_tasks():
         if task.key in keys:
             _refuse_key(task)

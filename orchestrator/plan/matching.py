@@ -47,7 +47,8 @@ class Matching(msgspec.Struct, frozen=True):
 
 def match(view: View, tasks: TaskList) -> Matching:
     """Compare the tasks of a request with those of a run, each once."""
-    known = _Known(view, has_files=bool(tasks.root), is_named=tasks.is_named)
+    has_files = bool(tasks.root and view.run.root)
+    known = _Known(view, has_files=has_files, is_named=tasks.is_named)
     new: list[int] = []
     changed: list[int] = []
     for task in tasks:
@@ -63,7 +64,7 @@ class _Known:
     """The tasks of a run that no task of the request was found to be so far."""
 
     def __init__(self, view: View, has_files: bool, is_named: bool) -> None:
-        """has_files: what was asked for are files, whose payload is where they lie now.
+        """has_files: files of the run were asked for, whose payload is where they lie now.
 
         is_named: its keys say which task it is, even where one looks as if it counted.
         """
@@ -114,24 +115,62 @@ def _plain(payload: msgspec.Raw) -> bytes:
     return msgspec.json.encode(msgspec.json.decode(payload), order="sorted")
 
 
-def root_chooser(view: View | None, key_root: str | os.PathLike[str] | None) -> ChooseRoot:
+def root_chooser(
+    view: View | None, key_root: str | os.PathLike[str] | None, *, adds: bool = False
+) -> ChooseRoot:
     """What the keys of input files shall be relative to.
 
     key_root: what the user said. Else what the run remembers (`view`), as long as all files lie
     below it; else, if it was moved as a whole, where it is now; else the lowest folder that holds
-    all of the files.
+    all of the files. adds: the files may become tasks of the run; then UsageError is raised where
+    that folder is not the run's.
     """
+    root_of_run = "" if view is None else view.run.root
 
     def choose(paths: list[str]) -> str:
         if key_root is not None:
-            return _holding_all(os.path.abspath(key_root), paths)
-        if view is None or not view.run.root:
+            root = _holding_all(os.path.abspath(key_root), paths)
+        elif view is None or not root_of_run:
             return common_parent(paths)
-        if all(_is_below(path, view.run.root) for path in paths):
-            return view.run.root
-        return _where_it_is_now(view, paths) or common_parent(paths)
+        elif all(_is_below(path, root_of_run) for path in paths):
+            return root_of_run
+        else:
+            found = _where_it_is_now(view, paths)
+            if adds and found is None:
+                raise _elsewhere(root_of_run, paths)
+            root = found or common_parent(paths)
+        if adds and root_of_run and not _may_be_root_now(root_of_run, root):
+            raise _elsewhere(root_of_run, paths)
+        return root
 
     return choose
+
+
+# The payload of a file that is added names it below the root that the run has, and a start that
+# takes another folder for the root looks for all files of the run there. So a folder beside the
+# root must not pass for it, even where both hold files of one name.
+def _may_be_root_now(before: str, now: str) -> bool:
+    """Whether a folder may be the root of a run: the same one by another path, or moved."""
+    if not os.path.isdir(before):
+        return True
+    return os.path.isdir(now) and os.path.samefile(before, now)
+
+
+def _elsewhere(root: str, paths: list[str]) -> UsageError:
+    """What is said where files cannot be added to a run whose keys are relative to this root."""
+    outside = next((path for path in paths if not _is_below(path, root)), None)
+    if outside is None:
+        return UsageError(
+            f"the keys of this run's files are relative to {root}. Leave --key-root out, or make "
+            "another run with another --spool. Nothing was added."
+        )
+    hint = ""
+    if not os.path.isdir(root):
+        hint = " If that folder was moved, say with --key-root where it is now."
+    return UsageError(
+        f"the input {outside} does not lie below {root}, which the keys of this run's files are "
+        f"relative to. Make another run for it, with another --spool.{hint} Nothing was added."
+    )
 
 
 def _where_it_is_now(view: View, paths: list[str]) -> str | None:
