@@ -95,6 +95,16 @@ def test_a_folder_of_outputs_that_was_deleted_is_made_again(box: Box, done: Path
     assert len(names(done)) == 6
 
 
+def test_a_folder_of_outputs_is_not_made_again_where_nothing_is_redone(
+    box: Box, done: Path
+) -> None:
+    """An empty one that bears the mark would pass for that in which all outputs are."""
+    shutil.rmtree(done)
+    box.run("redo", "S", "t11", "--missing-outputs", code=2)
+    assert not done.exists()
+    assert "--missing-outputs` computes them again" in box.run("resume", "S", code=2).err
+
+
 def test_a_task_that_fails_when_it_is_redone_has_failed_and_keeps_its_output(
     box: Box, done: Path
 ) -> None:

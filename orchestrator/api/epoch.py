@@ -4,11 +4,11 @@
 2. The lock is taken, so that one orchestrator at a time writes what only an orchestrator writes.
 3. The spool is repaired where it is damaged.
 4. The job's source is put where workers find it, and what else the code consists of is recorded.
-   OUT is known by its mark, or it is made and marked if nothing was published yet.
 5. For a retry, every failed task gets another round; for a redo, those that were named.
-6. The orchestrator sees the run to its end.
+6. OUT is known by its mark, or it is made and marked if nothing was published yet.
+7. The orchestrator sees the run to its end.
 
-Called by `run`, `resume` and `retry`.
+Called by `run`, and by `resume`, `retry` and `redo`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gpuspool.orchestrator.api.whereabouts import (
     claim_out,
     record_move,
     record_root,
+    refuse_out,
     root_moved_along,
 )
 from gpuspool.orchestrator.plan.code import changed_since, code_now
@@ -101,14 +102,18 @@ def supervise(
         moved_to = inputs_root or root_moved_along(view)
         if moved_to and view.run.root:
             record_root(view, moved_to)
-        claim_out(view, remakes=again is not None and again.remakes_out)
+        # An OUT that was made anew would pass for the whole one, so the tasks whose outputs were in
+        # the old one are published first. That may yet be refused, and this process may die.
+        lack = refuse_out(view, remakes=again is not None and again.remakes_out)
+        given_round = "" if again is None else _give_another_round(view, again)
+        claim_out(view, lack)
         folders = RunFolders(view)
         progress = make_progress(quiet)
         try:
             telling = Telling(layout, view.next_epoch(), progress, folders.spool.check)
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
-            if again is not None:
-                _give_another_round(view, again, progress)
+            if given_round:
+                progress.say(given_round)
             telling.tell("devices", _what_starts(view, len(slots), pool))
             orchestrator = Orchestrator(
                 view, slots, job, options, progress, received, folders, drained, trust.named
@@ -181,10 +186,11 @@ class Again(msgspec.Struct, frozen=True):
     remakes_out: bool = False
 
 
-def _give_another_round(view: View, again: Again, progress: Progress) -> None:
-    """Publish the tasks that get another round.
+def _give_another_round(view: View, again: Again) -> str:
+    """Publish the tasks that get another round; returns how many these are, in words.
 
-    The link of their manifest is the moment at which these tasks count as unfinished again.
+    The link of their manifest is the moment at which these tasks count as unfinished again. Raises
+    UsageError where the user named a task that there is not.
     """
     # What is on record of the task's failures and kills is forgotten: the user says that the cause
     # is gone, and with the old ones the first failure could fail it again. The files of the old
@@ -203,7 +209,7 @@ def _give_another_round(view: View, again: Again, progress: Progress) -> None:
         tasks = [_in_next_round(view, line, is_redo=again.redo is not None) for line in lines]
         publish_manifest(view.layout, view.next_numbered("retry"), tasks)
         file_away_old_failures(view.refresh())
-    progress.say(f"{count_of(len(lines), *what)} another round")
+    return f"{count_of(len(lines), *what)} another round"
 
 
 def _newest_lines(view: View, wanted: set[int]) -> list[TaskLine]:

@@ -26,24 +26,7 @@ from gpuspool.spool.records import Run
 from gpuspool.spool.view import View
 
 
-def claim_out(view: View, remakes: bool = False) -> None:
-    """See to it that OUT is there and bears this run's mark.
-
-    remakes: one that is gone is made anew, though something was published there. A mark that was
-    damaged is made again where all published outputs are there. Raises UsageError where it bears
-    none and some output was published, and where it is another run's.
-    """
-    out = out_of(view.layout, view.run)
-    match refuse_out(view, remakes):
-        case _Lack.NOTHING:
-            return
-        case _Lack.WHOLE_MARK:
-            replace(out / OUT_MARK, f"{view.run.id}\n".encode(), durable=True)
-        case _Lack.FOLDER:
-            make_out(out, view.run.id)
-
-
-class _Lack(enum.Enum):
+class Lack(enum.Enum):
     """What a start must do before OUT is this run's."""
 
     NOTHING = "nothing"
@@ -51,14 +34,34 @@ class _Lack(enum.Enum):
     FOLDER = "folder"
 
 
-def refuse_out(view: View, remakes: bool = False) -> _Lack:
-    """What `claim_out` must do about OUT. Changes nothing; raises UsageError as that tells."""
+def claim_out(view: View, lack: Lack) -> None:
+    """See to it that OUT is there and bears this run's mark. lack: as `refuse_out` found it.
+
+    Raises UsageError where it bears another run's by now.
+    """
+    out = out_of(view.layout, view.run)
+    match lack:
+        case Lack.NOTHING:
+            return
+        case Lack.WHOLE_MARK:
+            replace(out / OUT_MARK, f"{view.run.id}\n".encode(), durable=True)
+        case Lack.FOLDER:
+            make_out(out, view.run.id)
+
+
+def refuse_out(view: View, remakes: bool = False) -> Lack:
+    """What `claim_out` must do about OUT. Changes nothing.
+
+    remakes: one that is gone is made anew, though something was published there. A mark that was
+    damaged is made again where all published outputs are there. Raises UsageError where it bears
+    none and some output was published, and where it is another run's.
+    """
     out = out_of(view.layout, view.run)
     mark = read_mark(out)
     if mark == view.run.id:
-        return _Lack.NOTHING
+        return Lack.NOTHING
     if mark is not None and _is_damaged(mark) and not _missing(view, out):
-        return _Lack.WHOLE_MARK
+        return Lack.WHOLE_MARK
     if mark is not None:
         raise UsageError(
             f"--out {out} belongs to another run. Move that away and this run's folder back, or "
@@ -81,7 +84,7 @@ def refuse_out(view: View, remakes: bool = False) -> _Lack:
             f"--out {out} is not empty and has no mark of this run. Mount its file system, empty "
             "it, or say with --out-moved-to DIR where this run's outputs are."
         )
-    return _Lack.FOLDER
+    return Lack.FOLDER
 
 
 def record_move(view: View, moved_to: Path) -> None:
