@@ -97,7 +97,12 @@ def test_outputs_that_are_gone_and_a_live_orchestrator_are_found(box: Box) -> No
     (box / "made").rename(box / "moved")
     assert "which does not exist" in refused_alike(box, *command)
     refused_alike(box, *command, "--out-moved-to", "nowhere")
-    box.run(*command, "--out-moved-to", "moved", "--dry-run")
+    said = box.run(*command, "--out-moved-to", "moved", "--dry-run").err
+    assert f"outputs: {box / 'moved'}/" in said
+    # A folder with the mark of the run is as good under --out.
+    again = [*command[:-1], "moved"]
+    assert f"outputs: {box / 'moved'}/" in box.run(*again, "--dry-run").err
+    box.run(*again)
     run, gated = start_gated(box, ["wait"])
     wait_until(lambda: waiting(box))
     assert "is held by an orchestrator" in box.run(*gated, "--dry-run", code=6).err

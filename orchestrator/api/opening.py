@@ -104,7 +104,7 @@ def _make(
     layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
 ) -> dict[str, bytes] | None:
     """Make the spool; returns its manifests, or None where another process was faster."""
-    slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
+    _, slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
     if fresh and layout.root.exists():
         with hold(layout):
             _refuse_alive(layout)
@@ -118,19 +118,19 @@ def _make(
 
 def refuse_to_make(
     layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
-) -> list[Slot]:
-    """The slots of a run whose spool is to be made, if nothing speaks against that.
+) -> tuple[Pool, list[Slot]]:
+    """What `slots_for` says of a run whose spool is to be made, if nothing speaks against that.
 
     Changes nothing. Raises UsageError and OrchestratorLive.
     """
-    _, slots = slots_for(request.options)
+    pool, slots = slots_for(request.options)
     if request.out is not None:
         check_out(Path(request.out), overwrite, request, layout.root)
     if fresh and layout.root.exists():
         _refuse_to_move_aside(layout, request, trust)
     else:
         refuse_place(layout)
-    return slots
+    return pool, slots
 
 
 def _refuse_to_move_aside(layout: Layout, request: Request, trust: Trust) -> None:

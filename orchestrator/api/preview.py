@@ -24,7 +24,7 @@ from gpuspool.orchestrator.api.opening import (
     slots_for,
 )
 from gpuspool.orchestrator.api.report import Report
-from gpuspool.orchestrator.api.whereabouts import refuse_move, refuse_out
+from gpuspool.orchestrator.api.whereabouts import out_now, refuse_move, refuse_out
 from gpuspool.orchestrator.plan.adding import lines_to_add
 from gpuspool.orchestrator.plan.create import plan
 from gpuspool.orchestrator.plan.inputs import TaskList
@@ -40,7 +40,7 @@ from gpuspool.spool.open_folder import out_of
 from gpuspool.spool.records import TaskLine
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import Trust, refuse_unsafe
-from gpuspool.spool.view import View, open_view
+from gpuspool.spool.view import open_view
 
 # So many keys are shown, from the first on.
 SHOWN_KEYS = 3
@@ -70,25 +70,28 @@ def preview(
     refuse_unsafe(layout, trust, view.owners)
     refuse_another_request(view, request, keep_done, add)
     added = lines_to_add(view, request.tasks) if add else []
-    slots, devices = _slots(view, given)
+    pool, slots = slots_for(options_of_start(view.run.options, given))
     refuse_held(layout)
-    if out_moved_to is None:
+    out = out_of(layout, view.run)
+    moved_to = out_now(view, request.out, out_moved_to)
+    if moved_to is None:
         refuse_out(view)
     else:
-        refuse_move(view, Path(os.path.abspath(out_moved_to)))
+        out = Path(os.path.abspath(moved_to))
+        refuse_move(view, out)
     ledger = view.ledger
-    left = ledger.tasks - ledger.n_complete - ledger.n_failed
+    left = ledger.tasks - ledger.n_finished
     text = [
         f"would go on with {layout.root} for {count_of(ledger.tasks, 'task')} "
         f"on {count_of(len(slots), 'rank')}: {ledger.n_complete} complete, {ledger.n_failed} "
         f"failed, {left} to be done",
-        devices,
+        str(pool),
         *(f"rank {slot.rank} on {slot.device_name}" for slot in slots),
     ]
     if added:
         keys = _some([line.key for line in added], len(added))
         text.append(f"{count_of(len(added), 'new task')} would be added: {keys}")
-    text += _names_and_command(request, out_of(layout, view.run), layout, slots[0])
+    text += _names_and_command(request, out, layout, slots[0])
     counts = {"total": ledger.tasks, "complete": ledger.n_complete, "failed": ledger.n_failed}
     return Report(layout.root, 0, counts, "\n".join(text))
 
@@ -96,8 +99,7 @@ def preview(
 def _of_new_run(
     layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
 ) -> Report:
-    slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
-    pool, _ = slots_for(request.options)
+    pool, slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
     tasks = request.tasks
     text = [
         f"would make {layout.root} for {count_of(len(tasks), 'task')} "
@@ -111,12 +113,6 @@ def _of_new_run(
     text += _names_and_command(request, out, layout, slots[0])
     counts = {"total": len(tasks), "complete": 0, "failed": 0}
     return Report(layout.root, 0, counts, "\n".join(text))
-
-
-def _slots(view: View, given: Mapping[str, Any]) -> tuple[list[Slot], str]:
-    """The slots of the next start of a run, and where its devices come from."""
-    pool, slots = slots_for(options_of_start(view.run.options, given))
-    return slots, str(pool)
 
 
 def _cost(tasks: TaskList, planned: Sequence[int]) -> str:

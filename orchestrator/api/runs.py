@@ -13,8 +13,8 @@ from gpuspool.orchestrator.api.opening import is_made, open_or_create, refuse_ch
 from gpuspool.orchestrator.api.preview import preview
 from gpuspool.orchestrator.api.redoing import selection
 from gpuspool.orchestrator.api.report import Report
+from gpuspool.orchestrator.api.whereabouts import out_now
 from gpuspool.orchestrator.plan.adding import add_tasks
-from gpuspool.orchestrator.plan.differences import is_out_of
 from gpuspool.orchestrator.plan.encoding import refuse_other_encoding
 from gpuspool.orchestrator.plan.inputs import TaskList, collect
 from gpuspool.orchestrator.plan.jobs import parse_job, with_source
@@ -127,12 +127,10 @@ def run(
     view, matching = open_or_create(
         layout, request, trust, fresh=fresh, overwrite=overwrite, keep_done=keep_done, add=add
     )
-    if add:
+    if add and matching is not None:
         n_added = add_tasks(view, found, matching)
         say(f"{count_of(n_added, 'task')} added to {layout.root}")
-    if request.out not in (None, view.run.out) and is_out_of(view, request.out or ""):
-        # It bears the run's mark; the name that it had before it was moved is as good.
-        out_moved_to = out_moved_to or request.out
+    out_moved_to = out_now(view, request.out, out_moved_to)
     inputs_root = found.root
     # The list of a million tasks is large, and nobody needs it while the run goes on.
     del request, found, known, matching

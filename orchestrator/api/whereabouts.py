@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from gpuspool.orchestrator.api.opening import alive_attempts
+from gpuspool.orchestrator.plan.differences import is_out_of
 from gpuspool.orchestrator.plan.holds import refuse_in_spool
 from gpuspool.orchestrator.plan.out import holds_anything, make_out, mark_out
 from gpuspool.spool.codec import seal_pretty
@@ -85,6 +86,19 @@ def refuse_out(view: View, remakes: bool = False) -> Lack:
             "it, or say with --out-moved-to DIR where this run's outputs are."
         )
     return Lack.FOLDER
+
+
+def out_now(
+    view: View, asked: str | None, moved_to: str | os.PathLike[str] | None
+) -> str | os.PathLike[str] | None:
+    """Where OUT is now, if a command says so; None if it has nothing new to say.
+
+    asked: the absolute path of its --out, if it has one. A folder that bears the run's mark is OUT,
+    so that is as good as to name it in --out-moved-to, which is `moved_to`.
+    """
+    if moved_to is None and asked not in (None, view.run.out) and is_out_of(view, asked or ""):
+        return asked
+    return moved_to
 
 
 def record_move(view: View, moved_to: Path) -> None:
