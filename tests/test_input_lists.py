@@ -75,7 +75,7 @@ def test_a_field_may_be_long_and_the_limit_of_others_stays(tmp_path: Path) -> No
     ("text", "says"),
     [
         ("", "t.csv is empty"),
-        ("id,b\n1,2\n3\n", "t.csv, line 3: 1 fields, but the header has 2 columns"),
+        ("id,b\n1,2\n3\n", "t.csv, line 3: 1 field, but the header has 2 columns"),
         ('id,b\n1,"2\n3"\n3,4,5\n', "t.csv, line 4: 3 fields"),
         ("id,b,id\n1,2,3\n", "t.csv, line 1: two columns are called 'id'"),
         ("id,,c\n1,2,3\n", "t.csv, line 1: column 2 has no name"),

@@ -113,6 +113,28 @@ def test_one_path_alone_is_one_path_from_python(box: Box) -> None:
         assert box.python(source).out == f"{found}\n"
 
 
+@pytest.mark.parametrize("items", ["a.txt", b"ab", {"a": 1}])
+def test_one_value_alone_is_no_list_of_items(box: Box, items: object) -> None:
+    """Its letters, numbers or keys would become tasks."""
+    with pytest.raises(gpuspool.UsageError, match="is one value"):
+        gpuspool.run(command=["true", "{input}"], items=items, spool=box / "S")  # type: ignore[arg-type]
+
+
+def test_a_job_beside_a_command_is_refused(box: Box) -> None:
+    """It would be left out."""
+    with pytest.raises(gpuspool.UsageError, match=r"'in/\*' and a command are both given"):
+        gpuspool.run("in/*", items=[1], command=["true", "{input}"], spool=box / "S")
+
+
+def test_a_list_may_be_named_by_a_path_from_python(box: Box) -> None:
+    table = box.write("table.csv", "name\nx\n")
+    tasks = box.write("tasks", '["x"]')
+    for number, given in enumerate(({"csv": table}, {"tasks": tasks})):
+        command = ["true", "{input}"]
+        report = gpuspool.run(command=command, spool=box / f"S{number}", quiet=True, **given)  # type: ignore[arg-type]
+        assert report.counts["complete"] == 1
+
+
 def test_a_second_way_to_name_inputs_is_refused(box: Box) -> None:
     box.write("job.py", "def Job(task, ctx): return 1\n")
     with pytest.raises(gpuspool.UsageError, match="in one way"):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import array
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -83,13 +83,13 @@ def seal_tasks(tasks: Iterable[TaskLine]) -> TaskList:
 
 def collect(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
-    files_from: str | None = None,
-    lines: str | None = None,
-    tasks: str | None = None,
+    files_from: str | os.PathLike[str] | None = None,
+    lines: str | os.PathLike[str] | None = None,
+    tasks: str | os.PathLike[str] | None = None,
     items: Iterable[Any] | None = None,
     choose_root: ChooseRoot | None = None,
     *,
-    csv: str | None = None,
+    csv: str | os.PathLike[str] | None = None,
     key_field: str | None = None,
     null: bool = False,
 ) -> TaskList:
@@ -105,12 +105,16 @@ def collect(
     several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     given = [os.fspath(path) for path in several]
     _refuse_unless_one(given or None, files_from, lines, tasks, csv, items)
+    if isinstance(items, (str, bytes, Mapping)):
+        raise UsageError(
+            f"items={items!r:.80} is one value. Give a list of values: [{items!r:.80}]."
+        )
     if null and files_from is None:
         raise UsageError("--null says how --files-from is written, and that is not given.")
     if csv is not None:
-        return _seal_listed(read_table(csv, key_field), is_named=key_field is not None)
+        return _seal_listed(read_table(os.fspath(csv), key_field), is_named=key_field is not None)
     if tasks is not None:
-        return _seal_listed(read_tasks(tasks, key_field), is_named=key_field is not None)
+        return _seal_listed(read_tasks(os.fspath(tasks), key_field), is_named=key_field is not None)
     if items is not None and key_field is not None:
         return _seal_listed(_with_keys(items, key_field), is_named=True)
     if key_field is not None:
@@ -121,10 +125,10 @@ def collect(
     if items is not None:
         return from_values(items)
     if lines is not None:
-        return from_values(read_lines(lines))
+        return from_values(read_lines(os.fspath(lines)))
     choose_root = choose_root or common_parent
     if files_from is not None:
-        return _from_files(read_paths(files_from, null), choose_root)
+        return _from_files(read_paths(os.fspath(files_from), null), choose_root)
     own = _OwnFolders()
     found = _from_files(Listed(NO_LIST, enumerate(_expand(given, own))), choose_root)
     found.left_out = own.n_left_out

@@ -53,6 +53,8 @@ def parse_job(
     source is empty. capture: what the command prints is its result. Raises UsageError.
     """
     if command:
+        if job is not None:
+            raise UsageError(f"the job {job!r:.80} and a command are both given. Leave one out.")
         return _command_job(command, capture), b""
     if capture:
         raise UsageError(

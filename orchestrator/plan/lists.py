@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.codec import refuse_depth
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import TaskLine
@@ -316,8 +317,9 @@ def _row_task(
 ) -> TaskLine:
     if len(row) != len(columns):
         raise UsageError(
-            f"{where}: {len(row)} fields, but the header has {len(columns)} columns. A field that "
-            "holds the separator is written in quotes; nothing was run."
+            f"{where}: {count_of(len(row), 'field')}, but the header has "
+            f"{count_of(len(columns), 'column')}. A field that holds the separator is written in "
+            "quotes; nothing was run."
         )
     payload = dict(zip(columns, row, strict=True))
     key = f"t{index}" if key_field is None else payload[key_field]
