@@ -44,6 +44,8 @@ def test_spools_ranks_and_keys(box: Box) -> None:
     assert complete(box, "logs", "deep/two", "--task", "t") == ["t0", "t1"]
     assert complete(box, "redo", "spool-one", "a") == ["a.txt"]
     assert complete(box, "redo", "nowhere", "a") == []
+    too_long = "n" * 300
+    assert complete(box, "status", f"{too_long}/") == ["compopt", "-o", "dirnames"]
 
 
 @pytest.mark.parametrize(

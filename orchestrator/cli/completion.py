@@ -7,6 +7,7 @@ where a spool cannot be read it has nothing to say.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,12 +55,12 @@ def spools(_: click.Context, __: click.Parameter, word: str) -> list[CompletionI
 
     found = [CompletionItem(word, type="dir")]
     above = Path(word if word.endswith("/") else Path(word).parent)
-    if not above.is_dir():
-        return found
-    for path in sorted(above.iterdir()):
-        name = f"./{path}" if word.startswith("./") else str(path)
-        if name.startswith(word) and Layout(path).format.exists():
-            found.append(CompletionItem(name))
+    # A folder that cannot be read has no spools to offer, and an error would be in the user's way.
+    with contextlib.suppress(OSError):
+        for path in sorted(above.iterdir()):
+            name = f"./{path}" if word.startswith("./") else str(path)
+            if name.startswith(word) and Layout(path).format.exists():
+                found.append(CompletionItem(name))
     return found
 
 

@@ -206,7 +206,7 @@ naming_inputs = _all(
     ),
 )
 
-# What `run`, `resume` and `retry` have in common.
+# What `run`, `resume`, `retry` and `redo` have in common.
 running = _all(
     option(
         "--ranks",

@@ -39,7 +39,7 @@ STDERR = 2
 
 
 class RunEnded(SystemExit):
-    """The end of `run`, `resume` or `retry`, whose exit code tells how the run ended.
+    """The end of `run`, `resume`, `retry` or `redo`, whose exit code tells how the run ended.
 
     That code stays if stdout takes nothing, unless it is 0: a batch script that submits itself
     again on code 75 must not fail to do so because its log is full.

@@ -218,5 +218,13 @@ def _large_files(folder: str) -> Iterator[str]:
         return
     for name in names:
         path = os.path.join(folder, name)
-        if os.path.isfile(path) and os.path.getsize(path) > READ_BYTES:
+        if _is_large(path):
             yield path
+
+
+def _is_large(path: str) -> bool:
+    """Whether this is a large file; not one that the job removes just now."""
+    try:
+        return os.path.isfile(path) and os.path.getsize(path) > READ_BYTES
+    except OSError:
+        return False

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class StartOptions(TypedDict, total=False):
-    """What each start of a run may say for itself: `run`, `resume` and `retry` take these options.
+    """What each start may say for itself: `run`, `resume`, `retry` and `redo` take these options.
 
     None is the same as leaving an option out. All durations are in seconds.
 
