@@ -15,11 +15,13 @@ JOB = "class J:\n    def __call__(self, task, ctx):\n        return {!r}\n"
     [
         ("python x.py {input}", "x"),
         ("python3.12 -u -W ignore deep/x.py", "x"),
+        ("python -O x.py {input}", "x"),
         ("python -m pkg.mod --size 3", "pkg.mod"),
         ("python -c pass", "python"),
         ("python {input}", "python"),
         ("bash run.sh", "run"),
         ("bash -e ./run {input}", "run"),
+        ("bash -o pipefail run.sh {input}", "run"),
         ("bash -euc 'cat {input}'", "bash"),
         ("Rscript fit.R {input}", "fit"),
         ("env A=b -u C python -m pkg.mod", "pkg.mod"),

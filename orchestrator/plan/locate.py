@@ -20,8 +20,9 @@ _INTERPRETER = re.compile(
     r"(python|pypy|perl|ruby|lua|Rscript|julia|node|deno|php|(ba|da|z|k|fi)?sh)[\d.]*t?"
 )
 
-# Of those, the options whose value is the next word.
-_WITH_VALUE = ("-W", "-X", "-o", "-O", "--check-hash-based-pycs")
+# Of Python and of shells, the options whose value is the next word.
+_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
+_WITH_VALUE_OF_SHELL = ("-o", "+o", "-O", "+O", "--rcfile", "--init-file")
 
 # Programs that start the one that is named behind them.
 _LAUNCHERS = {
@@ -79,22 +80,27 @@ def _program_of(command: list[str]) -> str | None:
 
 def _script_of(interpreter: str, words: list[str]) -> str | None:
     """The script or module among the words behind an interpreter; None where it runs neither."""
+    with_value = _WITH_VALUE_OF_SHELL if _is_shell(interpreter) else _WITH_VALUE
     rest = iter(words)
     for word in rest:
         if word == "-m":
             return next(rest, None)
         if "{" in word or _is_code(interpreter, word):
             return None
-        if word in _WITH_VALUE:
+        if word in with_value:
             next(rest, None)
         elif not word.startswith("-"):
             return word
     return None
 
 
+def _is_shell(interpreter: str) -> bool:
+    return interpreter.endswith("sh")
+
+
 def _is_code(interpreter: str, option: str) -> bool:
     """Whether the word behind this option is a program itself, which has no name: `bash -ec …`."""
-    is_shell = interpreter.endswith("sh")
+    is_shell = _is_shell(interpreter)
     if is_shell and re.fullmatch(r"-[a-z]*c", option):
         return True
     return option == "-c" or (not is_shell and option in ("-e", "--eval"))
