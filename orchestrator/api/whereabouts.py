@@ -3,7 +3,8 @@
 OUT is made and marked once, when the run is made. After that a folder without the mark is not the
 one that holds what was published: a file system is not mounted, or somebody moved OUT. To make OUT
 anew there would end in "40 of 40 complete" with most outputs elsewhere. So the start is refused,
-unless nothing was published yet. Called under the spool's lock.
+unless nothing was published yet. What writes is called under the spool's lock; the questions are
+asked by a dry run too.
 """
 
 from __future__ import annotations

@@ -28,8 +28,6 @@ SHELLS = ("bash", "zsh", "fish")
 MOST_KEYS = 100
 MOST_LOOKED_AT = 100_000
 
-Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
 
 def script(cli: click.Command, shell: str) -> str:
     """What a shell must run to complete the words behind `gpuspool`. Raises UsageError."""

@@ -40,10 +40,6 @@ class Matching(msgspec.Struct, frozen=True):
     gone: list[int]
     changed: list[int]
 
-    @property
-    def is_same(self) -> bool:
-        return not (self.new or self.gone or self.changed)
-
 
 def match(view: View, tasks: TaskList) -> Matching:
     """Compare the tasks of a request with those of a run, each once."""
