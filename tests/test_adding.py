@@ -292,6 +292,17 @@ def test_two_who_add_at_once_add_each_task_once(box: Box) -> None:
     assert sorted(one.task for one in view.planned_tasks()) == list(range(32))
 
 
+def test_nothing_is_added_to_another_run_that_is_at_the_same_place_by_now(box: Box) -> None:
+    box.write("job.py", "def Job(task, ctx): return task.payload\n")
+    command = ("run", "job.py:Job", "--lines", box.lines(2), "--spool", "S", "--ranks", "1")
+    box.run(*command)
+    view = view_of(Layout(box / "S"))
+    box.run(*command, "--fresh")
+    with pytest.raises(UsageError, match="replaced by another run"):
+        add_tasks(view, from_values(["new"]))
+    assert names(box / "S" / "manifests")[0] == "rank-0000.a00.orphans.jsonl"
+
+
 def added(layout: Layout, name: str, first: int, count: int) -> None:
     tasks = [task(index) for index in range(first, first + count)]
     assert publish_added(layout, name, Added(first=first, tasks=count, cost=count), tasks)

@@ -21,7 +21,7 @@ from gpuspool.orchestrator.text.printable import recordable
 from gpuspool.spool.errors import SpoolError, UsageError
 from gpuspool.spool.manifest import publish_added
 from gpuspool.spool.records import Added, TaskLine
-from gpuspool.spool.view import View
+from gpuspool.spool.view import View, load_run
 
 # A manifest that another process added may be seen this many seconds after its name was taken.
 LATE_S = 120.0
@@ -32,14 +32,15 @@ def add_tasks(view: View, tasks: TaskList, found: Matching | None = None) -> int
     """Add those tasks that the run does not have; returns how many these were.
 
     found: how the two compare, if that is known already for this view. The view knows the new ones
-    afterwards. Raises UsageError for a key that the run has for another task,
-    and SpoolError where the spool cannot be read.
+    afterwards. Raises UsageError for a key that the run has for another task, and where another run
+    is at its place by now; SpoolError where the spool cannot be read.
     """
     deadline = time.monotonic() + LATE_S
     while True:
         new = _new_lines(view, tasks, found or match(view, tasks))
         if not new:
             return 0
+        _refuse_another_run(view)
         name = view.next_numbered("added")
         if publish_added(view.layout, name, _head(view, new), _in_order(new)):
             view.refresh()
@@ -53,6 +54,18 @@ def add_tasks(view: View, tasks: TaskList, found: Matching | None = None) -> int
                     f"{view.layout.manifest(name)} is there and cannot be read. Try again later."
                 )
             time.sleep(LATE_LOOK_S)
+
+
+def _refuse_another_run(view: View) -> None:
+    """Raise UsageError where the spool was renamed and another one made, as --fresh does.
+
+    The inputs may have come from a pipe, for hours.
+    """
+    if load_run(view.layout).id != view.run.id:
+        raise UsageError(
+            f"{view.layout.root} was replaced by another run meanwhile. Nothing was added; look at "
+            "it, and add again."
+        )
 
 
 def _new_lines(view: View, tasks: TaskList, found: Matching) -> list[TaskLine]:
