@@ -90,6 +90,13 @@ def test_what_would_be_added(box: Box) -> None:
     assert len(box.results("S")) == 2
 
 
+def test_of_a_run_that_goes_on_it_shows_the_numbers_that_tasks_have_there(box: Box) -> None:
+    words = ("--spool", "S", "--", "echo", "{input}", "{key}", "{index}")
+    box.run("run", "--lines", box.write("first", "a\nb\n"), *words)
+    said = box.run("run", "--lines", box.write("other", "b\na\n"), "--dry-run", *words).err
+    assert "first command: echo a t0 0" in said
+
+
 def test_outputs_that_are_gone_and_a_live_orchestrator_are_found(box: Box) -> None:
     command: list[str | Path] = ["run", f"{JOBS}/plain.py:write", "--lines", box.lines(2)]
     command += ["--spool", "T", "--out", "made"]

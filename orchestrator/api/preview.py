@@ -8,6 +8,7 @@ any code of the job run.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import os
 import shlex
@@ -91,7 +92,9 @@ def preview(
     if added:
         keys = _some([line.key for line in added], len(added))
         text.append(f"{count_of(len(added), 'new task')} would be added: {keys}")
-    text += _names_and_command(request, out, layout, slots[0])
+    # Not the request's own: a run keeps its numbers where the inputs come in another order.
+    first = heapq.nsmallest(SHOWN_KEYS, view.planned_tasks(), key=lambda task: task.task)
+    text += _names_and_command(request, first, ledger.tasks, out, layout, slots[0])
     counts = {"total": ledger.tasks, "complete": ledger.n_complete, "failed": ledger.n_failed}
     return Report(layout.root, 0, counts, "\n".join(text))
 
@@ -110,7 +113,8 @@ def _of_new_run(
         share = count_of(len(planned), "task")
         text.append(f"rank {slot.rank} on {slot.device_name}: {share}{_cost(tasks, planned)}")
     out = layout.outputs if request.out is None else Path(request.out)
-    text += _names_and_command(request, out, layout, slots[0])
+    first = list(itertools.islice(tasks, SHOWN_KEYS))
+    text += _names_and_command(request, first, len(tasks), out, layout, slots[0])
     counts = {"total": len(tasks), "complete": 0, "failed": 0}
     return Report(layout.root, 0, counts, "\n".join(text))
 
@@ -126,16 +130,18 @@ def _cost(tasks: TaskList, planned: Sequence[int]) -> str:
     return f", whose costs add up to {cost:g}"
 
 
-def _names_and_command(request: Request, out: Path, layout: Layout, slot: Slot) -> list[str]:
-    """The first keys, where outputs go, and of a command its first call."""
-    tasks = request.tasks
-    first = list(itertools.islice(tasks, SHOWN_KEYS))
-    keys = f"keys: {_some([task.key for task in first], len(tasks))}"
-    if tasks.root:
-        keys += f" (paths below {tasks.root})"
+def _names_and_command(
+    request: Request, first: list[TaskLine], n_tasks: int, out: Path, layout: Layout, slot: Slot
+) -> list[str]:
+    """The keys of the first tasks, where outputs go, and of a command its first call."""
+    root = request.tasks.root
+    keys = f"keys: {_some([task.key for task in first], n_tasks)}"
+    if root:
+        keys += f" (paths below {root})"
     text = [keys, f"outputs: {out}/<key><suffix>"]
     if request.job.kind is JobKind.COMMAND and first:
-        words = [_fill(word, first[0], out, layout, slot) for word in request.job.command]
+        input_ = _input(first[0], root)
+        words = [_fill(word, first[0], input_, out, layout, slot) for word in request.job.command]
         text.append(f"first command: {shlex.join(words)}")
     return text
 
@@ -145,8 +151,8 @@ def _some(keys: list[str], n_keys: int) -> str:
     return shown if n_keys <= SHOWN_KEYS else f"{shown}, …"
 
 
-def _fill(word: str, task: TaskLine, out: Path, layout: Layout, slot: Slot) -> str:
-    """A word of a command as the first task of a run gets it, once its outputs are published."""
+def _fill(word: str, task: TaskLine, input_: str, out: Path, layout: Layout, slot: Slot) -> str:
+    """A word of a command as a task gets it, once its outputs are published."""
     values = {
         "key": task.key,
         "index": str(task.task),
@@ -157,14 +163,17 @@ def _fill(word: str, task: TaskLine, out: Path, layout: Layout, slot: Slot) -> s
     }
 
     def value_of(name: str) -> str:
-        return values[name] if name in values else placeholders.of_input(name, _input(task))
+        return values[name] if name in values else placeholders.of_input(name, input_)
 
     return placeholders.fill(placeholders.parse(word), value_of)
 
 
-def _input(task: TaskLine) -> str:
-    """What `{input}` stands for: the file, the line, or the payload as JSON."""
+def _input(task: TaskLine, root: str) -> str:
+    """What `{input}` stands for: the file, the line, or the payload as JSON.
+
+    root: the folder that the keys of files are relative to now, "" where it is not known.
+    """
     payload = msgspec.json.decode(task.payload)
     if isinstance(payload, dict) and "path" in payload:
-        return str(payload["path"])
+        return os.path.join(root, task.key) if root else str(payload["path"])
     return payload if isinstance(payload, str) else bytes(task.payload).decode()

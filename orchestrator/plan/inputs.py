@@ -15,6 +15,7 @@ from __future__ import annotations
 import array
 import glob
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -275,10 +276,10 @@ def _from_files(listed: Listed[str], choose_root: ChooseRoot) -> TaskList:
     for index, ((number, name), path) in enumerate(zip(given, absolute, strict=True)):
         # Where only the words of a command line are counted, the name alone says more.
         where = "" if listed.unit == NO_LIST else f"{listed.unit} {number}: "
-        payload, stat = _look_at(name, path, where)
-        newest = max(newest, stat.st_mtime)
+        payload, there = _look_at(name, path, where)
+        newest = max(newest, there.st_mtime)
         key = os.path.relpath(path, root)
-        cost = float(stat.st_size)
+        cost = float(there.st_size)
         tasks.append((number, TaskLine(task=index, key=key, payload=payload, cost=cost)))
     found = _seal_listed(Listed(listed.unit, tasks), is_named=True)
     found.root = root
@@ -297,7 +298,7 @@ def common_parent(paths: list[str]) -> str:
 def _look_at(given: str, path: str, where: str) -> tuple[msgspec.Raw, os.stat_result]:
     """The payload of an input file, and what stat(2) says of it. Raises UsageError."""
     try:
-        stat = os.stat(path)
+        found = os.stat(path)
         payload = msgspec.Raw(msgspec.json.encode({"path": path}))
     except OSError as error:
         hint = ""
@@ -310,12 +311,12 @@ def _look_at(given: str, path: str, where: str) -> tuple[msgspec.Raw, os.stat_re
         raise UsageError(
             f"{where}input {given!r}: its name is not UTF-8. Rename it, e.g. with convmv."
         ) from None
-    if os.path.isdir(path):
+    if stat.S_ISDIR(found.st_mode):
         raise UsageError(
             f"{where}input {given} is a folder. Name its files with a glob: "
             f"'{given.rstrip('/')}/**/*'."
         )
-    return payload, stat
+    return payload, found
 
 
 def _seal_listed(listed: Listed[TaskLine], *, is_named: bool) -> TaskList:
