@@ -202,7 +202,7 @@ class Stranger(msgspec.Struct, frozen=True):
 
 
 class Listener(Protocol):
-    """Who hears of single lines of journals as the view reads them, for people alone."""
+    """Who hears of single lines of journals as the view reads them, to tell people of them."""
 
     def take(self, attempt: str, at: int, task: int, start: float, seconds: float) -> int:
         """A call with this task ended, as the line at an offset of a journal says; `start` and
@@ -392,13 +392,9 @@ class View:
     # Manifests, and with them closings.
 
     def _read_manifests(self) -> None:
-        found: list[str] = []
-        for filename in listdir(self.layout.manifests):
-            name = filename.removesuffix(".jsonl")
-            if name not in self.manifests and name != filename and is_manifest(name):
-                found.append(name)
+        found = self._unread_manifests()
         # What was added comes first: the other manifests may name its tasks.
-        self._read_added(filter(is_added, found))
+        self._read_added(found)
         for name in found:
             if not is_added(name):
                 self._load_manifest(name)
@@ -407,13 +403,23 @@ class View:
         for name in self.missing_manifests():
             self._load_manifest(name)
 
+    def _unread_manifests(self) -> list[str]:
+        """The manifests that are there and were not read yet."""
+        found: list[str] = []
+        for filename in listdir(self.layout.manifests):
+            name = filename.removesuffix(".jsonl")
+            if name not in self.manifests and name != filename and is_manifest(name):
+                found.append(name)
+        return found
+
     def _read_added(self, names: Iterable[str]) -> None:
-        """Read manifests of added tasks, in the order in which these were added.
+        """Read those of these manifests that hold added tasks, in the order of their numbers.
 
         One that is not listed, though a later one is, is asked for by its name. As long as it may
         only be late, later ones wait for it.
         """
-        numbers = [found[1] for found in map(parse_numbered, names) if found is not None]
+        added = map(parse_numbered, filter(is_added, names))
+        numbers = [parsed[1] for parsed in added if parsed is not None]
         for number in range(self._n_added + 1, max(numbers, default=0) + 1):
             name = numbered_name("added", number)
             self._load_manifest(name)
@@ -786,7 +792,11 @@ class View:
         """Take what was put aside of tasks that the run has by now, and report the rest."""
         if not self._strangers:
             return
-        self._read_manifests()
+        # Other manifests have to wait for the next refresh. A closing that is read now would be
+        # newer than the journals: what its attempt finished last would look stranded.
+        self._read_added(self._unread_manifests())
+        # For the same reason nobody asks who has claimed any of the added tasks by now.
+        self._unclaimed = sum(chain.unclaimed for chain in self._chains.values())
         strangers = self._strangers
         self._strangers = []
         for one in strangers:
@@ -914,7 +924,7 @@ class View:
         return self._next_numbers.get(rank, 0)
 
     def next_numbered(self, kind: str) -> str:
-        """The name of the next manifest of a kind: "retry", "sweep" or "ruling"."""
+        """The name of the next manifest of a kind: "added", "retry", "sweep" or "ruling"."""
         newest = 0
         for name in self.manifests:
             parsed = parse_numbered(name)

@@ -3,20 +3,24 @@
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from helpers import Box, names, wait_until
-from spooling import A0, A1, begin, finish, intend, make_spool, task, view_of
+from spooling import A0, A1, B0, begin, finish, intend, make_spool, take, task, view_of
 
 import gpuspool
 from gpuspool.orchestrator.plan.adding import add_tasks
 from gpuspool.orchestrator.plan.inputs import collect, from_values
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.manifest import load_manifest, publish_added
-from gpuspool.spool.records import Added
-from gpuspool.spool.view import View
+from gpuspool.spool.manifest import load_manifest, publish_added, publish_orphans
+from gpuspool.spool.records import Added, Closing
+from gpuspool.spool.states import AttemptState, Reason
+from gpuspool.spool.sweep import stranded_tasks
+from gpuspool.spool.view import View, load_run
 
 # Copies its input to its output.
 COPY = "def Job(task, ctx):\n    ctx.output(task, '.out').write_text(task.path.read_text())\n"
@@ -345,6 +349,51 @@ def test_what_was_added_is_read_in_order_and_one_that_is_lost_costs_its_own_task
     layout.manifest("added-07").write_bytes(b"garbage\n")
     assert view_of(layout).ledger.tasks == 13
     assert view_of(layout).ledger.unreadable == {6, 8}
+
+
+class Meanwhile:
+    """A listener of a view, in whose presence something happens while a journal is read."""
+
+    def __init__(self, attempt: str, happen: Callable[[], None]) -> None:
+        self._attempt = attempt
+        self._happen = happen
+
+    def take(self, attempt: str, at: int, task: int, start: float, seconds: float) -> int:
+        if attempt == self._attempt:
+            self._happen()
+        return 0
+
+    def rest(self, attempt: str) -> None:
+        pass
+
+    def failed(self, attempt: str, at: int, error: msgspec.Raw) -> None:
+        pass
+
+    def split(self, attempt: str, at: int) -> None:
+        pass
+
+
+def test_who_looks_for_added_tasks_once_more_takes_in_no_closing(tmp_path: Path) -> None:
+    """The journal of that attempt was read before, and without its last lines."""
+    layout = make_spool(tmp_path / "s", 2)
+    for attempt in (A0, B0):
+        intend(layout, attempt)
+    first, second = begin(layout, A0), begin(layout, B0)
+    take(layout, A0, 2)
+    finish(second, 7)
+    second.flush()
+
+    def end_first() -> None:
+        finish(first, 0, 1)
+        first.flush()
+        closing = Closing(attempt=A0, state=AttemptState.COMPLETE, reason=Reason.FINISHED, by=A0)
+        assert publish_orphans(layout, closing, [])
+
+    view = View(layout, load_run(layout))
+    view.listener = Meanwhile(B0, end_first)
+    assert stranded_tasks(view.refresh()) == []
+    view.listener = None
+    assert view.refresh().ledger.n_complete == 2
 
 
 def test_a_task_that_no_run_has_is_damage(tmp_path: Path) -> None:
