@@ -52,8 +52,8 @@ class Ledger:
         self.newest_round: dict[int, int] = {}
         # The newest round that a redo gave a task: what was finished in earlier ones is forgotten.
         self.redone: dict[int, int] = {}
-        # The newest round in which a task completed, where that is not the first.
-        self._complete_round: dict[int, int] = {}
+        # The rounds of all complete lines of a task, but where that is one line of round 0.
+        self._complete_rounds: dict[int, list[int]] = {}
         # The tasks whose verdict is "failed", kept in step with the three above and `_unreadable`.
         self._failed: set[int] = set()
         self._unreadable: frozenset[int] = frozenset()
@@ -73,11 +73,12 @@ class Ledger:
         if self.redone and round_ < self.redone.get(task, 0):
             return
         if state is _COMPLETE:
-            if round_:
-                self._complete_round[task] = max(round_, self._complete_round.get(task, 0))
             if self.complete[task]:
+                self._complete_rounds.setdefault(task, [0]).append(round_)
                 self.duplicates += 1
                 return
+            if round_:
+                self._complete_rounds[task] = [round_]
             self.complete[task] = 1
             self.n_complete += 1
             if self._failed and task in self._failed:
@@ -101,12 +102,23 @@ class Ledger:
         if not 0 <= task < self.tasks:
             raise IndexError(task)
         self.redone[task] = max(round_, self.redone.get(task, 0))
-        if self.complete[task] and self._complete_round.get(task, 0) < round_:
-            self.complete[task] = 0
-            self.n_complete -= 1
-            if self._costs is not None:
-                self._cost_finished -= self._costs[task]
+        if self.complete[task]:
+            self._forget_before(task, round_)
         self.raise_round(task, round_)
+
+    def _forget_before(self, task: int, round_: int) -> None:
+        """Take back what complete lines of earlier rounds said of a task that is complete."""
+        rounds = self._complete_rounds.pop(task, [0])
+        left = [one for one in rounds if one >= round_]
+        if left:
+            self._complete_rounds[task] = left
+            self.duplicates -= len(rounds) - len(left)
+            return
+        self.duplicates -= len(rounds) - 1
+        self.complete[task] = 0
+        self.n_complete -= 1
+        if self._costs is not None:
+            self._cost_finished -= self._costs[task]
 
     @property
     def unreadable(self) -> frozenset[int]:

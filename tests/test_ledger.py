@@ -88,6 +88,16 @@ def test_a_task_that_completes_twice_counts_once_and_is_told() -> None:
     assert not ledger.is_finished
 
 
+def test_what_ran_twice_before_a_redo_is_told_alike_whenever_the_redo_is_read() -> None:
+    ledger = fed(1, (0, 0, "complete"), (0, 0, "complete"), (0, 1, "complete"))
+    ledger.redo(0, 1)
+    assert (ledger.n_complete, ledger.duplicates) == (1, 0)
+    ledger.feed(0, 1, LineState.COMPLETE)
+    assert (ledger.n_complete, ledger.duplicates) == (1, 1)
+    ledger.redo(0, 2)
+    assert (ledger.n_complete, ledger.duplicates) == (0, 0)
+
+
 def test_a_task_that_fails_twice_in_a_round_counts_once() -> None:
     ledger = fed(1, (0, 0, "failed"), (0, 0, "failed"))
     assert (ledger.n_failed, ledger.duplicates) == (1, 0)
@@ -131,11 +141,12 @@ fed_lines = st.tuples(tasks, st.integers(0, 3), states)
 # No two sums of these are the same.
 WEIGHTS = [1.0, 2.0, 4.0, 8.0, 16.0]
 raised_rounds = st.tuples(tasks, st.integers(1, 3))
+redone_rounds = st.tuples(st.just("redo"), tasks, st.integers(1, 3))
 unreadable_tasks = st.frozensets(tasks)
 
 
 def tell(ledger: Ledger, event: tuple[object, ...] | frozenset[int]) -> None:
-    """Tell a ledger of a line, of a new round, or of the tasks that are unreadable now."""
+    """Tell a ledger of a line, of a new round, of a redo, or of the tasks unreadable now."""
     match event:
         case frozenset():
             ledger.unreadable = event
@@ -143,15 +154,17 @@ def tell(ledger: Ledger, event: tuple[object, ...] | frozenset[int]) -> None:
             ledger.feed(task, round_, state)
         case (int(task), int(round_)):
             ledger.raise_round(task, round_)
+        case ("redo", int(task), int(round_)):
+            ledger.redo(task, round_)
         case _:
             pytest.fail(f"{event!r}")
 
 
-@given(st.lists(fed_lines), st.lists(raised_rounds), st.randoms(use_true_random=False))
+@given(st.lists(fed_lines | raised_rounds | redone_rounds), st.randoms(use_true_random=False))
 def test_the_order_in_which_lines_are_read_does_not_matter(
-    lines: list[tuple[int, int, LineState]], raised: list[tuple[int, int]], rng: random.Random
+    events: list[tuple[object, ...]], rng: random.Random
 ) -> None:
-    def outcome(events: list[tuple[int, ...]]) -> tuple[object, ...]:
+    def outcome(events: list[tuple[object, ...]]) -> tuple[object, ...]:
         ledger = Ledger(5)
         ledger.weigh(WEIGHTS)
         for event in events:
@@ -166,13 +179,12 @@ def test_the_order_in_which_lines_are_read_does_not_matter(
             ledger.cost_finished,
         )
 
-    events: list[tuple[int, ...]] = [*lines, *raised]
     shuffled = list(events)
     rng.shuffle(shuffled)
     assert outcome(events) == outcome(shuffled)
 
 
-@given(st.lists(fed_lines | raised_rounds | unreadable_tasks))
+@given(st.lists(fed_lines | raised_rounds | redone_rounds | unreadable_tasks))
 def test_the_counts_that_are_kept_equal_a_recount_after_each_event(
     events: list[tuple[object, ...] | frozenset[int]],
 ) -> None:
