@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers import GPUSPOOL, JOBS, Box, journal_lines, names, ran, wait_until, waiting
+from helpers import GPUSPOOL, JOBS, Box, journal_lines, names, ran, record, wait_until, waiting
 from spooling import A0, JOB, begin, dead_process, intend, make_spool, view_of
 
 from gpuspool.orchestrator.supervise.launch import Orders
@@ -15,7 +15,7 @@ from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.identity import identity_of, liveness, myself
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Options
-from gpuspool.spool.states import Life
+from gpuspool.spool.states import Life, Phase
 from gpuspool.spool.view import drain_epoch
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.drain import Drain
@@ -81,6 +81,23 @@ def test_the_beat_goes_on_after_a_look_for_a_drain_that_failed(tmp_path: Path) -
     publish(layout.drain(0), b"")
     wait_until(lambda: drain.is_requested)
     beat.finish()
+
+
+def test_the_beat_goes_on_where_no_record_of_modules_can_be_written(tmp_path: Path) -> None:
+    """Others would take the attempt for dead. The record is written once that can be done."""
+    layout = make_spool(tmp_path / "s", 4)
+    intent = intend(layout, A0)
+    modules = Modules(layout, intent.job, "/", [])
+    standing = Standing(layout, A0, lease_s=120)
+    beat = Beat(layout, intent, myself(), begin(layout, A0), Drain(), standing, modules)
+    beat.doing.phase = Phase.RUNNING
+    folder = layout.subdir("job")
+    folder.rename(tmp_path / "away")
+    beat.beat()
+    assert record(layout.heartbeat(A0)).get("code", "") == ""
+    (tmp_path / "away").rename(folder)
+    beat.beat()
+    assert layout.code(record(layout.heartbeat(A0))["code"]).exists()
 
 
 def test_an_attempt_that_another_orchestrator_is_starting_is_not_stillborn(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import helper
 def Job(task, ctx):
     if task.index >= 4 and not pathlib.Path("more").exists():
         os.kill(os.getppid(), 15)
-        while not ctx.draining: pass
+        while not ctx.is_draining(): pass
         raise RuntimeError("drained")
     return helper.value()
 """
@@ -148,6 +148,30 @@ def test_a_process_that_follows_in_the_same_start_imports_what_the_first_one_did
     # Of the next start somebody is asked.
     box.lines(9)
     assert "helper.py (as it ran)" in box.run(*command, "--add", code=2).err
+
+
+def test_a_helper_that_is_edited_while_the_job_loads_is_known_as_it_was_imported(box: Box) -> None:
+    # A model may take minutes to load. The first process ends by a crash after that.
+    source = (
+        "import os, pathlib, helper\n"
+        "class Job:\n"
+        "    def __init__(self, ctx):\n"
+        f"        pathlib.Path('helper.py').write_text({NEW!r})\n"
+        "    def __call__(self, task, ctx):\n"
+        "        if task.index == 4 and ctx.attempt == 'rank-0000.a00': os._exit(1)\n"
+        "        return helper.value()\n"
+    )
+    box.write("job.py", source)
+    box.write("helper.py", OLD)
+    command = ("run", "job.py:Job", "--lines", box.lines(8), "--spool", "S", "--ranks", "1")
+    box.run(*command, code=0)
+    assert (box / "S" / "attempts" / "rank-0000.a01.json").exists()
+    assert values(box) == ["old"] * 8
+
+
+def test_what_is_no_text_in_sys_path_is_passed_over(box: Box) -> None:
+    box.write("job.py", "import sys\nsys.path += [None, b'/x']\ndef Job(task, ctx): return 1\n")
+    box.run("run", "job.py:Job", "--lines", box.lines(2), "--spool", "S", "--ranks", "1", code=0)
 
 
 def test_results_tell_which_code_they_come_from(box: Box) -> None:

@@ -5,12 +5,12 @@ proves to other hosts that this worker lives and tells people what it is at. As 
 whether somebody called `gpuspool drain`.
 
 With each heartbeat it looks whether the job has imported more modules, which are part of the code
-that this run consists of.
+that this run consists of (see `modules`).
 
 It shares with the main thread only what is made for that: the journal, `Drain`, `Standing`, and
 `Doing`, which the main thread alone writes. What goes wrong with the journal is kept there, and
-ends the attempt at the main thread's next step. A heartbeat that cannot be written is only logged,
-once: the work is worth more than the word of it.
+ends the attempt at the main thread's next step. A heartbeat or a record of modules that cannot be
+written is only logged, once: the work is worth more than the word of it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Beat(threading.Thread):
         # Held while a heartbeat is written, since both threads do so.
         self._lock = threading.Lock()
         self._number = 0
-        self._is_logged = False
+        # What was said to be impossible.
+        self._said: set[str] = set()
         self._end = threading.Event()
         # The pause before the next beat. It doubles, so that `status` shows the first task soon
         # after the start, and is bounded by BEAT_S and the lease.
@@ -142,15 +143,31 @@ class Beat(threading.Thread):
         with self._lock:
             self._number += 1
             self._last_beat = time.monotonic()
+            self._look_at_modules()
             try:
-                # Not before the job is made: half of what it imports would be a record too.
-                if self.doing.phase not in (Phase.LOADING, Phase.WAITING):
-                    self._modules.look()
                 replace(self._layout.heartbeat(self._intent.attempt), encode(self._record()))
             except OSError as error:
-                if not self._is_logged:
-                    self._is_logged = True
-                    say(f"gpuspool: cannot write the heartbeat ({error}); the work goes on")
+                self._say_once("write the heartbeat", error)
+
+    def notice_modules(self) -> None:
+        """Look whether the job has imported more modules. From both threads, as `beat`."""
+        with self._lock:
+            self._look_at_modules()
+
+    def _look_at_modules(self) -> None:
+        try:
+            # Until the job is made nothing is told: half of what it imports would be a record too.
+            if self.doing.phase in (Phase.LOADING, Phase.WAITING):
+                self._modules.notice()
+            else:
+                self._modules.tell()
+        except OSError as error:
+            self._say_once("write down which modules the job has imported", error)
+
+    def _say_once(self, what: str, error: OSError) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            say(f"gpuspool: cannot {what} ({error}); the work goes on")
 
     def _record(self) -> Heartbeat:
         doing = self.doing

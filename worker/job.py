@@ -83,25 +83,26 @@ def load_job(
     layout: Layout,
     job: Job,
     context: Context,
-    check_devices: Callable[[], None],
+    check: Callable[[], None],
     warm_up: Callable[[Callable[[], Any]], None],
 ) -> LoadedJob:
     """Import and make the job. Raises whatever user code raises.
 
-    check_devices: called between import and construction, and after construction. warm_up: called
-    before construction with the job's `warmup`, where it has one that takes the context alone.
+    check: called between import and construction, and after construction; what it raises is raised.
+    warm_up: called before construction with the job's `warmup`, where it has one that takes the
+    context alone.
     """
     if job.kind is JobKind.COMMAND:
         return LoadedJob(call=command_runner(job))
     # A job that parses arguments, at its import or later, must not meet those of this process.
     sys.argv[:] = [job.file, *_arguments(layout, job)]
     target = _find(layout, job)
-    check_devices()
+    check()
     if job.kind is JobKind.CALL:
         return LoadedJob(call=call_runner(target, layout))
     if isinstance(target, type):
         target = _make(target, context, warm_up)
-        check_devices()
+        check()
     _refuse_unfit(job, target)
     return _with_options(target)
 

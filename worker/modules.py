@@ -4,9 +4,11 @@ The job's own file is run from its copy in the spool. The modules that it import
 they are, so they can change while the run goes on: somebody edits a helper, and the next process
 imports it. Then one run would hold results of two codes, and nobody would know which is which.
 
-1. After the job was made, and whenever more modules were imported since, a record of them is
+1. What a module holds is read soon after its import: after that of the job, and with each
+   heartbeat.
+2. After the job was made, and whenever more modules were imported since, a record of them is
    published (`spool/code.py`), and each heartbeat names it.
-2. A process that follows another one is told that record in its intent. If it finds a module that
+3. A process that follows another one is told that record in its intent. If it finds a module that
    is not any more what stands there, it imports the text that was kept. So until somebody starts
    the run anew, which tells of the change and asks, all processes run the same code.
 
@@ -54,12 +56,15 @@ class Modules:
         self._folder = os.path.dirname(job.file)
         self._submit_dir = submit_dir
         self._files: dict[str, CodeFile] = {}
+        # How many modules there were when they were looked at last.
         self._n_seen = 0
         owners: Owners = {}
         record = read_code(layout, job.code, owners)
         refuse_strangers(layout, Trust(trusted), owners)
         if record is not None:
             self._files = {file.name: file for file in record.files}
+        # Whether the record says all that is known.
+        self._is_told = record is not None
         # A command imports nothing, and a function of the seed API is its own program's.
         self._is_idle = job.kind not in (JobKind.FILE, JobKind.MODULE)
 
@@ -69,31 +74,36 @@ class Modules:
         if kept and not self._is_idle:
             sys.meta_path.insert(0, _KeptModules(kept, self._folder))
 
-    def look(self) -> None:
-        """Look whether more modules were imported, and publish a record of them if so.
+    def notice(self) -> None:
+        """Read what stands in the modules that were imported since the last call. Raises OSError.
 
-        Raises OSError.
+        The sooner the better: who edits one later has not changed what runs here.
         """
         if self._is_idle or len(sys.modules) == self._n_seen:
             return
-        self._n_seen = len(sys.modules)
-        is_new = not self.code
+        n_modules = len(sys.modules)
         for module, path in self._imported():
             name = name_of(path, self._folder)
             if name not in self._files:
                 file = look_at(path, name, module)
                 if file is not None:
                     self._files[name] = file
-                    is_new = True
-        if is_new:
+                    self._is_told = False
+        self._n_seen = n_modules
+
+    def tell(self) -> None:
+        """Publish a record of the modules, unless that was done. Raises OSError."""
+        self.notice()
+        if not self._is_idle and not self._is_told:
             record = make_code(self._job.sha256, self._files.values())
             self.code = publish_code(self._layout, record)
+            self._is_told = True
 
     def _imported(self) -> Iterator[tuple[str, str]]:
         """(dotted name, path) of each module of the user's, but for the job's own file."""
         folders = self._users_folders()
         # A copy, since a thread of the job may import something meanwhile.
-        for name, module in list(sys.modules.items()):
+        for name, module in sys.modules.copy().items():
             # Asked of the namespace alone: some modules import others when an attribute is read.
             path = getattr(module, "__dict__", {}).get("__file__")
             if not isinstance(path, str) or path == self._job.file:
@@ -108,6 +118,9 @@ class Modules:
         library = os.path.dirname(os.__file__)
         folders: set[str] = set()
         for entry in (self._folder, self._submit_dir, *sys.path):
+            # Programs append what `os.environ.get` gave them; imports pass over that too.
+            if not isinstance(entry, str):
+                continue
             folder = os.path.abspath(entry).rstrip("/") + "/"
             if not f"{folder}/".startswith(f"{library}/"):
                 folders.add(folder)

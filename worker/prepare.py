@@ -54,7 +54,7 @@ class Preparation:
         self._timer.begin(0)
         self._pinning.watch()
         job, raised = call_user_code(
-            load_job, self._layout, self._intent.job, context, self.check_devices, self._warm_up
+            load_job, self._layout, self._intent.job, context, self._look, self._warm_up
         )
         if raised is not None:
             if isinstance(raised, (Drained, CopyUnreadable)):
@@ -76,6 +76,11 @@ class Preparation:
         """
         if isinstance(raised, OSError) and raised.errno is not None:
             raise_trouble_at(raised, self._layout.root)
+
+    def _look(self) -> None:
+        """Look at what the job has done so far. Raises AttemptError."""
+        self._beat.notice_modules()
+        self.check_devices()
 
     def check_devices(self) -> None:
         """Look whether the job uses the devices that it was given. Raises AttemptError."""
