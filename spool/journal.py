@@ -42,7 +42,7 @@ class JournalWriter:
     that a call which should have been tiny hangs.
 
     Two threads may use a writer: one appends, the other calls `sync_if_dirty`. Each may call
-    `flush` and `check`.
+    `flush`, `sync` and `check`.
     """
 
     def __init__(self, fd: int, path: Path, n_bytes: int) -> None:
@@ -93,8 +93,15 @@ class JournalWriter:
         if self._broken is not None:
             return
         self.flush()
-        if not self._dirty:
-            return
+        if self._dirty:
+            self.sync()
+
+    def sync(self) -> None:
+        """Write what waits, and return once all lines are durable; raises OSError.
+
+        By an fdatasync(2) of its own, since the other thread may be in the middle of one.
+        """
+        self.flush()
         # Before the sync: what is written meanwhile makes it dirty again.
         self._dirty = False
         try:

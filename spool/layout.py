@@ -444,15 +444,6 @@ class Layout:
         """The beat of a parent, which vouches for its children. No attempt has such a name."""
         return self.root / "heartbeat" / f"parent-{epoch:04d}.{quote(host, safe='')}.{pid}.json"
 
-    @property
-    def scratches(self) -> Path:
-        """The folders in which tasks keep what they have; exists only where one asked for its."""
-        return self.root / "scratch"
-
-    def scratch(self, task: int) -> Path:
-        """Where a task keeps what it has until it completes."""
-        return self.scratches / f"{task:09d}"
-
     def warmup(self, epoch: int, host: str, kernel: str, what: str) -> Path:
         """Who tries to warm a host up, or the word that it is done.
 
@@ -469,6 +460,17 @@ class Layout:
     def finished(self, epoch: int) -> Path:
         """The word that every task has a verdict, for the attempts of the epochs up to this one."""
         return self.control / f"finished.{epoch:04d}"
+
+    # What belongs to one task.
+
+    @property
+    def scratches(self) -> Path:
+        """The folders in which tasks keep what they have; exists only where one asked for its."""
+        return self.root / "scratch"
+
+    def scratch(self, task: int) -> Path:
+        """Where a task keeps what it has until it completes."""
+        return self.scratches / f"{task:09d}"
 
     # Failed tasks, for people.
 

@@ -485,7 +485,7 @@ def remove_quietly(path: Path) -> bool:
 
 
 def remove_tree_quietly(path: Path) -> None:
-    """Remove a hidden folder of our own; what cannot be removed stays, which harms nobody."""
+    """Remove a folder of our own that nobody needs; what cannot be removed stays."""
     import shutil
 
     # `ignore_errors` ignores most errors, not all.

@@ -116,6 +116,32 @@ def test_a_task_that_fails_keeps_its_scratch_for_its_next_round(box: Box) -> Non
     assert scratch(box) == []
 
 
+def test_a_task_may_remove_its_scratch_and_ask_again(box: Box) -> None:
+    box.write(
+        "job.py",
+        "import gpuspool, pathlib, shutil\n"
+        "def Job(task, ctx):\n"
+        "    (ctx.scratch(task) / 'half').touch()\n"
+        "    shutil.rmtree(ctx.scratch(task))\n"
+        "    if pathlib.Path('again').exists(): return 1\n"
+        "    pathlib.Path('again').touch()\n"
+        "    raise gpuspool.NotDone\n",
+    )
+    run(box, 1, code=0, options=("--keep-going",))
+    assert scratch(box) == []
+
+
+def test_a_redo_does_not_go_on_from_what_a_dead_worker_left(box: Box) -> None:
+    box.write("job.py", COUNTS)
+    run(box, 3, 2, code=0)
+    kept = box / "S" / "scratch" / "000000001"
+    kept.mkdir(parents=True)
+    (kept / "count").write_text("2")
+    before = len(steps(box))
+    box.run("redo", "S", "t1")
+    assert steps(box)[before:] == ["t1 1", "t1 2"]
+
+
 def test_the_scratch_of_a_complete_task_whose_worker_died_goes_at_the_end(box: Box) -> None:
     box.write("job.py", "def Job(task, ctx): return 1\n")
     run(box, 1, 2, code=0)

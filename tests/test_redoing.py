@@ -12,7 +12,9 @@ import gpuspool
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import OUT_MARK, Layout
 from gpuspool.spool.ledger import Ledger
+from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.states import LineState, Verdict
+from gpuspool.spool.view import open_view
 
 # Writes the number of the run that it is in, which a file says; fails where another file is.
 JOB = (
@@ -50,17 +52,17 @@ def test_tasks_are_redone_by_key_and_by_pattern_and_no_other(box: Box, done: Pat
     assert names(box / "S" / "manifests")[-2:] == ["retry-01.jsonl", "retry-02.jsonl"]
 
 
-def test_a_task_is_redone_from_its_beginning(box: Box) -> None:
-    box.write(
-        "job.py", "def Job(task, ctx): return [path.name for path in ctx.scratch(task).iterdir()]\n"
-    )
-    box.run("run", "job.py:Job", "--lines", box.lines(1), "--spool", "S", "--ranks", "1")
-    # As a worker leaves it that was killed after its task was complete, with all others.
-    folder = Layout(box / "S").scratch(0)
-    folder.mkdir()
-    (folder / "half").touch()
-    box.run("redo", "S", "t0")
-    assert told(box) == [[]]
+def test_a_retry_of_a_redone_task_still_replaces_its_output(box: Box, done: Path) -> None:
+    """Whatever else gave the task out before, and is listed behind the redo."""
+    layout = Layout(box / "S")
+    [line] = [one for one in open_view(layout.root).planned_tasks() if one.key == "t1"]
+    assert publish_manifest(layout, "sweep-01", [line])
+    box.write("number", "bad")
+    box.run("redo", "S", "t1", "--keep-going", code=3)
+    box.write("number", "3")
+    box.run("retry", "S", code=0)
+    assert told(box)[1] == "3"
+    assert (done / "t1.txt").read_text() == "t1 3"
 
 
 def test_from_python(box: Box, done: Path) -> None:

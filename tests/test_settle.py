@@ -1,5 +1,6 @@
 """What the journal is told of the tasks in hand: when lines wait, what is announced, who fails."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from gpuspool.spool.records import Closing, Error, JournalLine, Options
 from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
+from gpuspool.worker.context import Task
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.scratch import Scratch
 from gpuspool.worker.settle import MOST_WAITING, TINY_S, Settler
@@ -97,6 +99,28 @@ def test_no_line_waits_where_calls_are_announced(tmp_path: Path) -> None:
     scene.settler.end_stretch(0.0, calls=100)
     scene.complete(0)
     assert scene.written() == [0]
+
+
+def test_a_task_is_durably_complete_before_what_it_kept_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path)
+    folder = scene.settler.scratch.of(Task(1, "t1", None, 1.0))
+    scene.settler.end_stretch(0.0, calls=100)
+    fdatasync = os.fdatasync
+    synced = []
+
+    def watch(fd: int) -> None:
+        fdatasync(fd)
+        synced.append((scene.written(), folder.is_dir()))
+
+    monkeypatch.setattr(os, "fdatasync", watch)
+    scene.complete(0)
+    scene.complete(1)
+    assert synced == [([0, 1], True)]
+    assert not folder.exists()
+    scene.complete(2)
+    assert len(synced) == 1, "of a task that kept nothing nobody waits"
 
 
 def test_a_failure_takes_the_lines_that_wait_along(tmp_path: Path) -> None:

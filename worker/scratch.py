@@ -28,14 +28,14 @@ class Scratch:
     def of(self, task: Task) -> Path:
         """The folder of a task, which is made if need be. Raises OSError."""
         folder = self._layout.scratch(task.index)
-        if task.index not in self.asked:
+        # A job that begins anew may have removed it.
+        if task.index not in self.asked or not folder.is_dir():
             self._check_folders()
             make_folder(folder)
             self.asked.add(task.index)
         return folder
 
     def remove(self, task: int) -> None:
-        """A task is complete: nobody needs its folder any more."""
-        if task in self.asked:
-            self.asked.discard(task)
-            remove_tree_quietly(self._layout.scratch(task))
+        """A task that asked is complete: nobody needs its folder any more."""
+        self.asked.discard(task)
+        remove_tree_quietly(self._layout.scratch(task))

@@ -59,10 +59,10 @@ TINY_S = 0.001
 # A task waits so long before its first retry, then twice as long each time, up to the second, and a
 # quarter more or less by chance: what fails together should not be tried together.
 FIRST_RETRY_S = 1.0
-# A task that is not done is called again after so many seconds, if nothing else was claimed.
-PUT_OFF_S = 0.1
 LONGEST_RETRY_S = 60.0
 RETRY_SPREAD = 0.25
+# A task that is not done is called again after so many seconds, if nothing else was claimed.
+PUT_OFF_S = 0.1
 # So often a task may ask for a fresh process in one round: what ends used processes may be the task
 # itself, and some of them in a row may be bad luck.
 MOST_RESTARTS = 3
@@ -263,10 +263,12 @@ class Settler:
             return
         self._journal.append(verdict, self._may_wait)
         self._in_hand.remove(line)
-        if self.scratch.asked:
-            self.scratch.remove(line.task)
         self._doing.complete += 1
         self.exit_code = 0
+        if self.scratch.asked and line.task in self.scratch.asked:
+            # Days of work may be in there: nothing must take back the line once that is gone.
+            self._journal.sync()
+            self.scratch.remove(line.task)
 
     def _put_off(self, line: TaskLine) -> None:
         """A task needs another call: here, behind what was claimed, or in another start."""
@@ -289,7 +291,7 @@ class Settler:
     def _let_wait(self, line: TaskLine) -> None:
         """A task is not in hand any more, and has no verdict."""
         self._in_hand.remove(line)
-        # As in `_defer`.
+        # It stays claimed. So from now on calls must say what is in hand.
         self.is_announcing = True
         self._may_wait = False
         self._journal.append(

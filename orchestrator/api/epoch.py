@@ -202,10 +202,9 @@ def _give_another_round(view: View, again: Again) -> str:
     if again.redo is not None:
         what = "task gets", "tasks get"
     if lines:
-        # A worker that was killed as it removed the scratch of a complete task left some of it. Who
-        # does the task again would go on from there.
-        if not view.open_attempts:
-            remove_scratch(view)
+        # What a complete task kept is there only if its worker died when it was to remove that. A
+        # redo would go on from it.
+        remove_scratch(view)
         tasks = [_in_next_round(view, line, is_redo=again.redo is not None) for line in lines]
         publish_manifest(view.layout, view.next_numbered("retry"), tasks)
         file_away_old_failures(view.refresh())
@@ -217,7 +216,11 @@ def _newest_lines(view: View, wanted: set[int]) -> list[TaskLine]:
     newest: dict[int, TaskLine] = {}
     for manifest in view.manifests.values():
         for line in manifest.tasks():
-            if line.task in wanted:
+            if line.task not in wanted:
+                continue
+            # A sweep or a ruling of an earlier round may be listed behind a later retry.
+            known = newest.get(line.task)
+            if known is None or line.round >= known.round:
                 newest[line.task] = line
     return [newest[task] for task in sorted(newest)]
 
@@ -240,6 +243,7 @@ def _in_next_round(view: View, line: TaskLine, is_redo: bool) -> TaskLine:
         round=last_round + 1,
         cost=cost,
         kills=0,
+        restarts=0,
         failed_in=(),
         careful=False,
         redo=is_redo or line.redo,

@@ -48,10 +48,7 @@ def remove_leftovers(view: View) -> None:
 
 
 def remove_scratch(view: View) -> None:
-    """Remove the scratch folders of complete tasks. Only while no attempt is open.
-
-    Raises OSError where they cannot be listed; what cannot be removed stays.
-    """
+    """Remove the scratch folders of complete tasks. Raises OSError where they cannot be listed."""
     layout, ledger = view.layout, view.ledger
     for name in listdir(layout.scratches):
         if name.isdecimal() and int(name) < ledger.tasks and ledger.complete[int(name)]:
