@@ -85,6 +85,26 @@ def test_what_is_not_done_goes_back_to_the_queue_and_blames_nobody(box: Box, bat
     assert scratch(box) == []
 
 
+def test_a_batch_that_raises_not_done_speaks_for_all_its_tasks(box: Box) -> None:
+    box.write(
+        "job.py",
+        "import gpuspool\n"
+        "def Job(tasks, ctx):\n"
+        "    for task in tasks: (ctx.scratch(task) / str(len(tasks))).touch()\n"
+        "    if any(len(list(ctx.scratch(task).iterdir())) < 2 for task in tasks):\n"
+        "        raise gpuspool.NotDone\n"
+        "    return [task.payload for task in tasks]\n"
+        "Job.batch_size = 4\n",
+    )
+    command = ["run", "job.py:Job", "--tasks", box.tasks([1, 2, 3, 4]), "--spool", "S"]
+    done = box.run(*command, "--ranks", "1", code=0)
+    assert [result["result"] for result in box.results("S")] == [1, 2, 3, 4]
+    assert "split" not in done.err
+    [journal] = [path.read_text() for path in (box / "S" / "journal").iterdir()]
+    assert journal.count('"deferred"') == 4
+    assert "not_done" not in journal
+
+
 def test_a_command_says_by_exit_status_75_that_it_is_not_done(box: Box) -> None:
     script = box.write(
         "step.sh",

@@ -16,8 +16,10 @@ Limits on time, and the line that says what is in hand, hold from step 1 on: wai
 part of the call.
 
 A call with several tasks that raises settles none of them: the executor splits it, until the task
-that is to blame is alone. Nor is a task settled for which memory ran out, unless the call was made
-for it alone, with all memory that could be had.
+that is to blame is alone. But what speaks of the call as a whole is said of each of its tasks: that
+they are not done, that a fresh process shall go on, that the number of results is wrong. Nor is a
+task settled for which memory ran out, unless the call was made for it alone, with all memory that
+could be had.
 """
 
 from __future__ import annotations
@@ -200,8 +202,9 @@ class Call:
             failure = self._judge(raised, lines)
             if failure.kind in _OUT_OF_MEMORY and not is_alone:
                 return CallEnd.OUT_OF_MEMORY, [*lines, *too_large]
-            is_settled = isinstance(raised, WrongLength) or self._is_restart(failure, lines)
-            if len(lines) > 1 and not is_settled:
+            is_of_all = isinstance(raised, (NotDone, WrongLength))
+            is_of_all = is_of_all or self._is_restart(failure, lines)
+            if len(lines) > 1 and not is_of_all:
                 return CallEnd.RAISED, [*lines, *too_large]
             outcomes = [failure] * len(lines)
         if not is_alone:

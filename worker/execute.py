@@ -123,8 +123,6 @@ class Executor:
         self._calls = min(MOST_CALLS, 1 + int(ran * STRETCH_S / (perf_counter() - began)))
         return ran
 
-    # The parts of a batch come in order, each half right after the first one. So verdicts come as
-    # soon as they can, and what `BatchSize` learns of one part is of use for the next.
     def _tell_of_split(self, lines: list[TaskLine]) -> None:
         """Count a batch that raised and is split; tell of the first, here and in the journal."""
         if not self.splits:
@@ -137,6 +135,8 @@ class Executor:
             self.call.note_split(lines, error)
         self.splits += 1
 
+    # The parts of a batch come in order, each half right after the first one. So verdicts come as
+    # soon as they can, and what `BatchSize` learns of one part is of use for the next.
     def _run_batch(self, lines: list[TaskLine]) -> None:
         size_before = self._size.current
         self._size.begin()
