@@ -1,6 +1,7 @@
 """What is told of a command that failed: its exit status, and the end of what it wrote."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,16 @@ def test_a_kernel_without_pidfd_is_looked_at(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("os.pidfd_open", refuse)
     assert starting.run(["sh", "-c", "echo bad >&2; exit 3"], is_literal=True) == (3, "bad")
     assert starting.run(["sh", "-c", "exec 2>&-; sleep 0.1; exit 3"], is_literal=True).status == 3
+
+
+def test_a_command_that_has_ended_is_not_run_again_for_want_of_a_thread(tmp_path: Path) -> None:
+    """One would have read what a process that it left behind may write yet."""
+    usual = threading.stack_size(1 << 46)  # no address space has so much
+    try:
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=print).start()
+        script = f"while ! [ -e {tmp_path}/go ]; do sleep 0.01; done & exit 3"
+        assert starting.run(["sh", "-c", script], is_literal=True).status == 3
+    finally:
+        threading.stack_size(usual)
+        (tmp_path / "go").touch()

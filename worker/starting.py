@@ -176,8 +176,14 @@ def _listen(process: subprocess.Popen[bytes], printed: bytearray | None) -> byte
     _take_until_end(process.pid, takers)
     if process.stdout is not None:
         process.stdout.close()
-    if process.stderr in takers:
-        threading.Thread(target=_pass_on_later, args=(process.stderr,), daemon=True).start()
+    if process.stderr is not None and process.stderr in takers:
+        later = threading.Thread(target=_pass_on_later, args=(process.stderr,), daemon=True)
+        try:
+            later.start()
+        except RuntimeError:
+            # There is no thread to be had. The command has ended all the same, and what others
+            # write is lost.
+            process.stderr.close()
     return bytes(said)
 
 
