@@ -17,8 +17,8 @@ from pathlib import Path
 
 from gpuspool.spool.codec import decode, encode
 from gpuspool.spool.errors import Damaged
-from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import Owners, publish, read_bytes
+from gpuspool.spool.layout import Layout, parse_code
+from gpuspool.spool.publish import Owners, listdir, publish, read_bytes
 from gpuspool.spool.records import Code, CodeFile
 
 # A file of at most so many bytes is known by its content. Of a larger one (weights) reading all of
@@ -160,9 +160,10 @@ def read_code(layout: Layout, name: str, owners: Owners | None = None) -> Code |
 
 def damaged_records(layout: Layout) -> Iterator[Path]:
     """The records that are not what their names say. Raises OSError."""
-    for path in sorted(layout.subdir("job").glob("code-*.json")):
-        if read_code(layout, path.stem.removeprefix("code-")) is None:
-            yield path
+    for filename in listdir(layout.subdir("job")):
+        name = parse_code(filename)
+        if name is not None and read_code(layout, name) is None:
+            yield layout.code(name)
 
 
 def _digest(data: bytes) -> str:

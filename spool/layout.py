@@ -56,6 +56,7 @@ _PLANNED = re.compile(r"rank-(\d{4,9})", re.ASCII)
 _ORPHANS = re.compile(rf"({ATTEMPT_PATTERN})\.orphans", re.ASCII)
 _NUMBERED = re.compile(r"(added|retry|sweep|ruling)-(\d{2,9})", re.ASCII)
 _CONTROL = re.compile(r"(drain|finished)\.(\d{4,9})", re.ASCII)
+_CODE = re.compile(r"code-([0-9a-f]{32})\.json", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,9})", re.ASCII)
 _HIDDEN_OUTPUT = re.compile(
     rf"\.gpuspool-((?:[0-9a-f]+\.\d+\.\d+-)?{ATTEMPT_PATTERN})-\d+", re.ASCII
@@ -168,6 +169,14 @@ def is_manifest(name: str) -> bool:
 
 
 # Other names.
+
+
+def parse_code(filename: str) -> str | None:
+    """The name of a record of code, by that of its file in job/; None for other files."""
+    match = _CODE.fullmatch(filename)
+    if match is None:
+        return None
+    return match[1]
 
 
 def parse_control(name: str) -> tuple[str, int] | None:

@@ -340,11 +340,14 @@ def test_a_damaged_record_is_named_and_restored(box: Box) -> None:
     whole = [path.read_bytes() for path in records]
     for path in records:
         path.write_bytes(b"\0" * 82)
+    # This name is none of ours.
+    notes = box.write("S/job/code-notes.json", "{}")
     found = box.run("verify", "S", code=None).out
     assert all(str(path) in found for path in records)
     box.run(*command, code=0)
     assert [path.read_bytes() for path in records] == whole
     assert "code-" not in box.run("verify", "S", code=0).out
+    assert (box / notes).read_text() == "{}"
 
 
 def test_a_file_that_the_job_wrote_until_it_was_killed_does_not_stop_the_next_start(
