@@ -169,6 +169,28 @@ def test_a_helper_that_is_edited_while_the_job_loads_is_known_as_it_was_imported
     assert values(box) == ["old"] * 8
 
 
+def test_a_helper_that_was_not_kept_is_known_as_each_process_imported_it(box: Box) -> None:
+    # It is too long. So the second process has to import what is there, and says so.
+    source = (
+        "import os, pathlib, helper\n"
+        "def Job(task, ctx):\n"
+        "    if task.index == 4 and ctx.attempt == 'rank-0000.a00':\n"
+        "        beat = pathlib.Path('S/heartbeat/rank-0000.a00.json')\n"
+        "        while 'code' not in beat.read_text(): pass\n"
+        f"        pathlib.Path('helper.py').write_text({NEW!r})\n"
+        "        os._exit(1)\n"
+        "    return helper.value()\n"
+    )
+    box.write("job.py", source)
+    box.write("helper.py", OLD + "#" * 300_000 + "\n")
+    command = ("run", "job.py:Job", "--lines", box.lines(8), "--spool", "S", "--ranks", "1")
+    box.run(*command, code=0)
+    assert values(box) == ["old"] * 4 + ["new"] * 4
+    codes = [one["code"] for one in box.run("results", "S", code=0).records()]
+    assert len(set(codes[:4])) == len(set(codes[4:])) == 1
+    assert codes[0] != codes[4]
+
+
 def test_what_is_no_text_in_sys_path_is_passed_over(box: Box) -> None:
     box.write("job.py", "import sys\nsys.path += [None, b'/x']\ndef Job(task, ctx): return 1\n")
     box.run("run", "job.py:Job", "--lines", box.lines(2), "--spool", "S", "--ranks", "1", code=0)

@@ -56,8 +56,9 @@ class Modules:
         self._folder = os.path.dirname(job.file)
         self._submit_dir = submit_dir
         self._files: dict[str, CodeFile] = {}
-        # How many modules there were when they were looked at last.
+        # How many modules there were when they were looked at last, and the names of their files.
         self._n_seen = 0
+        self._seen: set[str] = set()
         owners: Owners = {}
         record = read_code(layout, job.code, owners)
         refuse_strangers(layout, Trust(trusted), owners)
@@ -84,12 +85,21 @@ class Modules:
         n_modules = len(sys.modules)
         for module, path in self._imported():
             name = name_of(path, self._folder)
-            if name not in self._files:
-                file = look_at(path, name, module)
-                if file is not None:
-                    self._files[name] = file
-                    self._is_told = False
+            if name not in self._seen:
+                self._seen.add(name)
+                self._note(look_at(path, name, module))
         self._n_seen = n_modules
+
+    def _note(self, file: CodeFile | None) -> None:
+        """Note a file that was just imported; None for one that cannot be read."""
+        if file is None:
+            return
+        known = self._files.get(file.name)
+        if known is not None and (known.text is not None or is_same(known, file)):
+            # If it changed since that process ran, the text that was kept was imported.
+            return
+        self._files[file.name] = file
+        self._is_told = False
 
     def tell(self) -> None:
         """Publish a record of the modules, unless that was done. Raises OSError."""
