@@ -107,7 +107,7 @@ def conflicts(one: Code, other: Code) -> list[str]:
 
 
 def name_of(path: str, folder: str) -> str:
-    """How a record names a file: relative to the job's folder where it lies below that.
+    """How a record names a file: relative to this folder, the job's, where it lies below that.
 
     So a project that was moved, job and helpers together, is still the same code.
     """

@@ -69,8 +69,8 @@ class Manifest:
 
     closing: how its attempt ended, by its first line; None where it is no orphans manifest, or
     where that line is damaged. ruling: what was ruled, likewise. added: that its tasks were added,
-    likewise. is_as_planned: its bytes have the
-    checksum that run.json says, so its lines need not be checked one by one.
+    likewise. is_as_planned: its bytes have the checksum that run.json says, so its lines need not
+    be checked one by one.
     """
 
     def __init__(
@@ -246,9 +246,10 @@ def publish_ruling(layout: Layout, name: str, ruling: Ruling, again: Iterable[Ta
 
 
 def publish_added(layout: Layout, name: str, added: Added, tasks: Iterable[TaskLine]) -> bool:
-    """Publish tasks that are added to the run, in this order, by link(2). False: the name is taken.
+    """Publish tasks that are added to the run, by link(2). False: the name is taken.
 
-    The link is the commit instant: from then on the run has them.
+    They stay in this order, which the caller has planned. The link is the commit instant: from then
+    on the run has them.
     """
     return publish(layout.manifest(name), seal(added) + b"".join(map(seal, tasks)))
 

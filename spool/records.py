@@ -53,12 +53,13 @@ class TaskLine(Record, frozen=True, kw_only=True):
     """One task, as a line of a manifest.
 
     task: its index in the run. cost: in any unit, at least 0; manifests are sorted by it. round:
-    how often `retry` gave it another chance. kills: how often, in this round, its worker was killed
-    by SIGKILL with it certainly in hand. careful: it runs alone, after a `started` line. failed_in:
-    the attempts in which it failed or took the worker along in this round, each with the device;
-    that is "" where a file system in trouble was to blame, see `ErrorKind.IO`. redo: `redo` gave it
-    this round: what earlier ones came to is forgotten, and its outputs replace theirs. restarts:
-    how often in this round a call with it asked for a fresh process.
+    how often `retry` or `redo` gave it out again. kills: how often, in this round, its worker was
+    killed by SIGKILL with it certainly in hand. careful: it runs alone, after a `started` line.
+    failed_in: the attempts in which it failed or took the worker along in this round, each with the
+    device; that is "" where a file system in trouble was to blame, see `ErrorKind.IO`. redo: `redo`
+    gave it this round: what earlier ones came to is forgotten, and its outputs replace theirs.
+    restarts: how often in this round calls with it asked for a fresh process, since it was last
+    said to be not done.
     """
 
     task: int
@@ -229,12 +230,11 @@ class Stats(Record, frozen=True, kw_only=True):
     """What an attempt tells of itself when it ends.
 
     done, failed: how many tasks. seconds: since the process began. busy_s: in calls of the job.
-    idle_s: all other seconds, by cause ("start", "load", "inputs", "publish", "work"). ready: the
-    job was loaded. peak_memory_bytes: resident. peak_device_memory_bytes: held by torch.
+    idle_s: all other seconds, by cause ("start", "load", "inputs", "publish", "work", "close").
+    ready: the job was loaded. peak_memory_bytes: resident. peak_device_memory_bytes: held by torch.
     batch_size: at its end; None where the job was not loaded. oom_halvings: how often several
-    tasks at once did not fit into memory. splits: how many batches raised and were run task by task
-    in the end. left_behind: how many unfinished outputs it could not
-    remove.
+    tasks at once did not fit into memory. splits: how many calls with several tasks raised, and
+    were run in parts. left_behind: how many unfinished outputs it could not remove.
     """
 
     done: int = 0

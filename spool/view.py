@@ -705,12 +705,12 @@ class View:
                         if listener is not None:
                             listener.split(attempt, at)
                     continue
-                if state is _IDLE and line.is_leaving:
-                    self.leaving.add(attempt)
-                    started.pop(attempt, None)
-                    continue
                 if state is _IDLE:
-                    self._released[attempt] = line.claims
+                    if line.is_leaving:
+                        self.leaving.add(attempt)
+                        started.pop(attempt, None)
+                    else:
+                        self._released[attempt] = line.claims
                     if listener is not None:
                         listener.rest(attempt)
                     continue

@@ -119,6 +119,9 @@ class Attempt:
         self._rank = rank
         self._journal = journal
         self._is_call = intent.job.kind is JobKind.CALL
+        self._end_children = functools.partial(
+            children.end_all, self._marked_run, self.name, intent.parent.pid
+        )
         self._statistics = Statistics()
         self._drain = Drain(
             is_possible=not self._is_call, is_published=lambda: drain_epoch(layout) >= intent.epoch
@@ -192,12 +195,9 @@ class Attempt:
     def run(self) -> int:
         """The whole attempt; returns the exit code of this process."""
         self._handle_signals()
-        end_children = self._end_children = functools.partial(
-            children.end_all, self._marked_run, self.name, self._intent.parent.pid
-        )
         # Before the job is imported, so that the handlers of its modules come first: a pool of
         # processes ends its own.
-        atexit.register(end_children)
+        atexit.register(self._end_children)
         self._beat.start()
         self._timer.start(self._beat.beat)
         code = self._end(self._live())
@@ -206,7 +206,7 @@ class Attempt:
             leaving.watch(code)
         if self._executor is not None:
             self._executor.close()
-        children.call_soon(end_children)
+        children.call_soon(self._end_children)
         return code
 
     def _handle_signals(self) -> None:

@@ -54,7 +54,7 @@ class Executor:
         self.is_stretching = job.batch_size is None and self._prefetcher is None
         # How many calls the next stretch may well come to.
         self._calls = 1
-        # How many batches raised and were split.
+        # How many calls with several tasks raised, and were split.
         self.splits = 0
 
     @property

@@ -114,7 +114,7 @@ class Work:
                 return WorkEnd.FAILURES
             if self._standing.was_closed_meanwhile():
                 return WorkEnd.CLOSED
-            is_due = self._is_fresh_wanted(executor.recycle)
+            is_due = self._plan_recycling(executor.recycle)
             if is_due and self._settler.may_be_recycled:
                 return WorkEnd.RECYCLED
             if self._settler.is_full or (is_due and self._settler.waits_for_s() is not None):
@@ -136,10 +136,10 @@ class Work:
             if end is not None:
                 return end
 
-    def _is_fresh_wanted(self, recycle: int | None) -> bool:
-        """Whether a fresh process shall go on, and somebody is there to start one.
+    def _plan_recycling(self, recycle: int | None) -> bool:
+        """Whether a fresh process shall go on; else tell the backlog how many tasks may come yet.
 
-        recycle: after so many tasks the job wants one.
+        recycle: after so many tasks the job wants one, where somebody is there to start it.
         """
         if self._settler.restart is not None:
             # This one is of no use any more, whoever is there.
