@@ -540,7 +540,7 @@ class View:
     def _add_held(self, path: str, at: int, task: int, round_: int, failure: Held) -> None:
         """Take that a task failed without a verdict, as the line at an offset of a file says."""
         if not 0 <= task < self.ledger.tasks:
-            self._refuse(path, at, task, lambda: self._add_held(path, at, task, round_, failure))
+            self._put_aside(path, at, task, lambda: self._add_held(path, at, task, round_, failure))
             return
         key = task, round_
         failures = self.held.setdefault(key, [])
@@ -768,7 +768,7 @@ class View:
         try:
             self.ledger.feed(task, round_, state)
         except IndexError:
-            self._refuse(path, at, task, lambda: self._feed(path, at, task, round_, state))
+            self._put_aside(path, at, task, lambda: self._feed(path, at, task, round_, state))
 
     def _raise_round(self, path: str, line: TaskLine) -> None:
         try:
@@ -777,9 +777,9 @@ class View:
             else:
                 self.ledger.raise_round(line.task, line.round)
         except IndexError:
-            self._refuse(path, 0, line.task, lambda: self._raise_round(path, line))
+            self._put_aside(path, 0, line.task, lambda: self._raise_round(path, line))
 
-    def _refuse(self, path: str, at: int, task: int, take: Callable[[], None]) -> None:
+    def _put_aside(self, path: str, at: int, task: int, take: Callable[[], None]) -> None:
         """Put aside what a line says of a task that the run does not have, or not yet.
 
         take: takes it once the run has that task. Tasks may have been added, claimed and finished
@@ -805,8 +805,7 @@ class View:
                 continue
             self._strangers.append(one)
             if time.monotonic() - one.since_s >= self.staleness_s:
-                reason = f"task {one.task} is none of this run's {self.ledger.tasks}"
-                self.report(Damage(one.path, one.at, reason))
+                self.report(Damage(one.path, one.at, f"task {one.task} is none of this run's"))
 
     # Questions.
 

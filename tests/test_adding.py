@@ -400,8 +400,11 @@ def test_a_task_that_no_run_has_is_damage(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 2)
     intend(layout, A1)
     finish(begin(layout, A1), 7)
-    [damage] = view_of(layout).damage
-    assert "task 7 is none of this run's 2" in damage.reason
+    view = view_of(layout)
+    [damage] = view.damage
+    assert damage.reason == "task 7 is none of this run's"
+    added(layout, "added-01", 2, 1)
+    assert view.refresh().damage == [damage], "told once, however many tasks the run has by now"
 
 
 def test_added_tasks_come_in_the_order_of_a_planned_manifest(tmp_path: Path) -> None:

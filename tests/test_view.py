@@ -358,7 +358,7 @@ def test_a_retry_of_another_runs_task_is_told_and_counts_for_nothing(layout: Lay
     assert verdicts(view) == "cc--------"
     assert view.ledger.n_failed == 0
     assert [str(damage) for damage in view.damage] == [
-        f"{layout.manifest('retry-01')}, byte 0: task 99 is none of this run's 10"
+        f"{layout.manifest('retry-01')}, byte 0: task 99 is none of this run's"
     ]
 
 
@@ -378,7 +378,7 @@ def test_a_line_of_another_runs_task_is_told_and_counts_for_nothing(layout: Layo
         (str(layout.orphans(B0)), 0),
         *((str(layout.journal(A0)), offsets[i]) for i in (0, 1, 3)),
     }
-    assert "task 10 is none of this run's 10" in " ".join(map(str, view.damage))
+    assert "task 10 is none of this run's" in " ".join(map(str, view.damage))
 
 
 def test_a_torn_tail_is_damage_only_once_its_attempt_is_closed(layout: Layout) -> None:
