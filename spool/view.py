@@ -255,10 +255,10 @@ class View:
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
     ended. started: the call that an attempt is in. leaving: those that call their job for no task
     any more. unsettled: closed attempts whose journals may be seen longer in a moment. finished_by,
-    failed_by: how many tasks an attempt finished, and how many of these failed. rulings: what was
-    ruled, by manifest. held: by (task, round), where a task failed without a verdict. failed_in: by
-    attempt, these tasks. owners: who owns the run record, the intents and the manifests that were
-    read.
+    failed_by: how many tasks an attempt finished, and how many of these failed. failed_at: of tasks
+    of which a journal says that they failed, the attempt. rulings: what was ruled, by manifest.
+    held: by (task, round), where a task failed without a verdict. failed_in: by attempt, these
+    tasks. owners: who owns the run record, the intents and the manifests that were read.
     """
 
     def __init__(
@@ -290,6 +290,7 @@ class View:
         self._released: dict[str, int] = {}
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
+        self.failed_at: dict[int, str] = {}
         self.rulings: dict[str, Ruling] = {}
         self.held: dict[tuple[int, int], list[Held]] = {}
         self.failed_in: dict[str, list[tuple[int, int]]] = {}
@@ -727,6 +728,7 @@ class View:
                 n_finished += 1
                 if state is _FAILED:
                     n_failed += 1
+                    self.failed_at[line.task] = attempt
                     if listener is not None:
                         listener.failed(attempt, at, line.error)
                 try:

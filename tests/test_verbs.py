@@ -3,6 +3,7 @@ ls and grep.
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -297,3 +298,64 @@ def test_a_reader_that_goes_away_is_not_an_error(box: Box) -> None:
 )
 def test_help_is_there_for_every_verb(box: Box, verb: str) -> None:
     assert box.run(*filter(None, [verb]), "--help").out.startswith("Usage: gpuspool")
+
+
+def test_the_rows_add_up_to_the_headline_whatever_attempt_did_it(box: Box) -> None:
+    source = (
+        "import os\n"
+        "def job(task, ctx):\n"
+        "    number = int(task.payload)\n"
+        "    if number % 4 == 3: raise ValueError(f'bad {number}')\n"
+        "    if number == 6: os._exit(3)\n"
+    )
+    box.write("two.py", source)
+    command = ["run", "two.py:job", "--lines", box.lines(20), "--ranks", "2", "--spool", "S"]
+
+    def assert_sums(complete: int, failed: int) -> None:
+        now = box.status("S")
+        assert (now["tasks"]["complete"], now["tasks"]["failed"]) == (complete, failed)
+        assert sum(row["done"] for row in now["ranks"]) == complete
+        assert sum(row["failed"] for row in now["ranks"]) == failed
+
+    box.run(*command, code=3)
+    assert max(row["attempt"] for row in box.status("S")["ranks"]) > "rank-0001.a00"
+    assert_sums(14, 6)
+    # What failed in an earlier round counts no more, whoever says so.
+    box.run("retry", "S", "--keep-going", code=3)
+    assert_sums(14, 6)
+    box.write("two.py", "def job(task, ctx): pass\n")
+    box.run("retry", "S", "--keep-done")
+    assert_sums(20, 0)
+
+
+def test_status_names_the_task_in_hand_by_its_key(box: Box) -> None:
+    for name in ("a", "b"):
+        box.write(f"in/{name}.txt", "")
+    source = (
+        "import os, time\n"
+        "def job(task, ctx):\n"
+        "    while not os.path.exists('gate'): time.sleep(0.01)\n"
+    )
+    box.write("waits.py", source)
+    started = box.start("run", "waits.py:job", "in/*", "--ranks", "1", "--spool", "S")
+    wait_until(lambda: (box / "S").exists() and box.status("S")["tasks"]["running"] == 1)
+    [row] = box.status("S")["ranks"]
+    assert (row["task"], row["key"]) in ((0, "a.txt"), (1, "b.txt"))
+    assert box.run("status", "S").out.splitlines()[-1].endswith(f" {row['key']}")
+    (box / "gate").touch()
+    started.wait(0)
+
+
+def test_status_tells_of_workers_whose_orchestrator_is_gone(box: Box) -> None:
+    started, _ = middle_of_a_run(box)
+    assert box.status("S")["left_alone"] == 0
+    started.signal(signal.SIGKILL)
+    started.wait(-signal.SIGKILL)
+    wait_until(lambda: box.status("S")["left_alone"] == 2)
+    text = box.run("status", "S").out
+    assert f"the orchestrator (pid {started.pid}, host {os.uname().nodename}) is gone" in text
+    assert f"2 workers are still there: `gpuspool drain {box / 'S'}` stops them" in text
+    box.run("drain", "S")
+    (box / "gate").touch()
+    wait_until(lambda: not box.processes())
+    assert "is gone" not in box.run("status", "S").out

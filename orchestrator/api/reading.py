@@ -91,7 +91,8 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
     began = time.monotonic()
     ended_at: float | None = None
     while True:
-        now = status_of(view, detector)
+        # What is in hand is no matter until people are told.
+        now = status_of(view, detector, names_tasks=False)
         if _has_ended(view, now):
             if ended_at is None:
                 ended_at = time.monotonic()
@@ -104,7 +105,7 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
         look_again_s = pause_s(waited_s)
         if timeout_s is not None:
             if waited_s > timeout_s:
-                return now
+                return {**status_of(view, detector), "state": now["state"]}
             look_again_s = min(look_again_s, max(timeout_s - waited_s, SHORTEST_LOOK_S))
         time.sleep(look_again_s)
         view.refresh()

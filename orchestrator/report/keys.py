@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gpuspool.spool.layout import is_added, is_planned
+import itertools
+from collections.abc import Mapping
+
+from gpuspool.spool.layout import is_added, is_planned, rank_name
 from gpuspool.spool.manifest import Manifest
 from gpuspool.spool.records import Record
 from gpuspool.spool.view import View
@@ -29,6 +32,29 @@ def read_keys(view: View) -> list[str | None]:
         for name in sorted(view.manifests.keys() - first):
             _take(view.manifests[name], keys)
     return keys
+
+
+def keys_at_hand(view: View, at_hand: Mapping[int, int]) -> dict[int, str]:
+    """The keys of the tasks that ranks have in hand, as far as a readable line has them.
+
+    at_hand: task -> rank. Most tasks stand in the manifest of their rank, where they are found
+    without decoding anything. Only for the others all manifests are walked through.
+    """
+    found: dict[int, str] = {}
+    for task, rank in at_hand.items():
+        own = view.manifests.get(rank_name(rank))
+        line = None if own is None else own.find(task, TaskKey)
+        if line is not None:
+            found[task] = line.key
+    missing = at_hand.keys() - found.keys()
+    every = itertools.chain.from_iterable(
+        manifest.records(TaskKey) for manifest in view.manifests.values()
+    )
+    while missing and (line := next(every, None)) is not None:
+        if line.task in missing:
+            found[line.task] = line.key
+            missing.remove(line.task)
+    return found
 
 
 def _take(manifest: Manifest, keys: list[str | None]) -> None:

@@ -10,12 +10,14 @@ The command line (`status`, `wait`) and the Python API call this.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from gpuspool.orchestrator.report.keys import keys_at_hand
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.words import count_of
-from gpuspool.spool.holder import is_holder_alive, read_holder
+from gpuspool.spool.holder import is_holder_alive, is_holder_there, read_holder
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.liveness import FailureDetector
@@ -31,27 +33,36 @@ _COUNTS = "{complete} complete, {failed} failed, {running} running, {waiting} wa
 
 # The table of `status_text`: a line for the names of its columns, and one for each rank.
 _NAMES = (
-    f"{'rank':>4}  {'state':9} {'device':24} {'host':12} {'pid':>7} {'task':>8} {'done':>8} "
-    f"{'failed':>6}  beat"
+    f"{'rank':>4}  {'state':9} {'device':24} {'host':12} {'pid':>7} {'done':>8} "
+    f"{'failed':>6}  {'beat':10} task"
 )
 _ROW = (
-    "{rank:>4}  {state:9} {device:24.24} {host:12.12} {pid:>7} {task:>8} {done:>8} "
-    "{failed:>6}  {beat}"
+    "{rank:>4}  {state:9} {device:24.24} {host:12.12} {pid:>7} {done:>8} "
+    "{failed:>6}  {beat:10} {key}"
 )
 
 
-def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any]:
+def status(
+    view: View, detector: FailureDetector | None = None, *, names_tasks: bool = True
+) -> dict[str, Any]:
     """What `gpuspool status --json` prints, of a view that was just refreshed.
 
     detector: keep one if you look again and again, since a lease takes time to run out and only
-    the looks of the same detector count. Raises OSError.
+    the looks of the same detector count. names_tasks: the rows have the keys of the tasks in hand,
+    for which manifests are searched. Raises OSError.
     """
     if detector is None:
         detector = FailureDetector(view)
     lives = {attempt: detector.life(attempt) for attempt in view.open_attempts}
     newest = _newest_of_each_rank(view)
-    doubtful = _doubtful(view)
+    held = doubtful(view)
     ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in newest]
+    _count_by_rank(view, ranks)
+    if names_tasks:
+        _name_tasks(view, ranks)
+    n_left_alone = 0
+    if _is_orchestrator_gone(view):
+        n_left_alone = sum(life is Life.ALIVE for life in lives.values())
     return {
         "schema_version": SCHEMA_VERSION,
         "spool": str(view.layout.root),
@@ -59,9 +70,10 @@ def status(view: View, detector: FailureDetector | None = None) -> dict[str, Any
         "state": run_state(view.ledger, _is_live(view, lives.values())),
         "epoch": view.next_epoch() - 1,
         "orchestrator": _orchestrator(view),
+        "left_alone": n_left_alone,
         "tasks": _tasks(view.ledger, ranks),
-        "doubtful": len(doubtful),
-        "excused": sum(view.held[key][-1].is_excused for key in doubtful),
+        "doubtful": len(held),
+        "excused": sum(view.held[key][-1].is_excused for key in held),
         "ran_twice": view.ledger.duplicates,
         "damage": [str(damage) for damage in view.damage],
         "ranks": ranks,
@@ -93,7 +105,7 @@ def _tasks(ledger: Ledger, ranks: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def _doubtful(view: View) -> list[tuple[int, int]]:
+def doubtful(view: View) -> list[tuple[int, int]]:
     """The (task, round) of those that failed somewhere in their newest round, without a verdict."""
     ledger = view.ledger
     return [
@@ -111,6 +123,11 @@ def _orchestrator(view: View) -> dict[str, Any] | None:
     return {"host": holder.host, "pid": holder.pid}
 
 
+def _is_orchestrator_gone(view: View) -> bool:
+    """Whether there was an orchestrator of this spool, and is none any more: ended, or dead."""
+    return read_holder(view.layout) is not None and not is_holder_there(view.layout)
+
+
 def _newest_of_each_rank(view: View) -> list[str]:
     """Each rank's last attempt, in the order of ranks."""
     newest = {rank_of(attempt): attempt for attempt in view.attempts}
@@ -122,8 +139,7 @@ def _rank(view: View, attempt: str, life: Life | None) -> dict[str, Any]:
     heartbeat = view.heartbeat(attempt)
     identity = view.identity(attempt)
     intent = view.intents.get(attempt)
-    n_failed = view.failed_by.get(attempt, 0)
-    row = {
+    row: dict[str, Any] = {
         "rank": rank_of(attempt),
         "attempt": attempt,
         "state": _state(view.closed.get(attempt), life, heartbeat),
@@ -131,9 +147,10 @@ def _rank(view: View, attempt: str, life: Life | None) -> dict[str, Any]:
         "host": None,
         "pid": None,
         "task": None,
+        "key": None,
         "beat_age_s": None,
-        "done": view.finished_by.get(attempt, 0) - n_failed,
-        "failed": n_failed,
+        "done": 0,
+        "failed": 0,
         "is_proved_alive": life is Life.ALIVE,
     }
     if intent is not None:
@@ -146,6 +163,43 @@ def _rank(view: View, attempt: str, life: Life | None) -> dict[str, Any]:
         row["task"] = heartbeat.task
         row["beat_age_s"] = round(time.time() - heartbeat.at, 1)
     return row
+
+
+def _count_by_rank(view: View, ranks: list[dict[str, Any]]) -> None:
+    """Count in each row what all attempts of its rank completed, and which failed tasks failed
+    there last.
+    """
+    done: Counter[int] = Counter()
+    for attempt in view.attempts:
+        done[rank_of(attempt)] += view.completed(attempt)
+    failed = Counter(_ranks_of_failed(view))
+    for row in ranks:
+        row["done"] = done[row["rank"]]
+        row["failed"] = failed[row["rank"]]
+
+
+def _ranks_of_failed(view: View) -> Iterator[int]:
+    """For each failed task, as far as that is known, the rank on which it failed last."""
+    ledger = view.ledger
+    rank_at = {task: rank_of(attempt) for task, attempt in view.failed_at.items()}
+    for closing in view.closed.values():
+        for failure in closing.failures:
+            if failure.round == ledger.round_of(failure.task):
+                rank_at[failure.task] = rank_of(closing.attempt)
+    for ruling in view.rulings.values():
+        for failure in ruling.failures:
+            rank = failure.error.rank
+            if rank is not None and failure.round == ledger.round_of(failure.task):
+                rank_at[failure.task] = rank
+    return (rank_at[task] for task in ledger.failed() if task in rank_at)
+
+
+def _name_tasks(view: View, ranks: list[dict[str, Any]]) -> None:
+    """Put into each row the key of the task in hand."""
+    at_hand = {row["task"]: row["rank"] for row in ranks if row["task"] is not None}
+    keys = keys_at_hand(view, at_hand)
+    for row in ranks:
+        row["key"] = keys.get(row["task"])
 
 
 def _state(closing: Closing | None, life: Life | None, heartbeat: Heartbeat | None) -> str:
@@ -165,9 +219,10 @@ def status_text(now: dict[str, Any]) -> str:
     """What `gpuspool status` prints for people, of what `status` returned."""
     counts = _COUNTS.format(**now["tasks"])
     lines = [f"{now['job']}  {now['state']}  {counts}"]
+    if now["left_alone"]:
+        lines.append(_left_alone_text(now))
     if now["doubtful"]:
-        tasks = count_of(now["doubtful"], "task has", "tasks have")
-        text = f"{tasks} failed somewhere, with no verdict yet"
+        text = doubtful_text(now["doubtful"])
         if now["excused"]:
             text += f"; {now['excused']} of them for a file system in trouble"
         lines.append(text)
@@ -177,8 +232,26 @@ def status_text(now: dict[str, Any]) -> str:
     return "\n".join(map(one_line, lines))
 
 
+def doubtful_text(count: int) -> str:
+    """That so many tasks failed, and may yet complete."""
+    tasks = count_of(count, "task has", "tasks have")
+    return f"{tasks} failed somewhere, with no verdict yet"
+
+
+def _left_alone_text(now: dict[str, Any]) -> str:
+    """That workers go on without their orchestrator, and what can be done about it."""
+    who = "the orchestrator (pid {pid}, host {host}) is gone".format(**now["orchestrator"])
+    workers = count_of(now["left_alone"], "worker is", "workers are")
+    return (
+        f"{who}, and {workers} still there: `gpuspool drain {now['spool']}` stops them, and the "
+        "run's own command takes over"
+    )
+
+
 def _row_text(row: dict[str, Any]) -> str:
     cells = {name: "" if value is None else value for name, value in row.items()}
+    if row["key"] is None and row["task"] is not None:
+        cells["key"] = f"number {row['task']}"
     age_s = row["beat_age_s"]
     beat = ""
     if age_s is not None:
