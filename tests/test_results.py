@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -295,3 +296,16 @@ def test_an_error_that_no_utf8_can_hold_still_makes_a_line() -> None:
     assert found.error is not None
     assert found.error.message.startswith("no file caf")
     assert json.loads(line)["error"]["type"] == "FileNotFoundError"
+
+
+def test_what_json_cannot_hold_is_named_by_its_place_and_shown_whole_or_marked_as_cut() -> None:
+    path = Path("/data") / ("folder-" * 20)
+    with pytest.raises(ResultError) as caught:
+        to_json({"a": [1, {"path": path}], "n": math.nan})
+    said = f"result['a'][1]['path'] is a PosixPath (PosixPath('{path}')); return str(…) of it"
+    assert said in str(caught.value)
+    with pytest.raises(ResultError, match=r"result\[1\] is a set \(\{.*…\)"):
+        to_json([0, {"x" * 1000}])
+    with pytest.raises(ResultError, match=r"result\['a'\] holds -Infinity"):
+        to_json({"a": -math.inf})
+    assert to_error(raised(ValueError("m" * 10_000))).message.endswith("m…")

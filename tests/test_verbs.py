@@ -318,7 +318,7 @@ def test_the_rows_add_up_to_the_headline_whatever_attempt_did_it(box: Box) -> No
         assert sum(row["failed"] for row in now["ranks"]) == failed
 
     box.run(*command, code=3)
-    assert max(row["attempt"] for row in box.status("S")["ranks"]) > "rank-0001.a00"
+    assert any(not row["attempt"].endswith(".a00") for row in box.status("S")["ranks"])
     assert_sums(14, 6)
     # What failed in an earlier round counts no more, whoever says so.
     box.run("retry", "S", "--keep-going", code=3)
@@ -359,3 +359,36 @@ def test_status_tells_of_workers_whose_orchestrator_is_gone(box: Box) -> None:
     (box / "gate").touch()
     wait_until(lambda: not box.processes())
     assert "is gone" not in box.run("status", "S").out
+
+
+def test_failed_says_where_tracebacks_are_and_what_has_no_verdict(box: Box) -> None:
+    box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(4), "--spool", "fine")
+    assert box.run("failed", "fine").err == "gpuspool: no task of fine has failed\n"
+    box.write("bad.py", "def job(task, ctx): raise ValueError('bad')\n")
+    command = ["run", "bad.py:job", "--lines", box.lines(40), "--ranks", "2", "--spool", "S"]
+    box.run(*command, code=4)
+    n_doubtful = box.status("S")["doubtful"]
+    done = box.run("failed", "S")
+    assert done.out == ""
+    text = f"{n_doubtful} tasks have failed somewhere, with no verdict yet"
+    assert done.err == f"gpuspool: {text}; `gpuspool logs S` tells what they said\n"
+    assert "ValueError: bad" in box.run("logs", "S").out
+    assert box.run("failed", "S", "--json").out == ""
+    box.run("resume", "S", "--keep-going", code=3)
+    done = box.run("failed", "S")
+    assert done.err == "gpuspool: S/failed-tasks has a file with the traceback of each\n"
+    assert "ValueError: bad" in record(box / "S" / "failed-tasks" / "t0.json")["error"]["traceback"]
+
+
+@pytest.mark.parametrize("verb", ["status", "wait", "logs", "failed", "results", "verify"])
+def test_who_names_no_spool_is_told_which_one_was_taken(verb: str, box: Box) -> None:
+    box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(4))
+    guessed = box.run(verb)
+    named = box.run(verb, "spool-double")
+    assert guessed.err == f"gpuspool: spool-double, the only spool here\n{named.err}"
+    assert guessed.out == named.out
+
+
+def test_results_are_json_whether_or_not_that_is_asked_for(box: Box) -> None:
+    box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(4), "--spool", "S")
+    assert box.run("results", "S", "--json").out == box.run("results", "S").out

@@ -7,11 +7,12 @@ result a line's `result`, `to_error` makes an exception its `error`. Called by w
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ from gpuspool.worker import children
 from gpuspool.worker.causes import causes
 from gpuspool.worker.context import NotDone, Restart
 from gpuspool.worker.memory import is_device_oom, is_host_oom
+from gpuspool.worker.say import cut
 
 # A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
 RESULT_BYTES = 1024 * 1024
+# So many characters of a value that JSON cannot hold are shown: a whole path, and not an array.
+VALUE_SHOWN = 300
 # The message of an error is cut here: some libraries put a whole array into it.
 MESSAGE_BYTES = 4096
 # Where our own frames of a traceback come from,
@@ -108,7 +112,8 @@ def _refuse_collisions(value: Any) -> None:
             texts = {_key_text(key) for key in each}
             if len(texts) < len(each):
                 raise ResultError(
-                    f"the result has keys that are one text in JSON: {list(each)!r:.200}"
+                    f"the result has keys that are one text in JSON: "
+                    f"{cut(repr(list(each)), VALUE_SHOWN)}"
                 )
             levels.append(iter(each.values()))
         elif isinstance(each, (list, tuple)):
@@ -124,12 +129,47 @@ def _key_text(key: Any) -> str:
     return repr(key)
 
 
+class _NoForm(Exception):
+    """JSON has nothing for this value, of which `what` is said."""
+
+    def __init__(self, value: Any, what: str) -> None:
+        super().__init__(value, what)
+        self.value = value
+        self.what = what
+
+
 def _plain(value: Any) -> Any:
-    """What stands for a value that JSON does not know. Raises TypeError where there is nothing."""
+    """What stands for a value that JSON does not know. Raises _NoForm where there is nothing."""
     tolist = getattr(value, "tolist", None)
     if callable(tolist):
         return tolist()
-    raise TypeError(f"a {type(value).__name__} ({value!r:.60}) has no JSON form")
+    what = f"a {type(value).__name__} ({cut(repr(value), VALUE_SHOWN)})"
+    raise _NoForm(value, what)
+
+
+def _place_of(result: Any, is_it: Callable[[Any], bool]) -> str:
+    """Where in a result a value stands, as `result['path'][0]`.
+
+    `result` alone where it is not found, as what `tolist` made.
+    """
+    levels: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("result", iter(()))]
+    if isinstance(result, dict):
+        levels = [("result", iter(result.items()))]
+    elif isinstance(result, (list, tuple)):
+        levels = [("result", iter(enumerate(result)))]
+    while levels:
+        above, pairs = levels[-1]
+        name, each = next(pairs, (None, _END))
+        place = f"{above}[{name!r}]"
+        if each is _END:
+            levels.pop()
+        elif is_it(each):
+            return place
+        elif len(levels) < MAX_DEPTH and isinstance(each, dict):
+            levels.append((place, iter(each.items())))
+        elif len(levels) < MAX_DEPTH and isinstance(each, (list, tuple)):
+            levels.append((place, iter(enumerate(each))))
+    return "result"
 
 
 # What an iterator gives at its end.
@@ -142,9 +182,17 @@ _encoder = json.JSONEncoder(
 
 def _to_text(result: Any) -> str:
     try:
-        return _encoder.encode(result)
-    except ValueError:
-        return _without_nan(result)
+        try:
+            return _encoder.encode(result)
+        except ValueError:
+            return _without_nan(result)
+    except _NoForm as error:
+        value = error.value
+        place = _place_of(result, lambda each: each is value)
+        raise ResultError(
+            f"the result is not JSON: {place} is {error.what}; return str(…) of it, or what JSON "
+            "has"
+        ) from None
     except TypeError as error:
         raise ResultError(f"the result is not JSON: {error}") from None
 
@@ -157,14 +205,24 @@ def _without_nan(result: Any) -> str:
     try:
         text = json.dumps(result, default=_plain)
         plain = json.loads(text, parse_constant=_constant)
+    except _Infinite as error:
+        place = _place_of(result, lambda each: isinstance(each, float) and math.isinf(each))
+        raise ResultError(
+            f"the result is not JSON: {place} holds {error}, which has no JSON form (NaN becomes "
+            "null)"
+        ) from None
     except ValueError as error:
         raise ResultError(f"the result is not JSON: {error}") from None
     return json.dumps(plain, separators=(",", ":"), ensure_ascii=False)
 
 
+class _Infinite(Exception):
+    """A result holds Infinity or -Infinity."""
+
+
 def _constant(name: str) -> None:
     if name != "NaN":
-        raise ValueError(f"{name} has no JSON form (NaN becomes null)")
+        raise _Infinite(name)
 
 
 def _to_utf8(text: str) -> bytes:
@@ -249,7 +307,7 @@ def _message(error: BaseException) -> str:
     summary.__notes__ = None
     last = list(summary.format_exception_only())[-1]
     text = _clean(last.strip().partition(": ")[2])
-    return text[:MESSAGE_BYTES] + _explanation(error, text)
+    return cut(text, MESSAGE_BYTES) + _explanation(error, text)
 
 
 def _explanation(error: BaseException, text: str) -> str:

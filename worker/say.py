@@ -22,6 +22,11 @@ def for_people(text: str) -> str:
     return text.replace(alias, path)
 
 
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters. One that was cut ends so that it shows."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def say(text: str) -> None:
     """Print one line or several, at once. Where the log cannot be written, say nothing."""
     # A job may put anything in the place of stdout, so anything may be raised here.

@@ -48,7 +48,7 @@ from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Doing
 from gpuspool.worker.drain import Cause, Drain
 from gpuspool.worker.limits import used_up
-from gpuspool.worker.say import say
+from gpuspool.worker.say import cut, say
 from gpuspool.worker.scratch import Scratch
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.timer import Timer
@@ -66,6 +66,8 @@ PUT_OFF_S = 0.1
 # So often a task may ask for a fresh process in one round: what ends used processes may be the task
 # itself, and some of them in a row may be bad luck.
 MOST_RESTARTS = 3
+# So many characters of what a task raised stand in the log.
+LOGGED = 300
 # No more failures wait for their moment than this: a traceback may have 16 KiB. With more of them
 # nothing else is run, and 2,000 failures a second are more than a journal takes.
 MOST_WAITING = 1000
@@ -404,7 +406,8 @@ class Settler:
         self._complete_at_failure = self._doing.complete
         self.last_error = error
         when = "later" if error.kind is ErrorKind.IO else "elsewhere"
-        say(f"gpuspool: task {line.key} failed here ({error.type}); it is tried {when}")
+        told = f"{error.type}: {cut(error.message, LOGGED)}" if error.message else error.type
+        say(f"gpuspool: task {line.key} failed here ({told}); it is tried {when}")
 
     def _defer(self, line: TaskLine, error: Error) -> None:
         """Give a failed task back to the backlog, for another try."""

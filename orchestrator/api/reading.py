@@ -22,6 +22,7 @@ from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.report.failures import failed_results
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
 from gpuspool.orchestrator.report.results import Result, Results
+from gpuspool.orchestrator.report.status import doubtful
 from gpuspool.orchestrator.report.status import status as status_of
 from gpuspool.orchestrator.report.verify import Findings
 from gpuspool.orchestrator.report.verify import verify as verify_view
@@ -162,7 +163,13 @@ def results(spool: Spool = None) -> Iterator[Result]:
 
 def failed(spool: Spool = None) -> list[Result]:
     """The results of the tasks that failed for good, in input order; each has an `error`."""
-    return list(failed_results(_view(spool)))
+    return failed_and_doubtful(spool)[0]
+
+
+def failed_and_doubtful(spool: Spool = None) -> tuple[list[Result], int]:
+    """As `failed`, and how many more tasks failed somewhere and have no verdict yet."""
+    view = _view(spool)
+    return list(failed_results(view)), len(doubtful(view))
 
 
 def logs(

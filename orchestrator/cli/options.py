@@ -139,7 +139,7 @@ debug = click.option(
     is_flag=True,
     expose_value=False,
     envvar="GPUSPOOL_DEBUG",
-    help="Show tracebacks of errors.",
+    help="Show tracebacks of gpuspool's own errors.",
 )
 
 # Of all verbs that write to a spool.

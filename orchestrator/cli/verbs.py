@@ -255,7 +255,7 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.status import status_text
 
-    for now in reading.follow_status(spool):
+    for now in reading.follow_status(_looked_at(spool)):
         if as_json:
             _print_json(now)
         else:
@@ -280,6 +280,7 @@ def wait(spool: str | None, timeout_s: float | None) -> None:
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.status import status_text
 
+    spool = _looked_at(spool)
     now = reading.wait(spool, timeout_s)
     click.echo(status_text(now))
     _warn_of_out(spool)
@@ -305,7 +306,7 @@ def logs(
     """What the workers printed: all of them, one rank, or while one task ran."""
     from gpuspool.orchestrator.api import reading
 
-    for piece in reading.logs(spool, rank, key, last, follow):
+    for piece in reading.logs(_looked_at(spool), rank, key, last, follow):
         click.echo(printable(piece), nl=False)
 
 
@@ -318,24 +319,36 @@ def failed(spool: str | None, as_json: bool) -> None:
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.failures import failures_text
     from gpuspool.orchestrator.report.results import encode_result
+    from gpuspool.orchestrator.report.status import doubtful_text
+    from gpuspool.spool.layout import Layout
 
-    found = reading.failed(spool)
-    if not as_json:
+    spool = _looked_at(spool)
+    found, n_doubtful = reading.failed_and_doubtful(spool)
+    if as_json:
+        write = sys.stdout.buffer.write
+        for result in found:
+            write(plain_json(encode_result(result)) + b"\n")
+    else:
         click.echo(failures_text(found), nl=False)
-        return
-    write = sys.stdout.buffer.write
-    for result in found:
-        write(plain_json(encode_result(result)) + b"\n")
+        if found:
+            folder = os.path.join(spool, Layout(spool).failed_tasks.name)
+            say(f"{folder} has a file with the traceback of each")
+    if n_doubtful:
+        say(f"{doubtful_text(n_doubtful)}; `gpuspool logs {spool}` tells what they said")
+    elif not found:
+        say(f"no task of {spool} has failed")
 
 
 @cli.command()
 @spool_argument
+@as_json
 @debug
-def results(spool: str | None) -> None:
-    """One JSON line for each task, in input order."""
+def results(spool: str | None, **_: Any) -> None:
+    """One JSON line for each task, in input order, with or without --json."""
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.results import encode_result
 
+    spool = _looked_at(spool)
     write = sys.stdout.buffer.write
     for result in reading.results(spool):
         write(plain_json(encode_result(result)) + b"\n")
@@ -350,7 +363,7 @@ def verify(spool: str | None, as_json: bool) -> None:
     """Check every file of a spool against the format; exit code 5 if anything is wrong."""
     from gpuspool.orchestrator.api import reading
 
-    found = reading.verify(spool)
+    found = reading.verify(_looked_at(spool))
     if as_json:
         _print_json({"problems": found.problems, "notes": found.notes})
     else:
@@ -404,14 +417,24 @@ def completion_script(shell: str) -> None:
     click.echo(completion.script(cli, shell))
 
 
-def _warn_of_out(spool: str | None) -> None:
-    """Say on stderr that a run's outputs are not where they should be."""
+def _looked_at(spool: str | None) -> str:
+    """The spool that a verb looks at. Where none was named, say on stderr which was found."""
     from gpuspool.orchestrator.plan.locate import find_spool
+
+    if spool is not None:
+        return spool
+    found = str(find_spool(None))
+    say(f"{found}, the only spool here")
+    return found
+
+
+def _warn_of_out(spool: str) -> None:
+    """Say on stderr that a run's outputs are not where they should be."""
     from gpuspool.spool.layout import Layout
     from gpuspool.spool.open_folder import out_trouble
     from gpuspool.spool.view import load_run
 
-    layout = Layout(find_spool(spool))
+    layout = Layout(spool)
     trouble = out_trouble(layout, load_run(layout))
     if trouble:
         say(f"warning: {trouble}")
