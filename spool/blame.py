@@ -42,7 +42,7 @@ class Scene(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return (
             f"rank {rank_of(self.attempt)}, device {self.device}, host {self.host}, "
-            f"attempt {self.attempt}, log logs/{self.attempt}.log"
+            f"attempt {self.attempt}, log SPOOL/logs/{self.attempt}.log"
         )
 
 

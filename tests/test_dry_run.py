@@ -40,6 +40,8 @@ def test_costs_are_told_in_words(box: Box) -> None:
         "1 task, 5 bytes of input"
         in box.run("run", DOUBLE, "in/*", "--ranks", "2", "--dry-run").err
     )
+    said = box.run("run", DOUBLE, "in/a", "--dry-run").err
+    assert "rank 0 on cpu: 1 task, 5 bytes of input" in said
     tasks = box.tasks([{"payload": 1, "cost": 2}, {"payload": 1, "cost": 5}])
     said = box.run("run", DOUBLE, "--tasks", tasks, "--dry-run").err
     assert "2 tasks, whose costs add up to 7" in said

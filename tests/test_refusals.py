@@ -367,3 +367,12 @@ def test_control_characters_in_messages_are_escaped(box: Box) -> None:
     done = box.run("status", "a\x1b[31mred", code=2)
     assert "\x1b" not in done.err
     assert "\\x1b[31mred" in done.err
+
+
+def test_an_out_that_is_not_empty_is_refused_with_what_it_holds(box: Box) -> None:
+    command = ["run", f"{JOBS}/plain.py:double", "--lines", box.lines(2), "--out", "out"]
+    box.run(*command, "--spool", "A")
+    says = "out is not empty: it has the mark of another run, the hidden file .gpuspool. Name"
+    refused(box, *command, "--spool", "B", says=says)
+    box.write("out/a.txt", "")
+    refused(box, *command, "--spool", "B", says="out is not empty: it holds a.txt. Name")

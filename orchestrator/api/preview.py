@@ -120,13 +120,13 @@ def _of_new_run(
 
 
 def _cost(tasks: TaskList, planned: Sequence[int]) -> str:
-    """What a rank's share costs, in words; "" where all tasks cost the same."""
+    """What a rank's share costs, in words; "" where costs say no more than the count of tasks."""
     costs = tasks.costs
-    if not costs or min(costs) == max(costs):
-        return ""
     cost = sum(costs[index] for index in planned)
     if tasks.root:
         return f", {cost:.0f} bytes of input"
+    if not costs or min(costs) == max(costs):
+        return ""
     return f", whose costs add up to {cost:g}"
 
 

@@ -31,8 +31,8 @@ def check_out(out: Path, overwrite: bool, request: Request, spool: Path) -> None
         return
     if not overwrite:
         raise UsageError(
-            f"--out {out} is not empty. Name another folder, or move all of it to {aside_of(out)} "
-            "with --overwrite."
+            f"--out {out} is not empty: {_first_of(out)}. Name another folder, or move all of it "
+            f"to {aside_of(out)} with --overwrite."
         )
     refuse_to_rename(out, "--overwrite", request, spool)
 
@@ -67,6 +67,15 @@ def holds_anything(out: Path) -> bool:
     The beginning of a mark is nothing: whoever wrote it died before the folder bore it.
     """
     return out.is_dir() and any(not _is_begun_mark(path) for path in out.iterdir())
+
+
+def _first_of(out: Path) -> str:
+    """What a folder holds, of which one name is enough: the mark of a run is hidden from `ls`."""
+    names = sorted(path.name for path in out.iterdir() if not _is_begun_mark(path))
+    shown = [name for name in names if name != OUT_MARK]
+    if shown:
+        return f"it holds {shown[0]}"
+    return f"it has the mark of another run, the hidden file {OUT_MARK}"
 
 
 def _is_begun_mark(path: Path) -> bool:
