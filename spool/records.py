@@ -234,7 +234,8 @@ class Stats(Record, frozen=True, kw_only=True):
     ready: the job was loaded. peak_memory_bytes: resident. peak_device_memory_bytes: held by torch.
     batch_size: at its end; None where the job was not loaded. oom_halvings: how often several
     tasks at once did not fit into memory. splits: how many calls with several tasks raised, and
-    were run in parts. left_behind: how many unfinished outputs it could not remove.
+    were run in parts. wrong_lengths: for how many the job returned another number of results than
+    it got tasks. left_behind: how many unfinished outputs it could not remove.
     """
 
     done: int = 0
@@ -251,6 +252,7 @@ class Stats(Record, frozen=True, kw_only=True):
     batch_size: int | None = None
     oom_halvings: int = 0
     splits: int = 0
+    wrong_lengths: int = 0
     left_behind: int = 0
     versions: dict[str, str] = msgspec.field(default_factory=dict)
 

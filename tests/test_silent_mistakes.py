@@ -54,6 +54,21 @@ def test_a_batch_of_another_length_fails_as_a_result_and_is_not_tried_one_by_one
     assert "0 of 32 tasks complete, 32 failed" in err
 
 
+def test_batches_of_another_length_are_told_at_the_end_though_their_tasks_complete_alone(
+    box: Box,
+) -> None:
+    source = (
+        "class Job:\n"
+        "    batch_size = 8\n"
+        "    def __call__(self, tasks, ctx):\n"
+        "        seven = [task for task in tasks if task.payload == '7']\n"
+        "        return [1] if seven else [1] * len(tasks)\n"
+    )
+    last = run(box, source, code=0).splitlines()[-2:]
+    assert "32 of 32 tasks complete" in last[0]
+    assert last[1].startswith("For 1 batch the job returned another number of results than it got")
+
+
 def test_a_batch_that_raises_says_so_once_and_counts_how_often_it_was_split(box: Box) -> None:
     source = (
         "class Job:\n"

@@ -148,6 +148,8 @@ class Call:
         self._looked_at = -LOG_FROM_S
         # What the last call that raised raised.
         self.last_error: Error | None = None
+        # How many batches came back with another number of results than they had tasks.
+        self.wrong_lengths = 0
         self.prefetcher: Prefetcher | None = None
         if job.load is not None:
             threads = threads_for(job.batch_size, job.prefetch)
@@ -359,6 +361,7 @@ class Call:
         """Call a job with a batch; returns one result for each task. Raises ResultError."""
         results = _in_order(self._job.call(tasks, self._context))
         if len(results) != len(tasks):
+            self.wrong_lengths += 1
             raise WrongLength(
                 f"the job returned {len(results)} results for {len(tasks)} tasks; it must be one "
                 "each, in order"

@@ -77,6 +77,7 @@ class Statistics:
             batch_size=None if executor is None else executor.batch_size,
             oom_halvings=0 if executor is None else executor.oom_halvings,
             splits=0 if executor is None else executor.splits,
+            wrong_lengths=0 if executor is None else executor.call.wrong_lengths,
             left_behind=0 if executor is None else executor.call.outputs.left_behind,
             versions=_versions(),
         )

@@ -20,6 +20,7 @@ from gpuspool.orchestrator.supervise.rulings import how_it_failed
 from gpuspool.orchestrator.text.groups import Groups, describe
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import took
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.closing import FailedTask, failures_of, publish_copies
 from gpuspool.spool.codec import pretty
 from gpuspool.spool.errors import (
@@ -76,6 +77,9 @@ def finish(
     message = _message(view, ending, epoch, seconds)
     for device, ranks in sick.items():
         message += "\n" + _about_device(view, device, ranks)
+    n_wrong = _wrong_lengths(view, epoch)
+    if n_wrong:
+        message += "\n" + _about_wrong_lengths(n_wrong)
     # What to type next comes last. Where the run is to go on, the message says how.
     next_steps = [_about_failures(view, groups)]
     if ending is not Ending.FINISHED:
@@ -339,6 +343,25 @@ def _about_device(view: View, device: str, ranks: list[int]) -> str:
     return (
         f"Look at device {one_line(device)} ({names}, host {host}): the last attempts on it "
         f"failed, while others did its tasks. The last was {last.attempt}, log {log}: {_why(last)}"
+    )
+
+
+def _wrong_lengths(view: View, epoch: int) -> int:
+    """How many batches of this epoch came back with the wrong number of results, as far as told."""
+    count = 0
+    for attempt in _attempts_of(view, epoch):
+        closing = view.closed.get(attempt)
+        if closing is not None and closing.stats is not None:
+            count += closing.stats.wrong_lengths
+    return count
+
+
+def _about_wrong_lengths(count: int) -> str:
+    """What a job gets wrong though its tasks, tried again alone, may all be complete."""
+    batches = count_of(count, "batch", "batches")
+    return (
+        f"For {batches} the job returned another number of results than it got tasks. It must be "
+        "one each, in order: check the job, also where its tasks are complete by now."
     )
 
 

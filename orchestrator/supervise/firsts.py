@@ -91,7 +91,7 @@ def _about_failure(view: View, attempt: str, line: JournalLine) -> str:
     text = f"task {key} failed on rank {rank_of(attempt)}: {describe(line.error)}"
     if line.state is LineState.HELD:
         text += "; it is tried again elsewhere"
-    return f"{text} (the first of its kind)"
+    return f"{text} (more failures like this one are not told here)"
 
 
 def _key_of(view: View, attempt: str, line: JournalLine) -> str:
