@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from helpers import GPUSPOOL, Box
+from helpers import GPUSPOOL, Box, names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,13 +18,38 @@ def test_the_first_job_of_the_readme(box: Box) -> None:
     path = f"{Path(GPUSPOOL).parent}:{os.environ['PATH']}"
     told = ""
     for block in blocks:
-        lines = re.sub(r"^(gpuspool: |5050).*\n", "", block, flags=re.MULTILINE)
+        lines = re.sub(r"^(gpuspool: |Go on |5050).*\n", "", block, flags=re.MULTILINE)
         script = re.sub(r"^\$ ", "", lines, flags=re.MULTILINE)
         done = box.run("-c", script, program=("bash",), env={"PATH": path}, code=0)
         told += done.out + done.err
     assert "200 of 200 tasks complete" in told
     assert "\n5050\n" in told
     assert '"result":{"lines":99}' in told
+    # What the page shows of the stop is what is said.
+    for line in section.splitlines():
+        if line.startswith(("gpuspool: SIGINT", "Go on ")):
+            assert line in told
+
+
+def test_the_readmes_job_for_gpus_needs_nothing_but_torch(box: Box) -> None:
+    page = (ROOT / "README.md").read_text()
+    section = page.partition("## A job for GPUs\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    box.write("embed.py", blocks[0])
+    # What an environment looks like in which only torch was installed.
+    box.write("bare/numpy.py", "raise ModuleNotFoundError('no numpy here', name='numpy')\n")
+    box.python(
+        "import os, torch\n"
+        "torch.jit.script(torch.nn.Linear(4, 3)).save('model.pt')\n"
+        "os.makedirs('images')\n"
+        "for n in range(40): torch.save(torch.ones(4) * n, f'images/{n}.pt')\n"
+    )
+    words = re.findall(r"^\$ (gpuspool run embed.*)$", section, re.MULTILINE)[0].split()[1:]
+    command = [word.strip("'") for word in words]
+    box.run(*command, env={"PYTHONPATH": str(box / "bare")})
+    assert len(names(box / "spool-Embed" / "outputs")) == 40
+    sizes = {path.stat().st_size for path in (box / "spool-Embed" / "outputs").glob("*.vec")}
+    assert max(sizes) < 4096
 
 
 def test_the_page_of_the_first_hour_has_the_commands_of_its_script() -> None:
