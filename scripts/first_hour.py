@@ -100,7 +100,7 @@ STEPS: list[tuple[str, list[str]]] = [
         [
             f"timeout -s INT 2 {SECOND}",
             f"timeout -s KILL 2 {SECOND}",
-            "gpuspool status spool-again | head -1",
+            "gpuspool status spool-again | head -2",
             "gpuspool wait spool-again | head -1",
             SECOND,
         ],
