@@ -33,7 +33,7 @@ from gpuspool.spool.manifest import (
     publish_orphans,
     publish_ruling,
 )
-from gpuspool.spool.records import Closing, Ruling
+from gpuspool.spool.records import Closing, Ruling, TaskLine
 from gpuspool.spool.sweep import sweep
 
 CLOSING = Closing(attempt=A0, state="stopped", reason="drained", by=A0, at=1.0)
@@ -242,3 +242,20 @@ def test_a_zeroed_block_loses_no_task_that_can_still_be_read(tmp_path: Path, at:
     assert offered | gone | set(range(100)) == set(range(800))
     assert {index for index, letter in enumerate(verdicts(view)) if letter == "f"} <= gone
     assert any(damage.path == str(layout.manifest("rank-0000")) for damage in view.damage)
+
+
+def test_a_task_is_found_by_its_number_whatever_payloads_look_like() -> None:
+    tasks = [task(5), task(1, payload=msgspec.Raw(b'"{\\"task\\":2,"')), task(2), task(22)]
+    for head in (b"", seal(CLOSING)):
+        name = f"{A0}.orphans" if head else "rank-0000"
+        data = head + b"".join(map(seal, tasks))
+        _, _, manifest = read(data, name)
+        assert [manifest.find(one.task, TaskLine) for one in tasks] == tasks
+        assert manifest.find(3, TaskLine) is None
+        _, _, damaged = read(
+            data.replace(b'{"task":22,"key":"t22"', b'{"task":22,"key":"t23"'), name
+        )
+        assert damaged.find(22, TaskLine) is None
+        assert damaged.find(2, TaskLine) == tasks[2]
+    # The last line may have no end.
+    assert read(data[:-1], name)[2].find(22, TaskLine) is None
