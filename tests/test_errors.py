@@ -23,7 +23,16 @@ TREE = [
 ids = pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 
 # Classes of exceptions outside of the tree, and why they are: a private signal of one package.
-PRIVATE = {"CopyUnreadable", "Drained", "NotNow", "NotStartable", "OutOfMemory", "WrongLength"}
+PRIVATE = {
+    "CopyUnreadable",
+    "Drained",
+    "NotNow",
+    "NotStartable",
+    "OutOfMemory",
+    "WrongLength",
+    "_Infinite",
+    "_NoForm",
+}
 # Jobs raise these, and workers catch them.
 OF_JOBS = {"NotDone", "Restart"}
 
