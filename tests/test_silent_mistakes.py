@@ -156,3 +156,53 @@ def test_a_second_way_to_name_inputs_is_refused(box: Box) -> None:
         gpuspool.run(
             f"{box / 'job.py'}:Job", items=[1], lines=str(Path(box / "l")), spool=box / "S"
         )
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("    def __init__(self): pass\n    def __call__(self, task, ctx): pass\n",
+         "__init__ of job.py:Job is called with (ctx), and cannot take that. Write "
+         "`def __init__(self, ctx)`."),
+        ("    def __call__(self, task): pass\n", "`def __call__(self, task, ctx)`"),
+        ("    batch_size = 2\n    def __call__(self, tasks): pass\n",
+         "`def __call__(self, tasks, ctx)`"),
+        ("    def __call__(self, task, ctx, extra): pass\n", "`def __call__(self, task, ctx)`"),
+        ("    def __call__(self, task, ctx): pass\n    def load(self): pass\n",
+         "`def load(self, task)`"),
+        ("    def __call__(self, task, ctx): pass\n    def close(self): pass\n",
+         "`def close(self, ctx)`"),
+        ("    def __call__(self, task, ctx): pass\n    @staticmethod\n    def warmup(): pass\n",
+         "`def warmup(ctx)`"),
+    ],
+)  # fmt: skip
+def test_a_method_that_cannot_take_what_it_gets_is_told_how_to_be_written(
+    box: Box, source: str, says: str
+) -> None:
+    err = run(box, f"class Job:\n{source}", code=4)
+    assert "no rank could load the job" in err
+    assert says in err
+
+
+def test_a_function_that_cannot_take_what_it_gets_is_told_how_to_be_written(box: Box) -> None:
+    assert "Write `def Job(task, ctx)`." in run(box, "def Job(task): pass\n", code=4)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def Job(*args): pass\n",
+        "def Job(task, ctx=None, more=1, *, key=2): pass\n",
+        "import functools\nJob = functools.partial(lambda x, task, ctx: None, 1)\n",
+        "class Job:\n    def __init__(self, ctx, more=1): pass\n"
+        "    @staticmethod\n    def __call__(task, ctx): pass\n"
+        "    @classmethod\n    def load(cls, task): pass\n    def close(self, *args): pass\n",
+        "class Made:\n    def __init__(self): pass\n"
+        "class Job(Made):\n    def __new__(cls, ctx): return lambda task, ctx: None\n",
+        "import dataclasses\n@dataclasses.dataclass\nclass Job:\n    ctx: object\n"
+        "    def __call__(self, task, ctx): pass\n",
+    ],
+)
+def test_what_can_take_what_it_gets_is_called(box: Box, source: str) -> None:
+    run(box, source, code=0)
+    assert box.status("S")["state"] == "complete"

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 import msgspec
@@ -53,6 +53,7 @@ LAST_WORDS = 500
 # The exit status by which a command says that its task needs another call: EX_TEMPFAIL.
 EXIT_NOT_DONE = 75
 # What the code of a function says of it, as in `inspect`, whose import costs a worker some time.
+CO_VARARGS = 0x04
 CO_GENERATOR = 0x20
 CO_ASYNC = 0x80 | 0x200
 
@@ -101,10 +102,10 @@ def load_job(
     if job.kind is JobKind.CALL:
         return LoadedJob(call=call_runner(target, layout))
     if isinstance(target, type):
-        target = _make(target, context, warm_up)
+        target = _make(job, target, context, warm_up)
         check()
     _refuse_unfit(job, target)
-    return _with_options(target)
+    return _with_options(job, target)
 
 
 def _arguments(layout: Layout, job: Job) -> list[str]:
@@ -125,6 +126,10 @@ def _refuse_unfit(job: Job, target: Any) -> None:
             f"{job.spec} is a class without __call__, so its objects cannot be called with a task. "
             "Give it a method `def __call__(self, task, ctx)`."
         )
+    is_plain = hasattr(target, "__code__")
+    name, call = ("", target) if is_plain else ("__call__", target.__call__)
+    tasks = "task" if getattr(target, "batch_size", None) is None else "tasks"
+    _refuse_other_parameters(job, call, name, tasks, "ctx")
     for function in (target, type(target).__call__):
         flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
         if flags & CO_ASYNC:
@@ -137,6 +142,31 @@ def _refuse_unfit(job: Job, target: Any) -> None:
                 f"{job.spec} yields, so a call of it would run none of its code. Return the result "
                 "instead."
             )
+
+
+def _refuse_other_parameters(job: Job, function: Any, name: str, *given: str) -> None:
+    """Raise TypeError for a function that cannot be called with what it will be given.
+
+    Without this each call would raise Python's own TypeError, which names no way out. Only a plain
+    function or method is judged: what others take cannot be seen. name: that of a method, "" of the
+    job itself.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return
+    is_bound = hasattr(function, "__self__")
+    most = code.co_argcount - is_bound
+    least = most - len(function.__defaults__ or ())
+    takes_any = code.co_flags & CO_VARARGS
+    n_asked = code.co_kwonlyargcount - len(function.__kwdefaults__ or ())
+    if least <= len(given) and (takes_any or len(given) <= most) and n_asked == 0:
+        return
+    names = ", ".join((["self"] if is_bound else []) + list(given))
+    where = f"{name} of {job.spec}" if name else job.spec
+    raise TypeError(
+        f"{where} is called with ({', '.join(given)}), and cannot take that. "
+        f"Write `def {name or job.name.rpartition('.')[2]}({names})`."
+    )
 
 
 def _find(layout: Layout, job: Job) -> Any:
@@ -205,23 +235,38 @@ def _sha(data: bytes | None) -> str:
     return hashlib.sha256(data or b"").hexdigest()
 
 
-def _make(target: Any, context: Context, warm_up: Callable[[Callable[[], Any]], None]) -> Any:
+def _make(
+    job: Job, target: Any, context: Context, warm_up: Callable[[Callable[[], Any]], None]
+) -> Any:
     """Warm up, and make an object of the job's class."""
     # A plain method of this name would need an object first, so it is the job's own business.
     for base in target.__mro__:
         if "warmup" in vars(base):
             if isinstance(vars(base)["warmup"], (classmethod, staticmethod)):
+                _refuse_other_parameters(job, target.warmup, "warmup", "ctx")
                 warm_up(functools.partial(target.warmup, context))
             break
     if target.__init__ is object.__init__:
         return target()
+    if _is_plain(target):
+        _refuse_other_parameters(job, MethodType(target.__init__, target), "__init__", "ctx")
     return target(context)
 
 
-def _with_options(target: Any) -> LoadedJob:
-    """The job with what its attributes ask for. Raises ValueError."""
+def _is_plain(target: Any) -> bool:
+    """Whether a class is made by its `__init__` alone: no metaclass and no `__new__` is asked."""
+    kind: Any = type(target)
+    return kind is type and target.__new__ is object.__new__
+
+
+def _with_options(job: Job, target: Any) -> LoadedJob:
+    """The job with what its attributes ask for. Raises ValueError and TypeError."""
     load = getattr(target, "load", None)
     close = getattr(target, "close", None)
+    if callable(load):
+        _refuse_other_parameters(job, load, "load", "task")
+    if callable(close):
+        _refuse_other_parameters(job, close, "close", "ctx")
     prefetch = _number(target, "prefetch", _whole, 0, MANY)
     return LoadedJob(
         call=target,
