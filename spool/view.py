@@ -753,12 +753,6 @@ class View:
             self.started[attempt] = msgspec.structs.replace(call, left=call.left - 1)
 
     @property
-    def grown_at(self) -> float:
-        """When the newest tasks came: with the run, or when some were added, in Unix seconds."""
-        added = (manifest.added for manifest in self.manifests.values())
-        return max([self.run.created_at, *(one.at for one in added if one is not None)])
-
-    @property
     def cost(self) -> float:
         """The sum of the costs of all tasks."""
         added = (manifest.added for manifest in self.manifests.values())

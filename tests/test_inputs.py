@@ -163,9 +163,6 @@ def test_an_unusual_key_is_fine(tmp_path: Path, key: str) -> None:
 
 
 def test_two_tasks_with_one_key_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a")
-    with pytest.raises(UsageError, match="tasks 0 and 2 have the same key 'a'"):
-        collect([path, write(tmp_path / "b"), path])
     with pytest.raises(UsageError, match="t, lines 1 and 2 have the same key 't1'"):
         collect(tasks=write(tmp_path / "t", '{"payload": 1, "key": "t1"}\n2\n'))
 

@@ -143,7 +143,7 @@ def test_commands_that_fail_tell_how(box: Box) -> None:
     assert results[2]["error"]["message"] == "sh: killed by SIGKILL"
     command = ["--spool", "T", "--", "no-such-program", "{input}"]
     missing = box.run("run", "--lines", "-", *command, code=4, stdin="0\n")
-    assert "No such file or directory: 'no-such-program'" in missing.err
+    assert "the program 'no-such-program' of the command cannot be run: No such file" in missing.err
     assert box.results("T")[0]["state"] != "failed", "the command is to blame, and not its input"
 
 

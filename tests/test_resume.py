@@ -71,12 +71,12 @@ def test_a_changed_job_is_refused_with_the_difference(box: Box) -> None:
         "run",
         "gates.py:gated",
         "--tasks",
-        box.tasks(["wait", "b", "c"]),
+        box.tasks(["b", "c", "wait"]),
         "--arg",
         f"gate={box / 'gate'}",
     ]
     started = box.start(*command)
-    wait_until(lambda: waiting(box))
+    wait_until(lambda: waiting(box) and journal_lines(box / "spool-gated"))
     box.kill_all()
     started.wait()
     (box / "gate").touch()
@@ -210,7 +210,7 @@ def test_anything_else_that_changed_is_refused_with_what_differs(box: Box) -> No
         (["more", "--arg", "a=1"], "1 new, 0 gone, 0 changed"),
         (["other", "--arg", "a=1"], "1 new, 0 gone, 0 changed\n  new: t1"),
         ([lines, "--arg", "a=2"], "--arg a: 1 before, 2 now"),
-        ([*same, "--arg", "b=1"], "--arg b: None before, 1 now"),
+        ([*same, "--arg", "b=1"], "--arg b: not given before, 1 now"),
         ([*same, "--seed", "4"], "--seed: 0 before, 4 now"),
         ([*same, "--out", "out"], "--out: SPOOL/outputs before"),
         ([*same, "--seed", "4", "--keep-done"], "--seed: 0 before, 4 now"),
@@ -230,7 +230,7 @@ def test_file_inputs_are_known_by_path_and_size(box: Box) -> None:
     command = ["run", f"{JOBS}/plain.py:describe", "in/*", "--spool", "S"]
     box.run(*command)
     (box / "in" / "b").write_text("5678")
-    assert "warning: an input changed since the run began" in box.run(*command).err
+    assert "warning: 1 input changed after its task had run: b" in box.run(*command).err
     (box / "in" / "b").write_text("56789")
     assert "0 new, 0 gone, 1 changed\n  changed: b" in box.run(*command, code=2).err
     (box / "in" / "b").write_text("5678")

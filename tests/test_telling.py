@@ -87,7 +87,7 @@ def test_an_error_without_a_message_is_told_by_its_type_and_line(box: Box) -> No
     last = done.err.splitlines()[-1]
     assert last == (
         "The failed task: AssertionError at bare.py:2. `gpuspool failed spool-job` tells why, "
-        "`gpuspool retry spool-job` runs it again."
+        "`gpuspool retry spool-job` runs it again; after a fix of the job add --keep-done."
     )
     assert box.run("failed").out.splitlines()[-1].endswith("  exception  AssertionError")
 

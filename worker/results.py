@@ -48,6 +48,8 @@ _OURS = str(Path(__file__).parent)
 _STANDARD = os.path.dirname(os.__file__)
 # and those of installed packages.
 _INSTALLED = ("/site-packages/", "/dist-packages/")
+# Where an error of ours is defined is nobody's business: its name is enough.
+_OUR_MODULES = re.compile(r"^gpuspool\.[a-z_.]+\.(?=[A-Z]\w*(:|$))", re.MULTILINE)
 # What is said where a file cannot be unpickled since a script pickled a class of its own into it.
 # Python says so by an AttributeError, torch by an UnpicklingError.
 _NOT_IN_MAIN = re.compile(r"get attribute '(\w+)[\w.]*' on <module '(?:[\w.]+\.)?__main__'")
@@ -357,7 +359,7 @@ def _traceback(error: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
-    text = _clean(text)
+    text = _OUR_MODULES.sub("", _clean(text))
     return text[-TRACEBACK_BYTES:] + _explanation(error, text)
 
 

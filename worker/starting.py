@@ -88,6 +88,9 @@ class NotNow(Exception):
 class NotStartable(OSError):
     """The program of a command, the same for all tasks, is not there or cannot be executed."""
 
+    def __str__(self) -> str:
+        return f"the program {self.filename!r} of the command cannot be run: {self.strerror}"
+
 
 def find_program(program: str) -> None:
     """Return if a command's program is there and may be executed. Raises NotStartable."""

@@ -16,8 +16,12 @@ from gpuspool.orchestrator.plan.differences import (
     code_difference,
     is_from_another_file,
     job_difference,
+    keeps_nothing,
+    keys_of,
     other_differences,
+    redo_command,
     task_difference,
+    what_matters,
 )
 from gpuspool.orchestrator.plan.holds import refuse_to_rename
 from gpuspool.orchestrator.plan.inputs import TaskList
@@ -26,7 +30,7 @@ from gpuspool.orchestrator.plan.out import check_out, clear_out
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot, make_slots
 from gpuspool.orchestrator.supervise.lock import hold, refuse_held
-from gpuspool.orchestrator.text.progress import warn
+from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.identity import myself
@@ -92,6 +96,10 @@ def refuse_changed_job(view: View, job: Job, source: bytes | None, keep_done: bo
     if source is not None:
         difference += job_difference(view, job, source)
     difference += code_difference(view, job)
+    if difference and keeps_nothing(view) and not alive_attempts(view):
+        # A job that never worked was fixed: there is nothing that two codes could be mixed in.
+        say("the job changed; no task was complete, so the run goes on with the new code")
+        return
     if difference:
         raise UsageError(
             f"the job changed since {view.layout.root} was made:\n" + "\n".join(difference) + "\n"
@@ -202,9 +210,34 @@ def refuse_another_request(
     found: Matching | None = None
     if not _are_same_tasks(view, request):
         found = refuse_other_tasks(view, request.tasks, keep_done=keep_done, add=add)
-    if not add and request.tasks.newest_mtime > view.grown_at:
-        warn("an input changed since the run began (same size); finished tasks are not run again")
+    _warn_of_changed_inputs(view, request.tasks, [] if found is None else found.changed)
     return found
+
+
+def _warn_of_changed_inputs(view: View, tasks: TaskList, changed: list[int]) -> None:
+    """Name the complete tasks whose input files are not those that they ran with.
+
+    changed: the run's tasks whose files have another size now. Others show by the time at which the
+    file was changed; one that was redone since began later.
+    """
+    changed_at = tasks.changed_after(view.run.created_at)
+    verdict = view.ledger.verdict
+    indices = {task for task in changed if tasks.root and verdict(task) is Verdict.COMPLETE}
+    if changed_at:
+        # Imported here, since every start of a run imports this module and few come to this line.
+        from gpuspool.orchestrator.report.results import Results
+
+        indices.update(Results(view).begun_before(changed_at))
+    if not indices:
+        return
+    keys = keys_of(view.planned_tasks(), sorted(indices))
+    changed_inputs = count_of(
+        len(indices), "input changed after its task", "inputs changed after their tasks"
+    )
+    warn(
+        f"{changed_inputs} had run: {', '.join(keys)}. What is complete is not run again; "
+        f"{redo_command(view, keys)} does that"
+    )
 
 
 def _are_same_tasks(view: View, request: Request) -> bool:
@@ -228,14 +261,10 @@ def refuse_other_tasks(view: View, tasks: TaskList, *, keep_done: bool, add: boo
         gone=[] if add else found.gone,
         changed=[] if keep_done and tasks.root else found.changed,
     )
-    difference = task_difference(view, fine, tasks)
+    difference = task_difference(view, what_matters(view, fine, tasks), tasks)
     if difference:
         raise UsageError(
-            f"{root} has {count_of(view.ledger.tasks, 'task')}; of what is named now "
-            f"{difference}\n"
-            "--add takes the new ones into the run, --keep-done leaves finished tasks whose inputs "
-            f"changed as they are, `gpuspool resume {root}` goes on with the run as it is, --fresh "
-            "starts anew (the old spool is renamed), and another --spool makes a second run."
+            f"{root} has {count_of(view.ledger.tasks, 'task')}; of what is named now {difference}"
         )
     verdict = view.ledger.verdict
     n_mended = sum(verdict(task) is Verdict.FAILED for task in found.changed)

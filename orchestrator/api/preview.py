@@ -29,6 +29,7 @@ from gpuspool.orchestrator.api.whereabouts import out_now, refuse_move, refuse_o
 from gpuspool.orchestrator.plan.adding import lines_to_add
 from gpuspool.orchestrator.plan.create import plan
 from gpuspool.orchestrator.plan.inputs import TaskList
+from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot
@@ -78,7 +79,7 @@ def preview(
     if moved_to is None:
         refuse_out(view)
     else:
-        out = Path(os.path.abspath(moved_to))
+        out = Path(os.path.abspath(at_home(moved_to)))
         refuse_move(view, out)
     ledger = view.ledger
     left = ledger.tasks - ledger.n_finished

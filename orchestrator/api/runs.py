@@ -17,8 +17,14 @@ from gpuspool.orchestrator.api.whereabouts import out_now
 from gpuspool.orchestrator.plan.adding import add_tasks
 from gpuspool.orchestrator.plan.encoding import refuse_other_encoding
 from gpuspool.orchestrator.plan.inputs import TaskList, collect
-from gpuspool.orchestrator.plan.jobs import parse_job, with_source
-from gpuspool.orchestrator.plan.locate import default_spool, find_spool
+from gpuspool.orchestrator.plan.jobs import (
+    TO_A_SHELL,
+    parse_job,
+    refuse_swapped,
+    shell_words,
+    with_source,
+)
+from gpuspool.orchestrator.plan.locate import at_home, default_spool, find_spool, refuse_no_spool
 from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import make_request
@@ -95,8 +101,14 @@ def run(
     given = without_none(options)
     # Before the inputs, which may come from a pipe that is still being written, or take a while to
     # list: a job that cannot be run is refused at once.
+    refuse_swapped(job, inputs)
     record, source = parse_job(job, command, capture)
-    layout = Layout(spool or default_spool(record))
+    for word in shell_words(record.command):
+        warn(
+            f"the command has the word {word!r}, and no shell is involved: the program gets it as "
+            f"an argument. If a shell is meant, write {TO_A_SHELL}"
+        )
+    layout = Layout(Path(at_home(spool)) if spool else default_spool(record))
     known = None if fresh or not is_made(layout) else open_view(layout.root, reads_claims=False)
     found = _collect(
         known,
@@ -266,7 +278,10 @@ def redo(
     """
     if isinstance(keys, str):
         raise UsageError(f"keys={keys!r} is one text. Give a list of keys: [{keys!r}].")
-    again = Again(selection(list(keys), missing_outputs), missing_outputs)
+    keys = list(keys)
+    if not missing_outputs:
+        refuse_no_spool("redo", spool, keys)
+    again = Again(selection(keys, missing_outputs), missing_outputs)
     return _go_on(spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
 
 
@@ -298,6 +313,9 @@ def add(
     trust_owner: users whose spool is accepted, as for `run`.
     """
     refuse_other_encoding()
+    words = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    if words is None or isinstance(words, (list, tuple)):
+        refuse_no_spool("add", spool, [os.fspath(word) for word in words or ()])
     trust = trust_in(trust_owner)
     view = open_view(find_spool(spool), reads_claims=False)
     refuse_unsafe(view.layout, trust, view.owners)

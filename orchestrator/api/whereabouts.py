@@ -18,6 +18,7 @@ import msgspec
 from gpuspool.orchestrator.api.opening import alive_attempts
 from gpuspool.orchestrator.plan.differences import is_out_of
 from gpuspool.orchestrator.plan.holds import refuse_in_spool
+from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.plan.out import holds_anything, make_out, mark_out
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import OrchestratorLive, UsageError
@@ -109,7 +110,7 @@ def record_move(view: View, moved_to: Path) -> None:
     UsageError where that folder cannot be this run's OUT, and OrchestratorLive while somebody may
     still write to the old one.
     """
-    out = Path(os.path.abspath(moved_to))
+    out = Path(os.path.abspath(at_home(moved_to)))
     if out == out_of(view.layout, view.run):
         return
     refuse_move(view, out)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from gpuspool.orchestrator.cli import completion
+from gpuspool.spool import placeholders
 from gpuspool.spool.errors import UsageError
 
 # The seconds that the units of durations stand for; a number alone is seconds.
@@ -71,7 +72,25 @@ class CommandVerb(GroupedVerb):
             at = args.index("--")
             ctx.meta["command"] = args[at + 1 :]
             args = args[:at]
-        return super().parse_args(ctx, args)
+            return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError:
+            # Options of a command are none of ours.
+            refuse_without_dashes(args)
+            raise
+
+
+def refuse_without_dashes(words: Sequence[str]) -> None:
+    """Raise UsageError where a command was given without `--`: a word has a placeholder."""
+    for word in words:
+        names = [piece.name for piece in placeholders.parse(word)]
+        known = [name for name in names if name in placeholders.PLACEHOLDERS]
+        if known:
+            raise UsageError(
+                f"{{{known[0]}}} belongs to a command. Put `--` before the command: "
+                "gpuspool run INPUT... -- COMMAND ARG..."
+            )
 
 
 def duration(value: Any) -> float:

@@ -28,6 +28,7 @@ from gpuspool.orchestrator.cli.options import (
     naming_inputs,
     option,
     pair,
+    refuse_without_dashes,
     running,
     spool_argument,
     trusting,
@@ -161,6 +162,7 @@ def run(
     if command == []:
         raise UsageError("there is no command after `--`.")
     if command is None:
+        refuse_without_dashes(job_and_inputs)
         if not job_and_inputs:
             raise UsageError(
                 "JOB is missing. Example: gpuspool run classify.py:Contigs 'contigs/*.fasta'"

@@ -7,8 +7,10 @@ go on; whatever else differs is listed, and refused. Called when a run is opened
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gpuspool.orchestrator.plan.code import Change, changes
 from gpuspool.orchestrator.plan.inputs import TaskList
@@ -16,7 +18,7 @@ from gpuspool.orchestrator.plan.locate import command_name
 from gpuspool.orchestrator.plan.matching import Matching
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.spool.open_folder import read_mark
-from gpuspool.spool.publish import read_bytes
+from gpuspool.spool.publish import listdir, read_bytes
 from gpuspool.spool.records import Job, TaskLine
 from gpuspool.spool.states import JobKind, Verdict
 from gpuspool.spool.view import View
@@ -26,6 +28,8 @@ DIFF_LINES = 40
 
 # Of tasks that differ, so many keys are shown.
 SHOWN_KEYS = 3
+# What stands behind these if there are more.
+ELLIPSIS = "…"
 
 # How people are told of an output folder that the user did not name.
 OUT_INSIDE = "SPOOL/outputs"
@@ -48,6 +52,14 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
     if n_more <= 0:
         return lines
     return [*lines[:DIFF_LINES], f"… {n_more} more lines"]
+
+
+def keeps_nothing(view: View) -> bool:
+    """Whether a run has nothing that came from its code: no complete task, and no part of one.
+
+    A part is what a task saved in its scratch folder, to go on from there.
+    """
+    return view.ledger.n_complete == 0 and not listdir(view.layout.scratches)
 
 
 def code_difference(view: View, job: Job) -> list[str]:
@@ -120,35 +132,68 @@ def is_out_of(view: View, out: str) -> bool:
     return bool(out) and read_mark(Path(out)) == view.run.id
 
 
-def task_difference(view: View, matching: Matching, names: TaskList) -> str:
-    """How the tasks of a request differ from the run's: counts and some keys; "" if they do not.
+def what_matters(view: View, matching: Matching, names: TaskList) -> Matching:
+    """How the tasks of a request differ from the run's, without what does not matter.
 
-    What does not matter is no difference: finished tasks that are not named any more, and failed or
-    unfinished files of another size.
+    That is finished tasks that are not named any more, and failed or unfinished files of another
+    size.
     """
     verdict = view.ledger.verdict
     gone = [task for task in matching.gone if verdict(task) is None]
     changed = matching.changed
     if names.root:
         changed = [task for task in changed if verdict(task) is Verdict.COMPLETE]
-    if not (matching.new or gone or changed):
+    return Matching(matching.new, gone, changed)
+
+
+def task_difference(view: View, differing: Matching, names: TaskList) -> str:
+    """How the tasks of a request differ from the run's, and how to go on; "" if they do not.
+
+    differing: what matters of it.
+    """
+    new, gone, changed = differing.new, differing.gone, differing.changed
+    if not (new or gone or changed):
         return ""
-    text = f"{len(matching.new)} new, {len(gone)} gone, {len(changed)} changed"
+    text = f"{len(new)} new, {len(gone)} gone, {len(changed)} changed"
+    changed_keys = keys_of(view.planned_tasks(), changed)
     for what, keys in (
-        ("new", _keys_of(names, matching.new)),
-        ("gone", _keys_of(view.planned_tasks(), gone)),
-        ("changed", _keys_of(view.planned_tasks(), changed)),
+        ("new", keys_of(names, new)),
+        ("gone", keys_of(view.planned_tasks(), gone)),
+        ("changed", changed_keys),
     ):
         if keys:
             text += f"\n  {what}: {', '.join(keys)}"
-    return text
+    root = view.layout.root
+    ways: list[str] = []
+    if changed and names.root:
+        ways.append(f"{redo_command(view, changed_keys)} computes what changed again")
+        ways.append("--keep-done leaves the old results as they are")
+    if new:
+        ways.append("--add takes the new ones into the run")
+    if new or gone or not names.root:
+        ways.append(f"`gpuspool resume {root}` goes on with the run as it is")
+    ways.append("--fresh starts anew (the old spool is renamed)")
+    return f"{text}\n{', '.join(ways)}, and another --spool makes a second run."
 
 
-def _keys_of(tasks: Iterable[TaskLine], indices: list[int]) -> list[str]:
+def redo_command(view: View, keys: list[str]) -> str:
+    """The command that does the tasks with these keys again, in backquotes.
+
+    keys: as `keys_of` gives them. Where these are not all, the user has to write them.
+    """
+    words = "KEY…" if ELLIPSIS in keys else shlex.join(keys)
+    return f"`gpuspool redo {view.layout.root} {words}`"
+
+
+def keys_of(tasks: Iterable[TaskLine], indices: list[int]) -> list[str]:
     """The keys of the first few of these tasks, and that there are more."""
-    wanted = set(indices[:SHOWN_KEYS])
-    keys = [task.key for task in tasks if task.task in wanted]
-    return keys if len(indices) <= SHOWN_KEYS else [*keys, "…"]
+    if not indices:
+        return []
+    first = indices[:SHOWN_KEYS]
+    found = {task.task: task.key for task in tasks if task.task in first}
+    # What no readable line of the run describes has no key.
+    keys = [found[index] for index in first if index in found]
+    return keys if len(indices) <= SHOWN_KEYS else [*keys, ELLIPSIS]
 
 
 def _name_difference(old: Job, job: Job) -> list[str]:
@@ -180,8 +225,13 @@ def _arg_differences(view: View, request: Request) -> list[str]:
     found: list[str] = []
     names = view.run.args.keys() | request.args.keys()
     for name in sorted(names):
-        before = view.run.args.get(name)
-        now = request.args.get(name)
+        before = _shown(view.run.args, name)
+        now = _shown(request.args, name)
         if before != now:
-            found.append(f"--arg {name}: {before!r} before, {now!r} now")
+            found.append(f"--arg {name}: {before} before, {now} now")
     return found
+
+
+def _shown(args: Mapping[str, Any], name: str) -> str:
+    """The value of one of the args, for people."""
+    return repr(args[name]) if name in args else "not given"

@@ -29,6 +29,7 @@ from gpuspool.orchestrator.plan.lists import (
     read_table,
     read_tasks,
 )
+from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.spool.codec import SHALLOW_BYTES, refuse_depth, seal_bodies, seal_lines, unseal
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import OUT_MARK, Layout, refuse_key
@@ -48,8 +49,8 @@ class TaskList:
     records would take several times the memory.
 
     lines: one sealed line for each task. costs: what each task costs. root: the folder that the
-    keys of input files are relative to; "" where the inputs are not files. newest_mtime: when the
-    newest of them was last changed, in Unix seconds. left_out: how many files the globs matched
+    keys of input files are relative to; "" where the inputs are not files. mtimes: when each of
+    these files was last changed, in Unix seconds. left_out: how many files the globs matched
     that lie in spools and in folders of outputs. is_named: the user gave each task its key, even
     where one looks like those that count the tasks (`t0`, `t1`, …).
     """
@@ -58,7 +59,7 @@ class TaskList:
         self.lines = lines
         self.costs = costs
         self.root = ""
-        self.newest_mtime = 0.0
+        self.mtimes: Sequence[float] = ()
         self.left_out = 0
         self.is_named = False
 
@@ -68,6 +69,14 @@ class TaskList:
     def __iter__(self) -> Iterator[TaskLine]:
         """The tasks as records, each read from its line."""
         return (unseal(line[:-1], TaskLine) for line in self.lines)
+
+    def changed_after(self, moment: float) -> dict[str, float]:
+        """Of the input files that were changed after this moment: when, by their keys."""
+        found: dict[str, float] = {}
+        for line, changed_at in zip(self.lines, self.mtimes, strict=False):
+            if changed_at > moment:
+                found[unseal(line[:-1], TaskLine).key] = changed_at
+        return found
 
 
 def seal_tasks(tasks: Iterable[TaskLine]) -> TaskList:
@@ -235,17 +244,17 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _expand(patterns: Iterable[str], own: _OwnFolders) -> list[str]:
-    """The named files, with each glob replaced by the files that it matches, sorted.
+    """The named files, each once, with each glob replaced by the files that it matches, sorted.
 
     What exists is taken as it is, even if it looks like a glob: `[1].txt` may be a file.
     """
-    files: list[str] = []
-    for pattern in patterns:
-        if os.path.lexists(pattern):
-            files.append(pattern)
-        else:
-            files += _matches(pattern, own)
-    return files
+    # A file that two globs match is one file.
+    files: dict[str, str] = {}
+    for pattern in map(at_home, patterns):
+        names = [pattern] if os.path.lexists(pattern) else _matches(pattern, own)
+        for name in names:
+            files.setdefault(os.path.abspath(name), name)
+    return list(files.values())
 
 
 def _matches(pattern: str, own: _OwnFolders) -> list[str]:
@@ -261,29 +270,27 @@ def _matches(pattern: str, own: _OwnFolders) -> list[str]:
             f"{pattern} matches only files in spools and in folders of outputs, which are left "
             "out. Name that folder itself, without a wildcard, if you want them."
         )
-    raise UsageError(
-        f"{pattern} matches no file. Check the path; quote a glob so that gpuspool expands it."
-    )
+    raise UsageError(f"{pattern} matches no file. Check the path.")
 
 
 def _from_files(listed: Listed[str], choose_root: ChooseRoot) -> TaskList:
     """One task for each file: its size is its cost, its path below the root its key."""
     given = list(listed.entries)
-    absolute = [os.path.abspath(path) for _, path in given]
+    absolute = [os.path.abspath(at_home(path)) for _, path in given]
     root = choose_root(absolute)
     tasks: list[tuple[int, TaskLine]] = []
-    newest = 0.0
+    mtimes = array.array("d")
     for index, ((number, name), path) in enumerate(zip(given, absolute, strict=True)):
         # Where only the words of a command line are counted, the name alone says more.
         where = "" if listed.unit == NO_LIST else f"{listed.unit} {number}: "
         payload, there = _look_at(name, path, where)
-        newest = max(newest, there.st_mtime)
+        mtimes.append(there.st_mtime)
         key = os.path.relpath(path, root)
         cost = float(there.st_size)
         tasks.append((number, TaskLine(task=index, key=key, payload=payload, cost=cost)))
     found = _seal_listed(Listed(listed.unit, tasks), is_named=True)
     found.root = root
-    found.newest_mtime = newest
+    found.mtimes = mtimes
     return found
 
 

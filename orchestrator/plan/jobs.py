@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import symtable
 import sys
@@ -27,6 +28,7 @@ from typing import Any
 import msgspec
 
 from gpuspool.orchestrator.plan.encoding import interpreter
+from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import copy_name
 from gpuspool.spool.placeholders import OF_THE_WORKER, PLACEHOLDERS, parse
@@ -35,6 +37,14 @@ from gpuspool.spool.states import JobKind
 
 # A job's module of this name would be found in place of ours, or ours in its place.
 OUR_NAME = "gpuspool"
+
+# Words that mean something to a shell. The `;` and `&` that other programs take are not among them.
+OF_SHELLS = frozenset(("|", "||", "&&", "|&", ">", ">>", "<", "<<", "2>", "2>>", "&>", "2>&1"))
+# Programs to which some of these are operators.
+COMPARING = frozenset(("expr", "test", "[", "[["))
+
+# How a command is given to a shell, so that it reads no input's name as code.
+TO_A_SHELL = "`-- sh -c '… \"$1\"' sh {input}`"
 
 # Run in a child process: it prints the file of the module argv[1], with argv[2:] as sys.path.
 FIND_SCRIPT = (
@@ -86,7 +96,29 @@ def _split_spec(spec: str) -> tuple[str, str]:
         raise UsageError(
             f"JOB {spec!r} is not file.py:Name or package.module:Name. Example: classify.py:Contigs"
         )
+    first, colon, _ = where.partition(":")
+    if colon and not where.endswith(".py"):
+        raise UsageError(f"JOB {spec!r} has more than one colon; write {first}:{name}")
     return where, name
+
+
+def refuse_swapped(job: Any, inputs: object) -> None:
+    """Raise UsageError where the job stands among the inputs, and an input in its place."""
+    words = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(job, str) or not isinstance(words, (list, tuple)) or _is_job_file(job):
+        return
+    for word in words:
+        if isinstance(word, str) and _is_job_file(word):
+            raise UsageError(
+                f"{job!r} is taken for JOB, which comes first. Put {word} before the inputs: "
+                f"{word} {shlex.quote(job)}"
+            )
+
+
+def _is_job_file(word: str) -> bool:
+    """Whether a word is file.py:Name, of a file that is there."""
+    where, colon, name = word.rpartition(":")
+    return bool(colon) and name.isidentifier() and where.endswith(".py") and os.path.isfile(where)
 
 
 def parse_call(function: Any) -> tuple[Job, bytes]:
@@ -187,6 +219,7 @@ def _command_job(command: Sequence[str], capture: bool) -> Job:
             f"the command {command!r} is one text. Give a list of words: {command.split()!r}."
         )
     words = [os.fspath(word) for word in command]
+    _refuse_quoted_whole(words)
     _refuse_placeholders(words)
     asked: Any = {"command": words, "capture": True} if capture else words
     return Job(
@@ -197,6 +230,26 @@ def _command_job(command: Sequence[str], capture: bool) -> Job:
         command=words,
         capture=capture,
     )
+
+
+def _refuse_quoted_whole(words: list[str]) -> None:
+    """Raise UsageError for a program and its arguments in one word: no program has that name."""
+    program, *rest = words[0].split(maxsplit=1) or [""]
+    is_there = Path(words[0]).exists() or shutil.which(words[0]) is not None
+    if not rest or "{" in program or is_there:
+        return
+    typed = " ".join([words[0], *map(shlex.quote, words[1:])])
+    raise UsageError(
+        f"{words[0]!r} is one word of the command, and no program has that name. Give it without "
+        f"quotes, `-- {typed}`, or to a shell, {TO_A_SHELL}."
+    )
+
+
+def shell_words(command: Sequence[str]) -> list[str]:
+    """The words of a command that only a shell would understand, and none is there."""
+    if not command or os.path.basename(command[0]) in COMPARING:
+        return []
+    return [word for word in command[1:] if word in OF_SHELLS]
 
 
 def _refuse_placeholders(words: list[str]) -> None:
@@ -239,7 +292,7 @@ def _all_but(name: str) -> str:
 
 
 def _file_job(where: str, name: str) -> tuple[Job, bytes]:
-    path = Path(os.path.abspath(where))
+    path = Path(os.path.abspath(at_home(where)))
     _refuse_our_name(path.stem, path)
     job = Job(
         kind=JobKind.FILE,

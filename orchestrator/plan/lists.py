@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.codec import refuse_depth
 from gpuspool.spool.errors import UsageError
@@ -366,7 +367,7 @@ def _read(source: str) -> bytes:
     try:
         if source == "-":
             return sys.stdin.buffer.read()
-        return Path(source).read_bytes()
+        return Path(at_home(source)).read_bytes()
     except OSError as error:
         raise UsageError(
             f"{source} cannot be read: {error.strerror}. Name a readable file, or - for stdin."

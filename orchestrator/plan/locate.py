@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpuspool.spool.errors import UsageError
@@ -112,7 +114,7 @@ def find_spool(spool: str | os.PathLike[str] | None) -> Path:
     Raises UsageError where none is named and there is not exactly one.
     """
     if spool is not None:
-        return Path(spool)
+        return Path(at_home(spool))
     found = _spools_here()
     if len(found) != 1:
         names = ", ".join(map(str, found)) or "none"
@@ -120,6 +122,35 @@ def find_spool(spool: str | os.PathLike[str] | None) -> Path:
             f"SPOOL is not given and there is not just one ./spool-* ({names}). Name one."
         )
     return found[0]
+
+
+def refuse_no_spool(verb: str, spool: str | os.PathLike[str] | None, words: Sequence[str]) -> None:
+    """Raise UsageError where the first word behind a verb is no spool, but should have been one.
+
+    words: what stands behind it. If there is no other spool that may be meant, whoever opens this
+    one says what is wrong with it.
+    """
+    if spool is None or Layout(at_home(spool)).format.exists():
+        return
+    found = _spools_here()
+    typed = os.fspath(spool)
+    is_misspelt = os.path.basename(typed.rstrip("/")).startswith("spool-")
+    if not found or is_misspelt or (words and len(found) > 1):
+        return
+    name = str(found[0]) if len(found) == 1 else "SPOOL"
+    raise UsageError(
+        f"{typed!r} is taken for SPOOL, which comes first: "
+        f"`gpuspool {verb} {name} {shlex.join([typed, *words])}`"
+    )
+
+
+def at_home(path: str | os.PathLike[str]) -> str:
+    """A path with the home folder in the place of its `~`, which no shell replaces in quotes.
+
+    What exists is taken as it is.
+    """
+    word = os.fspath(path)
+    return word if os.path.lexists(word) else os.path.expanduser(word)
 
 
 def _spools_here() -> list[Path]:

@@ -16,6 +16,7 @@ Called when a run is opened and when tasks are added to it.
 from __future__ import annotations
 
 import os
+import shlex
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from gpuspool.orchestrator.plan.inputs import ChooseRoot, TaskList, common_parent
+from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import TaskLine
 from gpuspool.spool.view import View
@@ -125,7 +127,7 @@ def root_chooser(
 
     def choose(paths: list[str]) -> str:
         if key_root is not None:
-            root = _holding_all(os.path.abspath(key_root), paths)
+            root = _holding_all(os.path.abspath(at_home(key_root)), paths)
         elif view is None or not root_of_run:
             return common_parent(paths)
         elif all(_is_below(path, root_of_run) for path in paths):
@@ -163,9 +165,11 @@ def _elsewhere(root: str, paths: list[str]) -> UsageError:
     hint = ""
     if not os.path.isdir(root):
         hint = " If that folder was moved, say with --key-root where it is now."
+    above = common_parent([os.path.join(root, "x"), *paths])
     return UsageError(
         f"the input {outside} does not lie below {root}, which the keys of this run's files are "
-        f"relative to. Make another run for it, with another --spool.{hint} Nothing was added."
+        f"relative to. Make another run for it, with another --spool.{hint} A run that takes files "
+        f"of all these folders is made with --key-root {shlex.quote(above)}. Nothing was added."
     )
 
 

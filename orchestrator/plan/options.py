@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -17,6 +18,9 @@ import msgspec
 
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import Options
+
+# How msgspec says that a number is too small.
+_AT_LEAST = re.compile(r"Expected `(?P<type>int|float)` (?P<sign>>=?) (?P<number>[\d.]+)")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,7 +142,27 @@ def _checked(base: Options, given: Mapping[str, Any], known: list[str]) -> Optio
     try:
         return msgspec.convert(values, Options)
     except msgspec.ValidationError as error:
-        raise UsageError(f"an option is not possible: {error}") from None
+        raise UsageError(_in_words(str(error), values)) from None
+
+
+def _in_words(said: str, values: Mapping[str, Any]) -> str:
+    """What msgspec says of an option that cannot be taken, as people say it."""
+    what, _, place = said.rpartition(" - at `$.")
+    name = place.rstrip("`")
+    least = _AT_LEAST.fullmatch(what)
+    if name not in values:
+        return f"an option is not possible: {said}"
+    must_be = what.replace("Expected", "it must be").replace("`", "").replace(" | null", "")
+    if least is not None:
+        number = "a whole number" if least["type"] == "int" else "a number"
+        than = "of at least" if least["sign"] == ">=" else "above"
+        must_be = f"it must be {number} {than} {float(least['number']):g}"
+    elif name == "max_failed":
+        must_be = "it must be a whole number above 0, or a percentage such as 5%"
+    elif name == "on_parent_exit":
+        must_be = 'it must be "finish" or "stop"'
+    option = name.removesuffix("_s").replace("_", "-")
+    return f"--{option} {values[name]} is not possible: {must_be}."
 
 
 def shows_options(options: type) -> Callable[[F], F]:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from gpuspool.orchestrator.plan.inputs import TaskList
+from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.plan.options import options_of_new_run
 from gpuspool.spool.codec import refuse_depth
 from gpuspool.spool.errors import UsageError
@@ -76,7 +77,7 @@ def make_request(
         args=_plain(args or {}),
         tasks=tasks,
         options=options_of_new_run(options or {}),
-        out=None if out is None else os.path.abspath(out),
+        out=None if out is None else os.path.abspath(at_home(out)),
         argv=sys.argv,
     )
 

@@ -11,7 +11,7 @@ so a view without them will do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, assert_never
 
@@ -89,6 +89,12 @@ class _Outputs(Record, frozen=True, kw_only=True):
     outputs: tuple[tuple[str, int], ...] = ()
 
 
+class _Begun(Record, frozen=True, kw_only=True):
+    """What a journal line says of when its call began; the rest is skipped, not decoded."""
+
+    start: float = 0.0
+
+
 class Published(msgspec.Struct, frozen=True):
     """The outputs of one task: of each its name below OUT and its size in bytes."""
 
@@ -131,6 +137,20 @@ class Results:
                 line = lines.get(task)
                 if line is not None and line.outputs:
                     yield Published(task, self._keys[task], line.outputs)
+
+    def begun_before(self, moments: Mapping[str, float]) -> list[int]:
+        """The complete tasks whose result began before a moment that is given for their key."""
+        verdict = self._view.ledger.verdict
+        asked: dict[int, float] = {}
+        for task, key in enumerate(self._keys):
+            if key is not None and key in moments and verdict(task) is Verdict.COMPLETE:
+                asked[task] = moments[key]
+        found: list[int] = []
+        for window in self._places.windows(asked):
+            for task, line in self._places.read(window, _Begun).items():
+                if line.start < asked[task]:
+                    found.append(task)
+        return sorted(found)
 
     def of(self, tasks: Iterable[int]) -> Iterator[Result]:
         """The results of some tasks, in the order given."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, assert_never
 
 import msgspec
 
+from gpuspool.orchestrator.plan.differences import keeps_nothing
 from gpuspool.orchestrator.supervise.leftovers import remove_leftovers
 from gpuspool.orchestrator.supervise.repair import make_way
 from gpuspool.orchestrator.supervise.rulings import how_it_failed
@@ -240,7 +241,8 @@ def _about_failures(view: View, groups: Groups) -> str:
         return ""
     root = _short(view.layout.root)
     them = "it" if n_failed == 1 else "them"
-    text = f"`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs {them} again."
+    text = f"`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs {them} again"
+    text += f"{_after_a_fix(view)}."
     largest = groups.largest()
     if largest is None:
         return text
@@ -258,7 +260,15 @@ def _go_on(view: View, ending: Ending) -> str:
     root = _short(view.layout.root)
     if ending is Ending.TOO_MANY_FAILED:
         return f"Or go on with a higher --max-failed: `gpuspool resume {root} --max-failed N`."
-    return f"Go on with the same command or `gpuspool resume {root}`."
+    hint = ""
+    if ending in (Ending.LOAD, Ending.GAVE_UP, Ending.BROKEN, Ending.OUTAGE):
+        hint = _after_a_fix(view)
+    return f"Go on with the same command or `gpuspool resume {root}`{hint}."
+
+
+def _after_a_fix(view: View) -> str:
+    """What has to be said to go on with other code; "" where nothing has."""
+    return "" if keeps_nothing(view) else "; after a fix of the job add --keep-done"
 
 
 def _counts(view: View) -> str:
