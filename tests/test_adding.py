@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,19 @@ def test_lines_in_another_order_are_the_same_run_and_a_line_more_is_new(box: Box
     box.run(*command, more, "--add")
     assert [result["result"] for result in box.results("S")] == ["a", "b", "b", "c", "b"]
     assert [result["key"] for result in box.results("S")] == ["t0", "t1", "t2", "t3", "t4"]
+
+
+def test_keys_that_look_as_if_they_counted_say_which_task_is_meant(box: Box) -> None:
+    """In another order, a task called t3 was new where it was not the fourth."""
+    box.write("job.py", "def Job(task, ctx): return task.payload\n")
+    listed = [f'{{"key":"t{number}","payload":{number // 2}}}' for number in range(5)]
+    command = ("run", "job.py:Job", "--ranks", "1", "--tasks")
+    for spool, first, other in (("S", listed, listed[::-1]), ("T", listed[::-1], listed)):
+        box.run(*command, box.write("first", "\n".join(first)), "--spool", spool)
+        again = box.run(*command, box.write("other", "\n".join(other)), "--spool", spool)
+        assert "0 of 5 tasks left" in again.err
+    changed = box.write("changed", '{"key":"t2","payload":7}\n')
+    assert "0 new, 0 gone, 1 changed" in box.run(*command, changed, "--spool", "S", code=2).err
 
 
 @pytest.mark.parametrize("verb", ["run", "retry"])
@@ -182,6 +196,29 @@ def test_files_beside_the_folder_that_keys_are_relative_to_are_not_added(
     assert "say with --key-root where it is now" in said
     box.run("add", "S", "moved/more/10.txt", "--key-root", "moved", cwd=project)
     assert "11 of 11" in box.run(*command[:2], "moved/**/*.txt", *command[3:], cwd=project).err
+
+
+def test_other_files_of_the_same_names_and_sizes_are_another_run(box: Box, project: Path) -> None:
+    """They passed for the finished ones: "10 of 10 tasks complete", and nothing was computed."""
+    box.write("project/next/0.txt", "other 0\n")
+    command = ("run", "job.py:Job", "--spool", "S", "--ranks", "1")
+    box.run(*command, "data/*.txt", cwd=project)
+    for more in ("--dry-run", "-q"):
+        said = box.run(*command, "next/0.txt", more, cwd=project, code=2).err
+        assert f"{project}/next/0.txt is another file than {project}/data/0.txt" in said
+        assert "--spool S-next" in said
+    # The user may say that they are the same.
+    assert "10 of 10" in box.run(*command, "next/0.txt", "--key-root", "next", cwd=project).err
+
+
+def test_a_project_that_was_copied_goes_on_with_its_own_files(box: Box, project: Path) -> None:
+    run(box, project)
+    copy = box / "copy"
+    shutil.copytree(project, copy)
+    box.write("copy/data/3.txt", "input x\n")
+    assert "an input changed since the run began (same size)" in run(box, copy)
+    box.run("redo", "S", "3.txt", cwd=copy)
+    assert (copy / "S/outputs/3.txt.out").read_text() == "input x\n"
 
 
 def test_what_is_no_file_keeps_its_payload_in_a_run_of_files(box: Box, project: Path) -> None:

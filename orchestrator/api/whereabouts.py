@@ -19,6 +19,7 @@ from gpuspool.orchestrator.api.opening import alive_attempts
 from gpuspool.orchestrator.plan.differences import is_out_of
 from gpuspool.orchestrator.plan.holds import refuse_in_spool
 from gpuspool.orchestrator.plan.locate import at_home
+from gpuspool.orchestrator.plan.matching import beside_spool
 from gpuspool.orchestrator.plan.out import holds_anything, make_out, mark_out
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import OrchestratorLive, UsageError
@@ -138,17 +139,10 @@ def record_root(view: View, root: str) -> None:
 
 
 def root_moved_along(view: View) -> str:
-    """Where the input files are if they were moved together with the spool; "" if they were not.
-
-    They lie to the spool as they did: the last start says where the spool was then.
-    """
-    intents = [intent for intent in view.intents.values() if intent is not None]
-    root = view.run.root
-    if not root or not intents or os.path.isdir(root):
+    """Where the input files are if they were moved together with the spool; "" if they were not."""
+    if os.path.isdir(view.run.root):
         return ""
-    last = max(intents, key=lambda intent: intent.epoch)
-    spool = last.argv[last.argv.index("--spool") + 1]
-    candidate = os.path.normpath(view.layout.root.absolute() / os.path.relpath(root, spool))
+    candidate = beside_spool(view)
     return candidate if os.path.isdir(candidate) else ""
 
 

@@ -8,7 +8,8 @@ project was moved, are the same run; and inputs that came later are new tasks of
   row or an object whose --key-field holds one) is known by that. If its payload differs it has
   changed; so has a file of another size.
 - Where the key only counts (`t0`, `t1`, …), the payload says which task it is. Of several with one
-  payload each stands for one.
+  payload each stands for one. A key that the user gave may look like that: then it says which task
+  is meant wherever it is not the task's place in the list, and wherever the payload is the same.
 
 Called when a run is opened and when tasks are added to it.
 """
@@ -70,38 +71,62 @@ class _Known:
         self._is_named = is_named
         # key -> (index, payload in one form, cost), of tasks that are known by their keys
         self._by_key: dict[str, tuple[int, bytes, float]] = {}
-        # payload in one form -> the indices of tasks that are known by it, in order
+        # index -> payload in one form, of those whose key only counts, and may be meant by it too
+        self._counted: dict[int, bytes] = {}
+        # payload in one form -> the indices of those, in order; some may be taken by now
         self._by_payload: dict[bytes, deque[int]] = {}
         # A file that was mended before a retry has the size that it had then.
         self._retried = {task.task: task.cost for task in view.retried_tasks()}
         for task in view.planned_tasks():
             if self._is_counted(task):
-                self._by_payload.setdefault(_plain(task.payload), deque()).append(task.task)
+                payload = _plain(task.payload)
+                self._counted[task.task] = payload
+                self._by_payload.setdefault(payload, deque()).append(task.task)
             else:
                 payload = b"" if has_files else _plain(task.payload)
                 self._by_key[task.key] = task.task, payload, task.cost
 
     def take(self, task: TaskLine) -> tuple[int | None, bool]:
         """(index in the run, whether it has changed) of a task of the request; None: it is new."""
-        if self._is_counted(task):
-            indices = self._by_payload.get(_plain(task.payload))
-            if not indices:
-                return None, False
-            return indices.popleft(), False
-        found = self._by_key.pop(task.key, None)
-        if found is None:
-            return None, False
-        index, payload, cost = found
         if self._has_files:
+            found = self._by_key.pop(task.key, None)
+            if found is None:
+                return None, False
+            index, _, cost = found
             return index, self._retried.get(index, cost) != task.cost
-        return index, payload != _plain(task.payload)
+        payload = _plain(task.payload)
+        index, has_same_payload = self._called(task.key, payload)
+        if index is not None and (has_same_payload or not self._is_counted(task)):
+            self._by_key.pop(task.key, None)
+            self._counted.pop(index, None)
+            return index, not has_same_payload
+        if self._is_counted(task):
+            return self._with_payload(payload), False
+        return None, False
+
+    def _called(self, key: str, payload: bytes) -> tuple[int | None, bool]:
+        """(index, whether it has this payload) of the task with this key; None: there is none."""
+        found = self._by_key.get(key)
+        if found is not None:
+            return found[0], found[1] == payload
+        number = key[1:]
+        index = int(number) if number.isdecimal() and number.isascii() else -1
+        if key == f"t{index}" and index in self._counted:
+            return index, self._counted[index] == payload
+        return None, False
+
+    def _with_payload(self, payload: bytes) -> int | None:
+        """The index of the first task that is known by this payload; it is taken."""
+        indices = self._by_payload.get(payload, ())
+        while indices:
+            index = indices.popleft()
+            if self._counted.pop(index, None) is not None:
+                return index
+        return None
 
     def left(self) -> list[int]:
         """The indices of those that are left, in order."""
-        left = [index for index, _, _ in self._by_key.values()]
-        for indices in self._by_payload.values():
-            left += indices
-        return sorted(left)
+        return sorted([*(index for index, _, _ in self._by_key.values()), *self._counted])
 
     def _is_counted(self, task: TaskLine) -> bool:
         """Whether a task's key only says its place in the list."""
@@ -136,6 +161,8 @@ def root_chooser(
             found = _where_it_is_now(view, paths)
             if adds and found is None:
                 raise _elsewhere(root_of_run, paths)
+            if found is not None and not adds:
+                _refuse_other_files(view, found, paths)
             root = found or common_parent(paths)
         if adds and root_of_run and not _may_be_root_now(root_of_run, root):
             raise _elsewhere(root_of_run, paths)
@@ -152,6 +179,42 @@ def _may_be_root_now(before: str, now: str) -> bool:
     if not os.path.isdir(before):
         return True
     return os.path.isdir(now) and os.path.samefile(before, now)
+
+
+# Runs over one folder a day have files of the same names each, often of the same size too. They
+# must not pass for finished tasks.
+def _refuse_other_files(view: View, now: str, paths: list[str]) -> None:
+    """Raise UsageError where what lies below `now` is not what the run has, whose files are there.
+
+    A project that was copied along with its spool has its own files beside that.
+    """
+    before = view.run.root
+    if now == beside_spool(view):
+        return
+    for path in paths:
+        of_run = os.path.join(before, os.path.relpath(path, now))
+        if os.path.exists(of_run) and not os.path.samefile(of_run, path):
+            raise UsageError(
+                f"{view.layout.root} is the run of the files in {before}, and {path} is another "
+                f"file than {of_run}. Name another spool for this one, e.g. --spool "
+                f"{view.layout.root.name}-{os.path.basename(now)}. If they are copies of the "
+                f"run's files, which it shall read from now on, say --key-root {now}. Nothing was "
+                "run."
+            )
+
+
+def beside_spool(view: View) -> str:
+    """The folder that lies to the spool as that of the input files did at the last start.
+
+    That is where they are if the whole project was moved or copied. "" where no start tells.
+    """
+    intents = [intent for intent in view.intents.values() if intent is not None]
+    if not view.run.root or not intents:
+        return ""
+    last = max(intents, key=lambda intent: intent.epoch)
+    spool = last.argv[last.argv.index("--spool") + 1]
+    below = os.path.relpath(view.run.root, spool)
+    return os.path.normpath(view.layout.root.absolute() / below)
 
 
 def _elsewhere(root: str, paths: list[str]) -> UsageError:
