@@ -26,9 +26,10 @@ COUNTS = (
 )
 
 
-def run(box: Box, *values: object, code: int | None, options: tuple[str, ...] = ()) -> None:
+def run(box: Box, *values: object, code: int | None, options: tuple[str, ...] = ()) -> str:
+    """Returns what it said on stderr."""
     command = ["run", "job.py:Job", "--tasks", box.tasks(list(values)), "--spool", "S"]
-    box.run(*command, "--ranks", "2", *options, code=code)
+    return box.run(*command, "--ranks", "2", *options, code=code).err
 
 
 def steps(box: Box) -> list[str]:
@@ -103,6 +104,38 @@ def test_a_batch_that_raises_not_done_speaks_for_all_its_tasks(box: Box) -> None
     [journal] = [path.read_text() for path in (box / "S" / "journal").iterdir()]
     assert journal.count('"deferred"') == 4
     assert "not_done" not in journal
+
+
+NOT_DONE = {
+    "group": "async def go():\n"
+    "    async with asyncio.TaskGroup() as group: group.create_task(step())\n"
+    "async def step(): raise gpuspool.NotDone\n"
+    "def end(tasks, ctx): asyncio.run(go())\n",
+    "batch": "def end(tasks, ctx): raise gpuspool.NotDone\nJob.batch_size = 2\n",
+    "class": "def end(tasks, ctx): return [gpuspool.NotDone] * len(tasks)\nJob.batch_size = 2\n",
+    "no scratch": "def end(tasks, ctx): shutil.rmtree(ctx.scratch(tasks[0])); raise gpuspool.NotDone\n",
+}
+
+
+@pytest.mark.parametrize("ending", NOT_DONE.values(), ids=NOT_DONE)
+def test_what_is_not_done_is_no_failure_however_it_is_said(box: Box, ending: str) -> None:
+    box.write(
+        "job.py",
+        "import asyncio, pathlib, shutil, gpuspool\n"
+        "def Job(task, ctx):\n"
+        "    tasks = task if isinstance(task, list) else [task]\n"
+        "    asked = [pathlib.Path(f'{each.key}-{ctx.scratch(each).name}') for each in tasks]\n"
+        "    for each in tasks: (ctx.scratch(each) / 'saved').touch()\n"
+        "    if all(each.exists() for each in asked):\n"
+        "        return [1] * len(tasks) if isinstance(task, list) else 1\n"
+        "    for each in asked: each.touch()\n"
+        "    return end(tasks, ctx)\n" + ending,
+    )
+    said = run(box, 1, 2, 3, code=0)
+    assert [result["result"] for result in box.results("S")] == [1, 1, 1]
+    assert "failed" not in said
+    assert "raised" not in said
+    assert scratch(box) == []
 
 
 def test_a_command_says_by_exit_status_75_that_it_is_not_done(box: Box) -> None:

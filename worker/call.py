@@ -389,9 +389,10 @@ class Call:
         do no task now. What was written so far is deleted then, which makes room on a full disk to
         say what happened.
         """
-        if isinstance(raised, (NotDone, Restart)):
+        asked = _asked_by(raised)
+        if asked is not None:
             # No failure, so there is nothing to look for.
-            return _record(raised)
+            return _record(asked)
         try:
             self.outputs.check()
             outputs = self.outputs
@@ -428,6 +429,9 @@ class Call:
         encoded: msgspec.Raw
         encoded, raised = call_user_code(to_json, result)
         if raised is not None:
+            if isinstance(result, type) and issubclass(result, (NotDone, Restart)):
+                # As in `raise NotDone`.
+                return self._error_of(result(), [line])
             return _record(raised)
         return encoded
 
@@ -511,6 +515,17 @@ def _input_of(payload: Any) -> str:
     if isinstance(payload, str) and len(payload) < PATH_MAX:
         return payload
     return ""
+
+
+def _asked_by(raised: BaseException) -> BaseException | None:
+    """The NotDone or Restart that was raised; None where anything else was.
+
+    Of a group, as asyncio.TaskGroup raises, the first, if it consists of nothing else.
+    """
+    if isinstance(raised, BaseExceptionGroup):
+        asked = [_asked_by(one) for one in raised.exceptions]
+        return None if None in asked else asked[0]
+    return raised if isinstance(raised, (NotDone, Restart)) else None
 
 
 def _record(raised: BaseException) -> Error:
