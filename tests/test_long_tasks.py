@@ -113,7 +113,9 @@ NOT_DONE = {
     "def end(tasks, ctx): asyncio.run(go())\n",
     "batch": "def end(tasks, ctx): raise gpuspool.NotDone\nJob.batch_size = 2\n",
     "class": "def end(tasks, ctx): return [gpuspool.NotDone] * len(tasks)\nJob.batch_size = 2\n",
-    "no scratch": "def end(tasks, ctx): shutil.rmtree(ctx.scratch(tasks[0])); raise gpuspool.NotDone\n",
+    "no scratch": "def end(tasks, ctx):\n"
+    "    shutil.rmtree(ctx.scratch(tasks[0]))\n"
+    "    raise gpuspool.NotDone\n",
 }
 
 

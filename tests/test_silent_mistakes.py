@@ -17,6 +17,9 @@ def run(box: Box, source: str, *more: str, code: int) -> str:
     return box.run(*command, *more, code=code).err
 
 
+WHOLE = "class Job:\n    def __call__(self, task, ctx): return 1\n"
+
+
 @pytest.mark.parametrize(
     ("source", "what"),
     [
@@ -27,6 +30,10 @@ def run(box: Box, source: str, *more: str, code: int) -> str:
         ("class Job:\n    async def __call__(self, task, ctx): return 1\n", "is async"),
         ("class Job:\n    def __call__(self, task, ctx): yield 1\n", "yields"),
         ("class Job:\n    @staticmethod\n    def __call__(task, ctx): yield 1\n", "yields"),
+        (f"{WHOLE}    async def load(self, task): return 1\n", "load of job.py:Job is async"),
+        (f"{WHOLE}    def load(self, task): yield 1\n", "load of job.py:Job yields"),
+        (f"{WHOLE}    async def close(self, ctx): pass\n", "close of job.py:Job is async"),
+        (f"{WHOLE}    @classmethod\n    def warmup(cls, ctx): yield\n", "warmup of Job yields"),
     ],
 )
 def test_a_job_that_would_do_no_task_is_refused_when_it_is_loaded(

@@ -131,17 +131,24 @@ def _refuse_unfit(job: Job, target: Any) -> None:
     tasks = "task" if getattr(target, "batch_size", None) is None else "tasks"
     _refuse_other_parameters(job, call, name, tasks, "ctx")
     for function in (target, type(target).__call__):
-        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
-        if flags & CO_ASYNC:
-            raise TypeError(
-                f"{job.spec} is async, and nobody awaits what it returns. Write a plain function, "
-                "and call `asyncio.run` in it."
-            )
-        if flags & CO_GENERATOR:
-            raise TypeError(
-                f"{job.spec} yields, so a call of it would run none of its code. Return the result "
-                "instead."
-            )
+        _refuse_deferred(job.spec, function)
+    # A method of one of these names that is no function, or None, is the job's own business.
+    for name in ("load", "close"):
+        _refuse_deferred(f"{name} of {job.spec}", getattr(target, name, None))
+
+
+def _refuse_deferred(what: str, function: Any) -> None:
+    """Raise TypeError for a function of which a call alone runs nothing."""
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    if flags & CO_ASYNC:
+        raise TypeError(
+            f"{what} is async, and nobody awaits what it returns. Write a plain function, and call "
+            "`asyncio.run` in it."
+        )
+    if flags & CO_GENERATOR:
+        raise TypeError(
+            f"{what} yields, so a call of it would run none of its code. Return the result instead."
+        )
 
 
 def _refuse_other_parameters(job: Job, function: Any, name: str, *given: str) -> None:
@@ -244,6 +251,7 @@ def _make(
         if "warmup" in vars(base):
             if isinstance(vars(base)["warmup"], (classmethod, staticmethod)):
                 _refuse_other_parameters(job, target.warmup, "warmup", "ctx")
+                _refuse_deferred(f"warmup of {target.__name__}", target.warmup)
                 warm_up(functools.partial(target.warmup, context))
             break
     if target.__init__ is object.__init__:

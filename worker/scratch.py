@@ -31,9 +31,8 @@ class Scratch:
         # A job that begins anew may have removed it.
         if task.index not in self.asked or not folder.is_dir():
             self._check_folders()
+            make_folder(folder)
             self.asked.add(task.index)
-        # The job may have removed it in an earlier call.
-        make_folder(folder)
         return folder
 
     def remove(self, task: int) -> None:

@@ -193,7 +193,7 @@ def _refuse_other_files(view: View, now: str, paths: list[str]) -> None:
         return
     for path in paths:
         of_run = os.path.join(before, os.path.relpath(path, now))
-        if os.path.exists(of_run) and not os.path.samefile(of_run, path):
+        if Path(of_run).exists() and not os.path.samefile(of_run, path):
             raise UsageError(
                 f"{view.layout.root} is the run of the files in {before}, and {path} is another "
                 f"file than {of_run}. Name another spool for this one, e.g. --spool "
