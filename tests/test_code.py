@@ -6,6 +6,7 @@ asked.
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,21 @@ def test_a_helper_that_is_gone_is_told(box: Box) -> None:
     command = half_done(box)
     (box / "helper.py").unlink()
     assert "helper.py is gone" in box.run(*command, code=2).err
+
+
+def test_a_module_in_a_zip_file_that_changed_is_told(box: Box) -> None:
+    def pack(source: str) -> None:
+        with zipfile.ZipFile(box / "lib.zip", "w") as archive:
+            archive.writestr("packed/__init__.py", "")
+            archive.writestr("packed/helper.py", source)
+
+    pack(OLD)
+    job = JOB.replace("import helper", "import sys; sys.path.insert(0, 'lib.zip')\n")
+    command = half_done(box, f"{job}\nfrom packed import helper\n")
+    box.run(*command, code=0)
+    pack(NEW)
+    refused = box.run("redo", "S", "t0", code=2).err
+    assert f"{box / 'lib.zip'} changed" in refused
 
 
 def test_a_project_that_was_moved_with_its_helpers_goes_on(box: Box) -> None:

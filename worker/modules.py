@@ -28,6 +28,8 @@ from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from types import CodeType, ModuleType
 
+import msgspec
+
 from gpuspool.spool.code import is_same, look_at, make_code, name_of, publish_code, read_code
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import Owners
@@ -84,11 +86,19 @@ class Modules:
             return
         n_modules = len(sys.modules)
         for module, path in self._imported():
-            name = name_of(path, self._folder)
-            if name not in self._seen:
-                self._seen.add(name)
-                self._note(look_at(path, name, module))
+            if path not in self._seen:
+                self._seen.add(path)
+                self._note(self._look_at(path, module))
         self._n_seen = n_modules
+
+    def _look_at(self, path: str, module: str) -> CodeFile | None:
+        """The file that a module was imported from; None where it cannot be read."""
+        archive = _archive_of(path)
+        if not archive:
+            return look_at(path, name_of(path, self._folder), module)
+        file = look_at(archive, name_of(archive, self._folder), module)
+        # What an archive holds is not the text of the module.
+        return None if file is None else msgspec.structs.replace(file, text=None)
 
     def _note(self, file: CodeFile | None) -> None:
         """Note a file that was just imported; None for one that cannot be read."""
@@ -120,6 +130,8 @@ class Modules:
                 continue
             if name.partition(".")[0] == _OURS or name == "__main__":
                 continue
+            # That of a module in a zip file is as relative as the entry of `sys.path`.
+            path = os.path.abspath(path)
             if any(_is_written_below(path, folder) for folder in folders):
                 yield name, path
 
@@ -135,6 +147,17 @@ class Modules:
             if not f"{folder}/".startswith(f"{library}/"):
                 folders.add(folder)
         return sorted(folders)
+
+
+def _archive_of(path: str) -> str:
+    """The zip file that a module was imported from, given its `__file__`; "" if from none."""
+    if os.path.lexists(path):
+        return ""
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        if os.path.isfile(path):
+            return path
+    return ""
 
 
 def _is_written_below(path: str, folder: str) -> bool:
