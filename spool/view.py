@@ -127,6 +127,8 @@ def _refuse_format(layout: Layout, text: bytes | None, run: Run | None) -> None:
         what = "does not exist"
         if layout.root.is_dir():
             what = "is not a spool: it has no FORMAT file"
+        elif layout.root.exists():
+            what = "is not a spool: it is no folder"
         raise UsageError(
             f"{layout.root} {what}. Name a spool that `gpuspool run` made, or start one with it."
         )

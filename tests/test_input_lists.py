@@ -1,6 +1,7 @@
 """Inputs as people have them: tables, batch files, arrays, and lists that other programs wrote."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def test_a_table_of_windows_has_no_mark_and_no_carriage_returns(tmp_path: Path) 
         {"id": "a", "text": "first\r\nsecond"},
         {"id": "b", "text": "ä"},
     ]
+
+
+def test_a_compressed_list_is_refused_by_its_name(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv.gz", gzip.compress(b"id\n1\n"))
+    assert f"{table} is compressed" in refusal(csv=table)
+    assert f"`gzip -dc {table} | gpuspool" in refusal(csv=table)
+
+
+def test_capital_letters_in_the_name_of_a_list_mean_the_same(tmp_path: Path) -> None:
+    table = write(tmp_path / "T.TSV", "id\ttext\na\tx, y\n")
+    assert payloads(collect(csv=table)) == [{"id": "a", "text": "x, y"}]
 
 
 def test_tabs_separate_the_columns_of_a_tsv(tmp_path: Path) -> None:

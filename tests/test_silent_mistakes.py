@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Box, names, record
@@ -135,11 +136,33 @@ def test_one_path_alone_is_one_path_from_python(box: Box) -> None:
         assert box.python(source).out == f"{found}\n"
 
 
-@pytest.mark.parametrize("items", ["a.txt", b"ab", {"a": 1}])
+@pytest.mark.parametrize("items", ["a.txt", b"ab", {"a": 1}, 7])
 def test_one_value_alone_is_no_list_of_items(box: Box, items: object) -> None:
     """Its letters, numbers or keys would become tasks."""
     with pytest.raises(gpuspool.UsageError, match="is one value"):
         gpuspool.run(command=["true", "{input}"], items=items, spool=box / "S")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"inputs": 5},
+        {"inputs": b"a.txt"},
+        {"inputs": [None]},
+        {"items": [1], "command": ["echo", 3, "{input}"]},
+        {"items": [1], "args": ["a=1"]},
+        {"items": [1], "args": {1: 2}},
+    ],
+)
+def test_values_of_another_type_are_refused_from_python(box: Box, given: dict[str, Any]) -> None:
+    with pytest.raises(gpuspool.UsageError, match=r"Give|Name"):
+        gpuspool.run(**{"command": ["true", "{input}"], "spool": box / "S", **given})
+    assert not (box / "S").exists()
+
+
+def test_keys_to_redo_are_texts(box: Box) -> None:
+    with pytest.raises(gpuspool.UsageError, match="A key is a task's name: '0'"):
+        gpuspool.redo(box / "S", [0])  # type: ignore[list-item]
 
 
 def test_a_job_beside_a_command_is_refused(box: Box) -> None:

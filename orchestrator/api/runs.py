@@ -278,10 +278,15 @@ def redo(
     """
     if isinstance(keys, str):
         raise UsageError(f"keys={keys!r} is one text. Give a list of keys: [{keys!r}].")
-    keys = list(keys)
+    words = list(keys)
+    for word in words:
+        if not isinstance(word, str):
+            raise UsageError(
+                f"keys: {word!r:.80} is no text. A key is a task's name: {str(word)!r}."
+            )
     if not missing_outputs:
-        refuse_no_spool("redo", spool, keys)
-    again = Again(selection(keys, missing_outputs), missing_outputs)
+        refuse_no_spool("redo", spool, words)
+    again = Again(selection(words, missing_outputs), missing_outputs)
     return _go_on(spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
 
 

@@ -111,11 +111,10 @@ def collect(
     holds the key. null: the paths in files_from end with zero bytes. Raises UsageError for none and
     for several sources, and for whatever cannot become a task.
     """
-    # One path alone is one path, and not the letters that it has.
-    several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    given = [os.fspath(path) for path in several]
+    given = _paths(paths)
     _refuse_unless_one(given or None, files_from, lines, tasks, csv, items)
-    if isinstance(items, (str, bytes, Mapping)):
+    is_list = items is None or isinstance(items, Iterable)
+    if not is_list or isinstance(items, (str, bytes, Mapping)):
         raise UsageError(
             f"items={items!r:.80} is one value. Give a list of values: [{items!r:.80}]."
         )
@@ -143,6 +142,22 @@ def collect(
     found = _from_files(Listed(NO_LIST, enumerate(_expand(given, own))), choose_root)
     found.left_out = own.n_left_out
     return found
+
+
+def _paths(paths: Any) -> list[str]:
+    """Paths and globs as texts. Raises UsageError."""
+    # One path alone is one path, and not the letters that it has.
+    several = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else paths
+    if not isinstance(several, Iterable):
+        raise UsageError(f"inputs={paths!r:.80} is no path. Give paths or globs, or use items.")
+    given: list[str] = []
+    for path in several:
+        if not isinstance(path, (str, os.PathLike)):
+            raise UsageError(
+                f"inputs: {path!r:.80} is no path. Give texts or Paths; other values are items."
+            )
+        given.append(os.fspath(path))
+    return given
 
 
 def _refuse_unless_one(*sources: object) -> None:

@@ -218,6 +218,11 @@ def _command_job(command: Sequence[str], capture: bool) -> Job:
         raise UsageError(
             f"the command {command!r} is one text. Give a list of words: {command.split()!r}."
         )
+    for word in command:
+        if not isinstance(word, (str, os.PathLike)):
+            raise UsageError(
+                f"the word {word!r:.80} of the command is no text. Give {str(word)!r}."
+            )
     words = [os.fspath(word) for word in command]
     _refuse_quoted_whole(words)
     _refuse_placeholders(words)

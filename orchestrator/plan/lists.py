@@ -50,6 +50,9 @@ _OTHER_ENCODINGS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 
+# What is compressed is known by its first bytes.
+_COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"))
+
 # The fields that are told of an object which has not the one that was asked for.
 SHOWN_FIELDS = 10
 
@@ -120,7 +123,7 @@ def _array_items(source: str, text: str) -> Iterator[bytes] | None:
 
     A file of lines may be a single line that is an array, which is a payload. The name tells.
     """
-    if not text.lstrip().startswith("[") or source.endswith(LINE_SUFFIXES):
+    if not text.lstrip().startswith("[") or source.lower().endswith(LINE_SUFFIXES):
         return None
     try:
         items = msgspec.json.decode(text, type=list[msgspec.Raw])
@@ -243,7 +246,7 @@ def read_table(source: str, key_field: str | None) -> Listed[TaskLine]:
 
 
 def _rows(source: str, key_field: str | None) -> Iterator[tuple[int, TaskLine]]:
-    delimiter = "\t" if source.endswith(TAB_SUFFIXES) else ","
+    delimiter = "\t" if source.lower().endswith(TAB_SUFFIXES) else ","
     # Not as lines: a quoted field may hold the ends of lines, which are data there.
     text = io.StringIO(_read_text(source), newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -337,6 +340,12 @@ def _read_text(source: str) -> str:
             raise UsageError(
                 f"{source} is {encoding}, and only UTF-8 is read. Convert it: "
                 f"`iconv -f {encoding} -t UTF-8`."
+            )
+    for mark, program in _COMPRESSED:
+        if data.startswith(mark):
+            raise UsageError(
+                f"{source} is compressed. Name - instead of it, and give what is in it: "
+                f"`{program} -dc {source} | gpuspool …`."
             )
     data = data.removeprefix(codecs.BOM_UTF8)
     try:

@@ -92,8 +92,8 @@ class _Known:
             found = self._by_key.pop(task.key, None)
             if found is None:
                 return None, False
-            index, _, cost = found
-            return index, self._retried.get(index, cost) != task.cost
+            of_run, _, cost = found
+            return of_run, self._retried.get(of_run, cost) != task.cost
         payload = _plain(task.payload)
         index, has_same_payload = self._called(task.key, payload)
         if index is not None and (has_same_payload or not self._is_counted(task)):

@@ -84,6 +84,10 @@ def make_request(
 
 def _plain(args: Mapping[str, Any]) -> dict[str, Any]:
     """The args, once it is known that JSON can hold them. Raises UsageError."""
+    if not isinstance(args, Mapping) or not all(isinstance(key, str) for key in args):
+        raise UsageError(
+            f"args={args!r:.80} cannot be passed to the job. Give a dict with texts as keys."
+        )
     plain = dict(args)
     try:
         refuse_depth(msgspec.json.encode(plain))
