@@ -204,7 +204,7 @@ class Call:
             failure = self._judge(raised, lines)
             if failure.kind in _OUT_OF_MEMORY and not is_alone:
                 return CallEnd.OUT_OF_MEMORY, [*lines, *too_large]
-            is_of_all = isinstance(raised, (NotDone, WrongLength))
+            is_of_all = failure.kind is ErrorKind.NOT_DONE or isinstance(raised, WrongLength)
             is_of_all = is_of_all or self._is_restart(failure, lines)
             if len(lines) > 1 and not is_of_all:
                 return CallEnd.RAISED, [*lines, *too_large]

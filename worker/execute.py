@@ -18,7 +18,6 @@ from time import perf_counter
 from typing import assert_never
 
 from gpuspool.spool.records import TaskLine
-from gpuspool.spool.states import ErrorKind
 from gpuspool.worker.batch_size import BatchSize
 from gpuspool.worker.call import Call, CallEnd, OutOfMemory
 from gpuspool.worker.devices import release_memory
@@ -125,15 +124,10 @@ class Executor:
         return ran
 
     def _tell_of_split(self, lines: list[TaskLine]) -> None:
-        """Count a batch that raised and is split; tell of the first, here and in the journal.
-
-        One that is not done has not failed: it is split so that tasks which can complete do.
-        """
-        error = self.call.last_error
-        assert error is not None
-        if error.kind is ErrorKind.NOT_DONE:
-            return
+        """Count a batch that raised and is split; tell of the first, here and in the journal."""
         if not self.splits:
+            error = self.call.last_error
+            assert error is not None
             say(
                 f"gpuspool: a batch of {len(lines)} tasks raised, and is split until the task that "
                 f"raises is alone: {error.type}: {error.message}"

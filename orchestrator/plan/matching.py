@@ -110,7 +110,8 @@ class _Known:
         if found is not None:
             return found[0], found[1] == payload
         number = key[1:]
-        index = int(number) if number.isdecimal() and number.isascii() else -1
+        is_number = number.isdecimal() and number.isascii() and len(number) <= 9
+        index = int(number) if is_number else -1
         if key == f"t{index}" and index in self._counted:
             return index, self._counted[index] == payload
         return None, False
