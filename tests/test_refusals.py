@@ -180,7 +180,7 @@ def test_a_verb_on_what_is_not_a_spool(box: Box, verb: str) -> None:
     box.write("folder/data", "precious")
     refused(box, verb, "folder", says=f"{box / 'folder'} is not a spool")
     refused(box, verb, "absent", says=f"{box / 'absent'} does not exist")
-    refused(box, verb, "folder/data", says="does not exist")
+    refused(box, verb, "folder/data", says="is not a spool: it is no folder")
     refused(box, verb, says="SPOOL is not given and there is not just one ./spool-*")
 
 

@@ -170,8 +170,12 @@ def test_one_of_format_run_and_its_copy_may_be_damaged(layout: Layout) -> None:
 
 def test_what_does_not_exist_or_is_a_file_is_no_spool(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name in ("nowhere", "file", "file/below"):
-        with pytest.raises(UsageError, match="does not exist"):
+    for name, says in (
+        ("nowhere", "does not exist"),
+        ("file", "it is no folder"),
+        ("file/below", "does not exist"),
+    ):
+        with pytest.raises(UsageError, match=says):
             load_run(Layout(tmp_path / name))
 
 
