@@ -298,7 +298,10 @@ def start_host(play: Play) -> tuple[OtherHost, Started, Started]:
 
     Returns (host, the orchestrator there, the one here).
     """
-    command = play.command(400, 40, "--lease", f"{play.lease_s:.1f}s", "--time-limit", "0s")
+    # Long enough that some are left once the second orchestrator has started, however long that
+    # takes.
+    ms = int(40 * play.slowness)
+    command = play.command(400, ms, "--lease", f"{play.lease_s:.1f}s", "--time-limit", "0s")
     play.box.run(*command, code=75)
     home = play.box.home.with_name(f"{play.box.home.name}-host")
     home.mkdir()
