@@ -36,7 +36,7 @@ JOB = Path(__file__).with_name("sick_job.py")
 HALF = "half of the inputs away"
 KINDS = ("bad inputs", "sick", "sick and bad", "spoils", "outage", "outage and bad", HALF, "all")
 # By their seeds. The few are those kinds in which most can go wrong.
-CASES = {"small": (2, 3, 5, 6), "full": range(50)}
+CASES = {"small": (3, 6), "full": range(50)}
 MADE_UP_TOKENS = {"CUDA_VISIBLE_DEVICES": None, "GPUSPOOL_DEVICE_CHECK": "off"}
 # How long one command may take on a busy machine.
 PATIENCE_S = 400.0
