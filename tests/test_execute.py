@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ class Kept:
 
     def settle(self, line: TaskLine, verdict: JournalLine) -> None:
         self.settled.append((line, verdict))
+
+    def settle_call(self, ends: Sequence[tuple[TaskLine, JournalLine]]) -> None:
+        self.settled.extend(ends)
 
 
 class Settling(Executor):

@@ -94,6 +94,25 @@ def test_lines_wait_for_others_only_after_tiny_calls(tmp_path: Path) -> None:
     assert scene.written() == [0, 1, 2, 3]
 
 
+def test_the_lines_of_one_call_are_written_together_and_wait_for_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path)
+    writes: list[int] = []
+    write = os.write
+
+    def count(fd: int, data: memoryview) -> int:
+        writes.append(bytes(data).count(b"\n"))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", count)
+    good = [JournalLine(task=index, round=0, state=LineState.COMPLETE) for index in range(4)]
+    bad = JournalLine(task=4, round=0, state=LineState.FAILED, error=ERROR)
+    scene.settler.settle_call([(task(line.task), line) for line in [*good, bad]])
+    assert writes == [4]
+    assert scene.written() == [0, 1, 2, 3]
+
+
 def test_no_line_waits_where_calls_are_announced(tmp_path: Path) -> None:
     scene = Scene(tmp_path, task_timeout_s=100.0)
     scene.settler.end_stretch(0.0, calls=100)

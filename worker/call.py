@@ -101,6 +101,8 @@ class Settles(Protocol):
 
     def settle(self, line: TaskLine, verdict: JournalLine) -> None: ...
 
+    def settle_call(self, ends: Sequence[tuple[TaskLine, JournalLine]]) -> None: ...
+
 
 class WrongLength(ResultError):
     """A job returned another number of results than it got tasks.
@@ -454,6 +456,7 @@ class Call:
         if is_long or any(isinstance(outcome, Error) for outcome in outcomes):
             log = (self._log_end, self._look_at_log())
         seconds = _rounded(seconds)
+        ends: list[tuple[TaskLine, JournalLine]] = []
         for line, outcome in zip(lines, outcomes, strict=True):
             state = _COMPLETE
             result = NO_JSON
@@ -474,7 +477,8 @@ class Call:
                 outputs=published.get(line.task, []),
                 log=log if is_long or error is not None else None,
             )
-            self._settler.settle(line, verdict)
+            ends.append((line, verdict))
+        self._settler.settle_call(ends)
 
     def _publish(
         self, lines: Sequence[TaskLine], outcomes: list[msgspec.Raw | Error]

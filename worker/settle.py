@@ -11,9 +11,10 @@ Decided here:
   a careful task, and every call once a task has waited for a retry: from then on what is claimed
   and has no line is not certainly what was in hand.
 - **Whether lines may wait for others**, to share a write(2) with them. A write for each line was a
-  quarter of what a tiny task cost, 0.7 to 2.4 µs (decision 12). They may wait where the last calls
-  took less than TINY_S on average; then a process that is killed loses at most the lines of the
-  last 10 ms, and those tasks run again. tests/test_settle.py checks which lines wait.
+  quarter of what a tiny task cost, 0.7 to 2.4 µs (decision 12). The lines of one call wait for each
+  other. Those of several calls may where the last ones took less than TINY_S on average; then a
+  process that is killed loses at most the lines of the last 10 ms, and those tasks run again.
+  tests/test_settle.py checks which lines wait.
 - **What becomes of a task that failed.** By `--retries` it is tried again here. After that it is
   held back: a line in the journal says how it failed, this attempt lets go of it, and the
   orchestrator rules whether the task was to blame, once it has seen how it fares elsewhere. A task
@@ -258,12 +259,22 @@ class Settler:
             )
         )
 
-    def settle(self, line: TaskLine, verdict: JournalLine) -> None:
-        """Journal what is known of a task now. A failed one may be tried again instead."""
+    def settle_call(self, ends: Sequence[tuple[TaskLine, JournalLine]]) -> None:
+        """Journal what is known of the tasks of a call that is over."""
+        for line, verdict in ends:
+            self.settle(line, verdict, may_wait=True)
+        if not self._may_wait:
+            self._journal.flush()
+
+    def settle(self, line: TaskLine, verdict: JournalLine, may_wait: bool = False) -> None:
+        """Journal what is known of a task now. A failed one may be tried again instead.
+
+        may_wait: whoever calls this flushes the journal right after it.
+        """
         if verdict.error is not None:
             self._settle_failed(line, verdict, verdict.error)
             return
-        self._journal.append(verdict, self._may_wait)
+        self._journal.append(verdict, may_wait or self._may_wait)
         self._in_hand.remove(line)
         self._doing.complete += 1
         self.exit_code = 0
