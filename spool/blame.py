@@ -160,7 +160,7 @@ def _worker_lost(task: TaskLine, times: int, witness: Witness, scene: Scene) -> 
     if witness.is_oom:
         kind, type_ = ErrorKind.HOST_OOM, "HostOutOfMemory"
         how = "the kernel ran out of memory and killed the worker"
-    end = describe_exit(witness.exit_code)
+    end = describe_exit(witness.exit_code, scene.log_tail)
     # A crash is one opinion, and the ruling tells how many there were. Kills are counted here.
     often, what = "", end
     if times > 1:

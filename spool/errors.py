@@ -137,10 +137,15 @@ class DevicesChanged(AttemptError):
 class Unusable(AttemptError):
     """The worker's device or process is broken, for example by a CUDA error.
 
-    It ends as a crash does, and the rules for crashes find the task that is to blame.
+    It ends as a crash does, and the rules for crashes find the task that is to blame. traceback: of
+    what user code raised before that was found out.
     """
 
     exit_code = EXIT_UNUSABLE
+
+    def __init__(self, reason: str, traceback: str = "") -> None:
+        super().__init__(reason)
+        self.traceback = traceback
 
 
 class TaskError(GpuspoolError):

@@ -7,6 +7,10 @@ import signal
 
 from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, EXIT_UNSEEN, EXIT_UNUSABLE
 
+# How a worker that cannot go on begins the line of its log that says why. It can tell its parent
+# nothing else.
+BROKEN = "gpuspool: this process can run nothing more: "
+
 # Signals by which the kernel tells a process that it has reached a limit.
 LIMITS = {
     "SIGXCPU": "it reached its limit on CPU time, ulimit -t",
@@ -24,12 +28,15 @@ def signal_of(code: int) -> str:
     return ""
 
 
-def describe_exit(code: int) -> str:
-    """ "killed by SIGSEGV", "exit code 3", "exit code 139 (SIGSEGV)"."""
+def describe_exit(code: int, log: str = "") -> str:
+    """ "killed by SIGSEGV", "exit code 3", "exit code 139 (SIGSEGV)".
+
+    log: the end of the process's log, which may tell more.
+    """
     if code == EXIT_CANNOT_CLOSE:
         return "it could not write how it ended"
     if code == EXIT_UNUSABLE:
-        return f"exit code {code} (its device or process had become unusable, see the log)"
+        return f"it could run nothing more: {_reason_in(log)}"
     if code == EXIT_UNSEEN:
         return f"exit code {code} (or it was lost: something else has waited for the process)"
     name = signal_of(code)
@@ -40,3 +47,11 @@ def describe_exit(code: int) -> str:
     if name:
         return f"exit code {code} ({name})"
     return f"exit code {code}"
+
+
+def _reason_in(log: str) -> str:
+    """Why a worker could not go on, as it said itself."""
+    for line in reversed(log.splitlines()):
+        if line.startswith(BROKEN):
+            return line.removeprefix(BROKEN)
+    return "see its log"

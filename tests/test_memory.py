@@ -544,14 +544,28 @@ static int code = 0;
 static int context;
 int cuCtxGetCurrent(void **current) { *current = &context; return 0; }
 int cuCtxSynchronize(void) { return code; }
+int cuGetErrorName(int error, const char **name) {
+    *name = error == 719 ? "CUDA_ERROR_LAUNCH_FAILED" : 0;
+    return error == 719 ? 0 : 1;
+}
+int cuGetErrorString(int error, const char **text) {
+    *text = error == 719 ? "unspecified launch failure" : 0;
+    return error == 719 ? 0 : 1;
+}
 void set_code(int new_code) { code = new_code; }
 """
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc")
-@pytest.mark.parametrize("number", [700, 719])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (700, "CUDA error 700"),
+        (719, "CUDA error 719: CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"),
+    ],
+)
 def test_a_device_that_takes_no_more_work_ends_its_process_whatever_was_raised(
-    box: Box, number: int
+    box: Box, number: int, words: str
 ) -> None:
     """A made-up driver. The error that the job raises says nothing of CUDA; the driver does."""
     box.write("driver.c", DRIVER)
@@ -572,10 +586,13 @@ def test_a_device_that_takes_no_more_work_ends_its_process_whatever_was_raised(
     )
     # In the second place a graph is being captured: nothing may wait then, and nothing is spoiled.
     tasks = box.tasks(["0", "900", "0", str(number), "0", "0"])
-    box.run("run", "job.py:f", "--tasks", tasks, "--spool", "S", "--ranks", "1", code=3)
+    done = box.run("run", "job.py:f", "--tasks", tasks, "--spool", "S", "--ranks", "1", code=3)
     failed = {r["index"]: r["error"] for r in box.results("S") if r["state"] == "failed"}
     assert {index: error["type"] for index, error in failed.items()} == {
         1: "ValueError",
         3: "WorkerLost",
     }
-    assert f"the driver reports error {number}" in failed[3]["log_tail"]
+    why = f"it could run nothing more: its device takes no work any more, {words}"
+    assert why in failed[3]["message"]
+    assert why in done.err
+    assert "ValueError: cannot embed" in failed[3]["log_tail"]

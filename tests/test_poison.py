@@ -51,7 +51,7 @@ def test_a_task_that_makes_its_process_unusable_fails_and_the_next_process_goes_
     assert [result["key"] for result in results if result["state"] != "complete"] == ["t2"]
     error = results[2]["error"]
     assert (error["type"], error["exit_code"]) == ("WorkerLost", 76)
-    assert "without another word" in error["log_tail"]
+    assert "it could run nothing more: " in error["message"]
     assert f"in {job}" in error["log_tail"]
     assert box.problems("S") == []
 

@@ -42,6 +42,7 @@ from gpuspool.spool.errors import (
     AttemptError,
     Unusable,
 )
+from gpuspool.spool.exits import BROKEN
 from gpuspool.spool.file_system import data_mounts
 from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
@@ -227,9 +228,7 @@ class Attempt:
         except OSError as trouble:
             if trouble.errno == errno.EBADF:
                 # Only descriptors that stay open can be bad: the journal's.
-                self._die(
-                    Unusable(f"gpuspool: the job closed files that are not its own: {trouble}")
-                )
+                self._die(Unusable(f"the job closed files that are not its own: {trouble}"))
             say(f"gpuspool: this attempt ends: {trouble}")
             message = for_people(str(trouble))
             error = Error(kind=ErrorKind.IO, type=type(trouble).__name__, message=message)
@@ -322,7 +321,7 @@ class Attempt:
         """End at once, as a crash does. Only what the journal was told is written out."""
         with contextlib.suppress(OSError):
             self._journal.flush()
-        say(f"{broken}\ngpuspool: this process ends without another word; its parent closes it")
+        say(f"{broken.traceback}{BROKEN}{broken}")
         os._exit(EXIT_UNUSABLE)
 
     def _end(self, end: Ended | ClosedByAnother) -> int:

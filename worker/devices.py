@@ -100,11 +100,12 @@ def find_device_fault() -> str:
     Where the job has not begun to use a device there is nothing to look at. Costs some µs on a
     device that is idle. To be called after user code has raised, in the thread that it ran in.
     """
-    code = _driver_code()
+    driver = _driver()
+    code = None if driver is None else _code_of(driver)
     if code is not None:
         if code in _HEALTHY or code in _CAPTURING:
             return ""
-        return f"the driver reports error {code}"
+        return _words_of(driver, code)
     torch = _torch()
     if torch is None or not torch.cuda.is_initialized():
         return ""
@@ -115,20 +116,38 @@ def find_device_fault() -> str:
     return ""
 
 
-def _driver_code() -> int | None:
-    """What NVIDIA's driver says of this thread's context; None where there is none."""
+def _driver() -> Any:
+    """NVIDIA's driver, where something in this process has loaded it; else None."""
     # Only here: a worker whose job raises nothing does without.
     import ctypes
 
     try:
         # RTLD_NOLOAD: a process that has not loaded the driver by now has no context.
-        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        return ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:
         return None
+
+
+def _code_of(driver: Any) -> int | None:
+    """What the driver says of this thread's context; None where there is none."""
+    import ctypes
+
     context = ctypes.c_void_p()
     if driver.cuCtxGetCurrent(ctypes.byref(context)) != 0 or not context.value:
         return None
     return int(driver.cuCtxSynchronize())
+
+
+def _words_of(driver: Any, code: int) -> str:
+    """The driver's name for an error and what it says of it; the number alone where it has none."""
+    import ctypes
+
+    words = []
+    for tell in (driver.cuGetErrorName, driver.cuGetErrorString):
+        text = ctypes.c_char_p()
+        if tell(code, ctypes.byref(text)) == 0 and text.value:
+            words.append(text.value.decode(errors="replace"))
+    return ": ".join([f"CUDA error {code}", *words])
 
 
 def release_memory() -> None:

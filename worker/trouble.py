@@ -79,8 +79,8 @@ def raise_trouble(
             raise_trouble_at(error, out, probe)
     fault = find_device_fault()
     if fault:
-        words = f"gpuspool: its device is unusable after this: {fault}"
-        raise Unusable(f"{to_error(raised).traceback}{words}")
+        words = f"its device takes no work any more, {fault}"
+        raise Unusable(words, to_error(raised).traceback)
     _look_at_log()
     for folder in set(folders):
         probe(folder)
@@ -95,8 +95,7 @@ def _refuse(error: BaseException, raised: BaseException) -> None:
         number = getattr(error, "errno", errno.EAGAIN)
         raise NotNow(OSError(number, f"no process or thread can be started: {error}"))
     if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
-        words = "gpuspool: it has no file descriptors left"
-        raise Unusable(f"{to_error(raised).traceback}{words}")
+        raise Unusable("it has no file descriptors left", to_error(raised).traceback)
 
 
 def find_excuse(

@@ -22,6 +22,7 @@ from gpuspool.orchestrator.text.groups import Groups, describe
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import took
 from gpuspool.orchestrator.text.words import count_of
+from gpuspool.spool.blame import read_tail
 from gpuspool.spool.closing import FailedTask, failures_of, publish_copies
 from gpuspool.spool.codec import pretty
 from gpuspool.spool.errors import (
@@ -337,7 +338,7 @@ def _last_words(view: View, closing: Closing) -> str:
     device = "?"
     if closing.stats is not None:
         device = closing.stats.device
-    text = closing.error.traceback or _why(closing)
+    text = closing.error.traceback or _why(view, closing)
     return f"{closing.attempt} on device {device}, log {log}:\n{text.rstrip()}"
 
 
@@ -349,10 +350,11 @@ def _about_device(view: View, device: str, ranks: list[int]) -> str:
     log = view.layout.log(last.attempt)
     if last.error is not None and last.error.type == DevicesChanged.__name__:
         # The job chose another device. Where it chose that of a rank, this rank worked.
-        return f"Nothing was done on device {device} ({names}, host {host}): {_why(last)}"
+        return f"Nothing was done on device {device} ({names}, host {host}): {_why(view, last)}"
     return (
         f"Look at device {one_line(device)} ({names}, host {host}): the last attempts on it "
-        f"failed, while others did its tasks. The last was {last.attempt}, log {log}: {_why(last)}"
+        f"failed, while others did its tasks. The last was {last.attempt}, log {log}: "
+        f"{_why(view, last)}"
     )
 
 
@@ -385,12 +387,12 @@ def _last_failure(view: View, ranks: list[int]) -> Closing:
     return max(failed, key=lambda closing: closing.at)
 
 
-def _why(closing: Closing) -> str:
+def _why(view: View, closing: Closing) -> str:
     """Why an attempt failed, in a few words."""
     if closing.error is not None:
         return one_line(f"{closing.error.type}: {closing.error.message}")
     if closing.exit_code is not None:
-        return describe_exit(closing.exit_code)
+        return describe_exit(closing.exit_code, read_tail(view.layout, closing.attempt))
     return closing.reason
 
 

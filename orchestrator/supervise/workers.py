@@ -32,6 +32,7 @@ from gpuspool.orchestrator.supervise.launch import Child, Orders, kill_group
 from gpuspool.orchestrator.supervise.others import Others
 from gpuspool.orchestrator.supervise.overdue import Lateness, OverdueWatch
 from gpuspool.orchestrator.supervise.trouble import DiskWatch
+from gpuspool.spool.blame import read_tail
 from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.death import Evidence, classify
 from gpuspool.spool.exits import describe_exit
@@ -288,7 +289,8 @@ class Workers:
             return _describe_timeout(closing)
         if evidence.exit_code is not None:
             where = " in the job's `close`" if closing.attempt in self._view.leaving else ""
-            return f"{describe_exit(evidence.exit_code)}{where}"
+            log = read_tail(self._view.layout, closing.attempt)
+            return f"{describe_exit(evidence.exit_code, log)}{where}"
         if evidence.never_started:
             return "it could not be started"
         if closing.attempt in self.children:
