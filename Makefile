@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test torture bench lint clean
+.PHONY: demo test torture bench gpu lint clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
@@ -26,6 +26,11 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/install_peers.py
 	$(BIN)/python -m benchmarks --doc docs/performance.md --plot docs/throughput.svg \
 		--json benchmarks/figures.json
+
+# What only a machine with a GPU can show; takes some four minutes there.
+gpu: $(STAMP)
+	$(BIN)/pytest -m gpu tests/test_gpu.py
+	$(BIN)/python benchmarks/gpu.py --seconds 15 --json benchmarks/gpu.json
 
 # The mirror shows how the code reads, and never fails: see decision 15.
 lint: $(STAMP)
