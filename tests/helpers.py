@@ -25,6 +25,7 @@ import msgspec
 
 import gpuspool
 from gpuspool.orchestrator.plan.devices import find_pool
+from gpuspool.orchestrator.plan.environment import GROUP, GROUP_PREFIXES
 from gpuspool.orchestrator.report.results import Results
 from gpuspool.orchestrator.report.verify import verify
 from gpuspool.spool.errors import UsageError
@@ -38,7 +39,12 @@ TESTS = Path(__file__).resolve().parent
 JOBS = TESTS / "jobs"
 GPUSPOOL = str(Path(sys.executable).with_name("gpuspool"))
 MARK = "TEST_HOME"
-OUR_VARIABLES = ("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "OMP_", "PYTEST_", "PYTHON")
+# What a machine says of its GPUs, its launchers and ours, by the beginnings of names.
+OUR_VARIABLES = (
+    *("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "NVIDIA_", "OMP_", "PYTEST_", "PYTHON"),
+    *GROUP,
+    *GROUP_PREFIXES,
+)
 
 T = TypeVar("T")
 

@@ -109,7 +109,7 @@ def test_a_kernel_without_pidfd_is_looked_at(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_command_that_has_ended_is_not_run_again_for_want_of_a_thread(tmp_path: Path) -> None:
     """One would have read what a process that it left behind may write yet."""
-    usual = threading.stack_size(1 << 46)  # no address space has so much
+    usual = threading.stack_size(1 << 47)  # no address space has so much
     try:
         with pytest.raises(RuntimeError):
             threading.Thread(target=print).start()
