@@ -10,8 +10,11 @@ STAMP := $(VENV)/installed
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
 
+# The tests are compiled once before six processes load them; this must not be switched off.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP) lint
 	@sh scripts/test_packages.sh
+	@$(BIN)/pytest --collect-only -q >/dev/null
 	$(BIN)/pytest -n 6 --dist worksteal
 
 # Takes half an hour to an hour on two cores; docs/reliability.md says what it does. Some rows need

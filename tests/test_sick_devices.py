@@ -98,12 +98,12 @@ def test_a_sick_device_and_bad_inputs_in_front_are_no_broken_job(box: Box) -> No
         "def Job(task, ctx):\n"
         "    if os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-bad':\n"
         "        raise RuntimeError('an illegal memory access was encountered')\n"
-        "    if task.payload < 20:\n"
+        "    if task.payload < 10:\n"
         "        os._exit(7)\n",
     )
-    tasks = box.tasks([{"payload": number, "cost": 80 - number} for number in range(80)])
+    tasks = box.tasks([{"payload": number, "cost": 40 - number} for number in range(40)])
     command = ["run", "job.py:Job", "--tasks", tasks, "--spool", "S"]
     done = box.run(*command, "--devices", "GPU-a,GPU-bad", env=OFF, code=3)
-    assert "60 of 80 tasks complete, 20 failed" in done.err
+    assert "30 of 40 tasks complete, 10 failed" in done.err
     failed = [result["index"] for result in box.results("S") if result["state"] == "failed"]
-    assert failed == list(range(20))
+    assert failed == list(range(10))

@@ -239,7 +239,7 @@ def test_without_a_bug_the_same_states_show_nothing(lanes: Lanes) -> None:
     found = record_run(lanes.base, "whole", "work")
     assert broken_promises(found) == []
     for turn in sorted(set(TURN_OF.values())):
-        states = states_of(found.record, directed_cases(found, turn, SEED), DIRECTED // 6)
+        states = states_of(found.record, directed_cases(found, turn, SEED), DIRECTED // 20)
         assert [
             verdict.problems for verdict in lanes.recover(found, states) if verdict.problems
         ] == []

@@ -56,7 +56,7 @@ PATIENCE_S = 200.0
 # How many states are recovered side by side. Some wait a second for a sweep.
 LANES = 4
 SEED = 20260101
-STATES = {"small": {"adopted": 40}, "full": {"adopted": 800, "alone": 400, "recovery": 400}}
+STATES = {"small": {"adopted": 15}, "full": {"adopted": 800, "alone": 400, "recovery": 400}}
 # how often "all" takes each of the turns at each cut; states that are the same are tried once
 AGAIN = 3
 # How many bad states keep their folders.
@@ -283,7 +283,7 @@ def find_planted(lanes: Lanes, bug: str, seed: int) -> str | None:
 def row(amount: str, home: Path, seed: int = SEED) -> Row:
     """Play the row.
 
-    Amount "small": 40 states of one recording. "full": 1,600 states of three, and the planted bugs.
+    Amount "small": 15 states of one recording. "full": 1,600 states of three, and the planted bugs.
     "all": every state.
     """
     found = Row("crash states", 0, "")

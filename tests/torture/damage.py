@@ -41,11 +41,11 @@ JOB = Path(__file__).with_name("job.py")
 TASKS = 24
 # An attempt whose identity is destroyed might live on another host, so a lease decides.
 LEASE = ("--lease", "1s")
-CASES = {"small": 20, "full": 1000}
+CASES = {"small": 10, "full": 1000}
 # The name of the file that tasks of a run wait for which is to be stopped half way.
 GATE = "gate"
 # One of so many cases is played by the real command line too.
-REAL_EVERY = {"small": 20, "full": 50}
+REAL_EVERY = {"small": 10, "full": 50}
 BASES = ("finished", "killed", "drained", "failed", "manifests")
 READERS = ("verify", "status", "results", "failed")
 

@@ -56,8 +56,8 @@ def journal_first() -> None:
         return found
 
     def append_first(self: JournalWriter, line: Any, may_wait: bool = False) -> None:
-        append(self, line, may_wait)
         outputs = waiting.pop(line.task, None)
+        append(self, line, may_wait and outputs is None)
         if outputs is not None:
             publish(outputs, [line.task])
 
