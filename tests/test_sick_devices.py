@@ -2,6 +2,8 @@
 task is blamed.
 """
 
+import signal
+
 from helpers import JOBS, Box, assert_sound, names, record, wait_until
 
 OFF = {"CUDA_VISIBLE_DEVICES": None, "GPUSPOOL_DEVICE_CHECK": "off"}  # tokens here are made up
@@ -107,3 +109,49 @@ def test_a_sick_device_and_bad_inputs_in_front_are_no_broken_job(box: Box) -> No
     assert "30 of 40 tasks complete, 10 failed" in done.err
     failed = [result["index"] for result in box.results("S") if result["state"] == "failed"]
     assert failed == list(range(10))
+
+
+def test_a_device_on_which_nothing_was_done_before_a_stop_is_not_named(box: Box) -> None:
+    """Both of its ranks were stopped before their first task was complete, by nobody's fault."""
+    box.write(
+        "job.py",
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "def Job(task, ctx):\n"
+        "    if ctx.rank % 2:\n"
+        "        Path(f'waits-{ctx.rank}').touch()\n"
+        "        while not ctx.is_draining():\n"
+        "            time.sleep(0.01)\n"
+        "        raise InterruptedError\n"
+        "    time.sleep(0.01)\n",
+    )
+    command = ["run", "job.py:Job", "--lines", box.lines(4000), "--spool", "S"]
+    command += ["--devices", "GPU-a,GPU-b", "--ranks-per-gpu", "2"]
+    started = box.start(*command, env=OFF)
+    wait_until(lambda: (box / "waits-1").exists() and (box / "waits-3").exists())
+    wait_until(lambda: box.status("S")["tasks"]["complete"] > 0)
+    started.signal(signal.SIGTERM)
+    done = started.wait(75)
+    assert "Look at device" not in done.err
+    assert record(box / "S" / "summary.json")["sick_devices"] == {}
+
+
+def test_a_device_whose_processes_a_stranger_stops_is_named_with_that(box: Box) -> None:
+    """A tool of the site that ends whoever uses a card, say."""
+    box.write(
+        "job.py",
+        "import os, signal, time\n"
+        "def Job(task, ctx):\n"
+        "    if os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-bad':\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        while not ctx.is_draining():\n"
+        "            time.sleep(0.01)\n"
+        "        raise InterruptedError\n"
+        "    time.sleep(0.1)\n",
+    )
+    command = ["run", "job.py:Job", "--lines", box.lines(60), "--spool", "S"]
+    command += ["--devices", "GPU-a,GPU-bad", "--max-restarts", "1"]
+    done = box.run(*command, env=OFF)
+    assert_sound(box, "S", 60)
+    assert "Look at device GPU-bad" in done.err
+    assert "it was told to stop by a signal of somebody else" in done.err

@@ -378,11 +378,16 @@ def _about_wrong_lengths(count: int) -> str:
 
 
 def _last_failure(view: View, ranks: list[int]) -> Closing:
-    """The closing of the last attempt of these ranks that failed; there must be one."""
+    """The closing of the last attempt of these ranks that failed or was stopped by a stranger.
+
+    There must be one.
+    """
     failed: list[Closing] = []
     for attempt in view.attempts:
         closing = view.closed.get(attempt)
-        if closing is not None and _is_failed(closing) and rank_of(attempt) in ranks:
+        if closing is None or rank_of(attempt) not in ranks:
+            continue
+        if _is_failed(closing) or closing.reason is Reason.DRAINED:
             failed.append(closing)
     return max(failed, key=lambda closing: closing.at)
 
@@ -393,6 +398,8 @@ def _why(view: View, closing: Closing) -> str:
         return one_line(f"{closing.error.type}: {closing.error.message}")
     if closing.exit_code is not None:
         return describe_exit(closing.exit_code, read_tail(view.layout, closing.attempt))
+    if closing.reason is Reason.DRAINED:
+        return "it was told to stop by a signal of somebody else"
     return closing.reason
 
 

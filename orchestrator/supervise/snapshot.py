@@ -52,6 +52,8 @@ class History:
         self._known: dict[str, int] = {}
         # How many tasks had failed in an open attempt at the last look, and when that changed.
         self._failed_last: dict[str, tuple[int, float]] = {}
+        # When this parent began to drain, on the monotonic clock.
+        self._drained_at: float | None = None
         # The ranks that are known to have completed a task.
         self._working: set[int] = set()
 
@@ -61,6 +63,11 @@ class History:
         if slot.device:
             ended = self._ended_on(slot.device)
         self._known[attempt] = self._acquitted(self._row(ended))
+
+    def note_drain(self) -> None:
+        """From now on whoever stops does so since this parent drains."""
+        if self._drained_at is None:
+            self._drained_at = time.monotonic()
 
     def past(self) -> list[RankPast]:
         """What became of each slot's attempts, in the order of the slots."""
@@ -148,9 +155,8 @@ class History:
         closing = self._view.closed[attempt]
         tasks = self._failed_in(attempt)
         is_failed = closing.state is AttemptState.FAILED
-        # A stop that this parent ordered begins a drain, and a drain launches nothing. So who was
-        # drained, and is asked about here, was stopped by a stranger.
-        was_stopped = closing.reason is Reason.DRAINED
+        # Whoever was drained although nobody had told this parent was stopped by a stranger.
+        was_stopped = closing.reason is Reason.DRAINED and self._ended_before_drain(attempt)
         is_seen = (is_failed and closing.reason is not Reason.LOST) or was_stopped
         was_in_call = attempt in self._view.started
         ledger = self._view.ledger
@@ -164,6 +170,9 @@ class History:
             is_excused=bool(tasks) and tasks == self._excused_in(attempt),
             is_silent=not tasks and not is_seen,
         )
+
+    def _ended_before_drain(self, attempt: str) -> bool:
+        return self._drained_at is None or self._ended_at[attempt] < self._drained_at
 
     def _failed_in(self, attempt: str) -> set[int]:
         """The tasks that failed in an attempt, or were in hand when it was killed."""
@@ -302,6 +311,8 @@ class Situation:
         """What is known now, of a view that was just refreshed."""
         ledger = self._view.ledger
         undecided = self._undecided()
+        if drain is not None:
+            self._history.note_drain()
         past = self._history.past()
         open_ = self._open()
         self._note_progress()
