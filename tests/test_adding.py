@@ -482,4 +482,5 @@ def test_inputs_whose_folder_is_moved_near_the_end_of_a_run_are_waited_for(
 
 def journals(spool: Path) -> list[str]:
     folder = spool / "journal"
-    return [path.read_text() for path in folder.iterdir()] if folder.exists() else []
+    # Those that are just being made have hidden names, which go away.
+    return [(folder / name).read_text() for name in names(folder)]
