@@ -9,7 +9,6 @@ they print, on stdout and stderr, is written below each. Only the folder's name 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 
 # The columns of a line of prose.
 WIDTH = 120
+# What the page calls the folder in which the commands run.
+HOME = "/home/ada/project"
 
 JOB = """\
 import time
@@ -98,8 +99,8 @@ STEPS: list[tuple[str, list[str]]] = [
         "hard, and its workers see the run to its end without it. The same command finds it "
         "complete.",
         [
-            f"timeout -s INT 2 {SECOND}",
-            f"timeout -s KILL 2 {SECOND}",
+            f"timeout --foreground -s INT 2 {SECOND}",
+            f"timeout -s KILL 1 {SECOND}",
             "gpuspool status spool-again | head -2",
             "gpuspool wait spool-again | head -1",
             SECOND,
@@ -149,8 +150,8 @@ def _shown(command: str, folder: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    told = re.sub(re.escape(os.path.realpath(folder)), "/home/ada/project", done.stdout)
-    return f"$ {command}\n{told.replace(folder, '/home/ada/project')}"
+    told = done.stdout.replace(os.path.realpath(folder), HOME).replace(folder, HOME)
+    return f"$ {command}\n{told}"
 
 
 if __name__ == "__main__":

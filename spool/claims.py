@@ -30,7 +30,7 @@ from gpuspool.spool.records import Claim
 LEFT_FRACTION = 4
 # Of the last so many tasks of a share a claim takes at most this smaller fraction. What is claimed
 # waits for what was claimed before it: if one task takes unexpectedly long, the others must not
-# wait behind it while other ranks have nothing to do. All of that makes 40 claims more.
+# wait behind it while other ranks have nothing to do. This costs about 40 more claims.
 FEW = 256
 FEW_FRACTION = 16
 # One claim holds at most so many seconds of estimated work: the first in short runs, the second in

@@ -15,6 +15,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from gpuspool.spool.codec import decode, encode
 from gpuspool.spool.errors import Damaged
 from gpuspool.spool.layout import Layout, parse_code
@@ -125,9 +127,7 @@ def make_code(job_sha256: str, files: Iterable[CodeFile]) -> Code:
         if file.text is not None:
             left -= file.size
             if left < 0:
-                file = CodeFile(
-                    name=file.name, module=file.module, sha256=file.sha256, size=file.size
-                )
+                file = msgspec.structs.replace(file, text=None)
         kept.append(file)
     return Code(job_sha256=job_sha256, files=kept)
 

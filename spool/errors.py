@@ -138,7 +138,7 @@ class Unusable(AttemptError):
     """The worker's device or process is broken, for example by a CUDA error.
 
     It ends as a crash does, and the rules for crashes find the task that is to blame. traceback: of
-    what user code raised before that was found out.
+    the exception of user code that led us to look.
     """
 
     exit_code = EXIT_UNUSABLE

@@ -7,8 +7,8 @@ import signal
 
 from gpuspool.spool.errors import EXIT_CANNOT_CLOSE, EXIT_UNSEEN, EXIT_UNUSABLE
 
-# How a worker that cannot go on begins the line of its log that says why. It can tell its parent
-# nothing else.
+# How a worker that cannot go on begins the line of its log that says why. Its exit code says only
+# that it could not.
 BROKEN = "gpuspool: this process can run nothing more: "
 
 # Signals by which the kernel tells a process that it has reached a limit.
@@ -35,8 +35,10 @@ def describe_exit(code: int, log: str = "") -> str:
     """
     if code == EXIT_CANNOT_CLOSE:
         return "it could not write how it ended"
-    if code == EXIT_UNUSABLE:
-        return f"it could run nothing more: {_reason_in(log)}"
+    # A command, or a job, may end with this code for reasons of its own.
+    reason = _reason_in(log)
+    if code == EXIT_UNUSABLE and reason:
+        return f"it could run nothing more: {reason}"
     if code == EXIT_UNSEEN:
         return f"exit code {code} (or it was lost: something else has waited for the process)"
     name = signal_of(code)
@@ -50,8 +52,8 @@ def describe_exit(code: int, log: str = "") -> str:
 
 
 def _reason_in(log: str) -> str:
-    """Why a worker could not go on, as it said itself."""
+    """Why a worker could not go on, as it said itself; "" where it said nothing."""
     for line in reversed(log.splitlines()):
         if line.startswith(BROKEN):
             return line.removeprefix(BROKEN)
-    return "see its log"
+    return ""

@@ -40,6 +40,9 @@ PROBE_NAME = "gpuspool-doctor"
 # bounds what a runaway recursion can write into a journal.
 TRACEBACK_BYTES = 16 * 1024
 
+# A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
+RESULT_BYTES = 1024 * 1024
+
 # A task's key that takes more bytes than this as a file name is cut. A file name may take 255, and
 # hidden names and suffixes add to it.
 _KEY_BYTES = 200
@@ -154,13 +157,18 @@ def is_added(manifest: str) -> bool:
     return manifest.startswith("added-")
 
 
+def is_retry(manifest: str) -> bool:
+    """Whether a manifest gives tasks another round."""
+    return manifest.startswith("retry-")
+
+
 def may_offer_doubtful(manifest: str) -> bool:
     """Whether tasks of a manifest may have failed in their round before it was published.
 
     Those of a planned manifest and added ones were never tried, and those of a retry have just
     begun a round.
     """
-    return not (is_planned(manifest) or is_added(manifest) or manifest.startswith("retry-"))
+    return not (is_planned(manifest) or is_added(manifest) or is_retry(manifest))
 
 
 def is_manifest(name: str) -> bool:

@@ -36,6 +36,7 @@ from gpuspool.spool.layout import (
     is_added,
     is_manifest,
     is_planned,
+    is_retry,
     numbered_name,
     orphans_name,
     parse_attempt,
@@ -190,7 +191,7 @@ class Held(msgspec.Struct, frozen=True):
     is_excused: bool = False
 
 
-class Stranger(msgspec.Struct, frozen=True):
+class PutAside(msgspec.Struct, frozen=True):
     """A line of a file that names a task which the run does not have, or not yet.
 
     since_s: when it was read, on the monotonic clock. take: takes what it says.
@@ -228,6 +229,15 @@ class Claimed(msgspec.Struct, frozen=True):
     start: int
     stop: int
     number: int
+
+
+def _numbers_of(kind: str, manifests: Iterable[str]) -> list[int]:
+    """The numbers of those of these manifests that are of a kind, "retry" say."""
+    numbers: list[int] = []
+    for parsed in map(parse_numbered, manifests):
+        if parsed is not None and parsed[0] == kind:
+            numbers.append(parsed[1])
+    return numbers
 
 
 def _number(text: msgspec.Raw) -> float:
@@ -336,7 +346,7 @@ class View:
         # Since when one of these was looked for.
         self._missed_since: dict[str, float] = {}
         # What was read of tasks that the run does not have, or not yet.
-        self._strangers: list[Stranger] = []
+        self._lines_aside: list[PutAside] = []
         # One byte for each task: whether a manifest that was read line by line describes it.
         self._described = bytearray(run.tasks)
         for name, data in (written or {}).items():
@@ -362,7 +372,7 @@ class View:
         if self._reads_claims:
             self._read_claims()
         self._read_journals()
-        self._take_strangers()
+        self._take_put_aside()
         if self._is_open_stale:
             self.open_attempts = [name for name in self.attempts if name not in self.closed]
             self._is_open_stale = False
@@ -421,9 +431,8 @@ class View:
         One that is not listed, though a later one is, is asked for by its name. As long as it may
         only be late, later ones wait for it.
         """
-        added = map(parse_numbered, filter(is_added, names))
-        numbers = [parsed[1] for parsed in added if parsed is not None]
-        for number in range(self._n_added + 1, max(numbers, default=0) + 1):
+        newest = max(_numbers_of("added", names), default=0)
+        for number in range(self._n_added + 1, newest + 1):
             name = numbered_name("added", number)
             self._load_manifest(name)
             since_s = self._missed_since.setdefault(name, time.monotonic())
@@ -448,8 +457,7 @@ class View:
         self._check_manifest(manifest)
         if manifest.ruling is not None:
             self._add_ruling(manifest, manifest.ruling)
-        numbered = parse_numbered(manifest.name)
-        if numbered is not None and numbered[0] == "retry":
+        if is_retry(manifest.name):
             for task in manifest.tasks():
                 self._raise_round(manifest.path, task)
 
@@ -784,24 +792,24 @@ class View:
         since the manifests were listed; and a network file system may show the line before the
         manifest.
         """
-        self._strangers.append(Stranger(path, at, task, time.monotonic(), take))
+        self._lines_aside.append(PutAside(path, at, task, time.monotonic(), take))
 
-    def _take_strangers(self) -> None:
+    def _take_put_aside(self) -> None:
         """Take what was put aside of tasks that the run has by now, and report the rest."""
-        if not self._strangers:
+        if not self._lines_aside:
             return
         # Other manifests have to wait for the next refresh. A closing that is read now would be
         # newer than the journals: what its attempt finished last would look stranded.
         self._read_added(self._unread_manifests())
-        # For the same reason nobody asks who has claimed any of the added tasks by now.
+        # Nor are the claims of the added tasks read before that; until then all count as unclaimed.
         self._unclaimed = sum(chain.unclaimed for chain in self._chains.values())
-        strangers = self._strangers
-        self._strangers = []
-        for one in strangers:
+        lines = self._lines_aside
+        self._lines_aside = []
+        for one in lines:
             if 0 <= one.task < self.ledger.tasks:
                 one.take()
                 continue
-            self._strangers.append(one)
+            self._lines_aside.append(one)
             if time.monotonic() - one.since_s >= self.staleness_s:
                 self.report(Damage(one.path, one.at, f"task {one.task} is none of this run's"))
 
@@ -922,11 +930,7 @@ class View:
 
     def next_numbered(self, kind: str) -> str:
         """The name of the next manifest of a kind: "added", "retry", "sweep" or "ruling"."""
-        newest = 0
-        for name in self.manifests:
-            parsed = parse_numbered(name)
-            if parsed is not None and parsed[0] == kind:
-                newest = max(newest, parsed[1])
+        newest = max(_numbers_of(kind, self.manifests), default=0)
         return numbered_name(kind, newest + 1)
 
     def missing_manifests(self) -> list[str]:
@@ -941,11 +945,7 @@ class View:
 
     def retried_tasks(self) -> Iterator[TaskLine]:
         """The tasks as retries gave them out, in the order of these."""
-        numbers: list[int] = []
-        for parsed in map(parse_numbered, self.manifests):
-            if parsed is not None and parsed[0] == "retry":
-                numbers.append(parsed[1])
-        for number in sorted(numbers):
+        for number in sorted(_numbers_of("retry", self.manifests)):
             yield from self.manifests[numbered_name("retry", number)].tasks()
 
     def latest_job(self) -> Job:

@@ -15,9 +15,16 @@ import pytest
 from helpers import TESTS, Box, Nvml
 from hypothesis import settings
 
+# The files of tests that wait longer than they work.
+WAITING = ("test_torture", "test_sick", "test_stops", "test_benchmarks")
 # How long one example takes says more of the machine than of the code.
 settings.register_profile("gpuspool", deadline=None)
 settings.load_profile("gpuspool")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests that mostly wait come first: at the end nothing would be done beside them."""
+    items.sort(key=lambda item: not item.path.name.startswith(WAITING))
 
 
 @pytest.fixture

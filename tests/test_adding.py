@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from helpers import Box, names, wait_until
+from helpers import Box, journal_lines, names, wait_until
 from spooling import A0, A1, B0, begin, finish, intend, make_spool, take, task, view_of
 
 import gpuspool
@@ -471,16 +471,10 @@ def test_inputs_whose_folder_is_moved_near_the_end_of_a_run_are_waited_for(
     )
     command = ["run", "job.py:Job", "data/*.txt", "--spool", "S", "--ranks", "2"]
     live = box.start(*command, cwd=project)
-    wait_until(lambda: '"complete"' in "".join(journals(project / "S")))
+    wait_until(lambda: journal_lines(project / "S"))
     (project / "data").rename(project / "away")
     (project / "gate").touch()
     wait_until(lambda: "the folder of the inputs is not there any more" in live.err)
     (project / "away").rename(project / "data")
     live.wait(0)
     assert [result["result"] for result in box.results(project / "S")] == [8] * 10
-
-
-def journals(spool: Path) -> list[str]:
-    folder = spool / "journal"
-    # Those that are just being made have hidden names, which go away.
-    return [(folder / name).read_text() for name in names(folder)]

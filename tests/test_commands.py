@@ -185,10 +185,10 @@ def test_a_process_left_behind_does_not_keep_a_command_from_ending(box: Box) -> 
 
 
 def test_a_command_may_close_its_stdout_and_go_on(box: Box) -> None:
-    script = 'echo "$1"; exec >&-; until [ -e gate ]; do sleep 0.01; done; touch "$2"'
+    script = 'echo "$1"; exec >&-; touch closed; until [ -e gate ]; do sleep 0.01; done; touch "$2"'
     run = ["run", "--lines", box.lines(1), "--capture", "--spool", "S"]
     started = box.start(*run, "--", "sh", "-c", script, "sh", "{input}", "{output}.txt")
-    wait_until(lambda: (box / "S/heartbeat").exists())
+    wait_until((box / "closed").exists)
     assert not journal_lines(box / "S")
     box.write("gate", "")
     started.wait(0)

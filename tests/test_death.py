@@ -145,6 +145,8 @@ def test_a_sigkill_may_happen_more_often_to_a_task_than_a_crash(
         (-11, "killed by SIGSEGV"),
         (-9, "killed by SIGKILL"),
         (-99, "killed by signal 99"),
+        # A command may have its own meaning for the code by which a worker says that it is broken.
+        (76, "exit code 76"),
     ],
 )
 def test_an_exit_code_is_told_in_words(code: int, words: str) -> None:

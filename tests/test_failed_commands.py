@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import Box, wait_until
+from helpers import Box, is_alive, wait_until
 
 from gpuspool.worker import starting
 
@@ -84,7 +84,7 @@ def test_what_a_command_leaves_running_may_go_on_to_write(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     go, gone = tmp_path / "go", tmp_path / "gone"
-    child = f"while ! [ -e {go} ]; do :; done; echo late >&2 && touch {gone}"
+    child = f"while [ -d {tmp_path} ] && ! [ -e {go} ]; do :; done; echo late >&2 && touch {gone}"
     assert starting.run(["sh", "-c", f"({child}) & echo early >&2"], is_literal=True).status == 0
     go.touch()
     wait_until(gone.exists)
@@ -113,8 +113,12 @@ def test_a_command_that_has_ended_is_not_run_again_for_want_of_a_thread(tmp_path
     try:
         with pytest.raises(RuntimeError):
             threading.Thread(target=print).start()
-        script = f"while ! [ -e {tmp_path}/go ]; do sleep 0.01; done & exit 3"
+        loop = f"while ! [ -e {tmp_path}/go ]; do sleep 0.01; done"
+        script = f"({loop}) & echo $! > {tmp_path}/pid; exit 3"
         assert starting.run(["sh", "-c", script], is_literal=True).status == 3
     finally:
         threading.stack_size(usual)
         (tmp_path / "go").touch()
+    # It must have seen that before the folder goes.
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_alive(pid))

@@ -138,7 +138,6 @@ IN_PLACE = (
     "Job = Batched\n"
 )
 LOAD = (
-    "import threading\n"
     "class Loads:\n"
     "    def __init__(self, ctx): self.done = 0\n"
     "    def load(self, task):\n"
@@ -230,24 +229,27 @@ def test_a_bad_task_gets_its_verdict_in_spite_of_recycling(
     assert names(box / "S" / "failed-tasks") == ["t3.json"]
 
 
+def run_without_orchestrator(box: Box, tasks: int) -> None:
+    """Run a job that waits for the file "go"; from before that on its worker is alone."""
+    values = box.tasks(list(range(tasks)))
+    started = box.start("run", "job.py:Job", "--tasks", values, "--spool", "S", "--ranks", "1")
+    wait_until(lambda: names(box / "S" / "journal"))
+    started.process.kill()
+    started.process.wait()
+    box.write("go", "")
+    wait_until(lambda: not box.processes())
+
+
 def test_without_an_orchestrator_nobody_is_recycled(box: Box) -> None:
     box.write(
         "job.py",
         "import os, pathlib, time\n"
         "def Job(task, ctx):\n"
         "    while task.payload == 0 and not pathlib.Path('go').exists(): time.sleep(0.01)\n"
-        "    open(f'began{task.payload}', 'w').close()\n"
-        "    if task.payload == 0: open('first', 'w').close()\n"
         "    return os.getpid()\n"
         "Job.recycle = 2\n",
     )
-    values = box.tasks(list(range(7)))
-    started = box.start("run", "job.py:Job", "--tasks", values, "--spool", "S", "--ranks", "1")
-    wait_until(lambda: list((box / "S").glob("journal/*")))
-    started.process.kill()
-    started.process.wait()
-    box.write("go", "")
-    wait_until(lambda: not box.processes())
+    run_without_orchestrator(box, 7)
     assert len(set(results(box))) == 1
     assert [record["reason"] for record in records(box)] == ["finished"]
 
@@ -448,13 +450,7 @@ def test_a_process_that_is_of_no_use_ends_also_without_an_orchestrator(box: Box)
         "        if self.done == 2: raise gpuspool.Restart\n"
         "        self.done += 1\n",
     )
-    values = box.tasks(list(range(5)))
-    started = box.start("run", "job.py:Job", "--tasks", values, "--spool", "S", "--ranks", "1")
-    wait_until(lambda: list((box / "S").glob("journal/*")))
-    started.process.kill()
-    started.process.wait()
-    box.write("go", "")
-    wait_until(lambda: not box.processes())
+    run_without_orchestrator(box, 5)
     assert [record["reason"] for record in records(box)] == ["recycled"]
     assert [one["state"] for one in box.results("S")].count("complete") == 2
     box.run("resume", "S")

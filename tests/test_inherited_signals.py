@@ -31,24 +31,19 @@ IGNORE_CHILDREN = (
 )
 
 
+def failing(box: Box) -> list[str]:
+    """A run of four commands, each of which fails."""
+    words = ["--lines", box.lines(4), "--spool", "S", "--keep-going", "--", "false", "{input}"]
+    return ["run", *words]
+
+
 def under(script: str) -> tuple[str, ...]:
     return (sys.executable, "-c", script, GPUSPOOL)
 
 
 @pytest.mark.parametrize("start", [IGNORE_CHILDREN, IGNORE_ALL], ids=["SIGCHLD", "all"])
 def test_a_failed_command_fails_whatever_is_ignored(box: Box, start: str) -> None:
-    command = [
-        "run",
-        "--lines",
-        box.lines(4),
-        "--spool",
-        "S",
-        "--keep-going",
-        "--",
-        "false",
-        "{input}",
-    ]
-    done = box.run(*command, program=under(start), code=3)
+    done = box.run(*failing(box), program=under(start), code=3)
     assert "4 failed" in done.err
     assert [line["state"] for line in journal_lines(box / "S")] == ["failed"] * 4
 
@@ -180,18 +175,7 @@ def test_a_handler_of_the_program_is_called_once_the_run_is_over() -> None:
 @pytest.mark.skipif(shutil.which("perl") is None, reason="perl is not there")
 def test_as_perl_starts_it(box: Box) -> None:
     start = ("perl", "-e", '$SIG{CHLD}="IGNORE"; exec @ARGV', GPUSPOOL)
-    command = [
-        "run",
-        "--lines",
-        box.lines(4),
-        "--spool",
-        "S",
-        "--keep-going",
-        "--",
-        "false",
-        "{input}",
-    ]
-    box.run(*command, program=start, code=3)
+    box.run(*failing(box), program=start, code=3)
 
 
 SEED = """

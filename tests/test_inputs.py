@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import JOBS, Box
 
 from gpuspool.orchestrator.plan.create import plan
 from gpuspool.orchestrator.plan.inputs import collect, from_values
@@ -63,6 +64,20 @@ def test_globs_match_files_alone_sorted(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     assert [task.key for task in collect(["in/*.txt"])] == ["a.txt", "b.txt"]
     assert [task.key for task in collect(["in/**/*.txt"])] == ["a.txt", "b.txt", "sub/c.txt"]
+
+
+def test_a_glob_that_matches_nothing_is_told_apart_from_one_that_matches_what_is_left_out(
+    box: Box,
+) -> None:
+    box.write("in/a.txt", "a")
+    box.write("in/S/FORMAT", "gpuspool 1\n")
+    (box / "in/S/manifests").mkdir()
+    box.write("in/S/logs/b.txt", "b")
+    job = ["run", f"{JOBS}/plain.py:double", "--spool", "T", "--dry-run"]
+    told = box.run(*job, "in/**/*.txt", "typo/*.txt", code=2).err
+    assert "typo/*.txt matches no file" in told
+    told = box.run(*job, "in/**/*.txt", "in/*/logs/*.txt", code=2).err
+    assert "matches only files in spools" in told
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:

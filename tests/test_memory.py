@@ -592,7 +592,7 @@ def test_a_device_that_takes_no_more_work_ends_its_process_whatever_was_raised(
         1: "ValueError",
         3: "WorkerLost",
     }
-    why = f"it could run nothing more: its device takes no work any more, {words}"
+    why = f"it could run nothing more: its device accepts no more work: {words}"
     assert why in failed[3]["message"]
     assert why in done.err
     assert "ValueError: cannot embed" in failed[3]["log_tail"]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from gpuspool.spool.codec import MAX_DEPTH, seal, unseal
 from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, OutputError, ResultError
-from gpuspool.spool.layout import TRACEBACK_BYTES
+from gpuspool.spool.layout import RESULT_BYTES, TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, JournalBrief, JournalLine
-from gpuspool.worker.results import MESSAGE_BYTES, RESULT_BYTES, to_error, to_json
+from gpuspool.worker.results import MESSAGE_BYTES, to_error, to_json
 
 
 def kept(result: Any) -> Any:

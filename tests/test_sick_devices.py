@@ -155,3 +155,32 @@ def test_a_device_whose_processes_a_stranger_stops_is_named_with_that(box: Box) 
     assert_sound(box, "S", 60)
     assert "Look at device GPU-bad" in done.err
     assert "it was told to stop by a signal of somebody else" in done.err
+
+
+def test_what_is_told_of_a_device_is_its_failure_and_not_the_stop_that_came_after(box: Box) -> None:
+    box.write(
+        "job.py",
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "class Job:\n"
+        "    def __init__(self, ctx):\n"
+        "        self.is_bad = os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-bad'\n"
+        "        if self.is_bad and len(list(Path().glob('tried-*'))) < 2:\n"
+        "            Path(f'tried-{os.getpid()}').touch()\n"
+        "            raise RuntimeError('no such device')\n"
+        "    def __call__(self, task, ctx):\n"
+        "        while self.is_bad and not ctx.is_draining():\n"
+        "            Path('waits').touch()\n"
+        "            time.sleep(0.01)\n"
+        "        if self.is_bad: raise InterruptedError\n"
+        "        time.sleep(0.01)\n",
+    )
+    command = ["run", "job.py:Job", "--lines", box.lines(9000), "--spool", "S"]
+    started = box.start(*command, "--devices", "GPU-a,GPU-bad", "--max-restarts", "5", env=OFF)
+    wait_until((box / "waits").exists)
+    wait_until(lambda: box.status("S")["tasks"]["complete"] > 0)
+    started.signal(signal.SIGTERM)
+    done = started.wait(75)
+    assert "somebody else" not in done.err
+    assert "Look at device GPU-bad" in done.err
+    assert "RuntimeError: no such device" in done.err

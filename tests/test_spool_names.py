@@ -34,6 +34,8 @@ JOB = "class J:\n    def __call__(self, task, ctx):\n        return {!r}\n"
         ("conda run -n embed python x.py", "x"),
         ("apptainer exec --nv image.sif python /opt/x.py", "x"),
         ("accelerate launch -m pkg.train", "pkg.train"),
+        ("numactl -m 0 python x.py {input}", "x"),
+        ("docker run -m 4g image python x.py", "x"),
         ("srun ghost", "srun"),
         ("{input}", "{input}"),
     ],

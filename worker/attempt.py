@@ -199,6 +199,8 @@ class Attempt:
         # Before the job is imported, so that the handlers of its modules come first: a pool of
         # processes ends its own.
         atexit.register(self._end_children)
+        # From here on the beat's thread looks at the modules too.
+        self._modules.keep()
         self._beat.start()
         self._timer.start(self._beat.beat)
         code = self._end(self._live())
@@ -253,7 +255,6 @@ class Attempt:
         writer = writer_name(self._marked_run, self.name)
         outputs = Outputs(out, writer, self._folders.check, held)
         context = self._make_context(outputs)
-        self._modules.keep()
         self._statistics.begin_load()
         try:
             job = self._preparation.load(context)

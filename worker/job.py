@@ -26,7 +26,7 @@ import msgspec
 from gpuspool.spool import placeholders
 from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, JobDamaged, ResultError
 from gpuspool.spool.exits import describe_exit
-from gpuspool.spool.layout import Layout
+from gpuspool.spool.layout import RESULT_BYTES, Layout
 from gpuspool.spool.oom import OomWatch
 from gpuspool.spool.placeholders import Piece
 from gpuspool.spool.publish import read_bytes
@@ -37,7 +37,6 @@ from gpuspool.spool.view import load_run
 from gpuspool.worker import starting
 from gpuspool.worker.context import Context, NotDone, Task
 from gpuspool.worker.reports import ReportQueue
-from gpuspool.worker.results import RESULT_BYTES
 from gpuspool.worker.say import say
 
 # The most tasks of a batch, or batches ahead, that a job may ask for. A larger number is a mistake.
@@ -126,15 +125,18 @@ def _refuse_unfit(job: Job, target: Any) -> None:
             f"{job.spec} is a class without __call__, so its objects cannot be called with a task. "
             "Give it a method `def __call__(self, task, ctx)`."
         )
-    is_plain = hasattr(target, "__code__")
-    name, call = ("", target) if is_plain else ("__call__", target.__call__)
+    name = ""
+    call = target
+    if not hasattr(target, "__code__"):
+        name = "__call__"
+        call = target.__call__
     tasks = "task" if getattr(target, "batch_size", None) is None else "tasks"
     _refuse_other_parameters(job, call, name, tasks, "ctx")
     for function in (target, type(target).__call__):
         _refuse_deferred(job.spec, function)
     # A method of one of these names that is no function, or None, is the job's own business.
-    for name in ("load", "close"):
-        _refuse_deferred(f"{name} of {job.spec}", getattr(target, name, None))
+    for other in ("load", "close"):
+        _refuse_deferred(f"{other} of {job.spec}", getattr(target, other, None))
 
 
 def _refuse_deferred(what: str, function: Any) -> None:
@@ -369,17 +371,17 @@ def command_runner(job: Job) -> Callable[[Task, Context], Any]:
         if status == EXIT_NOT_DONE:
             raise NotDone(f"{arguments[0]}: exit status {status}")
         message = f"{arguments[0]}: {describe_exit(status)}"
-        said = said and f"{said}\n{message}\n"
+        trace = f"{said}\n{message}\n" if said else ""
         if watch.explains(status, time.monotonic()):
-            raise CommandOutOfMemory(f"{message}, memory ran out", status, said)
-        raise CommandFailed(_with_last_words(message, said), status, said)
+            raise CommandOutOfMemory(f"{message}, memory ran out", status, trace)
+        raise CommandFailed(_with_last_words(message, said), status, trace)
 
     return run
 
 
 def _with_last_words(message: str, said: str) -> str:
     """A message with the last line that a command wrote before it, if it wrote any."""
-    lines = [line.strip() for line in said.splitlines()[:-1] if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     if not lines:
         return message
     return f"{message}: {lines[-1][:LAST_WORDS]}"

@@ -144,7 +144,7 @@ class Modules:
             if not isinstance(entry, str):
                 continue
             folder = os.path.abspath(entry).rstrip("/") + "/"
-            if not f"{folder}/".startswith(f"{library}/"):
+            if not folder.startswith(f"{library}/"):
                 folders.add(folder)
         return sorted(folders)
 

@@ -432,10 +432,20 @@ def _check(asked: dict[str, _Asked]) -> None:
         try:
             wrote = os.lstat(one.hidden)
         except FileNotFoundError:
-            raise OutputError(
+            message = (
                 f"ctx.output(task, {suffix!r}) was asked for and nothing was written to the path "
-                f"it gave{_what_is_beside(suffix, asked)}"
-            ) from None
+                "it gave"
+            )
+            found = _find_beside(suffix, asked)
+            if found is not None:
+                beside, ending = found
+                message += (
+                    f", but a file that ends in {ending!r} was written beside it: some libraries "
+                    f"choose the ending themselves. Ask for ctx.output(task, {ending!r})"
+                )
+                # Its task has failed, so nobody will ever publish it.
+                _remove(beside)
+            raise OutputError(message) from None
         what = f"ctx.output(task, {suffix!r})"
         if stat.S_ISDIR(wrote.st_mode):
             _check_folder(one.hidden, what)
@@ -444,24 +454,19 @@ def _check(asked: dict[str, _Asked]) -> None:
         _check_final(one.final, stat.S_ISDIR(wrote.st_mode))
 
 
-def _what_is_beside(suffix: str, asked: dict[str, _Asked]) -> str:
-    """What a complaint says of a file that was written beside the path that was given; else "".
+def _find_beside(suffix: str, asked: dict[str, _Asked]) -> tuple[Path, str] | None:
+    """A file that was written beside the path that was given, and its ending; None without one.
 
     `numpy.save` adds .npy to a path that does not end so; others add or replace other suffixes.
-    What they wrote bears a name that is made of ours. It is removed: its task has failed, and
-    nobody would ever publish it.
+    What they wrote bears a name that is made of ours.
     """
     one = asked[suffix]
     others = {other.hidden.name for other in asked.values()}
     for name in sorted(os.listdir(one.hidden.parent)):
         ending = _ending_beside(one.hidden.name, suffix, name)
         if ending and name not in others:
-            _remove(one.hidden.with_name(name))
-            return (
-                f", but a file that ends in {ending!r} was written beside it: some libraries "
-                f"choose the ending themselves. Ask for ctx.output(task, {ending!r})"
-            )
-    return ""
+            return one.hidden.with_name(name), ending
+    return None
 
 
 def _ending_beside(hidden: str, suffix: str, name: str) -> str:

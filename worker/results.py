@@ -27,7 +27,7 @@ from gpuspool.spool.errors import (
     TaskError,
 )
 from gpuspool.spool.exits import signal_of
-from gpuspool.spool.layout import TRACEBACK_BYTES
+from gpuspool.spool.layout import RESULT_BYTES, TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, Error
 from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
@@ -36,8 +36,6 @@ from gpuspool.worker.context import NotDone, Restart
 from gpuspool.worker.memory import is_device_oom, is_host_oom
 from gpuspool.worker.say import cut
 
-# A larger result fails its task: the journal is for verdicts and summaries, outputs are for data.
-RESULT_BYTES = 1024 * 1024
 # So many characters of a value that JSON cannot hold are shown: a whole path, and not an array.
 VALUE_SHOWN = 300
 # The message of an error is cut here: some libraries put a whole array into it.
@@ -364,7 +362,10 @@ def _traceback(error: BaseException) -> str:
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
     text = _OUR_MODULES.sub("", _clean(text))
-    return text[-TRACEBACK_BYTES:] + _explanation(error, text)
+    explanation = _explanation(error, text).strip()
+    if explanation:
+        text = f"{text}{explanation}\n"
+    return text[-TRACEBACK_BYTES:]
 
 
 def _clean(text: str) -> str:

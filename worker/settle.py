@@ -260,25 +260,26 @@ class Settler:
         )
 
     def settle_call(self, ends: Sequence[tuple[TaskLine, JournalLine]]) -> None:
-        """Journal what is known of the tasks of a call that is over."""
+        """Journal what is known of the tasks of a call that is over. Their lines share a write."""
         for line, verdict in ends:
-            self.settle(line, verdict, may_wait=True)
+            self.settle(line, verdict, has_company=True)
         if not self._may_wait:
             self._journal.flush()
 
-    def settle(self, line: TaskLine, verdict: JournalLine, may_wait: bool = False) -> None:
+    def settle(self, line: TaskLine, verdict: JournalLine, has_company: bool = False) -> None:
         """Journal what is known of a task now. A failed one may be tried again instead.
 
-        may_wait: whoever calls this flushes the journal right after it.
+        has_company: its line waits for others of the same call in any case, and the caller sees to
+        it that they are written.
         """
         if verdict.error is not None:
             self._settle_failed(line, verdict, verdict.error)
             return
-        self._journal.append(verdict, may_wait or self._may_wait)
+        self._journal.append(verdict, has_company or self._may_wait)
         self._in_hand.remove(line)
         self._doing.complete += 1
         self.exit_code = 0
-        if self.scratch.asked and line.task in self.scratch.asked:
+        if line.task in self.scratch.asked:
             # Days of work may be in there: nothing must take back the line once that is gone.
             self._journal.sync()
             self.scratch.remove(line.task)
@@ -299,7 +300,8 @@ class Settler:
         self._given_back.append(msgspec.structs.replace(line, restarts=line.restarts + 1))
         if self.restart is None:
             self.restart = error
-            say(f"gpuspool: the job asks for a fresh process in task {line.key}: {error.message}")
+            why = f": {cut(error.message, LOGGED)}" if error.message else ""
+            say(f"gpuspool: the job asks for a fresh process in task {line.key}{why}")
 
     def _let_wait(self, line: TaskLine) -> None:
         """A task is not in hand any more, and has no verdict."""

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from gpuspool.spool.errors import EXIT_UNSEEN
+from gpuspool.spool.layout import RESULT_BYTES
 
 if TYPE_CHECKING:
     import subprocess
@@ -31,7 +32,7 @@ NO_ROOM = (errno.EAGAIN, errno.ENOMEM)
 
 # The most that is kept of what a command writes: one byte more than a result may have, so that it
 # is seen to be too much. The rest is read too, or the command would wait for a reader.
-KEPT_BYTES = 1024 * 1024 + 1
+KEPT_BYTES = RESULT_BYTES + 1
 
 # The most that the system lets a pipe hold, unless root asked for more; and one read of it.
 PIPE_BYTES = 1024 * 1024

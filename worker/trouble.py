@@ -79,7 +79,7 @@ def raise_trouble(
             raise_trouble_at(error, out, probe)
     fault = find_device_fault()
     if fault:
-        words = f"its device takes no work any more, {fault}"
+        words = f"its device accepts no more work: {fault}"
         raise Unusable(words, to_error(raised).traceback)
     _look_at_log()
     for folder in set(folders):

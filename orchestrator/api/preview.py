@@ -70,8 +70,10 @@ def preview(
         return _of_new_run(layout, request, trust, fresh=fresh, overwrite=overwrite)
     view = open_view(layout.root, reads_claims=False)
     refuse_unsafe(layout, trust, view.owners)
-    refuse_another_request(view, request, keep_done, add)
-    added = lines_to_add(view, request.tasks) if add else []
+    found = refuse_another_request(view, request, keep_done, add)
+    added: list[TaskLine] = []
+    if add and found is not None:
+        added = lines_to_add(view, request.tasks, found)
     pool, slots = slots_for(options_of_start(view.run.options, given))
     refuse_held(layout)
     out = out_of(layout, view.run)

@@ -11,7 +11,6 @@ from typing import Any, Unpack
 from gpuspool.orchestrator.api.epoch import Again, supervise
 from gpuspool.orchestrator.api.opening import is_made, open_or_create, refuse_changed_job
 from gpuspool.orchestrator.api.preview import preview
-from gpuspool.orchestrator.api.redoing import selection
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.api.whereabouts import out_now
 from gpuspool.orchestrator.plan.adding import add_tasks
@@ -286,6 +285,9 @@ def redo(
             )
     if not missing_outputs:
         refuse_no_spool("redo", spool, words)
+    # This imports the readers of results, which no other start needs.
+    from gpuspool.orchestrator.api.redoing import selection
+
     again = Again(selection(words, missing_outputs), missing_outputs)
     return _go_on(spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
 

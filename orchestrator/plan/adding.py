@@ -37,7 +37,7 @@ def add_tasks(view: View, tasks: TaskList, found: Matching | None = None) -> int
     """
     deadline = time.monotonic() + LATE_S
     while True:
-        new = _new_lines(view, tasks, found or match(view, tasks))
+        new = lines_to_add(view, tasks, found or match(view, tasks))
         if not new:
             return 0
         _refuse_another_run(view)
@@ -68,7 +68,7 @@ def _refuse_another_run(view: View) -> None:
         )
 
 
-def _new_lines(view: View, tasks: TaskList, found: Matching) -> list[TaskLine]:
+def lines_to_add(view: View, tasks: TaskList, found: Matching) -> list[TaskLine]:
     """What the run does not have, with the indices and keys that it gets."""
     first = view.ledger.tasks
     if found.changed and not (tasks.root and view.run.root):
@@ -138,8 +138,3 @@ def _in_order(lines: list[TaskLine]) -> list[TaskLine]:
     """In the order of a planned manifest."""
     [order] = plan([line.cost for line in lines], 1)
     return [lines[index] for index in order]
-
-
-def lines_to_add(view: View, tasks: TaskList) -> list[TaskLine]:
-    """What `add_tasks` would add now. Changes nothing; raises UsageError where that would."""
-    return _new_lines(view, tasks, match(view, tasks))

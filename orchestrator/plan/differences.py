@@ -48,10 +48,7 @@ def job_difference(view: View, job: Job, source: bytes) -> list[str]:
         return [f"- {_typed(old)}", f"+ {_typed(job)}"]
     before = read_bytes(view.layout.job_copy(old.copy)) or b""
     lines = _diff(before, source, f"{old.copy} (as it ran)", f"{job.copy} (now)")
-    n_more = len(lines) - DIFF_LINES
-    if n_more <= 0:
-        return lines
-    return [*lines[:DIFF_LINES], f"… {n_more} more lines"]
+    return _on_a_screen(lines)
 
 
 def keeps_nothing(view: View) -> bool:
@@ -72,6 +69,11 @@ def code_difference(view: View, job: Job) -> list[str]:
     for change in changes(view, job):
         if not change.was_seen_by_run:
             lines += _tell_change(change)
+    return _on_a_screen(lines)
+
+
+def _on_a_screen(lines: list[str]) -> list[str]:
+    """The first lines of a difference, and how many more there are."""
     n_more = len(lines) - DIFF_LINES
     if n_more <= 0:
         return lines

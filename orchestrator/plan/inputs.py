@@ -274,13 +274,13 @@ def _expand(patterns: Iterable[str], own: _OwnFolders) -> list[str]:
 
 def _matches(pattern: str, own: _OwnFolders) -> list[str]:
     """The files that a glob matches, sorted. Raises UsageError where there are none."""
-    found: list[str] = []
+    matches: list[str] = []
     if glob.has_magic(pattern):
-        matches = glob.glob(pattern, recursive=True)
-        found = list(own.without((path for path in matches if not os.path.isdir(path)), pattern))
+        matches = [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
+    found = sorted(own.without(matches, pattern))
     if found:
-        return sorted(found)
-    if own.n_left_out:
+        return found
+    if matches:
         raise UsageError(
             f"{pattern} matches only files in spools and in folders of outputs, which are left "
             "out. Name that folder itself, without a wildcard, if you want them."

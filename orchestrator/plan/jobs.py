@@ -11,7 +11,6 @@ Called by plan/request.py, by a resume for the job's current source, and by `GPU
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -284,6 +283,8 @@ def _refuse_placeholders(words: list[str]) -> None:
 
 
 def _no_placeholder(name: str) -> str:
+    import difflib
+
     near = difflib.get_close_matches(name.lower(), PLACEHOLDERS, 1)
     guess = f" Is {{{near[0]}}} meant?" if near else ""
     return (

@@ -13,7 +13,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
-import difflib
 import io
 import os
 import sys
@@ -93,11 +92,11 @@ def read_paths(source: str, is_null: bool) -> Listed[str]:
     is_null: a zero byte ends each path, as `find -print0` prints them, and all that stands between
     is the path. Else they are lines, of which empty ones are left out.
     """
-    unit, found = f"{source}, line", []
     if is_null:
         unit = f"{source}, entry"
         found = [os.fsdecode(name) for name in _read(source).split(b"\0")]
     else:
+        unit = f"{source}, line"
         found = read_lines(source)
     return Listed(unit, [(number, path) for number, path in enumerate(found, 1) if path])
 
@@ -216,6 +215,8 @@ def _no_field(field: str, fields: list[Any], what: str) -> str:
     if len(names) > SHOWN_FIELDS:
         shown += ", …"
     text = f"there is no {what} {field!r}. There are: {shown or 'none'}."
+    import difflib
+
     near = difflib.get_close_matches(field, names, 1)
     if near:
         text += f" Is {near[0]!r} meant?"

@@ -22,6 +22,9 @@ _INTERPRETER = re.compile(
     r"(python|pypy|perl|ruby|lua|Rscript|julia|node|deno|php|(ba|da|z|k|fi)?sh)[\d.]*t?"
 )
 
+# What a module may be called.
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
 # Of Python and of shells, the options whose value is the next word.
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 _WITH_VALUE_OF_SHELL = ("-o", "+o", "-O", "+O", "--rcfile", "--init-file")
@@ -70,8 +73,9 @@ def _program_of(command: list[str]) -> str | None:
             return _script_of(name, command[at + 1 :]) or word
         if at == 0 and name not in _LAUNCHERS:
             return word
-        # Options of a launcher may have values of any kind: a partition, a number, an image.
-        if word == "-m" and at + 1 < len(command):
+        # Options of a launcher may have values of any kind: a partition, a number, an image. So
+        # what stands behind -m is a module only if it could be one: not `0` or `4g`.
+        if word == "-m" and at + 1 < len(command) and _MODULE.fullmatch(command[at + 1]):
             return command[at + 1]
         if word.startswith("-") or "=" in word or "{" in word or name in _LAUNCHERS:
             continue

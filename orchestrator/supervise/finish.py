@@ -78,7 +78,7 @@ def finish(
     remove_leftovers(view)
     message = _message(view, ending, epoch, seconds)
     for device, ranks in sick.items():
-        message += "\n" + _about_device(view, device, ranks)
+        message += "\n" + _about_device(view, device, ranks, epoch)
     n_wrong = _wrong_lengths(view, epoch)
     if n_wrong:
         message += "\n" + _about_wrong_lengths(n_wrong)
@@ -342,9 +342,9 @@ def _last_words(view: View, closing: Closing) -> str:
     return f"{closing.attempt} on device {device}, log {log}:\n{text.rstrip()}"
 
 
-def _about_device(view: View, device: str, ranks: list[int]) -> str:
+def _about_device(view: View, device: str, ranks: list[int], epoch: int) -> str:
     """One line about a device on which the last attempts failed, and what the very last said."""
-    last = _last_failure(view, ranks)
+    last = _last_failure(view, ranks, epoch)
     names = ", ".join(f"rank {rank}" for rank in ranks)
     host = os.uname().nodename
     log = view.layout.log(last.attempt)
@@ -377,19 +377,22 @@ def _about_wrong_lengths(count: int) -> str:
     )
 
 
-def _last_failure(view: View, ranks: list[int]) -> Closing:
-    """The closing of the last attempt of these ranks that failed or was stopped by a stranger.
+def _last_failure(view: View, ranks: list[int], epoch: int) -> Closing:
+    """The closing of the last attempt of these ranks that failed in this epoch.
 
-    There must be one.
+    If none failed, that of the last one that was told to stop. There must be one.
     """
     failed: list[Closing] = []
-    for attempt in view.attempts:
+    stopped: list[Closing] = []
+    for attempt in _attempts_of(view, epoch):
         closing = view.closed.get(attempt)
         if closing is None or rank_of(attempt) not in ranks:
             continue
-        if _is_failed(closing) or closing.reason is Reason.DRAINED:
+        if _is_failed(closing):
             failed.append(closing)
-    return max(failed, key=lambda closing: closing.at)
+        elif closing.reason is Reason.DRAINED:
+            stopped.append(closing)
+    return max(failed or stopped, key=lambda closing: closing.at)
 
 
 def _why(view: View, closing: Closing) -> str:

@@ -36,7 +36,7 @@ TINY_S = 0.002
 PASSED_OVER_BYTES = 8192
 # With fewer tasks than this a law with two numbers is not tried: it fits any two tasks.
 LEAST_FOR_TWO = 5
-# A law with two numbers is judged by leaving out one part in so many at a time.
+# A law is judged by leaving out one part in so many at a time.
 FOLDS = 5
 # The laws are made anew whenever there are so many times more tasks to learn from.
 RELEARN = 1.1
@@ -348,12 +348,12 @@ def _until_the_last(left: Work, law: Law, pace: float, calls: Sequence[_Call]) -
 
 def learn(samples: Sequence[tuple[float, float]]) -> Law:
     """The law by which tasks of these (cost, seconds) took as long as they did; there is one."""
-    tried = [(same_for_all(samples), _told_apart(same_for_all, samples, len(samples)))]
+    tried = [(same_for_all(samples), _told_apart(same_for_all, samples))]
     costs = {cost for cost, _ in samples}
     if len(costs) > 1 and min(costs) > 0:
-        tried.append((by_cost(samples), _told_apart(by_cost, samples, len(samples))))
+        tried.append((by_cost(samples), _told_apart(by_cost, samples)))
     if len(costs) > 1 and len(samples) >= LEAST_FOR_TWO:
-        tried.append((by_both(samples), _told_apart(by_both, samples, FOLDS)))
+        tried.append((by_both(samples), _told_apart(by_both, samples)))
     best = min(error for _, error in tried)
     weights = [math.exp((best - error) / 2) for _, error in tried]
     total = sum(weights)
@@ -403,9 +403,7 @@ def by_both(samples: Sequence[tuple[float, float]]) -> Law:
 
 
 def _told_apart(
-    make: Callable[[Sequence[tuple[float, float]]], Law],
-    samples: Sequence[tuple[float, float]],
-    folds: int,
+    make: Callable[[Sequence[tuple[float, float]]], Law], samples: Sequence[tuple[float, float]]
 ) -> float:
     """How badly a kind of law tells the tasks that it was not made from; smaller is better.
 
@@ -414,7 +412,7 @@ def _told_apart(
     """
     if len(samples) < 2:
         return 0.0
-    folds = min(folds, len(samples), FOLDS)
+    folds = min(len(samples), FOLDS)
     least_s = LEAST_PART * sum(seconds for _, seconds in samples) / len(samples) or LEAST_PART
     squares = logs = 0.0
     for fold in range(folds):

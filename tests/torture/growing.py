@@ -255,8 +255,9 @@ class Case:
             self._fail(f"tasks {counts.failed} failed for nothing")
         if names(self._spool / "scratch"):
             self._fail(f"scratch of {names(self._spool / 'scratch')} was left behind")
-        for path in (self._spool / "stopped").iterdir():
-            outcome.recycled += json.loads(path.read_text())["reason"] == "recycled"
+        for name in names(self._spool / "stopped"):
+            closing = json.loads((self._spool / "stopped" / name).read_text())
+            outcome.recycled += closing["reason"] == "recycled"
 
 
 def row(amount: str, home: Path) -> Row:
