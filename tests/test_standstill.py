@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from spooling import A0, begin, intend, make_spool, take, view_of
 
 from gpuspool.orchestrator.supervise.overdue import Lateness, OverdueWatch
+from gpuspool.spool.identity import is_stopped
 from gpuspool.spool.records import JournalLine, Options
 from gpuspool.spool.timeouts import parent_limit_s
 
@@ -71,6 +72,21 @@ def test_a_worker_that_stays_stopped_is_replaced_and_its_task_completes(box: Box
         assert "stands still" in done.err
         assert not is_alive(pid)
     assert_sound(box, "S", 3)
+
+
+def test_a_worker_that_stays_stopped_while_it_loads_has_not_taken_too_long(box: Box) -> None:
+    command = ["run", f"{JOBS}/harsh.py:StoppedAtOnce", "--tasks", box.tasks(["a", "b"])]
+    command += ["--arg", f"starts={box / 'starts'}", "--arg", f"gate={box / 'gate'}"]
+    command += ["--arg", "stop=SIGSTOP", "--spool", "S", "--stall-timeout", "1s"]
+    started = box.start(*command)
+    wait_until((box / "starts").exists)
+    # The first process is stopped now, or about to be. The next finds the gate and is left alone.
+    wait_until(lambda: is_stopped(int((box / "starts").read_text().split()[0])))
+    (box / "gate").touch()
+    done = started.wait(0)
+    assert "stands still" in done.err
+    assert "too long" not in done.err
+    assert_sound(box, "S", 2)
 
 
 def test_publishing_outputs_is_not_part_of_a_call(box: Box) -> None:

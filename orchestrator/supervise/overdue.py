@@ -39,7 +39,7 @@ class Lateness(Enum):
     NONE = auto()
     # Its call or the loading of its job takes too long, or it is silent with nothing in hand.
     TOO_LONG = auto()
-    # With a call in hand it has stood still as a whole, or publishes for ever: no task took long.
+    # It is stopped as a whole, or publishes for ever: nothing in it took long.
     STANDS_STILL = auto()
 
 
@@ -47,14 +47,12 @@ class _Sign(msgspec.Struct, frozen=True):
     """What moves while a worker gets on, and how long it may stand still; None: for ever.
 
     `beat` counts where no call is in hand. During a call it does not: the thread that beats goes on
-    beside a call that hangs. `has_task`, `is_publishing`: a call is in hand, and its outputs are
-    being published.
+    beside a call that hangs. `is_publishing`: a call is over, and its outputs are being published.
     """
 
     offset: int
     beat: int | None
     limit_s: float | None
-    has_task: bool = False
     is_publishing: bool = False
 
 
@@ -101,7 +99,7 @@ class OverdueWatch:
             most_s = options.stall_timeout_s or options.lease_s
             if seen.stopped_s <= most_s:
                 return Lateness.NONE
-            return Lateness.STANDS_STILL if sign.has_task else Lateness.TOO_LONG
+            return Lateness.STANDS_STILL
         seen.stopped_s = 0.0
         seen.still_s += counted_s
         if limit is None or seen.still_s <= parent_limit_s(limit):
@@ -120,9 +118,9 @@ class OverdueWatch:
             # Publishing is not part of the call. The worker tells of it in its heartbeat, in time.
             if beat is not None and beat.state is Phase.PUBLISHING and beat.task in call.tasks:
                 silence_s = _silence_s(options)
-                return _Sign(offset, beat.beat, silence_s, has_task=True, is_publishing=True)
+                return _Sign(offset, beat.beat, silence_s, is_publishing=True)
             call_limit_s = limit_s(options, len(call.tasks))
-            return _Sign(offset, None, call_limit_s, has_task=True)
+            return _Sign(offset, None, call_limit_s)
         if beat is None or beat.state is Phase.LOADING:
             return _Sign(offset, None, options.stall_timeout_s)
         return _Sign(offset, beat.beat, _silence_s(options))
