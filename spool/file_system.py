@@ -133,6 +133,17 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
+# A worker replaces its heartbeat file, which is for people, this often; where other hosts share the
+# file system, which each replacement keeps busy, less often.
+HEARTBEAT_S = 10.0
+SHARED_HEARTBEAT_S = 60.0
+
+
+def heartbeat_s(folder: Path) -> float:
+    """The seconds between two heartbeats of a worker whose spool lies in this folder."""
+    return SHARED_HEARTBEAT_S if is_network(file_system_type(folder)) else HEARTBEAT_S
+
+
 def is_network(kind: str) -> bool:
     """Whether other hosts may write to a file system of this type."""
     return kind in NETWORK_TYPES or kind.startswith("fuse.")

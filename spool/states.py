@@ -119,10 +119,15 @@ class JobKind(StrEnum):
 
 
 class Ending(StrEnum):
-    """How one start of the orchestrator ended."""
+    """How one parent of a run ended.
+
+    DRAINED: it was told to stop, by a signal or its time limit, and others may go on. STOPPED: by
+    an order for all parents.
+    """
 
     FINISHED = "finished"
     DRAINED = "drained"
+    STOPPED = "stopped"
     INTERRUPTED = "interrupted"
     TOO_MANY_FAILED = "too many failed"
     LOAD = "load"

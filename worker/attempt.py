@@ -52,7 +52,7 @@ from gpuspool.spool.processes import run_mark
 from gpuspool.spool.records import Closing, Error, IdleLine, Intent, Run
 from gpuspool.spool.signals import STOP_SIGNALS
 from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, LineState, Phase, Reason
-from gpuspool.spool.view import drain_epoch
+from gpuspool.spool.view import read_control
 from gpuspool.worker import children, leaving
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Beat
@@ -125,7 +125,8 @@ class Attempt:
         )
         self._statistics = Statistics()
         self._drain = Drain(
-            is_possible=not self._is_call, is_published=lambda: drain_epoch(layout) >= intent.epoch
+            is_possible=not self._is_call,
+            is_published=lambda: read_control(layout).stops(intent.epoch),
         )
         self._parent = Parent(intent, self._drain)
         self._standing = Standing(layout, self.name, intent.options.lease_s, folders.check)
@@ -147,7 +148,7 @@ class Attempt:
             self.name,
             report_damage,
             steals=not self._is_call,
-            device=self._intent.device,
+            device=self._intent.place,
             planned=planned_checksums(self._run),
         )
         backlog = Backlog(supply, self._journal.flush, self._standing.is_still_open)
@@ -303,6 +304,7 @@ class Attempt:
             outputs.path,
             is_draining,
             self._settler.scratch.of,
+            local_rank=self._intent.local_rank,
         )
 
     def _make_executor(self, job: LoadedJob, context: Context, outputs: Outputs) -> Executor:
@@ -384,6 +386,7 @@ class Attempt:
                 journal_bytes=self._journal.n_bytes,
             )
             publish_closing(self._layout, closing, orphans)
+            self._beat.end_proof()
         except OSError as trouble:
             say(f"gpuspool: cannot close {self.name}: {trouble}; its parent, or a resume, will")
             return EXIT_CANNOT_CLOSE

@@ -38,7 +38,7 @@ from gpuspool.spool.records import IdleLine, Intent, Run
 from gpuspool.spool.states import LineState
 from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import read_stacks
-from gpuspool.spool.view import View, finished_epoch
+from gpuspool.spool.view import View, read_control
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.supply import TEMPTED_S
@@ -171,7 +171,7 @@ class Idling:
             self._check_folders()
             if self._drain.is_requested:
                 return Word.DRAINED
-            if finished_epoch(self._layout) >= self._intent.epoch:
+            if read_control(self._layout).finished >= self._intent.epoch:
                 return Word.FINISHED
             if listdir(self._layout.manifests) != known:
                 return Word.NEW_MANIFEST

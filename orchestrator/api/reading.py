@@ -27,9 +27,9 @@ from gpuspool.orchestrator.report.status import status as status_of
 from gpuspool.orchestrator.report.verify import Findings
 from gpuspool.orchestrator.report.verify import verify as verify_view
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.holder import is_holder_alive
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.parents import is_anybody_alive_here
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.states import RunState
 from gpuspool.spool.view import View, open_view
@@ -113,7 +113,7 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
 
 
 def _has_ended(view: View, now: dict[str, Any]) -> bool:
-    return now["state"] != RunState.RUNNING and not is_holder_alive(view.layout)
+    return now["state"] != RunState.RUNNING and not is_anybody_alive_here(view.layout)
 
 
 # That every task has a verdict rests on what was read, and is certain. That some have none rests on

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -27,12 +26,12 @@ from gpuspool.orchestrator.plan.locate import at_home, default_spool, find_spool
 from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import make_request
+from gpuspool.orchestrator.supervise.drain import ASKED, order_drain
 from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.holder import is_holder_there, read_holder
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import publish
+from gpuspool.spool.parents import is_anybody_there
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import refuse_unsafe, trust_in
 from gpuspool.spool.view import View, open_view
@@ -151,6 +150,7 @@ def run(
         source,
         given,
         trust,
+        command="run",
         quiet=quiet,
         out_moved_to=out_moved_to,
         inputs_root=inputs_root,
@@ -182,10 +182,12 @@ def resume(
     trust_owner: users whose spool is accepted, as for `run`.
     """
     again = Again() if retry else None
-    return _go_on(spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
+    command = "retry" if retry else "resume"
+    return _go_on(command, spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
 
 
 def _go_on(
+    command: str,
     spool: str | os.PathLike[str] | None,
     again: Again | None,
     out_moved_to: str | os.PathLike[str] | None,
@@ -194,7 +196,10 @@ def _go_on(
     trust_owner: str | Iterable[str],
     options: Mapping[str, Any],
 ) -> Report:
-    """Start the run of a spool that is there. again: which tasks get another round."""
+    """Start the run of a spool that is there.
+
+    command: the verb that was typed. again: which tasks get another round.
+    """
     refuse_other_encoding()
     trust = trust_in(trust_owner)
     view = open_view(find_spool(spool))
@@ -212,6 +217,7 @@ def _go_on(
         source,
         without_none(options),
         trust,
+        command=command,
         quiet=quiet,
         out_moved_to=out_moved_to,
         again=again,
@@ -289,7 +295,7 @@ def redo(
     from gpuspool.orchestrator.api.redoing import selection
 
     again = Again(selection(words, missing_outputs), missing_outputs)
-    return _go_on(spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
+    return _go_on("redo", spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
 
 
 def add(
@@ -381,23 +387,12 @@ def drain(
     view = open_view(find_spool(spool), reads_claims=False)
     layout = view.layout
     refuse_unsafe(layout, trust, view.owners)
-    who = f"{os.uname().nodename} {os.getpid()} {time.time()}\n".encode()
     drained = -1
-    while drained < (epoch := _epoch_to_drain(view)):
-        # A start that has not told its epoch yet looks whether a drain is new. So where nobody has
-        # told one, this drain gets a number of its own, even if the epoch before was drained.
-        is_told = is_holder_there(layout)
+    while drained < (epoch := max(view.next_epoch() - 1, 0)):
+        # A start that has not taken its epoch yet looks whether a drain is new. So where nobody
+        # else is there, this drain gets a number of its own, even if the epoch before was drained.
+        is_anybody = is_anybody_there(layout)
         drained = epoch
-        while not publish(layout.drain(drained), who) and not is_told:
+        while not order_drain(layout, drained, ASKED) and not is_anybody:
             drained += 1
     return layout.root
-
-
-def _epoch_to_drain(view: View) -> int:
-    """The newest epoch that anybody told of.
-
-    An orchestrator that started just now has told its epoch, but may have no attempts yet.
-    """
-    holder = read_holder(view.layout)
-    told = 0 if holder is None else holder.epoch
-    return max(view.next_epoch() - 1, told, 0)

@@ -221,8 +221,8 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
     others, any other is to be resumed.
     """
     from gpuspool.orchestrator.api import runs
-    from gpuspool.spool.holder import is_holder_there
     from gpuspool.spool.layout import Layout
+    from gpuspool.spool.parents import is_anybody_there
 
     n_added = runs.add(spool, inputs, **given)
     if not n_added:
@@ -230,7 +230,7 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
         return
     them = "it" if n_added == 1 else "them"
     hint = f"`gpuspool resume {spool}` runs {them}"
-    if is_holder_there(Layout(spool)):
+    if is_anybody_there(Layout(spool)):
         hint = f"the live run takes {them}"
     say(f"{count_of(n_added, 'task')} added to {spool}; {hint}")
 

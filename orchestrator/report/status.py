@@ -17,10 +17,10 @@ from typing import Any
 from gpuspool.orchestrator.report.keys import keys_at_hand
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.words import count_of
-from gpuspool.spool.holder import is_holder_alive, is_holder_there, read_holder
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.parents import Parents
 from gpuspool.spool.records import Closing, Heartbeat
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
@@ -85,7 +85,7 @@ def _is_live(view: View, lives: Iterable[Life]) -> bool:
 
     So it looks too as long as the journal of a closed worker was not seen whole.
     """
-    if is_holder_alive(view.layout) or view.unsettled:
+    if Life.ALIVE in Parents(view.layout).refresh().there().values() or view.unsettled:
         return True
     return any(life is not Life.DEAD for life in lives)
 
@@ -116,16 +116,18 @@ def doubtful(view: View) -> list[tuple[int, int]]:
 
 
 def _orchestrator(view: View) -> dict[str, Any] | None:
-    """Who announced itself last as the orchestrator of this spool, alive or not."""
-    holder = read_holder(view.layout)
-    if holder is None:
+    """The newest parent of this spool, alive or not."""
+    parents = Parents(view.layout).refresh()
+    newest = parents.known.get(parents.newest)
+    if newest is None:
         return None
-    return {"host": holder.host, "pid": holder.pid}
+    return {"host": newest.host, "pid": newest.pid}
 
 
 def _is_orchestrator_gone(view: View) -> bool:
-    """Whether there was an orchestrator of this spool, and is none any more: ended, or dead."""
-    return read_holder(view.layout) is not None and not is_holder_there(view.layout)
+    """Whether there were parents of this spool, and is none any more: ended, or dead."""
+    parents = Parents(view.layout).refresh()
+    return bool(parents.known) and not parents.there()
 
 
 def _newest_of_each_rank(view: View) -> list[str]:

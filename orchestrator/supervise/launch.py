@@ -72,6 +72,10 @@ class Orders(msgspec.Struct, frozen=True):
     trusted: Sequence[int] = ()
 
 
+class Taken(Exception):
+    """Another parent has started the attempt that this one was about to start."""
+
+
 class Child:
     """One worker that this process started, and which therefore is its to wait for."""
 
@@ -136,26 +140,26 @@ def kill_group(pid: int) -> None:
 def launch(
     view: View,
     slot: Slot,
+    rank: int,
     orders: Orders,
     patience: int = PATIENCE,
     is_doubted: bool = False,
     **variables: str,
 ) -> Child:
-    """Start the next attempt of a slot's rank, which ends after so many failures in a row.
+    """Start the next attempt of a rank in a slot; it ends after so many failures in a row.
 
     `is_doubted`: as in an intent. `variables` are added to its environment.
 
     The intent is published first, so that no process of the run is ever unknown to the spool. If
     the process then cannot be started, the intent stays behind and counts as a dead attempt.
-    Raises OSError.
+    Raises Taken where another parent has started that attempt, and OSError.
     """
-    # Of two processes that launch the same attempt, which there may be where locks do not work, one
-    # links the intent, and the other raises before it has started anything. Its caller looks again
-    # and takes the next number. The process comes last: once it runs, all that must be known of it
-    # is on disk, even if this process dies at once.
-    number = view.next_number(slot.rank)
-    attempt = attempt_name(slot.rank, number)
-    argv = _argv(view, slot.rank, number)
+    # Of two parents that launch the same attempt one links the intent, and the other raises before
+    # it has started anything. The process comes last: once it runs, all that must be known of it is
+    # on disk, even if this process dies at once.
+    number = view.next_number(rank)
+    attempt = attempt_name(rank, number)
+    argv = _argv(view, rank, number)
     near = _cores_near(slot)
     foreign: dict[str, str] = {}
     # A program that spawns functions may well have made its own workers a group by these variables.
@@ -174,10 +178,11 @@ def launch(
         epoch=orders.epoch,
         device=slot.device_name,
         world_size=orders.world_size,
+        local_rank=slot.number,
         # For people alone; the path of a spool may not be UTF-8.
         argv=[recordable(word) for word in argv],
         parent=myself(),
-        job=_with_code(view, slot.rank, number, orders),
+        job=_with_code(view, rank, number, orders),
         options=orders.options,
         environment={name: environment[name] for name in RECORDED if name in environment},
         device_uuids=list(slot.uuids),
@@ -188,9 +193,10 @@ def launch(
         is_doubted=is_doubted,
         folder=folder,
         out_folder=_out_folder(view),
+        job_id=slot.job_id,
     )
     if not publish(view.layout.intent(attempt), seal_pretty(intent)):
-        raise FileExistsError(f"{attempt} was started by somebody else just now")
+        raise Taken(f"{attempt} was started by somebody else just now")
     child = Child(attempt, _start(view, attempt, argv, environment))
     _offer_to_oom_killer(child.pid)
     _warn_of_cpu_limit(child.pid)

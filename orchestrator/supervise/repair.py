@@ -73,8 +73,7 @@ def repair(layout: Layout, run: Run) -> None:
     for path in (layout.run, layout.run_copy):
         if read_sealed(path, Run) is None:
             _restore(layout, path, seal_pretty(run))
-    for path in (layout.summary, layout.holder):
-        make_way(path)
+    make_way(layout.summary)
     for path in damaged_records(layout):
         # Whoever knows the same code publishes the record again.
         os.replace(path, layout.corrupt / f"job-{path.name}")
