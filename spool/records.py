@@ -55,8 +55,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
 def place_name(host: str, job_id: str, device: str) -> str:
     """A device as no other host has it, nor another job of a scheduler on the same host.
 
-    job_id: "" in none. The devices of the CPU are one in all jobs of a host.
+    job_id: "" in none. The devices of the CPU are one in all jobs of a host. host: "" where there
+    is only one, as in tests of pure functions.
     """
+    if not host:
+        return device
     if job_id and device != CPU:
         return f"{host}/{job_id}:{device}"
     return f"{host}:{device}"

@@ -20,6 +20,7 @@ from helpers import (
     journal_lines,
     names,
     record,
+    story,
     tree,
     wait_until,
     waiting,
@@ -271,7 +272,7 @@ def test_the_copy_of_a_spool_is_not_waited_for_where_only_the_original_lives(box
 def drain(box: Box, started: Started) -> None:
     """Drain a run whose workers wait for the gate, which is opened once they were told."""
     started.signal(signal.SIGTERM)
-    wait_until(lambda: '"draining"' in (box / "S" / "events.jsonl").read_text())
+    wait_until(lambda: '"draining"' in story(box / "S"))
     open_gate(box)
     started.wait(75)
 

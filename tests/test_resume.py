@@ -15,6 +15,7 @@ from helpers import (
     identities,
     journal_lines,
     names,
+    newest_parent,
     ran,
     record,
     seal,
@@ -315,8 +316,8 @@ def test_a_second_run_adopts_the_workers_of_a_dead_one(box: Box) -> None:
     before = names(box / "S" / "attempts")
     pids = set(identities(box / "S").values())
     again = box.start(*command)
-    wait_until(lambda: again.err.count("outlived an earlier orchestrator") == 2)
-    wait_until(lambda: record(box / "S" / "orchestrator.json")["pid"] == again.pid)
+    wait_until(lambda: again.err.count("outlived its parent") == 2)
+    wait_until(lambda: newest_parent(box / "S")["pid"] == again.pid)
     assert box.status("S")["orchestrator"]["pid"] == again.pid
     assert set(identities(box / "S").values()) == pids
     (box / "gate").touch()

@@ -516,12 +516,12 @@ def trusted_devices(past: Sequence[RankPast], max_restarts: int) -> frozenset[st
     given_up = sick_devices(past, max_restarts)
     in_play = [rank for rank in past if rank.device not in given_up and rank.has_begun]
     sound = [rank for rank in in_play if not strikes(rank.place, of_device=True)]
-    return frozenset(rank.slot.device_name for rank in sound or in_play)
+    return frozenset(rank.slot.place for rank in sound or in_play)
 
 
 def working_devices(past: Sequence[RankPast]) -> frozenset[str]:
     """The names of the devices on which a task completed in this epoch."""
-    return frozenset(rank.slot.device_name for rank in past if rank.has_completed)
+    return frozenset(rank.slot.place for rank in past if rank.has_completed)
 
 
 def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:
