@@ -372,6 +372,7 @@ class GPUProcessCoordinator:
         try:
             for slot in slots:
                 child = launch(view, slot, slot.number, orders, PATIENCE, False, **variables)
+                assert child is not None, "nobody else knows this spool"
                 self.workers[slot.number] = Worker(slot.number, child, view)
                 text = "Spawned worker %d (CUDA_VISIBLE_DEVICES=%s)"
                 logger.info(text, slot.number, slot.device)

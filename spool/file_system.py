@@ -137,11 +137,15 @@ def _is_utf8(name: str) -> bool:
 # file system, which each replacement keeps busy, less often.
 HEARTBEAT_S = 10.0
 SHARED_HEARTBEAT_S = 60.0
+# With a short lease somebody wants to see everything sooner.
+HEARTBEATS_A_LEASE = 12
 
 
-def heartbeat_s(folder: Path) -> float:
+def heartbeat_s(folder: Path, lease_s: float) -> float:
     """The seconds between two heartbeats of a worker whose spool lies in this folder."""
-    return SHARED_HEARTBEAT_S if is_network(file_system_type(folder)) else HEARTBEAT_S
+    if is_network(file_system_type(folder)):
+        return SHARED_HEARTBEAT_S
+    return min(HEARTBEAT_S, lease_s / HEARTBEATS_A_LEASE)
 
 
 def is_network(kind: str) -> bool:

@@ -29,8 +29,8 @@ SPOOL_ORDER = (
     "records",
     "codec ledger identity death",
     "publish values",
-    "code open_folder",
-    "manifest timeouts holder trust",
+    "beats code open_folder",
+    "manifest parents timeouts trust",
     "claims journal",
     "view",
     "liveness blame sweep mending",
@@ -56,9 +56,10 @@ FOLDERS_ABOVE = {
     "plan": {"text"},
     "report": {"text", "plan"},
     "supervise": {"text", "plan"},
-    "api": {"text", "plan", "report", "supervise"},
+    "slurm": {"text", "plan"},
+    "api": {"text", "plan", "report", "supervise", "slurm"},
     "gpu_coordinator": {"text", "plan", "report", "supervise"},
-    "cli": {"text", "plan", "report", "supervise", "api"},
+    "cli": {"text", "plan", "report", "supervise", "slurm", "api"},
 }
 
 

@@ -90,7 +90,7 @@ class Beat(threading.Thread):
         self._proof = beats.Beat(layout, intent.attempt)
         self._proof_s = self._lease_s / ATTEMPT_BEATS
         self._last_proof = -math.inf
-        self._heartbeat_s = heartbeat_s(layout.root)
+        self._heartbeat_s = heartbeat_s(layout.root, self._lease_s)
         self._drain_s = min(DRAIN_S, intent.options.grace_s / LOOKS_A_GRACE)
         # Held while a heartbeat is written, since both threads do so.
         self._lock = threading.Lock()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from gpuspool.orchestrator.plan.slots import Slot
-from gpuspool.orchestrator.supervise.launch import Child, Orders, Taken, launch
+from gpuspool.orchestrator.supervise.launch import Child, Orders, launch
 from gpuspool.orchestrator.supervise.ranks import Ranks
 from gpuspool.spool.identity import myself
 from gpuspool.spool.records import Closing
@@ -41,14 +41,11 @@ class Children:
     def launch(self, slot: Slot, ranks: Ranks, patience: int, is_doubted: bool) -> Child:
         """Start the next attempt in a slot, of a rank that is free. Raises OSError as `launch`."""
         for rank in ranks.candidates(slot):
-            try:
-                child = launch(self._view, slot, rank, self._orders, patience, is_doubted)
-            except Taken:
-                # Another parent was faster.
-                continue
-            ranks.take(slot, rank)
-            self._children[child.attempt] = child
-            return child
+            child = launch(self._view, slot, rank, self._orders, patience, is_doubted)
+            if child is not None:
+                ranks.take(slot, rank)
+                self._children[child.attempt] = child
+                return child
         raise AssertionError("candidates never end")
 
     def exit_code(self, attempt: str) -> int | None:

@@ -72,10 +72,6 @@ class Orders(msgspec.Struct, frozen=True):
     trusted: Sequence[int] = ()
 
 
-class Taken(Exception):
-    """Another parent has started the attempt that this one was about to start."""
-
-
 class Child:
     """One worker that this process started, and which therefore is its to wait for."""
 
@@ -145,17 +141,17 @@ def launch(
     patience: int = PATIENCE,
     is_doubted: bool = False,
     **variables: str,
-) -> Child:
+) -> Child | None:
     """Start the next attempt of a rank in a slot; it ends after so many failures in a row.
 
     `is_doubted`: as in an intent. `variables` are added to its environment.
 
     The intent is published first, so that no process of the run is ever unknown to the spool. If
     the process then cannot be started, the intent stays behind and counts as a dead attempt.
-    Raises Taken where another parent has started that attempt, and OSError.
+    Returns None where another parent has started that attempt. Raises OSError.
     """
-    # Of two parents that launch the same attempt one links the intent, and the other raises before
-    # it has started anything. The process comes last: once it runs, all that must be known of it is
+    # Of two parents that launch the same attempt one links the intent, and the other has started
+    # nothing. The process comes last: once it runs, all that must be known of it is
     # on disk, even if this process dies at once.
     number = view.next_number(rank)
     attempt = attempt_name(rank, number)
@@ -196,7 +192,7 @@ def launch(
         job_id=slot.job_id,
     )
     if not publish(view.layout.intent(attempt), seal_pretty(intent)):
-        raise Taken(f"{attempt} was started by somebody else just now")
+        return None
     child = Child(attempt, _start(view, attempt, argv, environment))
     _offer_to_oom_killer(child.pid)
     _warn_of_cpu_limit(child.pid)

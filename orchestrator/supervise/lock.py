@@ -30,8 +30,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 
 
 @contextlib.contextmanager
-def hold(layout: Layout, patience_s: float = PATIENCE_S) -> Iterator[str | None]:
-    """Hold the spool's lock as long as the block lasts; wait for it so long.
+def hold(layout: Layout) -> Iterator[str | None]:
+    """Hold the spool's lock as long as the block lasts; wait for it for PATIENCE_S.
 
     Yields None, or a warning where the file system has no locks. Raises OrchestratorLive where
     somebody else holds it all the time, OSError.
@@ -45,7 +45,7 @@ def hold(layout: Layout, patience_s: float = PATIENCE_S) -> Iterator[str | None]
     lock = FileLock(
         layout.lock, mode=mode, fallback_to_soft=False, preserve_lock_file=True, thread_local=False
     )
-    warning = _acquire(lock, layout, patience_s)
+    warning = _acquire(lock, layout)
     try:
         yield warning
     finally:
@@ -83,13 +83,13 @@ def _keep_from_readers(layout: Layout, mode: int) -> None:
             os.close(fd)
 
 
-def _acquire(lock: FileLock, layout: Layout, patience_s: float) -> str | None:
+def _acquire(lock: FileLock, layout: Layout) -> str | None:
     try:
         with naming(layout.lock):
-            lock.acquire(timeout=patience_s)
+            lock.acquire(timeout=PATIENCE_S)
     except Timeout:
         raise OrchestratorLive(
-            f"{layout.lock} was not to be had for {patience_s:.0f} s: it is held by "
+            f"{layout.lock} was not to be had for {PATIENCE_S:.0f} s: it is held by "
             f"{describe_holder(layout)}"
         ) from None
     except NotImplementedError as error:

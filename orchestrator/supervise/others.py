@@ -41,9 +41,11 @@ class Others:
         """
         # Both are asked always, so that their leases run side by side.
         found = self.detector.life(attempt)
-        if self.detector.parent_life(attempt) is not Life.DEAD:
-            return Life.ELSEWHERE
-        return found
+        parent_life = self.detector.parent_life(attempt)
+        if self._view.intents.get(attempt) is None:
+            # Its intent is damaged: whose it is nobody can tell, and so it is anybody's.
+            return found
+        return found if parent_life is Life.DEAD else Life.ELSEWHERE
 
     def is_adopted(self, attempt: str) -> bool:
         """Whether an attempt lives on this host without a parent."""

@@ -73,7 +73,7 @@ class OverdueWatch:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._silence_s = SILENT_BEATS * heartbeat_s(view.layout.root)
+        self._silence_s = SILENT_BEATS * heartbeat_s(view.layout.root, view.run.options.lease_s)
         self._seen: dict[str, _Seen] = {}
 
     def is_limited(self, attempt: str) -> bool:
