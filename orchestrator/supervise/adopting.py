@@ -31,15 +31,20 @@ def adopt(view: View, workers: Workers, job: Job, epoch: int, telling: Telling) 
         workers.tell_to_stop()
         how = "stops for the new code once its tasks in hand are done"
     elsewhere: dict[int, list[str]] = {}
+    tell_of_adopted(workers, telling, how)
     for attempt in living:
-        if lives[attempt] is Life.ALIVE:
-            text = f"{attempt} outlived its parent and {how}"
-            telling.tell("adopted", text, attempt=attempt)
-        elif others.detector.parent_life(attempt) is Life.ELSEWHERE:
+        is_here = lives[attempt] is Life.ALIVE
+        if not is_here and others.detector.parent_life(attempt) is Life.ELSEWHERE:
             intent = view.intents.get(attempt)
             elsewhere.setdefault(-1 if intent is None else intent.epoch, []).append(attempt)
     for attempts in elsewhere.values():
         _tell_of_waiting(view, telling, attempts, others.lease_s(attempts[0]))
+
+
+def tell_of_adopted(workers: Workers, telling: Telling, how: str = "goes on") -> None:
+    """Tell of each attempt that is adopted since this was called last. Raises OSError."""
+    for attempt in workers.others.newly_adopted():
+        telling.tell("adopted", f"{attempt} outlived its parent and {how}", attempt=attempt)
 
 
 def _tell_of_waiting(view: View, telling: Telling, attempts: list[str], lease_s: float) -> None:

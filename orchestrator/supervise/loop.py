@@ -24,7 +24,7 @@ from typing import assert_never
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise import decide as d
-from gpuspool.orchestrator.supervise.adopting import adopt
+from gpuspool.orchestrator.supervise.adopting import adopt, tell_of_adopted
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.orchestrator.supervise.company import Company
 from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch, most_failed, order_drain
@@ -287,6 +287,7 @@ class Orchestrator:
         for damage in self._damage.keep_new():
             text = f"damaged: {damage}; what it held is looked up elsewhere or run again"
             self._telling.tell("damage", text)
+        tell_of_adopted(self._workers, self._telling)
         for closing in self._workers.reap(self._tell_of_slow):
             self._tell_of_end(closing)
         for attempt, why in self._workers.kill_overdue().items():

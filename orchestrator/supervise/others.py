@@ -29,6 +29,7 @@ class Others:
         # The closed attempts whose processes may still run, as far as the closings were read.
         self._leaving: dict[str, None] = {}
         self._closings_read = 0
+        self._adopted: set[str] = set()
 
     def open(self) -> list[str]:
         """Those that are not closed."""
@@ -46,6 +47,13 @@ class Others:
             # Its intent is damaged: whose it is nobody can tell, and so it is anybody's.
             return found
         return found if parent_life is Life.DEAD else Life.ELSEWHERE
+
+    def newly_adopted(self) -> list[str]:
+        """Those that are adopted, and were not yet when this was asked last."""
+        found = [name for name in self.open() if name not in self._adopted]
+        found = [name for name in found if self.is_adopted(name)]
+        self._adopted.update(found)
+        return found
 
     def is_adopted(self, attempt: str) -> bool:
         """Whether an attempt lives on this host without a parent."""
