@@ -75,8 +75,9 @@ def test_a_kernel_killed_while_workers_live_is_told_to_go_on_by_running_the_cell
     opener = (
         "import threading, time\nfrom pathlib import Path\n"
         "def open_gate():\n"
-        "    told = Path('spool-wait/events/0001.jsonl')\n"
-        "    while 'adopted' not in told.read_text(): time.sleep(0.01)\n"
+        "    events = Path('spool-wait/events')\n"
+        "    while not any('adopted' in path.read_text() for path in events.glob('*.jsonl')):\n"
+        "        time.sleep(0.01)\n"
         "    Path('gate').touch()\n"
         "threading.Thread(target=open_gate).start()\n"
     )
