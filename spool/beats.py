@@ -68,6 +68,17 @@ def read_beats(layout: Layout) -> dict[str, int]:
     return beats
 
 
+def beaten_at(layout: Layout, name: str, number: int) -> float | None:
+    """When this beat was made, in Unix seconds by the clock of the file system, for people.
+
+    A rename(2) changes the time at which the inode was changed. None where the beat is gone.
+    """
+    try:
+        return os.lstat(layout.beat(name, number)).st_ctime
+    except FileNotFoundError:
+        return None
+
+
 def remove_beats(layout: Layout, names: set[str]) -> None:
     """Remove the beats of those that are known to have ended. Raises OSError."""
     if not names:

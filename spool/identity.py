@@ -135,6 +135,14 @@ def is_here(who: Identity) -> bool:
     return not _blindness() and (who.host, who.boot_id, who.pid_ns) == _here()
 
 
+def is_myself(who: Identity) -> bool:
+    """Whether this very process is meant."""
+    if who.pid != os.getpid() or not is_here(who):
+        return False
+    stat = _stat(who.pid)
+    return stat is not None and abs(stat[1] - who.pid_start) <= ROUNDING
+
+
 def liveness(who: Identity) -> Life:
     """ALIVE or DEAD with proof, ELSEWHERE where this process cannot tell."""
     if not is_here(who):

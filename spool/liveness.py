@@ -98,6 +98,11 @@ class FailureDetector:
         self.parents = Parents(view.layout)
         self._folder = folder_id(view.layout.root)
 
+    @property
+    def lease_of_run_s(self) -> float:
+        """The lease that is judged by where nobody says another one."""
+        return self._watch.lease_s
+
     def look(self) -> None:
         """List the parents, and the beats if that is due. To be asked at each step of a loop."""
         self._watch.look_if_due(time.monotonic())
@@ -148,9 +153,9 @@ class FailureDetector:
         intent = self.view.intents.get(attempt)
         if intent is None:
             return self._by_lease(f"parent of {attempt}", attempt)
-        if intent.epoch in self.parents.ends:
-            return Life.DEAD
-        near = liveness(intent.parent)
+        near = self.parents.near_life(intent.epoch)
+        if intent.epoch not in self.parents.known and near is not Life.DEAD:
+            near = liveness(intent.parent)
         if near is not Life.ELSEWHERE:
             return near
         return self._by_lease(epoch_name(intent.epoch), attempt)

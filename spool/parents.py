@@ -9,12 +9,32 @@ alive until the opposite is proved: here by the table of processes, elsewhere by
 
 from __future__ import annotations
 
-from gpuspool.spool.identity import is_here, liveness
+import contextlib
+from collections.abc import Iterator
+
+from gpuspool.spool.identity import is_here, is_myself, liveness
 from gpuspool.spool.layout import Layout, parse_parent
 from gpuspool.spool.open_folder import folder_id, is_same_folder
 from gpuspool.spool.publish import listdir, read_record, read_sealed
 from gpuspool.spool.records import Parent, ParentEnd
 from gpuspool.spool.states import Life
+
+# The epochs of which this very process is the parent now: (folder of the spool, epoch).
+_running: set[tuple[str, int]] = set()
+
+
+@contextlib.contextmanager
+def being_parent(layout: Layout, epoch: int) -> Iterator[None]:
+    """As long as the block lasts this process is the parent of an epoch.
+
+    A program that calls the Python API lives on after that, and may be the parent of the next one.
+    """
+    key = folder_id(layout.root), epoch
+    _running.add(key)
+    try:
+        yield
+    finally:
+        _running.discard(key)
 
 
 class Parents:
@@ -61,7 +81,10 @@ class Parents:
         parent = self.known.get(epoch)
         if parent is None:
             return Life.ELSEWHERE
-        if is_of_another_folder(parent, folder_id(self._layout.root)):
+        folder = folder_id(self._layout.root)
+        if is_of_another_folder(parent, folder):
+            return Life.DEAD
+        if is_myself(parent) and (folder, epoch) not in _running:
             return Life.DEAD
         return liveness(parent)
 

@@ -250,9 +250,7 @@ def test_what_ran_before_the_machine_was_booted_is_dead_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gpuspool.spool.identity._machine", lambda: "this one")
-    before = msgspec.structs.replace(
-        myself(), host="elsewhere", boot_id="another", machine="this one"
-    )
+    before = msgspec.structs.replace(myself(), boot_id="before that", machine="this one")
     assert liveness(before) is Life.DEAD
     for other in (
         msgspec.structs.replace(before, machine="that one"),

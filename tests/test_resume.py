@@ -318,7 +318,7 @@ def test_a_second_run_adopts_the_workers_of_a_dead_one(box: Box) -> None:
     again = box.start(*command)
     wait_until(lambda: again.err.count("outlived its parent") == 2)
     wait_until(lambda: newest_parent(box / "S")["pid"] == again.pid)
-    assert box.status("S")["orchestrator"]["pid"] == again.pid
+    assert box.status("S")["parents"][-1]["pid"] == again.pid
     assert set(identities(box / "S").values()) == pids
     (box / "gate").touch()
     again.wait(0)
@@ -383,6 +383,8 @@ def move_to_another_host(spool: Path, attempt: str) -> None:
     journal.write_bytes(seal(json.loads(head) | elsewhere) + rest)
     fields = record(intent)
     intent.write_bytes(seal_pretty(fields | {"parent": fields["parent"] | elsewhere}))
+    parent = spool / "parents" / f"{fields['epoch']:04d}.json"
+    parent.write_bytes(seal_pretty(record(parent) | elsewhere))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import copy_name
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.open_folder import folder_id
-from gpuspool.spool.parents import Parents
+from gpuspool.spool.parents import Parents, being_parent
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job, Parent, ParentEnd, Place, Run, TaskLine
 from gpuspool.spool.signals import children_can_be_awaited
@@ -122,13 +122,14 @@ def supervise(
         lack = refuse_out(view, remakes=again is not None and again.remakes_out)
         given_round = "" if again is None else _give_another_round(view, again)
         claim_out(view, lack)
-        parent = _take_epoch(view, slots, options.lease_s, command)
-        admission.close()
         folders = RunFolders(view)
         progress = make_progress(quiet)
         outcome: Outcome | None = None
         orchestrator: Orchestrator | None = None
+        parent = _take_epoch(view, slots, options.lease_s, command)
+        stack.enter_context(being_parent(layout, parent.epoch))
         try:
+            admission.close()
             telling = Telling(layout, parent.epoch, progress, folders.spool.check)
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
             if given_round:

@@ -46,7 +46,7 @@ from gpuspool.spool.errors import (
     SpoolError,
     UsageError,
 )
-from gpuspool.spool.states import RunState
+from gpuspool.spool.states import UNDER_WAY, RunState
 
 if TYPE_CHECKING:
     from gpuspool.orchestrator.api.report import Report
@@ -262,7 +262,7 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
             _print_json(now)
         else:
             click.echo(status_text(now))
-        if not watch or now["state"] != RunState.RUNNING:
+        if not watch or now["state"] not in UNDER_WAY:
             return
         time.sleep(WATCH_LOOK_S)
 

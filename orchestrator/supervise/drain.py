@@ -89,6 +89,11 @@ class DrainWatch:
         self._deadline = deadline
 
     @property
+    def deadline(self) -> float:
+        """The end of the time limit on the monotonic clock, infinite where there is none."""
+        return self._deadline
+
+    @property
     def is_timed(self) -> bool:
         """Whether something must happen at a certain moment, which no event will tell."""
         return self.drain is not None or self._deadline < math.inf
@@ -108,6 +113,11 @@ class DrainWatch:
                 self.begin(why, now)
             elif control.drain >= self._epoch:
                 self.obey(control, now)
+        elif self.drain.ending is Ending.DRAINED and control.drain >= self._epoch:
+            # What was ordered stays stopped, also where a signal came first.
+            kill_at = self.drain.kill_at
+            self.obey(control, now)
+            self.drain = msgspec.structs.replace(self.drain, kill_at=kill_at)
         if self.drain == self._told:
             return None
         return self.drain

@@ -47,7 +47,7 @@ from gpuspool.spool.layout import STATES
 from gpuspool.spool.mending import mend_claims
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Closing, Job, Options
-from gpuspool.spool.states import AttemptState, Ending, Reason
+from gpuspool.spool.states import AttemptState, Ending, Life, Reason
 from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import LEAVING_S, is_limited
 from gpuspool.spool.view import Control, View, read_control
@@ -124,6 +124,8 @@ class Orchestrator:
         self._was_close_told = False
         # When a task had been finished last, when people were told of an outage.
         self._outage_told = -1.0
+        # The attempts of which people were told that they take a slot.
+        self._told_in_the_way: set[str] = set()
 
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
@@ -209,7 +211,7 @@ class Orchestrator:
         self._control = read_control(self._view.layout)
         if not self._is_all_to_be_read():
             self._look_lightly()
-            bell.wait(self._scope.light_nap_s(), self._workers.children.running().values())
+            bell.wait(self._light_nap_s(), self._workers.children.running().values())
             return None
         ending = self._step()
         if ending is None:
@@ -223,6 +225,11 @@ class Orchestrator:
         )
         is_draining = self._drains.drain is not None or self._drains.is_asked(self._control)
         return self._scope.needs_all(self._control, has_child_ended, is_draining)
+
+    def _light_nap_s(self) -> float:
+        """How long to wait after a light look: never past what is due by the clock alone."""
+        until_deadline_s = max(0.0, self._drains.deadline - time.monotonic())
+        return min(self._scope.light_nap_s(), until_deadline_s, self._beat.every_s)
 
     def _look_lightly(self) -> None:
         """Do what must be done also while nothing is read. Raises FolderGone, and OSError."""
@@ -325,6 +332,20 @@ class Orchestrator:
             )
             self._telling.tell("tasks_waiting", text)
         self._tell_of_outage(snapshot, now)
+        self._tell_of_taken_slots(snapshot)
+
+    def _tell_of_taken_slots(self, snapshot: d.Snapshot) -> None:
+        """Tell, once for each, that an attempt of another parent uses the device of a slot."""
+        for one in snapshot.open:
+            is_in_the_way = one.is_own and one.slot >= 0 and one.life is Life.ELSEWHERE
+            if is_in_the_way and one.name not in self._told_in_the_way:
+                self._told_in_the_way.add(one.name)
+                device = self._slots[one.slot].device_name
+                text = (
+                    f"device {device} is used by {one.name}, which another gpuspool on this host "
+                    "started: its slot here waits until that has ended"
+                )
+                self._telling.tell("waiting", text, attempt=one.name)
 
     def _tell_of_outage(self, snapshot: d.Snapshot, now: float) -> None:
         """Tell, once for each, that every place fails and nothing has completed for a while."""

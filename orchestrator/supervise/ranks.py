@@ -43,8 +43,9 @@ class Ranks:
         own = self._ranks.get(slot.number)
         if own is not None:
             tried.add(own)
-            yield own
-            self._view.refresh_attempts()
+            if not self._has_open(own):
+                yield own
+                self._view.refresh_attempts()
         while True:
             rank = self._lowest_free(tried)
             tried.add(rank)
@@ -54,6 +55,12 @@ class Ranks:
     def take(self, slot: Slot, rank: int) -> None:
         """A slot has launched an attempt of this rank, and keeps it."""
         self._ranks[slot.number] = rank
+
+    def _has_open(self, rank: int) -> bool:
+        """Whether an attempt of a rank is open: of a slot's own only if somebody took it for dead
+        and its rank for free.
+        """
+        return any(rank_of(attempt) == rank for attempt in self._view.open_attempts)
 
     def _lowest_free(self, tried: set[int]) -> int:
         last: dict[int, str] = {}

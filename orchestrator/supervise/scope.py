@@ -91,7 +91,10 @@ class Scope:
 
     def light_nap_s(self) -> float:
         """How long to wait after a light look."""
-        return LIGHT_S * random.uniform(1 - SPREAD, 1 + SPREAD)
+        nap_s = LIGHT_S * random.uniform(1 - SPREAD, 1 + SPREAD)
+        if self._wake_at is not None:
+            nap_s = min(nap_s, max(0.0, self._wake_at - time.monotonic()))
+        return nap_s
 
     def _have_all_been_idle(self, now: float) -> bool:
         """Whether all children have had nothing to do for a lease: once in each lease.
