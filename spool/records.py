@@ -498,6 +498,7 @@ class Options(Record, frozen=True, kw_only=True):
     ranks_per_gpu: Annotated[int, Meta(ge=1)] = 1
     gpus_per_rank: Annotated[int, Meta(ge=1)] = 1
     time_limit_s: Annotated[float, Meta(ge=0)] | None = None
+    leave_when_idle_s: Annotated[float, Meta(ge=0)] | None = None
     task_timeout_s: Annotated[float, Meta(gt=0)] | None = None
     stall_timeout_s: Annotated[float, Meta(gt=0)] | None = None
     max_failed: Annotated[str, Meta(pattern=r"^([1-9]\d*|(\d+(\.\d+)?)%)$")] | None = None

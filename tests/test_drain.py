@@ -14,8 +14,10 @@ from helpers import (
     JOBS,
     Box,
     assert_sound,
+    identities,
     is_alive,
     journal_lines,
+    kill,
     names,
     ran,
     record,
@@ -400,3 +402,31 @@ def test_an_interrupt_ends_the_grace_of_any_drain(layout: Layout) -> None:
     assert watch.hear(Control(), 12.0) == watch.drain
     assert watch.drain is not None
     assert watch.drain.is_interrupted
+
+
+def test_a_start_leaves_where_it_has_had_nothing_to_do_for_a_while(box: Box) -> None:
+    """Others finish what they have in hand, and it is theirs to say how the run ended."""
+    started, command = start_gated(box, ["wait"])
+    wait_until(lambda: waiting(box))
+    done = box.run(*command, "--leave-when-idle", "0.3s", code=75)
+    assert "nothing to do for 0.3 s" in done.err
+    assert not started.is_over()
+    assert len(names(box / "S" / "attempts")) == 1, "nobody was started"
+    (box / "gate").touch()
+    started.wait(0)
+
+
+def test_a_worker_that_became_idle_is_taken_along(box: Box) -> None:
+    started, _ = start_gated(box, ["wait", "wait"])
+    wait_until(lambda: len(waiting(box)) == 1)
+    second = box.start("resume", "S", "--leave-when-idle", "0.5s")
+    wait_until(lambda: len(waiting(box)) == 2)
+    victim = identities(box / "S")["rank-0000.a00"]
+    # The first one stands still, so the second has nothing to do once the gate is open.
+    kill(victim, signal.SIGSTOP)
+    (box / "gate").touch()
+    second.wait(75)
+    assert record(box / "S" / "stopped" / "rank-0001.a00.json")["reason"] == "drained"
+    kill(victim, signal.SIGCONT)
+    started.wait(0)
+    assert_sound(box, "S", 2)

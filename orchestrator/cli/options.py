@@ -313,6 +313,14 @@ running = _all(
         help="Drain after this long, e.g. 55m; exit code 75.",
     ),
     option(
+        "--leave-when-idle",
+        "leave_when_idle_s",
+        group=TIME,
+        type=duration,
+        metavar="D",
+        help="End, with exit code 75, after having had nothing to do for this long.",
+    ),
+    option(
         "--grace",
         "grace_s",
         group=TIME,

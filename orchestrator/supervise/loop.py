@@ -35,6 +35,7 @@ from gpuspool.orchestrator.supervise.opinions import OUTAGE_S
 from gpuspool.orchestrator.supervise.pace import Moment, Pace
 from gpuspool.orchestrator.supervise.parent_beat import ParentBeat
 from gpuspool.orchestrator.supervise.repair import DamageKeeper
+from gpuspool.orchestrator.supervise.rest import Rest
 from gpuspool.orchestrator.supervise.rulings import Judge, how_it_failed
 from gpuspool.orchestrator.supervise.scope import Scope
 from gpuspool.orchestrator.supervise.snapshot import Situation
@@ -113,6 +114,7 @@ class Orchestrator:
             lease_s=options.lease_s,
         )
         self._control = Control()
+        self._rest = Rest(view, self._workers.children.attempts, options.leave_when_idle_s)
         self._damage = DamageKeeper(view)
         # When the next rank that waits out its backoff may be started, or the next death be judged,
         # as of the last look.
@@ -209,6 +211,7 @@ class Orchestrator:
         """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
         self._company.look()
         self._control = read_control(self._view.layout)
+        self._leave_if_idle()
         if not self._is_all_to_be_read():
             self._look_lightly()
             bell.wait(self._light_nap_s(), self._workers.children.running().values())
@@ -219,6 +222,14 @@ class Orchestrator:
             bell.wait(nap_s, self._workers.pids())
         return ending
 
+    def _leave_if_idle(self) -> None:
+        """Begin to drain where this parent shall leave since it has nothing to do."""
+        now = time.monotonic()
+        is_free = self._drains.drain is None and self._view.ledger.tasks > 0
+        if is_free and self._scope.has_read and self._rest.is_over(now):
+            limit_s = self._rest.limit_s
+            self._drains.begin(f"nothing to do for {limit_s:g} s, --leave-when-idle", now)
+
     def _is_all_to_be_read(self) -> bool:
         has_child_ended = len(self._workers.children.running()) < len(
             self._workers.children.attempts()
@@ -228,8 +239,11 @@ class Orchestrator:
 
     def _light_nap_s(self) -> float:
         """How long to wait after a light look: never past what is due by the clock alone."""
-        until_deadline_s = max(0.0, self._drains.deadline - time.monotonic())
-        return min(self._scope.light_nap_s(), until_deadline_s, self._beat.every_s)
+        now = time.monotonic()
+        until_deadline_s = max(0.0, self._drains.deadline - now)
+        rest_s = self._rest.due_in_s(now)
+        naps = [self._scope.light_nap_s(), until_deadline_s, self._beat.every_s]
+        return min(naps if rest_s is None else [*naps, rest_s])
 
     def _look_lightly(self) -> None:
         """Do what must be done also while nothing is read. Raises FolderGone, and OSError."""
@@ -240,6 +254,9 @@ class Orchestrator:
         due_in_s = None
         if self._wake_at is not None:
             due_in_s = self._wake_at - time.monotonic()
+        rest_s = self._rest.due_in_s(time.monotonic())
+        if rest_s is not None:
+            due_in_s = rest_s if due_in_s is None else min(due_in_s, rest_s)
         if self._judge.is_waiting:
             due_in_s = RULING_LOOK_S if due_in_s is None else min(due_in_s, RULING_LOOK_S)
         return Moment(

@@ -76,6 +76,11 @@ class Scope:
             return True
         return self._have_all_been_idle(now)
 
+    @property
+    def has_read(self) -> bool:
+        """Whether everything was read once, and what follows from it was done."""
+        return self._control is not None
+
     def note_read(self, control: Control, has_free_slot: bool, wake_at: float | None) -> None:
         """Everything was read, and what follows from it was done.
 
