@@ -37,7 +37,7 @@ SPOOL_ORDER = (
     "closing",
 )
 WORKER_ORDER = (
-    "causes context devices drain folders reports resources say standing starting supply",
+    "causes context devices drain folders nudges reports resources say standing starting supply",
     "modules",
     "backlog batch_size children leaving limits memory parent pinning scratch turns warmup",
     "beat idle outputs results timer",

@@ -46,7 +46,7 @@ from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import STATES
 from gpuspool.spool.mending import mend_claims
-from gpuspool.spool.publish import publish
+from gpuspool.spool.publish import listdir, publish
 from gpuspool.spool.records import Closing, Job, Options
 from gpuspool.spool.states import AttemptState, Ending, Life, Reason
 from gpuspool.spool.sweep import sweep
@@ -128,6 +128,8 @@ class Orchestrator:
         self._outage_told = -1.0
         # The attempts of which people were told that they take a slot.
         self._told_in_the_way: set[str] = set()
+        # How many manifests there were, and what control/ said, when the children were told of it.
+        self._nudged_for = 0, Control()
 
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
@@ -217,6 +219,7 @@ class Orchestrator:
             bell.wait(self._light_nap_s(), self._workers.children.running().values())
             return None
         ending = self._step()
+        self._nudge_if_news(len(self._view.manifests))
         if ending is None:
             nap_s = pace.nap_s(self._moment(bell))
             bell.wait(nap_s, self._workers.pids())
@@ -249,6 +252,17 @@ class Orchestrator:
         """Do what must be done also while nothing is read. Raises FolderGone, and OSError."""
         self._folders.check()
         self._beat.beat_if_due(time.monotonic())
+        self._nudge_if_news(len(listdir(self._view.layout.manifests)))
+
+    def _nudge_if_news(self, n_manifests: int) -> None:
+        """Tell the children if there is a new manifest, or a new word in control/.
+
+        Those that wait for work look then, and need not look by themselves again and again.
+        """
+        news = n_manifests, read_control(self._view.layout)
+        if news != self._nudged_for:
+            self._nudged_for = news
+            self._workers.children.nudge()
 
     def _moment(self, bell: Bell) -> Moment:
         due_in_s = None
