@@ -145,6 +145,21 @@ class Identity(Record, frozen=True, kw_only=True):
     pid_start: int
 
 
+class Scheduler(Record, frozen=True, kw_only=True):
+    """Where a parent runs, as its batch scheduler tells. It is shown to people and decides nothing.
+
+    kind: "slurm". job: the id of the job; of an element of an array, "123_4". restart: how often
+    the scheduler has started this job again. nodes: the hosts of the job, as far as they are known.
+    step: the id of the job step, "" for the job's own script.
+    """
+
+    kind: str
+    job: str
+    restart: int = 0
+    nodes: list[str] = msgspec.field(default_factory=list)
+    step: str = ""
+
+
 class JournalHead(Identity, frozen=True, kw_only=True):
     """The first line of a journal: the attempt and its process."""
 

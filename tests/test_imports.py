@@ -54,11 +54,12 @@ WORKER_ORDER = (
 FOLDERS_ABOVE = {
     "text": set(),
     "plan": {"text"},
-    "report": {"text", "plan"},
-    "supervise": {"text", "plan"},
-    "api": {"text", "plan", "report", "supervise"},
-    "gpu_coordinator": {"text", "plan", "report", "supervise"},
-    "cli": {"text", "plan", "report", "supervise", "api"},
+    "slurm": {"text", "plan"},
+    "report": {"text", "plan", "slurm"},
+    "supervise": {"text", "plan", "slurm"},
+    "api": {"text", "plan", "slurm", "report", "supervise"},
+    "gpu_coordinator": {"text", "plan", "slurm", "report", "supervise"},
+    "cli": {"text", "plan", "slurm", "report", "supervise", "api"},
 }
 
 
