@@ -6,7 +6,8 @@
 4. The job's source is put where workers find it, and what else the code consists of is recorded.
 5. For a retry, every failed task gets another round; for a redo, those that were named.
 6. OUT is known by its mark, or it is made and marked if nothing was published yet.
-7. The orchestrator sees the run to its end.
+7. The orchestrator sees the run to its end. Inside a Slurm job it ends before the job does, and
+   may then have the job started again.
 
 Called by `run`, and by `resume`, `retry` and `redo`.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,10 @@ from gpuspool.orchestrator.plan.code import changed_since, code_now
 from gpuspool.orchestrator.plan.devices import Pool
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.slurm.limits import with_limits_of_job
+from gpuspool.orchestrator.slurm.requeue import requeue as requeue_job
 from gpuspool.orchestrator.supervise.doctor import warnings_of
-from gpuspool.orchestrator.supervise.drain import signals_to
+from gpuspool.orchestrator.supervise.drain import Drain, signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.leftovers import remove_scratch
@@ -43,7 +47,7 @@ from gpuspool.orchestrator.supervise.lock import hold, renounce
 from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.supervise.telling import Telling
-from gpuspool.orchestrator.text.progress import Progress, make_progress
+from gpuspool.orchestrator.text.progress import Progress, make_progress, say
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.code import publish_code, read_code
 from gpuspool.spool.errors import OrchestratorLive
@@ -69,14 +73,16 @@ def supervise(
     out_moved_to: str | os.PathLike[str] | None = None,
     inputs_root: str = "",
     again: Again | None = None,
+    requeue: int = 0,
 ) -> Report:
     """Start the run of a spool and see it to its end.
 
     job, source: what to run; a source of None leaves the spool's copy as it is. given: the options
     of this start, without None. trust: whose files its workers may obey. out_moved_to: where OUT is
     now, if it was moved. inputs_root: likewise the folder that keys of input files are relative to,
-    "" if that was not said. again: which tasks get another round. Raises GpuspoolError, and OSError
-    where the file system does.
+    "" if that was not said. again: which tasks get another round. requeue: how often Slurm is asked
+    to start this job again when its time is up; then this does not return. Raises GpuspoolError,
+    and OSError where the file system does.
     """
     # Where processes cannot be told apart this raises, before anything is touched.
     myself()
@@ -115,6 +121,11 @@ def supervise(
             if given_round:
                 progress.say(given_round)
             telling.tell("devices", _what_starts(view, len(slots), pool))
+            # A start that has nothing to do need not wait for what Slurm says.
+            if view.ledger.n_finished < view.ledger.tasks:
+                options, told = with_limits_of_job(options, given)
+                for text in told:
+                    telling.tell("limits", text)
             orchestrator = Orchestrator(
                 view, slots, job, options, progress, received, folders, drained, trust.named
             )
@@ -127,7 +138,20 @@ def supervise(
                 folders.spool.check()
                 renounce(layout)
             folders.close()
+    if requeue and _is_requeue_due(view, orchestrator.drain, received):
+        requeue_job(requeue, outcome.message.splitlines()[0], say)
     return _report(view, outcome)
+
+
+def _is_requeue_due(view: View, drain: Drain | None, received: list[int]) -> bool:
+    """Whether a start that may have its job started again ended in such a way.
+
+    That is so if tasks are left and its time was up. Whoever sent another signal, even while it
+    drained, wants an end: a job that starts itself again on SIGTERM could not be cancelled.
+    """
+    is_left = view.ledger.n_finished < view.ledger.tasks
+    wants_end = set(received) - {signal.SIGUSR2}
+    return drain is not None and drain.is_for_time and is_left and not wants_end
 
 
 def _what_starts(view: View, n_ranks: int, pool: Pool) -> str:

@@ -111,6 +111,11 @@ class Orchestrator:
         # When a task had been finished last, when people were told of an outage.
         self._outage_told = -1.0
 
+    @property
+    def drain(self) -> Drain | None:
+        """The drain that this start was asked for; None if it was asked for none."""
+        return self._drains.drain
+
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
 
