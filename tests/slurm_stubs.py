@@ -38,3 +38,12 @@ class Stubs:
     def called(self, name: str) -> list[str]:
         """The calls of one command, without its name."""
         return [call.partition(" ")[2] for call in self.calls if call.partition(" ")[0] == name]
+
+
+def failing_stubs(box: Box) -> Stubs:
+    """A Slurm for all that the box runs: each command fails until a test says otherwise."""
+    stubs = Stubs(box)
+    for name in ("squeue", "scontrol", "sbatch", "sinfo"):
+        stubs.add(name, "echo no such answer >&2; exit 1")
+    box.environment["PATH"] = stubs.path
+    return stubs

@@ -1,13 +1,12 @@
 """When a start in a Slurm job drains by itself, by what squeue and scontrol answer."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 from helpers import JOBS, Box, assert_sound, record
 from hypothesis import given
 from hypothesis import strategies as st
-from slurm_stubs import Stubs
+from slurm_stubs import Stubs, failing_stubs
 
 from gpuspool.orchestrator.slurm.commands import ask, outside_any_job
 from gpuspool.orchestrator.slurm.limits import grace_within, limit_within, seconds_left
@@ -18,13 +17,8 @@ KILL_WAIT = 'echo "KillWait                = 30 sec"'
 
 
 @pytest.fixture
-def stubs(box: Box) -> Iterator[Stubs]:
-    """A Slurm of which each command fails until a test says otherwise."""
-    made = Stubs(box)
-    for name in ("squeue", "scontrol", "sbatch", "sinfo"):
-        made.add(name, "echo no such answer >&2; exit 1")
-    box.environment["PATH"] = made.path
-    yield made
+def stubs(box: Box) -> Stubs:
+    return failing_stubs(box)
 
 
 @pytest.mark.parametrize(
