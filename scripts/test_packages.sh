@@ -1,14 +1,46 @@
 #!/bin/sh
-# Some tests need more than Python: strace, and a C compiler for the shim that makes system calls
-# fail. Where that is possible they are installed; elsewhere those tests are skipped and say why.
+# Some tests need more than Python: strace; a C compiler for the shim that makes system calls fail;
+# Slurm, of which they start one of their own; FUSE. Where that is possible they are installed;
+# elsewhere those tests are skipped and say why.
 set -u
-missing=""
-command -v strace >/dev/null || missing="$missing strace"
-command -v cc >/dev/null || missing="$missing gcc libc6-dev"
-[ -z "$missing" ] && exit 0
+PATH="$PATH:/usr/sbin:/sbin"
+
+# The packages of those programs that are not there.
+missing() {
+    while read -r program packages; do
+        command -v "$program" >/dev/null || echo "$packages"
+    done <<END
+strace strace
+cc gcc libc6-dev
+slurmctld slurmctld
+slurmd slurmd
+srun slurm-client
+munged munge
+fusermount3 fuse3
+END
+}
+
+install() {
+    apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+wanted=$(missing)
+[ -z "$wanted" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
+    # Debian starts a service as soon as it is installed. Tests start what they need themselves.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    apt-get update -qq
+    # A package that is not to be had here must not keep the others away.
     # shellcheck disable=SC2086 - several words
-    apt-get update -qq && apt-get install -y -qq $missing >/dev/null && exit 0
+    install $wanted || for package in $wanted; do install "$package"; done
 fi
-echo "not installed:$missing; the tests that need them skip"
+wanted=$(missing)
+# shellcheck disable=SC2086 - several lines become one
+[ -z "$wanted" ] || echo "not installed:" $wanted"; the tests that need them skip"

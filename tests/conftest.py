@@ -1,4 +1,4 @@
-"""The fixtures of the end-to-end tests: a folder to run commands in, and an NVML to ask.
+"""The fixtures of the end-to-end tests: a folder to run commands in, an NVML to ask, and a Slurm.
 
 No process is left behind in the folder.
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from helpers import TESTS, Box, Nvml
 from hypothesis import settings
+from slurm.cluster import Cluster, why_not
 
 # The files of tests that wait longer than they work.
-WAITING = ("test_torture", "test_sick", "test_stops", "test_benchmarks")
+WAITING = ("test_torture", "test_slurm", "test_sick", "test_stops", "test_benchmarks")
 # How long one example takes says more of the machine than of the code.
 settings.register_profile("gpuspool", deadline=None)
 settings.load_profile("gpuspool")
@@ -34,6 +35,19 @@ def box(tmp_path: Path) -> Iterator[Box]:
     one = Box(home)
     yield one
     one.kill_all()
+
+
+@pytest.fixture
+def slurm(request: pytest.FixtureRequest, box: Box) -> Iterator[Cluster]:
+    """A real Slurm, which the commands of the box reach.
+
+    A test that needs another one than three nodes with three GPUs each says so by
+    `@pytest.mark.parametrize("slurm", [{"nodes": 2, "MaxArraySize": "5"}], indirect=True)`.
+    """
+    if why_not():
+        pytest.skip(why_not())
+    with Cluster(box, **getattr(request, "param", {})) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

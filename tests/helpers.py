@@ -41,7 +41,8 @@ GPUSPOOL = str(Path(sys.executable).with_name("gpuspool"))
 MARK = "TEST_HOME"
 # What a machine says of its GPUs, its launchers and ours, by the beginnings of names.
 OUR_VARIABLES = (
-    *("GPUSPOOL_", "SLURM_", "CUDA_", "HIP_", "NVIDIA_", "OMP_", "PYTEST_", "PYTHON"),
+    *("GPUSPOOL_", "CUDA_", "HIP_", "NVIDIA_", "OMP_", "PYTEST_", "PYTHON"),
+    *("SLURM_", "SBATCH_", "SALLOC_", "SQUEUE_", "SINFO_"),
     *GROUP,
     *GROUP_PREFIXES,
 )
