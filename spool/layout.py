@@ -65,6 +65,7 @@ _PARENT = re.compile(r"(\d{4,9})(\.end)?\.json", re.ASCII)
 _BEAT = re.compile(rf"({ATTEMPT_PATTERN}|\d{{4,9}})\.(\d{{1,9}})", re.ASCII)
 _CODE = re.compile(r"code-([0-9a-f]{32})\.json", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,9})", re.ASCII)
+_SLURM_SCRIPT = re.compile(r"([0-9]{4,9})\.sh", re.ASCII)
 _HIDDEN_OUTPUT = re.compile(
     rf"\.gpuspool-((?:[0-9a-f]+\.\d+\.\d+-)?{ATTEMPT_PATTERN})-\d+", re.ASCII
 )
@@ -222,6 +223,14 @@ def parse_beat(filename: str) -> tuple[str, int] | None:
     if match is None:
         return None
     return match[1], int(match[2])
+
+
+def parse_slurm_script(filename: str) -> int | None:
+    """The number of a batch script, by the name of its file in slurm/; None for other files."""
+    match = _SLURM_SCRIPT.fullmatch(filename)
+    if match is None:
+        return None
+    return int(match[1])
 
 
 def generation_name(number: int) -> str:
@@ -521,6 +530,21 @@ class Layout:
     def finished(self, epoch: int) -> Path:
         """The word that every task has a verdict, for the attempts of the epochs up to this one."""
         return self.control / f"finished.{epoch_name(epoch)}"
+
+    # What is submitted to Slurm.
+
+    @property
+    def slurm(self) -> Path:
+        """Batch scripts and what their jobs print; exists only where `gpuspool submit` was used."""
+        return self.root / "slurm"
+
+    def slurm_script(self, number: int) -> Path:
+        return self.slurm / f"{number:04d}.sh"
+
+    @property
+    def slurm_setup(self) -> Path:
+        """What the batch scripts run first: the user's own lines of shell, such as modules."""
+        return self.slurm / "setup.sh"
 
     # What belongs to one task.
 

@@ -168,6 +168,21 @@ class Identity(Record, frozen=True, kw_only=True):
     machine: str = ""
 
 
+class Scheduler(Record, frozen=True, kw_only=True):
+    """Where a parent runs, as its batch scheduler tells. It is shown to people and decides nothing.
+
+    kind: "slurm". job: the id of the job; of an element of an array, "123_4". restart: how often
+    the scheduler has started this job again. nodes: the hosts of the job, as far as they are known.
+    step: the id of the job step, "" for the job's own script.
+    """
+
+    kind: str
+    job: str
+    restart: int = 0
+    nodes: list[str] = msgspec.field(default_factory=list)
+    step: str = ""
+
+
 class JournalHead(Identity, frozen=True, kw_only=True):
     """The first line of a journal: the attempt and its process."""
 
@@ -387,22 +402,6 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     done: int = 0
     failed: int = 0
     code: CodeName = ""
-
-
-class Scheduler(Record, frozen=True, kw_only=True):
-    """The job of a scheduler that a parent runs in. It is shown to people, and decides nothing
-    about who lives.
-
-    kind: "slurm". job: its id; of an element of an array that of the array with the element's
-    index, `123_4`. restart: how often the scheduler has started it again. nodes: its hosts, as far
-    as they are known. step: the step of the job, "" in none.
-    """
-
-    kind: str
-    job: str
-    restart: int = 0
-    nodes: list[str] = msgspec.field(default_factory=list)
-    step: str = ""
 
 
 class Place(Record, frozen=True, kw_only=True):

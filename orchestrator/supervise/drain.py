@@ -35,6 +35,9 @@ ASKED = "asked"
 # A later start brought new code.
 NEW_CODE = "new-code"
 
+# Why one drains whose time limit is over.
+TIME_IS_UP = "the time limit is reached"
+
 
 class Drain(msgspec.Struct, frozen=True):
     """Workers finish the tasks in hand and claim no more, and the epoch ends.
@@ -51,6 +54,14 @@ class Drain(msgspec.Struct, frozen=True):
     def is_by_hand(self) -> bool:
         """Whether somebody at a terminal asked for it, and may ask harder."""
         return self.why == _why(signal.SIGINT)
+
+    @property
+    def is_for_time(self) -> bool:
+        """Whether it began since the time of this start is up, and not since somebody wants an end.
+
+        Batch schedulers send SIGUSR2 some time before the end of a job, where they are told so.
+        """
+        return self.why in (TIME_IS_UP, _why(signal.SIGUSR2))
 
     @property
     def is_interrupted(self) -> bool:
@@ -149,7 +160,7 @@ class DrainWatch:
         if self._received:
             return _why(signal.Signals(self._received[0]))
         if now > self._deadline:
-            return "the time limit is reached"
+            return TIME_IS_UP
         return None
 
 

@@ -131,6 +131,11 @@ class Orchestrator:
         # How many manifests there were, and what control/ said, when the children were told of it.
         self._nudged_for = 0, Control()
 
+    @property
+    def drain(self) -> Drain | None:
+        """The drain that this start was asked for; None if it was asked for none."""
+        return self._drains.drain
+
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
 
