@@ -456,5 +456,14 @@ planning = all_of(_of_workers, _keep_done, trusting, as_json, debug)
 
 # What `join` may say.
 joining = all_of(
-    _ranks, _devices, _time_limit, _grace, requeueing, _quiet, trusting, as_json, debug
+    _ranks,
+    _devices,
+    _time_limit,
+    _leave_when_idle,
+    _grace,
+    requeueing,
+    _quiet,
+    trusting,
+    as_json,
+    debug,
 )
