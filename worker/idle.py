@@ -130,8 +130,9 @@ class Idling:
         """
         self._say_idle(claims_tried)
         patience_s, alone_s = self._first_waits(is_tempted, needs_fresh)
+        idle_since = time.monotonic()
         while True:
-            word = self._await_word(patience_s, alone_s)
+            word = self._await_word(patience_s, alone_s, idle_since)
             if word is not Word.SILENCE:
                 return word
             # Without a parent nobody else closes the dead, and gives out what they had in hand.
@@ -172,8 +173,11 @@ class Idling:
         else:
             self._journal.flush()
 
-    def _await_word(self, patience_s: float, alone_s: float) -> Word:
-        """Wait for a word, for `patience_s` while the parent lives and `alone_s` without it."""
+    def _await_word(self, patience_s: float, alone_s: float, idle_since: float) -> Word:
+        """Wait for a word, for `patience_s` while the parent lives and `alone_s` without it.
+
+        idle_since: on the monotonic clock.
+        """
         known = listdir(self._layout.manifests)
         began = time.monotonic()
         waited_s = 0.0
@@ -186,10 +190,12 @@ class Idling:
                 return Word.FINISHED
             if listdir(self._layout.manifests) != known:
                 return Word.NEW_MANIFEST
-            pause_s = max(FIRST_PAUSE_S, waited_s * PAUSE_FRACTION)
             if self._is_nudged():
+                # As long again as it has been idle so far: it looks a dozen times, then hardly.
+                pause_s = max(FIRST_PAUSE_S, time.monotonic() - idle_since)
                 self._await_nudge(min(pause_s, NUDGED_PAUSE_S))
             else:
+                pause_s = max(FIRST_PAUSE_S, waited_s * PAUSE_FRACTION)
                 time.sleep(min(pause_s, LONGEST_PAUSE_S))
             waited_s = time.monotonic() - began
         return Word.SILENCE
