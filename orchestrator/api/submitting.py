@@ -509,13 +509,22 @@ def _submit(
     for text in said:
         say(f"sbatch: {text}")
     root = view.layout.root
+    spool = _short(root)
     of_all = f" of {elements}, since {len(alive)} are there" if alive else ""
     message = (
         f"submitted {count_of(missing, 'element')}{of_all} as Slurm job {', '.join(jobs)}, by "
-        f"{script}.\n`gpuspool status {root}` tells how the run stands, `squeue --me -n {name}` "
-        f"what Slurm has of it, and `gpuspool resume {root} --slurm` submits again what was lost."
+        f"{_short(script)}.\n`gpuspool status {spool}` tells how the run stands, `squeue --me -n "
+        f"{name}` what Slurm has of it, `gpuspool resume {spool} --slurm` submits what was lost."
     )
     return Submission(root, script, jobs, missing, message)
+
+
+def _short(path: Path) -> str:
+    """A path as seen from the current folder, while there is one."""
+    try:
+        return os.path.relpath(path)
+    except OSError:
+        return os.fspath(path)
 
 
 def _enough(view: View, n_alive: int) -> Submission:
