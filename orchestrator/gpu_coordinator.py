@@ -371,10 +371,11 @@ class GPUProcessCoordinator:
         orders = Orders(epoch=0, job=job, options=options, world_size=self.world_size)
         try:
             for slot in slots:
-                child = launch(view, slot, orders, PATIENCE, False, **variables)
-                self.workers[slot.rank] = Worker(slot.rank, child, view)
+                child = launch(view, slot, slot.number, orders, PATIENCE, False, **variables)
+                assert child is not None, "nobody else knows this spool"
+                self.workers[slot.number] = Worker(slot.number, child, view)
                 text = "Spawned worker %d (CUDA_VISIBLE_DEVICES=%s)"
-                logger.info(text, slot.rank, slot.device)
+                logger.info(text, slot.number, slot.device)
         except OSError:
             self.terminate_all()
             raise

@@ -135,6 +135,21 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
+# A worker replaces its heartbeat file, which is for people, this often; where other hosts share the
+# file system, which each replacement keeps busy, less often.
+HEARTBEAT_S = 10.0
+SHARED_HEARTBEAT_S = 60.0
+# With a short lease somebody wants to see everything sooner.
+HEARTBEATS_A_LEASE = 12
+
+
+def heartbeat_s(folder: Path, lease_s: float) -> float:
+    """The seconds between two heartbeats of a worker whose spool lies in this folder."""
+    if is_network(file_system_type(folder)):
+        return SHARED_HEARTBEAT_S
+    return min(HEARTBEAT_S, lease_s / HEARTBEATS_A_LEASE)
+
+
 def is_network(kind: str) -> bool:
     """Whether other hosts may write to a file system of this type."""
     return kind in NETWORK_TYPES or kind.startswith("fuse.")

@@ -8,7 +8,9 @@ compared.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import os
 from pathlib import Path
 
@@ -20,12 +22,31 @@ from gpuspool.spool.states import Life
 # given to another process as soon as that.
 ROUNDING = 1
 
+# The pid namespace that the kernel begins with: that of processes in no container.
+HOST_PID_NS = "pid:[4026531836]"
+
 
 @functools.cache
 def _here() -> tuple[str, str, str]:
     """(host name, boot id, pid namespace) of this process. Raises OSError."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return os.uname().nodename, boot_id, os.readlink("/proc/self/ns/pid")
+
+
+@functools.cache
+def _machine() -> str:
+    """What names this machine whatever is booted on it, hashed; "" where nothing does.
+
+    A container may have the file of its image, which others have too. So it counts only for
+    processes of the host itself.
+    """
+    if os.readlink("/proc/self/ns/pid") != HOST_PID_NS:
+        return ""
+    with contextlib.suppress(OSError):
+        machine_id = Path("/etc/machine-id").read_bytes().strip()
+        if machine_id:
+            return hashlib.sha256(b"gpuspool " + machine_id).hexdigest()[:16]
+    return ""
 
 
 @functools.cache
@@ -83,7 +104,9 @@ def identity_of(pid: int) -> Identity | None:
     if stat is None:
         return None
     host, boot_id, pid_ns = _here()
-    return Identity(host=host, boot_id=boot_id, pid_ns=pid_ns, pid=pid, pid_start=stat[1])
+    return Identity(
+        host=host, boot_id=boot_id, pid_ns=pid_ns, pid=pid, pid_start=stat[1], machine=_machine()
+    )
 
 
 def myself() -> Identity:
@@ -112,10 +135,18 @@ def is_here(who: Identity) -> bool:
     return not _blindness() and (who.host, who.boot_id, who.pid_ns) == _here()
 
 
+def is_myself(who: Identity) -> bool:
+    """Whether this very process is meant."""
+    if who.pid != os.getpid() or not is_here(who):
+        return False
+    stat = _stat(who.pid)
+    return stat is not None and abs(stat[1] - who.pid_start) <= ROUNDING
+
+
 def liveness(who: Identity) -> Life:
     """ALIVE or DEAD with proof, ELSEWHERE where this process cannot tell."""
     if not is_here(who):
-        return Life.ELSEWHERE
+        return Life.DEAD if _was_rebooted(who) else Life.ELSEWHERE
     stat = _stat(who.pid)
     if stat is None:
         if _is_hidden(who.pid):
@@ -127,6 +158,14 @@ def liveness(who: Identity) -> Life:
     if is_another or state in "ZX":
         return Life.DEAD
     return Life.ALIVE
+
+
+def _was_rebooted(who: Identity) -> bool:
+    """Whether a process ran on this very machine before it was booted anew."""
+    if _blindness() or not who.machine or who.machine != _machine():
+        return False
+    host, boot_id, _ = _here()
+    return who.host == host and who.boot_id != boot_id
 
 
 def is_stopped(pid: int) -> bool:

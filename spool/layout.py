@@ -18,15 +18,17 @@ from urllib.parse import quote
 from gpuspool.spool.states import AttemptState
 
 # The content of FORMAT, which is read before anything else.
-FORMAT_TEXT = "gpuspool 1\n"
+FORMAT_TEXT = "gpuspool 2\n"
+# Of spools that this version reads, and makes one of its own format when it goes on with them.
+OLDER_FORMATS = ("gpuspool 1\n",)
 
 # The folders of status records, one for each state of a closed attempt.
 STATES = tuple(AttemptState)
 
 # The folders that every spool has. Those that only some have are made when they are needed.
 SUBDIRS = (
-    "job", "manifests", "claims", "attempts", "heartbeat", "journal", *STATES,
-    "failed-tasks", "control", "logs", "corrupt",
+    "job", "manifests", "claims", "attempts", "parents", "beats", "heartbeat", "journal", *STATES,
+    "failed-tasks", "control", "events", "logs", "corrupt",
 )  # fmt: skip
 
 # The file that marks a folder of outputs as ours, and the beginning of the names of unfinished
@@ -58,7 +60,9 @@ _ATTEMPT = re.compile(r"rank-(\d{4,9})\.a(\d{2,9})", re.ASCII)
 _PLANNED = re.compile(r"rank-(\d{4,9})", re.ASCII)
 _ORPHANS = re.compile(rf"({ATTEMPT_PATTERN})\.orphans", re.ASCII)
 _NUMBERED = re.compile(r"(added|retry|sweep|ruling)-(\d{2,9})", re.ASCII)
-_CONTROL = re.compile(r"(drain|finished)\.(\d{4,9})", re.ASCII)
+_CONTROL = re.compile(r"(drain|leave|finished)\.(\d{4,9})", re.ASCII)
+_PARENT = re.compile(r"(\d{4,9})(\.end)?\.json", re.ASCII)
+_BEAT = re.compile(rf"({ATTEMPT_PATTERN}|\d{{4,9}})\.(\d{{1,9}})", re.ASCII)
 _CODE = re.compile(r"code-([0-9a-f]{32})\.json", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,9})", re.ASCII)
 _SLURM_SCRIPT = re.compile(r"([0-9]{4,9})\.sh", re.ASCII)
@@ -189,11 +193,33 @@ def parse_code(filename: str) -> str | None:
 
 
 def parse_control(name: str) -> tuple[str, int] | None:
-    """("drain" or "finished", epoch) of a name in control/, such as `drain.0002`; else None.
+    """("drain", "leave" or "finished", epoch) of a name in control/, such as `drain.0002`; else
+    None.
 
-    The word holds for the attempts of all epochs up to that one.
+    "drain" and "finished" hold for all epochs up to that one, "leave" for that one alone.
     """
     match = _CONTROL.fullmatch(name)
+    if match is None:
+        return None
+    return match[1], int(match[2])
+
+
+def epoch_name(epoch: int) -> str:
+    """An epoch, and so its parent, in names of files: `0007`."""
+    return f"{epoch:04d}"
+
+
+def parse_parent(filename: str) -> tuple[int, bool] | None:
+    """(epoch, whether it tells of its end) of a file in parents/; None for other names."""
+    match = _PARENT.fullmatch(filename)
+    if match is None:
+        return None
+    return int(match[1]), match[2] is not None
+
+
+def parse_beat(filename: str) -> tuple[str, int] | None:
+    """(whose, number) of a file in beats/: of an attempt, or of an epoch's parent. Else None."""
+    match = _BEAT.fullmatch(filename)
     if match is None:
         return None
     return match[1], int(match[2])
@@ -361,16 +387,8 @@ class Layout:
         return self.root / "summary.json"
 
     @property
-    def events(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
     def lock(self) -> Path:
         return self.root / "orchestrator.lock"
-
-    @property
-    def holder(self) -> Path:
-        return self.root / "orchestrator.json"
 
     @property
     def outputs(self) -> Path:
@@ -397,6 +415,16 @@ class Layout:
     @property
     def attempts(self) -> Path:
         return self.root / "attempts"
+
+    @property
+    def parents(self) -> Path:
+        """Who has started attempts of this run, and how those ended that have."""
+        return self.root / "parents"
+
+    @property
+    def beats(self) -> Path:
+        """Who lives: each name is somebody's newest beat."""
+        return self.root / "beats"
 
     @property
     def control(self) -> Path:
@@ -466,9 +494,21 @@ class Layout:
 
     # What belongs to one epoch.
 
-    def parent_heartbeat(self, epoch: int, host: str, pid: int) -> Path:
-        """The beat of a parent, which vouches for its children. No attempt has such a name."""
-        return self.root / "heartbeat" / f"parent-{epoch:04d}.{quote(host, safe='')}.{pid}.json"
+    def parent(self, epoch: int) -> Path:
+        """The word that a parent is there. Its link(2) gives it the epoch, and to nobody else."""
+        return self.parents / f"{epoch_name(epoch)}.json"
+
+    def parent_end(self, epoch: int) -> Path:
+        """How a parent ended, written once it has seen off all that it started."""
+        return self.parents / f"{epoch_name(epoch)}.end.json"
+
+    def beat(self, name: str, number: int) -> Path:
+        """A beat of an attempt, or of the parent whose `epoch_name` this is."""
+        return self.beats / f"{name}.{number}"
+
+    def events(self, epoch: int) -> Path:
+        """What a parent did, in order."""
+        return self.root / "events" / f"{epoch_name(epoch)}.jsonl"
 
     def warmup(self, epoch: int, host: str, kernel: str, what: str) -> Path:
         """Who tries to warm a host up, or the word that it is done.
@@ -477,15 +517,19 @@ class Layout:
         attempt to do so ("0", "1", …), or "done".
         """
         where = f"{quote(host, safe='')}.{zlib.crc32(kernel.encode()):08x}"
-        return self.warmups / f"{epoch:04d}.{where}.{what}"
+        return self.warmups / f"{epoch_name(epoch)}.{where}.{what}"
 
     def drain(self, epoch: int) -> Path:
-        """The word that the attempts of the epochs up to this one shall drain."""
-        return self.control / f"drain.{epoch:04d}"
+        """The order that the attempts and parents of the epochs up to this one shall drain."""
+        return self.control / f"drain.{epoch_name(epoch)}"
+
+    def leave(self, epoch: int) -> Path:
+        """The word of one parent that its own attempts shall drain, while others go on."""
+        return self.control / f"leave.{epoch_name(epoch)}"
 
     def finished(self, epoch: int) -> Path:
         """The word that every task has a verdict, for the attempts of the epochs up to this one."""
-        return self.control / f"finished.{epoch:04d}"
+        return self.control / f"finished.{epoch_name(epoch)}"
 
     # What is submitted to Slurm.
 

@@ -215,8 +215,10 @@ class Ledger:
             task = self.complete.find(0, task + 1)
 
 
-def run_state(ledger: Ledger, is_live: bool) -> RunState:
-    """How a run stands. is_live: its orchestrator or one of its attempts may be alive."""
+def run_state(ledger: Ledger, is_live: bool, is_silent: bool = False) -> RunState:
+    """How a run stands. is_live: a parent or an attempt of it may be alive. is_silent: but of
+    nobody was heard lately.
+    """
     if ledger.n_complete == ledger.tasks:
         return RunState.COMPLETE
     # An attempt may have read the line of an unreadable task before that was damaged, and complete
@@ -225,5 +227,5 @@ def run_state(ledger: Ledger, is_live: bool) -> RunState:
     if ledger.is_finished and not may_complete:
         return RunState.FAILED
     if is_live:
-        return RunState.RUNNING
+        return RunState.SILENT if is_silent else RunState.RUNNING
     return RunState.STOPPED

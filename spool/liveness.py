@@ -5,59 +5,88 @@ it belongs to this very folder: in a copy of a spool, everything speaks of the p
 original, which write there and not here. From elsewhere it is a lease: the
 attempt's beat and its parent's beat both unmoved for the whole of it, on this process's own clock.
 A parent's beat vouches for its children, since a worker may be inside a long C call that holds the
-interpreter's lock and so keeps its own beat from moving.
+interpreter's lock and so keeps its own beat from moving. A parent that has said how it ended is
+gone, whatever its process does: it has seen off all that it started.
 """
 
 from __future__ import annotations
 
 import time
 
+from gpuspool.spool.beats import read_beats
 from gpuspool.spool.identity import is_here, liveness
+from gpuspool.spool.layout import Layout, epoch_name
 from gpuspool.spool.open_folder import folder_id, is_same_folder
-from gpuspool.spool.publish import read_record
-from gpuspool.spool.records import Intent, ParentBeat
+from gpuspool.spool.parents import Parents
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
-# Seconds between two beats, of a worker and of a parent. Twelve fit into the default lease of 120
-# s.
-BEAT_S = 10.0
-# The shortest lease that anybody may judge an attempt by is so many of its own beats.
+# A parent beats so often in a lease, so that several beats in a row may be late or lost.
+PARENT_BEATS = 12
+# An attempt beats less often: its parent vouches for it as long as that lives.
+ATTEMPT_BEATS = 4
+# The shortest lease that anybody may judge by is so many beats of the one who is judged.
 BEATS = 3
 # Between two looks at most this part of a lease counts as silence: this process may have been
 # suspended itself, and who did not look knows nothing.
 MAX_GAP_COUNTED = 0.3
+# Whoever waits for leases lists the beats so often in one.
+LOOKS_A_LEASE = 8
 
 
-class LeaseWatch:
-    """For how long, on this process's own clock, each watched beat has not moved."""
+class _Seen:
+    """A beat as last seen, and for how many seconds it has stood still."""
 
-    def __init__(self, lease_s: float) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.still_s = 0.0
+
+
+class BeatWatch:
+    """For how long, on this process's own clock, each beat of a spool has not moved."""
+
+    def __init__(self, layout: Layout, lease_s: float) -> None:
         self.lease_s = lease_s
-        # name -> (the beat as last seen, seconds that it has stood still, time of the last look)
-        self._seen: dict[str, tuple[object, float, float]] = {}
+        self._layout = layout
+        self._seen: dict[str, _Seen] = {}
+        self._looked_at: float | None = None
 
-    def is_expired(self, name: str, beat: object, now: float, lease_s: float = 0.0) -> bool:
-        """Whether `beat` (any value that changes while its owner lives) stood still for a lease.
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for a look. `now`: on the monotonic clock."""
+        return self._looked_at is None or now - self._looked_at >= self.lease_s / LOOKS_A_LEASE
 
-        now: on the monotonic clock. lease_s: 0 for the lease of this watch.
+    def look_if_due(self, now: float) -> None:
+        """List the beats unless that was done just now. Raises OSError."""
+        if self.is_due(now):
+            self.take(read_beats(self._layout), now)
+
+    def take(self, beats: dict[str, int], now: float) -> None:
+        """Take a listing of the beats. One that is not listed has not moved."""
+        passed_s = 0.0
+        if self._looked_at is not None:
+            passed_s = min(now - self._looked_at, MAX_GAP_COUNTED * self.lease_s)
+        self._looked_at = now
+        for name in {*beats, *self._seen}:
+            number = beats.get(name, -1)
+            seen = self._seen.get(name)
+            if seen is None or number > seen.number:
+                self._seen[name] = _Seen(number)
+            else:
+                seen.still_s += passed_s
+
+    def still_s(self, name: str) -> float:
+        """For how many seconds a beat is known to have stood still.
+
+        One that was never listed counts from the first time that it is asked for.
         """
-        lease_s = lease_s or self.lease_s
-        seen = self._seen.get(name)
-        if seen is None or seen[0] != beat:
-            self._seen[name] = (beat, 0.0, now)
-            return False
-        _, still_s, looked_at = seen
-        still_s += min(now - looked_at, MAX_GAP_COUNTED * lease_s)
-        self._seen[name] = (beat, still_s, now)
-        return still_s > lease_s
+        return self._seen.setdefault(name, _Seen(-1)).still_s
 
 
 class FailureDetector:
-    """Judges the attempts of one spool.
+    """Judges the attempts and the parents of one spool.
 
     Keep one for as long as you watch a spool: leases take time to run out, and only looks of the
-    same detector count. Raises OSError where a heartbeat cannot be read.
+    same detector count. Raises OSError where beats/ or parents/ cannot be read.
     """
 
     def __init__(self, view: View, lease_s: float | None = None) -> None:
@@ -65,8 +94,23 @@ class FailureDetector:
         self.view = view
         if lease_s is None:
             lease_s = view.run.options.lease_s
-        self._watch = LeaseWatch(lease_s)
+        self._watch = BeatWatch(view.layout, lease_s)
+        self.parents = Parents(view.layout)
         self._folder = folder_id(view.layout.root)
+
+    @property
+    def lease_of_run_s(self) -> float:
+        """The lease that is judged by where nobody says another one."""
+        return self._watch.lease_s
+
+    def look(self) -> None:
+        """List the parents, and the beats if that is due. To be asked at each step of a loop."""
+        self._watch.look_if_due(time.monotonic())
+        self.parents.refresh()
+
+    def _look_if_due(self) -> None:
+        if self._watch.is_due(time.monotonic()):
+            self.look()
 
     def is_copied(self, attempt: str) -> bool:
         """Whether the attempt ran in another folder, on this host, of which this one is a copy.
@@ -88,57 +132,68 @@ class FailureDetector:
         near = liveness(who)
         if near is not Life.ELSEWHERE:
             return near
-        heartbeat = self.view.heartbeat(attempt)
-        own_beat = None if heartbeat is None else heartbeat.beat
-        return self._by_lease(attempt, attempt, (own_beat, self._parent_beat(attempt)))
+        self._look_if_due()
+        # Both are asked always, so that their leases run side by side.
+        is_still = self._is_still(attempt, attempt)
+        is_parent_still = self.parent_life(attempt) is Life.DEAD
+        return Life.DEAD if is_still and is_parent_still else Life.ELSEWHERE
 
     def parent_life(self, attempt: str) -> Life:
         """The life of the process that started the attempt.
 
         Without a readable intent nobody vouches for the attempt, so a lease decides.
         """
+        self._look_if_due()
+        return self.known_parent_life(attempt)
+
+    def known_parent_life(self, attempt: str) -> Life:
+        """As `parent_life`, as of the last look: nothing of the spool is read."""
         if self.is_copied(attempt):
             return Life.DEAD
         intent = self.view.intents.get(attempt)
-        if intent is not None:
+        if intent is None:
+            return self._by_lease(f"parent of {attempt}", attempt)
+        near = self.parents.near_life(intent.epoch)
+        if intent.epoch not in self.parents.known and near is not Life.DEAD:
             near = liveness(intent.parent)
-            if near is not Life.ELSEWHERE:
-                return near
-        return self._by_lease(attempt, f"parent of {attempt}", self._parent_beat(attempt))
+        if near is not Life.ELSEWHERE:
+            return near
+        return self._by_lease(epoch_name(intent.epoch), attempt)
 
     def is_orphan(self, attempt: str) -> bool:
         """Whether the attempt is proved dead, and so is its parent, which else would close it."""
-        # Both are asked always, so that their leases run side by side.
         life = self.life(attempt)
         parent_life = self.parent_life(attempt)
         return life is Life.DEAD and parent_life is Life.DEAD
+
+    def epoch_life(self, epoch: int) -> Life:
+        """The life of the parent of an epoch."""
+        self._look_if_due()
+        near = self.parents.near_life(epoch)
+        if near is not Life.ELSEWHERE:
+            return near
+        parent = self.parents.known.get(epoch)
+        lease_s = self._watch.lease_s
+        if parent is not None:
+            lease_s = max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
+        return Life.DEAD if self._watch.still_s(epoch_name(epoch)) > lease_s else Life.ELSEWHERE
+
+    def silent_s(self, name: str) -> float:
+        """For how many seconds a beat has stood still: an attempt's, or that of an `epoch_name`."""
+        self._look_if_due()
+        return self._watch.still_s(name)
 
     def lease_s(self, attempt: str) -> float:
         """For how long the attempt's beat may stand still.
 
         Never less than BEATS of its own beats, whatever lease is asked for now.
         """
-        beat_s = min(BEAT_S, self.view.options_of(attempt).lease_s / 12)
-        return max(self._watch.lease_s, BEATS * beat_s)
+        own_lease_s = self.view.options_of(attempt).lease_s
+        return max(self._watch.lease_s, BEATS * own_lease_s / ATTEMPT_BEATS)
 
-    def _by_lease(self, attempt: str, name: str, beat: object) -> Life:
-        lease_s = self.lease_s(attempt)
-        if self._watch.is_expired(name, beat, time.monotonic(), lease_s):
-            return Life.DEAD
-        return Life.ELSEWHERE
+    def _by_lease(self, name: str, attempt: str) -> Life:
+        return Life.DEAD if self._is_still(name, attempt) else Life.ELSEWHERE
 
-    def _parent_beat(self, attempt: str) -> int | None:
-        intent = self.view.intents.get(attempt)
-        if intent is None:
-            return None
-        return read_parent_beat(self.view, intent)
-
-
-def read_parent_beat(view: View, intent: Intent) -> int | None:
-    """The number of the last beat of the parent that wrote this intent, None without any."""
-    parent = intent.parent
-    path = view.layout.parent_heartbeat(intent.epoch, parent.host, parent.pid)
-    beat = read_record(path, ParentBeat)
-    if beat is None:
-        return None
-    return beat.beat
+    def _is_still(self, name: str, attempt: str) -> bool:
+        """Whether a beat stood still for the lease of an attempt."""
+        return self._watch.still_s(name) > self.lease_s(attempt)

@@ -36,6 +36,9 @@ Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 # show first that its place is in order is given fewer.
 USUAL_PATIENCE = 6
 
+# The device of a worker that gets none.
+CPU = "cpu"
+
 # An absent JSON value, which is left out when its record is written.
 NO_JSON = msgspec.Raw(b"")
 ZERO = msgspec.Raw(b"0")
@@ -49,6 +52,24 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     """
 
 
+def place_name(host: str, job_id: str, device: str) -> str:
+    """A device as no other host has it, nor another job of a scheduler on the same host.
+
+    job_id: "" in none. The devices of the CPU are one in all jobs of a host. host: "" where there
+    is only one, as in tests of pure functions.
+    """
+    if not host:
+        return device
+    if job_id and device != CPU:
+        return f"{host}/{job_id}:{device}"
+    return f"{host}:{device}"
+
+
+def is_cpu(place: str) -> bool:
+    """Whether a `place_name` is that of the CPU of a host."""
+    return place == CPU or place.endswith(f":{CPU}")
+
+
 class TaskLine(Record, frozen=True, kw_only=True):
     """One task, as a line of a manifest.
 
@@ -56,10 +77,10 @@ class TaskLine(Record, frozen=True, kw_only=True):
     how often `retry` or `redo` gave it out again. kills: how often, in this round, its worker was
     killed by SIGKILL with it certainly in hand. careful: it runs alone, after a `started` line.
     failed_in: the attempts in which it failed or took the worker along in this round, each with the
-    device; that is "" where a file system in trouble was to blame, see `ErrorKind.IO`. redo: `redo`
-    gave it this round: what earlier ones came to is forgotten, and its outputs replace theirs.
-    restarts: how often in this round calls with it asked for a fresh process, since it was last
-    said to be not done.
+    device as `Intent.place` names it; that is "" where a file system in trouble was to blame, see
+    `ErrorKind.IO`. redo: `redo` gave it this round: what earlier ones came to is forgotten, and its
+    outputs replace theirs. restarts: how often in this round calls with it asked for a fresh
+    process, since it was last said to be not done.
     """
 
     task: int
@@ -135,7 +156,8 @@ class Identity(Record, frozen=True, kw_only=True):
 
     boot_id: of the kernel. pid_ns: the pid namespace, which `pid` belongs to. pid_start: when the
     process started, in clock ticks since the boot; it tells the process from a later one that was
-    given the same pid.
+    given the same pid. machine: a hash of what names the machine itself, whatever was booted on it;
+    "" where that is not known, or in a container.
     """
 
     host: str
@@ -143,6 +165,7 @@ class Identity(Record, frozen=True, kw_only=True):
     pid_ns: str
     pid: int
     pid_start: int
+    machine: str = ""
 
 
 class Scheduler(Record, frozen=True, kw_only=True):
@@ -381,24 +404,52 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     code: CodeName = ""
 
 
-class ParentBeat(Record, frozen=True, kw_only=True):
-    """That a parent lives; it vouches for the workers that it started."""
+class Place(Record, frozen=True, kw_only=True):
+    """A slot of a parent: where its worker runs. `device` and `uuids` as in a `Slot`."""
 
-    beat: int
-    at: float
+    device: str = ""
+    uuids: tuple[str, ...] = ()
 
 
-class Holder(Identity, frozen=True, kw_only=True):
-    """orchestrator.json: who holds the spool, told to whoever comes second.
+class Parent(Identity, frozen=True, kw_only=True):
+    """parents/<epoch>.json: that a process is about to start attempts, and where.
 
-    until: when it ended; None while it runs, or where it was killed. folder: which folder it holds,
-    as in an intent.
+    slots: in their order, which is the `local_rank` of attempts. command: what was typed ("run",
+    "resume", "join", …). scheduler: the job that it runs in, None in none. folder: which folder the
+    spool was, as in an intent. lease_s: as this parent was told.
     """
 
-    epoch: int
-    since: float
-    until: float | None = None
+    epoch: Count
+    at: float
+    slots: list[Place]
+    argv: list[str]
+    command: str
+    lease_s: float
+    scheduler: Scheduler | None = None
     folder: str = ""
+
+
+class ParentEnd(Record, frozen=True, kw_only=True):
+    """parents/<epoch>.end.json: a parent has seen off what it started, and writes nothing more.
+
+    how: an `Ending`, or "failed" where it could not go on. message: what people were told.
+    """
+
+    how: str
+    exit_code: int
+    at: float
+    message: str = ""
+
+
+class DrainOrder(Record, frozen=True, kw_only=True):
+    """control/drain.<epoch>: that all of the epochs up to this one shall stop.
+
+    why: what it is told to be for. by: the host and pid of whoever gave it.
+    """
+
+    why: str
+    by: str = ""
+    at: float = 0.0
 
 
 class Job(Record, frozen=True, kw_only=True):
@@ -446,6 +497,7 @@ class Options(Record, frozen=True, kw_only=True):
     ranks_per_gpu: Annotated[int, Meta(ge=1)] = 1
     gpus_per_rank: Annotated[int, Meta(ge=1)] = 1
     time_limit_s: Annotated[float, Meta(ge=0)] | None = None
+    leave_when_idle_s: Annotated[float, Meta(ge=0)] | None = None
     task_timeout_s: Annotated[float, Meta(gt=0)] | None = None
     stall_timeout_s: Annotated[float, Meta(gt=0)] | None = None
     max_failed: Annotated[str, Meta(pattern=r"^([1-9]\d*|(\d+(\.\d+)?)%)$")] | None = None
@@ -456,22 +508,25 @@ class Options(Record, frozen=True, kw_only=True):
 class Intent(Record, frozen=True, kw_only=True):
     """That a parent is about to start an attempt, and all that the attempt needs to know.
 
-    job, options: those of the epoch, which may differ from the run's. patience: how many tasks may
-    fail in a row before the attempt ends itself. is_doubted: nothing was completed in its place
-    lately, and tasks failed there: it shall first show what it is worth. environment: the variables
-    about devices and threads that the worker is started with. trusted: the numbers of the users
-    that the parent was told to trust beside its own and root. device_uuids: of each device that
-    `device` names by an index, the UUID that is meant, "" where it is not known. withheld: the
+    world_size: how many slots the parent has. local_rank: the number of the attempt's slot among
+    these. job, options: those of the epoch, which may differ from the run's. patience: how many
+    tasks may fail in a row before the attempt ends itself. is_doubted: nothing was completed in its
+    place lately, and tasks failed there: it shall first show what it is worth. environment: the
+    variables about devices and threads that the worker is started with. trusted: the numbers of the
+    users that the parent was told to trust beside its own and root. device_uuids: of each device
+    that `device` names by an index, the UUID that is meant, "" where it is not known. withheld: the
     parent's variables that the worker is not given, since they name the parent's own rank in a
     process group. folder: which folder the spool was when this was written, as
     `open_folder.folder_id` tells it; in a copy of the spool it still names the original.
-    out_folder: likewise of OUT. "" in the spools of earlier versions.
+    out_folder: likewise of OUT. "" in the spools of earlier versions. job_id: the job of a
+    scheduler that the parent runs in, "" in none.
     """
 
     attempt: AttemptName
     epoch: Count
     device: str
     world_size: int
+    local_rank: Count = 0
     argv: list[str]
     parent: Identity
     job: Job
@@ -485,6 +540,12 @@ class Intent(Record, frozen=True, kw_only=True):
     is_doubted: bool = False
     folder: str = ""
     out_folder: str = ""
+    job_id: str = ""
+
+    @property
+    def place(self) -> str:
+        """The device, told apart from those of the same name in other hosts and jobs."""
+        return place_name(self.parent.host, self.job_id, self.device)
 
 
 class Fingerprint(Record, frozen=True, kw_only=True):

@@ -101,12 +101,21 @@ class Phase(StrEnum):
 
 
 class RunState(StrEnum):
-    """How a run stands. STOPPED: it is not finished and nothing of it lives; `resume` goes on."""
+    """How a run stands.
+
+    STOPPED: it is not finished and nothing of it lives; `resume` goes on. SILENT: it is not
+    finished, and of nobody who may be at work on another host was heard lately; a lease will tell.
+    """
 
     COMPLETE = "complete"
     FAILED = "failed"
     RUNNING = "running"
+    SILENT = "silent"
     STOPPED = "stopped"
+
+
+# A run of such a state may yet change without anybody's doing.
+UNDER_WAY = frozenset({RunState.RUNNING, RunState.SILENT})
 
 
 class JobKind(StrEnum):
@@ -119,10 +128,15 @@ class JobKind(StrEnum):
 
 
 class Ending(StrEnum):
-    """How one start of the orchestrator ended."""
+    """How one parent of a run ended.
+
+    DRAINED: it was told to stop, by a signal or its time limit, and others may go on. STOPPED: by
+    an order for all parents.
+    """
 
     FINISHED = "finished"
     DRAINED = "drained"
+    STOPPED = "stopped"
     INTERRUPTED = "interrupted"
     TOO_MANY_FAILED = "too many failed"
     LOAD = "load"

@@ -32,6 +32,7 @@ from gpuspool.spool.identity import liveness
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
+    OLDER_FORMATS,
     Layout,
     is_added,
     is_manifest,
@@ -43,6 +44,7 @@ from gpuspool.spool.layout import (
     parse_control,
     parse_numbered,
     parse_orphans,
+    parse_parent,
     rank_name,
     writer_name,
 )
@@ -105,7 +107,8 @@ def load_run(
     text = read_bytes(layout.format)
     run = read_sealed(layout.run, Run, owners)
     found = run or read_sealed(layout.run_copy, Run, owners)
-    if text != FORMAT_TEXT.encode():
+    formats = [name.encode() for name in (FORMAT_TEXT, *OLDER_FORMATS)]
+    if text not in formats:
         _refuse_format(layout, text, found)
         _report(on_damage, layout.format, "not the name of a format")
     if found is None:
@@ -146,23 +149,46 @@ def _report(on_damage: OnDamage | None, path: Path, reason: str) -> None:
         on_damage(Damage(str(path), 0, reason))
 
 
-def drain_epoch(layout: Layout) -> int:
-    """The newest epoch that was told to drain, -1 if none was."""
-    return _control_epoch(layout, "drain")
+class Control(msgspec.Struct, frozen=True):
+    """What control/ says. drain, finished: the newest epoch that this was said for, -1 for none;
+    it holds for all before it too. leave: the epochs whose own parents drain them.
+    """
+
+    drain: int = -1
+    finished: int = -1
+    leave: frozenset[int] = frozenset()
+
+    def stops(self, epoch: int) -> bool:
+        """Whether the attempts of an epoch shall drain."""
+        return self.drain >= epoch or epoch in self.leave
+
+    @property
+    def newest(self) -> int:
+        """The newest epoch that is named, -1 for none."""
+        return max(self.drain, self.finished, *self.leave, -1)
 
 
-def finished_epoch(layout: Layout) -> int:
-    """The newest epoch whose orchestrator found a verdict on every task, -1 if none did."""
-    return _control_epoch(layout, "finished")
-
-
-def _control_epoch(layout: Layout, word: str) -> int:
-    newest = -1
+def read_control(layout: Layout) -> Control:
+    """What control/ says now, by one listing. Raises OSError."""
+    drain = finished = -1
+    leave: set[int] = set()
     for name in listdir(layout.control):
-        parsed = parse_control(name)
-        if parsed is not None and parsed[0] == word:
-            newest = max(newest, parsed[1])
-    return newest
+        match parse_control(name):
+            case ("drain", epoch):
+                drain = max(drain, epoch)
+            case ("finished", epoch):
+                finished = max(finished, epoch)
+            case ("leave", epoch):
+                leave.add(epoch)
+            case _:
+                continue
+    return Control(drain, finished, frozenset(leave))
+
+
+def newest_parent(layout: Layout) -> int:
+    """The newest epoch that a parent has taken, -1 for none."""
+    parsed = map(parse_parent, listdir(layout.parents))
+    return max((one[0] for one in parsed if one is not None), default=-1)
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -378,6 +404,10 @@ class View:
             self._is_open_stale = False
         self._find_unreadable()
         return self
+
+    def refresh_attempts(self) -> None:
+        """Read which attempts there are by now, and nothing else."""
+        self._read_intents()
 
     def again(self) -> View:
         """A view of the same spool that has read everything anew.
@@ -920,9 +950,10 @@ class View:
         return intent.options
 
     def next_epoch(self) -> int:
-        """One more than any epoch that an intent or a file in control/ names."""
+        """One more than any epoch that an intent, a parent or a file in control/ names."""
         epochs = [intent.epoch for intent in self.intents.values() if intent is not None]
-        return max([*epochs, drain_epoch(self.layout), finished_epoch(self.layout)]) + 1
+        named = read_control(self.layout).newest
+        return max([*epochs, named, newest_parent(self.layout)]) + 1
 
     def next_number(self, rank: int) -> int:
         """The number of a rank's next attempt."""

@@ -377,7 +377,19 @@ def wait_until_told_to_drain(spool: Path) -> None:
 
     It tells people after that. What a test lets go on before this moment may finish the whole run.
     """
-    wait_until(lambda: '"draining"' in (spool / "events.jsonl").read_text())
+    wait_until(lambda: '"draining"' in story(spool))
+
+
+def story(spool: Path) -> str:
+    """What the parents of a run have told in events/ so far, one epoch after the other."""
+    return "".join(path.read_text() for path in sorted((spool / "events").glob("*.jsonl")))
+
+
+def newest_parent(spool: Path) -> dict[str, Any]:
+    """The record of the parent that was admitted last."""
+    paths = [path for path in (spool / "parents").glob("*.json") if ".end." not in path.name]
+    found: dict[str, Any] = record(max(paths))
+    return found
 
 
 def start_gated(

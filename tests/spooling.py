@@ -23,7 +23,7 @@ from gpuspool.spool.codec import encode, seal, seal_pretty
 from gpuspool.spool.death import Crashed, Death, Lost, Witness
 from gpuspool.spool.identity import identity_of, myself
 from gpuspool.spool.journal import JournalReader, JournalWriter, start_journal
-from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name
+from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name, rank_of
 from gpuspool.spool.manifest import Damage, load_manifest, publish_manifest
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import (
@@ -124,12 +124,16 @@ def view_of(layout: Layout) -> View:
 
 
 def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None = None) -> Intent:
-    """Publish the intent to start an attempt; this process is the parent unless one is named."""
+    """Publish the intent to start an attempt in the slot that bears the number of its rank.
+
+    This process is the parent unless one is named.
+    """
     intent = Intent(
         attempt=attempt,
         epoch=epoch,
         device="0",
         world_size=2,
+        local_rank=rank_of(attempt),
         argv=["python", "-m", "gpuspool.worker"],
         parent=parent or myself(),
         job=JOB,

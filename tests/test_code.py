@@ -241,7 +241,7 @@ def drained_command(box: Box, *words: str, more: tuple[str, ...] = ()) -> tuple[
 SCRIPT = """
 import json, os, pathlib, signal, sys
 if int(sys.argv[1]) >= 4 and not pathlib.Path("more").exists():
-    holder = json.loads(pathlib.Path("S/orchestrator.json").read_text())
+    holder = json.loads(pathlib.Path("S/parents/0000.json").read_text())
     os.kill(holder["pid"], 15)
     signal.pause()
 # old

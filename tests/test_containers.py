@@ -103,7 +103,7 @@ def test_a_worker_in_another_time_namespace_is_not_proved_dead(box: Box) -> None
     pid = identities(box / "S")["rank-0000.a00"]
     resumed = box.start("resume", "S")
     wait_until(lambda: "rank-0000.a00" in resumed.err)
-    assert "rank-0000.a00 outlived an earlier orchestrator and goes on" in resumed.err
+    assert "rank-0000.a00 outlived its parent and goes on" in resumed.err
     assert is_alive(pid)
     (box / "gate").touch()
     resumed.wait(0)

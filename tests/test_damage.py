@@ -274,8 +274,9 @@ def killed_twice(box: Box) -> list[str | Path]:
         "attempts/rank-0000.a01.json",
         "attempts/rank-0000.a00.json",
         "manifests/rank-0000.a00.orphans.jsonl",
-        "events.jsonl",
-        "orchestrator.json",
+        "events/0000.jsonl",
+        "parents/0000.json",
+        "parents/0001.json",
         "logs/rank-0000.a01.log",
     ],
 )

@@ -14,8 +14,10 @@ from helpers import (
     JOBS,
     Box,
     assert_sound,
+    identities,
     is_alive,
     journal_lines,
+    kill,
     names,
     ran,
     record,
@@ -25,29 +27,30 @@ from helpers import (
 )
 from spooling import intend, make_spool
 
-from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch
+from gpuspool.orchestrator.supervise.drain import ASKED, Drain, DrainWatch, order_drain
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import publish
 from gpuspool.spool.states import Ending
+from gpuspool.spool.view import Control, read_control
 
 PAYLOADS = ["wait", "wait", *["go"] * 8]
 GRACE_S = 25.0
 
 
 def spoil_a_heartbeat(layout: Layout) -> Path:
-    """Let there be an attempt of another host whose parent's heartbeat cannot be read: its path.
+    """Let there be an attempt of another host whose heartbeat cannot be read: its path.
 
     A socket cannot be opened as a file is, whoever tries: ENXIO.
     """
     parent = msgspec.structs.replace(myself(), host="elsewhere", boot_id="another")
-    heartbeat = layout.parent_heartbeat(0, parent.host, parent.pid)
+    heartbeat = layout.heartbeat("rank-0002.a00")
     os.mknod(heartbeat, stat.S_IFSOCK | 0o600)
     intend(layout, "rank-0002.a00", parent=parent)
     return heartbeat
 
 
-def finish_drain(box: Box, command: list[str | Path]) -> None:
+def finish_drain(box: Box, command: list[str | Path], code: int = 75) -> None:
     """After a drain with both ranks at the gate: those two tasks are done, nothing else is; the
     rest follows.
     """
@@ -58,7 +61,7 @@ def finish_drain(box: Box, command: list[str | Path]) -> None:
         ("stopped", "drained")
     ] * 2
     assert box.status("S")["state"] == "stopped"
-    assert record(box / "S" / "summary.json")["exit_code"] == 75
+    assert record(box / "S" / "summary.json")["exit_code"] == code
     box.run(*command)
     assert_sound(box, "S", len(PAYLOADS))
     assert sorted(ran(box)) == list(range(len(PAYLOADS)))
@@ -100,8 +103,8 @@ def test_drain_from_another_process(box: Box) -> None:
     assert "gpuspool wait" in asked.err
     wait_until(lambda: "`gpuspool drain` asked for it" in started.err)
     (box / "gate").touch()
-    started.wait(75)
-    finish_drain(box, command)
+    started.wait(4)
+    finish_drain(box, command, 4)
 
 
 def test_a_drain_of_what_does_not_run_stops_no_later_run(box: Box) -> None:
@@ -126,8 +129,8 @@ def test_a_drain_reaches_an_orchestrator_that_only_adopted_workers(box: Box) -> 
     box.run("drain", "S")
     wait_until(lambda: "asked for it" in again.err)
     (box / "gate").touch()
-    again.wait(75)
-    finish_drain(box, command)
+    again.wait(4)
+    finish_drain(box, command, 4)
 
 
 def test_a_signal_to_an_orchestrator_that_adopted_drains_its_workers_too(box: Box) -> None:
@@ -322,8 +325,8 @@ def layout(tmp_path: Path) -> Layout:
 
 def test_where_nobody_asks_there_is_no_drain(layout: Layout) -> None:
     watch = DrainWatch(layout, 3, GRACE_S, [], deadline=100.0)
-    publish(layout.drain(2), b"")
-    assert watch.hear(99.0) is None
+    assert order_drain(layout, 2, ASKED)
+    assert watch.hear(read_control(layout), 99.0) is None
     assert watch.drain is None
 
 
@@ -332,38 +335,56 @@ def test_a_drain_says_why_and_when_its_grace_is_over(layout: Layout) -> None:
     watch = DrainWatch(layout, 3, GRACE_S, received)
     received.append(signal.SIGTERM)
     drain = Drain("SIGTERM received", 10.0 + GRACE_S)
-    assert watch.hear(10.0) == drain
+    assert watch.hear(Control(), 10.0) == drain
     assert (drain.ending, drain.is_interrupted) == (Ending.DRAINED, False)
-    assert watch.hear(11.0) == drain, "nobody was told yet, and the grace does not begin anew"
+    assert watch.hear(Control(), 11.0) == drain, "the grace does not begin anew"
     watch.note_told(drain)
-    assert watch.hear(12.0) is None
+    assert watch.hear(Control(), 12.0) is None
     assert watch.drain == drain
 
 
 def test_the_time_limit_and_the_control_folder_ask_for_a_drain(layout: Layout) -> None:
     late = DrainWatch(layout, 3, GRACE_S, [], deadline=100.0)
     assert late.is_timed
-    assert late.hear(100.5) == Drain("the time limit is reached", 100.5 + GRACE_S)
+    assert late.hear(Control(), 100.5) == Drain("the time limit is reached", 100.5 + GRACE_S)
     asked = DrainWatch(layout, 3, GRACE_S, [])
     assert not asked.is_timed
-    publish(layout.drain(3), b"")
-    assert asked.hear(5.0) == Drain("`gpuspool drain` asked for it", 5.0 + GRACE_S)
+    assert order_drain(layout, 3, ASKED)
+    drain = Drain("`gpuspool drain` asked for it", 5.0 + GRACE_S, Ending.STOPPED)
+    assert asked.hear(read_control(layout), 5.0) == drain
     assert asked.is_timed
+    assert not drain.is_own
+
+
+def test_an_order_that_cannot_be_read_holds_all_the_same(layout: Layout) -> None:
+    publish(layout.drain(4), b"of an earlier version")
+    watch = DrainWatch(layout, 3, GRACE_S, [])
+    drain = watch.hear(read_control(layout), 5.0)
+    assert drain is not None
+    assert drain.ending is Ending.STOPPED
+
+
+def test_the_word_of_another_parent_is_none_for_this_one(layout: Layout) -> None:
+    publish(layout.leave(2), b"")
+    publish(layout.leave(4), b"")
+    control = read_control(layout)
+    assert DrainWatch(layout, 3, GRACE_S, []).hear(control, 5.0) is None
+    assert [control.stops(epoch) for epoch in (1, 2, 3, 4)] == [False, True, False, True]
 
 
 def test_a_second_interrupt_ends_the_grace_at_once(layout: Layout) -> None:
     received: list[int] = [signal.SIGINT]
     watch = DrainWatch(layout, 3, GRACE_S, received)
-    drain = watch.hear(10.0)
+    drain = watch.hear(Control(), 10.0)
     assert drain == Drain("SIGINT received", 10.0 + GRACE_S)
     watch.note_told(drain)
     received.append(signal.SIGINT)
-    interrupted = watch.hear(12.0)
+    interrupted = watch.hear(Control(), 12.0)
     assert interrupted is not None
     assert (interrupted.kill_at, interrupted.ending) == (12.0, Ending.INTERRUPTED)
     watch.note_told(interrupted)
     received.append(signal.SIGINT)
-    assert watch.hear(13.0) is None, "it cannot become harder"
+    assert watch.hear(Control(), 13.0) is None, "it cannot become harder"
     assert watch.drain == interrupted
 
 
@@ -371,13 +392,41 @@ def test_an_interrupt_ends_the_grace_of_any_drain(layout: Layout) -> None:
     received: list[int] = []
     watch = DrainWatch(layout, 3, GRACE_S, received)
     watch.begin("3 tasks failed, --max-failed 3", 10.0, Ending.TOO_MANY_FAILED)
-    begun = watch.hear(10.0)
+    begun = watch.hear(Control(), 10.0)
     assert begun is not None
     assert (begun.kill_at, begun.ending) == (10.0 + GRACE_S, Ending.TOO_MANY_FAILED)
     watch.note_told(begun)
     received.append(signal.SIGINT)
-    assert watch.hear(11.0) is None, "it drains already"
+    assert watch.hear(Control(), 11.0) is None, "it drains already"
     received.append(signal.SIGINT)
-    assert watch.hear(12.0) == watch.drain
+    assert watch.hear(Control(), 12.0) == watch.drain
     assert watch.drain is not None
     assert watch.drain.is_interrupted
+
+
+def test_a_start_leaves_where_it_has_had_nothing_to_do_for_a_while(box: Box) -> None:
+    """Others finish what they have in hand, and it is theirs to say how the run ended."""
+    started, command = start_gated(box, ["wait"])
+    wait_until(lambda: waiting(box))
+    done = box.run(*command, "--leave-when-idle", "0.3s", code=75)
+    assert "nothing to do for 0.3 s" in done.err
+    assert not started.is_over()
+    assert len(names(box / "S" / "attempts")) == 1, "nobody was started"
+    (box / "gate").touch()
+    started.wait(0)
+
+
+def test_a_worker_that_became_idle_is_taken_along(box: Box) -> None:
+    started, _ = start_gated(box, ["wait", "wait"])
+    wait_until(lambda: len(waiting(box)) == 1)
+    second = box.start("resume", "S", "--leave-when-idle", "0.5s")
+    wait_until(lambda: len(waiting(box)) == 2)
+    victim = identities(box / "S")["rank-0000.a00"]
+    # The first one stands still, so the second has nothing to do once the gate is open.
+    kill(victim, signal.SIGSTOP)
+    (box / "gate").touch()
+    second.wait(75)
+    assert record(box / "S" / "stopped" / "rank-0001.a00.json")["reason"] == "drained"
+    kill(victim, signal.SIGCONT)
+    started.wait(0)
+    assert_sound(box, "S", 2)

@@ -114,7 +114,7 @@ def test_outputs_that_are_gone_and_a_live_orchestrator_are_found(box: Box) -> No
     box.run(*again)
     run, gated = start_gated(box, ["wait"])
     wait_until(lambda: waiting(box))
-    assert "is held by an orchestrator" in box.run(*gated, "--dry-run", code=6).err
-    assert "is held by" in box.run(*gated, "--fresh", "--dry-run", code=6).err
+    assert "beside 1 other start" in box.run(*gated, "--dry-run").err
+    assert "may still be running" in box.run(*gated, "--fresh", "--dry-run", code=6).err
     box.write("gate", "")
     run.wait(0)

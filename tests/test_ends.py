@@ -61,7 +61,7 @@ def test_whoever_is_drained_is_not_said_to_be_stopped_by_a_stranger(box: Box) ->
     wait_until((box / "gate.waiting").exists)
     box.run("drain", "S")
     (box / "gate").touch()
-    done = started.wait(75)
+    done = started.wait(4)
     assert "somebody else" not in done.err
     assert record(box / "S" / "stopped" / "rank-0000.a00.json")["reason"] == "drained"
 
@@ -131,13 +131,13 @@ def test_a_drain_in_the_first_moments_of_a_start_drains_that_start(box: Box, bef
     else:
         box.run("drain", "S")
         (box / "gate").touch()
-        started.wait(75)
+        started.wait(4)
     behind = len(names(box / "S" / "attempts"))
     resumed = box.start(box.write("slow.py", SLOW_START), program=(sys.executable,))
     wait_until((box / "starting").exists)
     box.run("drain", "S")
     (box / "let-go").touch()
-    done = resumed.wait(75)
+    done = resumed.wait(4)
     assert "`gpuspool drain` asked for it" in done.err
     assert len(names(box / "S" / "attempts")) == behind, "nobody was started"
     box.run("resume", "S")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import JOBS, Box, has_gpu, record
+from helpers import JOBS, Box, has_gpu, record, story
 from torture import cgroups
 
 from gpuspool.orchestrator.plan.environment import group_variables
@@ -135,8 +135,8 @@ def test_what_promises_nothing_is_a_run_on_the_cpu_that_says_why(box: Box, nothi
     env = {"CUDA_VISIBLE_DEVICES": None, name: value}
     done = box.run("run", DESCRIBE, "--lines", box.lines(2), "--spool", "S", env=env)
     assert "on 1 rank (cpu: no GPU found)" in done.err
-    story = (box / "S" / "events.jsonl").read_text()
-    assert '"event":"devices"' in story
+    told = story(box / "S")
+    assert '"event":"devices"' in told
 
 
 def test_entries_of_amds_own_variable_are_counted_from_0(box: Box) -> None:

@@ -20,6 +20,7 @@ from helpers import (
     journal_lines,
     names,
     record,
+    story,
     tree,
     wait_until,
     waiting,
@@ -246,7 +247,7 @@ def test_a_copy_of_a_live_spool_leaves_the_original_alone(box: Box, shares_out: 
     copy = box.start("resume", "C", "-q")
     wait_until(lambda: len(waiting(box)) >= 4, timeout=80)
     assert all(is_alive(pid) for pid in workers.values())
-    assert box.status("C")["orchestrator"]["pid"] == copy.pid
+    assert box.status("C")["parents"][-1]["pid"] == copy.pid
     if shares_out:
         hidden = [path.name for path in (box / "O").glob(".gpuspool-*")]
         assert len(hidden) == len(set(hidden))
@@ -271,7 +272,7 @@ def test_the_copy_of_a_spool_is_not_waited_for_where_only_the_original_lives(box
 def drain(box: Box, started: Started) -> None:
     """Drain a run whose workers wait for the gate, which is opened once they were told."""
     started.signal(signal.SIGTERM)
-    wait_until(lambda: '"draining"' in (box / "S" / "events.jsonl").read_text())
+    wait_until(lambda: '"draining"' in story(box / "S"))
     open_gate(box)
     started.wait(75)
 
@@ -405,7 +406,7 @@ def test_adopted_workers_notice_too_and_the_next_start_goes_on(box: Box) -> None
     started.signal(signal.SIGKILL)
     started.wait(-signal.SIGKILL)
     adopter = box.start("resume", "S", "-q")
-    wait_until(lambda: box.status("S")["orchestrator"]["pid"] == adopter.pid)
+    wait_until(lambda: box.status("S")["parents"][-1]["pid"] == adopter.pid)
     mv(box)
     open_gate(box)
     assert GONE in adopter.wait(1).err

@@ -5,7 +5,7 @@ import signal
 from typing import Any
 
 import pytest
-from helpers import Box, limit, names, wait_until
+from helpers import Box, limit, names, story, wait_until
 
 import gpuspool
 from gpuspool.orchestrator.supervise.decide import (
@@ -325,7 +325,7 @@ def test_a_close_that_fails_is_told_and_concerns_no_task(box: Box, end: str, sai
     log = (box / "S" / "logs" / "rank-0000.a00.log").read_text()
     assert said in log or "job.py" in log
     assert "`close`" in log
-    assert (box / "S" / "events.jsonl").read_text().count("close_failed") == 1
+    assert story(box / "S").count("close_failed") == 1
     assert is_sound(box)
 
 
@@ -461,5 +461,5 @@ def test_a_close_that_fails_in_each_process_is_told_once(box: Box) -> None:
     box.write("job.py", CLOSES + "Job.recycle = 1\n")
     done = run(box, [1, 2, 3, 4], "--ranks", "1", "--arg", "end=raise")
     assert done.err.count("no end") == 1
-    assert (box / "S" / "events.jsonl").read_text().count("close_failed") == 4
+    assert story(box / "S").count("close_failed") == 4
     assert len([record for record in records(box) if record["close_error"]]) == 4

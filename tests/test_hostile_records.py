@@ -25,8 +25,8 @@ import gpuspool
 from gpuspool.spool.codec import decode, encode
 from gpuspool.spool.errors import Damaged, GpuspoolError
 from gpuspool.spool.layout import NAME_BYTES, STATES, Layout, copy_name, leads_out, refuse_key
-from gpuspool.spool.publish import make_subfolder, open_to_append, read_bytes, read_record
-from gpuspool.spool.records import Closing, Heartbeat, Intent, Job, JournalHead, Run
+from gpuspool.spool.publish import make_subfolder, open_to_append, read_bytes, read_sealed
+from gpuspool.spool.records import Closing, Heartbeat, Intent, Job, JournalHead, Parent, Run
 
 # Names that lead elsewhere, or to nothing.
 ELSEWHERE = [
@@ -78,7 +78,10 @@ FIELDS = [
     (f"heartbeat/{A0}.json", None, "attempt"),
     (f"heartbeat/{A0}.json", None, "host"),
     ("claims/rank-0000/000000000", None, "attempt"),
-    ("orchestrator.json", None, "host"),
+    ("parents/0000.json", None, "host"),
+    ("parents/0000.json", None, "command"),
+    ("parents/0000.json", None, "folder"),
+    ("parents/0000.end.json", None, "message"),
     (f"STATE/{A0}.json", None, "attempt"),
     ("failed-tasks/t1.json", None, "key"),
     ("failed-tasks/t1.json", None, "attempt"),
@@ -270,12 +273,14 @@ def test_nothing_is_appended_to_what_is_no_plain_file_of_its_own(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "second name", "socket-like folder"])
-@pytest.mark.parametrize("name", ["events.jsonl", "orchestrator.json", "summary.json"])
+@pytest.mark.parametrize(
+    "name", ["events/0001.jsonl", "parents/0001.json", "parents/0001.end.json", "summary.json"]
+)
 def test_a_start_writes_through_nothing_that_was_planted(box: Box, kind: str, name: str) -> None:
     box.run("run", "--lines", box.lines(1), "--spool", "S", "--", "true", "{input}")
     victim = box.write("victim", "precious")
     path = box / "S" / name
-    path.unlink()
+    path.unlink(missing_ok=True)
     if kind == "link":
         path.symlink_to(victim)
     elif kind == "fifo":
@@ -316,10 +321,10 @@ def test_a_link_is_no_folder_of_a_spool(tmp_path: Path) -> None:
 
 def test_a_file_of_terabytes_takes_nobodys_memory(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "S", 2)
-    for path in (layout.heartbeat(A0), layout.holder, layout.intent(A0), layout.run):
+    for path in (layout.heartbeat(A0), layout.parent(0), layout.intent(A0), layout.run):
         with open(path, "wb") as file:
             file.truncate(1 << 42)
-    assert read_record(layout.holder, Heartbeat) is None
+    assert read_sealed(layout.parent(0), Parent) is None
     layout.run_copy.write_bytes(resealed(pretty_run()))
     view = view_of(layout)
     assert any("run.json" in damage.path or A0 in damage.path for damage in view.damage)

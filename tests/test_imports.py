@@ -29,15 +29,15 @@ SPOOL_ORDER = (
     "records",
     "codec ledger identity death",
     "publish values",
-    "code open_folder",
-    "manifest timeouts holder trust",
+    "beats code open_folder",
+    "manifest parents timeouts trust",
     "claims journal",
     "view",
     "liveness blame sweep mending",
     "closing",
 )
 WORKER_ORDER = (
-    "causes context devices drain folders reports resources say standing starting supply",
+    "causes context devices drain folders nudges reports resources say standing starting supply",
     "modules",
     "backlog batch_size children leaving limits memory parent pinning scratch turns warmup",
     "beat idle outputs results timer",

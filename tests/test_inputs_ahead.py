@@ -95,7 +95,7 @@ def test_loading_ahead_is_bounded_and_a_drain_releases_what_was_loaded(box: Box)
     box.run("drain", "S")
     wait_until_told_to_drain(box / "S")
     (box / "gate").touch()
-    started.wait(75)
+    started.wait(4)
     first = notes(box)
     assert sum(line.startswith("call") for line in first) < 40
     begun = max(int(line.split()[1]) for line in first if line.startswith("call"))
@@ -200,7 +200,7 @@ def test_each_start_of_a_run_warms_up_anew(box: Box) -> None:
     box.run("drain", "S")
     wait_until_told_to_drain(box / "S")
     (box / "hold").touch()
-    started.wait(75)
+    started.wait(4)
     box.run(*warm_command(box, "works", *hold))
     assert sum(line.startswith("warm rank-") for line in notes(box)) == 2
 
@@ -242,7 +242,7 @@ def test_who_waits_for_a_warm_up_heeds_a_drain(box: Box) -> None:
         ]
     )
     box.run("drain", "S")
-    started.wait(75)
+    started.wait(4)
     reasons = {
         record(box / "S" / "stopped" / name)["reason"] for name in names(box / "S" / "stopped")
     }

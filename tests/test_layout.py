@@ -14,6 +14,7 @@ from gpuspool.spool.layout import (
     Layout,
     attempt_name,
     encode_key,
+    epoch_name,
     generation_name,
     hidden_name,
     hidden_output,
@@ -21,11 +22,13 @@ from gpuspool.spool.layout import (
     numbered_name,
     orphans_name,
     parse_attempt,
+    parse_beat,
     parse_control,
     parse_generation,
     parse_hidden_output,
     parse_numbered,
     parse_orphans,
+    parse_parent,
     parse_slurm_script,
     rank_name,
     rank_of,
@@ -162,10 +165,19 @@ def test_digits_of_other_scripts_are_foreign(name: str) -> None:
 
 
 def test_the_beat_of_a_parent_is_never_taken_for_that_of_an_attempt() -> None:
-    for host in ("node-7", "rank-0000.a00", "../x", ""):
-        path = Layout("/s").parent_heartbeat(2, host, 4711)
-        assert path.parent == Path("/s/heartbeat")
-        assert parse_attempt(path.name.removesuffix(".json")) is None
+    layout = Layout("/s")
+    assert parse_beat(layout.beat(epoch_name(2), 11).name) == ("0002", 11)
+    assert parse_beat(layout.beat("rank-0003.a01", 11).name) == ("rank-0003.a01", 11)
+    for name in ("0002", "0002.x", ".0002.1", "rank-0003.1", "2.1", "0002.1.2"):
+        assert parse_beat(name) is None
+
+
+def test_a_parent_and_its_end_are_told_apart() -> None:
+    layout = Layout("/s")
+    assert parse_parent(layout.parent(7).name) == (7, False)
+    assert parse_parent(layout.parent_end(7).name) == (7, True)
+    for name in ("7.json", "0007.jsonl", "0007.end", ".0007.json", "x0007.json"):
+        assert parse_parent(name) is None
 
 
 def test_no_two_things_of_a_spool_share_a_path() -> None:

@@ -3,11 +3,11 @@
 import ast
 import inspect
 import pydoc
-import signal
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import (
     JOBS,
     MARK,
@@ -375,7 +375,7 @@ def test_wait_drain_and_status_of_a_live_run(box: Box) -> None:
     ended = gpuspool.wait(box / "S", timeout_s=30)
     assert ended["state"] is gpuspool.RunState.STOPPED
     assert ended["tasks"]["complete"] == 1, "the task in hand was finished"
-    started.wait(75)
+    started.wait(4)
     (box / "gate").touch()
     assert gpuspool.resume(box / "S", quiet=True).ok, "a drain holds for one start"
     assert gpuspool.wait(box / "S")["state"] is gpuspool.RunState.COMPLETE
@@ -452,12 +452,15 @@ def test_reading_is_refused_when_it_is_called_and_not_when_it_is_iterated(box: B
             function(box / "absent")
 
 
-def test_another_orchestrator_is_an_error_of_its_own(box: Box) -> None:
-    started, _ = start_gated(box, ["wait"])
-    wait_until(lambda: waiting(box))
-    with pytest.raises(gpuspool.OrchestratorLive, match="held by an orchestrator on host") as live:
+def test_a_start_that_is_not_admitted_is_an_error_of_its_own(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one holds the lock and does not come to an end."""
+    monkeypatch.setattr("gpuspool.orchestrator.supervise.lock.PATIENCE_S", 0.1)
+    half_done(box)
+    with (
+        FileLock(box / "S" / "orchestrator.lock", fallback_to_soft=False),
+        pytest.raises(gpuspool.OrchestratorLive, match="was not to be had") as live,
+    ):
         gpuspool.resume(box / "S", quiet=True)
     assert live.value.exit_code == 6
-    started.signal(signal.SIGTERM)
-    (box / "gate").touch()
-    started.wait()

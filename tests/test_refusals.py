@@ -186,15 +186,15 @@ def test_a_verb_on_what_is_not_a_spool(box: Box, verb: str) -> None:
 
 def test_a_spool_of_another_format(box: Box) -> None:
     box.run("run", DOUBLE, "--lines", box.lines(2), "--spool", "S")
-    (box / "S" / "FORMAT").write_text("gpuspool 2\n")
+    (box / "S" / "FORMAT").write_text("gpuspool 3\n")
     for command in (
         ["status", "S"],
         ["resume", "S"],
         ["run", DOUBLE, "--lines", "lines", "--spool", "S"],
     ):
         done = refused(box, *command, says="its FORMAT says", code=5)
-        assert "gpuspool 2" in done.err
-    (box / "S" / "FORMAT").write_text("gpuspool 1\n")
+        assert "gpuspool 3" in done.err
+    (box / "S" / "FORMAT").write_text("gpuspool 2\n")
     (box / "S" / "run.json").write_text("{}")
     (box / "S" / "job" / "run.json").write_text("{}")
     for command in (

@@ -25,16 +25,17 @@ from spooling import (
 from gpuspool.orchestrator.supervise.opinions import EXCUSED_AT_ONCE, EXCUSED_FOR_EACH
 from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.spool.death import Crashed, Death, TimedOut, Witness
+from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.mending import mend_claims
-from gpuspool.spool.records import Error, JournalLine
+from gpuspool.spool.records import Error, JournalLine, place_name
 from gpuspool.spool.states import ErrorKind, LineState
 from gpuspool.spool.sweep import stranded_tasks, sweep
 from gpuspool.spool.view import View
 
 # The device of every intent that `spooling` publishes.
-DEVICE = "0"
+DEVICE = place_name(myself().host, "", "0")
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_a_first_failure_that_cannot_be_read_is_told_later(tmp_path: Path) -> No
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     telling.show(view)
     telling.show(view)
-    told = layout.events.read_text()
+    told = layout.events(0).read_text()
     assert [told.count("E0: bad"), told.count("E1: bad")] == [1, 1], told
 
 

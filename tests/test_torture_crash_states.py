@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Box, names, record, tree
+from helpers import Box, names, record, story, tree
 from torture.crash_recordings import FAST_S, HERE, TASKS, record_run
 from torture.crash_states import (
     DIRECTED,
@@ -204,7 +204,7 @@ def test_what_is_recorded_has_a_steal_an_adoption_and_closings(tmp_path: Path) -
     found = record_run(tmp_path, "adopted", "work", pace_s=10 * FAST_S)
     spool = found.record.home / SPOOL
     assert found.steals > 0
-    assert '"event":"adopted"' in (spool / "events.jsonl").read_text()
+    assert '"event":"adopted"' in story(spool)
     closings = [record(spool / "failed" / name)["by"] for name in names(spool / "failed")]
     assert closings == ["resume", "resume"]
     assert len(found.lines()) >= TASKS

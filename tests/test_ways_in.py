@@ -128,7 +128,7 @@ def test_retry_may_follow_wait_at_once(box: Box) -> None:
     )
     command = ["run", "job.py:f", "--lines", box.lines(1), "--spool", "S", "--keep-going"]
     started = box.start(*command)
-    wait_until(lambda: (box / "S" / "orchestrator.json").exists())
+    wait_until(lambda: (box / "S" / "parents" / "0000.json").exists())
     box.run("wait", "S", code=3)
     box.run("retry", "S", code=3)
     started.wait(3)

@@ -11,7 +11,6 @@ import os
 import pwd
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
 import zlib
@@ -365,42 +364,27 @@ def test_the_lock_is_for_those_who_may_write(box: Box, spool: Layout) -> None:
     assert lock_mode(spool) == 0o660
 
 
-@needs_two_users
-@pytest.mark.skipif(shutil.which("flock") is None, reason="flock(1) is not there")
-def test_who_may_only_read_a_spool_cannot_keep_its_owner_out(spool: Layout) -> None:
-    with tempfile.TemporaryDirectory() as reachable:
-        os.chmod(reachable, 0o755)
-        moved = Layout(shutil.copytree(spool.root, Path(reachable, "S")))
-        stranger = ["setpriv", f"--reuid={BOB_UID}", "--clear-groups", "--inh-caps=-all"]
-        readable = subprocess.run([*stranger, "cat", moved.run], capture_output=True, check=False)
-        assert readable.returncode == 0
-        held = subprocess.run(
-            [*stranger, "flock", "-n", moved.lock, "true"], capture_output=True, check=False
-        )
-        assert held.returncode != 0
-        assert b"Permission denied" in held.stderr
+IMPATIENT = """
+import sys
+from gpuspool.orchestrator.supervise import lock
+from gpuspool.orchestrator.cli.main import main
+
+lock.PATIENCE_S = 0.2
+sys.exit(main())
+"""
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="flock(1) is not there")
-def test_a_lock_that_no_orchestrator_holds_is_told_with_its_process(
-    box: Box, spool: Layout
-) -> None:
+def test_who_keeps_others_from_being_admitted_is_told(box: Box, spool: Layout) -> None:
     holder = box.start(spool.lock, "sh", "-c", "echo held; exec sleep 1000", program=("flock",))
     out = box.home.parent / f"{box.home.name}-cli" / "1.out"
     wait_until(lambda: "held" in out.read_text())
+    program = (sys.executable, str(box.write("impatient.py", IMPATIENT)))
     for verb in (["resume", "S"], ["run", DOUBLE, "--lines", "lines", "--spool", "S", "--fresh"]):
-        done = box.run(*verb, code=6)
+        done = box.run(*verb, program=program, code=6)
         assert f"process {holder.pid} (" in done.err
         assert pwd.getpwuid(os.geteuid()).pw_name in done.err
-        assert "which did not announce itself" in done.err
-
-
-def test_an_orchestrator_that_announced_itself_is_named(box: Box) -> None:
-    box.write("job.py", "import time\ndef f(task, ctx): time.sleep(1000)\n")
-    running = box.start("run", "job.py:f", "--lines", box.lines(1), "--spool", "S")
-    wait_until(lambda: (box / "S" / "orchestrator.json").exists())
-    done = box.run("resume", "S", code=6)
-    assert f"pid {running.pid}" in done.err
+        assert "end it" in done.err
 
 
 # Helpers for spools that somebody changed.

@@ -271,7 +271,7 @@ class Play:
     # Workers.
 
     def _launch(self, action: Launch) -> None:
-        rank = action.slot.rank
+        rank = action.slot.number
         process = Process(f"a{next(self._names)}", rank, action.patience, action.is_doubted)
         process.known = self._acquitted(self._row(rank))
         self._open[rank] = process
@@ -612,25 +612,25 @@ class Play:
     def _past(self) -> list[RankPast]:
         past: list[RankPast] = []
         for slot in self._slots:
-            trials = self._trials(slot.rank)
-            row = self._row(slot.rank)
+            trials = self._trials(slot.number)
+            row = self._row(slot.number)
             failed_elsewhere = 0
             if row:
                 for task in row[0].failed:
                     failed_elsewhere += len(self._failed_on[task]) > 1
-            process = self._open[slot.rank]
+            process = self._open[slot.number]
             past.append(
                 RankPast(
                     slot,
                     trials=trials,
                     device_trials=trials,
-                    ended_at=self._ended_at[slot.rank],
+                    ended_at=self._ended_at[slot.number],
                     acquitted=self._acquitted(row),
                     failed_elsewhere=failed_elsewhere,
                     failed_at=process.failed_at if process is not None and process.row else None,
                     gets_on=process is not None and process.completed > 0 and not process.row,
-                    has_completed=slot.rank in self._working,
-                    has_begun=bool(self._ended[slot.rank]) or _has_begun(process),
+                    has_completed=slot.number in self._working,
+                    has_begun=bool(self._ended[slot.number]) or _has_begun(process),
                 )
             )
         return past

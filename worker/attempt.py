@@ -52,7 +52,7 @@ from gpuspool.spool.processes import run_mark
 from gpuspool.spool.records import Closing, Error, IdleLine, Intent, Run
 from gpuspool.spool.signals import STOP_SIGNALS
 from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, LineState, Phase, Reason
-from gpuspool.spool.view import drain_epoch
+from gpuspool.spool.view import read_control
 from gpuspool.worker import children, leaving
 from gpuspool.worker.backlog import Backlog
 from gpuspool.worker.beat import Beat
@@ -65,6 +65,7 @@ from gpuspool.worker.idle import Idling
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.job_end import JobEnd
 from gpuspool.worker.modules import Modules
+from gpuspool.worker.nudges import Nudges
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.prepare import Preparation, judge_load
@@ -107,6 +108,7 @@ class Attempt:
         intent: Intent,
         rank: int,
         journal: JournalWriter,
+        nudges: Nudges,
     ) -> None:
         """layout: of the spool that `folders` holds. Raises OSError where a file of its own cannot
         be opened.
@@ -119,13 +121,15 @@ class Attempt:
         self._intent = intent
         self._rank = rank
         self._journal = journal
+        self._nudges = nudges
         self._is_call = intent.job.kind is JobKind.CALL
         self._end_children = functools.partial(
             children.end_all, self._marked_run, self.name, intent.parent.pid
         )
         self._statistics = Statistics()
         self._drain = Drain(
-            is_possible=not self._is_call, is_published=lambda: drain_epoch(layout) >= intent.epoch
+            is_possible=not self._is_call,
+            is_published=lambda: read_control(layout).stops(intent.epoch),
         )
         self._parent = Parent(intent, self._drain)
         self._standing = Standing(layout, self.name, intent.options.lease_s, folders.check)
@@ -147,7 +151,7 @@ class Attempt:
             self.name,
             report_damage,
             steals=not self._is_call,
-            device=self._intent.device,
+            device=self._intent.place,
             planned=planned_checksums(self._run),
         )
         backlog = Backlog(supply, self._journal.flush, self._standing.is_still_open)
@@ -176,6 +180,7 @@ class Attempt:
                 self._journal,
                 self._drain,
                 self._parent,
+                self._nudges,
                 self._folders.check,
             )
         work = Work(
@@ -303,6 +308,7 @@ class Attempt:
             outputs.path,
             is_draining,
             self._settler.scratch.of,
+            local_rank=self._intent.local_rank,
         )
 
     def _make_executor(self, job: LoadedJob, context: Context, outputs: Outputs) -> Executor:
@@ -384,6 +390,7 @@ class Attempt:
                 journal_bytes=self._journal.n_bytes,
             )
             publish_closing(self._layout, closing, orphans)
+            self._beat.end_proof()
         except OSError as trouble:
             say(f"gpuspool: cannot close {self.name}: {trouble}; its parent, or a resume, will")
             return EXIT_CANNOT_CLOSE

@@ -1,8 +1,8 @@
 """The one thread beside the work: it makes the journal durable, beats, and looks for a drain.
 
-Every second it makes the journal durable. Every few seconds it replaces the heartbeat file, which
-proves to other hosts that this worker lives and tells people what it is at. As often it looks
-whether somebody called `gpuspool drain`.
+Every second it makes the journal durable. Several times in a lease it beats in beats/, which proves
+to other hosts that this worker lives. Every few seconds it replaces the heartbeat file, which tells
+people what it is at, and looks whether somebody called `gpuspool drain`.
 
 With each heartbeat it looks whether the job has imported more modules, which are part of the code
 that this run consists of (see `modules`).
@@ -15,6 +15,7 @@ written is only logged, once: the work is worth more than the word of it.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -22,10 +23,12 @@ import time
 import msgspec
 from msgspec.structs import asdict
 
+from gpuspool.spool import beats
 from gpuspool.spool.codec import encode
+from gpuspool.spool.file_system import heartbeat_s
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.liveness import BEAT_S
+from gpuspool.spool.liveness import ATTEMPT_BEATS
 from gpuspool.spool.publish import replace
 from gpuspool.spool.records import Heartbeat, Identity, Intent
 from gpuspool.spool.states import Phase
@@ -84,21 +87,28 @@ class Beat(threading.Thread):
         self._modules = modules
         self._parent = Parent(intent, drain)
         self._lease_s = intent.options.lease_s
+        self._proof = beats.Beat(layout, intent.attempt)
+        self._proof_s = self._lease_s / ATTEMPT_BEATS
+        self._last_proof = -math.inf
+        self._heartbeat_s = heartbeat_s(layout.root, self._lease_s)
         self._drain_s = min(DRAIN_S, intent.options.grace_s / LOOKS_A_GRACE)
         # Held while a heartbeat is written, since both threads do so.
         self._lock = threading.Lock()
         self._number = 0
+        # Whether the last heartbeat said that there is nothing to do.
+        self._is_told_idle = False
         # What was said to be impossible.
         self._said: set[str] = set()
         self._end = threading.Event()
         # The pause before the next beat. It doubles, so that `status` shows the first task soon
-        # after the start, and is bounded by BEAT_S and the lease.
+        # after the start.
         self._pause_s = SYNC_S
         self._last_beat = time.monotonic()
-        self._last_look = self._last_beat
+        self._last_look = self._last_tick = self._last_beat
 
     def run(self) -> None:
         """The thread's own; call `start`."""
+        self._prove(time.monotonic())
         self.beat()
         while not self._end.wait(self._at_most(SYNC_S)):
             self._tick(time.monotonic())
@@ -114,6 +124,10 @@ class Beat(threading.Thread):
         self._journal.sync_if_dirty()
         self.beat()
 
+    def end_proof(self) -> None:
+        """Beat no more in beats/: the attempt is closed."""
+        self._proof.end()
+
     def _at_most(self, seconds: float) -> float:
         """So many seconds, or less where the lease is short."""
         return min(seconds, self._lease_s / LOOKS_A_LEASE)
@@ -124,16 +138,29 @@ class Beat(threading.Thread):
         except OSError:
             # The journal is broken from now on; the main thread finds out at its next step.
             return
-        if now - self._last_beat > self._lease_s:
+        if now - self._last_tick > self._lease_s:
             # This process stood still, and may have been taken for dead.
             self._standing.doubt()
+        self._last_tick = now
         self._parent.heed()
-        if now - self._last_beat >= self._at_most(min(self._pause_s, BEAT_S)):
+        if now - self._last_proof >= self._proof_s:
+            self._prove(now)
+        is_news = (self.doing.phase is Phase.IDLE) != self._is_told_idle
+        if is_news or now - self._last_beat >= min(self._pause_s, self._heartbeat_s):
             self._pause_s *= 2
             self.beat()
         if now - self._last_look >= self._at_most(self._drain_s):
             self._last_look = now
             self._drain.look()
+
+    def _prove(self, now: float) -> None:
+        """Prove to other hosts that this process lives. What fails is tried again in a moment."""
+        try:
+            self._proof.move()
+        except OSError as error:
+            self._say_once("beat", error)
+            return
+        self._last_proof = now
 
     def beat(self) -> None:
         """Replace the heartbeat file by rename(2).
@@ -143,6 +170,7 @@ class Beat(threading.Thread):
         with self._lock:
             self._number += 1
             self._last_beat = time.monotonic()
+            self._is_told_idle = self.doing.phase is Phase.IDLE
             self._look_at_modules()
             try:
                 replace(self._layout.heartbeat(self._intent.attempt), encode(self._record()))

@@ -73,8 +73,11 @@ class Restart(Exception):
 class Context(msgspec.Struct, frozen=True, weakref=True):
     """The worker that a job runs in.
 
-    rank: 0..world_size-1. attempt: the name of this process in the spool, `rank-0003.a01`. device:
-    "cuda:0", or "cpu" for a CPU rank. args: what `--arg` gave.
+    rank: a number that no other live worker of the run has. world_size: how many workers the
+    process runs that started this one; where several hosts work on one run, `rank` may be larger.
+    local_rank: 0..world_size-1, the number of this worker among those. attempt: the name of this
+    process in the spool, `rank-0003.a01`. device: "cuda:0", or "cpu" for a CPU rank. args: what
+    `--arg` gave.
     """
 
     rank: int
@@ -85,10 +88,12 @@ class Context(msgspec.Struct, frozen=True, weakref=True):
     _output: Callable[[Task, str], Path]
     _is_draining: Callable[[], bool]
     _scratch: Callable[[Task], Path]
+    local_rank: int = 0
 
     def __repr__(self) -> str:
         return (
-            f"Context(rank={self.rank}, world_size={self.world_size}, attempt={self.attempt!r}, "
+            f"Context(rank={self.rank}, local_rank={self.local_rank}, "
+            f"world_size={self.world_size}, attempt={self.attempt!r}, "
             f"device={self.device!r}, args={self.args!r})"
         )
 

@@ -39,7 +39,7 @@ from gpuspool.spool.claims import ChainEnd, claim_size
 from gpuspool.spool.layout import Layout, is_manifest, may_offer_doubtful, rank_name
 from gpuspool.spool.manifest import Manifest, OnDamage, is_doubtful, load_manifest
 from gpuspool.spool.publish import listdir
-from gpuspool.spool.records import TaskLine
+from gpuspool.spool.records import TaskLine, is_cpu
 
 # A rank whose own manifest has no more than so many batches left helps others that have more. Four:
 # later a long task at the end of another manifest would begin too late, earlier costs listings.
@@ -72,9 +72,6 @@ FRESH_FROM = 2
 # be there to give it.
 TEMPTED_S = 2.0
 MOST_TIMES_LEFT = 3
-
-# The device of ranks without one; all of them share it.
-CPU = "cpu"
 
 
 def weight(task: TaskLine) -> float:
@@ -180,7 +177,7 @@ class Supply:
         planned: Mapping[str, int] | None = None,
     ) -> None:
         """steals: whether tasks that were planned for other ranks may be claimed. device: of this
-        rank, "cpu" where it has none to tell from those of others. planned: the
+        rank, as `Intent.place` names it. planned: the
         checksums of the manifests that the run began with, by name.
         """
         self.layout = layout
@@ -189,6 +186,7 @@ class Supply:
         self._steals = steals
         self._planned = planned or {}
         self._device = device
+        self._is_on_cpu = is_cpu(device)
         # How often this attempt had nothing left but tasks that had better be tried elsewhere.
         self._times_tempted = 0
         # Of each manifest the last position passed over with a doubtful task, and since when.
@@ -365,7 +363,7 @@ class Supply:
             return False
         if self._wants_fresh(task) and not self._is_fresh:
             return False
-        if self._device == CPU or self._device not in devices:
+        if self._is_on_cpu or self._device not in devices:
             return True
         # The more often this device has tried it, the longer it is left to others. So of several
         # such tasks a device takes the one that it tried least. Devices that take two tasks in turn
@@ -379,7 +377,7 @@ class Supply:
 
     def _wants_fresh(self, task: TaskLine) -> bool:
         """Whether only a fresh process tells more of a task, which takes its processes along."""
-        least = FRESH_FROM_ON_CPU if self._device == CPU else FRESH_FROM
+        least = FRESH_FROM_ON_CPU if self._is_on_cpu else FRESH_FROM
         return task.careful and sum(bool(device) for _, device in task.failed_in) >= least
 
     def look_closely(self) -> None:

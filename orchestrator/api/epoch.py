@@ -1,15 +1,16 @@
 """One start of a run (an epoch), from the lock to the report.
 
 1. What can be refused is refused: options, devices.
-2. The lock is taken, so that one orchestrator at a time writes what only an orchestrator writes.
-3. The spool is repaired where it is damaged.
-4. The job's source is put where workers find it, and what else the code consists of is recorded.
-5. For a retry, every failed task gets another round; for a redo, those that were named.
-6. OUT is known by its mark, or it is made and marked if nothing was published yet.
-7. The orchestrator sees the run to its end. Inside a Slurm job it ends before the job does, and
-   may then have the job started again.
+2. It is admitted, one start at a time, under the lock:
+   - The spool is repaired where it is damaged, if no other parent may be at work in it.
+   - The job's source is put where workers find it, and what else the code consists of is recorded.
+   - For a retry, every failed task gets another round; for a redo, those that were named.
+   - OUT is known by its mark, or it is made and marked if nothing was published yet.
+   - The epoch is taken, by the link(2) of the parent's record.
+3. The lock is given back, and others may come in. The parent sees the run to its end.
+4. It says how it ended, and beats no more.
 
-Called by `run`, and by `resume`, `retry` and `redo`.
+Called by `run`, and by `resume`, `retry`, `redo` and `join`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ from gpuspool.orchestrator.plan.code import changed_since, code_now
 from gpuspool.orchestrator.plan.devices import Pool
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.slots import Slot
+from gpuspool.orchestrator.slurm.allocation import scheduler_now
 from gpuspool.orchestrator.slurm.limits import with_limits_of_job
 from gpuspool.orchestrator.slurm.requeue import requeue as requeue_job
 from gpuspool.orchestrator.supervise.doctor import warnings_of
@@ -43,23 +47,27 @@ from gpuspool.orchestrator.supervise.drain import Drain, signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.leftovers import remove_scratch
-from gpuspool.orchestrator.supervise.lock import hold, renounce
+from gpuspool.orchestrator.supervise.lock import hold
 from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.supervise.telling import Telling
+from gpuspool.orchestrator.text.printable import recordable
 from gpuspool.orchestrator.text.progress import Progress, make_progress, say
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.code import publish_code, read_code
+from gpuspool.spool.codec import pretty, seal_pretty
 from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import copy_name
 from gpuspool.spool.manifest import publish_manifest
+from gpuspool.spool.open_folder import folder_id
+from gpuspool.spool.parents import Parents, being_parent
 from gpuspool.spool.publish import publish
-from gpuspool.spool.records import Job, Run, TaskLine
+from gpuspool.spool.records import Job, Parent, ParentEnd, Place, Run, TaskLine
 from gpuspool.spool.signals import children_can_be_awaited
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import Trust
-from gpuspool.spool.view import View, drain_epoch, load_run
+from gpuspool.spool.view import View, load_run, read_control
 
 
 def supervise(
@@ -69,6 +77,7 @@ def supervise(
     given: Mapping[str, Any],
     trust: Trust,
     *,
+    command: str,
     quiet: bool,
     out_moved_to: str | os.PathLike[str] | None = None,
     inputs_root: str = "",
@@ -78,7 +87,8 @@ def supervise(
     """Start the run of a spool and see it to its end.
 
     job, source: what to run; a source of None leaves the spool's copy as it is. given: the options
-    of this start, without None. trust: whose files its workers may obey. out_moved_to: where OUT is
+    of this start, without None. trust: whose files its workers may obey. command: the verb that was
+    typed, for people. out_moved_to: where OUT is
     now, if it was moved. inputs_root: likewise the folder that keys of input files are relative to,
     "" if that was not said. again: which tasks get another round. requeue: how often Slurm is asked
     to start this job again when its time is up; then this does not return. Raises GpuspoolError,
@@ -88,18 +98,22 @@ def supervise(
     myself()
     layout = view.layout
     # Who drains from here on means this start, which nobody can name before it has told its epoch.
-    drained = drain_epoch(layout)
+    drained = read_control(layout).drain
     options = options_of_start(view.run.options, given)
     pool, slots = slots_for(options)
     # Signals are caught as soon as the lock is held, so that a Ctrl-C from there on ends in a drain
     # and not in the middle of a repair. The repair comes before the view is read again, since it
-    # makes whole what a view is read from. Whatever happens, orchestrator.json must not go on to
-    # name this process: a caller of the Python API lives on, and `gpuspool wait` would wait for it.
+    # makes whole what a view is read from.
     received: list[int] = []
     make_way(layout.lock)
-    with hold(layout) as lock_warning, signals_to(received), children_can_be_awaited():
+    with contextlib.ExitStack() as stack:
+        admission = stack.enter_context(contextlib.ExitStack())
+        lock_warning = admission.enter_context(hold(layout))
+        stack.enter_context(signals_to(received))
+        stack.enter_context(children_can_be_awaited())
         view.use_run(_still_this_run(view))
-        repair(layout, view.run)
+        if not Parents(layout).refresh().there():
+            repair(layout, view.run)
         job = _publish_job(view.refresh(), job, source)
         code = publish_code(layout, code_now(view, job))
         job = msgspec.structs.replace(job, code=code)
@@ -115,8 +129,13 @@ def supervise(
         claim_out(view, lack)
         folders = RunFolders(view)
         progress = make_progress(quiet)
+        outcome: Outcome | None = None
+        orchestrator: Orchestrator | None = None
+        parent = _take_epoch(view, slots, options.lease_s, command)
+        stack.enter_context(being_parent(layout, parent.epoch))
         try:
-            telling = Telling(layout, view.next_epoch(), progress, folders.spool.check)
+            admission.close()
+            telling = Telling(layout, parent.epoch, progress, folders.spool.check)
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
             if given_round:
                 progress.say(given_round)
@@ -127,20 +146,65 @@ def supervise(
                 for text in told:
                     telling.tell("limits", text)
             orchestrator = Orchestrator(
-                view, slots, job, options, progress, received, folders, drained, trust.named
+                view,
+                parent.epoch,
+                slots,
+                job,
+                options,
+                progress,
+                received,
+                folders,
+                drained,
+                trust.named,
             )
             outcome = orchestrator.run()
             _warn(progress, _changed_meanwhile(view, job))
         finally:
             progress.close()
-            # Not where the spool is gone: another run's may be at its path.
+            # Whatever happened, this process is the parent of nobody any more: a caller of the
+            # Python API lives on, and others would wait for what it sees to. Not where the spool is
+            # gone: another run's may be at its path.
             with contextlib.suppress(OSError):
                 folders.spool.check()
-                renounce(layout)
+                _say_ended(view, parent.epoch, outcome)
+                if orchestrator is not None:
+                    orchestrator.end_beat()
             folders.close()
     if requeue and _is_requeue_due(view, orchestrator.drain, received):
         requeue_job(requeue, outcome.message.splitlines()[0], say)
     return _report(view, outcome)
+
+
+def _take_epoch(view: View, slots: list[Slot], lease_s: float, command: str) -> Parent:
+    """Take the next epoch, by the link(2) of this parent's record; returns that."""
+    layout = view.layout
+    scheduler = scheduler_now()
+    epoch = view.next_epoch()
+    while True:
+        parent = Parent(
+            **msgspec.structs.asdict(myself()),
+            epoch=epoch,
+            at=time.time(),
+            slots=[Place(device=slot.device, uuids=slot.uuids) for slot in slots],
+            argv=[recordable(word) for word in sys.argv],
+            command=command,
+            lease_s=lease_s,
+            scheduler=scheduler,
+            folder=folder_id(layout.root),
+        )
+        if publish(layout.parent(epoch), seal_pretty(parent)):
+            return parent
+        # Somebody else was admitted at the same moment: locks do not work here.
+        epoch += 1
+
+
+def _say_ended(view: View, epoch: int, outcome: Outcome | None) -> None:
+    """Publish how this parent ended, by link(2). outcome: None where it could not go on."""
+    how, exit_code, message = "failed", 1, ""
+    if outcome is not None:
+        how, exit_code, message = outcome.how, outcome.exit_code, outcome.message
+    end = ParentEnd(how=how, exit_code=exit_code, at=time.time(), message=recordable(message))
+    publish(view.layout.parent_end(epoch), pretty(end))
 
 
 def _is_requeue_due(view: View, drain: Drain | None, received: list[int]) -> bool:

@@ -29,14 +29,16 @@ from gpuspool.orchestrator.plan.matching import Matching, match
 from gpuspool.orchestrator.plan.out import check_out, clear_out
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot, make_slots
-from gpuspool.orchestrator.supervise.lock import hold, refuse_held
+from gpuspool.orchestrator.slurm.allocation import scheduler_now
+from gpuspool.orchestrator.supervise.lock import hold
 from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.records import Job, Options
+from gpuspool.spool.parents import Parents
+from gpuspool.spool.records import Job, Options, Parent
 from gpuspool.spool.states import Life, Verdict
 from gpuspool.spool.trust import Trust, refuse_unsafe
 from gpuspool.spool.view import View, open_view
@@ -84,7 +86,8 @@ def slots_for(options: Options) -> tuple[Pool, list[Slot]]:
     """The pool, and the slots that these options ask for, one for each rank. Raises UsageError."""
     pool = find_pool(options.devices)
     devices = share_out(pool, options.ranks, options.ranks_per_gpu, options.gpus_per_rank)
-    return pool, make_slots(devices, pool)
+    scheduler = scheduler_now()
+    return pool, make_slots(devices, pool, "" if scheduler is None else scheduler.job)
 
 
 # How one goes on with a job that changed.
@@ -170,18 +173,27 @@ def _refuse_to_move_aside(layout: Layout, request: Request, trust: Trust) -> Non
     refuse_to_rename(layout.root, "--fresh", request, None)
     # Taking its lock opens a file in there for writing.
     refuse_unsafe(layout, trust, {})
-    refuse_held(layout)
     _refuse_alive(layout)
 
 
 def _refuse_alive(layout: Layout) -> None:
-    """Raise OrchestratorLive where an attempt is not proved dead."""
-    alive = _alive_attempts(layout)
+    """Raise OrchestratorLive where a parent or an attempt is not proved dead."""
+    hosts = sorted(
+        "a host that its record does not tell" if parent is None else f"host {parent.host}"
+        for parent in parents_there(layout)
+    )
+    alive = [*dict.fromkeys(f"a gpuspool on {host}" for host in hosts), *_alive_attempts(layout)]
     if alive:
         raise OrchestratorLive(
             f"{layout.root}: {', '.join(alive)} may still be running. "
             "Stop them first with `gpuspool drain`, or choose another --spool."
         )
+
+
+def parents_there(layout: Layout) -> list[Parent | None]:
+    """The parents that are not proved dead, at a single look."""
+    parents = Parents(layout).refresh()
+    return [parents.known[epoch] for epoch in parents.there()]
 
 
 def _alive_attempts(layout: Layout) -> list[str]:

@@ -20,6 +20,7 @@ import msgspec
 
 from gpuspool.orchestrator.api.opening import (
     is_made,
+    parents_there,
     refuse_another_request,
     refuse_to_make,
     slots_for,
@@ -33,7 +34,6 @@ from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.request import Request
 from gpuspool.orchestrator.plan.slots import Slot
-from gpuspool.orchestrator.supervise.lock import refuse_held
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool import placeholders
 from gpuspool.spool.identity import myself
@@ -75,7 +75,6 @@ def preview(
     if add and found is not None:
         added = lines_to_add(view, request.tasks, found)
     pool, slots = slots_for(options_of_start(view.run.options, given))
-    refuse_held(layout)
     out = out_of(layout, view.run)
     moved_to = out_now(view, request.out, out_moved_to)
     if moved_to is None:
@@ -85,12 +84,13 @@ def preview(
         refuse_move(view, out)
     ledger = view.ledger
     left = ledger.tasks - ledger.n_finished
+    beside = _beside(layout)
     text = [
-        f"would go on with {layout.root} for {count_of(ledger.tasks, 'task')} "
+        f"would go on with {layout.root}{beside} for {count_of(ledger.tasks, 'task')} "
         f"on {count_of(len(slots), 'rank')}: {ledger.n_complete} complete, {ledger.n_failed} "
         f"failed, {left} to be done",
         str(pool),
-        *(f"rank {slot.rank} on {slot.device_name}" for slot in slots),
+        *(f"slot {slot.number} on {slot.device_name}" for slot in slots),
     ]
     if added:
         keys = _some([line.key for line in added], len(added))
@@ -100,6 +100,15 @@ def preview(
     text += _names_and_command(request, first, ledger.tasks, out, layout, slots[0])
     counts = {"total": ledger.tasks, "complete": ledger.n_complete, "failed": ledger.n_failed}
     return Report(layout.root, 0, counts, "\n".join(text))
+
+
+def _beside(layout: Layout) -> str:
+    """Which other parents a start would work beside, in words; "" if none may be alive."""
+    there = parents_there(layout)
+    if not there:
+        return ""
+    hosts = sorted({parent.host for parent in there if parent is not None})
+    return f" beside {count_of(len(there), 'other start')} (on {', '.join(hosts) or '?'})"
 
 
 def _of_new_run(
@@ -115,7 +124,7 @@ def _of_new_run(
     ]
     for slot, planned in zip(slots, plan(tasks.costs, len(slots)), strict=True):
         share = count_of(len(planned), "task")
-        text.append(f"rank {slot.rank} on {slot.device_name}: {share}{_cost(tasks, planned)}")
+        text.append(f"rank {slot.number} on {slot.device_name}: {share}{_cost(tasks, planned)}")
     out = layout.outputs if request.out is None else Path(request.out)
     first = list(itertools.islice(tasks, SHOWN_KEYS))
     text += _names_and_command(request, first, len(tasks), out, layout, slots[0])
@@ -161,7 +170,7 @@ def _fill(word: str, task: TaskLine, input_: str, out: Path, layout: Layout, slo
         "key": task.key,
         "index": str(task.task),
         "output": str(out / task.key),
-        "rank": str(slot.rank),
+        "rank": str(slot.number),
         "device": "cpu" if slot.device_name == "cpu" else "cuda:0",
         "scratch": str(layout.scratch(task.task)),
     }

@@ -27,11 +27,11 @@ from gpuspool.orchestrator.report.status import status as status_of
 from gpuspool.orchestrator.report.verify import Findings
 from gpuspool.orchestrator.report.verify import verify as verify_view
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.holder import is_holder_alive
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.parents import is_anybody_alive_here
 from gpuspool.spool.publish import read_bytes
-from gpuspool.spool.states import RunState
+from gpuspool.spool.states import UNDER_WAY, RunState
 from gpuspool.spool.view import View, open_view
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
             if ended_at is None:
                 ended_at = time.monotonic()
             now = _confirmed(view, detector, now, time.monotonic() - ended_at)
-            if now["state"] != RunState.RUNNING:
+            if now["state"] not in UNDER_WAY:
                 return now
         else:
             ended_at = None
@@ -113,7 +113,7 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
 
 
 def _has_ended(view: View, now: dict[str, Any]) -> bool:
-    return now["state"] != RunState.RUNNING and not is_holder_alive(view.layout)
+    return now["state"] not in UNDER_WAY and not is_anybody_alive_here(view.layout)
 
 
 # That every task has a verdict rests on what was read, and is certain. That some have none rests on
@@ -210,7 +210,7 @@ def _attempt_logs(view: View, rank: int | None, last: int | None, follow: bool) 
         # What was printed before a look that finds the run ended is read after it.
         for now in _follow_status(view):
             yield from logs.new_text()
-            if now["state"] != RunState.RUNNING:
+            if now["state"] not in UNDER_WAY:
                 break
             time.sleep(FOLLOW_LOOK_S)
     yield from logs.rest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -28,12 +27,12 @@ from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import Request, make_request
 from gpuspool.orchestrator.slurm.allocation import refuse_misplaced
+from gpuspool.orchestrator.supervise.drain import ASKED, order_drain
 from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.holder import is_holder_there, read_holder
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import publish
+from gpuspool.spool.parents import is_anybody_there
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import refuse_unsafe, trust_in
 from gpuspool.spool.view import View, open_view
@@ -152,6 +151,7 @@ def run(
         source,
         given,
         trust,
+        command="run",
         quiet=quiet,
         out_moved_to=out_moved_to,
         inputs_root=inputs_root,
@@ -241,7 +241,15 @@ def resume(
         )
     again = Again() if retry else None
     return _go_on(
-        spool, again, out_moved_to, keep_done, quiet, trust_owner, options, requeue=requeue
+        "retry" if retry else "resume",
+        spool,
+        again,
+        out_moved_to,
+        keep_done,
+        quiet,
+        trust_owner,
+        options,
+        requeue=requeue,
     )
 
 
@@ -251,6 +259,7 @@ def join(
     ranks: int | None = None,
     devices: str | None = None,
     time_limit_s: float | None = None,
+    leave_when_idle_s: float | None = None,
     grace_s: float | None = None,
     requeue: int = 0,
     quiet: bool = False,
@@ -262,18 +271,34 @@ def join(
     out of reach. Array jobs consist of calls of this. Raises what `resume` raises.
 
     spool: the spool's folder. Default: the only ./spool-* there is.
-    ranks, devices, time_limit_s, grace_s: of this start alone, as for `resume`.
+    ranks, devices, time_limit_s, leave_when_idle_s, grace_s: of this start alone, as for `resume`.
     requeue: have Slurm start this job again when its time is up, as for `run`.
     quiet: show no progress on stderr.
     trust_owner: users whose spool is accepted, as for `run`.
     """
-    own = {"ranks": ranks, "devices": devices, "time_limit_s": time_limit_s, "grace_s": grace_s}
+    own = {
+        "ranks": ranks,
+        "devices": devices,
+        "time_limit_s": time_limit_s,
+        "leave_when_idle_s": leave_when_idle_s,
+        "grace_s": grace_s,
+    }
     return _go_on(
-        spool, None, None, False, quiet, trust_owner, own, requeue=requeue, reads_source=False
+        "join",
+        spool,
+        None,
+        None,
+        False,
+        quiet,
+        trust_owner,
+        own,
+        requeue=requeue,
+        reads_source=False,
     )
 
 
 def _go_on(
+    command: str,
     spool: str | os.PathLike[str] | None,
     again: Again | None,
     out_moved_to: str | os.PathLike[str] | None,
@@ -285,10 +310,10 @@ def _go_on(
     requeue: int = 0,
     reads_source: bool = True,
 ) -> Report:
-    """Start the run of a spool that is there. again: which tasks get another round.
+    """Start the run of a spool that is there.
 
-    reads_source: the job's file is looked at, and refused if it changed; else the spool's copy of
-    it is what runs.
+    command: the verb that was typed. again: which tasks get another round. reads_source: the job's
+    file is looked at, and refused if it changed; else the spool's copy of it is what runs.
     """
     refuse_other_encoding()
     refuse_misplaced()
@@ -310,6 +335,7 @@ def _go_on(
         source,
         without_none(options),
         trust,
+        command=command,
         quiet=quiet,
         out_moved_to=out_moved_to,
         again=again,
@@ -388,7 +414,7 @@ def redo(
     from gpuspool.orchestrator.api.redoing import selection
 
     again = Again(selection(words, missing_outputs), missing_outputs)
-    return _go_on(spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
+    return _go_on("redo", spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
 
 
 def add(
@@ -480,23 +506,12 @@ def drain(
     view = open_view(find_spool(spool), reads_claims=False)
     layout = view.layout
     refuse_unsafe(layout, trust, view.owners)
-    who = f"{os.uname().nodename} {os.getpid()} {time.time()}\n".encode()
     drained = -1
-    while drained < (epoch := _epoch_to_drain(view)):
-        # A start that has not told its epoch yet looks whether a drain is new. So where nobody has
-        # told one, this drain gets a number of its own, even if the epoch before was drained.
-        is_told = is_holder_there(layout)
+    while drained < (epoch := max(view.next_epoch() - 1, 0)):
+        # A start that has not taken its epoch yet looks whether a drain is new. So where nobody
+        # else is there, this drain gets a number of its own, even if the epoch before was drained.
+        is_anybody = is_anybody_there(layout)
         drained = epoch
-        while not publish(layout.drain(drained), who) and not is_told:
+        while not order_drain(layout, drained, ASKED) and not is_anybody:
             drained += 1
     return layout.root
-
-
-def _epoch_to_drain(view: View) -> int:
-    """The newest epoch that anybody told of.
-
-    An orchestrator that started just now has told its epoch, but may have no attempts yet.
-    """
-    holder = read_holder(view.layout)
-    told = 0 if holder is None else holder.epoch
-    return max(view.next_epoch() - 1, told, 0)

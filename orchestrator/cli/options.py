@@ -305,6 +305,14 @@ _time_limit = option(
     help="Drain after this long, e.g. 55m; exit code 75. Default: in a Slurm job shortly before it "
     "ends, else never.",
 )
+_leave_when_idle = option(
+    "--leave-when-idle",
+    "leave_when_idle_s",
+    group=TIME,
+    type=duration,
+    metavar="D",
+    help="End, with exit code 75, after having had nothing to do for this long.",
+)
 _grace = option(
     "--grace",
     "grace_s",
@@ -428,6 +436,7 @@ _of_workers = all_of(
 running = all_of(
     _of_workers,
     _time_limit,
+    _leave_when_idle,
     option(
         "--out-moved-to",
         group=FOLDERS,
@@ -447,5 +456,14 @@ planning = all_of(_of_workers, _keep_done, trusting, as_json, debug)
 
 # What `join` may say.
 joining = all_of(
-    _ranks, _devices, _time_limit, _grace, requeueing, _quiet, trusting, as_json, debug
+    _ranks,
+    _devices,
+    _time_limit,
+    _leave_when_idle,
+    _grace,
+    requeueing,
+    _quiet,
+    trusting,
+    as_json,
+    debug,
 )

@@ -49,7 +49,7 @@ from gpuspool.spool.errors import (
     SpoolError,
     UsageError,
 )
-from gpuspool.spool.states import RunState
+from gpuspool.spool.states import UNDER_WAY, RunState
 
 if TYPE_CHECKING:
     from gpuspool.orchestrator.api.report import Report
@@ -287,8 +287,8 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
     others, any other is to be resumed.
     """
     from gpuspool.orchestrator.api import runs
-    from gpuspool.spool.holder import is_holder_there
     from gpuspool.spool.layout import Layout
+    from gpuspool.spool.parents import is_anybody_there
 
     n_added = runs.add(spool, inputs, **given)
     if not n_added:
@@ -296,7 +296,7 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
         return
     them = "it" if n_added == 1 else "them"
     hint = f"`gpuspool resume {spool}` runs {them}"
-    if is_holder_there(Layout(spool)):
+    if is_anybody_there(Layout(spool)):
         hint = f"the live run takes {them}"
     say(f"{count_of(n_added, 'task')} added to {spool}; {hint}")
 
@@ -328,7 +328,7 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
             _print_json(now)
         else:
             click.echo(status_text(now))
-        if not watch or now["state"] != RunState.RUNNING:
+        if not watch or now["state"] not in UNDER_WAY:
             return
         time.sleep(WATCH_LOOK_S)
 

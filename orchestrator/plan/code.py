@@ -29,7 +29,7 @@ from gpuspool.spool.code import (
     name_of,
     read_code,
 )
-from gpuspool.spool.liveness import BEAT_S
+from gpuspool.spool.file_system import heartbeat_s
 from gpuspool.spool.records import Code, CodeFile, Job
 from gpuspool.spool.states import BY_PARENT, JobKind
 from gpuspool.spool.view import View
@@ -37,9 +37,9 @@ from gpuspool.spool.view import View
 # Of a folder that `--arg` names, so many files are looked at: more than the parts of any model.
 MOST_FILES = 1000
 
-# An attempt that nobody saw die may have lived on for so long after its last heartbeat: twice the
-# time between two of them, since a busy machine is late.
-UNSEEN_S = 2 * BEAT_S
+# An attempt that nobody saw die may have lived on for so many heartbeats after its last one, since
+# a busy machine is late.
+UNSEEN_BEATS = 2
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -149,7 +149,7 @@ def _newest_code(view: View) -> _Ran:
             # Closed by itself, or by the one that saw it die.
             alive_at = closing.at
         else:
-            alive_at += UNSEEN_S
+            alive_at += UNSEEN_BEATS * heartbeat_s(view.layout.root, view.run.options.lease_s)
         last_alive_at = max(last_alive_at, alive_at)
     files: dict[str, CodeFile] = {}
     for name in names:

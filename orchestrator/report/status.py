@@ -11,13 +11,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from gpuspool.orchestrator.report.keys import keys_at_hand
+from gpuspool.orchestrator.report.parents import (
+    LIVE,
+    SILENT,
+    Beats,
+    is_at_work,
+    parent_rows,
+    parents_text,
+)
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.words import count_of
-from gpuspool.spool.holder import is_holder_alive, is_holder_there, read_holder
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.liveness import FailureDetector
@@ -26,7 +33,7 @@ from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
 # Of the object that `gpuspool status --json` prints. A field that is added leaves it as it is.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # The tasks of a run in the first line of `status_text`.
 _COUNTS = "{complete} complete, {failed} failed, {running} running, {waiting} waiting of {total}"
@@ -53,23 +60,30 @@ def status(
     """
     if detector is None:
         detector = FailureDetector(view)
+    beats = Beats(view)
+    parents = parent_rows(detector, beats)
     lives = {attempt: detector.life(attempt) for attempt in view.open_attempts}
     newest = _newest_of_each_rank(view)
     held = doubtful(view)
-    ranks = [_rank(view, attempt, lives.get(attempt)) for attempt in newest]
+    ranks = [_rank(view, attempt, lives.get(attempt), beats) for attempt in newest]
     _count_by_rank(view, ranks)
     if names_tasks:
         _name_tasks(view, ranks)
     n_left_alone = 0
-    if _is_orchestrator_gone(view):
+    if not any(map(is_at_work, parents)):
         n_left_alone = sum(life is Life.ALIVE for life in lives.values())
+    is_running = bool(view.unsettled) or any(row["state"] == LIVE for row in parents)
+    is_running |= any(row["is_proved_alive"] for row in ranks)
+    is_running |= any(beats.is_fresh(name) for name, life in lives.items() if life is not Life.DEAD)
+    is_live = is_running or any(map(is_at_work, parents))
+    is_live |= any(life is not Life.DEAD for life in lives.values())
     return {
         "schema_version": SCHEMA_VERSION,
         "spool": str(view.layout.root),
         "job": view.latest_job().spec,
-        "state": run_state(view.ledger, _is_live(view, lives.values())),
+        "state": run_state(view.ledger, is_live, not is_running),
         "epoch": view.next_epoch() - 1,
-        "orchestrator": _orchestrator(view),
+        "parents": parents,
         "left_alone": n_left_alone,
         "tasks": _tasks(view.ledger, ranks),
         "doubtful": len(held),
@@ -78,16 +92,6 @@ def status(
         "damage": [str(damage) for damage in view.damage],
         "ranks": ranks,
     }
-
-
-def _is_live(view: View, lives: Iterable[Life]) -> bool:
-    """Whether the orchestrator, or any worker that is open, may still be at work.
-
-    So it looks too as long as the journal of a closed worker was not seen whole.
-    """
-    if is_holder_alive(view.layout) or view.unsettled:
-        return True
-    return any(life is not Life.DEAD for life in lives)
 
 
 def _tasks(ledger: Ledger, ranks: list[dict[str, Any]]) -> dict[str, int]:
@@ -115,26 +119,13 @@ def doubtful(view: View) -> list[tuple[int, int]]:
     ]
 
 
-def _orchestrator(view: View) -> dict[str, Any] | None:
-    """Who announced itself last as the orchestrator of this spool, alive or not."""
-    holder = read_holder(view.layout)
-    if holder is None:
-        return None
-    return {"host": holder.host, "pid": holder.pid}
-
-
-def _is_orchestrator_gone(view: View) -> bool:
-    """Whether there was an orchestrator of this spool, and is none any more: ended, or dead."""
-    return read_holder(view.layout) is not None and not is_holder_there(view.layout)
-
-
 def _newest_of_each_rank(view: View) -> list[str]:
     """Each rank's last attempt, in the order of ranks."""
     newest = {rank_of(attempt): attempt for attempt in view.attempts}
     return [newest[rank] for rank in sorted(newest)]
 
 
-def _rank(view: View, attempt: str, life: Life | None) -> dict[str, Any]:
+def _rank(view: View, attempt: str, life: Life | None, beats: Beats) -> dict[str, Any]:
     """One row. `life`: None for an attempt that is closed."""
     heartbeat = view.heartbeat(attempt)
     identity = view.identity(attempt)
@@ -155,6 +146,8 @@ def _rank(view: View, attempt: str, life: Life | None) -> dict[str, Any]:
     }
     if intent is not None:
         row["device"] = intent.device
+    if life is Life.ELSEWHERE and not beats.is_fresh(attempt):
+        row["state"] = SILENT
     if identity is not None:
         row["host"] = identity.host
         row["pid"] = identity.pid
@@ -219,6 +212,7 @@ def status_text(now: dict[str, Any]) -> str:
     """What `gpuspool status` prints for people, of what `status` returned."""
     counts = _COUNTS.format(**now["tasks"])
     lines = [f"{now['job']}  {now['state']}  {counts}"]
+    lines += parents_text(now["parents"])
     if now["left_alone"]:
         lines.append(_left_alone_text(now))
     if now["doubtful"]:
@@ -239,12 +233,11 @@ def doubtful_text(count: int) -> str:
 
 
 def _left_alone_text(now: dict[str, Any]) -> str:
-    """That workers go on without their orchestrator, and what can be done about it."""
-    who = "the orchestrator (pid {pid}, host {host}) is gone".format(**now["orchestrator"])
-    workers = count_of(now["left_alone"], "worker is", "workers are")
+    """That workers go on without a parent, and what can be done about it."""
+    workers = count_of(now["left_alone"], "worker goes", "workers go")
     return (
-        f"{who}, and {workers} still there: `gpuspool drain {now['spool']}` stops them, and the "
-        "run's own command takes over"
+        f"{workers} on although what started them is gone: `gpuspool drain {now['spool']}` stops "
+        "them, and the run's own command takes over"
     )
 
 

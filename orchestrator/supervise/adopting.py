@@ -1,17 +1,17 @@
-"""What an orchestrator does about attempts that it finds open when it starts.
+"""What a parent does about attempts that it finds open when it starts.
 
-Those that live on this host are adopted: they go on, and no twin is started in their place. Where
-they run another job than this epoch's (`--keep-done`), everybody of the earlier epochs is told to
-finish what is in hand and to end, on whatever host: all the rest is for the new code. Called once,
-by the loop, before its first look.
+Those of other parents go on beside its own. Those that lost theirs and live on this host are
+adopted, and no twin is started in their place. Where any of them run another job than this epoch's
+(`--keep-done`), all parents of earlier epochs are ordered to finish what is in hand and to end, on
+whatever host: all the rest is for the new code. Called once, by the loop, before its first look.
 """
 
 from __future__ import annotations
 
+from gpuspool.orchestrator.supervise.drain import NEW_CODE, order_drain
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.code import conflicts, read_code
-from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Job
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
@@ -19,31 +19,43 @@ from gpuspool.spool.view import View
 
 def adopt(view: View, workers: Workers, job: Job, epoch: int, telling: Telling) -> None:
     """Take over the open attempts that others started, and tell of each. Raises OSError."""
-    lives = {attempt: workers.life(attempt) for attempt in workers.others.open()}
+    others = workers.others
+    lives = {attempt: workers.life(attempt) for attempt in others.open()}
     living = [attempt for attempt, life in lives.items() if life is not Life.DEAD]
     how = "goes on"
-    # The drain is published before anybody is signalled: workers of other hosts hear of it in no
+    # The order is published before anybody is signalled: workers of other hosts hear of it in no
     # other way. It bears the number of the epoch before, which every earlier attempt obeys and
     # none of this epoch does.
     if _runs_other_code(view, living, job):
-        publish(view.layout.drain(epoch - 1), b"")
+        order_drain(view.layout, epoch - 1, NEW_CODE)
         workers.tell_to_stop()
         how = "stops for the new code once its tasks in hand are done"
+    elsewhere: dict[int, list[str]] = {}
+    tell_of_adopted(workers, telling, how)
     for attempt in living:
-        if lives[attempt] is Life.ALIVE:
-            text = f"{attempt} outlived an earlier orchestrator and {how}"
-            telling.tell("adopted", text, attempt=attempt)
-        else:
-            lease_s = workers.others.lease_s(attempt)
-            _tell_of_waiting(telling, attempt, lease_s)
+        is_here = lives[attempt] is Life.ALIVE
+        if not is_here and others.detector.parent_life(attempt) is Life.ELSEWHERE:
+            intent = view.intents.get(attempt)
+            elsewhere.setdefault(-1 if intent is None else intent.epoch, []).append(attempt)
+    for attempts in elsewhere.values():
+        _tell_of_waiting(view, telling, attempts, others.lease_s(attempts[0]))
 
 
-def _tell_of_waiting(telling: Telling, attempt: str, lease_s: float) -> None:
+def tell_of_adopted(workers: Workers, telling: Telling, how: str = "goes on") -> None:
+    """Tell of each attempt that is adopted since this was called last. Raises OSError."""
+    for attempt in workers.others.newly_adopted():
+        telling.tell("adopted", f"{attempt} outlived its parent and {how}", attempt=attempt)
+
+
+def _tell_of_waiting(view: View, telling: Telling, attempts: list[str], lease_s: float) -> None:
+    """Tell of attempts of one parent elsewhere, of which nothing is proved at the first look."""
+    intent = view.intents.get(attempts[0])
+    where = "elsewhere" if intent is None else f"on host {intent.parent.host}"
     text = (
-        f"{attempt} ran elsewhere; it counts as alive until its heartbeat has stood still "
-        f"for {lease_s:.0f} s"
+        f"{', '.join(attempts)} {where}: goes on beside this, and counts as alive until its beat "
+        f"has stood still for {lease_s:.0f} s"
     )
-    telling.tell("waiting", text, attempt=attempt)
+    telling.tell("waiting", text, attempts=attempts)
 
 
 def _runs_other_code(view: View, attempts: list[str], job: Job) -> bool:

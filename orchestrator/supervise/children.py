@@ -11,6 +11,7 @@ import time
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.launch import Child, Orders, launch
+from gpuspool.orchestrator.supervise.ranks import Ranks
 from gpuspool.spool.identity import myself
 from gpuspool.spool.records import Closing
 from gpuspool.spool.states import Life
@@ -37,11 +38,20 @@ class Children:
     def attempts(self) -> list[str]:
         return list(self._children)
 
-    def launch(self, slot: Slot, patience: int, is_doubted: bool) -> Child:
-        """Start the next attempt of a slot's rank. Raises OSError as `launch` does."""
-        child = launch(self._view, slot, self._orders, patience, is_doubted)
-        self._children[child.attempt] = child
-        return child
+    def launch(self, slot: Slot, ranks: Ranks, patience: int, is_doubted: bool) -> Child:
+        """Start the next attempt in a slot, of a rank that is free. Raises OSError as `launch`."""
+        for rank in ranks.candidates(slot):
+            child = launch(self._view, slot, rank, self._orders, patience, is_doubted)
+            if child is not None:
+                ranks.take(slot, rank)
+                self._children[child.attempt] = child
+                return child
+        raise AssertionError("candidates never end")
+
+    def nudge(self) -> None:
+        """Tell the children that run that there is news in the spool."""
+        for child in self._children.values():
+            child.nudge()
 
     def exit_code(self, attempt: str) -> int | None:
         """How a child ended, -N for signal N; None while it runs, and for what is no child."""
@@ -74,11 +84,7 @@ class Children:
         return child.ended_at
 
     def is_stillborn(self, attempt: str) -> bool:
-        """Whether this very process published the intent of an attempt and could not start it.
-
-        Another orchestrator's of the same epoch, which there may be where locks do not work, is its
-        own to start.
-        """
+        """Whether this very process published the intent of an attempt and could not start it."""
         if attempt in self._children:
             return False
         intent = self._view.intents.get(attempt)

@@ -7,13 +7,13 @@ when                                      then
 an attempt is proved dead                 close all that are, in one action: it changes what is
                                           claimable
 mending claims is due                     mend them: what a power cut gave back would run twice
-every task has a verdict                  say so to attempts that wait; wait for all to end
+every task has a verdict                  say so to attempts that wait; wait for its own to end
                                           themselves, kill those that linger; end "finished"
 doubtful tasks can be ruled               rule
 a drain was asked for                     wait for the tasks in hand, kill past the grace; end
                                           "drained", or what the drain says
 as many tasks failed as --max-failed      stop, which begins a drain
-no rank's job loads, nobody is open       end "load"
+no rank's job loads, no own one is open   end "load"
 without --keep-going:
     nothing ever completed, in many tries begin a drain that ends "broken"
     nothing was finished for 15 minutes,
@@ -24,13 +24,16 @@ without --keep-going:
 something is claimable                    launch in slots without an open attempt, or a process of
                                           the last one, as many as there is work for, but not
                                           where a rank or a device was given up; if that is
-                                          everywhere and nobody is open, end "gave up"
+                                          everywhere and no own one is open, end "gave up"
 somebody is open, or time must pass before
     a doubtful task can be ruled          wait
 a closed attempt's journal is not         wait: tasks that look unfinished may be finished
 seen whole yet
 no sweep since the last launch            sweep
 else                                      end "stuck"
+
+Of all parents of a run only the gatherer mends, rules, sweeps, and ends the run for failures. The
+others see to their own slots, and wait.
 
 The loop calls `decide` after each look; `snapshot.py` makes its argument. When the loop must wake
 for a restart is told here too, by `next_restart_at`, since that must agree with the launches.
@@ -68,16 +71,19 @@ FAREWELL_S = 15.0
 class OpenAttempt(msgspec.Struct, frozen=True):
     """An attempt that is not closed.
 
+    `slot`: the number of the slot that it takes, -1 where none is known.
     `is_starting`: it has claimed nothing yet. `is_idle`: it has nothing in hand, by its own word.
-    `is_leaving`: it calls its job's `close`, and has the grace for that.
+    `is_leaving`: it calls its job's `close`, and has the grace for that. `is_own`: this parent has
+    started it, or has adopted it.
     """
 
     name: str
-    rank: int
+    slot: int
     life: Life
     is_starting: bool
     is_idle: bool = False
     is_leaving: bool = False
+    is_own: bool = True
 
 
 class RankPast(msgspec.Struct, frozen=True):
@@ -106,12 +112,13 @@ class RankPast(msgspec.Struct, frozen=True):
     has_begun: bool = True
 
     @property
-    def rank(self) -> int:
-        return self.slot.rank
+    def number(self) -> int:
+        return self.slot.number
 
     @property
     def device(self) -> str:
-        return self.slot.device
+        """Its device, as no other slot of another host has it; "" for the CPU."""
+        return self.slot.place if self.slot.device else ""
 
     @property
     def place(self) -> tuple[Trial, ...]:
@@ -134,8 +141,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     verdicts on them are given. `do_processes_break`: as in `Ground`. `complete` is how many of all
     `tasks` are. `doubtful` tasks failed in `doubting` attempts of this epoch and have no verdict.
     `barren` is how many attempts have ended since a task was finished last, which was at
-    `finished_last_at`, without those that their job recycled. `lingering`: the ranks whose last
-    attempt is closed while its process still runs here.
+    `finished_last_at`, without those that their job recycled. `lingering`: the slots whose last
+    attempt is closed while its process still runs here. `is_gatherer`: this parent sees to what one
+    of all parents has to do. `elsewhere`: what became of the slots of others.
     """
 
     tasks_left: int
@@ -160,6 +168,18 @@ class Snapshot(msgspec.Struct, frozen=True):
     barren: int = 0
     finished_last_at: float = 0.0
     lingering: frozenset[int] = frozenset()
+    is_gatherer: bool = True
+    elsewhere: Sequence[RankPast] = ()
+
+    @property
+    def everywhere(self) -> list[RankPast]:
+        """What became of the attempts of all slots that are known."""
+        return [*self.past, *self.elsewhere]
+
+    @property
+    def own(self) -> list[OpenAttempt]:
+        """The open attempts that take slots of this parent, or that it has to see to."""
+        return [one for one in self.open if one.is_own]
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -246,27 +266,28 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     dead = _with_life(snapshot, Life.DEAD)
     if dead:
         return [Close(dead)]
-    if snapshot.is_mending_due:
+    if snapshot.is_mending_due and snapshot.is_gatherer:
         return [Mend()]
     if snapshot.tasks_left == 0:
         return _finish(snapshot, policy, now)
-    if snapshot.is_ruling_due:
+    if snapshot.is_ruling_due and snapshot.is_gatherer:
         return [Rule()]
     if snapshot.drain is not None:
         # Its grace is for all that they do.
         kill_at = snapshot.drain.kill_at
         return _await_end(snapshot, snapshot.drain.ending, kill_at, kill_at, now)
-    if policy.is_too_many(snapshot.failed):
+    if policy.is_too_many(snapshot.failed) and snapshot.is_gatherer:
         return [Stop()]
-    if not snapshot.open and _loads_nowhere(snapshot.past):
+    if not snapshot.own and _loads_nowhere(snapshot.past):
         return [End(Ending.LOAD)]
-    if snapshot.doubtful and not policy.keep_going:
+    if snapshot.doubtful and snapshot.is_gatherer and not policy.keep_going:
         found = _where_tasks_only_fail(snapshot, now)
         if found is not None:
             return [found]
     if snapshot.unclaimed:
         return _launches(snapshot, policy, now)
-    if snapshot.open or snapshot.is_unsettled or snapshot.is_ruling_awaited:
+    is_awaited = snapshot.open or snapshot.is_unsettled or snapshot.is_ruling_awaited
+    if is_awaited or not snapshot.is_gatherer:
         return []
     if not snapshot.was_swept:
         return [Sweep()]
@@ -347,8 +368,8 @@ def _is_broken(snapshot: Snapshot) -> bool:
         return True
     if snapshot.doubtful < broken_tasks(snapshot.tasks):
         return False
-    busy = {attempt.rank for attempt in snapshot.open}
-    return all(_has_failed_a_row(rank) for rank in snapshot.past if rank.rank in busy)
+    busy = {attempt.slot for attempt in snapshot.open}
+    return all(_has_failed_a_row(rank) for rank in snapshot.everywhere if rank.number in busy)
 
 
 def _has_failed_a_row(rank: RankPast) -> bool:
@@ -364,10 +385,10 @@ def _is_outage(snapshot: Snapshot, now: float) -> bool:
     """
     if now - snapshot.finished_last_at < OUTAGE_S:
         return False
-    busy = {attempt.rank for attempt in snapshot.open if not attempt.is_idle}
-    for rank in snapshot.past:
+    busy = {attempt.slot for attempt in snapshot.open if not attempt.is_idle}
+    for rank in snapshot.everywhere:
         is_failing = rank.failed_at is not None and now - rank.failed_at < FAILING_S
-        if rank.rank in busy and not is_failing:
+        if rank.number in busy and not is_failing:
             return False
     return True
 
@@ -376,12 +397,12 @@ def is_outage_likely(snapshot: Snapshot) -> bool:
     """Whether something was finished in this run, and now tasks fail in every place."""
     if not snapshot.complete or not snapshot.doubtful or snapshot.drain is not None:
         return False
-    return all(map(_is_in_doubt, snapshot.past))
+    return all(map(_is_in_doubt, snapshot.everywhere))
 
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     able = _able(snapshot, policy)
-    if not able and not snapshot.open:
+    if not able and not snapshot.own:
         return [End(Ending.GAVE_UP)]
     # An attempt that has claimed nothing yet will claim something, so it counts as work that is
     # taken: else the last few tasks would have every rank started for them. If it dies before it
@@ -391,10 +412,10 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     # And a process that has not ended yet holds memory, also on its device: the next one of its
     # rank waits for that, as long as the parent has patience with it.
     ready = [rank for rank in able if restart_at(rank, snapshot) <= now]
-    ready = [rank for rank in ready if rank.rank not in snapshot.lingering]
-    starting = {attempt.rank for attempt in snapshot.open if attempt.is_starting}
+    ready = [rank for rank in ready if rank.number not in snapshot.lingering]
+    starting = {attempt.slot for attempt in snapshot.own if attempt.is_starting}
     if any(rank.has_begun for rank in ready):
-        starting &= {rank.rank for rank in snapshot.past if rank.has_begun}
+        starting &= {rank.number for rank in snapshot.past if rank.has_begun}
     n_wanted = max(0, snapshot.unclaimed - len(starting))
     n_wanted = min(n_wanted, _most_at_once(snapshot, able))
     # Who has waited longest comes first, so that all places are tried in turn.
@@ -417,9 +438,9 @@ def _most_at_once(snapshot: Snapshot, able: Sequence[RankPast]) -> int:
     In an outage one place after the other is tried: each try costs some tasks' failures, and one
     that completes something ends the outage for all.
     """
-    if snapshot.is_settling or not all(map(_is_in_doubt, snapshot.past)):
+    if snapshot.is_settling or not all(map(_is_in_doubt, snapshot.everywhere)):
         return len(able)
-    if snapshot.open:
+    if snapshot.own:
         return 0
     return 1
 
@@ -433,11 +454,11 @@ def _is_in_doubt(rank: RankPast) -> bool:
 
 def _able(snapshot: Snapshot, policy: Policy) -> list[RankPast]:
     """The slots without an open attempt whose rank and device were not given up."""
-    busy = {attempt.rank for attempt in snapshot.open}
+    busy = {attempt.slot for attempt in snapshot.own}
     sick = sick_devices(snapshot.past, policy.max_restarts)
     able: list[RankPast] = []
     for rank in snapshot.past:
-        if rank.rank in busy or rank.device in sick:
+        if rank.number in busy or rank.device in sick:
             continue
         if strikes(rank.trials) <= policy.max_restarts:
             able.append(rank)
@@ -460,7 +481,7 @@ def next_restart_at(snapshot: Snapshot, policy: Policy, now: float) -> float | N
 
 def restart_at(past: RankPast, snapshot: Snapshot) -> float:
     """From when on the slot's next attempt may be launched."""
-    if past.rank in snapshot.without_news:
+    if past.number in snapshot.without_news:
         return past.ended_at + NEWS_S
     barren_rounds = snapshot.barren // max(1, len(snapshot.past))
     return past.ended_at + pause_s(past.place, barren_rounds)
@@ -474,15 +495,15 @@ def ranks_without_news(
     None where nobody gets on who could: somebody whose attempt is open, and against whose place
     nothing speaks.
     """
-    running = {attempt.rank for attempt in open_attempts}
+    running = {attempt.slot for attempt in open_attempts}
     waiting: set[int] = set()
     does_anybody_get_on = False
     for rank in past:
-        if rank.rank in running:
+        if rank.number in running:
             is_in_order = rank.gets_on or not fruitless_row(rank.place)
             does_anybody_get_on |= is_in_order and rank.failed_at is None
         elif awaits_news(rank.place, rank.acquitted, rank.failed_elsewhere):
-            waiting.add(rank.rank)
+            waiting.add(rank.number)
     return frozenset(waiting) if does_anybody_get_on else frozenset()
 
 
@@ -495,12 +516,12 @@ def trusted_devices(past: Sequence[RankPast], max_restarts: int) -> frozenset[st
     given_up = sick_devices(past, max_restarts)
     in_play = [rank for rank in past if rank.device not in given_up and rank.has_begun]
     sound = [rank for rank in in_play if not strikes(rank.place, of_device=True)]
-    return frozenset(rank.slot.device_name for rank in sound or in_play)
+    return frozenset(rank.slot.place for rank in sound or in_play)
 
 
 def working_devices(past: Sequence[RankPast]) -> frozenset[str]:
     """The names of the devices on which a task completed in this epoch."""
-    return frozenset(rank.slot.device_name for rank in past if rank.has_completed)
+    return frozenset(rank.slot.place for rank in past if rank.has_completed)
 
 
 def sick_devices(past: Sequence[RankPast], max_restarts: int) -> set[str]:

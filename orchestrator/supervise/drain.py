@@ -1,29 +1,39 @@
 """Draining: who asks for it, and what exactly is asked.
 
-A drain is a value, `Drain`, or there is none. Four things ask for one: a signal, the time limit,
-`gpuspool drain` through the spool's control/ folder, and --max-failed. `DrainWatch` hears the first
-three; the loop begins the fourth. A drain never ends before the epoch does. All it can become is
-harder: a second Ctrl-C ends the grace at once.
+A drain is a value, `Drain`, or there is none. A signal and the time limit ask this parent alone for
+one, and others go on: whoever started it may start it again. An order in the spool's control/
+folder is for all parents: `gpuspool drain` gives it, or the gatherer, for --max-failed or since
+nothing completes any more. What was stopped by order stays stopped, and so it ends with another
+exit code. `DrainWatch` hears of all but the gatherer's own decisions, which the loop begins. A
+drain never ends before the epoch does. All it can become is harder: a second Ctrl-C ends the grace
+at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import msgspec
 
+from gpuspool.spool.codec import encode
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import publish, read_record
+from gpuspool.spool.records import DrainOrder
 from gpuspool.spool.signals import STOP_SIGNALS
 from gpuspool.spool.states import Ending
-from gpuspool.spool.view import drain_epoch
+from gpuspool.spool.view import Control
 
-# Why a run drains that was told so through its control/ folder.
-ASKED = "`gpuspool drain` asked for it"
+# Why a run drains that a person told so, and as an order says it.
+ASKED = "asked"
+# A later start brought new code.
+NEW_CODE = "new-code"
 
 # Why one drains whose time limit is over.
 TIME_IS_UP = "the time limit is reached"
@@ -58,6 +68,11 @@ class Drain(msgspec.Struct, frozen=True):
         """Whether somebody did not want to wait for the grace."""
         return self.ending is Ending.INTERRUPTED
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this parent alone drains, and others go on."""
+        return self.ending in (Ending.DRAINED, Ending.INTERRUPTED)
+
 
 class DrainWatch:
     """Hears when somebody asks this epoch to drain.
@@ -85,22 +100,35 @@ class DrainWatch:
         self._deadline = deadline
 
     @property
+    def deadline(self) -> float:
+        """The end of the time limit on the monotonic clock, infinite where there is none."""
+        return self._deadline
+
+    @property
     def is_timed(self) -> bool:
         """Whether something must happen at a certain moment, which no event will tell."""
         return self.drain is not None or self._deadline < math.inf
 
-    def hear(self, now: float) -> Drain | None:
+    def hear(self, control: Control, now: float) -> Drain | None:
         """The drain that is still to be told, since it began or became harder; None if none is.
 
-        The same drain is returned again until `note_told`: whoever tells it may fail on the way,
-        because a file system is in trouble. Raises OSError where control/ cannot be listed.
+        control: what control/ says now. The same drain is returned again until `note_told`: whoever
+        tells it may fail on the way, because a file system is in trouble. Raises OSError where an
+        order cannot be read.
         """
         if self._received.count(signal.SIGINT) > 1:
             self._interrupt(now)
         elif self.drain is None:
-            why = self._reason(now)
+            why = self._own_reason(now)
             if why is not None:
                 self.begin(why, now)
+            elif control.drain >= self._epoch:
+                self.obey(control, now)
+        elif self.drain.ending is Ending.DRAINED and control.drain >= self._epoch:
+            # What was ordered stays stopped, also where a signal came first.
+            kill_at = self.drain.kill_at
+            self.obey(control, now)
+            self.drain = msgspec.structs.replace(self.drain, kill_at=kill_at)
         if self.drain == self._told:
             return None
         return self.drain
@@ -108,6 +136,17 @@ class DrainWatch:
     def begin(self, why: str, now: float, ending: Ending = Ending.DRAINED) -> None:
         """Drain from now on; the grace begins."""
         self.drain = Drain(why, now + self._grace_s, ending)
+
+    def is_asked(self, control: Control) -> bool:
+        """Whether a signal or an order came that was not heard yet, or time is up."""
+        if self._received or control.drain >= self._epoch:
+            return True
+        return time.monotonic() > self._deadline
+
+    def obey(self, control: Control, now: float) -> None:
+        """Drain as the newest order says. Raises OSError where that cannot be read."""
+        order = read_record(self._layout.drain(control.drain), DrainOrder)
+        self.begin(describe_order(order), now, Ending.STOPPED)
 
     def note_told(self, drain: Drain) -> None:
         """Workers and people were told of this drain."""
@@ -117,14 +156,31 @@ class DrainWatch:
         if self.drain is None or not self.drain.is_interrupted:
             self.drain = Drain("SIGINT received twice", now, Ending.INTERRUPTED)
 
-    def _reason(self, now: float) -> str | None:
+    def _own_reason(self, now: float) -> str | None:
         if self._received:
             return _why(signal.Signals(self._received[0]))
         if now > self._deadline:
             return TIME_IS_UP
-        if drain_epoch(self._layout) >= self._epoch:
-            return ASKED
         return None
+
+
+def order_drain(layout: Layout, epoch: int, why: str) -> bool:
+    """Order all parents of the epochs up to this one to drain, by link(2).
+
+    Returns False where such an order was given before. Raises OSError.
+    """
+    by = f"{os.uname().nodename} {os.getpid()}"
+    order = DrainOrder(why=why, by=by, at=time.time())
+    return publish(layout.drain(epoch), encode(order))
+
+
+def describe_order(order: DrainOrder | None) -> str:
+    """An order in words. None: it cannot be read, and holds all the same."""
+    if order is None or order.why == ASKED:
+        return "`gpuspool drain` asked for it"
+    if order.why == NEW_CODE:
+        return f"{order.by} goes on with changed code"
+    return f"{order.by} ordered it: {order.why}"
 
 
 def _why(number: signal.Signals) -> str:

@@ -63,19 +63,27 @@ class _Summary(Record, frozen=True, kw_only=True):
 
 
 def finish(
-    view: View, ending: Ending, epoch: int, seconds: float, sick: Mapping[str, list[int]]
+    view: View,
+    ending: Ending,
+    epoch: int,
+    seconds: float,
+    sick: Mapping[str, list[int]],
+    is_alone: bool = True,
 ) -> Outcome:
     """Do all that is left to do, and tell how the epoch ended after so many seconds.
 
-    `sick` are the devices whose last attempt failed for nothing, with their ranks. summary.json is
-    replaced by rename(2). Raises OSError.
+    `sick` are the devices whose last attempt failed for nothing, with their ranks. `is_alone`: no
+    other parent of the run may be alive. Who leaves others at work leaves to them what is to be
+    cleaned up and said of the whole, unless every task has a verdict. summary.json is replaced by
+    rename(2). Raises OSError.
     """
     # The summary comes last, so that whoever sees it finds all that it speaks of.
     _make_missing_copies(view)
     groups = Groups()
     told = file_away_old_failures(view, groups)
     _make_missing_failures(view, told, groups)
-    remove_leftovers(view)
+    if is_alone:
+        remove_leftovers(view, epoch)
     message = _message(view, ending, epoch, seconds)
     for device, ranks in sick.items():
         message += "\n" + _about_device(view, device, ranks, epoch)
@@ -88,6 +96,8 @@ def finish(
         next_steps.append(_go_on(view, ending))
     message = "\n".join([message, *filter(None, next_steps)])
     outcome = Outcome(ending, _exit_code(view, ending), message)
+    if not is_alone and ending is not Ending.FINISHED:
+        return outcome
     summary = _summary(view, outcome, epoch, seconds)
     summary["sick_devices"] = sick
     _keep_what_was(view, summary)
@@ -105,7 +115,8 @@ def _exit_code(view: View, ending: Ending) -> int:
         case Ending.INTERRUPTED:
             return EXIT_INTERRUPTED
         case (
-            Ending.TOO_MANY_FAILED
+            Ending.STOPPED
+            | Ending.TOO_MANY_FAILED
             | Ending.LOAD
             | Ending.GAVE_UP
             | Ending.STUCK
@@ -199,7 +210,7 @@ def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
             return f"{counts}, in {took(seconds)}. Outputs: {out}"
         case Ending.TOO_MANY_FAILED:
             return f"stopped early, since --max-failed is reached: {counts}."
-        case Ending.DRAINED | Ending.INTERRUPTED:
+        case Ending.DRAINED | Ending.INTERRUPTED | Ending.STOPPED:
             return f"{ending} with {counts}."
         case Ending.LOAD | Ending.GAVE_UP | Ending.STUCK | Ending.BROKEN | Ending.OUTAGE:
             what = _what_went_wrong(view, ending, counts)

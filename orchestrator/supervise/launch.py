@@ -85,6 +85,13 @@ class Child:
         # Kept here, since `Popen` takes an exit code that was lost for 0.
         self._exit_code: int | None = None
 
+    def nudge(self) -> None:
+        """Tell the worker that there is news in the spool. Harmless, whatever became of it."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            # A pipe that is full holds nudges enough.
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(b"!")
+
     def peek_exit_code(self) -> int | None:
         """The exit code, -N for signal N, or None while it runs. Changes nothing: no process is
         reaped, none is killed.
@@ -122,6 +129,8 @@ class Child:
         if code != EXIT_UNSEEN:
             kill_group(self.pid)
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._exit_code = code
         self.ended_at = time.monotonic()
         return code
@@ -136,26 +145,26 @@ def kill_group(pid: int) -> None:
 def launch(
     view: View,
     slot: Slot,
+    rank: int,
     orders: Orders,
     patience: int = PATIENCE,
     is_doubted: bool = False,
     **variables: str,
-) -> Child:
-    """Start the next attempt of a slot's rank, which ends after so many failures in a row.
+) -> Child | None:
+    """Start the next attempt of a rank in a slot; it ends after so many failures in a row.
 
     `is_doubted`: as in an intent. `variables` are added to its environment.
 
     The intent is published first, so that no process of the run is ever unknown to the spool. If
     the process then cannot be started, the intent stays behind and counts as a dead attempt.
-    Raises OSError.
+    Returns None where another parent has started that attempt. Raises OSError.
     """
-    # Of two processes that launch the same attempt, which there may be where locks do not work, one
-    # links the intent, and the other raises before it has started anything. Its caller looks again
-    # and takes the next number. The process comes last: once it runs, all that must be known of it
-    # is on disk, even if this process dies at once.
-    number = view.next_number(slot.rank)
-    attempt = attempt_name(slot.rank, number)
-    argv = _argv(view, slot.rank, number)
+    # Of two parents that launch the same attempt one links the intent, and the other has started
+    # nothing. The process comes last: once it runs, all that must be known of it is
+    # on disk, even if this process dies at once.
+    number = view.next_number(rank)
+    attempt = attempt_name(rank, number)
+    argv = _argv(view, rank, number)
     near = _cores_near(slot)
     foreign: dict[str, str] = {}
     # A program that spawns functions may well have made its own workers a group by these variables.
@@ -174,10 +183,11 @@ def launch(
         epoch=orders.epoch,
         device=slot.device_name,
         world_size=orders.world_size,
+        local_rank=slot.number,
         # For people alone; the path of a spool may not be UTF-8.
         argv=[recordable(word) for word in argv],
         parent=myself(),
-        job=_with_code(view, slot.rank, number, orders),
+        job=_with_code(view, rank, number, orders),
         options=orders.options,
         environment={name: environment[name] for name in RECORDED if name in environment},
         device_uuids=list(slot.uuids),
@@ -188,9 +198,10 @@ def launch(
         is_doubted=is_doubted,
         folder=folder,
         out_folder=_out_folder(view),
+        job_id=slot.job_id,
     )
     if not publish(view.layout.intent(attempt), seal_pretty(intent)):
-        raise FileExistsError(f"{attempt} was started by somebody else just now")
+        return None
     child = Child(attempt, _start(view, attempt, argv, environment))
     _offer_to_oom_killer(child.pid)
     _warn_of_cpu_limit(child.pid)
@@ -242,9 +253,11 @@ def _start(
         folder = str(view.layout.root)
     log = open_to_append(view.layout.log(attempt))
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            # For nudges; the worker leaves /dev/null there before it runs any code of the job.
+            stdin=subprocess.PIPE,
+            bufsize=0,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
@@ -253,6 +266,9 @@ def _start(
         )
     finally:
         os.close(log)
+    if process.stdin is not None:
+        os.set_blocking(process.stdin.fileno(), False)
+    return process
 
 
 def _warn_of_cpu_limit(pid: int) -> None:

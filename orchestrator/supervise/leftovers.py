@@ -13,25 +13,37 @@ import contextlib
 import os
 from pathlib import Path
 
+from gpuspool.spool.beats import remove_beats
 from gpuspool.spool.identity import is_here, liveness
-from gpuspool.spool.layout import OUT_MARK, PROBE_NAME, SUBDIRS, parse_hidden, parse_hidden_output
+from gpuspool.spool.layout import (
+    OUT_MARK,
+    PROBE_NAME,
+    SUBDIRS,
+    epoch_name,
+    parse_hidden,
+    parse_hidden_output,
+)
 from gpuspool.spool.open_folder import folder_id, is_same_folder, out_of
+from gpuspool.spool.parents import Parents
 from gpuspool.spool.publish import listdir, remove_quietly, remove_tree_quietly
 from gpuspool.spool.records import Closing, Intent
 from gpuspool.spool.states import AttemptState, Life
 from gpuspool.spool.view import View
 
 
-def remove_leftovers(view: View) -> None:
-    """Remove hidden files of ours from the spool, and hidden outputs from OUT.
+def remove_leftovers(view: View, epoch: int) -> None:
+    """Remove hidden files of ours from the spool, hidden outputs from OUT, and beats of the dead.
 
-    Raises OSError where a folder of the spool cannot be listed; what cannot be removed stays.
+    epoch: of this parent, beside which there is no other. Raises OSError where a folder of the
+    spool cannot be listed; what cannot be removed stays.
     """
     if not view.open_attempts:
         for folder in _folders(view):
             for entry in os.scandir(folder):
                 _remove_if_ours(entry)
         remove_scratch(view)
+    parents = Parents(view.layout).refresh().known
+    remove_beats(view.layout, {*view.closed, *map(epoch_name, parents.keys() - {epoch})})
     # OUT belongs to the user and may hold millions of files, so it is walked only if some attempt
     # may have left something there, and only what bears the name of such an attempt is removed.
     # Most runs end without looking into OUT at all.

@@ -1,9 +1,9 @@
-"""One orchestrator for a spool: a file lock that is never unlinked.
+"""One start at a time: a file lock that is never unlinked.
 
-The lock saves work; it is not what keeps a spool right. Where the file system has no locks, a
-warning is all. `hold` takes the lock around everything an orchestrator does; `announce` and
-`renounce` say in orchestrator.json who holds it, for the message that the next one to come gets.
-The only file that imports filelock.
+A start holds it while it is admitted: while it looks who else is there, repairs what is damaged,
+and takes its epoch. Then it gives the lock back, and others may come in beside it. The lock saves
+work; it is not what keeps a spool right, since all that matters is decided by a link(2). Where the
+file system has no locks, a warning is all. The only file that imports filelock.
 """
 
 from __future__ import annotations
@@ -12,24 +12,18 @@ import contextlib
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from msgspec.structs import asdict
-from msgspec.structs import replace as replaced
 
-from gpuspool.spool.codec import pretty
 from gpuspool.spool.errors import OrchestratorLive
-from gpuspool.spool.holder import is_holder_alive, read_holder
-from gpuspool.spool.identity import liveness, myself
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.open_folder import folder_id
-from gpuspool.spool.publish import naming, patiently, replace
-from gpuspool.spool.records import Holder
-from gpuspool.spool.states import Life
+from gpuspool.spool.publish import naming, patiently
 from gpuspool.spool.trust import user_name
+
+# A start waits so long for another one to be admitted, which takes seconds.
+PATIENCE_S = 60.0
 
 # What file systems answer that have no locks.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -37,10 +31,10 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 
 @contextlib.contextmanager
 def hold(layout: Layout) -> Iterator[str | None]:
-    """Hold the spool's lock as long as the block lasts.
+    """Hold the spool's lock as long as the block lasts; wait for it for PATIENCE_S.
 
     Yields None, or a warning where the file system has no locks. Raises OrchestratorLive where
-    somebody else holds it, OSError.
+    somebody else holds it all the time, OSError.
     """
     # The file of the lock stays when the lock is given back. If it were unlinked, one process could
     # hold the lock on the old file while another makes a new one and locks that, and both would
@@ -59,16 +53,6 @@ def hold(layout: Layout) -> Iterator[str | None]:
             # If this fails the end of the process gives the lock back as well.
             with contextlib.suppress(OSError):
                 patiently(lock.release)
-
-
-def refuse_held(layout: Layout) -> None:
-    """Raise OrchestratorLive where an orchestrator on this host is seen to hold the spool.
-
-    Takes no lock, and so writes nothing and is in nobody's way. An orchestrator on another host is
-    not seen.
-    """
-    if is_holder_alive(layout) or any(_lockers(layout)):
-        raise OrchestratorLive(f"{layout.root} is held by {describe_holder(layout)}")
 
 
 # Whoever can open a file, be it for reading only, can lock it, and would keep every orchestrator
@@ -102,9 +86,12 @@ def _keep_from_readers(layout: Layout, mode: int) -> None:
 def _acquire(lock: FileLock, layout: Layout) -> str | None:
     try:
         with naming(layout.lock):
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PATIENCE_S)
     except Timeout:
-        raise OrchestratorLive(f"{layout.root} is held by {describe_holder(layout)}") from None
+        raise OrchestratorLive(
+            f"{layout.lock} was not to be had for {PATIENCE_S:.0f} s: it is held by "
+            f"{describe_holder(layout)}"
+        ) from None
     except NotImplementedError as error:
         return _warning(error)
     except OSError as error:
@@ -116,61 +103,23 @@ def _acquire(lock: FileLock, layout: Layout) -> str | None:
 
 def _warning(error: Exception) -> str:
     return (
-        f"no file locks on this file system ({error}): be sure that no other gpuspool runs this "
-        "spool"
+        f"no file locks on this file system ({error}): starts of this run at the same moment may "
+        "do some work twice"
     )
-
-
-def announce(layout: Layout, epoch: int) -> None:
-    """Write down that this process holds the spool, by rename(2). Raises OSError."""
-    folder = folder_id(layout.root)
-    holder = Holder(**asdict(myself()), epoch=epoch, since=time.time(), folder=folder)
-    replace(layout.holder, pretty(holder))
-
-
-def renounce(layout: Layout) -> None:
-    """Write down that this process no longer holds the spool, by rename(2). Raises OSError.
-
-    A process that called the Python API lives on, so its being alive says nothing. What another
-    orchestrator announced meanwhile stays.
-    """
-    holder = read_holder(layout)
-    me = myself()
-    if holder is None or holder.host != me.host or holder.pid != me.pid:
-        return
-    ended = replaced(holder, until=time.time())
-    replace(layout.holder, pretty(ended))
 
 
 def describe_holder(layout: Layout) -> str:
-    """Who holds the spool and what to do about it, for a message."""
-    holder = read_holder(layout)
-    if not _may_hold(holder):
-        # Nobody who announced himself has the lock, so somebody has it who did not.
-        lockers = list(_lockers(layout))
-        if lockers:
-            return (
-                f"{' and '.join(lockers)}, which did not announce itself as an orchestrator. If it "
-                f"is not about to do so, end it, and see who may open {layout.lock}: whoever may "
-                "can hold it."
-            )
-    if holder is None:
+    """Who holds the lock and what to do about it, for a message."""
+    lockers = list(_lockers(layout))
+    if lockers:
         return (
-            "another orchestrator. Wait for it, or find it with `ps` on the hosts that share this "
-            "folder."
+            f"{' and '.join(lockers)}. A start holds it for some seconds; if this one does not "
+            f"end, end it, and see who may open {layout.lock}: whoever may can hold it."
         )
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
     return (
-        f"an orchestrator on host {holder.host}, pid {holder.pid}, since {since}. "
-        "Wait for it (`gpuspool wait`), or stop it (`gpuspool drain`)."
+        "another start, on another host or in another container. It holds it for some seconds; "
+        "find it with `ps` on the hosts that share this folder."
     )
-
-
-def _may_hold(holder: Holder | None) -> bool:
-    """Whether the orchestrator that announced itself last may still be the one with the lock."""
-    if holder is None or holder.until is not None:
-        return False
-    return liveness(holder) is not Life.DEAD
 
 
 def _lockers(layout: Layout) -> Iterator[str]:

@@ -1,21 +1,21 @@
-"""The orchestrator's loop: wake, look, decide, act, until the epoch has ended one way or another.
+"""The parent's loop: wake, look, decide, act, until the epoch has ended one way or another.
 
-It starts and restarts ranks, adopts workers that outlived an earlier orchestrator, closes the dead,
-sweeps, and tells. All that it needs is on disk, except which children are its own: killed at any
-moment, the next orchestrator goes on from the spool.
+It starts and restarts workers in its slots, adopts those that outlived their own parent, closes the
+dead, and tells; the gatherer also rules and sweeps. All that it needs is on disk, except which
+children are its own: killed at any moment, another parent goes on from the spool.
 
 The loop only puts the parts together. What to do next is decided in `decide.py`, from a snapshot
-that `snapshot.py` takes. `workers.py` knows the processes, and `drain.py` hears when somebody asks
-for an end. `pace.py` says how long to wait for the bell of `bell.py`. `trouble.py` waits out a file
-system that fails, and `telling.py` tells people. `orchestrator.api` makes one `Orchestrator` for
-each start and calls `run`.
+that `snapshot.py` takes. `workers.py` knows the processes, `company.py` the other parents, and
+`drain.py` hears when somebody asks for an end. `scope.py` says how much a look reads, `pace.py`
+says how long to wait for the bell of `bell.py`. `trouble.py` waits out a file system that fails,
+and `telling.py` tells people. `orchestrator.api` makes one `Orchestrator` for each start and calls
+`run`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import resource
 import time
 from collections.abc import Sequence
@@ -24,18 +24,20 @@ from typing import assert_never
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise import decide as d
-from gpuspool.orchestrator.supervise.adopting import adopt
+from gpuspool.orchestrator.supervise.adopting import adopt, tell_of_adopted
 from gpuspool.orchestrator.supervise.bell import Bell
-from gpuspool.orchestrator.supervise.drain import ASKED, Drain, DrainWatch, most_failed
+from gpuspool.orchestrator.supervise.company import Company
+from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch, most_failed, order_drain
 from gpuspool.orchestrator.supervise.finish import Outcome, finish
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.launch import Orders
-from gpuspool.orchestrator.supervise.lock import announce
 from gpuspool.orchestrator.supervise.opinions import OUTAGE_S
 from gpuspool.orchestrator.supervise.pace import Moment, Pace
-from gpuspool.orchestrator.supervise.parent_beat import ParentHeartbeat
+from gpuspool.orchestrator.supervise.parent_beat import ParentBeat
 from gpuspool.orchestrator.supervise.repair import DamageKeeper
+from gpuspool.orchestrator.supervise.rest import Rest
 from gpuspool.orchestrator.supervise.rulings import Judge, how_it_failed
+from gpuspool.orchestrator.supervise.scope import Scope
 from gpuspool.orchestrator.supervise.snapshot import Situation
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.trouble import ABANDON_S, Patience
@@ -44,12 +46,12 @@ from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import STATES
 from gpuspool.spool.mending import mend_claims
-from gpuspool.spool.publish import publish
+from gpuspool.spool.publish import listdir, publish
 from gpuspool.spool.records import Closing, Job, Options
-from gpuspool.spool.states import AttemptState, Ending, Reason
+from gpuspool.spool.states import AttemptState, Ending, Life, Reason
 from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import LEAVING_S, is_limited
-from gpuspool.spool.view import View, drain_epoch
+from gpuspool.spool.view import Control, View, read_control
 
 # While a doubtful task waits to be ruled, the loop looks at least so often: what it waits for may
 # be only that time passes.
@@ -61,7 +63,7 @@ QUIET_S = 5.0
 
 
 class Orchestrator:
-    """Sees one run through one epoch. Made under the spool's lock, and used for one `run`.
+    """Sees one run through one epoch, beside other parents if there are any. Used for one `run`.
 
     `received` collects the numbers of the signals that ask for an end, as `signals_to` does.
     `trusted` are the numbers of the users whom this one trusts.
@@ -70,6 +72,7 @@ class Orchestrator:
     def __init__(
         self,
         view: View,
+        epoch: int,
         slots: Sequence[Slot],
         job: Job,
         options: Options,
@@ -79,13 +82,15 @@ class Orchestrator:
         drained: int,
         trusted: Sequence[int] = (),
     ) -> None:
-        """drained: the newest epoch that was drained when this start began, -1 for none."""
+        """epoch: that this parent has taken. drained: the newest epoch that was drained when this
+        start began, -1 for none.
+        """
         self._view = view
         self._folders = folders
         self._drained = drained
-        self._orders = Orders(view.next_epoch(), job, options, len(slots), trusted)
+        self._slots = slots
+        self._orders = Orders(epoch, job, options, len(slots), trusted)
         self._began = time.monotonic()
-        epoch = self._orders.epoch
         deadline = math.inf
         if options.time_limit_s is not None:
             deadline = self._began + options.time_limit_s
@@ -98,7 +103,18 @@ class Orchestrator:
         self._judge = Judge(view, epoch, options.max_crashes)
         self._situation = Situation(view, self._workers, self._judge, self._policy, epoch, slots)
         self._telling = Telling(view.layout, epoch, progress, folders.spool.check)
-        self._heartbeat = ParentHeartbeat(view.layout, epoch, options.lease_s)
+        self._beat = ParentBeat(view.layout, epoch, options.lease_s)
+        self._company = Company(self._workers.others.detector, epoch)
+        self._scope = Scope(
+            view,
+            self._company,
+            self._workers.children.attempts,
+            is_watched=progress.is_watched,
+            is_timed=is_limited(options),
+            lease_s=options.lease_s,
+        )
+        self._control = Control()
+        self._rest = Rest(view, self._workers.children.attempts, options.leave_when_idle_s)
         self._damage = DamageKeeper(view)
         # When the next rank that waits out its backoff may be started, or the next death be judged,
         # as of the last look.
@@ -110,6 +126,10 @@ class Orchestrator:
         self._was_close_told = False
         # When a task had been finished last, when people were told of an outage.
         self._outage_told = -1.0
+        # The attempts of which people were told that they take a slot.
+        self._told_in_the_way: set[str] = set()
+        # How many manifests there were, and what control/ said, when the children were told of it.
+        self._nudged_for = 0, Control()
 
     @property
     def drain(self) -> Drain | None:
@@ -123,13 +143,15 @@ class Orchestrator:
         the workers of this host have been ended then as far as they could be.
         """
         epoch = self._orders.epoch
-        announce(self._view.layout, epoch)
+        self._beat.beat_if_due(self._began)
         # Whoever drained since this start began could not name its epoch, and named one before it.
-        # Whoever drains from here on reads the announcement.
-        if drain_epoch(self._view.layout) > self._drained:
-            self._drains.begin(ASKED, self._began)
+        # Whoever drains from here on finds its parent's record.
+        control = read_control(self._view.layout)
+        if control.drain > self._drained:
+            self._drains.obey(control, self._began)
         self._telling.record("run_started", text=f"epoch {epoch}", ranks=self._orders.world_size)
         self._telling.follow(self._view)
+        self._company.look()
         adopt(self._view, self._workers, self._orders.job, epoch, self._telling)
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):
@@ -147,9 +169,16 @@ class Orchestrator:
         self._view.read_late_lines()
         seconds = time.monotonic() - self._began
         self._telling.show_end(self._view, seconds)
-        outcome = finish(self._view, ending, epoch, seconds, self._situation.sick_devices())
+        self._company.look()
+        is_alone = self._company.is_alone
+        sick = self._situation.sick_devices()
+        outcome = finish(self._view, ending, epoch, seconds, sick, is_alone)
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
+
+    def end_beat(self) -> None:
+        """Beat no more. To be called once it was said how this parent ended."""
+        self._beat.end()
 
     def _folders_to_watch(self) -> list[Path]:
         """The folders in which a new file may change what is to be done."""
@@ -178,7 +207,7 @@ class Orchestrator:
         that fails as any look does.
         """
         patience = Patience(self._telling)
-        longest_s = min(self._telling.every_s, self._heartbeat.every_s)
+        longest_s = min(self._telling.every_s, self._beat.every_s)
         pace = Pace(bell.quiet_s, longest_s, self._view.ledger.n_complete)
         while True:
             ending = patience.attempt(lambda: self._step_and_wait(bell, pace))
@@ -187,16 +216,66 @@ class Orchestrator:
 
     def _step_and_wait(self, bell: Bell, pace: Pace) -> Ending | None:
         """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
+        self._company.look()
+        self._control = read_control(self._view.layout)
+        self._leave_if_idle()
+        if not self._is_all_to_be_read():
+            self._look_lightly()
+            bell.wait(self._light_nap_s(), self._workers.children.running().values())
+            return None
         ending = self._step()
+        self._nudge_if_news(len(self._view.manifests))
         if ending is None:
             nap_s = pace.nap_s(self._moment(bell))
             bell.wait(nap_s, self._workers.pids())
         return ending
 
+    def _leave_if_idle(self) -> None:
+        """Begin to drain where this parent shall leave since it has nothing to do."""
+        now = time.monotonic()
+        is_free = self._drains.drain is None and self._view.ledger.tasks > 0
+        if is_free and self._scope.has_read and self._rest.is_over(now):
+            limit_s = self._rest.limit_s
+            self._drains.begin(f"nothing to do for {limit_s:g} s, --leave-when-idle", now)
+
+    def _is_all_to_be_read(self) -> bool:
+        has_child_ended = len(self._workers.children.running()) < len(
+            self._workers.children.attempts()
+        )
+        is_draining = self._drains.drain is not None or self._drains.is_asked(self._control)
+        return self._scope.needs_all(self._control, has_child_ended, is_draining)
+
+    def _light_nap_s(self) -> float:
+        """How long to wait after a light look: never past what is due by the clock alone."""
+        now = time.monotonic()
+        until_deadline_s = max(0.0, self._drains.deadline - now)
+        rest_s = self._rest.due_in_s(now)
+        naps = [self._scope.light_nap_s(), until_deadline_s, self._beat.every_s]
+        return min(naps if rest_s is None else [*naps, rest_s])
+
+    def _look_lightly(self) -> None:
+        """Do what must be done also while nothing is read. Raises FolderGone, and OSError."""
+        self._folders.check()
+        self._beat.beat_if_due(time.monotonic())
+        self._nudge_if_news(len(listdir(self._view.layout.manifests)))
+
+    def _nudge_if_news(self, n_manifests: int) -> None:
+        """Tell the children if there is a new manifest, or a new word in control/.
+
+        Those that wait for work look then, and need not look by themselves again and again.
+        """
+        news = n_manifests, read_control(self._view.layout)
+        if news != self._nudged_for:
+            self._nudged_for = news
+            self._workers.children.nudge()
+
     def _moment(self, bell: Bell) -> Moment:
         due_in_s = None
         if self._wake_at is not None:
             due_in_s = self._wake_at - time.monotonic()
+        rest_s = self._rest.due_in_s(time.monotonic())
+        if rest_s is not None:
+            due_in_s = rest_s if due_in_s is None else min(due_in_s, rest_s)
         if self._judge.is_waiting:
             due_in_s = RULING_LOOK_S if due_in_s is None else min(due_in_s, RULING_LOOK_S)
         return Moment(
@@ -214,7 +293,8 @@ class Orchestrator:
         """
         while True:
             self._look()
-            snapshot = self._situation.snapshot(self._drains.drain)
+            is_gatherer = self._company.is_gatherer
+            snapshot = self._situation.snapshot(self._drains.drain, is_gatherer)
             # One moment for both, so that a restart is either decided now or waited for.
             now = time.monotonic()
             actions = d.decide(snapshot, self._policy, now)
@@ -228,6 +308,8 @@ class Orchestrator:
                     return action.ending
                 self._act(action)
             if not any(isinstance(action, d.CHANGING) for action in actions):
+                n_taken = len({one.slot for one in snapshot.own} - {-1}) + _launched(actions)
+                self._scope.note_read(self._control, n_taken < len(self._slots), self._wake_at)
                 return None
 
     def _look(self) -> None:
@@ -238,19 +320,29 @@ class Orchestrator:
         """
         self._folders.check()
         now = time.monotonic()
-        drain = self._drains.hear(now)
-        if drain is not None:
-            self._tell_of_drain(drain)
-            self._drains.note_told(drain)
-        self._heartbeat.beat_if_due(now)
+        self._company.look()
+        self._hear(now)
+        self._beat.beat_if_due(now)
         self._view.refresh()
+        # A worker may have heard of a drain sooner than this process, and be seen to have closed
+        # itself for it: then the order is there by now.
+        self._hear(now)
         for damage in self._damage.keep_new():
             text = f"damaged: {damage}; what it held is looked up elsewhere or run again"
             self._telling.tell("damage", text)
+        tell_of_adopted(self._workers, self._telling)
         for closing in self._workers.reap(self._tell_of_slow):
             self._tell_of_end(closing)
         for attempt, why in self._workers.kill_overdue().items():
             self._telling.tell("overdue", f"{attempt} {why}", attempt=attempt)
+
+    def _hear(self, now: float) -> None:
+        """Hear whether somebody asks for a drain, and pass it on. Raises OSError."""
+        self._control = read_control(self._view.layout)
+        drain = self._drains.hear(self._control, now)
+        if drain is not None:
+            self._tell_of_drain(drain)
+            self._drains.note_told(drain)
 
     def _tell_of_waiting(self, snapshot: d.Snapshot, now: float) -> None:
         """Tell why tasks wait that have failed, where that may take a while, once for each time."""
@@ -276,6 +368,20 @@ class Orchestrator:
             )
             self._telling.tell("tasks_waiting", text)
         self._tell_of_outage(snapshot, now)
+        self._tell_of_taken_slots(snapshot)
+
+    def _tell_of_taken_slots(self, snapshot: d.Snapshot) -> None:
+        """Tell, once for each, that an attempt of another parent uses the device of a slot."""
+        for one in snapshot.open:
+            is_in_the_way = one.is_own and one.slot >= 0 and one.life is Life.ELSEWHERE
+            if is_in_the_way and one.name not in self._told_in_the_way:
+                self._told_in_the_way.add(one.name)
+                device = self._slots[one.slot].device_name
+                text = (
+                    f"device {device} is used by {one.name}, which another gpuspool on this host "
+                    "started: its slot here waits until that has ended"
+                )
+                self._telling.tell("waiting", text, attempt=one.name)
 
     def _tell_of_outage(self, snapshot: d.Snapshot, now: float) -> None:
         """Tell, once for each, that every place fails and nothing has completed for a while."""
@@ -301,11 +407,14 @@ class Orchestrator:
         if drain.is_interrupted:
             return
         self._workers.tell_to_stop()
-        # A signal does not reach a worker whose job takes it for itself, nor one on another host.
-        # Those look into control/.
-        epoch = self._orders.epoch
-        text = f"{os.uname().nodename} {os.getpid()} {time.time()} {drain.why}\n"
-        publish(self._view.layout.drain(epoch), text.encode(), durable=False)
+        # A signal does not reach a worker whose job takes it for itself, so those look into
+        # control/. Where this parent alone was told to stop, its word is for its own workers; what
+        # the gatherer decides is an order for everybody.
+        layout = self._view.layout
+        if drain.is_own:
+            publish(layout.leave(self._orders.epoch), b"", durable=False)
+        elif not self._control.stops(self._orders.epoch):
+            order_drain(layout, self._company.newest, drain.why)
         grace_s = self._orders.options.grace_s
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"
         if drain.is_by_hand:
@@ -323,8 +432,7 @@ class Orchestrator:
             return
         if closing.reason is Reason.DRAINED:
             # A worker may hear of `gpuspool drain` before this process does.
-            is_ours = drain_epoch(self._view.layout) >= self._orders.epoch
-            if is_ours or self._drains.drain is not None:
+            if self._drains.drain is not None:
                 return
             text = f"{closing.attempt} was told to stop by somebody else, by a signal, and did"
             if resource.getrlimit(resource.RLIMIT_CPU)[1] != resource.RLIM_INFINITY:
@@ -407,7 +515,8 @@ class Orchestrator:
         layout = self._view.layout
         # It is not synced. Should a power cut take it back, the attempts that wait find out by
         # themselves, only later.
-        publish(layout.finished(self._orders.epoch), b"", durable=False)
+        if self._control.finished < self._orders.epoch:
+            publish(layout.finished(self._company.newest), b"", durable=False)
         self._situation.note_said_finished(time.monotonic())
 
     def _stop(self) -> None:
@@ -442,6 +551,10 @@ class Orchestrator:
             tasks = count_of(count, "stranded task is", "stranded tasks are")
             text = f"{tasks} given out again: nobody held them"
             self._telling.tell("swept", text, tasks=count)
+
+
+def _launched(actions: Sequence[d.Action]) -> int:
+    return sum(isinstance(action, d.Launch) for action in actions)
 
 
 def _earliest(*moments: float | None) -> float | None:

@@ -1,10 +1,10 @@
-"""Open attempts that some other process started: they outlived an earlier orchestrator, or belong
-to one on another host.
+"""Open attempts that some other process started.
 
-This process cannot wait for them, so it judges them from outside. On this host the process table
-proves whether they live, elsewhere only a lease does. Those that live here are adopted: watched and
-signalled like children, with no twin started. Those that are ELSEWHERE are left alone. What this
-process started itself is in `children.py`.
+This process cannot wait for them, so it judges them from outside: on this host by the process
+table, elsewhere by a lease. As long as the parent of such an attempt is not proved dead, the
+attempt is that parent's alone: here it is ELSEWHERE, whatever is known of its process, and is
+neither closed nor signalled, killed or timed out. Orphans that live on this host are adopted:
+watched and signalled like children. What this process started itself is in `children.py`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,50 @@ class Others:
         self._view = view
         self._children = children
         # One for the whole epoch, since a lease takes time to run out.
-        self._detector = FailureDetector(view, lease_s)
+        self.detector = FailureDetector(view, lease_s)
         # The closed attempts whose processes may still run, as far as the closings were read.
         self._leaving: dict[str, None] = {}
         self._closings_read = 0
+        self._adopted: set[str] = set()
 
     def open(self) -> list[str]:
         """Those that are not closed."""
         return [name for name in self._view.open_attempts if name not in self._children]
 
     def life(self, attempt: str) -> Life:
-        """What is proved of an attempt from outside."""
-        return self._detector.life(attempt)
+        """DEAD if the attempt and its parent are proved dead, ALIVE if it is adopted here.
+
+        All else is ELSEWHERE, and none of this process's business.
+        """
+        # Both are asked always, so that their leases run side by side.
+        found = self.detector.life(attempt)
+        parent_life = self.detector.parent_life(attempt)
+        if self._view.intents.get(attempt) is None:
+            # Its intent is damaged: whose it is nobody can tell, and so it is anybody's.
+            return found
+        return found if parent_life is Life.DEAD else Life.ELSEWHERE
+
+    def newly_adopted(self) -> list[str]:
+        """Those that are adopted, and were not yet when this was asked last."""
+        found = [name for name in self.open() if name not in self._adopted]
+        found = [name for name in found if self.is_adopted(name)]
+        self._adopted.update(found)
+        return found
+
+    def is_adopted(self, attempt: str) -> bool:
+        """Whether an attempt lives on this host without a parent."""
+        return self.life(attempt) is Life.ALIVE
+
+    def is_here(self, attempt: str) -> bool:
+        """Whether an attempt of this host may live, or be about to, whoever started it."""
+        if self.detector.life(attempt) is Life.DEAD:
+            return False
+        intent = self._view.intents.get(attempt)
+        return intent is not None and is_here(intent.parent)
 
     def lease_s(self, attempt: str) -> float:
         """For how long a beat must stand still before its owner elsewhere counts as dead."""
-        return self._detector.lease_s(attempt)
+        return self.detector.lease_s(attempt)
 
     def running(self) -> dict[str, int]:
         """attempt -> pid of the open ones that are proved alive on this host."""
@@ -69,13 +97,20 @@ class Others:
                 continue
             # In a copy of a spool it is a worker of the original.
             pid = None
-            if not self._detector.is_copied(name):
+            if not self.detector.is_copied(name):
                 pid = self.pid_running(name)
+            if pid is not None and not self.is_orphaned(name):
+                # Its own parent sees it off.
+                continue
             if pid is None:
                 del self._leaving[name]
             else:
                 found[name] = pid
         return found
+
+    def is_orphaned(self, attempt: str) -> bool:
+        """Whether the parent of an attempt is proved dead, as of the last look: reads nothing."""
+        return self.detector.known_parent_life(attempt) is Life.DEAD
 
     def pid_running(self, attempt: str) -> int | None:
         """The pid of an attempt that its journal proves to run here. Reads nothing of the spool."""

@@ -18,14 +18,15 @@ from enum import Enum, auto
 
 import msgspec
 
+from gpuspool.spool.file_system import heartbeat_s
 from gpuspool.spool.records import Options
 from gpuspool.spool.states import Phase
 from gpuspool.spool.timeouts import is_limited, limit_s, parent_limit_s, parent_patience_s
 from gpuspool.spool.view import View
 
-# A worker with nothing in hand beats every ten seconds. It may be silent for three beats on top of
-# its stall time-out, since beats are late on a busy machine.
-SILENCE_S = 30.0
+# A worker with nothing in hand may be silent for so many heartbeats on top of its stall time-out,
+# since beats are late on a busy machine.
+SILENT_BEATS = 3
 
 # Between two looks at most this part of the parent's patience counts. One standstill of both then
 # never uses the patience up, and the worker's own timer still comes first.
@@ -72,6 +73,7 @@ class OverdueWatch:
 
     def __init__(self, view: View) -> None:
         self._view = view
+        self._silence_s = SILENT_BEATS * heartbeat_s(view.layout.root, view.run.options.lease_s)
         self._seen: dict[str, _Seen] = {}
 
     def is_limited(self, attempt: str) -> bool:
@@ -117,21 +119,20 @@ class OverdueWatch:
         if call is not None:
             # Publishing is not part of the call. The worker tells of it in its heartbeat, in time.
             if beat is not None and beat.state is Phase.PUBLISHING and beat.task in call.tasks:
-                silence_s = _silence_s(options)
+                silence_s = self._silence_limit_s(options)
                 return _Sign(offset, beat.beat, silence_s, is_publishing=True)
             call_limit_s = limit_s(options, len(call.tasks))
             return _Sign(offset, None, call_limit_s)
         if beat is None or beat.state is Phase.LOADING:
             return _Sign(offset, None, options.stall_timeout_s)
-        return _Sign(offset, beat.beat, _silence_s(options))
+        return _Sign(offset, beat.beat, self._silence_limit_s(options))
+
+    def _silence_limit_s(self, options: Options) -> float | None:
+        """How long a worker with nothing in hand may be silent."""
+        if options.stall_timeout_s is None:
+            return None
+        return options.stall_timeout_s + self._silence_s
 
 
 def _is_moved(old: _Sign, new: _Sign) -> bool:
     return old.offset != new.offset or old.beat != new.beat
-
-
-def _silence_s(options: Options) -> float | None:
-    """How long a worker with nothing in hand may be silent."""
-    if options.stall_timeout_s is None:
-        return None
-    return options.stall_timeout_s + SILENCE_S

@@ -17,7 +17,7 @@ from pathlib import Path
 from gpuspool.spool.code import damaged_records
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import SpoolError
-from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout
+from gpuspool.spool.layout import FORMAT_TEXT, OLDER_FORMATS, SUBDIRS, Layout
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import (
     FOLDER_MODE,
@@ -68,13 +68,16 @@ def repair(layout: Layout, run: Run) -> None:
     # that is whole says all that the other one does. Both may be damaged only since the caller read
     # one, so `run` is that reading, and not what stands there now.
     _make_folders(layout)
-    if read_bytes(layout.format) != FORMAT_TEXT.encode():
+    text = read_bytes(layout.format)
+    if text in [older.encode() for older in OLDER_FORMATS]:
+        # From here on versions that know that format alone refuse the spool.
+        replace(layout.format, FORMAT_TEXT.encode(), durable=True)
+    elif text != FORMAT_TEXT.encode():
         _restore(layout, layout.format, FORMAT_TEXT.encode())
     for path in (layout.run, layout.run_copy):
         if read_sealed(path, Run) is None:
             _restore(layout, path, seal_pretty(run))
-    for path in (layout.summary, layout.holder):
-        make_way(path)
+    make_way(layout.summary)
     for path in damaged_records(layout):
         # Whoever knows the same code publishes the record again.
         os.replace(path, layout.corrupt / f"job-{path.name}")

@@ -273,7 +273,7 @@ class Judge:
         for held, since_s in zip(self._view.held[key], self._seen[key], strict=True):
             if held.is_excused:
                 continue
-            device = self._device(held.attempt)
+            device = self._place(held.attempt)
             # What failed in an earlier epoch may have failed by what ended that one, or before the
             # user mended the job. Unless the place proved itself, that is long ago.
             if not self.is_of_this_epoch(held.attempt):
@@ -285,9 +285,9 @@ class Judge:
         return opinions
 
     def is_of_this_epoch(self, attempt: str) -> bool:
-        """Whether an attempt was started by this orchestrator."""
+        """Whether an attempt was started by this parent or a later one, which works beside it."""
         intent = self._view.intents.get(attempt)
-        return intent is not None and intent.epoch == self._epoch
+        return intent is not None and intent.epoch >= self._epoch
 
     def _least(self, key: Key) -> int:
         """How many opinions a task needs at least: --max-crashes, if its worker always crashed.
@@ -390,6 +390,11 @@ class Judge:
             return "?"
         return intent.device
 
+    def _place(self, attempt: str) -> str:
+        """The device of an attempt, as no other host has it."""
+        intent = self._view.intents.get(attempt)
+        return "?" if intent is None else intent.place
+
     def publish(self) -> list[TaskFailure]:
         """Publish what can be ruled, by link(2); returns the tasks that have failed by it.
 
@@ -433,7 +438,7 @@ class Judge:
         """The attempt of a failure, and the device that it speaks against; "" if it is excused."""
         if held.is_excused:
             return held.attempt, ""
-        return held.attempt, self._device(held.attempt)
+        return held.attempt, self._place(held.attempt)
 
     def _verdict(self, key: Key) -> TaskFailure:
         """That a task has failed: how, where that was, and all the attempts in which it did.

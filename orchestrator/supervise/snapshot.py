@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.decide import (
@@ -26,25 +26,32 @@ from gpuspool.orchestrator.supervise.decide import (
 from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.opinions import Trial, fruitless_row
 from gpuspool.orchestrator.supervise.rulings import Judge
+from gpuspool.orchestrator.supervise.seats import Seats
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.layout import rank_of
+from gpuspool.spool.records import CPU, Intent
 from gpuspool.spool.states import BY_RESUME, AttemptState, Life, Reason, Verdict
 from gpuspool.spool.view import View
 
 
 class History:
-    """The attempts that each slot had in this epoch.
+    """The attempts that each slot had in this epoch, and those that the slots of later ones had.
 
-    Those of earlier epochs do not count: what another orchestrator saw burns none of this one's
-    restarts. The attempts of this epoch are found by reading on in the view's intents, so a look at
-    a run that had thousands of attempts before costs no more than one at a new run.
+    Those of earlier epochs do not count: what another parent saw before burns none of this one's
+    restarts. Parents of later epochs work beside this one, and what became of theirs says what
+    failures are worth. All these attempts are found by reading on in the view's intents, so a look
+    at a run that had thousands of attempts before costs no more than one at a new run.
     """
 
     def __init__(self, view: View, epoch: int, slots: Sequence[Slot]) -> None:
         self._view = view
         self._epoch = epoch
-        self._slots = {slot.rank: slot for slot in slots}
-        self._attempts: dict[int, list[str]] = {slot.rank: [] for slot in slots}
+        self._n_own = len(slots)
+        self._slots = {slot.number: slot for slot in slots}
+        self._attempts: dict[int, list[str]] = {slot.number: [] for slot in slots}
+        # The number of each slot of another parent, by its epoch and its number there.
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._slot_of: dict[str, int] = {}
         self._intents_read = 0
         # When this process saw each attempt end, on the monotonic clock.
         self._ended_at: dict[str, float] = {}
@@ -54,14 +61,14 @@ class History:
         self._failed_last: dict[str, tuple[int, float]] = {}
         # When this parent began to drain, on the monotonic clock.
         self._drained_at: float | None = None
-        # The ranks that are known to have completed a task.
+        # The slots that are known to have completed a task.
         self._working: set[int] = set()
 
     def note_launch(self, slot: Slot, attempt: str) -> None:
         """Note what speaks for the innocence of a place's last tasks when it gets an attempt."""
-        ended = self._ended(self._attempts[slot.rank])
+        ended = self._ended(self._attempts[slot.number])
         if slot.device:
-            ended = self._ended_on(slot.device)
+            ended = self._ended_on(slot.place)
         self._known[attempt] = self._acquitted(self._row(ended))
 
     def note_drain(self) -> None:
@@ -70,26 +77,56 @@ class History:
             self._drained_at = time.monotonic()
 
     def past(self) -> list[RankPast]:
-        """What became of each slot's attempts, in the order of the slots."""
+        """What became of the attempts of this parent's slots, in the order of these."""
         self._read_intents()
-        return [self._past_of(slot) for slot in self._slots.values()]
+        return [self._past_of(self._slots[number]) for number in range(self._n_own)]
+
+    def past_elsewhere(self) -> list[RankPast]:
+        """Likewise of the slots of other parents, as of the last `past`."""
+        others = range(self._n_own, len(self._slots))
+        return [self._past_of(self._slots[number]) for number in others]
+
+    def slot_of(self, attempt: str) -> int:
+        """The number of the slot that an attempt was started in, -1 where that is not known."""
+        return self._slot_of.get(attempt, -1)
 
     def _read_intents(self) -> None:
         intents = self._view.intents
         for attempt in itertools.islice(intents, self._intents_read, len(intents)):
             intent = intents[attempt]
-            if intent is None or intent.epoch != self._epoch:
+            if intent is None or intent.epoch < self._epoch:
                 continue
-            rank = rank_of(attempt)
-            if rank in self._attempts:
-                self._attempts[rank].append(attempt)
+            number = self._number_of(intent)
+            if number in self._attempts:
+                self._attempts[number].append(attempt)
+                self._slot_of[attempt] = number
         self._intents_read = len(intents)
+
+    def _number_of(self, intent: Intent) -> int:
+        """The number of the slot of an attempt, which another parent's slot gets now."""
+        if intent.epoch == self._epoch:
+            return intent.local_rank
+        key = intent.epoch, intent.local_rank
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._slots)
+            device = "" if intent.device == CPU else intent.device
+            self._slots[number] = Slot(
+                number, device, host=intent.parent.host, job_id=intent.job_id
+            )
+            self._attempts[number] = []
+        return number
+
+    def rank_of_slot(self, number: int) -> int:
+        """The rank of a slot's last attempt, -1 before its first."""
+        attempts = self._attempts[number]
+        return rank_of(attempts[-1]) if attempts else -1
 
     def _past_of(self, slot: Slot) -> RankPast:
         # A restart waits from the moment at which this process saw the end, not from the time in
         # the closing: that was written by a clock which may be another host's, or may have been
         # set. A backoff that is reckoned from it could be over at once, or last for hours.
-        ended = self._ended(self._attempts[slot.rank])
+        ended = self._ended(self._attempts[slot.number])
         ended_at = 0.0
         if ended:
             ended_at = self._ended_at[ended[-1]]
@@ -97,10 +134,10 @@ class History:
         device_trials = trials
         ended_in_place = ended
         if slot.device:
-            ended_in_place = self._ended_on(slot.device)
+            ended_in_place = self._ended_on(slot.place)
             device_trials = self._trials(ended_in_place)
         row = self._row(ended_in_place)
-        failed_at = self._failed_at(slot.rank)
+        failed_at = self._failed_at(slot.number)
         return RankPast(
             slot,
             reasons=frozenset(self._view.closed[attempt].reason for attempt in ended),
@@ -110,10 +147,15 @@ class History:
             acquitted=self._acquitted(row),
             failed_elsewhere=self._failed_elsewhere(row, slot),
             failed_at=failed_at,
-            gets_on=failed_at is None and self._completed_in_open(slot.rank) > 0,
-            has_completed=self._has_completed(slot.rank),
-            has_begun=self._has_begun(slot.rank),
+            gets_on=failed_at is None and self._completed_in_open(slot.number) > 0,
+            has_completed=self._has_completed(slot.number),
+            has_begun=self._has_begun(slot.number),
         )
+
+    def is_on(self, attempt: str, place: str) -> bool:
+        """Whether an attempt was started on a device, by the name that rulings have for it."""
+        number = self.slot_of(attempt)
+        return number >= 0 and self._slots[number].place == place
 
     def _ended(self, attempts: Sequence[str]) -> list[str]:
         """Those of these attempts that are closed, each with the moment when that was first seen.
@@ -126,12 +168,12 @@ class History:
         ended.sort(key=self._ended_at.__getitem__)
         return ended
 
-    def _ended_on(self, device: str) -> list[str]:
+    def _ended_on(self, place: str) -> list[str]:
         """The closed attempts of all slots with a device, the oldest end first."""
         attempts: list[str] = []
-        for rank, slot in self._slots.items():
-            if slot.device == device:
-                attempts.extend(self._attempts[rank])
+        for number, slot in self._slots.items():
+            if slot.place == place:
+                attempts.extend(self._attempts[number])
         return self._ended(attempts)
 
     # Only the last attempts matter, as far back as the first that completed a task. So that is how
@@ -221,40 +263,39 @@ class History:
 
     def _is_of_place(self, attempt: str, slot: Slot) -> bool:
         if not slot.device:
-            return rank_of(attempt) == slot.rank
-        other = self._slots.get(rank_of(attempt))
-        return other is not None and other.device == slot.device
+            return self.slot_of(attempt) == slot.number
+        return self.is_on(attempt, slot.place)
 
-    def _has_completed(self, rank: int) -> bool:
-        """Whether an attempt of a rank completed a task in this epoch."""
-        if rank not in self._working:
-            if not any(map(self._view.completed, self._attempts[rank])):
+    def _has_completed(self, number: int) -> bool:
+        """Whether an attempt of a slot completed a task in this epoch."""
+        if number not in self._working:
+            if not any(map(self._view.completed, self._attempts[number])):
                 return False
-            self._working.add(rank)
+            self._working.add(number)
         return True
 
-    def _has_begun(self, rank: int) -> bool:
-        """Whether an attempt of a rank got as far as to claim tasks in this epoch."""
-        return any(attempt in self._view.claims_by for attempt in self._attempts[rank])
+    def _has_begun(self, number: int) -> bool:
+        """Whether an attempt of a slot got as far as to claim tasks in this epoch."""
+        return any(attempt in self._view.claims_by for attempt in self._attempts[number])
 
-    def _open(self, rank: int) -> str | None:
-        """The open attempt of a rank."""
-        attempts = self._attempts[rank]
+    def _open(self, number: int) -> str | None:
+        """The open attempt of a slot."""
+        attempts = self._attempts[number]
         if not attempts or attempts[-1] in self._view.closed:
             return None
         return attempts[-1]
 
-    def _completed_in_open(self, rank: int) -> int:
-        """How many tasks the open attempt of a rank has completed."""
-        attempt = self._open(rank)
+    def _completed_in_open(self, number: int) -> int:
+        """How many tasks the open attempt of a slot has completed."""
+        attempt = self._open(number)
         return 0 if attempt is None else self._view.completed(attempt)
 
-    def _failed_at(self, rank: int) -> float | None:
-        """When the last task of a rank's open attempt was seen to have failed.
+    def _failed_at(self, number: int) -> float | None:
+        """When the last task of a slot's open attempt was seen to have failed.
 
         None where nothing failed in it since it completed a task.
         """
-        attempt = self._open(rank)
+        attempt = self._open(number)
         if attempt is None:
             return None
         failed = self._view.failed_in.get(attempt)
@@ -293,6 +334,7 @@ class Situation:
         self._workers = workers
         self._slots = slots
         self._history = History(view, epoch, slots)
+        self._seats = Seats(view, workers.others, slots)
         self._epoch = epoch
         self._closings_read = 0
         # How many attempts were closed whose death nobody saw; and how many had been when claims
@@ -307,21 +349,26 @@ class Situation:
         self._finished_last_at = 0.0
         self._closed_before = 0
 
-    def snapshot(self, drain: Drain | None) -> Snapshot:
-        """What is known now, of a view that was just refreshed."""
+    def snapshot(self, drain: Drain | None, is_gatherer: bool = True) -> Snapshot:
+        """What is known now, of a view that was just refreshed.
+
+        is_gatherer: this parent does what one of all has to do.
+        """
         ledger = self._view.ledger
         undecided = self._undecided()
         if drain is not None:
             self._history.note_drain()
         past = self._history.past()
+        elsewhere = self._history.past_elsewhere()
+        everywhere = [*past, *elsewhere]
         open_ = self._open()
         self._note_progress()
-        devices = trusted_devices(past, self._policy.max_restarts)
-        without_news = ranks_without_news(past, open_)
+        devices = trusted_devices(everywhere, self._policy.max_restarts)
+        without_news = ranks_without_news(everywhere, open_)
         # Whoever has nothing to do could try a doubtful task.
         is_somebody_free = self._view.unclaimed == 0
         is_ruling_due = self._judge.look(
-            devices, working_devices(past), is_somebody_free, without_news
+            devices, working_devices(everywhere), is_somebody_free, self._ranks_of(without_news)
         )
         n_doubtful, n_attempts = self._failures_of_this_epoch()
         tasks_left = ledger.tasks - ledger.n_finished + undecided
@@ -351,8 +398,14 @@ class Situation:
             doubting=n_attempts,
             barren=self._barren(),
             finished_last_at=self._finished_last_at,
-            lingering=frozenset(map(rank_of, self._workers.lingering())),
+            lingering=frozenset(map(self._history.slot_of, self._workers.lingering())),
+            is_gatherer=is_gatherer,
+            elsewhere=elsewhere,
         )
+
+    def _ranks_of(self, numbers: Iterable[int]) -> frozenset[int]:
+        """The ranks that slots have, of those that have had an attempt."""
+        return frozenset(self._history.rank_of_slot(number) for number in numbers)
 
     def _barren(self) -> int:
         """How many attempts ended since a task was finished last, and were not recycled."""
@@ -402,6 +455,10 @@ class Situation:
 
     def _open(self) -> list[OpenAttempt]:
         have_claimed = self._view.claims_by
+        children, slot_of = self._workers.children, self._history.slot_of
+        foreign = self._workers.others.open()
+        busy = {slot_of(name) for name in self._view.open_attempts if name in children}
+        seats = self._seats.look(foreign, busy)
         found: list[OpenAttempt] = []
         for name in self._view.open_attempts:
             life = self._workers.life(name)
@@ -412,7 +469,9 @@ class Situation:
             # It is asked only where tasks fail, and looks at every claim.
             is_idle = bool(self._judge.doubtful) and not is_starting and self._judge.is_idle(name)
             is_leaving = name in self._view.leaving
-            found.append(OpenAttempt(name, rank_of(name), life, is_starting, is_idle, is_leaving))
+            slot = seats.get(name, slot_of(name))
+            is_own = name in children or name in seats or life is Life.ALIVE
+            found.append(OpenAttempt(name, slot, life, is_starting, is_idle, is_leaving, is_own))
         return found
 
     def next_judged_at(self) -> float | None:
@@ -474,29 +533,27 @@ class Situation:
             if is_its_own or (rank.acquitted > 1 and self._failed_only_on(rank.device)):
                 sick.add(rank.device)
         ranks: dict[str, list[int]] = {}
-        for device in sorted(sick):
-            others = [slot.rank for slot in self._slots if slot.device != device]
-            if self._have_completed(others):
-                ranks[device] = [slot.rank for slot in self._slots if slot.device == device]
+        tokens = {slot.place: slot.device for slot in self._slots}
+        for place in sorted(sick & tokens.keys()):
+            if self._have_others_completed(place):
+                numbers = [slot.number for slot in self._slots if slot.place == place]
+                ranks[tokens[place]] = sorted(self._ranks_of(numbers) - {-1})
         return ranks
 
-    def _failed_only_on(self, device: str) -> bool:
+    def _have_others_completed(self, place: str) -> bool:
+        """Whether an attempt on another device completed a task."""
+        for attempt, intent in self._view.intents.items():
+            if intent is not None and intent.place != place and self._view.completed(attempt):
+                return True
+        return False
+
+    def _failed_only_on(self, place: str) -> bool:
         """Whether all failures of tasks that are complete happened on one device."""
-        devices = {slot.rank: slot.device for slot in self._slots}
         complete = self._view.ledger.complete
         for attempt, failed in self._view.failed_in.items():
-            is_here = devices.get(rank_of(attempt)) == device
-            if is_here:
+            if self._history.is_on(attempt, place):
                 continue
             for key in failed:
                 if complete[key[0]] and is_opinion_of(self._view, attempt, key):
                     return False
         return True
-
-    def _have_completed(self, ranks: Sequence[int]) -> bool:
-        """Whether an attempt of these ranks completed a task."""
-        return any(
-            self._view.completed(attempt)
-            for attempt in self._view.attempts
-            if rank_of(attempt) in ranks
-        )

@@ -1,4 +1,4 @@
-"""What an orchestrator tells people: its story in events.jsonl, and its progress on stderr.
+"""What a parent tells people: its story in events/, and its progress on stderr.
 
 Nothing here is ever read to decide anything, and telling never raises: a full disk or a closed
 terminal must not end a run. The loop and the modules that act for it tell what they did; `Progress`
@@ -40,7 +40,7 @@ class Telling:
         recorded: the story of this run must not stand in another one's.
         """
         self._check_spool = check_spool
-        self._path = layout.events
+        self._path = layout.events(epoch)
         self._epoch = epoch
         self._progress = progress
         # How many tasks the run had when progress was weighed, and what they cost together.
@@ -58,7 +58,7 @@ class Telling:
         return self._progress.every_s
 
     def record(self, event: str, **fields: object) -> None:
-        """Append one line to events.jsonl with a single write(2)."""
+        """Append one line to this epoch's file in events/ with a single write(2)."""
         # Texts may name paths that are not UTF-8.
         told = {name: _recordable(value) for name, value in fields.items()}
         story = {"at": time.time(), "event": event, "epoch": self._epoch, **told}

@@ -31,6 +31,7 @@ from gpuspool.orchestrator.supervise.interventions import Interventions
 from gpuspool.orchestrator.supervise.launch import Child, Orders, kill_group
 from gpuspool.orchestrator.supervise.others import Others
 from gpuspool.orchestrator.supervise.overdue import Lateness, OverdueWatch
+from gpuspool.orchestrator.supervise.ranks import Ranks
 from gpuspool.orchestrator.supervise.trouble import DiskWatch
 from gpuspool.spool.blame import read_tail
 from gpuspool.spool.closing import close_attempts
@@ -86,7 +87,9 @@ class Workers:
         options = orders.options
         self.children = Children(view, orders)
         self.others = Others(view, self.children, options.lease_s)
+        self._ranks = Ranks(view, self.others.detector, orders.epoch)
         self._view = view
+        self._epoch = orders.epoch
         self._mark = run_mark(view.run.id, folder_id(view.layout.root))
         self._interventions = Interventions()
         self._overdue = OverdueWatch(view)
@@ -98,12 +101,12 @@ class Workers:
         self._forensics = Forensics(view, self.children, self._interventions, options.max_crashes)
 
     def launch(self, slot: Slot, patience: int, is_doubted: bool) -> Child:
-        """Start the next attempt of a slot's rank; so many failures in a row end it.
+        """Start the next attempt in a slot; so many failures in a row end it.
 
         Raises OSError, also while a file system that ended an attempt before takes no data.
         """
         self._disks.check()
-        return self.children.launch(slot, patience, is_doubted)
+        return self.children.launch(slot, self._ranks, patience, is_doubted)
 
     def life(self, attempt: str) -> Life:
         """Whether an open attempt lives, is proved dead, or is elsewhere."""
@@ -345,7 +348,20 @@ class Workers:
             for attempt in lingering:
                 self._note_slow(attempt, waited_s, on_slow)
             self._kill_lingering(lingering, waited_s, patience_s)
-        kill_marked(self._mark, self._view.closed)
+        kill_marked(self._mark, self._closed_here())
+
+    def _closed_here(self) -> set[str]:
+        """The closed attempts that this parent started, or whose parents are gone.
+
+        What other parents have closed they see off themselves.
+        """
+        found: set[str] = set()
+        for attempt in self._view.closed:
+            intent = self._view.intents.get(attempt)
+            is_own = intent is not None and intent.epoch == self._epoch
+            if is_own or self.others.is_orphaned(attempt):
+                found.add(attempt)
+        return found
 
     def _kill_lingering(self, attempts: Iterable[str], waited_s: float, patience_s: float) -> None:
         others_patience_s = min(patience_s, OTHERS_S)

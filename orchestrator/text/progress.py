@@ -72,10 +72,12 @@ class Progress(Protocol):
     """Tells people how a run gets on.
 
     every_s: how often, in seconds, it has something new to show. is_shown: whether anybody sees it.
+    is_watched: whether somebody sees it now, at a terminal.
     """
 
     every_s: float
     is_shown: bool
+    is_watched: bool
 
     def is_due(self) -> bool:
         """Whether something new is to be shown now."""
@@ -98,6 +100,7 @@ class Silent:
 
     every_s = LINE_S
     is_shown = False
+    is_watched = False
 
     def is_due(self) -> bool:
         return False
@@ -120,6 +123,7 @@ class Lines:
 
     every_s = LINE_S
     is_shown = True
+    is_watched = False
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -148,6 +152,7 @@ class Bar:
 
     every_s = BAR_S
     is_shown = True
+    is_watched = True
 
     def __init__(self) -> None:
         from rich import progress
@@ -202,6 +207,7 @@ class Unheard:
         self._told = told
         self.every_s = told.every_s
         self.is_shown = told.is_shown
+        self.is_watched = told.is_watched
 
     def is_due(self) -> bool:
         return self._told.is_due()

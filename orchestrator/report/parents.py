@@ -1,0 +1,122 @@
+"""How the parents of a run stand: who is at work, who has ended and how, who has fallen silent.
+
+What is proved is told as such: a process of this host, an end that was written down, a beat that
+this very process has seen to stand still for a lease. Of a parent elsewhere a single look proves
+nothing, so people are told how old its last beat is, by the clocks of the file system and of this
+host: fresh, it is `live`; else it is `silent`. That age is shown, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gpuspool.spool.beats import beaten_at, read_beats
+from gpuspool.spool.layout import epoch_name
+from gpuspool.spool.liveness import ATTEMPT_BEATS, BEATS, PARENT_BEATS, FailureDetector
+from gpuspool.spool.records import Parent
+from gpuspool.spool.states import Life
+from gpuspool.spool.view import View
+
+LIVE = "live"
+SILENT = "silent"
+DEAD = "dead"
+
+
+class Beats:
+    """How old the beats of a spool are, as one listing shows them."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._numbers = read_beats(view.layout)
+
+    def age_s(self, name: str) -> float | None:
+        """The seconds since somebody beat last, by two clocks; None where there is no beat."""
+        number = self._numbers.get(name)
+        if number is None:
+            return None
+        at = beaten_at(self._view.layout, name, number)
+        return None if at is None else max(0.0, time.time() - at)
+
+    def is_fresh(self, attempt: str) -> bool:
+        """Whether an attempt, or its parent, beat lately."""
+        intent = self._view.intents.get(attempt)
+        own_s = self.age_s(attempt)
+        lease_s = self._view.options_of(attempt).lease_s
+        if own_s is not None and own_s <= BEATS * lease_s / ATTEMPT_BEATS:
+            return True
+        parent_s = None if intent is None else self.age_s(epoch_name(intent.epoch))
+        return parent_s is not None and parent_s <= BEATS * lease_s / PARENT_BEATS
+
+
+def parent_rows(detector: FailureDetector, beats: Beats) -> list[dict[str, Any]]:
+    """One row for each parent, the oldest first. Raises OSError."""
+    detector.look()
+    known = detector.parents.known
+    return [_row(epoch, known[epoch], detector, beats) for epoch in sorted(known)]
+
+
+def _row(
+    epoch: int, parent: Parent | None, detector: FailureDetector, beats: Beats
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "epoch": epoch,
+        "state": DEAD,
+        "silent_s": None,
+        "host": None,
+        "pid": None,
+        "job": None,
+        "command": None,
+        "slots": [],
+        "since": None,
+        "exit_code": None,
+    }
+    if parent is not None:
+        row["host"] = parent.host
+        row["pid"] = parent.pid
+        row["command"] = parent.command
+        row["slots"] = [slot.device or "cpu" for slot in parent.slots]
+        row["since"] = parent.at
+        if parent.scheduler is not None:
+            row["job"] = parent.scheduler.job
+    if epoch in detector.parents.ends:
+        end = detector.parents.ends[epoch]
+        row["state"] = "ended" if end is None else end.how
+        row["exit_code"] = None if end is None else end.exit_code
+        return row
+    match detector.epoch_life(epoch):
+        case Life.ALIVE:
+            row["state"] = LIVE
+        case Life.ELSEWHERE:
+            lease_s = detector.lease_of_run_s if parent is None else parent.lease_s
+            age_s = beats.age_s(epoch_name(epoch))
+            is_fresh = age_s is not None and age_s <= BEATS * lease_s / PARENT_BEATS
+            row["state"] = LIVE if is_fresh else SILENT
+            row["silent_s"] = None if is_fresh or age_s is None else round(age_s, 1)
+        case Life.DEAD:
+            pass
+    return row
+
+
+def is_at_work(row: dict[str, Any]) -> bool:
+    """Whether the parent of a row may be at work: it is neither dead nor has it ended."""
+    return row["state"] in (LIVE, SILENT)
+
+
+def parents_text(rows: list[dict[str, Any]]) -> list[str]:
+    """The lines for people: a table of those that may be at work, and how many are not."""
+    there = [row for row in rows if is_at_work(row)]
+    lines: list[str] = []
+    if there:
+        lines.append(f"{'parent':>6}  {'state':12} {'host':16} {'job':12} {'pid':>7}  slots")
+    for row in there:
+        state = row["state"]
+        if row["silent_s"] is not None:
+            state = f"{SILENT} {row['silent_s']:.0f} s"
+        pid = "" if row["pid"] is None else row["pid"]
+        slots = ", ".join(row["slots"])
+        lines.append(
+            f"{row['epoch']:>6}  {state:12} {row['host'] or '?':16.16} {row['job'] or '':12} "
+            f"{pid:>7}  {slots}"
+        )
+    return lines

@@ -1,0 +1,63 @@
+"""The other parents of a run, as this one sees them.
+
+Every host runs a parent, and parents are equal: each owns by wait(2) what it started, and nothing
+else. Some things only one of them should do, since it takes a reading of the whole spool: ruling
+about failures, sweeping, ending the run for --max-failed. That one is the *gatherer*: the parent of
+the lowest epoch that is not proved dead. Each parent judges that for itself, so for some moments
+there may be two, or none that knows it. Two do the same work twice, and of all that they publish
+one link(2) wins; while there is none, that work waits, and the tasks go on.
+"""
+
+from __future__ import annotations
+
+from gpuspool.spool.identity import is_here
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.states import Life
+
+
+class Company:
+    """Who else is there, as of the last `look`. Read its attributes, never change them.
+
+    others: the epochs of the other parents that are not proved dead, the lowest first. newest: the
+    newest epoch that any parent has had.
+    """
+
+    def __init__(self, detector: FailureDetector, epoch: int) -> None:
+        self._detector = detector
+        self._epoch = epoch
+        self.others: list[int] = []
+        self.newest = epoch
+        # Whether, at the last look, a parent of this host was not there any more.
+        self.has_lost_a_neighbour = False
+        # Those that were proved dead once, which need not be judged again.
+        self._dead: set[int] = set()
+
+    def look(self) -> None:
+        """List the parents, and judge those that have not said that they ended. Raises OSError."""
+        self._detector.look()
+        others: list[int] = []
+        for epoch in self._detector.parents.without_end():
+            if epoch == self._epoch or epoch in self._dead:
+                continue
+            if self._detector.epoch_life(epoch) is Life.DEAD:
+                self._dead.add(epoch)
+            else:
+                others.append(epoch)
+        gone = set(self.others).difference(others)
+        self.has_lost_a_neighbour = any(map(self._is_neighbour, gone))
+        self.others = others
+        self.newest = max(self._epoch, self._detector.parents.newest)
+
+    def _is_neighbour(self, epoch: int) -> bool:
+        parent = self._detector.parents.known.get(epoch)
+        return parent is not None and is_here(parent)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other parent may be alive."""
+        return not self.others
+
+    @property
+    def is_gatherer(self) -> bool:
+        """Whether this parent does what one of all has to do."""
+        return not self.others or self._epoch < self.others[0]

@@ -1,0 +1,111 @@
+"""The parents of a run: who has started attempts of it, on which hosts, and who still may.
+
+Each start of `run`, `resume` or `join` is one epoch of the run, and its process is the parent of
+that epoch. Parents are equal. It links `parents/<epoch>.json` before it starts anything, and
+`parents/<epoch>.end.json` once it has seen off all that it had started. A parent without an end is
+alive until the opposite is proved: here by the table of processes, elsewhere by a lease (see
+`liveness.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from gpuspool.spool.identity import is_here, is_myself, liveness
+from gpuspool.spool.layout import Layout, parse_parent
+from gpuspool.spool.open_folder import folder_id, is_same_folder
+from gpuspool.spool.publish import listdir, read_record, read_sealed
+from gpuspool.spool.records import Parent, ParentEnd
+from gpuspool.spool.states import Life
+
+# The epochs of which this very process is the parent now: (folder of the spool, epoch).
+_running: set[tuple[str, int]] = set()
+
+
+@contextlib.contextmanager
+def being_parent(layout: Layout, epoch: int) -> Iterator[None]:
+    """As long as the block lasts this process is the parent of an epoch.
+
+    A program that calls the Python API lives on after that, and may be the parent of the next one.
+    """
+    key = folder_id(layout.root), epoch
+    _running.add(key)
+    try:
+        yield
+    finally:
+        _running.discard(key)
+
+
+class Parents:
+    """All parents that a spool tells of, as of the last `refresh`. Read its attributes only.
+
+    known: by epoch, None where the record cannot be read. ends: of those that have ended, likewise.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        """Nothing is read before the first `refresh`."""
+        self._layout = layout
+        self.known: dict[int, Parent | None] = {}
+        self.ends: dict[int, ParentEnd | None] = {}
+
+    def refresh(self) -> Parents:
+        """Read what is new, by one listing and one open for each new file. Raises OSError."""
+        for filename in listdir(self._layout.parents):
+            parsed = parse_parent(filename)
+            if parsed is None:
+                continue
+            epoch, is_end = parsed
+            if is_end and epoch not in self.ends:
+                self.ends[epoch] = read_record(self._layout.parent_end(epoch), ParentEnd)
+            elif not is_end and epoch not in self.known:
+                self.known[epoch] = read_sealed(self._layout.parent(epoch), Parent)
+        return self
+
+    @property
+    def newest(self) -> int:
+        """The newest epoch that a parent has, -1 without any."""
+        return max(self.known, default=-1)
+
+    def without_end(self) -> list[int]:
+        """The epochs whose parents have not said that they ended, the lowest first."""
+        return sorted(self.known.keys() - self.ends.keys())
+
+    def near_life(self, epoch: int) -> Life:
+        """What is proved of a parent at a single look: by its end, or by its process if it is here.
+
+        One of a folder that this spool is a copy of is none of ours, and counts as dead.
+        """
+        if epoch in self.ends:
+            return Life.DEAD
+        parent = self.known.get(epoch)
+        if parent is None:
+            return Life.ELSEWHERE
+        folder = folder_id(self._layout.root)
+        if is_of_another_folder(parent, folder):
+            return Life.DEAD
+        if is_myself(parent) and (folder, epoch) not in _running:
+            return Life.DEAD
+        return liveness(parent)
+
+    def there(self) -> dict[int, Life]:
+        """Those that are not proved dead at a single look, by epoch."""
+        lives = {epoch: self.near_life(epoch) for epoch in self.without_end()}
+        return {epoch: life for epoch, life in lives.items() if life is not Life.DEAD}
+
+
+def is_of_another_folder(parent: Parent, folder: str) -> bool:
+    """Whether a parent of this host wrote its record into another folder, which was copied."""
+    if not parent.folder or not is_here(parent):
+        return False
+    return not is_same_folder(parent.folder, folder, is_one_host=True)
+
+
+def is_anybody_there(layout: Layout) -> bool:
+    """Whether any parent of a run may be alive, here or elsewhere, at a single look."""
+    return bool(Parents(layout).refresh().there())
+
+
+def is_anybody_alive_here(layout: Layout) -> bool:
+    """Whether a parent of a run is proved alive on this host."""
+    return Life.ALIVE in Parents(layout).refresh().there().values()
