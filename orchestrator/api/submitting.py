@@ -153,7 +153,7 @@ def submit(
     sbatch: further options of sbatch's, as one text.
     setup: a file of lines for bash that come first in each job, copied into the spool.
     requeue: how often each element has itself started again when its time is up.
-    job, inputs, …: as for `run`.
+    leave_when_idle_s: of each element. job, inputs, …: as for `run`.
     keep_done: an input changed: finished tasks stay. Where the job changed this is refused: only a
         start of the run can take new code.
     dry_run: say in the message what would be done, with the script, and do nothing.
@@ -201,6 +201,7 @@ def submit(
         more=tuple(_split(sbatch)),
         has_setup=setup_lines is not None,
         requeue=requeue,
+        leave_when_idle_s=given.get("leave_when_idle_s"),
         trusted=trusted,
         gres=_gres(gres, no_gres, gpus_per_element, whole_nodes, request.options),
     )
