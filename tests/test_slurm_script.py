@@ -86,6 +86,13 @@ def test_what_was_not_asked_for_is_left_to_slurm() -> None:
         assert option not in text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "option"), [(600.0, "600s"), (0.25, "0.25s"), (1e7, "10000000s")]
+)
+def test_elements_leave_when_they_are_told_to(seconds: float, option: str) -> None:
+    assert script_of(leave_when_idle_s=seconds)[-1].endswith(f" --leave-when-idle {option}")
+
+
 def test_a_whole_node_comes_with_its_memory() -> None:
     assert {"#SBATCH --exclusive", "#SBATCH --mem=0"} <= set(script_of(whole_nodes=True))
 

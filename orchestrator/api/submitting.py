@@ -153,7 +153,7 @@ def submit(
     sbatch: further options of sbatch's, as one text.
     setup: a file of lines for bash that come first in each job, copied into the spool.
     requeue: how often each element has itself started again when its time is up.
-    job, inputs, …: as for `run`.
+    leave_when_idle_s: of each element. job, inputs, …: as for `run`.
     keep_done: an input changed: finished tasks stay. Where the job changed this is refused: only a
         start of the run can take new code.
     dry_run: say in the message what would be done, with the script, and do nothing.
@@ -201,6 +201,7 @@ def submit(
         more=tuple(_split(sbatch)),
         has_setup=setup_lines is not None,
         requeue=requeue,
+        leave_when_idle_s=given.get("leave_when_idle_s"),
         trusted=trusted,
         gres=_gres(gres, no_gres, gpus_per_element, whole_nodes, request.options),
     )
@@ -509,13 +510,22 @@ def _submit(
     for text in said:
         say(f"sbatch: {text}")
     root = view.layout.root
+    spool = _short(root)
     of_all = f" of {elements}, since {len(alive)} are there" if alive else ""
     message = (
         f"submitted {count_of(missing, 'element')}{of_all} as Slurm job {', '.join(jobs)}, by "
-        f"{script}.\n`gpuspool status {root}` tells how the run stands, `squeue --me -n {name}` "
-        f"what Slurm has of it, and `gpuspool resume {root} --slurm` submits again what was lost."
+        f"{_short(script)}.\n`gpuspool status {spool}` tells how the run stands, `squeue --me -n "
+        f"{name}` what Slurm has of it, `gpuspool resume {spool} --slurm` submits what was lost."
     )
     return Submission(root, script, jobs, missing, message)
+
+
+def _short(path: Path) -> str:
+    """A path as seen from the current folder, while there is one."""
+    try:
+        return os.path.relpath(path)
+    except OSError:
+        return os.fspath(path)
 
 
 def _enough(view: View, n_alive: int) -> Submission:

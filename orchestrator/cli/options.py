@@ -452,7 +452,7 @@ running = all_of(
 )
 
 # What `submit` has in common with `run`.
-planning = all_of(_of_workers, _keep_done, trusting, as_json, debug)
+planning = all_of(_of_workers, _leave_when_idle, _keep_done, trusting, as_json, debug)
 
 # What `join` may say.
 joining = all_of(

@@ -65,7 +65,8 @@ class Wish(msgspec.Struct, frozen=True):
     sbatch; "" for none. whole_nodes: all of a node, its memory too. cpus: cores for each; None
     leaves that to Slurm. time, partition, account, qos: as sbatch takes them, "" for its defaults.
     more: the words of further options. has_setup: the user's own lines come first. requeue: how
-    often an element has itself started again. trusted: the users whose spool is accepted.
+    often an element has itself started again. leave_when_idle_s: after how long without anything to
+    do an element ends; None for never. trusted: the users whose spool is accepted.
     """
 
     elements: int
@@ -80,6 +81,7 @@ class Wish(msgspec.Struct, frozen=True):
     more: tuple[str, ...] = ()
     has_setup: bool = False
     requeue: int = 0
+    leave_when_idle_s: float | None = None
     trusted: tuple[str, ...] = ()
 
 
@@ -109,6 +111,9 @@ def batch_script(wish: Wish, run_id: str, layout: Layout, python: str) -> bytes:
     command = f"exec {shlex.quote(python)} -P -m gpuspool join {spool}"
     if wish.requeue:
         command += f" --requeue {wish.requeue}"
+    if wish.leave_when_idle_s is not None:
+        seconds = f"{wish.leave_when_idle_s:f}".rstrip("0").rstrip(".")
+        command += f" --leave-when-idle {seconds}s"
     for name in wish.trusted:
         command += f" --trust-owner {shlex.quote(name)}"
     lines.append(command)
