@@ -5,6 +5,7 @@ set -u
 missing=""
 command -v strace >/dev/null || missing="$missing strace"
 command -v cc >/dev/null || missing="$missing gcc libc6-dev"
+pkg-config --exists fuse3 2>/dev/null || missing="$missing pkg-config libfuse3-dev"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
