@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Box, Done, Started, tree, wait_until
+from helpers import Box, Done, Started, limit, tree, wait_until
 from lagging import clients
 from lagging.clients import Lag, mounted
 from torture import mounts
@@ -202,7 +202,7 @@ def test_one_host_is_alone_whatever_slurm_says(
 def test_when_one_is_killed_the_other_says_so_and_leaves_nothing(
     box: Box, folder: Path, two_hosts: list[Path]
 ) -> None:
-    killed, other = start(box, *two_hosts, options=("--hosts", "2", "--wait", "3s"))
+    killed, other = start(box, *two_hosts, options=("--hosts", "2", "--wait", limit(3)))
     wait_until(lambda: meeting_of(folder))
     killed.signal(signal.SIGKILL)
     killed.wait(-signal.SIGKILL)
