@@ -35,7 +35,7 @@ SUBDIRS = (
 # outputs.
 OUT_MARK = ".gpuspool"
 
-# `gpuspool doctor` tries a file system in a hidden folder that is named after this.
+# `gpuspool doctor` tries a file system in hidden folders that are named after this.
 PROBE_NAME = "gpuspool-doctor"
 
 # At most so many bytes of a traceback are kept in a record. That is longer than any real one, and
@@ -355,6 +355,20 @@ def parse_hidden(hidden: str) -> tuple[str, int] | None:
     if match is None:
         return None
     return match[1], int(match[2])
+
+
+def meeting_name(key: str, number: int) -> str:
+    """The hidden folder in which copies of the doctor on several hosts meet.
+
+    key: what they have in common. number: of the meeting; a meeting that is full or somebody else's
+    is followed by another one.
+    """
+    return f".{PROBE_NAME}-meeting.{quote(key, safe='')}.{number:04d}"
+
+
+def is_doctors(name: str) -> bool:
+    """Whether a folder is one that the doctor made to try a file system in."""
+    return name.startswith(f".{PROBE_NAME}")
 
 
 class Layout:

@@ -54,6 +54,7 @@ from gpuspool.spool.states import UNDER_WAY, RunState
 if TYPE_CHECKING:
     from gpuspool.orchestrator.api.report import Report
     from gpuspool.orchestrator.api.submitting import Submission
+    from gpuspool.orchestrator.supervise.hosts.together import Diagnosis
 
 # Seconds between two looks of `status --watch`.
 WATCH_LOOK_S = 2.0
@@ -447,28 +448,67 @@ def verify(spool: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("folder", metavar="[DIR]", default=".", shell_complete=completion.folders)
+@option(
+    "--hosts",
+    type=int,
+    metavar="N",
+    help="So many copies of this command are started at once, one on each host: try what they see "
+    "of each other. Default: as many as srun has started.",
+)
+@option(
+    "--wait",
+    "wait_s",
+    type=duration,
+    metavar="D",
+    help="How long to wait for the other copies. Default 120s.",
+)
 @as_json
 @debug
-def doctor(folder: str, as_json: bool) -> None:
+def doctor(folder: str, hosts: int | None, wait_s: float | None, as_json: bool) -> None:
     """Try whether the file system of DIR, or of the current folder, is fit for a spool; exit code 1
     if it is not.
+
+    On several hosts: srun -N2 --ntasks-per-node=1 gpuspool doctor DIR
     """
     from gpuspool.orchestrator.api import reading
 
-    checks = reading.doctor(folder)
-    is_fit = all(check.state != "problem" for check in checks)
-    if as_json:
+    found = reading.diagnose(folder, hosts, wait_s)
+    if not found.is_first:
+        say(f"{found.hosts[0]} tells what all have found")
+    elif as_json:
         rows = [
-            {"name": check.name, "state": check.state, "detail": check.detail} for check in checks
+            {"name": check.name, "state": check.state, "detail": check.detail}
+            for check in found.checks
         ]
-        _print_json({"folder": os.path.abspath(folder), "is_fit": is_fit, "checks": rows})
+        _print_json(
+            {
+                "folder": os.path.abspath(folder),
+                "is_fit": found.is_fit,
+                "hosts": found.hosts,
+                "settings": found.settings,
+                "checks": rows,
+            }
+        )
     else:
-        for check in checks:
+        for check in found.checks:
             click.echo(f"{check.name:10} {check.state:8} {one_line(check.detail)}")
-        verdict = "fit" if is_fit else "not fit"
-        click.echo(f"{one_line(folder)} is {verdict} for a spool")
-    if not is_fit:
+        click.echo(f"{one_line(folder)} {_verdict(found)}")
+    if not found.is_fit:
         sys.exit(1)
+
+
+def _verdict(found: Diagnosis) -> str:
+    """The last line of `doctor`, behind the name of the folder."""
+    verdict = "is fit for a spool" if found.is_fit else "is not fit for a spool"
+    if len(found.hosts) == 1:
+        return verdict
+    verdict += f" on {len(found.hosts)} hosts"
+    if not found.is_fit:
+        bad = sorted({check.name for check in found.checks if check.state == "problem"})
+        return f"{verdict}: {', '.join(bad)}"
+    if found.settings:
+        return f"{verdict}, with {' '.join(found.settings)}"
+    return f"{verdict}, with the settings as they are"
 
 
 @cli.command("completion")
