@@ -6,7 +6,7 @@
     ├── UsageError                     2   the request cannot be granted; nothing was changed
     ├── SpoolError                     5   the spool is damaged, or another version wrote it
     │   └── Damaged (ValueError)       5   these bytes are not the record that should stand there
-    ├── OrchestratorLive               6   another orchestrator holds the spool
+    ├── OrchestratorLive               6   somebody may be at work whom this would disturb
     ├── SyncError (OSError)            1   fsync(2) failed: nobody knows what is on the disk
     ├── FolderGone (OSError)           1   the spool, or OUT, is not the folder that it was
     │
@@ -98,7 +98,7 @@ class Damaged(SpoolError, ValueError):
 
 
 class OrchestratorLive(GpuspoolError):
-    """Another orchestrator holds the spool, or some of its workers may still be running."""
+    """A start was not admitted, or what would be moved may still be used by parents or workers."""
 
     exit_code = 6
 

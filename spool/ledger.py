@@ -17,7 +17,8 @@ a run is       when
 complete       every task is complete
 failed         every task is complete or failed; but not while a task is unreadable and
                something of the run may be alive, which may have it in hand
-running        else: a live orchestrator holds it, or an attempt of it is alive
+running        else: a parent or an attempt of it is alive, or was heard lately
+silent         else: of one on another host nothing is proved
 stopped        else; `resume` goes on
 """
 

@@ -2,8 +2,8 @@
 
 Claims are not fsynced, so a power cut may take back the last ones while the journals, which are
 synced every second, still tell what was done under them. A chain that is too short offers its
-positions again, and finished tasks would run twice. So each start of an orchestrator after the
-first mends them, once nothing that is proved dead is open any more and before it starts anybody:
+positions again, and finished tasks would run twice. So the gatherer of each epoch after the first
+mends them, once nothing that is proved dead is open any more and before it starts anybody:
 
 1. Take every task that an open attempt holds a claim on as known.
 2. Walk over the positions of each manifest that look unclaimed. A position was claimed before if

@@ -9,7 +9,7 @@ Calling sequence of whoever writes a file that is written once: `publish(path, d
 4. removes the hidden name;
 5. makes the name durable by fsync(2) of the folder.
 
-The few files that change (heartbeats, orchestrator.json, summary.json) are written by `replace`,
+The few files that change (heartbeats, summary.json) are written by `replace`,
 whose third step is rename(2): it wins over whatever was there. A journal is begun by
 `create_journal`, which keeps the file open for appending.
 

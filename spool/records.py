@@ -298,11 +298,11 @@ class Stats(Record, frozen=True, kw_only=True):
 class Closing(Record, frozen=True, kw_only=True):
     """How an attempt ended: the first line of its orphans manifest, and the status record.
 
-    by: who closed it: the attempt itself, "parent", "resume" (a later orchestrator) or another
-    attempt. exit_code: as its parent saw it, -N for signal N. suspects: how many tasks' records
-    this death made worse; while there are any, the rank itself is not blamed. failures: the tasks
-    that fail for good by it. held: those that it speaks against, and that are left to a ruling.
-    killed: the task that was certainly in hand when the attempt was killed by SIGKILL. error: why
+    by: who closed it: the attempt itself, "parent", "resume" (another parent) or another attempt.
+    exit_code: as its parent saw it, -N for signal N. suspects: how many tasks' records this death
+    made worse; while there are any, the rank itself is not blamed. failures: the tasks that fail
+    for good by it. held: those that it speaks against, and that are left to a ruling. killed: the
+    task that was certainly in hand when the attempt was killed by SIGKILL. error: why
     the attempt itself failed, or why its job asked for a fresh process. close_error: what the job's
     `close` raised, or that it took too long. stats: only where it closed itself. journal_bytes: how
     long the journal was, up to the end of its last whole line, by the attempt's own count or as far
@@ -326,9 +326,9 @@ class Closing(Record, frozen=True, kw_only=True):
 
 
 class Ruling(Record, frozen=True, kw_only=True):
-    """What an orchestrator ruled about tasks that were held back: the first line of its manifest.
+    """What the gatherer ruled about tasks that were held back: the first line of its manifest.
 
-    epoch: the orchestrator's. failures: the tasks that have failed for good. Those that are to be
+    epoch: the gatherer's. failures: the tasks that have failed for good. Those that are to be
     tried again are the manifest's tasks.
     """
 

@@ -2,8 +2,8 @@
 
 It goes through the checks of a real start, in the same order, and raises what that would raise. It
 writes nothing and takes no lock. So what only the lock or a write would show is not seen: whether
-an orchestrator on another host holds the spool, and whether a damaged spool can be repaired. Nor is
-any code of the job run.
+the start would be admitted, and whether a damaged spool can be repaired. Nor is any code of the job
+run.
 """
 
 from __future__ import annotations

@@ -84,9 +84,9 @@ def _follow_status(view: View) -> Iterator[dict[str, Any]]:
 def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
     """Wait until a run has ended; returns its status then, as `status` does.
 
-    It has ended when every task has a verdict and the orchestrator is done, or when nothing of it
-    is alive any more. timeout_s: seconds after which to return anyway, with a status whose state is
-    `RunState.RUNNING` if a task has no verdict yet; None to wait without limit.
+    It has ended when every task has a verdict and no parent of this host is at work any more, or
+    when nothing of it is alive. timeout_s: seconds after which to return anyway, with a status
+    whose state is in `UNDER_WAY` if a task has no verdict yet; None to wait without limit.
     """
     view = _view(spool)
     detector = FailureDetector(view)

@@ -1,10 +1,11 @@
 """Repairing a spool that was damaged, before and while a run goes on with it. Nothing is deleted.
 
-`repair` and `repair_job` are called by the one orchestrator, under its lock, before it reads
-anything else: they make whole what everything hangs on, the folders, FORMAT, both copies of
-run.json, and the job. Whatever is replaced is copied to corrupt/ first. Other records cannot be
-made whole and cost what they held: their tasks are looked up elsewhere or run again. Of those
-`DamageKeeper` copies the files to corrupt/ when the loop meets them.
+`repair` and `repair_job` are called by a start, under the lock, before it reads anything else,
+`repair` only where no other parent may be alive: they make whole what everything hangs on, the
+folders, FORMAT, both copies of run.json, and the job. Whatever is replaced is copied to corrupt/
+first. Other records cannot be made whole and cost what they held: their tasks are looked up
+elsewhere or run again. Of those `DamageKeeper` copies the files to corrupt/ when the loop meets
+them.
 """
 
 from __future__ import annotations
