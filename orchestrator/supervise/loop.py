@@ -124,6 +124,8 @@ class Orchestrator:
         self._was_end_told = False
         # Whether people were told that a `close` failed.
         self._was_close_told = False
+        # The attempts that this parent has closed.
+        self._closed: set[str] = set()
         # When a task had been finished last, when people were told of an outage.
         self._outage_told = -1.0
         # The attempts of which people were told that they take a slot.
@@ -172,7 +174,7 @@ class Orchestrator:
         self._company.look()
         is_alone = self._company.is_alone
         sick = self._situation.sick_devices()
-        outcome = finish(self._view, ending, epoch, seconds, sick, is_alone)
+        outcome = finish(self._view, ending, epoch, seconds, sick, is_alone, self._closed)
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
 
@@ -498,6 +500,7 @@ class Orchestrator:
     def _close(self, attempts: Sequence[str]) -> None:
         for ended in self._workers.close(attempts):
             closing = ended.closing
+            self._closed.add(closing.attempt)
             text = (
                 f"{closing.attempt} ended: {ended.how}; what it had not finished is given out again"
             )
