@@ -128,7 +128,15 @@ def view_of(layout: Layout) -> View:
 # Playing an attempt.
 
 
-def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None = None) -> Intent:
+def intend(
+    layout: Layout,
+    attempt: str,
+    epoch: int = 0,
+    parent: Identity | None = None,
+    device: str = "0",
+    job_id: str = "",
+    options: Options | None = None,
+) -> Intent:
     """Publish the intent to start an attempt in the slot that bears the number of its rank.
 
     This process is the parent unless one is named.
@@ -136,15 +144,16 @@ def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None
     intent = Intent(
         attempt=attempt,
         epoch=epoch,
-        device="0",
+        device=device,
         world_size=2,
         local_rank=rank_of(attempt),
         argv=["python", "-m", "gpuspool.worker"],
         parent=parent or myself(),
         job=JOB,
-        options=Options(),
+        options=options or Options(),
         environment={"CUDA_VISIBLE_DEVICES": "0"},
         at=1700000000.5,
+        job_id=job_id,
     )
     assert publish(layout.intent(attempt), seal_pretty(intent))
     return intent
