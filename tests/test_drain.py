@@ -345,14 +345,12 @@ def test_a_drain_says_why_and_when_its_grace_is_over(layout: Layout) -> None:
 
 def test_the_time_limit_and_the_control_folder_ask_for_a_drain(layout: Layout) -> None:
     late = DrainWatch(layout, 3, GRACE_S, [], deadline=100.0)
-    assert late.is_timed
+    assert late.deadline == 100.0
     assert late.hear(Control(), 100.5) == Drain("the time limit is reached", 100.5 + GRACE_S)
     asked = DrainWatch(layout, 3, GRACE_S, [])
-    assert not asked.is_timed
     assert order_drain(layout, 3, ASKED)
     drain = Drain("`gpuspool drain` asked for it", 5.0 + GRACE_S, Ending.STOPPED)
     assert asked.hear(read_control(layout), 5.0) == drain
-    assert asked.is_timed
     assert not drain.is_own
 
 

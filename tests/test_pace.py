@@ -70,8 +70,10 @@ def test_where_nothing_tells_of_files_the_waits_grow_while_nothing_happens() -> 
     assert quiet[-1] == LONGEST_S
     news = naps(pace, moment(has_observer=False, complete=1), moment(has_observer=False))
     assert news[0] == QUIET_S
-    due = naps(pace, *[moment(has_observer=False, due_in_s=100.0)] * 3)
-    assert due == [QUIET_S] * 3, "something is about to happen"
+    soon = moment(has_observer=False, complete=1, due_in_s=LONGEST_S / 2)
+    assert naps(pace, *[soon] * 3) == [QUIET_S] * 3, "something is about to happen"
+    later = moment(has_observer=False, complete=1, due_in_s=3600.0)
+    assert naps(pace, *[later] * 20)[-1] == LONGEST_S
 
 
 def test_no_wait_outlasts_the_next_restart() -> None:

@@ -104,11 +104,6 @@ class DrainWatch:
         """The end of the time limit on the monotonic clock, infinite where there is none."""
         return self._deadline
 
-    @property
-    def is_timed(self) -> bool:
-        """Whether something must happen at a certain moment, which no event will tell."""
-        return self.drain is not None or self._deadline < math.inf
-
     def hear(self, control: Control, now: float) -> Drain | None:
         """The drain that is still to be told, since it began or became harder; None if none is.
 

@@ -15,6 +15,7 @@ and `telling.py` tells people. `orchestrator.api` makes one `Orchestrator` for e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import resource
 import time
@@ -132,6 +133,8 @@ class Orchestrator:
         self._told_in_the_way: set[str] = set()
         # How many manifests there were, and what control/ said, when the children were told of it.
         self._nudged_for = 0, Control()
+        # How many attempts were closed when it was asked last whether one had drained.
+        self._closings_heard = 0
 
     @property
     def drain(self) -> Drain | None:
@@ -218,8 +221,7 @@ class Orchestrator:
 
     def _step_and_wait(self, bell: Bell, pace: Pace) -> Ending | None:
         """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
-        self._company.look()
-        self._control = read_control(self._view.layout)
+        self._glance()
         self._leave_if_idle()
         if not self._is_all_to_be_read():
             self._look_lightly()
@@ -266,26 +268,28 @@ class Orchestrator:
 
         Those that wait for work look then, and need not look by themselves again and again.
         """
-        news = n_manifests, read_control(self._view.layout)
+        news = n_manifests, self._control
         if news != self._nudged_for:
             self._nudged_for = news
             self._workers.children.nudge()
 
     def _moment(self, bell: Bell) -> Moment:
-        due_in_s = None
+        now = time.monotonic()
+        dues = [self._drains.deadline - now]
         if self._wake_at is not None:
-            due_in_s = self._wake_at - time.monotonic()
-        rest_s = self._rest.due_in_s(time.monotonic())
+            dues.append(self._wake_at - now)
+        rest_s = self._rest.due_in_s(now)
         if rest_s is not None:
-            due_in_s = rest_s if due_in_s is None else min(due_in_s, rest_s)
+            dues.append(rest_s)
         if self._judge.is_waiting:
-            due_in_s = RULING_LOOK_S if due_in_s is None else min(due_in_s, RULING_LOOK_S)
+            dues.append(RULING_LOOK_S)
+        due_in_s = min(dues)
         return Moment(
             open_attempts=len(self._view.open_attempts),
             complete=self._view.ledger.n_complete,
-            is_timed=self._drains.is_timed or is_limited(self._orders.options),
+            is_timed=self._drains.drain is not None or is_limited(self._orders.options),
             has_observer=bell.has_observer,
-            due_in_s=due_in_s,
+            due_in_s=None if due_in_s == math.inf else due_in_s,
         )
 
     def _step(self) -> Ending | None:
@@ -322,13 +326,14 @@ class Orchestrator:
         """
         self._folders.check()
         now = time.monotonic()
-        self._company.look()
         self._hear(now)
         self._beat.beat_if_due(now)
         self._view.refresh()
-        # A worker may have heard of a drain sooner than this process, and be seen to have closed
-        # itself for it: then the order is there by now.
-        self._hear(now)
+        if self._drains.drain is None and self._has_anybody_drained():
+            # A worker may have heard of a drain sooner than this process, and be seen to have
+            # closed itself for it: then the order is there by now.
+            self._glance()
+            self._hear(now)
         for damage in self._damage.keep_new():
             text = f"damaged: {damage}; what it held is looked up elsewhere or run again"
             self._telling.tell("damage", text)
@@ -340,11 +345,22 @@ class Orchestrator:
 
     def _hear(self, now: float) -> None:
         """Hear whether somebody asks for a drain, and pass it on. Raises OSError."""
-        self._control = read_control(self._view.layout)
         drain = self._drains.hear(self._control, now)
         if drain is not None:
             self._tell_of_drain(drain)
             self._drains.note_told(drain)
+
+    def _has_anybody_drained(self) -> bool:
+        """Whether an attempt is seen to be closed, since this was asked last, since it drained."""
+        closed = self._view.closed
+        new = list(itertools.islice(closed.values(), self._closings_heard, None))
+        self._closings_heard = len(closed)
+        return any(closing.reason is Reason.DRAINED for closing in new)
+
+    def _glance(self) -> None:
+        """See who else is there, and what control/ says. Raises OSError."""
+        self._company.look()
+        self._control = read_control(self._view.layout)
 
     def _tell_of_waiting(self, snapshot: d.Snapshot, now: float) -> None:
         """Tell why tasks wait that have failed, where that may take a while, once for each time."""
@@ -520,6 +536,7 @@ class Orchestrator:
         # themselves, only later.
         if self._control.finished < self._orders.epoch:
             publish(layout.finished(self._company.newest), b"", durable=False)
+            self._glance()
         self._situation.note_said_finished(time.monotonic())
 
     def _stop(self) -> None:

@@ -31,8 +31,9 @@ class Moment(msgspec.Struct, frozen=True):
     """What the loop knows when it is about to wait.
 
     `is_timed`: something may be due that no event tells of, such as the end of a grace or a task's
-    time limit. `has_observer`: published files ring the bell. `due_in_s`: when the next backoff of
-    a rank ends, or the next death may be judged; None where nothing waits for its time.
+    time limit. `has_observer`: published files ring the bell. `due_in_s`: when this start's time is
+    up, the next backoff of a rank ends, or the next death may be judged; None where nothing waits
+    for its time.
     """
 
     open_attempts: int
@@ -68,7 +69,8 @@ class Pace:
             return self._quiet_s
         if not moment.has_observer:
             # Nothing tells what other hosts do, so the loop looks often while something happens.
-            if moment.complete != self._complete or moment.due_in_s is not None:
+            is_soon = moment.due_in_s is not None and moment.due_in_s < self._longest_s
+            if moment.complete != self._complete or is_soon:
                 self._blind_s = self._quiet_s
             self._complete = moment.complete
             nap_s = self._blind_s
