@@ -335,7 +335,9 @@ def link_or_not(hidden: Path, path: Path, data: bytes | None = None) -> bool:
         try:
             os.link(hidden, path)
         except OSError as error:
-            if isinstance(error, FileExistsError):
+            # sshfs tells those who lose a race EPERM, as file systems do that have no hard links.
+            is_taken = error.errno == errno.EPERM and os.path.lexists(path)
+            if isinstance(error, FileExistsError) or is_taken:
                 _await_visible(path)
                 return _is_ours(hidden, path, data)
             if _is_ours(hidden, path, data):

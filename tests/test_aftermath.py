@@ -16,7 +16,7 @@ from gpuspool.spool.identity import identity_of, liveness, myself
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Options
 from gpuspool.spool.states import Life, Phase
-from gpuspool.spool.view import drain_epoch
+from gpuspool.spool.view import read_control
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.modules import Modules
@@ -64,7 +64,7 @@ def test_the_beat_goes_on_after_a_look_for_a_drain_that_failed(tmp_path: Path) -
     """Without its thread nothing is synced, nor is any drain seen."""
     layout = make_spool(tmp_path / "s", 4)
     intent = intend(layout, A0)
-    drain = Drain(is_published=lambda: drain_epoch(layout) >= 0)
+    drain = Drain(is_published=lambda: read_control(layout).stops(0))
     standing = Standing(layout, A0, lease_s=120)
     modules = Modules(layout, intent.job, "/", [])
     beat = Beat(layout, intent, myself(), begin(layout, A0), drain, standing, modules)
@@ -100,16 +100,16 @@ def test_the_beat_goes_on_where_no_record_of_modules_can_be_written(tmp_path: Pa
     assert layout.code(record(layout.heartbeat(A0))["code"]).exists()
 
 
-def test_an_attempt_that_another_orchestrator_is_starting_is_not_stillborn(tmp_path: Path) -> None:
-    """Two in one epoch, where there are no locks: they would close each other's."""
+def test_an_attempt_that_another_parent_is_starting_is_none_of_this_ones(tmp_path: Path) -> None:
+    """They would close each other's."""
     layout = make_spool(tmp_path / "s", 4)
     other = identity_of(os.getppid())
     orders = Orders(epoch=3, job=JOB, options=Options(), world_size=2)
     intend(layout, A0, epoch=3, parent=other)
-    assert Workers(view_of(layout), orders).life(A0) is Life.ALIVE
+    assert Workers(view_of(layout), orders).life(A0) is Life.ELSEWHERE
     mine = make_spool(tmp_path / "t", 4)
     intend(mine, A0, epoch=3)
-    assert Workers(view_of(mine), orders).life(A0) is not Life.ALIVE
+    assert Workers(view_of(mine), orders).life(A0) is Life.DEAD
 
 
 @needs_root

@@ -1,5 +1,6 @@
 """Publishing: a name is missing or leads to the whole content, and who publishes first wins."""
 
+import errno
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ from gpuspool.spool.publish import (
     replace,
     write_all,
 )
-from gpuspool.spool.records import Claim, ParentBeat
+from gpuspool.spool.records import Claim, DrainOrder
 
 ROUNDS = 100
 BIG = 256 * 1024
@@ -105,7 +106,7 @@ for number in itertools.count():
     if number == 0:
         print("there", flush=True)
 """
-    path = tmp_path / "beat"
+    path = tmp_path / "order"
     seen = []
     with python(script, path) as process:
         assert process.stdout is not None
@@ -121,11 +122,11 @@ for number in itertools.count():
 
 
 def test_replace_makes_the_file_and_leaves_nothing_hidden(tmp_path: Path) -> None:
-    path = tmp_path / "beat"
+    path = tmp_path / "order"
     for content in (b"1", b"a longer one", b""):
         replace(path, content, durable=True)
         assert path.read_bytes() == content
-        assert os.listdir(tmp_path) == ["beat"]
+        assert os.listdir(tmp_path) == ["order"]
 
 
 def test_what_cannot_be_written_whole_appears_under_no_name(tmp_path: Path) -> None:
@@ -159,6 +160,23 @@ def test_a_refused_link_to_equal_bytes_of_somebody_else_has_lost(tmp_path: Path)
     hidden.write_bytes(b"same")
     path.write_bytes(b"same")
     assert not link_or_lose(hidden, path)
+    assert os.listdir(tmp_path) == ["name"]
+
+
+def test_who_loses_a_race_on_sshfs_is_told_so_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EPERM says elsewhere that a file system has no hard links."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "name"
+    with pytest.raises(PermissionError):
+        publish(path, b"mine", durable=False)
+    path.write_bytes(b"another's")
+    assert not publish(path, b"mine", durable=False)
     assert os.listdir(tmp_path) == ["name"]
 
 
@@ -202,21 +220,21 @@ def test_a_listing_is_sorted_and_without_hidden_names(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_has_no_bytes_and_no_record(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "nowhere") is None
-    assert read_record(tmp_path / "nowhere", ParentBeat) is None
+    assert read_record(tmp_path / "nowhere", DrainOrder) is None
     (tmp_path / "empty").touch()
     assert read_bytes(tmp_path / "empty") == b""
-    assert read_record(tmp_path / "empty", ParentBeat) is None
-    (tmp_path / "beat").write_bytes(encode(ParentBeat(beat=3, at=1.0)))
-    assert read_record(tmp_path / "beat", ParentBeat) == ParentBeat(beat=3, at=1.0)
-    assert read_record(tmp_path / "beat", Claim) is None
+    assert read_record(tmp_path / "empty", DrainOrder) is None
+    (tmp_path / "order").write_bytes(encode(DrainOrder(why="asked", at=1.0)))
+    assert read_record(tmp_path / "order", DrainOrder) == DrainOrder(why="asked", at=1.0)
+    assert read_record(tmp_path / "order", Claim) is None
 
 
 def test_a_link_or_a_folder_in_the_place_of_a_record_reads_as_empty(tmp_path: Path) -> None:
     """A link is not followed, since somebody else may have set it."""
-    (tmp_path / "beat").write_bytes(encode(ParentBeat(beat=3, at=1.0)))
-    (tmp_path / "link").symlink_to(tmp_path / "beat")
+    (tmp_path / "order").write_bytes(encode(DrainOrder(why="asked", at=1.0)))
+    (tmp_path / "link").symlink_to(tmp_path / "order")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder").mkdir()
     for name in ("link", "dangling", "folder"):
         assert read_bytes(tmp_path / name) == b""
-        assert read_record(tmp_path / name, ParentBeat) is None
+        assert read_record(tmp_path / name, DrainOrder) is None

@@ -57,15 +57,7 @@ from gpuspool.spool.records import (
 from gpuspool.spool.states import Life
 from gpuspool.spool.sweep import stranded_tasks
 from gpuspool.spool.trust import Trust, refuse_unsafe
-from gpuspool.spool.view import (
-    Claimed,
-    Started,
-    View,
-    drain_epoch,
-    finished_epoch,
-    load_run,
-    open_view,
-)
+from gpuspool.spool.view import Claimed, Control, Started, View, load_run, open_view, read_control
 
 
 @pytest.fixture(params=[False, True], ids=["checked by lines", "checked as a whole"])
@@ -135,7 +127,7 @@ def populate(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["gpuspool 2\n", "gpuspool 1", "", "gpuspool 1\r\n", "\0" * 11, "gpuspool 10\n"]
+    "text", ["gpuspool 3\n", "gpuspool 2", "", "gpuspool 2\r\n", "\0" * 11, "gpuspool 10\n"]
 )
 def test_another_format_is_refused_before_anything_else_is_read(layout: Layout, text: str) -> None:
     layout.format.write_text(text, newline="")
@@ -143,6 +135,14 @@ def test_another_format_is_refused_before_anything_else_is_read(layout: Layout, 
     with pytest.raises(SpoolError, match="FORMAT") as caught:
         load_run(layout)
     assert caught.value.exit_code == 5
+
+
+def test_a_spool_of_the_first_format_is_read(layout: Layout) -> None:
+    layout.format.write_text("gpuspool 1\n")
+    for folder in (layout.parents, layout.beats, layout.root / "events"):
+        folder.rmdir()
+    assert view_of(layout).ledger.tasks == load_run(layout).tasks
+    assert FailureDetector(view_of(layout)).parents.there() == {}
 
 
 def test_a_folder_without_a_format_and_a_run_is_no_spool(layout: Layout) -> None:
@@ -677,17 +677,21 @@ def test_a_line_of_an_attempt_that_was_closed_alive_still_counts(layout: Layout)
 
 def test_the_next_epoch_counts_attempts_and_the_words_of_control(layout: Layout) -> None:
     view = view_of(layout)
-    assert (view.next_epoch(), drain_epoch(layout)) == (0, -1)
+    assert (view.next_epoch(), read_control(layout)) == (0, Control())
     intend(layout, A0, epoch=2)
     assert view.refresh().next_epoch() == 3
     publish(layout.drain(1), b"")
     assert view.refresh().next_epoch() == 3
     publish(layout.drain(5), b"")
-    assert (view.refresh().next_epoch(), drain_epoch(layout)) == (6, 5)
+    assert (view.refresh().next_epoch(), read_control(layout).drain) == (6, 5)
     layout.intent(A1).write_bytes(b"?")
     assert view.refresh().next_epoch() == 6
     publish(layout.finished(6), b"")
-    assert (view.next_epoch(), drain_epoch(layout), finished_epoch(layout)) == (7, 5, 6)
+    assert (view.next_epoch(), read_control(layout)) == (7, Control(drain=5, finished=6))
+    publish(layout.leave(7), b"")
+    assert (view.next_epoch(), read_control(layout).leave) == (8, {7})
+    publish(layout.parent(9), b"")
+    assert view.next_epoch() == 10
 
 
 def test_the_next_attempt_of_a_rank_counts_whatever_left_a_trace(layout: Layout) -> None:

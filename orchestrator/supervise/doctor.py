@@ -145,7 +145,7 @@ def _rename(inside: Path) -> Check:
 
 
 def _lock(inside: Path) -> Check:
-    advice = "never start one spool twice at once"
+    advice = "starts of one run at the same moment may do some work twice"
     path = inside / "lock"
     with open(path, "w") as one, open(path, "w") as two:
         try:

@@ -258,5 +258,5 @@ def _lock(reports: Sequence[Report]) -> Check:
         what = f"a flock(2) that {holder} holds is granted to others too"
     else:
         what = f"others get no flock(2): {', '.join(sorted(outcomes - {GRANTED}))}"
-    detail = f"{what} ({_names(blind)}); never start one spool twice at the same moment"
+    detail = f"{what} ({_names(blind)}); starts of one run at the same moment may do work twice"
     return Check("lock seen", "warning", detail)
