@@ -31,6 +31,9 @@ SUBDIRS = (
     "failed-tasks", "control", "events", "logs", "corrupt",
 )  # fmt: skip
 
+# Those of them that spools of format 1 do not have before a start makes them.
+SINCE_FORMAT_2 = ("parents", "beats", "events")
+
 # The file that marks a folder of outputs as ours, and the beginning of the names of unfinished
 # outputs.
 OUT_MARK = ".gpuspool"

@@ -49,7 +49,7 @@ def living() -> Iterator[Callable[[], Identity]]:
 
 
 def company_of(layout: Layout, epoch: int = OURS) -> Company:
-    return Company(FailureDetector(view_of(layout), LEASE_S), epoch)
+    return Company(layout, FailureDetector(view_of(layout), LEASE_S), epoch)
 
 
 def looked(company: Company) -> Company:

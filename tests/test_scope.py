@@ -46,7 +46,7 @@ class Look:
         monkeypatch.setattr("gpuspool.orchestrator.supervise.scope.time", clock)
         self.layout = layout
         self.view: View = view_of(layout)
-        self.company = Company(FailureDetector(self.view), OURS)
+        self.company = Company(self.view.layout, FailureDetector(self.view), OURS)
         self.company.look()
         self.children = [A0]
         is_watched, is_timed = known.get("is_watched", False), known.get("is_timed", False)

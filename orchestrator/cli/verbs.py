@@ -66,9 +66,9 @@ EXIT_OF_STATE = {RunState.COMPLETE: EXIT_COMPLETE, RunState.FAILED: EXIT_SOME_FA
 # The help's last words, as they stand here.
 EXIT_CODES = """\
 Exit codes: 0 every task is complete, 1 an error of the file system, 2 refused, 3 finished and some
-tasks failed, 4 not finished, 5 the spool is damaged, 6 another orchestrator is live, 75 drained
-(Ctrl-C, SIGTERM, --time-limit), 130 killed by a second Ctrl-C. After 1, 4, 75 and 130, and after
-any kill, the same command goes on.
+tasks failed, 4 not finished or stopped by order (`gpuspool drain`, --max-failed), 5 the spool is
+damaged, 6 others are at work that must not be, 75 drained (Ctrl-C, SIGTERM, --time-limit), 130
+killed by a second Ctrl-C. After 1, 4, 75 and 130, and after any kill, the same command goes on.
 """
 RUN_EPILOGUE = f"""\
 In the words of COMMAND these are replaced:

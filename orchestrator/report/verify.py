@@ -86,7 +86,10 @@ def _check_names(view: View, found: Findings) -> None:
     """The planned manifests and the folders of a spool."""
     for name in view.missing_manifests():
         found.problems.append(f"{name}: this planned manifest is missing")
+    is_older = read_bytes(view.layout.format) in [text.encode() for text in OLDER_FORMATS]
     for name in SUBDIRS:
+        if is_older and name in SINCE_FORMAT_2:
+            continue
         path = view.layout.subdir(name)
         if not path.is_dir():
             found.problems.append(f"{path}: this folder is missing")

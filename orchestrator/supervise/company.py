@@ -10,9 +10,18 @@ one link(2) wins; while there is none, that work waits, and the tasks go on.
 
 from __future__ import annotations
 
+import time
+
+from gpuspool.spool.codec import pretty
 from gpuspool.spool.identity import is_here
+from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.publish import publish
+from gpuspool.spool.records import ParentEnd
 from gpuspool.spool.states import Life
+
+# How a parent ended that others proved dead.
+LOST = "lost"
 
 
 class Company:
@@ -22,7 +31,8 @@ class Company:
     newest epoch that any parent has had.
     """
 
-    def __init__(self, detector: FailureDetector, epoch: int) -> None:
+    def __init__(self, layout: Layout, detector: FailureDetector, epoch: int) -> None:
+        self._layout = layout
         self._detector = detector
         self._epoch = epoch
         self.others: list[int] = []
@@ -41,12 +51,21 @@ class Company:
                 continue
             if self._detector.epoch_life(epoch) is Life.DEAD:
                 self._dead.add(epoch)
+                self._say_lost(epoch)
             else:
                 others.append(epoch)
         gone = set(self.others).difference(others)
         self.has_lost_a_neighbour = any(map(self._is_neighbour, gone))
         self.others = others
         self.newest = max(self._epoch, self._detector.parents.newest)
+
+    def _say_lost(self, epoch: int) -> None:
+        """Write the end of a parent that is proved dead, since it cannot: nobody need prove it again.
+
+        A later start would have to wait for a lease, and who looks once could never know.
+        """
+        end = ParentEnd(how=LOST, exit_code=1, at=time.time())
+        publish(self._layout.parent_end(epoch), pretty(end))
 
     def _is_neighbour(self, epoch: int) -> bool:
         parent = self._detector.parents.known.get(epoch)

@@ -105,7 +105,7 @@ class Orchestrator:
         self._situation = Situation(view, self._workers, self._judge, self._policy, epoch, slots)
         self._telling = Telling(view.layout, epoch, progress, folders.spool.check)
         self._beat = ParentBeat(view.layout, epoch, options.lease_s)
-        self._company = Company(self._workers.others.detector, epoch)
+        self._company = Company(view.layout, self._workers.others.detector, epoch)
         self._scope = Scope(
             view,
             self._company,

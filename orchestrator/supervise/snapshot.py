@@ -340,7 +340,8 @@ class Situation:
         # How many attempts were closed whose death nobody saw; and how many had been when claims
         # were mended, -1 before that.
         self._unseen_deaths = 0
-        self._unseen_deaths_mended = -1
+        # Before the first epoch nobody can have died.
+        self._unseen_deaths_mended = 0 if epoch == 0 else -1
         self._was_swept = False
         self._finished_at: float | None = None
         # How many tasks had a verdict when that number last changed, when that was, and how many
@@ -488,8 +489,6 @@ class Situation:
         was closed whose death nobody saw: as long as it counted as alive, by its lease, what it
         held could not be told from what was taken back.
         """
-        if self._epoch == 0:
-            return False
         closed = self._view.closed
         for attempt in itertools.islice(closed, self._closings_read, len(closed)):
             if closed[attempt].by == BY_RESUME:
