@@ -10,13 +10,14 @@ STAMP := $(VENV)/installed
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
 
-# Six processes load the tests, so these are compiled once before that, which an inherited
-# PYTHONDONTWRITEBYTECODE would prevent. What is wrong with a test the run itself says.
+# Most tests wait more than they work, so eight processes run them on two cores. All of these load
+# the tests, which are compiled once before that; an inherited PYTHONDONTWRITEBYTECODE would prevent
+# it. What is wrong with a test the run itself says.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP) lint
 	@sh scripts/test_packages.sh
 	@$(BIN)/pytest --collect-only -q >/dev/null || true
-	$(BIN)/pytest -n 6 --dist worksteal
+	$(BIN)/pytest -n 8 --dist worksteal
 
 # Takes an hour or more on two cores; docs/reliability.md says what it does. Some rows need
 # root, and say so where they do not have it.

@@ -1,9 +1,9 @@
 """A file-queue batch orchestrator for GPU jobs: no server, nothing lost, `ls` shows it.
 
-Start a run and look at it: `run`, `resume`, `retry`, `redo`, `add`, `drain`; `status`, `wait`,
-`results`, `failed`, `logs`, `verify`; `doctor`. They return `Report`, `Result`, `Findings` and
-`Check`; their options are those of `RunOptions` and `StartOptions`. What goes wrong is a
-`GpuspoolError`.
+Start a run: `run`, `resume`, `join`, `retry`, `redo`, `add`, `drain`; on a cluster `submit`,
+`resubmit`. Look at it: `status`, `wait`, `results`, `failed`, `logs`, `verify`; `doctor`. They
+return `Report`, `Submission`, `Result`, `Findings` and `Check`; their options are those of
+`RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
 
 In a job: `Task` and `Context` for annotations, `NotDone` and `Restart`. For programs that had a
 coordinator of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         wait,
     )
     from gpuspool.orchestrator.api.report import Report
-    from gpuspool.orchestrator.api.runs import add, drain, redo, resume, retry, run
+    from gpuspool.orchestrator.api.runs import add, drain, join, redo, resume, retry, run
+    from gpuspool.orchestrator.api.submitting import Submission, resubmit, submit
     from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
     from gpuspool.orchestrator.plan.options import RunOptions, StartOptions
     from gpuspool.orchestrator.report.results import Result, ResultState
@@ -84,6 +85,7 @@ __all__ = [
     "RunState",
     "SpoolError",
     "StartOptions",
+    "Submission",
     "SyncError",
     "Task",
     "TaskError",
@@ -94,13 +96,16 @@ __all__ = [
     "doctor",
     "drain",
     "failed",
+    "join",
     "logs",
     "redo",
+    "resubmit",
     "results",
     "resume",
     "retry",
     "run",
     "status",
+    "submit",
     "verify",
     "wait",
 ]
@@ -117,6 +122,7 @@ _HOMES = {
     "RunOptions": "gpuspool.orchestrator.plan.options",
     "RunState": "gpuspool.spool.states",
     "StartOptions": "gpuspool.orchestrator.plan.options",
+    "Submission": "gpuspool.orchestrator.api.submitting",
     "Task": "gpuspool.worker.context",
     "NotDone": "gpuspool.worker.context",
     "Restart": "gpuspool.worker.context",
@@ -126,7 +132,10 @@ _HOMES = {
     "logs": "gpuspool.orchestrator.api.reading",
     "results": "gpuspool.orchestrator.api.reading",
     "resume": "gpuspool.orchestrator.api.runs",
+    "join": "gpuspool.orchestrator.api.runs",
     "retry": "gpuspool.orchestrator.api.runs",
+    "resubmit": "gpuspool.orchestrator.api.submitting",
+    "submit": "gpuspool.orchestrator.api.submitting",
     "add": "gpuspool.orchestrator.api.runs",
     "redo": "gpuspool.orchestrator.api.runs",
     "run": "gpuspool.orchestrator.api.runs",

@@ -17,7 +17,9 @@ slurmd slurmd
 srun slurm-client
 munged munge
 fusermount3 fuse3
+pkg-config pkg-config
 END
+    pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
 }
 
 install() {

@@ -27,8 +27,9 @@
 `run`, `resume` and `retry` do not raise what is recorded: they return a report, and `gpuspool
 failed` names the error of each task. Outside of the tree stand on purpose: an OSError of the file
 system, which is passed on as it is; a TypeError or ValueError for an argument of a wrong type in
-the worker's context and in the API of `GPUProcessCoordinator`; and private signals inside of a
-worker that nobody else ever sees, such as `Drained` of its warm-up and `OutOfMemory` of a call.
+the worker's context and in the API of `GPUProcessCoordinator`; and private signals that nobody else
+ever sees, such as `Drained` of a worker's warm-up, `OutOfMemory` of a call and `Silent` of a
+meeting of doctors.
 
 A message says what happened, to which path, rank or task, and what to do next, in this order. Every
 error survives pickling. All parts of gpuspool import this module; it imports nothing.

@@ -18,6 +18,8 @@ NETWORK_TYPES = (
     "panfs", "wekafs", "dvs", "ocfs2", "gfs2", "orangefs", "pvfs2", "coda", "ncpfs", "virtiofs",
     "vboxsf", "vmhgfs", "prl_fs", "fuse",
 )  # fmt: skip
+# Types of file systems that one host has for itself: in memory, and the layers of a container.
+_OWN_TYPES = ("tmpfs", "ramfs", "overlay", "aufs", "squashfs", "devtmpfs")
 # Types of file systems that hold no files of users: the kernel makes up what is in them.
 _KERNEL_TYPES = (
     "proc", "sysfs", "cgroup", "cgroup2", "devpts", "devtmpfs", "mqueue", "securityfs", "debugfs",
@@ -151,3 +153,8 @@ def heartbeat_s(folder: Path, lease_s: float) -> float:
 def is_network(kind: str) -> bool:
     """Whether other hosts may write to a file system of this type."""
     return kind in NETWORK_TYPES or kind.startswith("fuse.")
+
+
+def is_of_one_host(kind: str) -> bool:
+    """Whether no other host can ever see a file system of this type."""
+    return kind in _OWN_TYPES

@@ -35,7 +35,7 @@ SUBDIRS = (
 # outputs.
 OUT_MARK = ".gpuspool"
 
-# `gpuspool doctor` tries a file system in a hidden folder that is named after this.
+# `gpuspool doctor` tries a file system in hidden folders that are named after this.
 PROBE_NAME = "gpuspool-doctor"
 
 # At most so many bytes of a traceback are kept in a record. That is longer than any real one, and
@@ -65,6 +65,7 @@ _PARENT = re.compile(r"(\d{4,9})(\.end)?\.json", re.ASCII)
 _BEAT = re.compile(rf"({ATTEMPT_PATTERN}|\d{{4,9}})\.(\d{{1,9}})", re.ASCII)
 _CODE = re.compile(r"code-([0-9a-f]{32})\.json", re.ASCII)
 _GENERATION = re.compile(r"spool-([0-9]{4,9})", re.ASCII)
+_SLURM_SCRIPT = re.compile(r"([0-9]{4,9})\.sh", re.ASCII)
 _HIDDEN_OUTPUT = re.compile(
     rf"\.gpuspool-((?:[0-9a-f]+\.\d+\.\d+-)?{ATTEMPT_PATTERN})-\d+", re.ASCII
 )
@@ -224,6 +225,14 @@ def parse_beat(filename: str) -> tuple[str, int] | None:
     return match[1], int(match[2])
 
 
+def parse_slurm_script(filename: str) -> int | None:
+    """The number of a batch script, by the name of its file in slurm/; None for other files."""
+    match = _SLURM_SCRIPT.fullmatch(filename)
+    if match is None:
+        return None
+    return int(match[1])
+
+
 def generation_name(number: int) -> str:
     """The spool of one `spawn_workers` of the seed API: `spool-0003`."""
     return f"spool-{number:04d}"
@@ -346,6 +355,20 @@ def parse_hidden(hidden: str) -> tuple[str, int] | None:
     if match is None:
         return None
     return match[1], int(match[2])
+
+
+def meeting_name(key: str, number: int) -> str:
+    """The hidden folder in which copies of the doctor on several hosts meet.
+
+    key: what they have in common. number: of the meeting; a meeting that is full or somebody else's
+    is followed by another one.
+    """
+    return f".{PROBE_NAME}-meeting.{quote(key, safe='')}.{number:04d}"
+
+
+def is_doctors(name: str) -> bool:
+    """Whether a folder is one that the doctor made to try a file system in."""
+    return name.startswith(f".{PROBE_NAME}")
 
 
 class Layout:
@@ -521,6 +544,21 @@ class Layout:
     def finished(self, epoch: int) -> Path:
         """The word that every task has a verdict, for the attempts of the epochs up to this one."""
         return self.control / f"finished.{epoch_name(epoch)}"
+
+    # What is submitted to Slurm.
+
+    @property
+    def slurm(self) -> Path:
+        """Batch scripts and what their jobs print; exists only where `gpuspool submit` was used."""
+        return self.root / "slurm"
+
+    def slurm_script(self, number: int) -> Path:
+        return self.slurm / f"{number:04d}.sh"
+
+    @property
+    def slurm_setup(self) -> Path:
+        """What the batch scripts run first: the user's own lines of shell, such as modules."""
+        return self.slurm / "setup.sh"
 
     # What belongs to one task.
 

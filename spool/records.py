@@ -168,6 +168,21 @@ class Identity(Record, frozen=True, kw_only=True):
     machine: str = ""
 
 
+class Scheduler(Record, frozen=True, kw_only=True):
+    """Where a parent runs, as its batch scheduler tells. It is shown to people and decides nothing.
+
+    kind: "slurm". job: the id of the job; of an element of an array, "123_4". restart: how often
+    the scheduler has started this job again. nodes: the hosts of the job, as far as they are known.
+    step: the id of the job step, "" for the job's own script.
+    """
+
+    kind: str
+    job: str
+    restart: int = 0
+    nodes: list[str] = msgspec.field(default_factory=list)
+    step: str = ""
+
+
 class JournalHead(Identity, frozen=True, kw_only=True):
     """The first line of a journal: the attempt and its process."""
 
@@ -389,22 +404,6 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     code: CodeName = ""
 
 
-class Scheduler(Record, frozen=True, kw_only=True):
-    """The job of a scheduler that a parent runs in. It is shown to people, and decides nothing
-    about who lives.
-
-    kind: "slurm". job: its id; of an element of an array that of the array with the element's
-    index, `123_4`. restart: how often the scheduler has started it again. nodes: its hosts, as far
-    as they are known. step: the step of the job, "" in none.
-    """
-
-    kind: str
-    job: str
-    restart: int = 0
-    nodes: list[str] = msgspec.field(default_factory=list)
-    step: str = ""
-
-
 class Place(Record, frozen=True, kw_only=True):
     """A slot of a parent: where its worker runs. `device` and `uuids` as in a `Slot`."""
 
@@ -498,6 +497,7 @@ class Options(Record, frozen=True, kw_only=True):
     ranks_per_gpu: Annotated[int, Meta(ge=1)] = 1
     gpus_per_rank: Annotated[int, Meta(ge=1)] = 1
     time_limit_s: Annotated[float, Meta(ge=0)] | None = None
+    leave_when_idle_s: Annotated[float, Meta(ge=0)] | None = None
     task_timeout_s: Annotated[float, Meta(gt=0)] | None = None
     stall_timeout_s: Annotated[float, Meta(gt=0)] | None = None
     max_failed: Annotated[str, Meta(pattern=r"^([1-9]\d*|(\d+(\.\d+)?)%)$")] | None = None

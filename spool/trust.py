@@ -115,15 +115,16 @@ def user_name(uid: int) -> str:
     return str(uid)
 
 
-def refuse_unsafe(layout: Layout, trust: Trust, read: Owners) -> None:
+def refuse_unsafe(layout: Layout, trust: Trust, read: Owners, scripts: Iterable[Path] = ()) -> None:
     """Refuse a spool in which somebody else may make this user run code, or write elsewhere.
 
     That is one that everybody may write, one whose own folders are links, and one in which what
     decides about code belongs to somebody who is not trusted. read: who owns the records that were
-    read of it. Raises UsageError, which names every stranger at once, and OSError.
+    read of it. scripts: further files in it that are to be run. Raises UsageError, which names
+    every stranger at once, and OSError.
     """
     owners = dict(read)
-    for path in _deciding(layout):
+    for path in (*_deciding(layout), *scripts):
         _refuse_writable(path, layout)
         owners.setdefault(os.lstat(path).st_uid, str(path))
     refuse_strangers(layout, trust, owners)
@@ -148,7 +149,7 @@ def _deciding(layout: Layout) -> Iterator[Path]:
     if layout.root.is_symlink():
         # Whoever owns the link says which folder this is, and whoever owns that one what is in it.
         yield layout.root.resolve()
-    for folder in map(layout.subdir, SUBDIRS):
+    for folder in (*map(layout.subdir, SUBDIRS), layout.slurm):
         if folder.is_symlink():
             raise UsageError(
                 f"{folder} is a symbolic link; inside a spool none is followed. "

@@ -435,7 +435,7 @@ class View:
     # Manifests, and with them closings.
 
     def _read_manifests(self) -> None:
-        found = self._unread_manifests()
+        found = self.unread_manifests()
         # What was added comes first: the other manifests may name its tasks.
         self._read_added(found)
         for name in found:
@@ -446,8 +446,8 @@ class View:
         for name in self.missing_manifests():
             self._load_manifest(name)
 
-    def _unread_manifests(self) -> list[str]:
-        """The manifests that are there and were not read yet."""
+    def unread_manifests(self) -> list[str]:
+        """The manifests that are there and were not read yet, by one listing. Raises OSError."""
         found: list[str] = []
         for filename in listdir(self.layout.manifests):
             name = filename.removesuffix(".jsonl")
@@ -830,7 +830,7 @@ class View:
             return
         # Other manifests have to wait for the next refresh. A closing that is read now would be
         # newer than the journals: what its attempt finished last would look stranded.
-        self._read_added(self._unread_manifests())
+        self._read_added(self.unread_manifests())
         # Nor are the claims of the added tasks read before that; until then all count as unclaimed.
         self._unclaimed = sum(chain.unclaimed for chain in self._chains.values())
         lines = self._lines_aside

@@ -5,6 +5,7 @@ A test changes a spool through the public functions of `spool`, or it changes th
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -19,12 +20,13 @@ import pytest
 
 from gpuspool.spool.claims import ClaimChain
 from gpuspool.spool.closing import close_attempts
-from gpuspool.spool.codec import encode, seal, seal_pretty
+from gpuspool.spool.codec import encode, pretty, seal, seal_pretty
 from gpuspool.spool.death import Crashed, Death, Lost, Witness
 from gpuspool.spool.identity import identity_of, myself
 from gpuspool.spool.journal import JournalReader, JournalWriter, start_journal
 from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout, attempt_name, rank_name, rank_of
 from gpuspool.spool.manifest import Damage, load_manifest, publish_manifest
+from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import (
     Claim,
@@ -36,6 +38,9 @@ from gpuspool.spool.records import (
     Job,
     JournalLine,
     Options,
+    Parent,
+    ParentEnd,
+    Place,
     Run,
     TaskLine,
 )
@@ -123,7 +128,15 @@ def view_of(layout: Layout) -> View:
 # Playing an attempt.
 
 
-def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None = None) -> Intent:
+def intend(
+    layout: Layout,
+    attempt: str,
+    epoch: int = 0,
+    parent: Identity | None = None,
+    device: str = "0",
+    job_id: str = "",
+    options: Options | None = None,
+) -> Intent:
     """Publish the intent to start an attempt in the slot that bears the number of its rank.
 
     This process is the parent unless one is named.
@@ -131,15 +144,16 @@ def intend(layout: Layout, attempt: str, epoch: int = 0, parent: Identity | None
     intent = Intent(
         attempt=attempt,
         epoch=epoch,
-        device="0",
+        device=device,
         world_size=2,
         local_rank=rank_of(attempt),
         argv=["python", "-m", "gpuspool.worker"],
         parent=parent or myself(),
         job=JOB,
-        options=Options(),
+        options=options or Options(),
         environment={"CUDA_VISIBLE_DEVICES": "0"},
         at=1700000000.5,
+        job_id=job_id,
     )
     assert publish(layout.intent(attempt), seal_pretty(intent))
     return intent
@@ -176,6 +190,30 @@ def finish(writer: JournalWriter, *tasks: int, round_: int = 0, state: str = "co
 def say_idle(writer: JournalWriter, claims: int) -> None:
     """Append the line of an attempt that has nothing of its first so many claims in hand."""
     writer.append(IdleLine(state=LineState.IDLE, claims=claims))
+
+
+# Playing a parent.
+
+
+def admit(layout: Layout, epoch: int, who: Identity, lease_s: float = 120.0) -> Parent:
+    """Publish that a process is the parent of an epoch, with one slot on the CPU, in this spool."""
+    parent = Parent(
+        **msgspec.structs.asdict(who),
+        epoch=epoch,
+        at=1700000000.0,
+        slots=[Place()],
+        argv=["gpuspool", "run"],
+        command="run",
+        lease_s=lease_s,
+        folder=folder_id(layout.root),
+    )
+    assert publish(layout.parent(epoch), seal_pretty(parent))
+    return parent
+
+
+def say_ended(layout: Layout, epoch: int) -> None:
+    """Publish that the parent of an epoch has ended."""
+    assert publish(layout.parent_end(epoch), pretty(ParentEnd(how="drained", exit_code=75, at=1.0)))
 
 
 # Closing it.
@@ -299,6 +337,24 @@ def hidden_files(folder: Path) -> list[str]:
 
 
 # Other processes.
+
+
+@contextlib.contextmanager
+def living_process() -> Iterator[Identity]:
+    """The identity of a process of this host, which leads a group and lives as long as the block.
+
+    Somebody else may end it before.
+    """
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
+        who = identity_of(process.pid)
+        assert who is not None
+        yield who
+        process.kill()
+
+
+def elsewhere(number: int = 0) -> Identity:
+    """The identity of a process of another host; each number has one of its own."""
+    return Identity(host="elsewhere", boot_id="another", pid_ns="", pid=1 + number, pid_start=7)
 
 
 def dead_process() -> Identity:

@@ -40,6 +40,15 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_source_that_a_page_names_is_listed_and_used(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(r"\]\]\[([a-z0-9-]+)\]", text))
+    listed = re.findall(r"^\[([a-z0-9-]+)\]: https?://\S+$", text, re.MULTILINE)
+    assert named == set(listed)
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_python_example_compiles(page: Path) -> None:
     for source in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         compile(source, str(page), "exec")

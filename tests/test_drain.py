@@ -14,8 +14,10 @@ from helpers import (
     JOBS,
     Box,
     assert_sound,
+    identities,
     is_alive,
     journal_lines,
+    kill,
     names,
     ran,
     record,
@@ -343,14 +345,12 @@ def test_a_drain_says_why_and_when_its_grace_is_over(layout: Layout) -> None:
 
 def test_the_time_limit_and_the_control_folder_ask_for_a_drain(layout: Layout) -> None:
     late = DrainWatch(layout, 3, GRACE_S, [], deadline=100.0)
-    assert late.is_timed
+    assert late.deadline == 100.0
     assert late.hear(Control(), 100.5) == Drain("the time limit is reached", 100.5 + GRACE_S)
     asked = DrainWatch(layout, 3, GRACE_S, [])
-    assert not asked.is_timed
     assert order_drain(layout, 3, ASKED)
     drain = Drain("`gpuspool drain` asked for it", 5.0 + GRACE_S, Ending.STOPPED)
     assert asked.hear(read_control(layout), 5.0) == drain
-    assert asked.is_timed
     assert not drain.is_own
 
 
@@ -400,3 +400,31 @@ def test_an_interrupt_ends_the_grace_of_any_drain(layout: Layout) -> None:
     assert watch.hear(Control(), 12.0) == watch.drain
     assert watch.drain is not None
     assert watch.drain.is_interrupted
+
+
+def test_a_start_leaves_where_it_has_had_nothing_to_do_for_a_while(box: Box) -> None:
+    """Others finish what they have in hand, and it is theirs to say how the run ended."""
+    started, command = start_gated(box, ["wait"])
+    wait_until(lambda: waiting(box))
+    done = box.run(*command, "--leave-when-idle", "0.3s", code=75)
+    assert "nothing to do for 0.3 s" in done.err
+    assert not started.is_over()
+    assert len(names(box / "S" / "attempts")) == 1, "nobody was started"
+    (box / "gate").touch()
+    started.wait(0)
+
+
+def test_a_worker_that_became_idle_is_taken_along(box: Box) -> None:
+    started, _ = start_gated(box, ["wait", "wait"])
+    wait_until(lambda: len(waiting(box)) == 1)
+    second = box.start("resume", "S", "--leave-when-idle", "0.5s")
+    wait_until(lambda: len(waiting(box)) == 2)
+    victim = identities(box / "S")["rank-0000.a00"]
+    # The first one stands still, so the second has nothing to do once the gate is open.
+    kill(victim, signal.SIGSTOP)
+    (box / "gate").touch()
+    second.wait(75)
+    assert record(box / "S" / "stopped" / "rank-0001.a00.json")["reason"] == "drained"
+    kill(victim, signal.SIGCONT)
+    started.wait(0)
+    assert_sound(box, "S", 2)

@@ -26,10 +26,13 @@ ids = pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 PRIVATE = {
     "CopyUnreadable",
     "Drained",
+    "NotAllCame",
     "NotNow",
     "NotStartable",
     "OutOfMemory",
+    "Silent",
     "WrongLength",
+    "_Gone",
     "_Infinite",
     "_NoForm",
 }

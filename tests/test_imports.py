@@ -37,7 +37,7 @@ SPOOL_ORDER = (
     "closing",
 )
 WORKER_ORDER = (
-    "causes context devices drain folders reports resources say standing starting supply",
+    "causes context devices drain folders nudges reports resources say standing starting supply",
     "modules",
     "backlog batch_size children leaving limits memory parent pinning scratch turns warmup",
     "beat idle outputs results timer",
@@ -54,12 +54,12 @@ WORKER_ORDER = (
 FOLDERS_ABOVE = {
     "text": set(),
     "plan": {"text"},
-    "report": {"text", "plan"},
-    "supervise": {"text", "plan"},
     "slurm": {"text", "plan"},
-    "api": {"text", "plan", "report", "supervise", "slurm"},
-    "gpu_coordinator": {"text", "plan", "report", "supervise"},
-    "cli": {"text", "plan", "report", "supervise", "slurm", "api"},
+    "report": {"text", "plan", "slurm"},
+    "supervise": {"text", "plan", "slurm"},
+    "api": {"text", "plan", "slurm", "report", "supervise"},
+    "gpu_coordinator": {"text", "plan", "slurm", "report", "supervise"},
+    "cli": {"text", "plan", "slurm", "report", "supervise", "api"},
 }
 
 

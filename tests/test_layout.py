@@ -29,6 +29,7 @@ from gpuspool.spool.layout import (
     parse_numbered,
     parse_orphans,
     parse_parent,
+    parse_slurm_script,
     rank_name,
     rank_of,
 )
@@ -217,3 +218,12 @@ def test_no_path_is_made_of_a_name_that_is_not_ours(name: str) -> None:
             make(name)
     with pytest.raises(AssertionError):
         layout.status(name, "rank-0003.a00")
+
+
+def test_batch_scripts_are_numbered_and_what_they_print_is_none() -> None:
+    layout = Layout("S")
+    for number in (1, 9999, 10000):
+        assert parse_slurm_script(layout.slurm_script(number).name) == number
+    for name in ("setup.sh", "12_3.out", "1.sh", "0001.sh.new", "0001.SH", "-001.sh", "०००१.sh"):
+        assert parse_slurm_script(name) is None
+    assert layout.slurm_setup.parent == layout.slurm == layout.slurm_script(1).parent

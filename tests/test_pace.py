@@ -61,7 +61,19 @@ def test_what_was_complete_at_the_start_is_no_news() -> None:
 def test_where_no_event_tells_of_what_is_due_the_wait_is_that_of_a_quiet_bell() -> None:
     pace = Pace(QUIET_S, LONGEST_S, 0)
     assert naps(pace, *[moment(is_timed=True)] * 3) == [QUIET_S] * 3
-    assert naps(pace, *[moment(has_observer=False)] * 3) == [QUIET_S] * 3
+
+
+def test_where_nothing_tells_of_files_the_waits_grow_while_nothing_happens() -> None:
+    pace = Pace(QUIET_S, LONGEST_S, 0)
+    quiet = naps(pace, *[moment(has_observer=False)] * 20)
+    assert quiet[:3] == [QUIET_S, 2 * QUIET_S, 4 * QUIET_S]
+    assert quiet[-1] == LONGEST_S
+    news = naps(pace, moment(has_observer=False, complete=1), moment(has_observer=False))
+    assert news[0] == QUIET_S
+    soon = moment(has_observer=False, complete=1, due_in_s=LONGEST_S / 2)
+    assert naps(pace, *[soon] * 3) == [QUIET_S] * 3, "something is about to happen"
+    later = moment(has_observer=False, complete=1, due_in_s=3600.0)
+    assert naps(pace, *[later] * 20)[-1] == LONGEST_S
 
 
 def test_no_wait_outlasts_the_next_restart() -> None:

@@ -88,6 +88,23 @@ class Forged:
         record = {"exit_code": exit_code, "tasks": {"total": TASKS, "complete": complete}}
         (self.spool / "summary.json").write_text(json.dumps(record))
 
+    def parent(self, epoch: int, pid: int, at: float, named: str | None = None) -> None:
+        self.record(f"parents/{named or f'{epoch:04d}'}.json", epoch=epoch, at=at, **process(pid))
+
+    def end(self, epoch: int, at: float, how: str = "finished") -> None:
+        self.record(f"parents/{epoch:04d}.end.json", how=how, exit_code=0, at=at)
+
+    def intent(self, attempt: str, epoch: int, pid: int, at: float) -> None:
+        self.record(f"attempts/{attempt}.json", epoch=epoch, at=at, parent=process(pid))
+
+    def closing(self, attempt: str, at: float, by: str | None = None) -> None:
+        record = {"attempt": attempt, "state": "complete", "by": by or attempt, "at": at}
+        self.manifest(f"{attempt}.orphans", record)
+
+    def record(self, name: str, **fields: Any) -> None:
+        (self.spool / name).parent.mkdir(exist_ok=True)
+        (self.spool / name).write_text(json.dumps(fields))
+
     def told(self) -> list[dict[str, Any]]:
         return [
             {"index": t, "state": "complete", "result": self.line(t)["result"]}
@@ -98,9 +115,25 @@ class Forged:
         return check(self.spool, TASKS, executions=self.executions, **more)
 
 
+def process(pid: int, host: str = "here") -> dict[str, Any]:
+    return {"host": host, "boot_id": "b", "pid_ns": "pid:[1]", "pid": pid, "pid_start": 7}
+
+
 @pytest.fixture
 def forged(tmp_path: Path) -> Forged:
     return Forged(tmp_path)
+
+
+@pytest.fixture
+def cooperated(forged: Forged) -> Forged:
+    """Two parents: the first has ended, and the other was killed."""
+    forged.parent(0, pid=11, at=90.0)
+    forged.parent(1, pid=12, at=91.0)
+    forged.intent(A0, epoch=0, pid=11, at=92.0)
+    forged.intent(B0, epoch=1, pid=12, at=93.0)
+    forged.closing(A0, at=110.0)
+    forged.end(0, at=111.0)
+    return forged
 
 
 def letters(counts: Counts) -> str:
@@ -378,3 +411,104 @@ def test_a_row_tells_whether_it_is_clean() -> None:
     assert (
         table(rows).splitlines()[2] == "| kill storm | 2 runs, 11 kills | 0 | 0 | 0 | 0 | 3 | 4 |"
     )
+
+
+def test_parents_that_were_kept_apart_are_in_order(cooperated: Forged) -> None:
+    assert letters(cooperated.check(claimed_ok=True)) == ""
+    # The attempt of a parent that was killed may be open, and may be closed by anybody.
+    cooperated.closing(B0, at=120.0, by="resume")
+    cooperated.intent("rank-0001.a01", epoch=1, pid=12, at=121.0)
+    # A program may be the parent of one epoch after the other.
+    cooperated.parent(2, pid=11, at=112.0)
+    assert letters(cooperated.check(claimed_ok=True)) == ""
+
+
+def second_parent_of_an_epoch(forged: Forged) -> None:
+    forged.parent(0, pid=13, at=92.0, named="0002")
+
+
+def two_epochs_at_a_time(forged: Forged) -> None:
+    forged.parent(2, pid=12, at=95.0)
+
+
+def two_epochs_that_overlap(forged: Forged) -> None:
+    forged.parent(2, pid=11, at=110.5)
+
+
+def attempt_without_a_parent(forged: Forged) -> None:
+    forged.intent("rank-0002.a00", epoch=7, pid=11, at=95.0)
+
+
+def attempt_of_another_parent(forged: Forged) -> None:
+    forged.intent("rank-0002.a00", epoch=1, pid=11, at=95.0)
+
+
+def next_attempt_beside_an_open_one(forged: Forged) -> None:
+    forged.intent("rank-0001.a01", epoch=1, pid=12, at=95.0)
+
+
+def next_attempt_before_the_closing(forged: Forged) -> None:
+    forged.intent("rank-0000.a01", epoch=1, pid=12, at=109.0)
+
+
+def attempt_of_two_processes(forged: Forged) -> None:
+    (forged.executions / f"{A0}.18").write_text("")
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        second_parent_of_an_epoch,
+        two_epochs_at_a_time,
+        two_epochs_that_overlap,
+        attempt_without_a_parent,
+        attempt_of_another_parent,
+        next_attempt_beside_an_open_one,
+        next_attempt_before_the_closing,
+        attempt_of_two_processes,
+    ],
+)
+def test_parents_and_attempts_that_were_not_kept_apart_are_double(
+    cooperated: Forged, plant: Callable[[Forged], None]
+) -> None:
+    plant(cooperated)
+    assert letters(cooperated.check()) == "D"
+
+
+def open_attempt_of_an_ended_parent(forged: Forged) -> None:
+    forged.end(1, at=200.0)
+
+
+def attempt_closed_after_its_parents_end(forged: Forged) -> None:
+    forged.closing(B0, at=201.0, by="parent")
+    forged.end(1, at=200.0)
+
+
+def end_without_a_parent(forged: Forged) -> None:
+    forged.end(5, at=200.0)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [open_attempt_of_an_ended_parent, attempt_closed_after_its_parents_end, end_without_a_parent],
+)
+def test_a_parent_that_has_not_seen_off_what_it_started_claims_falsely(
+    cooperated: Forged, plant: Callable[[Forged], None]
+) -> None:
+    plant(cooperated)
+    assert letters(cooperated.check()) == "X"
+
+
+def test_a_parent_that_could_not_go_on_claims_nothing(cooperated: Forged) -> None:
+    cooperated.end(1, at=200.0, how="failed")
+    assert letters(cooperated.check()) == ""
+
+
+def test_what_other_clocks_say_is_not_compared(cooperated: Forged) -> None:
+    next_attempt_before_the_closing(cooperated)
+    assert letters(cooperated.check(has_one_clock=False)) == ""
+
+
+def test_records_that_the_test_destroyed_are_not_judged(cooperated: Forged) -> None:
+    open_attempt_of_an_ended_parent(cooperated)
+    assert letters(cooperated.check(unreadable_ok=True)) == ""

@@ -78,7 +78,7 @@ def test_what_outlives_its_parent_is_found_and_ended(tmp_path: Path, server: Ser
     (tmp_path / "lines").write_text("0\n")
     spool = tmp_path / "S"
     # The parent dies when it writes down that it started its first worker.
-    plan = {"parent": f"under={spool / 'events.jsonl'}\nclass=create\nn=3\nmany=1\naction=before\n"}
+    plan = {"parent": f"under={spool / 'events'}\nclass=create\nn=3\nmany=1\naction=before\n"}
     ended = server.run(
         "run", "job.py:f", "--lines", "lines", "--spool", spool, cwd=tmp_path, plan=plan, keep=True
     )

@@ -30,6 +30,7 @@ from gpuspool.spool.view import load_run
 from gpuspool.worker import leaving
 from gpuspool.worker.attempt import Attempt
 from gpuspool.worker.folders import Folders
+from gpuspool.worker.nudges import Nudges, nudges_of_stdin
 from gpuspool.worker.say import say, tell_instead
 
 
@@ -68,7 +69,7 @@ def _refuse_another_spool(run: Run, folder: OpenFolder, name: str) -> None:
         )
 
 
-def _run(root: Path, rank: int, name: str) -> int:
+def _run(root: Path, rank: int, name: str, nudges: Nudges) -> int:
     """Begin the attempt and run it; returns the exit code. Raises GpuspoolError and OSError."""
     folder = OpenFolder(root, SPOOL)
     by_path = Layout(root)
@@ -88,7 +89,7 @@ def _run(root: Path, rank: int, name: str) -> int:
     # through it any more, which also makes that end come sooner.
     gc.freeze()
     gc.enable()
-    return Attempt(layout, Folders(folder), run, intent, rank, journal).run()
+    return Attempt(layout, Folders(folder), run, intent, rank, journal, nudges).run()
 
 
 def main() -> int:
@@ -103,12 +104,13 @@ def main() -> int:
         return 2
     # Whoever started the run may have ignored or blocked signals, and a job must not inherit that.
     restore_defaults()
+    nudges = nudges_of_stdin()
     # A crash in C leaves the stack of every thread in the log.
     faulthandler.enable()
     rank = int(given["--rank"])
     name = attempt_name(rank, int(given["--attempt"]))
     try:
-        return _run(Path(os.path.abspath(given["--spool"])), rank, name)
+        return _run(Path(os.path.abspath(given["--spool"])), rank, name, nudges)
     # First, since a SyncError is both.
     except OSError as error:
         say(f"gpuspool: {name} cannot begin, or end: {error}")

@@ -65,6 +65,7 @@ from gpuspool.worker.idle import Idling
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.job_end import JobEnd
 from gpuspool.worker.modules import Modules
+from gpuspool.worker.nudges import Nudges
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.prepare import Preparation, judge_load
@@ -107,6 +108,7 @@ class Attempt:
         intent: Intent,
         rank: int,
         journal: JournalWriter,
+        nudges: Nudges,
     ) -> None:
         """layout: of the spool that `folders` holds. Raises OSError where a file of its own cannot
         be opened.
@@ -119,6 +121,7 @@ class Attempt:
         self._intent = intent
         self._rank = rank
         self._journal = journal
+        self._nudges = nudges
         self._is_call = intent.job.kind is JobKind.CALL
         self._end_children = functools.partial(
             children.end_all, self._marked_run, self.name, intent.parent.pid
@@ -177,6 +180,7 @@ class Attempt:
                 self._journal,
                 self._drain,
                 self._parent,
+                self._nudges,
                 self._folders.check,
             )
         work = Work(

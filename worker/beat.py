@@ -95,6 +95,8 @@ class Beat(threading.Thread):
         # Held while a heartbeat is written, since both threads do so.
         self._lock = threading.Lock()
         self._number = 0
+        # Whether the last heartbeat said that there is nothing to do.
+        self._is_told_idle = False
         # What was said to be impossible.
         self._said: set[str] = set()
         self._end = threading.Event()
@@ -143,7 +145,8 @@ class Beat(threading.Thread):
         self._parent.heed()
         if now - self._last_proof >= self._proof_s:
             self._prove(now)
-        if now - self._last_beat >= min(self._pause_s, self._heartbeat_s):
+        is_news = (self.doing.phase is Phase.IDLE) != self._is_told_idle
+        if is_news or now - self._last_beat >= min(self._pause_s, self._heartbeat_s):
             self._pause_s *= 2
             self.beat()
         if now - self._last_look >= self._at_most(self._drain_s):
@@ -167,6 +170,7 @@ class Beat(threading.Thread):
         with self._lock:
             self._number += 1
             self._last_beat = time.monotonic()
+            self._is_told_idle = self.doing.phase is Phase.IDLE
             self._look_at_modules()
             try:
                 replace(self._layout.heartbeat(self._intent.attempt), encode(self._record()))

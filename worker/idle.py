@@ -13,12 +13,13 @@ orchestrator lives that could rule about what failed, the next one must.
 3. It goes on with 1., and waits longer than before.
 
 **How long it waits** is a matter of load, since every idle rank does this. Between two looks it
-waits a tenth of the time that it has waited, from 2 ms to a quarter of a second. While the parent
-lives, only some HELPERS of all ranks together read the spool per second, and fewer from one help to
-the next. Without a parent each helps after SILENCE_S and then spends at most HELPING of its time on
-it, since there is nobody else. Before these bounds a rank listed two folders a hundred times and
-read the whole spool four times a second (decision 14; docs/performance.md has the figures of a
-thousand ranks).
+waits a tenth of the time that it has waited, from 2 ms to a quarter of a second, or to half a
+minute where its parent says by a nudge when there is news. While the parent lives, only some
+HELPERS of all ranks together read the spool per second, and fewer from one help to the next.
+Without a parent each helps after SILENCE_S and then spends at most HELPING of its time on it, since
+there is nobody else. Before these bounds a rank listed two folders a hundred times and read the
+whole spool four times a second (decision 14; docs/performance.md has the figures of a thousand
+ranks).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.view import View, read_control
 from gpuspool.worker.drain import Drain
+from gpuspool.worker.nudges import Nudges
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.supply import TEMPTED_S
 
@@ -48,6 +50,10 @@ FIRST_PAUSE_S = 0.002
 LONGEST_PAUSE_S = 0.25
 # The next pause is this part of the time waited so far: a word is noticed late by at most a tenth.
 PAUSE_FRACTION = 0.1
+# With a parent that says when there is news, a worker looks by itself as seldom as this, and reads
+# the whole spool as seldom as that.
+NUDGED_PAUSE_S = 30.0
+LONGEST_NUDGED_S = 600.0
 # Without a word for so long, an idle attempt reads the whole spool.
 SILENCE_S = 1.0
 # While the parent lives, so many of all ranks together do so in SILENCE_S, and ever fewer.
@@ -93,9 +99,13 @@ class Idling:
         journal: JournalWriter,
         drain: Drain,
         parent: Parent,
+        nudges: Nudges | None = None,
         check_folders: Callable[[], None] = lambda: None,
     ) -> None:
-        """check_folders: raises where the spool or OUT is not the folder that it was."""
+        """nudges: of the parent. check_folders: raises where the spool or OUT is not the folder
+        that it was.
+        """
+        self._nudges = nudges or Nudges(None)
         self._check_folders = check_folders
         self._layout = layout
         self._run = run
@@ -120,8 +130,9 @@ class Idling:
         """
         self._say_idle(claims_tried)
         patience_s, alone_s = self._first_waits(is_tempted, needs_fresh)
+        idle_since = time.monotonic()
         while True:
-            word = self._await_word(patience_s, alone_s)
+            word = self._await_word(patience_s, alone_s, idle_since)
             if word is not Word.SILENCE:
                 return word
             # Without a parent nobody else closes the dead, and gives out what they had in hand.
@@ -135,7 +146,8 @@ class Idling:
                 return word
             took_s = time.monotonic() - began
             alone_s = max(LONGEST_PAUSE_S, took_s / HELPING)
-            patience_s = max(alone_s, min(2 * patience_s, LONGEST_SWEEP_S))
+            longest_s = LONGEST_NUDGED_S if self._is_nudged() else LONGEST_SWEEP_S
+            patience_s = max(alone_s, min(2 * patience_s, longest_s))
 
     def _first_waits(self, is_tempted: bool, needs_fresh: bool) -> tuple[float, float]:
         """How long to wait for the first word, while the parent lives and without it."""
@@ -161,8 +173,11 @@ class Idling:
         else:
             self._journal.flush()
 
-    def _await_word(self, patience_s: float, alone_s: float) -> Word:
-        """Wait for a word, for `patience_s` while the parent lives and `alone_s` without it."""
+    def _await_word(self, patience_s: float, alone_s: float, idle_since: float) -> Word:
+        """Wait for a word, for `patience_s` while the parent lives and `alone_s` without it.
+
+        idle_since: on the monotonic clock.
+        """
         known = listdir(self._layout.manifests)
         began = time.monotonic()
         waited_s = 0.0
@@ -175,10 +190,28 @@ class Idling:
                 return Word.FINISHED
             if listdir(self._layout.manifests) != known:
                 return Word.NEW_MANIFEST
-            pause_s = max(FIRST_PAUSE_S, waited_s * PAUSE_FRACTION)
-            time.sleep(min(pause_s, LONGEST_PAUSE_S))
+            if self._is_nudged():
+                # As long again as it has been idle so far: it looks a dozen times, then hardly.
+                pause_s = max(FIRST_PAUSE_S, time.monotonic() - idle_since)
+                self._await_nudge(min(pause_s, NUDGED_PAUSE_S))
+            else:
+                pause_s = max(FIRST_PAUSE_S, waited_s * PAUSE_FRACTION)
+                time.sleep(min(pause_s, LONGEST_PAUSE_S))
             waited_s = time.monotonic() - began
         return Word.SILENCE
+
+    def _is_nudged(self) -> bool:
+        """Whether the parent is there, and says when there is news."""
+        return self._nudges.are_promised and self._parent.is_there()
+
+    def _await_nudge(self, seconds: float) -> None:
+        """Wait for a nudge, at most so long; a drain that was asked for by a signal ends it too."""
+        until = time.monotonic() + seconds
+        while (left_s := until - time.monotonic()) > 0:
+            if self._nudges.wait(min(left_s, LONGEST_PAUSE_S)) or self._drain.is_requested:
+                return
+            if not self._is_nudged():
+                return
 
     def _help(self, is_tempted: bool = False) -> Word:
         """Read the whole spool, close what is proved dead, sweep.

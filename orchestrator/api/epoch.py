@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -39,8 +40,10 @@ from gpuspool.orchestrator.plan.devices import Pool
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.slurm.allocation import scheduler_now
+from gpuspool.orchestrator.slurm.limits import with_limits_of_job
+from gpuspool.orchestrator.slurm.requeue import requeue as requeue_job
 from gpuspool.orchestrator.supervise.doctor import warnings_of
-from gpuspool.orchestrator.supervise.drain import signals_to
+from gpuspool.orchestrator.supervise.drain import Drain, signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.leftovers import remove_scratch
@@ -49,7 +52,7 @@ from gpuspool.orchestrator.supervise.loop import Orchestrator
 from gpuspool.orchestrator.supervise.repair import make_way, repair, repair_job
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.text.printable import recordable
-from gpuspool.orchestrator.text.progress import Progress, make_progress
+from gpuspool.orchestrator.text.progress import Progress, make_progress, say
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.code import publish_code, read_code
 from gpuspool.spool.codec import pretty, seal_pretty
@@ -79,6 +82,7 @@ def supervise(
     out_moved_to: str | os.PathLike[str] | None = None,
     inputs_root: str = "",
     again: Again | None = None,
+    requeue: int = 0,
 ) -> Report:
     """Start the run of a spool and see it to its end.
 
@@ -86,8 +90,9 @@ def supervise(
     of this start, without None. trust: whose files its workers may obey. command: the verb that was
     typed, for people. out_moved_to: where OUT is
     now, if it was moved. inputs_root: likewise the folder that keys of input files are relative to,
-    "" if that was not said. again: which tasks get another round. Raises GpuspoolError, and OSError
-    where the file system does.
+    "" if that was not said. again: which tasks get another round. requeue: how often Slurm is asked
+    to start this job again when its time is up; then this does not return. Raises GpuspoolError,
+    and OSError where the file system does.
     """
     # Where processes cannot be told apart this raises, before anything is touched.
     myself()
@@ -135,6 +140,11 @@ def supervise(
             if given_round:
                 progress.say(given_round)
             telling.tell("devices", _what_starts(view, len(slots), pool))
+            # A start that has nothing to do need not wait for what Slurm says.
+            if view.ledger.n_finished < view.ledger.tasks:
+                options, told = with_limits_of_job(options, given)
+                for text in told:
+                    telling.tell("limits", text)
             orchestrator = Orchestrator(
                 view,
                 parent.epoch,
@@ -160,6 +170,8 @@ def supervise(
                 if orchestrator is not None:
                     orchestrator.end_beat()
             folders.close()
+    if requeue and _is_requeue_due(view, orchestrator.drain, received):
+        requeue_job(requeue, outcome.message.splitlines()[0], say)
     return _report(view, outcome)
 
 
@@ -193,6 +205,17 @@ def _say_ended(view: View, epoch: int, outcome: Outcome | None) -> None:
         how, exit_code, message = outcome.how, outcome.exit_code, outcome.message
     end = ParentEnd(how=how, exit_code=exit_code, at=time.time(), message=recordable(message))
     publish(view.layout.parent_end(epoch), pretty(end))
+
+
+def _is_requeue_due(view: View, drain: Drain | None, received: list[int]) -> bool:
+    """Whether a start that may have its job started again ended in such a way.
+
+    That is so if tasks are left and its time was up. Whoever sent another signal, even while it
+    drained, wants an end: a job that starts itself again on SIGTERM could not be cancelled.
+    """
+    is_left = view.ledger.n_finished < view.ledger.tasks
+    wants_end = set(received) - {signal.SIGUSR2}
+    return drain is not None and drain.is_for_time and is_left and not wants_end
 
 
 def _what_starts(view: View, n_ranks: int, pool: Pool) -> str:

@@ -53,6 +53,7 @@ def open_or_create(
     overwrite: bool,
     keep_done: bool,
     add: bool,
+    n_ranks: int | None = None,
 ) -> tuple[View, Matching | None]:
     """A view of the spool that holds this request, and how the two lists of tasks compare.
 
@@ -60,14 +61,15 @@ def open_or_create(
 
     trust: whose spool is accepted. fresh: move a spool that is there aside, and make a new one.
     overwrite: an OUT that holds anything may be moved aside. keep_done: a changed job is fine. add:
-    so are tasks that the run does not have yet; they are not added here. Raises UsageError,
-    SpoolError and OrchestratorLive.
+    so are tasks that the run does not have yet; they are not added here. n_ranks: for how many a
+    new run is planned; None for those that this host gives. Raises UsageError, SpoolError and
+    OrchestratorLive.
     """
     # A host on which processes cannot be told apart is refused before anything is made.
     myself()
     written = None
     if fresh or not is_made(layout):
-        written = _make(layout, request, trust, fresh=fresh, overwrite=overwrite)
+        written = _make(layout, request, trust, fresh=fresh, overwrite=overwrite, n_ranks=n_ranks)
     view = open_view(layout.root, written=written)
     refuse_unsafe(layout, trust, view.owners)
     if written is None:
@@ -88,10 +90,20 @@ def slots_for(options: Options) -> tuple[Pool, list[Slot]]:
     return pool, make_slots(devices, pool, "" if scheduler is None else scheduler.job)
 
 
-def refuse_changed_job(view: View, job: Job, source: bytes | None, keep_done: bool) -> None:
+# How one goes on with a job that changed.
+WAYS_ON = (
+    "--keep-done goes on: finished tasks stay, the rest use the new code. "
+    "--fresh starts anew; the old spool is renamed. Another --spool makes a second run."
+)
+
+
+def refuse_changed_job(
+    view: View, job: Job, source: bytes | None, keep_done: bool, ways_on: str = WAYS_ON
+) -> None:
     """Raise UsageError, with the diff, for code that changed and was not said to be fine.
 
-    source: of the job, None where it has none that could have changed.
+    source: of the job, None where it has none that could have changed. ways_on: what people are
+    told to do about it.
     """
     if keep_done:
         return
@@ -105,17 +117,25 @@ def refuse_changed_job(view: View, job: Job, source: bytes | None, keep_done: bo
         return
     if difference:
         raise UsageError(
-            f"the job changed since {view.layout.root} was made:\n" + "\n".join(difference) + "\n"
-            "--keep-done goes on: finished tasks stay, the rest use the new code. "
-            "--fresh starts anew; the old spool is renamed. Another --spool makes a second run."
+            f"the job changed since {view.layout.root} was made:\n"
+            + "\n".join(difference)
+            + f"\n{ways_on}"
         )
 
 
 def _make(
-    layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
+    layout: Layout,
+    request: Request,
+    trust: Trust,
+    *,
+    fresh: bool,
+    overwrite: bool,
+    n_ranks: int | None,
 ) -> dict[str, bytes] | None:
     """Make the spool; returns its manifests, or None where another process was faster."""
-    _, slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
+    if n_ranks is None:
+        n_ranks = len(slots_for(request.options)[1])
+    refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
     if fresh and layout.root.exists():
         with hold(layout):
             _refuse_alive(layout)
@@ -124,24 +144,19 @@ def _make(
         clear_out(Path(request.out))
     for path in half_made(layout):
         warn(f"{path} was left half made; it is not used, delete it")
-    return create(layout, request, len(slots))
+    return create(layout, request, n_ranks)
 
 
 def refuse_to_make(
     layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
-) -> tuple[Pool, list[Slot]]:
-    """What `slots_for` says of a run whose spool is to be made, if nothing speaks against that.
-
-    Changes nothing. Raises UsageError and OrchestratorLive.
-    """
-    pool, slots = slots_for(request.options)
+) -> None:
+    """Raise UsageError or OrchestratorLive where a spool cannot be made. Changes nothing."""
     if request.out is not None:
         check_out(Path(request.out), overwrite, request, layout.root)
     if fresh and layout.root.exists():
         _refuse_to_move_aside(layout, request, trust)
     else:
         refuse_place(layout)
-    return pool, slots
 
 
 def _refuse_to_move_aside(layout: Layout, request: Request, trust: Trust) -> None:

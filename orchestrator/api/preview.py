@@ -114,7 +114,8 @@ def _beside(layout: Layout) -> str:
 def _of_new_run(
     layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
 ) -> Report:
-    pool, slots = refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
+    pool, slots = slots_for(request.options)
+    refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
     tasks = request.tasks
     text = [
         f"would make {layout.root} for {count_of(len(tasks), 'task')} "

@@ -36,6 +36,7 @@ from gpuspool.spool.view import View, open_view
 
 if TYPE_CHECKING:
     from gpuspool.orchestrator.supervise.doctor import Check
+    from gpuspool.orchestrator.supervise.hosts.together import Diagnosis
 
 # Between two looks of `wait` lies a tenth of the time that it has waited so far, at least and at
 # most so many seconds: whoever waits for a second hears of the end at once, and whoever waits for
@@ -226,19 +227,38 @@ def verify(spool: Spool = None) -> Findings:
     return verify_view(open_view(find_spool(spool)))
 
 
-def doctor(folder: str | os.PathLike[str]) -> list[Check]:
+def doctor(
+    folder: str | os.PathLike[str], hosts: int | None = None, wait_s: float | None = None
+) -> list[Check]:
     """Try whether a folder's file system keeps what a spool relies on.
 
     A check has a `name`, a `state` ("ok", "warning" or "problem") and a `detail` for people. With a
     problem no spool should live in that folder; a warning costs speed or comfort. Everything is
-    tried in a hidden folder that is removed again. Raises UsageError for what is not a folder, and
+    tried in hidden folders that are removed again. Raises UsageError for what is not a folder, and
     OSError where nothing can be made in it.
+
+    hosts: so many copies of this call run at the same time, on as many hosts. They meet in the
+    folder and find out what they see of each other; each returns the same checks. Default: what
+    Slurm says of the step that this process is part of, else 1, which looks alone.
+    wait_s: how long to wait for the others. Default 120.
     """
-    from gpuspool.orchestrator.supervise.doctor import examine
+    return diagnose(folder, hosts, wait_s).checks
+
+
+def diagnose(
+    folder: str | os.PathLike[str], hosts: int | None = None, wait_s: float | None = None
+) -> Diagnosis:
+    """As `doctor`, with all that the command line tells."""
+    from gpuspool.orchestrator.supervise.hosts import together
 
     if not Path(folder).is_dir():
         raise UsageError(
             f"{os.fspath(folder)} is not a folder. Name one on the file system that spools shall "
             "live on."
         )
-    return examine(Path(folder))
+    if hosts is not None and hosts < 1:
+        raise UsageError(f"--hosts {hosts}: at least this host looks at the folder.")
+    expected = together.expected_by_slurm(os.environ)
+    if hosts is not None:
+        expected = together.expected_by_number(hosts)
+    return together.examine(Path(folder), expected, together.WAIT_S if wait_s is None else wait_s)

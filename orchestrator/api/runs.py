@@ -1,4 +1,4 @@
-"""Starting a run, going on with it, adding to it and stopping it."""
+"""Starting a run, going on with it, joining it, adding to it and stopping it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from gpuspool.orchestrator.api.epoch import Again, supervise
-from gpuspool.orchestrator.api.opening import is_made, open_or_create, refuse_changed_job
+from gpuspool.orchestrator.api.opening import WAYS_ON, is_made, open_or_create, refuse_changed_job
 from gpuspool.orchestrator.api.preview import preview
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.api.whereabouts import out_now
@@ -25,7 +25,8 @@ from gpuspool.orchestrator.plan.jobs import (
 from gpuspool.orchestrator.plan.locate import at_home, default_spool, find_spool, refuse_no_spool
 from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
-from gpuspool.orchestrator.plan.request import make_request
+from gpuspool.orchestrator.plan.request import Request, make_request
+from gpuspool.orchestrator.slurm.allocation import refuse_misplaced
 from gpuspool.orchestrator.supervise.drain import ASKED, order_drain
 from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
@@ -62,6 +63,7 @@ def run(
     fresh: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    requeue: int = 0,
     trust_owner: str | Iterable[str] = (),
     **options: Unpack[RunOptions],
 ) -> Report:
@@ -91,28 +93,27 @@ def run(
     dry_run: say in the report's message what would be done, or raise what would be raised, and do
         nothing.
     quiet: show no progress on stderr.
+    requeue: in a batch job of Slurm's: if tasks are left when the time limit is reached or SIGUSR2
+        comes, have Slurm start the job again, up to so many times. Then this does not return.
     trust_owner: a user, or several, by name or number: go on with a spool although it, or some of
         what decides about code in it, is theirs.
     """
-    refuse_other_encoding()
+    refuse_misplaced()
+    refuse_requeue(requeue, fresh)
     trust = trust_in(trust_owner)
     given = without_none(options)
-    # Before the inputs, which may come from a pipe that is still being written, or take a while to
-    # list: a job that cannot be run is refused at once.
-    refuse_swapped(job, inputs)
-    record, source = parse_job(job, command, capture)
-    for word in shell_words(record.command):
-        warn(
-            f"the command has the word {word!r}, and no shell is involved: the program gets it as "
-            f"an argument. If a shell is meant, write {TO_A_SHELL}"
-        )
-    layout = Layout(Path(at_home(spool)) if spool else default_spool(record))
-    known = None if fresh or not is_made(layout) else open_view(layout.root, reads_claims=False)
-    found = _collect(
-        known,
-        key_root,
-        adds=add,
-        paths=inputs or (),
+    layout, request, _ = asked_for(
+        job,
+        command,
+        capture,
+        spool=spool,
+        fresh=fresh,
+        add=add,
+        key_root=key_root,
+        args=args,
+        out=out,
+        options=given,
+        inputs=inputs,
         items=items,
         files_from=files_from,
         lines=lines,
@@ -121,7 +122,6 @@ def run(
         key_field=key_field,
         null=null,
     )
-    request = make_request(record, source, found, args=args, out=out, options=given)
     if dry_run:
         return preview(
             layout,
@@ -138,12 +138,13 @@ def run(
         layout, request, trust, fresh=fresh, overwrite=overwrite, keep_done=keep_done, add=add
     )
     if add and matching is not None:
-        n_added = add_tasks(view, found, matching)
+        n_added = add_tasks(view, request.tasks, matching)
         say(f"{count_of(n_added, 'task')} added to {layout.root}")
     out_moved_to = out_now(view, request.out, out_moved_to)
-    inputs_root = found.root
+    inputs_root = request.tasks.root
+    record, source = request.job, request.source
     # The list of a million tasks is large, and nobody needs it while the run goes on.
-    del request, found, known, matching
+    del request, matching
     return supervise(
         view,
         record,
@@ -154,7 +155,56 @@ def run(
         quiet=quiet,
         out_moved_to=out_moved_to,
         inputs_root=inputs_root,
+        requeue=requeue,
     )
+
+
+def asked_for(
+    job: Any,
+    command: Sequence[str] | None,
+    capture: bool,
+    *,
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
+    spool: str | os.PathLike[str] | None,
+    fresh: bool,
+    add: bool,
+    key_root: str | os.PathLike[str] | None,
+    args: Mapping[str, Any] | None,
+    out: str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
+    **sources: Any,
+) -> tuple[Layout, Request, View | None]:
+    """What a command asks for, in which spool, and a view of that if it goes on with one.
+
+    options: those that were given, without None. sources: further ways to name inputs, as `collect`
+    takes them; all else as `run` takes it. Writes nothing. Raises UsageError.
+    """
+    refuse_other_encoding()
+    # Before the inputs, which may come from a pipe that is still being written, or take a while to
+    # list: a job that cannot be run is refused at once.
+    refuse_swapped(job, inputs)
+    record, source = parse_job(job, command, capture)
+    for word in shell_words(record.command):
+        warn(
+            f"the command has the word {word!r}, and no shell is involved: the program gets it as "
+            f"an argument. If a shell is meant, write {TO_A_SHELL}"
+        )
+    layout = Layout(Path(at_home(spool)) if spool else default_spool(record))
+    known = None if fresh or not is_made(layout) else open_view(layout.root, reads_claims=False)
+    found = _collect(known, key_root, adds=add, paths=inputs or (), **sources)
+    request = make_request(record, source, found, args=args, out=out, options=options)
+    return layout, request, known
+
+
+def refuse_requeue(requeue: int, fresh: bool = False) -> None:
+    """Raise UsageError for a count of restarts that is none, or that would begin anew each time."""
+    if requeue < 0:
+        raise UsageError(f"--requeue {requeue} is not possible: it must be a number, at least 0.")
+    if requeue and fresh:
+        raise UsageError(
+            "--fresh and --requeue exclude each other: each restart of the job would begin anew. "
+            "Leave --fresh out; if there is an old spool, rename it first or name another --spool."
+        )
 
 
 @shows_options(StartOptions)
@@ -165,6 +215,7 @@ def resume(
     keep_done: bool = False,
     quiet: bool = False,
     retry: bool = False,
+    requeue: int = 0,
     trust_owner: str | Iterable[str] = (),
     **options: Unpack[StartOptions],
 ) -> Report:
@@ -179,11 +230,71 @@ def resume(
     keep_done: the job changed: finished tasks stay, the rest use the new code.
     quiet: show no progress on stderr.
     retry: give every failed task another round, as `gpuspool.retry` does.
+    requeue: have Slurm start this job again when its time is up, as for `run`. Not with `retry`,
+        which each restart would repeat.
     trust_owner: users whose spool is accepted, as for `run`.
     """
+    if retry and requeue:
+        raise UsageError(
+            "retry and requeue exclude each other: each restart of the job would give failed tasks "
+            "another round. Retry first, without requeue."
+        )
     again = Again() if retry else None
-    command = "retry" if retry else "resume"
-    return _go_on(command, spool, again, out_moved_to, keep_done, quiet, trust_owner, options)
+    return _go_on(
+        "retry" if retry else "resume",
+        spool,
+        again,
+        out_moved_to,
+        keep_done,
+        quiet,
+        trust_owner,
+        options,
+        requeue=requeue,
+    )
+
+
+def join(
+    spool: str | os.PathLike[str] | None = None,
+    *,
+    ranks: int | None = None,
+    devices: str | None = None,
+    time_limit_s: float | None = None,
+    leave_when_idle_s: float | None = None,
+    grace_s: float | None = None,
+    requeue: int = 0,
+    quiet: bool = False,
+    trust_owner: str | Iterable[str] = (),
+) -> Report:
+    """Work on a run along with whoever else does, on devices of this host, until it has ended.
+
+    As `resume`, but of the job only the spool's copy counts: its file may have changed since, or be
+    out of reach. Array jobs consist of calls of this. Raises what `resume` raises.
+
+    spool: the spool's folder. Default: the only ./spool-* there is.
+    ranks, devices, time_limit_s, leave_when_idle_s, grace_s: of this start alone, as for `resume`.
+    requeue: have Slurm start this job again when its time is up, as for `run`.
+    quiet: show no progress on stderr.
+    trust_owner: users whose spool is accepted, as for `run`.
+    """
+    own = {
+        "ranks": ranks,
+        "devices": devices,
+        "time_limit_s": time_limit_s,
+        "leave_when_idle_s": leave_when_idle_s,
+        "grace_s": grace_s,
+    }
+    return _go_on(
+        "join",
+        spool,
+        None,
+        None,
+        False,
+        quiet,
+        trust_owner,
+        own,
+        requeue=requeue,
+        reads_source=False,
+    )
 
 
 def _go_on(
@@ -195,22 +306,29 @@ def _go_on(
     quiet: bool,
     trust_owner: str | Iterable[str],
     options: Mapping[str, Any],
+    *,
+    requeue: int = 0,
+    reads_source: bool = True,
 ) -> Report:
     """Start the run of a spool that is there.
 
-    command: the verb that was typed. again: which tasks get another round.
+    command: the verb that was typed. again: which tasks get another round. reads_source: the job's
+    file is looked at, and refused if it changed; else the spool's copy of it is what runs.
     """
     refuse_other_encoding()
+    refuse_misplaced()
+    refuse_requeue(requeue)
     trust = trust_in(trust_owner)
     view = open_view(find_spool(spool))
     layout = view.layout
     refuse_unsafe(layout, trust, view.owners)
     job = view.latest_job()
-    _refuse_seed_api(view)
+    refuse_seed_api(view)
     source: bytes | None = None
-    if job.kind is not JobKind.COMMAND and Path(job.file).exists():
+    ways_on = WAYS_ON if reads_source else f"`gpuspool resume {layout.root} --keep-done` goes on."
+    if reads_source and job.kind is not JobKind.COMMAND and Path(job.file).exists():
         job, source = with_source(job, Path(job.file))
-    refuse_changed_job(view, job, source, keep_done)
+    refuse_changed_job(view, job, source, keep_done, ways_on)
     return supervise(
         view,
         job,
@@ -221,6 +339,7 @@ def _go_on(
         quiet=quiet,
         out_moved_to=out_moved_to,
         again=again,
+        requeue=requeue,
     )
 
 
@@ -332,7 +451,7 @@ def add(
     trust = trust_in(trust_owner)
     view = open_view(find_spool(spool), reads_claims=False)
     refuse_unsafe(view.layout, trust, view.owners)
-    _refuse_seed_api(view)
+    refuse_seed_api(view)
     found = _collect(
         view,
         key_root,
@@ -363,7 +482,7 @@ def _collect(
     return found
 
 
-def _refuse_seed_api(view: View) -> None:
+def refuse_seed_api(view: View) -> None:
     if view.run.job.kind is JobKind.CALL:
         raise UsageError(
             f"{view.layout.root} was made by spawn_workers. Call that again: it makes a spool of "

@@ -28,8 +28,9 @@ DEVICES = "Workers and devices"
 FAILURES = "When tasks fail"
 TIME = "Limits of time"
 GOING_ON = "Going on with a run"
+SLURM = "Slurm"
 TELLING = "What is shown"
-GROUPS = (JOB, INPUTS, FOLDERS, GOING_ON, DEVICES, FAILURES, TIME, TELLING)
+GROUPS = (JOB, INPUTS, FOLDERS, SLURM, GOING_ON, DEVICES, FAILURES, TIME, TELLING)
 
 
 class Option(click.Option):
@@ -135,7 +136,7 @@ def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=Option, envvar=variable, show_envvar=True, **settings)
 
 
-def _all(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def all_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """One decorator for several, so that the help lists the options in the order given here."""
 
     def decorate(function: Any) -> Any:
@@ -171,7 +172,7 @@ trusting = option(
 )
 
 # How inputs are named.
-naming_inputs = _all(
+naming_inputs = all_of(
     option(
         "--files-from",
         group=INPUTS,
@@ -225,21 +226,123 @@ naming_inputs = _all(
     ),
 )
 
-# What `run`, `resume`, `retry` and `redo` have in common.
-running = _all(
-    option(
-        "--ranks",
-        group=DEVICES,
-        type=int,
-        metavar="N",
-        help="Number of workers. Default: one per device; on the CPU one.",
+# What `run` and `submit` are asked for.
+asking = all_of(
+    click.argument(
+        "job_and_inputs", nargs=-1, metavar="JOB [INPUT]...", shell_complete=completion.files
     ),
     option(
-        "--devices",
-        metavar="LIST",
-        group=DEVICES,
-        help="Devices: 0,1 or GPU-… or MIG-… tokens, or cpu. Default: all that are visible.",
+        "--spool",
+        group=FOLDERS,
+        metavar="DIR",
+        shell_complete=completion.spools,
+        help="The spool directory. Default ./spool-<name of the job or script>.",
     ),
+    option(
+        "--out",
+        group=FOLDERS,
+        metavar="DIR",
+        shell_complete=completion.folders,
+        help="Where outputs go. Default SPOOL/outputs.",
+    ),
+    option(
+        "--overwrite",
+        group=FOLDERS,
+        is_flag=True,
+        help="Move what is in --out aside instead of refusing.",
+    ),
+    naming_inputs,
+    option(
+        "--arg",
+        "args",
+        group=JOB,
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="ctx.args[KEY]; JSON if it parses.",
+    ),
+    option("--seed", group=JOB, type=int, metavar="N", help="Changes every task.seed. Default 0."),
+    option(
+        "--add",
+        group=GOING_ON,
+        is_flag=True,
+        help="Make what is new among the inputs tasks of the run.",
+    ),
+    option(
+        "--fresh",
+        group=GOING_ON,
+        is_flag=True,
+        help="Start anew; an existing spool is renamed, never deleted.",
+    ),
+    option(
+        "--capture",
+        group=JOB,
+        is_flag=True,
+        help="What COMMAND prints on stdout is the task's result.",
+    ),
+    option("--dry-run", is_flag=True, help="Show what would be done."),
+)
+
+# Options that `join` has too.
+_ranks = option(
+    "--ranks",
+    group=DEVICES,
+    type=int,
+    metavar="N",
+    help="Number of workers. Default: one per device; on the CPU one.",
+)
+_devices = option(
+    "--devices",
+    metavar="LIST",
+    group=DEVICES,
+    help="Devices: 0,1 or GPU-… or MIG-… tokens, or cpu. Default: all that are visible.",
+)
+_time_limit = option(
+    "--time-limit",
+    "time_limit_s",
+    group=TIME,
+    type=duration,
+    metavar="D",
+    help="Drain after this long, e.g. 55m; exit code 75. Default: in a Slurm job shortly before it "
+    "ends, else never.",
+)
+_leave_when_idle = option(
+    "--leave-when-idle",
+    "leave_when_idle_s",
+    group=TIME,
+    type=duration,
+    metavar="D",
+    help="End, with exit code 75, after having had nothing to do for this long.",
+)
+_grace = option(
+    "--grace",
+    "grace_s",
+    group=TIME,
+    type=duration,
+    metavar="D",
+    help="How long a drain waits for tasks in hand. Default 25s, and in a Slurm job less than its "
+    "KillWait.",
+)
+_quiet = option("-q", "--quiet", is_flag=True, help="Show no progress on stderr.")
+_keep_done = option(
+    "--keep-done",
+    group=GOING_ON,
+    is_flag=True,
+    help="The job changed: finished tasks stay, the rest use the new code.",
+)
+requeueing = option(
+    "--requeue",
+    group=TIME,
+    type=int,
+    default=0,
+    metavar="N",
+    help="In a Slurm job: if tasks are left when its time is up, have it started again, at most "
+    "N times.",
+)
+
+# What a run is made with, and what each later start may say for itself.
+_of_workers = all_of(
+    _ranks,
+    _devices,
     option(
         "--ranks-per-gpu",
         group=DEVICES,
@@ -305,22 +408,6 @@ running = _all(
         help="End a worker that makes no progress for this long.",
     ),
     option(
-        "--time-limit",
-        "time_limit_s",
-        group=TIME,
-        type=duration,
-        metavar="D",
-        help="Drain after this long, e.g. 55m; exit code 75.",
-    ),
-    option(
-        "--grace",
-        "grace_s",
-        group=TIME,
-        type=duration,
-        metavar="D",
-        help="How long a drain waits for tasks in hand. Default 25s.",
-    ),
-    option(
         "--on-parent-exit",
         group=GOING_ON,
         type=click.Choice(["finish", "stop"]),
@@ -342,6 +429,14 @@ running = _all(
         metavar="D",
         help="The silence that proves a worker on another host dead. Default 120s.",
     ),
+    _grace,
+)
+
+# What `run`, `resume`, `retry` and `redo` have in common.
+running = all_of(
+    _of_workers,
+    _time_limit,
+    _leave_when_idle,
     option(
         "--out-moved-to",
         group=FOLDERS,
@@ -349,13 +444,25 @@ running = _all(
         metavar="DIR",
         help="The output folder was moved to DIR: recorded in the spool.",
     ),
-    option("-q", "--quiet", is_flag=True, help="Show no progress on stderr."),
-    option(
-        "--keep-done",
-        group=GOING_ON,
-        is_flag=True,
-        help="The job changed: finished tasks stay, the rest use the new code.",
-    ),
+    _quiet,
+    _keep_done,
+    trusting,
+    as_json,
+    debug,
+)
+
+# What `submit` has in common with `run`.
+planning = all_of(_of_workers, _leave_when_idle, _keep_done, trusting, as_json, debug)
+
+# What `join` may say.
+joining = all_of(
+    _ranks,
+    _devices,
+    _time_limit,
+    _leave_when_idle,
+    _grace,
+    requeueing,
+    _quiet,
     trusting,
     as_json,
     debug,

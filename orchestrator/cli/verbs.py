@@ -17,18 +17,21 @@ import click
 
 from gpuspool.orchestrator.cli import completion
 from gpuspool.orchestrator.cli.options import (
-    FOLDERS,
     GOING_ON,
-    JOB,
+    SLURM,
     CommandVerb,
     GroupedVerb,
     as_json,
+    asking,
     debug,
     duration,
+    joining,
     naming_inputs,
     option,
     pair,
+    planning,
     refuse_without_dashes,
+    requeueing,
     running,
     spool_argument,
     trusting,
@@ -50,6 +53,8 @@ from gpuspool.spool.states import UNDER_WAY, RunState
 
 if TYPE_CHECKING:
     from gpuspool.orchestrator.api.report import Report
+    from gpuspool.orchestrator.api.submitting import Submission
+    from gpuspool.orchestrator.supervise.hosts.together import Diagnosis
 
 # Seconds between two looks of `status --watch`.
 WATCH_LOOK_S = 2.0
@@ -81,6 +86,17 @@ Examples:
 {EXIT_CODES}"""
 
 
+SUBMIT_EPILOGUE = """\
+Each job drains before its time is up, and with --requeue N has itself started again then. The
+script is in SPOOL/slurm, and so is what the jobs print.
+
+Examples:
+  gpuspool submit embed.py:Embed 'images/**/*.jpg' --elements 16 --time 4h --requeue 20
+  gpuspool submit embed.py:Embed --lines urls.txt --elements 4 --whole-nodes --partition gpu
+  gpuspool submit 'images/*.jpg' --elements 8 --gres gpu:a100:2 --dry-run -- ./predict {input}
+"""
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gpuspool")
 def cli() -> None:
@@ -90,55 +106,8 @@ def cli() -> None:
 
 
 @cli.command(cls=CommandVerb, epilog=RUN_EPILOGUE)
-@click.argument(
-    "job_and_inputs", nargs=-1, metavar="JOB [INPUT]...", shell_complete=completion.files
-)
-@option(
-    "--spool",
-    group=FOLDERS,
-    metavar="DIR",
-    shell_complete=completion.spools,
-    help="The spool directory. Default ./spool-<name of the job or script>.",
-)
-@option(
-    "--out",
-    group=FOLDERS,
-    metavar="DIR",
-    shell_complete=completion.folders,
-    help="Where outputs go. Default SPOOL/outputs.",
-)
-@option(
-    "--overwrite",
-    group=FOLDERS,
-    is_flag=True,
-    help="Move what is in --out aside instead of refusing.",
-)
-@naming_inputs
-@option(
-    "--arg",
-    "args",
-    group=JOB,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="ctx.args[KEY]; JSON if it parses.",
-)
-@option("--seed", group=JOB, type=int, metavar="N", help="Changes every task.seed. Default 0.")
-@option(
-    "--add",
-    group=GOING_ON,
-    is_flag=True,
-    help="Make what is new among the inputs tasks of the run.",
-)
-@option(
-    "--fresh",
-    group=GOING_ON,
-    is_flag=True,
-    help="Start anew; an existing spool is renamed, never deleted.",
-)
-@option(
-    "--capture", group=JOB, is_flag=True, help="What COMMAND prints on stdout is the task's result."
-)
-@option("--dry-run", is_flag=True, help="Show what would be done.")
+@asking
+@requeueing
 @running
 @click.pass_context
 def run(
@@ -156,31 +125,129 @@ def run(
     """
     from gpuspool.orchestrator.api import runs
 
-    command = ctx.meta.get("command")
-    job = None
-    inputs = job_and_inputs
-    if command == []:
-        raise UsageError("there is no command after `--`.")
-    if command is None:
-        refuse_without_dashes(job_and_inputs)
-        if not job_and_inputs:
-            raise UsageError(
-                "JOB is missing. Example: gpuspool run classify.py:Contigs 'contigs/*.fasta'"
-            )
-        job = job_and_inputs[0]
-        inputs = job_and_inputs[1:]
+    job, inputs, command = _job_of(ctx, job_and_inputs)
     report = runs.run(job, inputs, command=command, args=dict(map(pair, args)), **given)
     _end(report, as_json, is_told=given["dry_run"])
 
 
+@cli.command(cls=CommandVerb, epilog=SUBMIT_EPILOGUE)
+@asking
+@option(
+    "--elements",
+    group=SLURM,
+    type=int,
+    required=True,
+    metavar="N",
+    help="How many jobs, each of them one process on one node.",
+)
+@option(
+    "--gpus-per-element", group=SLURM, type=int, metavar="N", help="GPUs of each job. Default 1."
+)
+@option("--whole-nodes", group=SLURM, is_flag=True, help="Each job takes all that a node has.")
+@option(
+    "--cpus-per-element",
+    group=SLURM,
+    type=int,
+    metavar="N",
+    help="Cores of each job. Default: those that go with its GPUs; without GPUs one a rank.",
+)
+@option(
+    "--max-at-once", group=SLURM, type=int, metavar="N", help="At most so many jobs run at once."
+)
+@option(
+    "--time",
+    group=SLURM,
+    default="",
+    metavar="T",
+    help="The time limit of each job, as sbatch takes it (a number is minutes), or as 4h.",
+)
+@option("--partition", group=SLURM, default="", metavar="NAME", help="As --partition of sbatch.")
+@option("--account", group=SLURM, default="", metavar="NAME", help="As --account of sbatch.")
+@option("--qos", group=SLURM, default="", metavar="NAME", help="As --qos of sbatch.")
+@option(
+    "--gres",
+    group=SLURM,
+    default="",
+    metavar="SPEC",
+    help="As --gres of sbatch, e.g. gpu:a100:2, instead of --gpus-per-element.",
+)
+@option("--no-gres", group=SLURM, is_flag=True, help="Ask for no GPU.")
+@option(
+    "--sbatch",
+    group=SLURM,
+    default="",
+    metavar="OPTIONS",
+    help='More options of sbatch, in quotes: --sbatch "--mem=64G --exclude=n7".',
+)
+@option(
+    "--setup",
+    group=SLURM,
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Lines for bash that come first in each job, such as module load.",
+)
+@requeueing
+@planning
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    /,
+    job_and_inputs: tuple[str, ...],
+    args: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Plan a run as `run` does, and submit it to Slurm: an array of jobs that join it.
+
+    The same command again submits what is missing.
+    """
+    from gpuspool.orchestrator.api import submitting
+
+    job, inputs, command = _job_of(ctx, job_and_inputs)
+    submission = submitting.submit(
+        job, inputs, command=command, args=dict(map(pair, args)), **given
+    )
+    _tell_submission(submission, as_json)
+
+
 @cli.command(cls=GroupedVerb, epilog=EXIT_CODES)
 @spool_argument
+@option(
+    "--slurm",
+    group=SLURM,
+    is_flag=True,
+    help="Submit again what of the jobs of `submit` is neither pending nor running.",
+)
+@requeueing
 @running
-def resume(spool: str | None, as_json: bool, **given: Any) -> None:
+@click.pass_context
+def resume(
+    ctx: click.Context, /, spool: str | None, slurm: bool, as_json: bool, **given: Any
+) -> None:
     """Go on with a run that was stopped, killed or drained."""
+    if slurm:
+        from gpuspool.orchestrator.api import submitting
+
+        _refuse_beside_slurm(ctx)
+        submission = submitting.resubmit(spool, trust_owner=given["trust_owner"])
+        _tell_submission(submission, as_json)
+        return
     from gpuspool.orchestrator.api import runs
 
     _end(runs.resume(spool, **given), as_json)
+
+
+@cli.command(cls=GroupedVerb, epilog=EXIT_CODES)
+@spool_argument
+@joining
+def join(spool: str | None, as_json: bool, **given: Any) -> None:
+    """Work on a run along with whoever else does: what each job of an array calls.
+
+    As `resume`, but of the job only the copy in the spool counts.
+    """
+    from gpuspool.orchestrator.api import runs
+
+    _end(runs.join(spool, **given), as_json)
 
 
 @cli.command(cls=GroupedVerb, epilog=EXIT_CODES)
@@ -381,28 +448,67 @@ def verify(spool: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("folder", metavar="[DIR]", default=".", shell_complete=completion.folders)
+@option(
+    "--hosts",
+    type=int,
+    metavar="N",
+    help="So many copies of this command are started at once, one on each host: try what they see "
+    "of each other. Default: as many as srun has started.",
+)
+@option(
+    "--wait",
+    "wait_s",
+    type=duration,
+    metavar="D",
+    help="How long to wait for the other copies. Default 120s.",
+)
 @as_json
 @debug
-def doctor(folder: str, as_json: bool) -> None:
+def doctor(folder: str, hosts: int | None, wait_s: float | None, as_json: bool) -> None:
     """Try whether the file system of DIR, or of the current folder, is fit for a spool; exit code 1
     if it is not.
+
+    On several hosts: srun -N2 --ntasks-per-node=1 gpuspool doctor DIR
     """
     from gpuspool.orchestrator.api import reading
 
-    checks = reading.doctor(folder)
-    is_fit = all(check.state != "problem" for check in checks)
-    if as_json:
+    found = reading.diagnose(folder, hosts, wait_s)
+    if not found.is_first:
+        say(f"{found.hosts[0]} tells what all have found")
+    elif as_json:
         rows = [
-            {"name": check.name, "state": check.state, "detail": check.detail} for check in checks
+            {"name": check.name, "state": check.state, "detail": check.detail}
+            for check in found.checks
         ]
-        _print_json({"folder": os.path.abspath(folder), "is_fit": is_fit, "checks": rows})
+        _print_json(
+            {
+                "folder": os.path.abspath(folder),
+                "is_fit": found.is_fit,
+                "hosts": found.hosts,
+                "settings": found.settings,
+                "checks": rows,
+            }
+        )
     else:
-        for check in checks:
+        for check in found.checks:
             click.echo(f"{check.name:10} {check.state:8} {one_line(check.detail)}")
-        verdict = "fit" if is_fit else "not fit"
-        click.echo(f"{one_line(folder)} is {verdict} for a spool")
-    if not is_fit:
+        click.echo(f"{one_line(folder)} {_verdict(found)}")
+    if not found.is_fit:
         sys.exit(1)
+
+
+def _verdict(found: Diagnosis) -> str:
+    """The last line of `doctor`, behind the name of the folder."""
+    verdict = "is fit for a spool" if found.is_fit else "is not fit for a spool"
+    if len(found.hosts) == 1:
+        return verdict
+    verdict += f" on {len(found.hosts)} hosts"
+    if not found.is_fit:
+        bad = sorted({check.name for check in found.checks if check.state == "problem"})
+        return f"{verdict}: {', '.join(bad)}"
+    if found.settings:
+        return f"{verdict}, with {' '.join(found.settings)}"
+    return f"{verdict}, with the settings as they are"
 
 
 @cli.command("completion")
@@ -417,6 +523,59 @@ def completion_script(shell: str) -> None:
     fish: gpuspool completion fish > ~/.config/fish/completions/gpuspool.fish
     """
     click.echo(completion.script(cli, shell))
+
+
+def _job_of(
+    ctx: click.Context, words: tuple[str, ...]
+) -> tuple[str | None, tuple[str, ...], list[str] | None]:
+    """The job and the inputs, or the inputs and the command, of `run` and `submit`."""
+    command = ctx.meta.get("command")
+    if command == []:
+        raise UsageError("there is no command after `--`.")
+    if command is not None:
+        return None, words, command
+    refuse_without_dashes(words)
+    if not words:
+        raise UsageError(
+            "JOB is missing. Example: "
+            f"gpuspool {ctx.info_name} classify.py:Contigs 'contigs/*.fasta'"
+        )
+    return words[0], words[1:], None
+
+
+# What may stand beside --slurm. All else is for a start, and none is made.
+_BESIDE_SLURM = ("spool", "slurm", "as_json", "trust_owner")
+
+
+def _refuse_beside_slurm(ctx: click.Context) -> None:
+    """Raise UsageError where an option was typed that the jobs of a script would not have."""
+    for param in ctx.command.params:
+        name = param.name or ""
+        is_typed = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if is_typed and name not in _BESIDE_SLURM:
+            raise UsageError(
+                f"{max(param.opts, key=len)} is of a start, and --slurm starts nothing here: the "
+                "jobs run as the newest script in SPOOL/slurm says. Put it there, behind "
+                "`gpuspool join`, if that takes it."
+            )
+
+
+def _tell_submission(submission: Submission, as_json: bool) -> None:
+    """Say what was submitted."""
+    if not as_json:
+        if not say(submission.message):
+            sys.exit(GpuspoolError.exit_code)
+        return
+    script = submission.script
+    _print_json(
+        {
+            "spool": os.fsdecode(submission.spool),
+            "script": None if script is None else os.fsdecode(script),
+            "jobs": submission.jobs,
+            "elements": submission.elements,
+            "message": submission.message,
+        }
+    )
 
 
 def _looked_at(spool: str | None) -> str:

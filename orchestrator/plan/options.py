@@ -46,6 +46,8 @@ class StartOptions(TypedDict, total=False):
     task_timeout_s: a task that takes longer fails as a timeout. Default: no limit.
     stall_timeout_s: a worker that makes no progress for so long is ended. Default: no limit.
     time_limit_s: drain this long after the start. Default: no limit. Holds for this start alone.
+    leave_when_idle_s: end once no worker of this start has had anything to do for so long, while
+        other starts go on with the run. Default: wait for its end. Holds for this start alone.
     grace_s: how long a drain waits for the tasks in hand before it kills. Default 25.
     on_parent_exit: whether workers whose orchestrator is gone "finish" the run (the default), or
         "stop" after the tasks in hand.
@@ -65,6 +67,7 @@ class StartOptions(TypedDict, total=False):
     task_timeout_s: float | None
     stall_timeout_s: float | None
     time_limit_s: float | None
+    leave_when_idle_s: float | None
     grace_s: float | None
     on_parent_exit: Literal["finish", "stop"] | None
     poll_s: float | None
@@ -95,8 +98,8 @@ def options_of_start(recorded: Options, given: Mapping[str, Any]) -> Options:
 
     1. What this start was given, in Python or on the command line. (There an option beats its
        environment variable; click sees to that.)
-    2. What run.json recorded when the run was made. `time_limit_s` is left out: it limits the one
-       start that it was given to, or a drained run could never be resumed.
+    2. What run.json recorded when the run was made. `time_limit_s` and `leave_when_idle_s` are left
+       out: they are about the one start that they were given to.
     3. The default.
 
     What comes out is written into the intent of every attempt that this start makes. The attempt
@@ -107,7 +110,7 @@ def options_of_start(recorded: Options, given: Mapping[str, Any]) -> Options:
     the whole run.
     """
     _refuse_to_change_fixed(recorded, given)
-    base = msgspec.structs.replace(recorded, time_limit_s=None)
+    base = msgspec.structs.replace(recorded, time_limit_s=None, leave_when_idle_s=None)
     return _checked(base, given, list(RunOptions.__annotations__))
 
 

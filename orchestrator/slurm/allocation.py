@@ -27,7 +27,7 @@ from gpuspool.spool.records import Scheduler
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
 # A comma separates node names, but not within brackets.
-_ITEM = re.compile(r"(?:[^,\[]|\[[^\]]*\])+")
+_ITEM = re.compile(r"(?:[^,\[]|\[[^\]]*\]|\[)+")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 

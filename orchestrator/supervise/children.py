@@ -48,6 +48,11 @@ class Children:
                 return child
         raise AssertionError("candidates never end")
 
+    def nudge(self) -> None:
+        """Tell the children that run that there is news in the spool."""
+        for child in self._children.values():
+            child.nudge()
+
     def exit_code(self, attempt: str) -> int | None:
         """How a child ended, -N for signal N; None while it runs, and for what is no child."""
         child = self._children.get(attempt)

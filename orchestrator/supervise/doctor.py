@@ -2,7 +2,8 @@
 
 `gpuspool doctor DIR` tries everything; each run tries what costs next to nothing, and passes the
 warnings on. A *problem* breaks the protocol: no spool should live there. A *warning* costs speed or
-comfort. All is tried in a hidden folder that is removed again.
+comfort. All is tried in a hidden folder that is removed again. What several hosts see of one folder
+is tried in `hosts`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.spool.file_system import file_system_type, is_network
-from gpuspool.spool.layout import PROBE_NAME, hidden_name
+from gpuspool.spool.layout import PROBE_NAME, hidden_name, is_doctors
 from gpuspool.spool.publish import FOLDER_MODE, fsync_dir, fsync_file, remove_tree_quietly
 
 # Less free space than this is warned of. It holds an epoch's journals, logs and small outputs. How
@@ -30,6 +31,11 @@ LOW_BYTES = 256 * 1024 * 1024
 
 # Fewer free inodes than this are warned of: a run makes some files for each rank and each attempt.
 LOW_INODES = 1000
+
+# A hidden folder of the doctor's in which nothing has changed for so long is nobody's any more.
+# Both times are the file system's. The clocks of those who write to it may differ, but not by a
+# day.
+LEFTOVER_S = 24 * 3600.0
 
 # An event that takes longer than this to come wakes the orchestrator later than its own looks do.
 BELL_S = 2.0
@@ -54,6 +60,7 @@ def examine(folder: Path, is_thorough: bool = True) -> list[Check]:
     tries: list[Callable[[Path], Check]] = [_exclusive, _link, _rename, _lock, _space]
     if is_thorough:
         tries += [_sync, _inotify]
+        remove_leftovers(folder, inside)
     try:
         return [_type(folder), *(_try(one, inside) for one in tries)]
     finally:
@@ -64,6 +71,24 @@ def warnings_of(folder: Path) -> list[str]:
     """What a run that begins says about its spool's file system. Raises OSError as `examine`."""
     checks = examine(folder, is_thorough=False)
     return [f"{folder}: {check.name}: {check.detail}" for check in checks if check.state != "ok"]
+
+
+def remove_leftovers(folder: Path, own: Path) -> None:
+    """Remove what a doctor that was killed has left in a folder, more than a day ago.
+
+    own: a folder that was made there just now. It tells what time it is for the file system.
+    """
+    with contextlib.suppress(OSError):
+        now = own.stat().st_mtime
+        for name in filter(is_doctors, os.listdir(folder)):
+            if _last_change(folder / name) < now - LEFTOVER_S:
+                remove_tree_quietly(folder / name)
+
+
+def _last_change(folder: Path) -> float:
+    """When something was last made or removed in a folder, or in one of the folders in it."""
+    inner = [path.stat().st_mtime for path in folder.iterdir()]
+    return max([folder.stat().st_mtime, *inner])
 
 
 def _try(one: Callable[[Path], Check], inside: Path) -> Check:

@@ -35,6 +35,9 @@ ASKED = "asked"
 # A later start brought new code.
 NEW_CODE = "new-code"
 
+# Why one drains whose time limit is over.
+TIME_IS_UP = "the time limit is reached"
+
 
 class Drain(msgspec.Struct, frozen=True):
     """Workers finish the tasks in hand and claim no more, and the epoch ends.
@@ -51,6 +54,14 @@ class Drain(msgspec.Struct, frozen=True):
     def is_by_hand(self) -> bool:
         """Whether somebody at a terminal asked for it, and may ask harder."""
         return self.why == _why(signal.SIGINT)
+
+    @property
+    def is_for_time(self) -> bool:
+        """Whether it began since the time of this start is up, and not since somebody wants an end.
+
+        Batch schedulers send SIGUSR2 some time before the end of a job, where they are told so.
+        """
+        return self.why in (TIME_IS_UP, _why(signal.SIGUSR2))
 
     @property
     def is_interrupted(self) -> bool:
@@ -92,11 +103,6 @@ class DrainWatch:
     def deadline(self) -> float:
         """The end of the time limit on the monotonic clock, infinite where there is none."""
         return self._deadline
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether something must happen at a certain moment, which no event will tell."""
-        return self.drain is not None or self._deadline < math.inf
 
     def hear(self, control: Control, now: float) -> Drain | None:
         """The drain that is still to be told, since it began or became harder; None if none is.
@@ -149,7 +155,7 @@ class DrainWatch:
         if self._received:
             return _why(signal.Signals(self._received[0]))
         if now > self._deadline:
-            return "the time limit is reached"
+            return TIME_IS_UP
         return None
 
 

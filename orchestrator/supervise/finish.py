@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, assert_never
 
 import msgspec
 
 from gpuspool.orchestrator.plan.differences import keeps_nothing
-from gpuspool.orchestrator.supervise.leftovers import remove_leftovers
+from gpuspool.orchestrator.supervise.leftovers import remove_all_leftovers, remove_own_leftovers
 from gpuspool.orchestrator.supervise.repair import make_way
 from gpuspool.orchestrator.supervise.rulings import how_it_failed
 from gpuspool.orchestrator.text.groups import Groups, describe
@@ -69,13 +69,14 @@ def finish(
     seconds: float,
     sick: Mapping[str, list[int]],
     is_alone: bool = True,
+    closed: Collection[str] = (),
 ) -> Outcome:
     """Do all that is left to do, and tell how the epoch ended after so many seconds.
 
     `sick` are the devices whose last attempt failed for nothing, with their ranks. `is_alone`: no
     other parent of the run may be alive. Who leaves others at work leaves to them what is to be
-    cleaned up and said of the whole, unless every task has a verdict. summary.json is replaced by
-    rename(2). Raises OSError.
+    cleaned up and said of the whole, unless every task has a verdict. `closed` are the attempts
+    that this parent has closed. summary.json is replaced by rename(2). Raises OSError.
     """
     # The summary comes last, so that whoever sees it finds all that it speaks of.
     _make_missing_copies(view)
@@ -83,7 +84,9 @@ def finish(
     told = file_away_old_failures(view, groups)
     _make_missing_failures(view, told, groups)
     if is_alone:
-        remove_leftovers(view, epoch)
+        remove_all_leftovers(view, epoch)
+    else:
+        remove_own_leftovers(view, epoch, closed)
     message = _message(view, ending, epoch, seconds)
     for device, ranks in sick.items():
         message += "\n" + _about_device(view, device, ranks, epoch)

@@ -85,6 +85,13 @@ class Child:
         # Kept here, since `Popen` takes an exit code that was lost for 0.
         self._exit_code: int | None = None
 
+    def nudge(self) -> None:
+        """Tell the worker that there is news in the spool. Harmless, whatever became of it."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            # A pipe that is full holds nudges enough.
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(b"!")
+
     def peek_exit_code(self) -> int | None:
         """The exit code, -N for signal N, or None while it runs. Changes nothing: no process is
         reaped, none is killed.
@@ -122,6 +129,8 @@ class Child:
         if code != EXIT_UNSEEN:
             kill_group(self.pid)
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._exit_code = code
         self.ended_at = time.monotonic()
         return code
@@ -244,9 +253,11 @@ def _start(
         folder = str(view.layout.root)
     log = open_to_append(view.layout.log(attempt))
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            # For nudges; the worker leaves /dev/null there before it runs any code of the job.
+            stdin=subprocess.PIPE,
+            bufsize=0,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
@@ -255,6 +266,9 @@ def _start(
         )
     finally:
         os.close(log)
+    if process.stdin is not None:
+        os.set_blocking(process.stdin.fileno(), False)
+    return process
 
 
 def _warn_of_cpu_limit(pid: int) -> None:

@@ -5,12 +5,16 @@ removed at the end of an epoch: hidden outputs of attempts that are closed, and 
 spool, which tell no attempt, only while none is open. The hidden file of a process that lives is
 about to get its name. Files that somebody else hid stay. The scratch folders of tasks that are
 complete go too: their workers died before they removed them.
+
+A parent beside which others may be alive removes only hidden outputs, and only those of attempts
+that it has closed or started. The others see to theirs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from gpuspool.spool.beats import remove_beats
@@ -31,7 +35,7 @@ from gpuspool.spool.states import AttemptState, Life
 from gpuspool.spool.view import View
 
 
-def remove_leftovers(view: View, epoch: int) -> None:
+def remove_all_leftovers(view: View, epoch: int) -> None:
     """Remove hidden files of ours from the spool, hidden outputs from OUT, and beats of the dead.
 
     epoch: of this parent, beside which there is no other. Raises OSError where a folder of the
@@ -44,10 +48,31 @@ def remove_leftovers(view: View, epoch: int) -> None:
         remove_scratch(view)
     parents = Parents(view.layout).refresh().known
     remove_beats(view.layout, {*view.closed, *map(epoch_name, parents.keys() - {epoch})})
+    _remove_outputs_of(view, view.closed)
+
+
+def remove_own_leftovers(view: View, epoch: int, closed: Collection[str]) -> None:
+    """Remove hidden outputs of the attempts that a parent has started, or that were closed by it
+    or by its workers. closed: those that it has closed itself.
+    """
+    own: set[str] = set(closed)
+    for attempt, closing in view.closed.items():
+        if _is_of(view, attempt, epoch) or _is_of(view, closing.by, epoch):
+            own.add(attempt)
+    _remove_outputs_of(view, own)
+
+
+def _is_of(view: View, attempt: str, epoch: int) -> bool:
+    intent = view.intents.get(attempt)
+    return intent is not None and intent.epoch == epoch
+
+
+def _remove_outputs_of(view: View, attempts: Collection[str]) -> None:
+    """Remove the hidden outputs of closed attempts."""
     # OUT belongs to the user and may hold millions of files, so it is walked only if some attempt
     # may have left something there, and only what bears the name of such an attempt is removed.
     # Most runs end without looking into OUT at all.
-    dirty = [name for name, closing in view.closed.items() if _is_dirty(closing)]
+    dirty = [name for name in attempts if _is_dirty(view.closed[name])]
     if dirty:
         out = out_of(view.layout, view.run)
         writers = {_writer(view, name) for name in dirty}

@@ -15,6 +15,7 @@ and `telling.py` tells people. `orchestrator.api` makes one `Orchestrator` for e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import resource
 import time
@@ -35,6 +36,7 @@ from gpuspool.orchestrator.supervise.opinions import OUTAGE_S
 from gpuspool.orchestrator.supervise.pace import Moment, Pace
 from gpuspool.orchestrator.supervise.parent_beat import ParentBeat
 from gpuspool.orchestrator.supervise.repair import DamageKeeper
+from gpuspool.orchestrator.supervise.rest import Rest
 from gpuspool.orchestrator.supervise.rulings import Judge, how_it_failed
 from gpuspool.orchestrator.supervise.scope import Scope
 from gpuspool.orchestrator.supervise.snapshot import Situation
@@ -45,7 +47,7 @@ from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import STATES
 from gpuspool.spool.mending import mend_claims
-from gpuspool.spool.publish import publish
+from gpuspool.spool.publish import listdir, publish
 from gpuspool.spool.records import Closing, Job, Options
 from gpuspool.spool.states import AttemptState, Ending, Life, Reason
 from gpuspool.spool.sweep import sweep
@@ -113,6 +115,7 @@ class Orchestrator:
             lease_s=options.lease_s,
         )
         self._control = Control()
+        self._rest = Rest(view, self._workers.children.attempts, options.leave_when_idle_s)
         self._damage = DamageKeeper(view)
         # When the next rank that waits out its backoff may be started, or the next death be judged,
         # as of the last look.
@@ -122,10 +125,21 @@ class Orchestrator:
         self._was_end_told = False
         # Whether people were told that a `close` failed.
         self._was_close_told = False
+        # The attempts that this parent has closed.
+        self._closed: set[str] = set()
         # When a task had been finished last, when people were told of an outage.
         self._outage_told = -1.0
         # The attempts of which people were told that they take a slot.
         self._told_in_the_way: set[str] = set()
+        # How many manifests there were, and what control/ said, when the children were told of it.
+        self._nudged_for = 0, Control()
+        # How many attempts were closed when it was asked last whether one had drained.
+        self._closings_heard = 0
+
+    @property
+    def drain(self) -> Drain | None:
+        """The drain that this start was asked for; None if it was asked for none."""
+        return self._drains.drain
 
     def run(self) -> Outcome:
         """Run the epoch to its end and return how it ended.
@@ -163,7 +177,7 @@ class Orchestrator:
         self._company.look()
         is_alone = self._company.is_alone
         sick = self._situation.sick_devices()
-        outcome = finish(self._view, ending, epoch, seconds, sick, is_alone)
+        outcome = finish(self._view, ending, epoch, seconds, sick, is_alone, self._closed)
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
 
@@ -207,17 +221,26 @@ class Orchestrator:
 
     def _step_and_wait(self, bell: Bell, pace: Pace) -> Ending | None:
         """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
-        self._company.look()
-        self._control = read_control(self._view.layout)
+        self._glance()
+        self._leave_if_idle()
         if not self._is_all_to_be_read():
             self._look_lightly()
             bell.wait(self._light_nap_s(), self._workers.children.running().values())
             return None
         ending = self._step()
+        self._nudge_if_news(len(self._view.manifests))
         if ending is None:
             nap_s = pace.nap_s(self._moment(bell))
             bell.wait(nap_s, self._workers.pids())
         return ending
+
+    def _leave_if_idle(self) -> None:
+        """Begin to drain where this parent shall leave since it has nothing to do."""
+        now = time.monotonic()
+        is_free = self._drains.drain is None and self._view.ledger.tasks > 0
+        if is_free and self._scope.has_read and self._rest.is_over(now):
+            limit_s = self._rest.limit_s
+            self._drains.begin(f"nothing to do for {limit_s:g} s, --leave-when-idle", now)
 
     def _is_all_to_be_read(self) -> bool:
         has_child_ended = len(self._workers.children.running()) < len(
@@ -228,26 +251,45 @@ class Orchestrator:
 
     def _light_nap_s(self) -> float:
         """How long to wait after a light look: never past what is due by the clock alone."""
-        until_deadline_s = max(0.0, self._drains.deadline - time.monotonic())
-        return min(self._scope.light_nap_s(), until_deadline_s, self._beat.every_s)
+        now = time.monotonic()
+        until_deadline_s = max(0.0, self._drains.deadline - now)
+        rest_s = self._rest.due_in_s(now)
+        naps = [self._scope.light_nap_s(), until_deadline_s, self._beat.every_s]
+        return min(naps if rest_s is None else [*naps, rest_s])
 
     def _look_lightly(self) -> None:
         """Do what must be done also while nothing is read. Raises FolderGone, and OSError."""
         self._folders.check()
         self._beat.beat_if_due(time.monotonic())
+        self._nudge_if_news(len(listdir(self._view.layout.manifests)))
+
+    def _nudge_if_news(self, n_manifests: int) -> None:
+        """Tell the children if there is a new manifest, or a new word in control/.
+
+        Those that wait for work look then, and need not look by themselves again and again.
+        """
+        news = n_manifests, self._control
+        if news != self._nudged_for:
+            self._nudged_for = news
+            self._workers.children.nudge()
 
     def _moment(self, bell: Bell) -> Moment:
-        due_in_s = None
+        now = time.monotonic()
+        dues = [self._drains.deadline - now]
         if self._wake_at is not None:
-            due_in_s = self._wake_at - time.monotonic()
+            dues.append(self._wake_at - now)
+        rest_s = self._rest.due_in_s(now)
+        if rest_s is not None:
+            dues.append(rest_s)
         if self._judge.is_waiting:
-            due_in_s = RULING_LOOK_S if due_in_s is None else min(due_in_s, RULING_LOOK_S)
+            dues.append(RULING_LOOK_S)
+        due_in_s = min(dues)
         return Moment(
             open_attempts=len(self._view.open_attempts),
             complete=self._view.ledger.n_complete,
-            is_timed=self._drains.is_timed or is_limited(self._orders.options),
+            is_timed=self._drains.drain is not None or is_limited(self._orders.options),
             has_observer=bell.has_observer,
-            due_in_s=due_in_s,
+            due_in_s=None if due_in_s == math.inf else due_in_s,
         )
 
     def _step(self) -> Ending | None:
@@ -284,13 +326,14 @@ class Orchestrator:
         """
         self._folders.check()
         now = time.monotonic()
-        self._company.look()
         self._hear(now)
         self._beat.beat_if_due(now)
         self._view.refresh()
-        # A worker may have heard of a drain sooner than this process, and be seen to have closed
-        # itself for it: then the order is there by now.
-        self._hear(now)
+        if self._drains.drain is None and self._has_anybody_drained():
+            # A worker may have heard of a drain sooner than this process, and be seen to have
+            # closed itself for it: then the order is there by now.
+            self._glance()
+            self._hear(now)
         for damage in self._damage.keep_new():
             text = f"damaged: {damage}; what it held is looked up elsewhere or run again"
             self._telling.tell("damage", text)
@@ -302,11 +345,22 @@ class Orchestrator:
 
     def _hear(self, now: float) -> None:
         """Hear whether somebody asks for a drain, and pass it on. Raises OSError."""
-        self._control = read_control(self._view.layout)
         drain = self._drains.hear(self._control, now)
         if drain is not None:
             self._tell_of_drain(drain)
             self._drains.note_told(drain)
+
+    def _has_anybody_drained(self) -> bool:
+        """Whether an attempt is seen to be closed, since this was asked last, since it drained."""
+        closed = self._view.closed
+        new = list(itertools.islice(closed.values(), self._closings_heard, None))
+        self._closings_heard = len(closed)
+        return any(closing.reason is Reason.DRAINED for closing in new)
+
+    def _glance(self) -> None:
+        """See who else is there, and what control/ says. Raises OSError."""
+        self._company.look()
+        self._control = read_control(self._view.layout)
 
     def _tell_of_waiting(self, snapshot: d.Snapshot, now: float) -> None:
         """Tell why tasks wait that have failed, where that may take a while, once for each time."""
@@ -462,6 +516,7 @@ class Orchestrator:
     def _close(self, attempts: Sequence[str]) -> None:
         for ended in self._workers.close(attempts):
             closing = ended.closing
+            self._closed.add(closing.attempt)
             text = (
                 f"{closing.attempt} ended: {ended.how}; what it had not finished is given out again"
             )
@@ -481,6 +536,7 @@ class Orchestrator:
         # themselves, only later.
         if self._control.finished < self._orders.epoch:
             publish(layout.finished(self._company.newest), b"", durable=False)
+            self._glance()
         self._situation.note_said_finished(time.monotonic())
 
     def _stop(self) -> None:

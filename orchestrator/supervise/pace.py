@@ -31,8 +31,9 @@ class Moment(msgspec.Struct, frozen=True):
     """What the loop knows when it is about to wait.
 
     `is_timed`: something may be due that no event tells of, such as the end of a grace or a task's
-    time limit. `has_observer`: published files ring the bell. `due_in_s`: when the next backoff of
-    a rank ends, or the next death may be judged; None where nothing waits for its time.
+    time limit. `has_observer`: published files ring the bell. `due_in_s`: when this start's time is
+    up, the next backoff of a rank ends, or the next death may be judged; None where nothing waits
+    for its time.
     """
 
     open_attempts: int
@@ -54,6 +55,7 @@ class Pace:
         self._longest_s = longest_s
         self._complete = complete
         self._nap_s = NEWS_LOOK_S
+        self._blind_s = quiet_s
 
     def nap_s(self, moment: Moment) -> float:
         """How many seconds to wait for the bell; 0 or more."""
@@ -63,8 +65,17 @@ class Pace:
         return max(0.0, min(nap_s, moment.due_in_s))
 
     def _usual_s(self, moment: Moment) -> float:
-        if moment.is_timed or not moment.has_observer:
+        if moment.is_timed:
             return self._quiet_s
+        if not moment.has_observer:
+            # Nothing tells what other hosts do, so the loop looks often while something happens.
+            is_soon = moment.due_in_s is not None and moment.due_in_s < self._longest_s
+            if moment.complete != self._complete or is_soon:
+                self._blind_s = self._quiet_s
+            self._complete = moment.complete
+            nap_s = self._blind_s
+            self._blind_s = max(self._quiet_s, min(2 * nap_s, self._longest_s))
+            return nap_s
         files = LOOK_FILES + 2 * moment.open_attempts
         news = moment.complete - self._complete
         self._complete = moment.complete

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from gpuspool.orchestrator.supervise.company import Company
-from gpuspool.spool.publish import listdir
 from gpuspool.spool.states import Phase
 from gpuspool.spool.view import Control, View
 
@@ -47,7 +46,6 @@ class Scope:
         self._is_timed = is_timed
         self._lease_s = lease_s
         self._control: Control | None = None
-        self._manifests: list[str] = []
         self._has_free_slot = True
         self._wake_at: float | None = None
         self._read_at = 0.0
@@ -72,9 +70,16 @@ class Scope:
             return True
         if self._is_timed and now - self._read_at >= LIGHT_S:
             return True
-        if self._has_free_slot and listdir(self._view.layout.manifests) != self._manifests:
+        # By what the view has read, and not by an older listing: a manifest that came while all was
+        # read must not be overlooked.
+        if self._has_free_slot and self._view.unread_manifests():
             return True
         return self._have_all_been_idle(now)
+
+    @property
+    def has_read(self) -> bool:
+        """Whether everything was read once, and what follows from it was done."""
+        return self._control is not None
 
     def note_read(self, control: Control, has_free_slot: bool, wake_at: float | None) -> None:
         """Everything was read, and what follows from it was done.
@@ -86,8 +91,6 @@ class Scope:
         self._has_free_slot = has_free_slot
         self._wake_at = wake_at
         self._read_at = time.monotonic()
-        if has_free_slot and not self._company.is_gatherer:
-            self._manifests = listdir(self._view.layout.manifests)
 
     def light_nap_s(self) -> float:
         """How long to wait after a light look."""

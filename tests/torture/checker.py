@@ -6,10 +6,11 @@ byte. It counts:
 
 L   a task without a verdict: neither a complete line whose output exists, nor a failure on record
 D   an output that changed between two looks; a hidden or a second output of a task in OUT; a task
-    that is told twice
+    that is told twice; parents or attempts that were not kept apart (`epochs.py`)
 C   an output or a result that is not what the job computes for this task, or that no execution of
     it wrote
-X   success is claimed (exit code 0, summary.json, `results`) although it is not so
+X   success is claimed (exit code 0, summary.json, `results`) although it is not so, or a parent
+    claims to have seen off what it has not (`epochs.py`)
 R   an execution that began after a complete line of its task stood in a journal
 
 Every count has a note that names the task and the file. A checker that never fails proves nothing,
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torture import epochs
 from torture.job import body, value
 
 JOURNAL = re.compile(r"rank-(\d{4,})\.a(\d{2,})\.jsonl", re.ASCII)
@@ -97,6 +99,8 @@ class Facts:
     # From which round on lines of a task count, where it was redone.
     redone: dict[int, int] = field(default_factory=dict)
     described: set[int] = field(default_factory=set)
+    # The closing of each closed attempt.
+    closings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fail(self, task: int, round_: int) -> None:
         self.failed_round[task] = max(round_, self.failed_round.get(task, -1))
@@ -132,13 +136,17 @@ def check(
     told: str | None = None,
     unreadable_ok: bool = False,
     has_results: bool = True,
+    has_one_clock: bool = True,
 ) -> Counts:
     """Judge a spool in which nothing runs any more and that should have a verdict for every task.
 
     claimed_ok: the last command ended with exit code 0. executions: where the job noted its
     executions. looks: what `look` saw of OUT earlier. told: what `gpuspool results` printed.
     unreadable_ok: a task that no valid manifest line describes is not lost, since the test itself
-    destroyed its description. has_results: False where a command ran, which returns nothing.
+    destroyed its description; nor need the records of parents and attempts be whole. has_results:
+    False where a command ran, which returns nothing. has_one_clock: False where times that several
+    processes have written cannot be compared: their hosts have other clocks, or a power cut took
+    some records back.
     """
     counts, facts = Counts(), read_facts(spool)
     out = out_of(spool)
@@ -155,6 +163,8 @@ def check(
     _judge_claims(counts, spool, tasks, claimed_ok)
     if began is not None:
         _judge_executions(counts, facts, began)
+    if not unreadable_ok:
+        epochs.judge(spool, facts.closings, executions, counts.found, has_one_clock)
     return counts
 
 
@@ -191,6 +201,8 @@ def read_facts(spool: Path) -> Facts:
                 # A closing, or a ruling: the tasks that failed by it.
                 for lost in [*record.get("lost", ()), *record.get("failures", ())]:
                     facts.fail(lost["task"], lost.get("round", 0))
+                if match["orphans"]:
+                    facts.closings[record["attempt"]] = record
             elif _is_about_a_task(record) and "key" in record:
                 facts.described.add(record["task"])
                 if match[2] == "retry":

@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers import Box, Started, count_lines, kill, tree, wait_until
+from helpers import Box, Started, count_lines, kill, newest_parent, tree, wait_until
 
 from gpuspool.spool.errors import GpuspoolError
 from torture import mounts
@@ -170,15 +170,14 @@ class Scene:
         if self.case.who != "adopted":
             return started
         adopter = self._box.start("resume", self._spool, *OPTIONS)
-        wait_until(lambda: self._is_held_by(adopter.pid) or adopter.is_over(), PATIENCE_S)
+        wait_until(lambda: self._is_admitted(adopter.pid) or adopter.is_over(), PATIENCE_S)
         return adopter
 
     def _is_at(self, goal: int) -> bool:
         return (self._spool / "journal").is_dir() and count_lines(self._spool) >= goal
 
-    def _is_held_by(self, pid: int) -> bool:
-        holder: Any = json.loads((self._spool / "orchestrator.json").read_bytes())
-        return bool(holder["pid"] == pid)
+    def _is_admitted(self, pid: int) -> bool:
+        return bool(newest_parent(self._spool)["pid"] == pid)
 
     # A folder that is taken away.
 

@@ -23,9 +23,9 @@ from pathlib import Path
 # Folders whose every file may be hit, and single files. What is not named here is found under
 # "root".
 PLACES = (
-    "FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal", "heartbeat",
-    "complete", "failed", "stopped", "failed-tasks", "control", "logs", "events.jsonl",
-    "summary.json", "orchestrator.json", "orchestrator.lock", "root",
+    "FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal", "parents", "beats",
+    "heartbeat", "complete", "failed", "stopped", "failed-tasks", "control", "events", "logs",
+    "summary.json", "orchestrator.lock", "root",
 )  # fmt: skip
 DECISIVE = {"FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal"}
 FOREIGN = (

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers import Box, Started, count_lines, identities, kill, record, slowness, wait_until
+from helpers import Box, Started, count_lines, identities, kill, newest_parent, slowness, wait_until
 
 from torture import checker, fuse, mounts
 from torture.checker import Counts
@@ -284,7 +284,7 @@ def unreaped(play: Play) -> None:
     command = play.command(200, 20, "--ranks", "4")
     parent = play.box.start(*command, program=REAPER)
     play.wait_for_lines(20 + play.rng.randint(0, 40), parent)
-    kill(record(play.spool / "orchestrator.json")["pid"])
+    kill(newest_parent(play.spool)["pid"])
     for attempt, pid in identities(play.spool).items():
         kill(pid)
         wait_until(lambda pid=pid: state_of(pid) == "Z")

@@ -1,0 +1,180 @@
+"""The other parents of a run as one of them sees them, and who does what one of all has to do."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from spooling import admit, dead_process, elsewhere, living_process, make_spool, say_ended, view_of
+
+from gpuspool.orchestrator.supervise.company import Company
+from gpuspool.spool.layout import Layout, epoch_name
+from gpuspool.spool.liveness import LOOKS_A_LEASE, FailureDetector
+from gpuspool.spool.records import Identity
+
+LEASE_S = 120.0
+OURS = 4
+
+
+class Clock:
+    """The clock by which leases are counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("gpuspool.spool.liveness.time", clock)
+
+    def let_a_lease_pass(self, look: Callable[[], object]) -> None:
+        for _ in range(LOOKS_A_LEASE + 2):
+            self.now += LEASE_S / LOOKS_A_LEASE
+            look()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_spool(tmp_path / "s", 4)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def living() -> Iterator[Callable[[], Identity]]:
+    """Makes processes that live as long as the test."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(living_process())
+
+
+def company_of(layout: Layout, epoch: int = OURS) -> Company:
+    return Company(FailureDetector(view_of(layout), LEASE_S), epoch)
+
+
+def looked(company: Company) -> Company:
+    company.look()
+    return company
+
+
+def test_before_the_first_look_a_parent_is_alone(layout: Layout) -> None:
+    company = company_of(layout)
+    assert company.is_alone
+    assert company.is_gatherer
+    assert company.newest == OURS
+
+
+def test_of_all_parents_that_may_be_alive_the_oldest_gathers(
+    layout: Layout, living: Callable[[], Identity]
+) -> None:
+    for epoch in (0, 2, OURS, 6):
+        admit(layout, epoch, living())
+    gatherers = [
+        epoch for epoch in (0, 2, OURS, 6) if looked(company_of(layout, epoch)).is_gatherer
+    ]
+    assert gatherers == [0]
+    company = looked(company_of(layout))
+    assert (company.others, company.newest, company.is_alone) == ([0, 2, 6], 6, False)
+    say_ended(layout, 0)
+    assert not looked(company).is_gatherer
+    say_ended(layout, 2)
+    assert looked(company).is_gatherer
+    assert not company.is_alone
+    say_ended(layout, 6)
+    assert looked(company).is_alone
+    assert company.newest == 6
+
+
+def test_who_was_killed_here_gathers_no_more(layout: Layout) -> None:
+    admit(layout, 0, dead_process())
+    company = looked(company_of(layout))
+    assert company.is_gatherer
+    assert company.is_alone
+
+
+def test_who_is_elsewhere_gathers_as_long_as_its_beat_has_not_stood_still_for_a_lease(
+    layout: Layout, clock: Clock
+) -> None:
+    admit(layout, 0, elsewhere())
+    company = company_of(layout)
+    company.look()
+    beats = iter(range(1000))
+
+    def look_while_it_beats() -> None:
+        layout.beat(epoch_name(0), next(beats)).touch()
+        company.look()
+        assert not company.is_gatherer
+
+    clock.let_a_lease_pass(look_while_it_beats)
+    clock.let_a_lease_pass(company.look)
+    assert company.is_gatherer
+    assert company.is_alone
+    layout.beat(epoch_name(0), next(beats)).touch()
+    company.look()
+    assert company.is_gatherer, "who was proved dead once is not judged again"
+
+
+def test_a_lease_is_never_shorter_than_some_beats_of_the_other_one(
+    layout: Layout, clock: Clock
+) -> None:
+    """It may have been told a longer one, and beats accordingly."""
+    admit(layout, 0, elsewhere(), lease_s=100 * LEASE_S)
+    company = company_of(layout)
+    company.look()
+    for _ in range(5):
+        clock.let_a_lease_pass(company.look)
+    assert not company.is_gatherer
+
+
+def test_whose_record_cannot_be_read_may_be_alive_for_a_lease(layout: Layout, clock: Clock) -> None:
+    layout.parent(1).write_bytes(b"damaged")
+    company = looked(company_of(layout))
+    assert company.others == [1]
+    clock.let_a_lease_pass(company.look)
+    assert company.is_alone
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+def test_the_loss_of_a_parent_of_this_host_is_told_once(
+    layout: Layout, living: Callable[[], Identity], how: str
+) -> None:
+    with living_process() as other:
+        admit(layout, 2, other)
+        admit(layout, 6, living())
+        company = looked(company_of(layout))
+        assert not company.has_lost_a_neighbour
+        if how == "ended":
+            say_ended(layout, 2)
+            company.look()
+    if how == "killed":
+        company.look()
+    assert company.has_lost_a_neighbour
+    assert company.others == [6]
+    assert not looked(company).has_lost_a_neighbour
+
+
+def test_the_loss_of_a_parent_elsewhere_is_none_of_a_neighbour(
+    layout: Layout, clock: Clock
+) -> None:
+    """What it started lives there, and nobody here can adopt it."""
+    admit(layout, 2, elsewhere())
+    admit(layout, 3, elsewhere(1))
+    company = looked(company_of(layout))
+    say_ended(layout, 3)
+    assert looked(company).others == [2]
+    assert not company.has_lost_a_neighbour
+
+    def look() -> None:
+        company.look()
+        assert not company.has_lost_a_neighbour
+
+    clock.let_a_lease_pass(look)
+    assert company.is_alone
+
+
+def test_a_parent_that_comes_later_is_seen(layout: Layout, living: Callable[[], Identity]) -> None:
+    company = looked(company_of(layout))
+    admit(layout, 9, living())
+    assert looked(company).others == [9]
+    assert company.newest == 9
+    assert company.is_gatherer

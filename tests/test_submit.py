@@ -1,0 +1,488 @@
+"""`gpuspool submit` and `resume --slurm`: what is planned, written, submitted, and refused.
+
+Slurm's commands are small scripts here, which keep a queue in a file; what a real Slurm makes of
+what they are given is tested elsewhere.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import JOBS, Box, assert_sound, names, record, tree
+from slurm_stubs import Stubs, failing_stubs
+
+import gpuspool
+from gpuspool import Submission
+from gpuspool.orchestrator.api import submitting as api
+from gpuspool.orchestrator.slurm import submitting
+from gpuspool.orchestrator.slurm.script import Array
+from gpuspool.orchestrator.slurm.submitting import (
+    NodeShape,
+    alive_in,
+    fair_cpus,
+    gpus_in,
+    node_shapes_in,
+    split_arrays,
+)
+from gpuspool.spool.errors import GpuspoolError, UsageError
+from gpuspool.spool.file_system import file_system_type, is_of_one_host
+
+DOUBLE = f"{JOBS}/plain.py:double"
+CONFIG = "MaxArraySize            = {largest}"
+
+# An array gets the next number, and each of its elements a row in the queue, behind its name.
+SBATCH = """
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$3")
+last=${{2#--array=0-}}; last=${{last%%%*}}
+id=$(($(cat {queue}.id) + 1)); echo $id > {queue}.id
+i=0; while [ $i -le $last ]; do echo "$name $id|PENDING" >> {queue}; i=$((i + 1)); done
+echo $id
+"""
+
+
+class Queue(Stubs):
+    """A Slurm that takes all."""
+
+    def __init__(self, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(box)
+        self.file = box.home.parent / "queue"
+        self.file.touch()
+        Path(f"{self.file}.id").write_text("100")
+        self.add("sbatch", SBATCH.format(queue=self.file))
+        self.add("squeue", f'sed -n "s/^$5 //p" {self.file}')
+        self.add("scontrol", f"echo '{CONFIG.format(largest=1001)}'")
+        self.add("sinfo", "echo 'main*|16|gpu:4'; echo 'big|64|gpu:a100:8(S:0-3)'")
+        monkeypatch.setenv("PATH", self.path)
+        box.environment["PATH"] = self.path
+
+    def states(self, *states: str) -> None:
+        """Of the run in S, Slurm has these elements, all of one array."""
+        name = f"gpuspool-{record(Path('S/run.json'))['id']}"
+        self.file.write_text("".join(f"{name} 100|{state}\n" for state in states))
+
+
+@pytest.fixture
+def queue(box: Box, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    """A Slurm that takes all, for the box and for this process, whose folder all nodes see."""
+    monkeypatch.chdir(box.home)
+    monkeypatch.setattr(api, "file_system_type", lambda _: "nfs4")
+    return Queue(box, monkeypatch)
+
+
+def submit(**options: Any) -> Submission:
+    """Submit three elements of four tasks, unless options say otherwise."""
+    return gpuspool.submit(
+        DOUBLE, **{"items": [1, 2, 3, 4], "elements": 3, "spool": "S", **options}
+    )
+
+
+def option_in(script: Path | None, name: str) -> str | None:
+    """The value of an option in a script; None where it has none."""
+    assert script is not None
+    found = re.search(rf"^#SBATCH --{name}(?:=(.*))?$", script.read_text(), re.MULTILINE)
+    return None if found is None else found[1] or ""
+
+
+def test_a_run_is_planned_and_submitted_and_nothing_runs(box: Box, queue: Queue) -> None:
+    done = submit(max_at_once=2, time="4h", requeue=20)
+    assert done.jobs == ["101"]
+    assert done.elements == 3
+    assert done.script == box / "S" / "slurm" / "0001.sh"
+    assert queue.called("sbatch") == [f"--parsable --array=0-2%2 {done.script}"]
+    assert option_in(done.script, "array") == "0-2%2"
+    run = record(box / "S" / "run.json")
+    assert option_in(done.script, "job-name") == f"gpuspool-{run['id']}"
+    assert run["manifests"] == 3
+    assert names(box / "S" / "attempts") == []
+    assert box.status("S")["tasks"]["total"] == 4
+
+
+def test_what_was_submitted_is_a_run_like_any_other(box: Box, queue: Queue) -> None:
+    script = submit(elements=1, no_gres=True).script
+    assert script is not None
+    box.run(script, program=("bash",), env={"SLURM_JOB_ID": None})
+    assert_sound(box, "S", 4)
+    assert "every task of" in submit(elements=1).message
+    assert "every task of" in gpuspool.resubmit("S").message
+    assert len(queue.called("sbatch")) == 1
+
+
+def test_the_same_command_submits_what_is_missing(box: Box, queue: Queue) -> None:
+    submit()
+    assert submit().elements == 0
+    assert "nothing submitted: 3 elements" in submit().message
+    queue.states("RUNNING", "COMPLETING", "PENDING")
+    done = submit(partition="big", max_at_once=2)
+    assert (done.elements, names(box / "S" / "slurm")) == (1, ["0001.sh", "0002.sh"])
+    assert queue.called("sbatch")[-1] == f"--parsable --array=0-0%1 {done.script}"
+    assert option_in(done.script, "array") == "0-2%2", "the script says what is wanted in all"
+    assert option_in(done.script, "partition") == "big"
+
+
+def test_resume_submits_what_is_missing_by_the_newest_script(box: Box, queue: Queue) -> None:
+    submit()
+    queue.states()
+    newest = submit(elements=5, max_at_once=4).script
+    queue.states("RUNNING", "PENDING")
+    done = gpuspool.resubmit("S")
+    assert (done.script, done.elements) == (newest, 3)
+    assert queue.called("sbatch")[-1] == f"--parsable --array=0-2%2 {newest}"
+    assert gpuspool.resubmit("S").elements == 0
+    queue.states("SUSPENDED", *["REQUEUE_HOLD"] * 4)
+    assert "5 elements" in box.run("resume", "S", "--slurm").err
+    queue.states(*["RUNNING"] * 4, "TIMEOUT")
+    assert box.run("resume", "S", "--slurm", "--json").record()["elements"] == 1
+
+
+def test_an_array_that_would_be_too_large_becomes_several(box: Box, queue: Queue) -> None:
+    queue.add("scontrol", f"echo '{CONFIG.format(largest=5)}'")
+    done = submit(elements=12, max_at_once=4)
+    assert [call.split()[1] for call in queue.called("sbatch")] == [
+        "--array=0-4%2",
+        "--array=0-4%1",
+        "--array=0-1%1",
+    ]
+    assert (done.jobs, done.elements) == (["101", "102", "103"], 12)
+    assert submit(elements=12).elements == 0
+
+
+@pytest.mark.parametrize(
+    ("elements", "at_once", "largest", "arrays"),
+    [
+        (1, None, 1001, [(1, None)]),
+        (1001, None, 1001, [(1001, None)]),
+        (1002, None, 1001, [(1001, None), (1, None)]),
+        (12, 7, 5, [(5, 3), (5, 2), (2, 2)]),
+        (12, 2, 5, [(5, 1), (5, 1), (2, 1)]),
+        (3, 9, 1, [(1, 3), (1, 3), (1, 3)]),
+    ],
+)
+def test_arrays_share_what_may_run_at_once(
+    elements: int, at_once: int | None, largest: int, arrays: list[tuple[int, int | None]]
+) -> None:
+    assert split_arrays(elements, at_once, largest) == [Array(*array) for array in arrays]
+
+
+def test_elements_that_are_over_are_missing() -> None:
+    rows = "12|PENDING\n12|RUNNING\n12|COMPLETING\n13|CANCELLED\n13|TIMEOUT\n14|CONFIGURING\nx\n\n"
+    assert alive_in(rows) == ["12", "12", "14"]
+
+
+def test_nothing_of_the_job_around_reaches_the_one_that_is_submitted(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, box: Box
+) -> None:
+    queue.add("sbatch", f"env > {box / 'env'}; echo 7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    monkeypatch.setenv("SBATCH_PARTITION", "old")
+    monkeypatch.setenv("SLURM_CLUSTERS", "one")
+    monkeypatch.setenv("MODULES", "cuda")
+    submit()
+    told = (box / "env").read_text()
+    assert "SLURM_RESTART_COUNT" not in told
+    assert "SBATCH_PARTITION" not in told
+    assert "SLURM_CLUSTERS=one" in told
+    assert "MODULES=cuda" in told
+
+
+# What a real Slurm does seldom.
+
+
+def test_what_slurm_refuses_is_told_in_its_words_and_the_same_command_goes_on(
+    queue: Queue, box: Box
+) -> None:
+    queue.add("sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
+    with pytest.raises(UsageError, match="invalid partition specified: nope"):
+        submit(partition="nope")
+    queue.add("sbatch", SBATCH.format(queue=queue.file))
+    done = submit(partition="main")
+    assert (done.elements, done.script) == (3, box / "S" / "slurm" / "0002.sh")
+
+
+def test_sbatch_that_fails_after_submitting_has_submitted(queue: Queue) -> None:
+    queue.add("sbatch", SBATCH.format(queue=queue.file) + "echo timed out >&2; exit 1")
+    done = submit()
+    assert (done.jobs, done.elements) == (["101"], 3)
+    assert submit().elements == 0
+
+
+def test_sbatch_that_takes_too_long_is_asked_after(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitting, "SBATCH_S", 1.0)
+    queue.add("sbatch", SBATCH.format(queue=queue.file) + "sleep 1000")
+    assert submit().jobs == ["101"]
+    queue.states()
+    queue.add("sbatch", "sleep 1000")
+    with pytest.raises(UsageError, match="sbatch did not answer within 1 s"):
+        submit()
+
+
+def test_an_array_of_an_earlier_command_is_none_of_this_one(queue: Queue) -> None:
+    submit()
+    queue.states("RUNNING")
+    queue.add("sbatch", "echo Unable to contact slurm controller >&2; exit 1")
+    with pytest.raises(UsageError, match="Unable to contact"):
+        submit()
+
+
+def test_of_several_arrays_those_before_a_refusal_are_told(queue: Queue) -> None:
+    queue.add("scontrol", f"echo '{CONFIG.format(largest=2)}'")
+    once = f"[ ! -s {queue.file} ] || {{ echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }}\n"
+    queue.add("sbatch", once + SBATCH.format(queue=queue.file))
+    with pytest.raises(UsageError, match=r"QOSMaxSubmit(.|\n)*Submitted before that: 101"):
+        submit()
+
+
+def test_where_nobody_answers_nobody_knows(queue: Queue, box: Box) -> None:
+    queue.add("sbatch", f"rm {queue.file}; echo Socket timed out >&2; exit 1")
+    done = box.run(*command(), code=1)
+    assert "nobody knows whether the jobs were submitted" in done.err
+    assert "Socket timed out" in done.err
+    assert "gpuspool resume" in done.err
+    assert "--slurm" in done.err
+    assert issubclass(UsageError, GpuspoolError)
+
+
+def test_without_squeue_nothing_is_submitted_again(queue: Queue, box: Box) -> None:
+    submit()
+    queue.add("squeue", "echo Unable to contact slurm controller >&2; exit 1")
+    for words in (command("--elements", "4"), ["resume", "S", "--slurm"]):
+        done = box.run(*words, code=2)
+        assert "Unable to contact slurm controller" in done.err
+        assert f"sbatch {box / 'S'}/slurm/0001.sh" in done.err
+    assert len(queue.called("sbatch")) == 1
+
+
+def command(*options: str) -> list[str]:
+    """The command line of one element of the same run."""
+    tasks = Path("tasks.jsonl")
+    tasks.write_text("1\n2\n3\n4\n")
+    return ["submit", DOUBLE, "--tasks", str(tasks), "--elements", "1", "--spool", "S", *options]
+
+
+# What each element asks for.
+
+
+def test_gpus_bring_their_share_of_the_cores(queue: Queue) -> None:
+    script = submit(gpus_per_element=2, ranks_per_gpu=2).script
+    assert option_in(script, "gres") == "gpu:2"
+    assert option_in(script, "cpus-per-task") == "8"
+    assert record(Path("S/run.json"))["manifests"] == 3 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "gres", "cpus", "ranks"),
+    [
+        ({}, "gpu:1", "4", 1),
+        ({"gres": "gpu:a100:2", "partition": "big"}, "gpu:a100:2", "16", 2),
+        ({"gres": "gpu", "cpus_per_element": 3}, "gpu", "3", 1),
+        ({"no_gres": True, "ranks": 6}, None, "6", 6),
+        ({"devices": "cpu"}, None, "1", 1),
+        ({"whole_nodes": True}, None, None, 4),
+        ({"whole_nodes": True, "partition": "big", "gpus_per_rank": 4}, None, None, 2),
+        ({"whole_nodes": True, "gres": "gpu:4"}, "gpu:4", None, 4),
+        ({"gpus_per_element": 8}, "gpu:8", None, 8),
+    ],
+)
+def test_elements_ask_for_what_they_were_said_to_need(
+    queue: Queue, options: dict[str, Any], gres: str | None, cpus: str | None, ranks: int
+) -> None:
+    queue.add("sinfo", 'case "$*" in *"-p big"*) echo "big|64|gpu:a100:8(S:0-3)";; *) '
+              "echo 'main*|16|gpu:4'; echo 'big|64|gpu:8';; esac")  # fmt: skip
+    script = submit(**options).script
+    assert option_in(script, "gres") == gres
+    assert option_in(script, "cpus-per-task") == cpus
+    assert record(Path("S/run.json"))["manifests"] == 3 * ranks
+
+
+def test_where_sinfo_says_nothing_slurm_chooses_the_cores(queue: Queue) -> None:
+    queue.add("sinfo", "exit 1")
+    assert option_in(submit().script, "cpus-per-task") is None
+    submit(whole_nodes=True, spool="T")
+    assert record(Path("T/run.json"))["manifests"] == 3 * api.USUAL_GPUS
+
+
+def test_generic_resources_and_shapes_of_nodes_are_read() -> None:
+    assert [gpus_in(text) for text in ("(null)", "", "gpu", "gpu:4", "gpu:a100:2(S:0-1)")] == [
+        *(0, 0, 1, 4, 2)
+    ]
+    assert gpus_in("gpu:a100:4(S:0,1),gpu:v100:2,nvme:1,gpu_mem:80") == 6
+    rows = "main*|16|gpu:4\nmain*|8+|(null)\nbig|64|gpu:8\nodd|x|gpu:1\n"
+    assert node_shapes_in(rows, is_default=True) == [NodeShape(16, 4), NodeShape(8, 0)]
+    assert len(node_shapes_in(rows, is_default=False)) == 3
+    shapes = [NodeShape(16, 4), NodeShape(8, 0), NodeShape(96, 8)]
+    assert [fair_cpus(shapes, gpus) for gpus in (1, 4, 8, 9)] == [4, 16, 96, None]
+
+
+def test_the_users_own_lines_are_copied_and_come_first(queue: Queue, box: Box) -> None:
+    box.write("mine.sh", "module load cuda\n")
+    script = submit(setup="mine.sh").script
+    assert (box / "S" / "slurm" / "setup.sh").read_text() == "module load cuda\n"
+    assert script is not None
+    assert script.read_text().splitlines()[-2] == f". {box / 'S'}/slurm/setup.sh"
+
+
+def test_a_dry_run_shows_the_script_and_writes_nothing(queue: Queue, box: Box) -> None:
+    words = command("--dry-run", "--sbatch", "--mem=4G")
+    before = tree(box.home)
+    done = box.run(*words)
+    assert tree(box.home) == before
+    assert "would make" in done.err
+    assert "#SBATCH --mem=4G" in done.err
+    assert queue.called("sbatch") == []
+    box.run(*command())
+    assert "would submit" in box.run(*command("--dry-run")).err
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"elements": 0}, "--elements 0"),
+        ({"max_at_once": 0}, "--max-at-once 0"),
+        ({"gpus_per_element": 0}, "--gpus-per-element 0"),
+        ({"gpus_per_element": 1, "no_gres": True}, "exclude each other"),
+        ({"gres": "gpu:1", "gpus_per_element": 1}, "exclude each other"),
+        ({"whole_nodes": True, "gpus_per_element": 1}, "exclude each other"),
+        ({"gpus_per_element": 3, "gpus_per_rank": 2}, "does not divide"),
+        ({"ranks": 2}, "--ranks-per-gpu"),
+        ({"time_limit_s": 60}, "--time is that of the jobs"),
+        ({"sbatch": "--array=0-9"}, "--elements says"),
+        ({"sbatch": "'open"}, "Quote it"),
+        ({"setup": "missing.sh"}, "--setup missing.sh"),
+        ({"requeue": -1}, "--requeue -1"),
+        ({"spool": "a\\b"}, "backslash"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(
+    queue: Queue, box: Box, options: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(why)):
+        submit(**options)
+    assert names(box.home) == []
+    assert queue.called("sbatch") == []
+
+
+def test_without_sbatch_nothing_is_made(box: Box) -> None:
+    words = ["submit", DOUBLE, "--lines", box.lines(2), "--elements", "1", "--spool", "S"]
+    done = box.run(*words, env={"PATH": "/nonexistent"}, code=2)
+    assert "there is no sbatch on PATH" in done.err
+    assert not (box / "S").exists()
+
+
+def test_a_folder_that_only_this_host_sees_is_refused_for_several_elements(
+    queue: Queue, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "file_system_type", lambda _: "tmpfs")
+    with pytest.raises(UsageError, match="tmpfs, which no other host can see"):
+        submit()
+    submit(elements=1)
+
+
+def test_a_disk_of_this_host_is_warned_of(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(api, "file_system_type", lambda _: "ext4")
+    submit()
+    assert "lies on ext4, a file system of this host's" in capsys.readouterr().err
+
+
+def test_memory_is_a_file_system_that_only_this_host_sees() -> None:
+    assert is_of_one_host("tmpfs")
+    assert not is_of_one_host("ext4")
+    if Path("/dev/shm").is_mount():
+        assert is_of_one_host(file_system_type(Path("/dev/shm/nothing/here")))
+
+
+def test_many_interpreters_from_one_network_file_system_are_warned_of(
+    queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(elements=8)
+    assert "warning" not in capsys.readouterr().err
+    submit(elements=9)
+    assert "9 elements that start at once read" in capsys.readouterr().err
+
+
+def test_a_job_that_changed_is_refused_with_the_diff_and_how_to_go_on(
+    queue: Queue, box: Box
+) -> None:
+    plain = box.job("plain.py")
+    inputs = ["plain.py:double", "--lines", "lines", "--add", "--spool", "S"]
+    box.lines(4)
+    box.run("run", *inputs)
+    plain.write_text(plain.read_text().replace("2 *", "3 *"))
+    box.lines(6)
+    for more in ([], ["--keep-done"], ["--dry-run"]):
+        done = box.run("submit", *inputs, "--elements", "1", *more, code=2)
+        assert "+    return 3 *" in done.err
+        assert "`gpuspool run` with the same words and --keep-done" in done.err
+    assert box.status("S")["tasks"]["total"] == 4
+    assert queue.called("sbatch") == []
+    box.run("run", *inputs, "--keep-done")
+    box.lines(8)
+    box.run("submit", *inputs, "--elements", "1")
+    assert box.status("S")["tasks"]["total"] == 8
+    assert len(queue.called("sbatch")) == 1
+
+
+def test_a_changed_job_that_completed_nothing_begins_anew(queue: Queue, box: Box) -> None:
+    plain = box.job("plain.py")
+    words = ["submit", "plain.py:double", "--lines", box.lines(4), "--elements", "1"]
+    box.run(*words)
+    plain.write_text(plain.read_text() + "\n# changed\n")
+    assert "--fresh loses nothing" in box.run(*words, code=2).err
+    said = box.run(*words, "--fresh").err
+    assert len(queue.called("sbatch")) == 2
+    assert "1 element of the run before" in said
+    assert "scancel --me -n gpuspool-" in said
+
+
+def test_join_runs_the_copy_whatever_became_of_the_file(queue: Queue, box: Box) -> None:
+    plain = box.job("plain.py")
+    box.run("submit", "plain.py:double", "--lines", box.lines(4), "--elements", "1", "--spool", "S")
+    plain.write_text("this is no Python\n")
+    box.run("join", "S")
+    assert_sound(box, "S", 4)
+
+
+def test_a_spool_that_was_not_submitted_is_not_submitted_again(queue: Queue, box: Box) -> None:
+    box.run("run", DOUBLE, "--lines", box.lines(2), "--spool", "S", "--time-limit", "0", code=75)
+    assert "was not submitted to Slurm yet" in box.run("resume", "S", "--slurm", code=2).err
+
+
+def test_a_script_without_its_array_is_not_guessed_at(queue: Queue, box: Box) -> None:
+    script = submit().script
+    assert script is not None
+    script.write_text(script.read_text().replace("--array=0-2", "--array=1,7"))
+    with pytest.raises(UsageError, match="does not say how many elements"):
+        gpuspool.resubmit("S")
+
+
+def test_options_of_a_start_make_no_sense_beside_slurm(queue: Queue, box: Box) -> None:
+    submit()
+    assert "--ranks is of a start" in box.run("resume", "S", "--slurm", "--ranks", "2", code=2).err
+    box.run("resume", "S", "--slurm", env={"GPUSPOOL_RANKS": "2"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody")
+@pytest.mark.parametrize("name", ["0001.sh", "setup.sh", ""])
+def test_a_script_of_somebody_else_is_not_submitted(queue: Queue, box: Box, name: str) -> None:
+    box.write("mine.sh", "true\n")
+    submit(setup="mine.sh")
+    queue.states()
+    os.chown(box / "S" / "slurm" / name, 424242, -1)
+    with pytest.raises(UsageError, match="424242"):
+        gpuspool.resubmit("S")
+    gpuspool.resubmit("S", trust_owner="424242")
+
+
+def test_an_unsubmitted_run_of_failing_commands_is_told(box: Box) -> None:
+    failing_stubs(box)
+    words = ["submit", DOUBLE, "--lines", box.lines(2), "--elements", "1", "--spool", "S"]
+    done = box.run(*words, code=2)
+    assert "none was submitted" in done.err
+    assert "no such answer" in done.err
