@@ -2,6 +2,7 @@
 wrong.
 """
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,18 @@ def test_a_file_system_with_little_room_is_warned_of_by_doctor_and_by_a_run(
     assert found["space"].state == "warning"
     done = box.run("run", DOUBLE, "--lines", box.lines(2), "--spool", small / "S")
     assert f"warning: {small / 'S'}: space:" in done.err
+
+
+def test_a_file_system_that_does_not_count_its_inodes_is_not_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CephFS does not: all bits of the number are set, which Python reads as -1."""
+    known = os.statvfs(tmp_path)
+    told = (*known[:5], 18, -1, -1, *known[8:])
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(told))
+    found = {check.name: check for check in examine(tmp_path, is_thorough=False)}
+    assert found["space"].state == "ok"
+    assert "inodes" not in found["space"].detail
 
 
 def test_a_file_system_without_hard_links_is_not_fit(box: Box) -> None:

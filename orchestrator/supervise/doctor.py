@@ -162,8 +162,9 @@ def _space(inside: Path) -> Check:
     stat = os.statvfs(inside)
     free = stat.f_bavail * stat.f_frsize
     inodes = stat.f_favail
-    # Some file systems make inodes as they need them, and say that they have none.
-    counts_inodes = stat.f_files > 0
+    # Some file systems make inodes as they need them, and say that they have none, or, as CephFS
+    # does, that they do not know how many are left.
+    counts_inodes = stat.f_files > 0 and inodes >= 0
     text = f"{free / 2**30:.1f} GiB free"
     if counts_inodes:
         text += f", {inodes} inodes free"
