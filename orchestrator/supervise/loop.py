@@ -225,7 +225,7 @@ class Orchestrator:
         self._leave_if_idle()
         if not self._is_all_to_be_read():
             self._look_lightly()
-            bell.wait(self._light_nap_s(), self._workers.children.running().values())
+            bell.wait(self._light_nap_s(), self._workers.known_pids())
             return None
         ending = self._step()
         self._nudge_if_news(len(self._view.manifests))
@@ -243,11 +243,8 @@ class Orchestrator:
             self._drains.begin(f"nothing to do for {limit_s:g} s, --leave-when-idle", now)
 
     def _is_all_to_be_read(self) -> bool:
-        has_child_ended = len(self._workers.children.running()) < len(
-            self._workers.children.attempts()
-        )
         is_draining = self._drains.drain is not None or self._drains.is_asked(self._control)
-        return self._scope.needs_all(self._control, has_child_ended, is_draining)
+        return self._scope.needs_all(self._control, self._workers.has_any_ended(), is_draining)
 
     def _light_nap_s(self) -> float:
         """How long to wait after a light look: never past what is due by the clock alone."""
@@ -314,8 +311,10 @@ class Orchestrator:
                     return action.ending
                 self._act(action)
             if not any(isinstance(action, d.CHANGING) for action in actions):
-                n_taken = len({one.slot for one in snapshot.own} - {-1}) + _launched(actions)
-                self._scope.note_read(self._control, n_taken < len(self._slots), self._wake_at)
+                # A slot that an attempt of somebody else takes counts as free: once that is closed,
+                # by whomever, there is a new manifest.
+                has_free_slot = len(self._workers.children.attempts()) < len(self._slots)
+                self._scope.note_read(self._control, has_free_slot, self._wake_at)
                 return None
 
     def _look(self) -> None:
@@ -571,10 +570,6 @@ class Orchestrator:
             tasks = count_of(count, "stranded task is", "stranded tasks are")
             text = f"{tasks} given out again: nobody held them"
             self._telling.tell("swept", text, tasks=count)
-
-
-def _launched(actions: Sequence[d.Action]) -> int:
-    return sum(isinstance(action, d.Launch) for action in actions)
 
 
 def _earliest(*moments: float | None) -> float | None:

@@ -29,6 +29,7 @@ class Others:
         # The closed attempts whose processes may still run, as far as the closings were read.
         self._leaving: dict[str, None] = {}
         self._closings_read = 0
+        # Those that were adopted once, as far as `newly_adopted` told.
         self._adopted: set[str] = set()
 
     def open(self) -> list[str]:
@@ -58,6 +59,22 @@ class Others:
     def is_adopted(self, attempt: str) -> bool:
         """Whether an attempt lives on this host without a parent."""
         return self.life(attempt) is Life.ALIVE
+
+    def adopted_running(self) -> dict[str, int]:
+        """attempt -> pid of those that are adopted, open and run. Reads nothing of the spool."""
+        found: dict[str, int] = {}
+        for name in self._adopted_open():
+            pid = self.pid_running(name)
+            if pid is not None:
+                found[name] = pid
+        return found
+
+    def has_adopted_ended(self) -> bool:
+        """Whether any that is adopted and open runs no more. Reads nothing of the spool."""
+        return len(self.adopted_running()) < len(self._adopted_open())
+
+    def _adopted_open(self) -> list[str]:
+        return [name for name in self._adopted if name not in self._view.closed]
 
     def is_here(self, attempt: str) -> bool:
         """Whether an attempt of this host may live, or be about to, whoever started it."""

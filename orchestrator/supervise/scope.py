@@ -3,8 +3,9 @@
 One reading of the whole spool opens a file or two for each rank of the run, on whatever host. The
 gatherer does that often, since somebody must. If each of a hundred parents did, they would keep the
 file system busy with looking at each other. So the others look lightly: they hear of their own
-children by wait(2), and list parents/, beats/ and control/ every ten seconds. They read everything
-only where something may be for them to do, for one of the reasons in `needs_all`.
+children by wait(2) and of what they have adopted by the table of processes, and list parents/,
+beats/ and control/ every ten seconds. They read everything only where something may be for them to
+do, for one of the reasons in `needs_all`.
 """
 
 from __future__ import annotations
@@ -53,15 +54,16 @@ class Scope:
         self._idle_since: float | None = None
         self._asked_idle_at = 0.0
 
-    def needs_all(self, control: Control, has_child_ended: bool, is_draining: bool) -> bool:
+    def needs_all(self, control: Control, has_any_ended: bool, is_draining: bool) -> bool:
         """Whether this look must read the whole spool. Raises OSError.
 
-        control: as control/ is now. has_child_ended: and was not reaped.
+        control: as control/ is now. has_any_ended: a child, or an attempt that is adopted, has
+        ended and was not seen to yet.
         """
         now = time.monotonic()
         if self._control is None or self._company.is_gatherer or self._is_watched:
             return True
-        if has_child_ended or is_draining or control != self._control:
+        if has_any_ended or is_draining or control != self._control:
             return True
         if self._company.has_lost_a_neighbour:
             # What it has started on this host may have to be adopted.
@@ -84,8 +86,8 @@ class Scope:
     def note_read(self, control: Control, has_free_slot: bool, wake_at: float | None) -> None:
         """Everything was read, and what follows from it was done.
 
-        has_free_slot: a slot has no attempt that it could wait for. wake_at: when there is
-        something to do by the clock alone.
+        has_free_slot: a slot runs no attempt of this parent's own. wake_at: when there is something
+        to do by the clock alone.
         """
         self._control = control
         self._has_free_slot = has_free_slot

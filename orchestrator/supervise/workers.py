@@ -137,6 +137,19 @@ class Workers:
         """The pids of all workers that are proved alive on this host."""
         return [*self.children.running().values(), *self.others.running().values()]
 
+    def known_pids(self) -> list[int]:
+        """Likewise as of the last look, by the table of processes alone: reads nothing."""
+        return [*self.children.running().values(), *self.others.adopted_running().values()]
+
+    def has_any_ended(self) -> bool:
+        """Whether a child, or one that is adopted, has ended and was not seen to yet. Reads nothing
+        of the spool.
+        """
+        children = self.children
+        if len(children.running()) < len(children.attempts()):
+            return True
+        return self.others.has_adopted_ended()
+
     def tell_to_stop(self) -> None:
         """SIGTERM to every worker of this host, its own first.
 

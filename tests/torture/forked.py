@@ -258,14 +258,18 @@ def _fork(
     cwd: str,
     environment: Mapping[str, str],
     outputs: list[int],
+    stdin: int | None = None,
 ) -> int:
-    """Run a function in a child that looks like a fresh process; returns its pid."""
+    """Run a function in a child that looks like a fresh process; returns its pid.
+
+    stdin: a descriptor, None for /dev/null.
+    """
     sys.stdout.flush()
     pid = os.fork()
     if pid:
         return pid
     try:
-        _become_fresh(argv, cwd, environment, outputs)
+        _become_fresh(argv, cwd, environment, outputs, stdin)
         if plan:
             ctypes.CDLL(None).faults_arm(plan.get(role, "").encode())
         _finish(function)
@@ -274,15 +278,16 @@ def _fork(
 
 
 def _become_fresh(
-    argv: list[str], cwd: str, environment: Mapping[str, str], outputs: list[int]
+    argv: list[str], cwd: str, environment: Mapping[str, str], outputs: list[int], stdin: int | None
 ) -> None:
     """Set up session, descriptors, signals, folder, environment and streams.
 
     They are left as exec(2) and the interpreter would leave them.
     """
     os.setsid()
-    for fd in (0, 1, 2):
-        os.dup2(outputs[fd - 1] if fd else os.open(os.devnull, os.O_RDONLY), fd)
+    os.dup2(os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin, 0)
+    for fd in (1, 2):
+        os.dup2(outputs[fd - 1], fd)
     os.closerange(3, 4096)
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
@@ -320,7 +325,9 @@ def _finish(function: Callable[[], Any]) -> NoReturn:
 
 
 class Forked:
-    """A worker that was forked, with the part of a Popen that `supervise.launch` uses."""
+    """A worker that was forked, with the part of a Popen that `supervise.launch` uses: its stdin is
+    a pipe.
+    """
 
     def __init__(
         self, plan: Plan, argv: list[str], cwd: str, env: Mapping[str, str], stdout: Any
@@ -330,7 +337,11 @@ class Forked:
         self.args, self.returncode = argv, None
         role = f"r{argv[argv.index('--rank') + 1]}.a{argv[argv.index('--attempt') + 1]}"
         log = stdout if isinstance(stdout, int) else stdout.fileno()
-        self.pid = _fork(main, role, plan, argv[3:], cwd, env, [log, log])
+        reader, writer = os.pipe()
+        self.pid = _fork(main, role, plan, argv[3:], cwd, env, [log, log], reader)
+        os.close(reader)
+        # It ends with the parent.
+        self.stdin = open(writer, "wb", buffering=0)  # noqa: SIM115
 
     returncode: int | None
 
@@ -376,10 +387,11 @@ def _fork_workers(plan: Plan) -> None:
     def popen(argv: Any, **settings: Any) -> Any:
         if not isinstance(argv, list) or argv[1:4] != ["-P", "-m", "gpuspool.worker"]:
             return real(argv, **settings)
-        known = {"stdin", "stdout", "stderr", "cwd", "env", "start_new_session"}
+        known = {"stdin", "bufsize", "stdout", "stderr", "cwd", "env", "start_new_session"}
         assert settings.keys() <= known, (
             f"torture/forked.py cannot start workers with {settings.keys() - known}"
         )
+        assert settings["stdin"] == subprocess.PIPE
         return Forked(plan, argv, settings["cwd"], settings["env"], settings["stdout"])
 
     subprocess.Popen = popen  # type: ignore[misc,assignment]
