@@ -22,7 +22,15 @@ from gpuspool.orchestrator.report.results import Published, Results
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.code import damaged_records
-from gpuspool.spool.layout import OUT_MARK, STATES, SUBDIRS, parse_hidden_output, refuse_output
+from gpuspool.spool.layout import (
+    OLDER_FORMATS,
+    OUT_MARK,
+    SINCE_FORMAT_2,
+    STATES,
+    SUBDIRS,
+    parse_hidden_output,
+    refuse_output,
+)
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.open_folder import out_of, out_trouble
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed

@@ -60,7 +60,7 @@ class Company:
         self.newest = max(self._epoch, self._detector.parents.newest)
 
     def _say_lost(self, epoch: int) -> None:
-        """Write the end of a parent that is proved dead, since it cannot: nobody need prove it again.
+        """Write the end of a parent that is proved dead: nobody need prove that again.
 
         A later start would have to wait for a lease, and who looks once could never know.
         """
