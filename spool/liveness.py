@@ -170,6 +170,8 @@ class FailureDetector:
         """The life of the parent of an epoch."""
         self._look_if_due()
         near = self.parents.near_life(epoch)
+        if near is Life.ELSEWHERE and self.parents.known.get(epoch) is None:
+            near = self._near_life_by_intent(epoch)
         if near is not Life.ELSEWHERE:
             return near
         parent = self.parents.known.get(epoch)
@@ -177,6 +179,13 @@ class FailureDetector:
         if parent is not None:
             lease_s = max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
         return Life.DEAD if self._watch.still_s(epoch_name(epoch)) > lease_s else Life.ELSEWHERE
+
+    def _near_life_by_intent(self, epoch: int) -> Life:
+        """As `Parents.near_life`, of a parent whose record is damaged: its intents name it too."""
+        for intent in self.view.intents.values():
+            if intent is not None and intent.epoch == epoch:
+                return liveness(intent.parent)
+        return Life.ELSEWHERE
 
     def silent_s(self, name: str) -> float:
         """For how many seconds a beat has stood still: an attempt's, or that of an `epoch_name`."""

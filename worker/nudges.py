@@ -10,13 +10,11 @@ gets none looks too, only seldom. If the parent dies the pipe ends, which is a n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import stat
 
-# The pipe gets a descriptor from here on, so that jobs find the low ones as they expect them.
-FIRST_FD = 100
+from gpuspool.spool.publish import out_of_the_way
 
 # So much is read at once; how many nudges there were is no matter.
 PIPE_BYTES = 4096
@@ -59,7 +57,7 @@ def nudges_of_stdin() -> Nudges:
         return Nudges(None)
     if not is_pipe:
         return Nudges(None)
-    fd = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, FIRST_FD)
+    fd = out_of_the_way(os.dup(0))
     os.set_blocking(fd, False)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

@@ -202,7 +202,7 @@ def read_facts(spool: Path) -> Facts:
                 for lost in [*record.get("lost", ()), *record.get("failures", ())]:
                     facts.fail(lost["task"], lost.get("round", 0))
                 if match["orphans"]:
-                    facts.closings[record["attempt"]] = record
+                    facts.closings[path.name.removesuffix(".orphans.jsonl")] = record
             elif _is_about_a_task(record) and "key" in record:
                 facts.described.add(record["task"])
                 if match[2] == "retry":

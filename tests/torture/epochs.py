@@ -29,8 +29,8 @@ PARENT = re.compile(r"(\d{4,})\.json", re.ASCII)
 END = re.compile(r"(\d{4,})\.end\.json", re.ASCII)
 # The fields of a process's identity: these five name one process of one boot of one host.
 IDENTITY = ("host", "boot_id", "pid_ns", "pid", "pid_start")
-# A parent that could not go on has ended, and could not account for all of its attempts.
-BROKEN = "failed"
+# A parent that could not go on, or that others proved dead, has not accounted for all its attempts.
+UNACCOUNTED = ("failed", "lost")
 
 Record = dict[str, Any]
 # Is told a letter and what it is about.
@@ -124,7 +124,7 @@ def _judge_ends(
     for attempt, intent in intents.items():
         epoch = intent["epoch"]
         end = ends.get(epoch)
-        if end is None or end["how"] == BROKEN:
+        if end is None or end["how"] in UNACCOUNTED:
             continue
         closing = closings.get(attempt)
         if closing is None:
