@@ -168,7 +168,7 @@ def supervise(
                 folders.spool.check()
                 _say_ended(view, parent.epoch, outcome)
                 if orchestrator is not None:
-                    orchestrator.end_beat()
+                    orchestrator.end()
             folders.close()
     if requeue and _is_requeue_due(view, orchestrator.drain, received):
         requeue_job(requeue, outcome.message.splitlines()[0], say)

@@ -15,7 +15,7 @@ from typing import Any, Literal, assert_never
 import msgspec
 
 from gpuspool.orchestrator.plan.differences import keeps_nothing
-from gpuspool.orchestrator.supervise.leftovers import remove_all_leftovers, remove_own_leftovers
+from gpuspool.orchestrator.supervise.leftovers import remove_all_from_out, remove_own_from_out
 from gpuspool.orchestrator.supervise.repair import make_way
 from gpuspool.orchestrator.supervise.rulings import how_it_failed
 from gpuspool.orchestrator.text.groups import Groups, describe
@@ -75,8 +75,8 @@ def finish(
 
     `sick` are the devices whose last attempt failed for nothing, with their ranks. `is_alone`: no
     other parent of the run may be alive. Who leaves others at work leaves to them what is to be
-    cleaned up and said of the whole, unless every task has a verdict. `closed` are the attempts
-    that this parent has closed. summary.json is replaced by rename(2). Raises OSError.
+    said of the whole, unless every task has a verdict. `closed` are the attempts that this parent
+    has closed. Raises OSError.
     """
     # The summary comes last, so that whoever sees it finds all that it speaks of.
     _make_missing_copies(view)
@@ -84,9 +84,9 @@ def finish(
     told = file_away_old_failures(view, groups)
     _make_missing_failures(view, told, groups)
     if is_alone:
-        remove_all_leftovers(view, epoch)
+        remove_all_from_out(view)
     else:
-        remove_own_leftovers(view, epoch, closed)
+        remove_own_from_out(view, epoch, closed)
     message = _message(view, ending, epoch, seconds)
     for device, ranks in sick.items():
         message += "\n" + _about_device(view, device, ranks, epoch)
@@ -99,14 +99,20 @@ def finish(
         next_steps.append(_go_on(view, ending))
     message = "\n".join([message, *filter(None, next_steps)])
     outcome = Outcome(ending, _exit_code(view, ending), message)
-    if not is_alone and ending is not Ending.FINISHED:
-        return outcome
+    if is_alone or ending is Ending.FINISHED:
+        sum_up(view, outcome, epoch, seconds, sick)
+    return outcome
+
+
+def sum_up(
+    view: View, outcome: Outcome, epoch: int, seconds: float, sick: Mapping[str, list[int]]
+) -> None:
+    """Replace summary.json, by rename(2). Takes what `finish` took and returned. Raises OSError."""
     summary = _summary(view, outcome, epoch, seconds)
     summary["sick_devices"] = sick
     _keep_what_was(view, summary)
     data = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
     replace(view.layout.summary, data, durable=True)
-    return outcome
 
 
 def _exit_code(view: View, ending: Ending) -> int:

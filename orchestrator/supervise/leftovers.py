@@ -35,11 +35,13 @@ from gpuspool.spool.states import AttemptState, Life
 from gpuspool.spool.view import View
 
 
-def remove_all_leftovers(view: View, epoch: int) -> None:
-    """Remove hidden files of ours from the spool, hidden outputs from OUT, and beats of the dead.
+def remove_from_spool(view: View, epoch: int) -> None:
+    """Remove hidden files of ours from the spool, scratch folders of complete tasks, and beats of
+    the dead.
 
-    epoch: of this parent, beside which there is no other. Raises OSError where a folder of the
-    spool cannot be listed; what cannot be removed stays.
+    The view was just refreshed. epoch: of this parent, beside which there is no other, nor may one
+    be admitted meanwhile: its hidden files would go too. Raises OSError where a folder of the spool
+    cannot be listed; what cannot be removed stays.
     """
     if not view.open_attempts:
         for folder in _folders(view):
@@ -48,12 +50,16 @@ def remove_all_leftovers(view: View, epoch: int) -> None:
         remove_scratch(view)
     parents = Parents(view.layout).refresh().known
     remove_beats(view.layout, {*view.closed, *map(epoch_name, parents.keys() - {epoch})})
+
+
+def remove_all_from_out(view: View) -> None:
+    """Remove what attempts that are closed were writing when they ended."""
     _remove_outputs_of(view, view.closed)
 
 
-def remove_own_leftovers(view: View, epoch: int, closed: Collection[str]) -> None:
-    """Remove hidden outputs of the attempts that a parent has started, or that were closed by it
-    or by its workers. closed: those that it has closed itself.
+def remove_own_from_out(view: View, epoch: int, closed: Collection[str]) -> None:
+    """Remove what the attempts were writing that a parent has started, or that were closed by it or
+    by its workers. closed: those that it has closed itself.
     """
     own: set[str] = set(closed)
     for attempt, closing in view.closed.items():

@@ -1,9 +1,10 @@
 """One start at a time: a file lock that is never unlinked.
 
 A start holds it while it is admitted: while it looks who else is there, repairs what is damaged,
-and takes its epoch. Then it gives the lock back, and others may come in beside it. The lock saves
-work; it is not what keeps a spool right, since all that matters is decided by a link(2). Where the
-file system has no locks, a warning is all. The only file that imports filelock.
+and takes its epoch. Then it gives the lock back, and others may come in beside it. The last parent
+of all holds it while it cleans up, so that nobody comes in meanwhile. The lock saves work; it is
+not what keeps a spool right, since all that matters is decided by a link(2). Where the file system
+has no locks, a warning is all. The only file that imports filelock.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 
 
 @contextlib.contextmanager
-def hold(layout: Layout) -> Iterator[str | None]:
+def hold(layout: Layout, patience_s: float | None = None) -> Iterator[str | None]:
     """Hold the spool's lock as long as the block lasts; wait for it for PATIENCE_S.
 
-    Yields None, or a warning where the file system has no locks. Raises OrchestratorLive where
-    somebody else holds it all the time, OSError.
+    patience_s: or so long. Yields None, or a warning where the file system has no locks. Raises
+    OrchestratorLive where somebody else holds it all the time, OSError.
     """
     # The file of the lock stays when the lock is given back. If it were unlinked, one process could
     # hold the lock on the old file while another makes a new one and locks that, and both would
@@ -45,7 +46,7 @@ def hold(layout: Layout) -> Iterator[str | None]:
     lock = FileLock(
         layout.lock, mode=mode, fallback_to_soft=False, preserve_lock_file=True, thread_local=False
     )
-    warning = _acquire(lock, layout)
+    warning = _acquire(lock, layout, PATIENCE_S if patience_s is None else patience_s)
     try:
         yield warning
     finally:
@@ -83,13 +84,13 @@ def _keep_from_readers(layout: Layout, mode: int) -> None:
             os.close(fd)
 
 
-def _acquire(lock: FileLock, layout: Layout) -> str | None:
+def _acquire(lock: FileLock, layout: Layout, patience_s: float) -> str | None:
     try:
         with naming(layout.lock):
-            lock.acquire(timeout=PATIENCE_S)
+            lock.acquire(timeout=patience_s)
     except Timeout:
         raise OrchestratorLive(
-            f"{layout.lock} was not to be had for {PATIENCE_S:.0f} s: it is held by "
+            f"{layout.lock} was not to be had for {patience_s:.0f} s: it is held by "
             f"{describe_holder(layout)}"
         ) from None
     except NotImplementedError as error:

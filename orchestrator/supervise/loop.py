@@ -19,7 +19,7 @@ import itertools
 import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -29,9 +29,11 @@ from gpuspool.orchestrator.supervise.adopting import adopt, tell_of_adopted
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.orchestrator.supervise.company import Company
 from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch, most_failed, order_drain
-from gpuspool.orchestrator.supervise.finish import Outcome, finish
+from gpuspool.orchestrator.supervise.finish import Outcome, finish, sum_up
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.launch import Orders
+from gpuspool.orchestrator.supervise.leftovers import remove_from_spool
+from gpuspool.orchestrator.supervise.lock import hold
 from gpuspool.orchestrator.supervise.opinions import OUTAGE_S
 from gpuspool.orchestrator.supervise.pace import Moment, Pace
 from gpuspool.orchestrator.supervise.parent_beat import ParentBeat
@@ -45,6 +47,7 @@ from gpuspool.orchestrator.supervise.trouble import ABANDON_S, Patience
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.orchestrator.text.words import count_of
+from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.layout import STATES
 from gpuspool.spool.mending import mend_claims
 from gpuspool.spool.publish import listdir, publish
@@ -61,6 +64,8 @@ RULING_LOOK_S = 0.5
 TELL_FROM_S = 20.0
 # Nor is one told while the last completion is more recent than this.
 QUIET_S = 5.0
+# Whoever has ended waits so long for the lock, which others hold for moments.
+LAST_PATIENCE_S = 5.0
 
 
 class Orchestrator:
@@ -129,6 +134,10 @@ class Orchestrator:
         self._closed: set[str] = set()
         # When a task had been finished last, when people were told of an outage.
         self._outage_told = -1.0
+        # Whether `run` came to its end.
+        self._is_over = False
+        # Says what this parent left to others to say of the whole run.
+        self._unsaid: Callable[[], None] = lambda: None
         # The attempts of which people were told that they take a slot.
         self._told_in_the_way: set[str] = set()
         # How many manifests there were, and what control/ said, when the children were told of it.
@@ -178,12 +187,31 @@ class Orchestrator:
         is_alone = self._company.is_alone
         sick = self._situation.sick_devices()
         outcome = finish(self._view, ending, epoch, seconds, sick, is_alone, self._closed)
+        if not is_alone and ending is not Ending.FINISHED:
+            self._unsaid = lambda: sum_up(self._view, outcome, epoch, seconds, sick)
+        self._is_over = True
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
 
-    def end_beat(self) -> None:
-        """Beat no more. To be called once it was said how this parent ended."""
+    def end(self) -> None:
+        """Beat no more, and do what the last parent of all does, if this one is that.
+
+        To be called once it was said how this parent ended. Of several that end at the same moment
+        each found others when it finished; whoever says last that it ended finds nobody. Raises
+        OSError.
+        """
         self._beat.end()
+        if not self._is_over:
+            return
+        layout = self._view.layout
+        # Nobody may be admitted while hidden files are removed: they could be the newcomer's. Who
+        # holds the lock for so long is about to come in, and does this when it ends.
+        with contextlib.suppress(OrchestratorLive), hold(layout, LAST_PATIENCE_S):
+            self._company.look()
+            if self._company.is_alone:
+                self._view.read_late_lines()
+                remove_from_spool(self._view, self._orders.epoch)
+                self._unsaid()
 
     def _folders_to_watch(self) -> list[Path]:
         """The folders in which a new file may change what is to be done."""
