@@ -125,7 +125,7 @@ def test_a_suspended_node_stands_still_and_goes_on(box: Box, slurm: Cluster) -> 
     slurm.suspend("n1")
     there = slurm.processes("n1")
     assert there
-    assert {state_of(pid) for pid in there} <= {"T", "Z"}
+    assert {state_of(pid) for pid in there} <= {"T", "Z", "D"}
     assert slurm.run("srun", "--nodelist=n2", "hostname").out == "n2\n"
     assert slurm.state(job) == "RUNNING"
     written = len(lines(out))

@@ -243,7 +243,9 @@ class Cluster:
     def suspend(self, node: str) -> None:
         """Stop everything on a node, as a hypervisor does; returns once all stand still."""
         self._signal_all(node, signal.SIGSTOP)
-        wait_until(lambda: all(state_of(pid) in "TZX" for pid in self.processes(node)))
+        # Whoever waits for a child of vfork(2) that was stopped before its exec stays in D. It
+        # runs nothing either.
+        wait_until(lambda: all(state_of(pid) in "TZXD" for pid in self.processes(node)))
 
     def resume(self, node: str) -> None:
         """Let everything on a suspended node go on."""
