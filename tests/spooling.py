@@ -136,6 +136,7 @@ def intend(
     device: str = "0",
     job_id: str = "",
     options: Options | None = None,
+    job: Job = JOB,
 ) -> Intent:
     """Publish the intent to start an attempt in the slot that bears the number of its rank.
 
@@ -149,7 +150,7 @@ def intend(
         local_rank=rank_of(attempt),
         argv=["python", "-m", "gpuspool.worker"],
         parent=parent or myself(),
-        job=JOB,
+        job=job,
         options=options or Options(),
         environment={"CUDA_VISIBLE_DEVICES": "0"},
         at=1700000000.5,

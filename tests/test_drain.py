@@ -27,7 +27,7 @@ from helpers import (
 )
 from spooling import intend, make_spool
 
-from gpuspool.orchestrator.supervise.drain import ASKED, Drain, DrainWatch, order_drain
+from gpuspool.orchestrator.supervise.drain import ASKED, NEW_CODE, Drain, DrainWatch, order_drain
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import publish
@@ -360,6 +360,24 @@ def test_an_order_that_cannot_be_read_holds_all_the_same(layout: Layout) -> None
     drain = watch.hear(read_control(layout), 5.0)
     assert drain is not None
     assert drain.ending is Ending.STOPPED
+
+
+def test_an_order_that_came_while_a_start_had_no_epoch_yet_means_it_too(layout: Layout) -> None:
+    order_drain(layout, 2, ASKED)
+    for drained, is_meant in ((-1, True), (1, True), (2, False)):
+        watch = DrainWatch(layout, 3, GRACE_S, [])
+        watch.hear_before(read_control(layout), drained, 5.0)
+        assert (watch.drain is not None) == is_meant
+
+
+def test_an_order_to_make_way_for_new_code_means_none_that_it_does_not_name(layout: Layout) -> None:
+    """A start that came meanwhile may be another one with that code."""
+    order_drain(layout, 2, NEW_CODE)
+    watch = DrainWatch(layout, 3, GRACE_S, [])
+    watch.hear_before(read_control(layout), -1, 5.0)
+    assert watch.hear(read_control(layout), 5.0) is None
+    older = DrainWatch(layout, 2, GRACE_S, [])
+    assert older.hear(read_control(layout), 5.0) is not None
 
 
 def test_the_word_of_another_parent_is_none_for_this_one(layout: Layout) -> None:

@@ -2,32 +2,39 @@
 
 Those of other parents go on beside its own. Those that lost theirs and live on this host are
 adopted, and no twin is started in their place. Where any of them run another job than this epoch's
-(`--keep-done`), all parents of earlier epochs are ordered to finish what is in hand and to end, on
+(`--keep-done`), the parents that run it are ordered to finish what is in hand and to end, on
 whatever host: all the rest is for the new code. Called once, by the loop, before its first look.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 from gpuspool.orchestrator.supervise.drain import NEW_CODE, order_drain
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.code import conflicts, read_code
-from gpuspool.spool.records import Job
+from gpuspool.spool.records import Code, Intent, Job
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
 
-def adopt(view: View, workers: Workers, job: Job, epoch: int, telling: Telling) -> None:
-    """Take over the open attempts that others started, and tell of each. Raises OSError."""
+def adopt(view: View, workers: Workers, job: Job, older: Collection[int], telling: Telling) -> None:
+    """Take over the open attempts that others started, and tell of each. Raises OSError.
+
+    older: the epochs of the parents before this one that may be alive.
+    """
     others = workers.others
     lives = {attempt: workers.life(attempt) for attempt in others.open()}
     living = [attempt for attempt, life in lives.items() if life is not Life.DEAD]
     how = "goes on"
     # The order is published before anybody is signalled: workers of other hosts hear of it in no
-    # other way. It bears the number of the epoch before, which every earlier attempt obeys and
-    # none of this epoch does.
-    if _runs_other_code(view, living, job):
-        order_drain(view.layout, epoch - 1, NEW_CODE)
+    # other way. It names the newest epoch that runs the old code. No number behind that will do:
+    # several starts with the new code may come in one after the other, and each would end those
+    # before it.
+    behind = _newest_behind(view, [*living, *_last_of_each(view, older)], job)
+    if behind is not None:
+        order_drain(view.layout, behind, NEW_CODE)
         workers.tell_to_stop()
         how = "stops for the new code once its tasks in hand are done"
     elsewhere: dict[int, list[str]] = {}
@@ -58,16 +65,32 @@ def _tell_of_waiting(view: View, telling: Telling, attempts: list[str], lease_s:
     telling.tell("waiting", text, attempts=attempts)
 
 
-def _runs_other_code(view: View, attempts: list[str], job: Job) -> bool:
+def _last_of_each(view: View, epochs: Collection[int]) -> list[str]:
+    """The last attempt of each of these epochs, closed or not.
+
+    A parent whose slots are all empty, since they wait to be started again, has its code too.
+    """
+    last: dict[int, str] = {}
+    for attempt, intent in view.intents.items():
+        if intent is not None and intent.epoch in epochs:
+            last[intent.epoch] = attempt
+    return list(last.values())
+
+
+def _newest_behind(view: View, attempts: Iterable[str], job: Job) -> int | None:
+    """The newest epoch of those of these attempts that run other code, None where none does."""
     new = read_code(view.layout, job.code)
+    behind: list[int] = []
     for attempt in attempts:
         intent = view.intents.get(attempt)
-        if intent is None:
-            continue
-        if intent.job.sha256 != job.sha256:
-            return True
-        beat = view.heartbeat(attempt)
-        old = read_code(view.layout, beat.code if beat is not None else intent.job.code)
-        if new is not None and old is not None and conflicts(old, new):
-            return True
-    return False
+        if intent is not None and _is_behind(view, attempt, intent, job, new):
+            behind.append(intent.epoch)
+    return max(behind, default=None)
+
+
+def _is_behind(view: View, attempt: str, intent: Intent, job: Job, new: Code | None) -> bool:
+    if intent.job.sha256 != job.sha256:
+        return True
+    beat = view.heartbeat(attempt)
+    old = read_code(view.layout, beat.code if beat is not None else intent.job.code)
+    return new is not None and old is not None and bool(conflicts(old, new))

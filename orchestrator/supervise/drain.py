@@ -118,15 +118,28 @@ class DrainWatch:
             if why is not None:
                 self.begin(why, now)
             elif control.drain >= self._epoch:
-                self.obey(control, now)
+                self._obey(control, now)
         elif self.drain.ending is Ending.DRAINED and control.drain >= self._epoch:
             # What was ordered stays stopped, also where a signal came first.
             kill_at = self.drain.kill_at
-            self.obey(control, now)
+            self._obey(control, now)
             self.drain = msgspec.structs.replace(self.drain, kill_at=kill_at)
         if self.drain == self._told:
             return None
         return self.drain
+
+    def hear_before(self, control: Control, drained: int, now: float) -> None:
+        """Obey an order that came while this start had no epoch by which it could be named.
+
+        control: what control/ says once it has one. drained: the newest epoch that was drained when
+        it began. An order to make way for new code names whom it means: not this start, which may
+        be one of several that bring it. Raises OSError where the order cannot be read.
+        """
+        if control.drain <= drained:
+            return
+        order = read_record(self._layout.drain(control.drain), DrainOrder)
+        if order is None or order.why != NEW_CODE:
+            self.begin(describe_order(order), now, Ending.STOPPED)
 
     def begin(self, why: str, now: float, ending: Ending = Ending.DRAINED) -> None:
         """Drain from now on; the grace begins."""
@@ -138,7 +151,7 @@ class DrainWatch:
             return True
         return time.monotonic() > self._deadline
 
-    def obey(self, control: Control, now: float) -> None:
+    def _obey(self, control: Control, now: float) -> None:
         """Drain as the newest order says. Raises OSError where that cannot be read."""
         order = read_record(self._layout.drain(control.drain), DrainOrder)
         self.begin(describe_order(order), now, Ending.STOPPED)

@@ -160,13 +160,12 @@ class Orchestrator:
         self._beat.beat_if_due(self._began)
         # Whoever drained since this start began could not name its epoch, and named one before it.
         # Whoever drains from here on finds its parent's record.
-        control = read_control(self._view.layout)
-        if control.drain > self._drained:
-            self._drains.obey(control, self._began)
+        self._drains.hear_before(read_control(self._view.layout), self._drained, self._began)
         self._telling.record("run_started", text=f"epoch {epoch}", ranks=self._orders.world_size)
         self._telling.follow(self._view)
         self._company.look()
-        adopt(self._view, self._workers, self._orders.job, epoch, self._telling)
+        older = [other for other in self._company.others if other < epoch]
+        adopt(self._view, self._workers, self._orders.job, older, self._telling)
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):
             try:
@@ -458,7 +457,7 @@ class Orchestrator:
         layout = self._view.layout
         if drain.is_own:
             publish(layout.leave(self._orders.epoch), b"", durable=False)
-        elif not self._control.stops(self._orders.epoch):
+        elif drain.ending is not Ending.STOPPED:
             order_drain(layout, self._company.newest, drain.why)
         grace_s = self._orders.options.grace_s
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"

@@ -1,0 +1,102 @@
+"""What a start with another job does about the parents before it, on spools made by hand."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from spooling import (
+    A0,
+    B0,
+    JOB,
+    admit,
+    begin,
+    close,
+    dead_process,
+    intend,
+    living_process,
+    make_spool,
+    view_of,
+)
+
+from gpuspool.orchestrator.supervise.adopting import adopt
+from gpuspool.orchestrator.supervise.drain import NEW_CODE
+from gpuspool.orchestrator.supervise.launch import Orders
+from gpuspool.orchestrator.supervise.telling import Telling
+from gpuspool.orchestrator.supervise.workers import Workers
+from gpuspool.orchestrator.text.progress import Silent
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import read_record
+from gpuspool.spool.records import DrainOrder, Identity, Job, Options
+from gpuspool.spool.view import read_control
+
+OURS = 7
+NEWER = msgspec.structs.replace(JOB, sha256="34cd")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_spool(tmp_path / "s", 4)
+
+
+@pytest.fixture
+def living() -> Iterator[Identity]:
+    with living_process() as who:
+        yield who
+
+
+def drained_by(layout: Layout, job: Job, *older: int) -> int:
+    """The newest epoch that a start with this job drains, -1 where it drains none."""
+    view = view_of(layout)
+    workers = Workers(view, Orders(epoch=OURS, job=job, options=Options(), world_size=1))
+    adopt(view, workers, job, older, Telling(layout, OURS, Silent(), lambda: None))
+    return read_control(layout).drain
+
+
+def test_who_runs_the_same_job_goes_on(layout: Layout, living: Identity) -> None:
+    admit(layout, 2, living)
+    intend(layout, A0, epoch=2, parent=living)
+    begin(layout, A0)
+    assert drained_by(layout, JOB, 2) == -1
+
+
+def test_who_runs_another_job_is_ordered_to_end(layout: Layout, living: Identity) -> None:
+    admit(layout, 2, living)
+    intend(layout, A0, epoch=2, parent=living)
+    begin(layout, A0)
+    assert drained_by(layout, NEWER, 2) == 2
+    order = read_record(layout.drain(2), DrainOrder)
+    assert order is not None
+    assert order.why == NEW_CODE
+
+
+def test_the_order_names_none_that_runs_the_new_job_already(
+    layout: Layout, living: Identity
+) -> None:
+    """It came in just before, with the same fix."""
+    admit(layout, 2, living)
+    intend(layout, A0, epoch=2, parent=living)
+    admit(layout, 5, living)
+    intend(layout, B0, epoch=5, parent=living, job=NEWER)
+    for attempt in (A0, B0):
+        begin(layout, attempt)
+    assert drained_by(layout, NEWER, 2, 5) == 2
+
+
+def test_a_parent_whose_slots_wait_to_be_started_again_is_ordered_to_end_too(
+    layout: Layout, living: Identity
+) -> None:
+    """Else it would start the old job again in a moment."""
+    admit(layout, 2, living)
+    intend(layout, A0, epoch=2, parent=living)
+    begin(layout, A0)
+    close(view_of(layout), A0)
+    assert drained_by(layout, NEWER, 2) == 2
+
+
+def test_what_is_over_needs_no_order(layout: Layout) -> None:
+    admit(layout, 2, dead_process())
+    intend(layout, A0, epoch=2, parent=dead_process())
+    begin(layout, A0)
+    close(view_of(layout), A0)
+    assert drained_by(layout, NEWER) == -1
