@@ -73,6 +73,27 @@ class Starts:
     def start(self, *options: str, **env: str) -> int:
         return self.go(*self.command(*options), **env)
 
+    def start_at_once(self, count: int, *options: str) -> list[int]:
+        """So many starts at the same moment; returns their epochs."""
+        first = self._next()
+        pids = [
+            self._server.start(*self.command(*options), cwd=self.box.home) for _ in range(count)
+        ]
+        epochs = list(range(first, first + count))
+        wait_until(self.layout.parent(epochs[-1]).exists)
+        for epoch in epochs:
+            self._pids[epoch] = record(self.layout.parent(epoch))["pid"]
+        assert sorted(pids) == sorted(self._pids[epoch] for epoch in epochs)
+        return epochs
+
+    def bring_job(self) -> Path:
+        """From now on the job is a copy that may be changed; returns that."""
+        for name in ("gates.py", "plain.py"):
+            self.box.job(name)
+        job = self.box.job("many.py")
+        self.job = f"{job}:work"
+        return job
+
     def start_elsewhere(self, *options: str) -> Started:
         """Start on another host; nothing here can tell which of its processes live."""
         epoch = self._next()
@@ -295,10 +316,7 @@ def test_too_many_failures_stop_all_parents(starts: Starts) -> None:
 
 def test_changed_code_drains_the_older_parents_and_goes_on(starts: Starts) -> None:
     starts.plan(*["do"] * 6)
-    job = starts.box.write("many.py", Path(JOBS, "many.py").read_text())
-    for name in ("gates.py", "plain.py"):
-        starts.box.job(name)
-    starts.job = f"{job}:work"
+    job = starts.bring_job()
     older = [starts.start(), starts.start()]
     starts.wait_for(2)
     job.write_text(job.read_text().replace("return task.payload", "return 'done anew'"))
@@ -306,13 +324,33 @@ def test_changed_code_drains_the_older_parents_and_goes_on(starts: Starts) -> No
     newer = starts.start("--keep-done")
     for epoch in older:
         wait_until(lambda: "goes on with changed code" in starts.told(epoch))  # noqa: B023
-    starts.open()
     for epoch in older:
+        starts.let(*starts.attempts_of(epoch), 1)
         starts.end(epoch, 4)
+    starts.open()
     starts.end(newer, 0)
     results = assert_sound(starts.box, "S", 6)
     assert Counter(result["result"] for result in results) == {"do": 2, "done anew": 4}
     assert starts.ran() == list(range(6))
+
+
+def test_of_several_starts_with_changed_code_none_stops_the_others(starts: Starts) -> None:
+    """As the elements of an array whose job was fixed: they come in one after the other."""
+    starts.plan(*["do"] * 12)
+    job = starts.bring_job()
+    older = starts.start()
+    starts.wait_for(1)
+    job.write_text(job.read_text().replace("return task.payload", "return 'done anew'"))
+    newer = starts.start_at_once(3, "--keep-done")
+    starts.wait_for(4)
+    wait_until(lambda: "goes on with changed code" in starts.told(older))
+    starts.let(*starts.attempts_of(older), 1)
+    starts.end(older, 4)
+    starts.open()
+    for epoch in newer:
+        starts.end(epoch, 0)
+    results = assert_sound(starts.box, "S", 12)
+    assert Counter(result["result"] for result in results) == {"do": 1, "done anew": 11}
 
 
 def test_fresh_is_refused_while_anybody_may_be_there_and_says_on_which_hosts(
