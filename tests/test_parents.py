@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from spooling import (
@@ -26,9 +27,11 @@ from spooling import (
 )
 
 from gpuspool.orchestrator.api import epoch as api_epoch
+from gpuspool.orchestrator.api import opening
 from gpuspool.orchestrator.api.opening import open_or_create
 from gpuspool.orchestrator.plan.inputs import collect
 from gpuspool.orchestrator.plan.jobs import parse_job
+from gpuspool.orchestrator.plan.out import make_out
 from gpuspool.orchestrator.plan.request import make_request
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise import launch
@@ -41,10 +44,10 @@ from gpuspool.spool.layout import Layout, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.parents import Parents, is_anybody_alive_here, is_anybody_there
 from gpuspool.spool.publish import publish
-from gpuspool.spool.records import Closing, Identity
+from gpuspool.spool.records import Closing, Identity, Options
 from gpuspool.spool.states import Life
 from gpuspool.spool.trust import Trust
-from gpuspool.spool.view import read_control
+from gpuspool.spool.view import View, read_control
 
 
 @pytest.fixture
@@ -199,6 +202,42 @@ def test_an_order_names_all_epochs_up_to_one(layout: Layout) -> None:
     assert order_drain(layout, 3, ASKED)
     control = read_control(layout)
     assert [control.stops(epoch) for epoch in (0, 3, 4)] == [True, True, False]
+
+
+# A start that comes while another one makes the run.
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_whoever_is_overtaken_while_it_looks_at_out_goes_on_with_the_run_that_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Its OUT is that of the other one by now: it holds something, and must not be moved aside."""
+    layout, out = Layout(tmp_path / "S"), tmp_path / "out"
+    (tmp_path / "job.py").write_text("def work(task, ctx):\n    return 1\n")
+    (tmp_path / "lines").write_text("a\nb\n")
+    job, source = parse_job(f"{tmp_path}/job.py:work")
+    tasks = collect(lines=tmp_path / "lines")
+    request = make_request(job, source, tasks, out=out)
+
+    def open_it() -> View:
+        view, _ = open_or_create(
+            layout, request, Trust(), fresh=False, overwrite=overwrite, keep_done=False, add=False
+        )
+        return view
+
+    real = opening.slots_for
+    others: list[str] = []
+
+    def overtaken(options: Options) -> Any:
+        monkeypatch.setattr(opening, "slots_for", real)
+        others.append(open_it().run.id)
+        make_out(out, others[0])
+        (out / "a.txt").write_text("published")
+        return real(options)
+
+    monkeypatch.setattr(opening, "slots_for", overtaken)
+    assert open_it().run.id == others[0]
+    assert (out / "a.txt").read_text() == "published"
 
 
 # Races: each takes place as often as this, between two processes that do the same.

@@ -135,7 +135,15 @@ def _make(
     """Make the spool; returns its manifests, or None where another process was faster."""
     if n_ranks is None:
         n_ranks = len(slots_for(request.options)[1])
-    refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
+    # Another start may make this very run in this moment, and its OUT. Then that is neither refused
+    # for what it holds nor moved aside.
+    try:
+        refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
+    except UsageError:
+        if fresh or not is_made(layout):
+            raise
+    if not fresh and is_made(layout):
+        return None
     if fresh and layout.root.exists():
         with hold(layout):
             _refuse_alive(layout)
