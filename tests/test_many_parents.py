@@ -460,6 +460,22 @@ def test_a_slot_that_an_adopted_worker_took_is_filled_once_that_has_died(
     assert starts.ran() == list(range(8))
 
 
+def test_a_parent_whose_adopted_worker_is_at_work_has_something_to_do(starts: Starts) -> None:
+    """It stays, where one that has nothing at all leaves as it was told to."""
+    starts.plan("do")
+    killed = starts.start()
+    starts.wait_for(1)
+    starts.kill(killed)
+    heir = starts.start("--leave-when-idle", "1s")
+    wait_until(lambda: "outlived its parent" in starts.told(heir))
+    starts.start_elsewhere("--leave-when-idle", "1s").wait(75)
+    assert "draining" not in starts.told(heir)
+    starts.open()
+    starts.end(heir, 0)
+    assert_sound(starts.box, "S", 1)
+    assert len(names(starts.layout.attempts)) == 1
+
+
 def test_when_the_gatherer_is_killed_the_next_one_rules(starts: Starts) -> None:
     """A task fails for good by a ruling, which takes a gatherer."""
     starts.plan(*["do"] * 6, "fail", *["do"] * 6)

@@ -120,7 +120,7 @@ class Orchestrator:
             lease_s=options.lease_s,
         )
         self._control = Control()
-        self._rest = Rest(view, self._workers.children.attempts, options.leave_when_idle_s)
+        self._rest = Rest(view, self._workers.cared_for, options.leave_when_idle_s)
         self._damage = DamageKeeper(view)
         # When the next rank that waits out its backoff may be started, or the next death be judged,
         # as of the last look.

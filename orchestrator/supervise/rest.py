@@ -17,13 +17,13 @@ class Rest:
     """For how long no worker of this parent has had anything to do, as their heartbeats tell."""
 
     def __init__(
-        self, view: View, children: Callable[[], Sequence[str]], limit_s: float | None
+        self, view: View, attempts: Callable[[], Sequence[str]], limit_s: float | None
     ) -> None:
-        """children: the attempts that this parent has started and not forgotten. limit_s: after so
-        long it leaves; None: never.
+        """attempts: those that this parent has started and not forgotten, or has adopted. limit_s:
+        after so long it leaves; None: never.
         """
         self._view = view
-        self._children = children
+        self._attempts = attempts
         self.limit_s = limit_s
         self._since: float | None = None
 
@@ -50,5 +50,5 @@ class Rest:
         return max(0.0, self._since + self.limit_s - now)
 
     def _is_resting(self) -> bool:
-        beats = [self._view.heartbeat(attempt) for attempt in self._children()]
+        beats = [self._view.heartbeat(attempt) for attempt in self._attempts()]
         return all(beat is not None and beat.state is Phase.IDLE for beat in beats)

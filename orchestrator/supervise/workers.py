@@ -141,6 +141,12 @@ class Workers:
         """Likewise as of the last look, by the table of processes alone: reads nothing."""
         return [*self.children.running().values(), *self.others.adopted_running().values()]
 
+    def cared_for(self) -> list[str]:
+        """The children that are not forgotten, and what is adopted and runs. Reads nothing of the
+        spool.
+        """
+        return [*self.children.attempts(), *self.others.adopted_running()]
+
     def has_any_ended(self) -> bool:
         """Whether a child, or one that is adopted, has ended and was not seen to yet. Reads nothing
         of the spool.
