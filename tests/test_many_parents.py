@@ -460,6 +460,24 @@ def test_a_slot_that_an_adopted_worker_took_is_filled_once_that_has_died(
     assert starts.ran() == list(range(8))
 
 
+def test_an_adopted_worker_that_takes_signals_for_itself_hears_of_a_drain_all_the_same(
+    starts: Starts,
+) -> None:
+    starts.plan(*["slow"] * 60)
+    killed = starts.start("--grace", "2s", BROKEN="deaf")
+    starts.wait_for(1)
+    (orphan,) = starts.attempts_of(killed)
+    starts.kill(killed)
+    heir = starts.start("--grace", "60s")
+    wait_until(lambda: "outlived its parent" in starts.told(heir))
+    starts.signal(heir, signal.SIGTERM)
+    wait_until(lambda: "SIGTERM received" in starts.told(heir))
+    starts.open()
+    starts.end(heir, 75)
+    assert record(starts.layout.status("stopped", orphan))["reason"] == "drained"
+    assert len(starts.ran()) < 60
+
+
 def test_a_parent_whose_adopted_worker_is_at_work_has_something_to_do(starts: Starts) -> None:
     """It stays, where one that has nothing at all leaves as it was told to."""
     starts.plan("do")

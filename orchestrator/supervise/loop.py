@@ -452,11 +452,13 @@ class Orchestrator:
             return
         self._workers.tell_to_stop()
         # A signal does not reach a worker whose job takes it for itself, so those look into
-        # control/. Where this parent alone was told to stop, its word is for its own workers; what
-        # the gatherer decides is an order for everybody.
+        # control/. Where this parent alone was told to stop, its word is for its own workers, and
+        # for those of dead parents of this host that it has adopted; what the gatherer decides is
+        # an order for everybody.
         layout = self._view.layout
         if drain.is_own:
-            publish(layout.leave(self._orders.epoch), b"", durable=False)
+            for epoch in sorted({self._orders.epoch, *self._workers.others.adopted_epochs()}):
+                publish(layout.leave(epoch), b"", durable=False)
         elif drain.ending is not Ending.STOPPED:
             order_drain(layout, self._company.newest, drain.why)
         grace_s = self._orders.options.grace_s

@@ -69,6 +69,11 @@ class Others:
                 found[name] = pid
         return found
 
+    def adopted_epochs(self) -> set[int]:
+        """The epochs of those: their parents were of this host, as all that these started."""
+        intents = map(self._view.intents.get, self.adopted_running())
+        return {intent.epoch for intent in intents if intent is not None}
+
     def has_adopted_ended(self) -> bool:
         """Whether any that is adopted and open runs no more. Reads nothing of the spool."""
         return len(self.adopted_running()) < len(self._adopted_open())

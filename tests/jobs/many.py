@@ -8,12 +8,14 @@ from pathlib import Path
 from gates import PATIENCE_S, SLOW_S
 from plain import note
 
-# What the workers of a parent are told that can have none which works.
+# What the workers of a parent are told that shall have none which works, or none that hears.
 match os.environ.get("BROKEN"):
     case "loading":
         raise ImportError("this host lacks what the job needs")
     case "dying":
         os.kill(os.getpid(), signal.SIGKILL)
+    case "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def work(task, ctx):
