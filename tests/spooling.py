@@ -137,6 +137,7 @@ def intend(
     job_id: str = "",
     options: Options | None = None,
     job: Job = JOB,
+    uuids: Sequence[str] = (),
 ) -> Intent:
     """Publish the intent to start an attempt in the slot that bears the number of its rank.
 
@@ -154,6 +155,7 @@ def intend(
         options=options or Options(),
         environment={"CUDA_VISIBLE_DEVICES": "0"},
         at=1700000000.5,
+        device_uuids=list(uuids),
         job_id=job_id,
     )
     assert publish(layout.intent(attempt), seal_pretty(intent))

@@ -1,6 +1,6 @@
 """Which slots of a parent are taken by attempts that others started."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -72,11 +72,13 @@ def let_run(
     device: str = "0",
     job_id: str = "",
     epoch: int = 0,
+    uuids: Sequence[str] = (),
 ) -> None:
     """Let an attempt run, or be about to where it has no process."""
     if not layout.parent(epoch).exists():
         admit(layout, epoch, parent)
-    intend(layout, attempt, epoch=epoch, parent=parent, device=device, job_id=job_id)
+    known = {"device": device, "job_id": job_id, "uuids": uuids}
+    intend(layout, attempt, epoch=epoch, parent=parent, **known)
     if worker is not None:
         assert start_journal(layout, attempt, worker) is not None
 
@@ -93,6 +95,25 @@ def test_a_gpu_that_another_parents_attempt_uses_is_taken(
     assert look() == {A0: 1}
     close(look.view, A0)
     assert look() == {}, "it is free again once that is closed"
+
+
+@pytest.mark.parametrize(
+    ("device", "uuids", "slot"),
+    [
+        ("1", [], Slot(0, "0,1")),
+        ("0,1", [], Slot(0, "1")),
+        ("1", ["GPU-b"], Slot(0, "GPU-b")),
+        ("GPU-b", [], Slot(0, "1", ("GPU-b",))),
+        ("1", ["GPU-b"], Slot(0, "0", ("GPU-b",))),
+    ],
+)
+def test_a_gpu_is_known_by_any_of_its_names(
+    layout: Layout, parent: Identity, device: str, uuids: list[str], slot: Slot
+) -> None:
+    let_run(layout, A0, parent, None, device, uuids=uuids)
+    assert Look(layout, [slot])() == {A0: 0}
+    other = Slot(0, "2", ("GPU-c",))
+    assert Look(layout, [other])() == {}
 
 
 def test_the_cores_of_a_host_are_shared_with_other_parents(

@@ -57,8 +57,18 @@ class Seats:
         return None
 
     def _is_in_the_way(self, attempt: str, intent: Intent, slot: Slot) -> bool:
-        if intent.device != slot.device_name or intent.job_id != slot.job_id:
+        if intent.job_id != slot.job_id:
+            return False
+        theirs = _names(intent.device, intent.device_uuids)
+        if theirs.isdisjoint(_names(slot.device_name, slot.uuids)):
             return False
         if slot.device:
             return self._others.is_here(attempt)
         return self._others.is_adopted(attempt)
+
+
+def _names(device: str, uuids: Iterable[str]) -> set[str]:
+    """All that the devices of an attempt or a slot are called: one may be named by its index there,
+    and by its UUID here.
+    """
+    return {*device.split(","), *uuids} - {""}
