@@ -534,6 +534,30 @@ def test_after_the_crash_of_another_host_its_run_is_finished_and_can_be_made_ane
     assert_sound(starts.box, "S", 4)
 
 
+def test_a_host_that_was_suspended_and_taken_for_dead_works_on_beside_the_others(
+    starts: Starts,
+) -> None:
+    starts.plan(*["do"] * 8)
+    lease = limit(1)
+    suspended = starts.start_elsewhere("--lease", lease)
+    starts.wait_for(1)
+    (theirs,) = starts.attempts_of(0)
+    (worker,) = starts.pids_of(0)
+    for pid in (suspended.pid, worker):
+        kill(pid, signal.SIGSTOP)
+    other = starts.start("--lease", lease)
+    wait_until(lambda: f"{theirs} ended" in starts.told(other))
+    for pid in (suspended.pid, worker):
+        kill(pid, signal.SIGCONT)
+    wait_until(lambda: len(starts.attempts_of(0)) == 2)
+    starts.wait_for(3)
+    starts.open()
+    starts.end(other, 0)
+    suspended.wait(0)
+    assert_sound(starts.box, "S", 8)
+    assert len(journal_lines(starts.spool)) == 8, "each is counted once"
+
+
 # How much they read.
 
 
