@@ -12,6 +12,7 @@ from spooling import (
     JOB,
     begin,
     dead_process,
+    elsewhere,
     finish,
     intend,
     make_spool,
@@ -28,7 +29,8 @@ from gpuspool.orchestrator.supervise.snapshot import History, Situation
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool import closing
 from gpuspool.spool.closing import publish_closing
-from gpuspool.spool.journal import start_journal
+from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import JournalWriter, start_journal
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.manifest import publish_added, publish_orphans
 from gpuspool.spool.publish import SyncError
@@ -161,6 +163,58 @@ def test_only_this_epochs_attempts_make_a_ranks_past(tmp_path: Path) -> None:
     assert (second.trials, second.has_completed, second.ended_at) == ((), True, 0.0)
     again = history.past()[0]
     assert again.ended_at == first.ended_at, "when an end was first seen is kept"
+
+
+def test_the_slots_of_a_parent_that_has_gone_are_in_play_while_it_has_left_an_attempt(
+    tmp_path: Path,
+) -> None:
+    layout = make_spool(tmp_path / "s", 4)
+    view = view_of(layout)
+    history = History(view, 0, SLOTS)
+    intend(layout, A0, epoch=0)
+    intend(layout, B0, epoch=1, parent=elsewhere())
+    finish(begin(layout, B0), 1)
+    view.refresh()
+    history.past()
+    assert len(history.past_elsewhere([])) == 1
+    close(layout, B0)
+    view.refresh()
+    assert history.past_elsewhere([]) == []
+    [past] = history.past_elsewhere([1])
+    assert past.slot.host == "elsewhere"
+
+
+def test_a_task_that_failed_here_waits_for_another_host_only_while_somebody_is_there(
+    tmp_path: Path,
+) -> None:
+    """It failed in two processes that proved themselves. Another host may know better."""
+    layout = make_spool(tmp_path / "s", 8)
+    intend(layout, B0, epoch=1, parent=elsewhere())
+    take(layout, B0, 1)
+    finish(begin(layout, B0), 7)
+    close(layout, B0)
+    for attempt, index in ((A0, 1), (A1, 2)):
+        intend(layout, attempt)
+        fail(begin(layout, attempt), 0, then_complete=index)
+        close(layout, attempt)
+    take(layout, A0, 4)
+    take(layout, A1, 8)
+    view = view_of(layout)
+    judge, slot = Judge(view, 0, max_crashes=2), Slot(0, "0", host=myself().host)
+    situation = Situation(view, workers_of(view, 0), judge, Policy(max_restarts=3), 0, [slot])
+    situation.snapshot(None, others=[1])
+    assert judge.publish() == [], "it is given out again"
+    situation.snapshot(None, others=[])
+    assert [failure.task for failure in judge.publish()] == [0]
+
+
+def fail(journal: JournalWriter, index: int, then_complete: int) -> None:
+    """A task fails, and then the place proves itself."""
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="no")
+    line = task(index)
+    journal.append(JournalLine(task=index, round=0, state=LineState.HELD, error=error, line=line))
+    finish(journal, then_complete)
+    journal.flush()
 
 
 def test_a_rank_gets_on_while_its_open_attempt_completes_tasks(tmp_path: Path) -> None:

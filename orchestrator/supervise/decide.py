@@ -143,7 +143,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     `barren` is how many attempts have ended since a task was finished last, which was at
     `finished_last_at`, without those that their job recycled. `lingering`: the slots whose last
     attempt is closed while its process still runs here. `is_gatherer`: this parent sees to what one
-    of all parents has to do. `elsewhere`: what became of the slots of others.
+    of all parents has to do. `elsewhere`: what became of the slots of others that
+    are in play.
     """
 
     tasks_left: int

@@ -324,7 +324,9 @@ class Orchestrator:
         while True:
             self._look()
             is_gatherer = self._company.is_gatherer
-            snapshot = self._situation.snapshot(self._drains.drain, is_gatherer)
+            snapshot = self._situation.snapshot(
+                self._drains.drain, is_gatherer, self._company.others
+            )
             # One moment for both, so that a restart is either decided now or waited for.
             now = time.monotonic()
             actions = d.decide(snapshot, self._policy, now)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.decide import (
@@ -81,10 +81,18 @@ class History:
         self._read_intents()
         return [self._past_of(self._slots[number]) for number in range(self._n_own)]
 
-    def past_elsewhere(self) -> list[RankPast]:
-        """Likewise of the slots of other parents, as of the last `past`."""
-        others = range(self._n_own, len(self._slots))
-        return [self._past_of(self._slots[number]) for number in others]
+    def past_elsewhere(self, epochs: Collection[int]) -> list[RankPast]:
+        """Likewise of the slots of other parents that are in play, as of the last `past`.
+
+        epochs: of the parents that are there. Nobody will have another opinion in the slots of one
+        that has gone, but for an attempt that it has left behind and that is open yet. If they
+        counted as places, tasks would wait for their opinions for ever.
+        """
+        found: list[RankPast] = []
+        for (epoch, _), number in self._numbers.items():
+            if epoch in epochs or self._open(number) is not None:
+                found.append(self._past_of(self._slots[number]))
+        return found
 
     def slot_of(self, attempt: str) -> int:
         """The number of the slot that an attempt was started in, -1 where that is not known."""
@@ -350,17 +358,20 @@ class Situation:
         self._finished_last_at = 0.0
         self._closed_before = 0
 
-    def snapshot(self, drain: Drain | None, is_gatherer: bool = True) -> Snapshot:
+    def snapshot(
+        self, drain: Drain | None, is_gatherer: bool = True, others: Collection[int] = ()
+    ) -> Snapshot:
         """What is known now, of a view that was just refreshed.
 
-        is_gatherer: this parent does what one of all has to do.
+        is_gatherer: this parent does what one of all has to do. others: the epochs of the other
+        parents that are there.
         """
         ledger = self._view.ledger
         undecided = self._undecided()
         if drain is not None:
             self._history.note_drain()
         past = self._history.past()
-        elsewhere = self._history.past_elsewhere()
+        elsewhere = self._history.past_elsewhere(others)
         everywhere = [*past, *elsewhere]
         open_ = self._open()
         self._note_progress()
