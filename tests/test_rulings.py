@@ -152,6 +152,25 @@ def test_a_crash_is_an_opinion_and_the_task_runs_alone_from_then_on(layout: Layo
     assert again.failed_in == ((A0, DEVICE),)
 
 
+def test_a_rank_that_another_place_has_got_proves_nothing_of_the_first(layout: Layout) -> None:
+    """The first parent has gone, and with it the place where the task took its process along."""
+    journal = attempt(layout, A0, 4)
+    journal.append(JournalLine(task=1, round=0, state=LineState.STARTED))
+    view = view_of(layout)
+    close(view, A0, witness=Witness(-11, max_crashes=2))
+    intend(layout, A1, epoch=1, device="another")
+    journal = begin(layout, A1)
+    take(layout, A1, 8)
+    finish(journal, 5)
+    assert rule(view) == []
+    assert view.unruled() == [], "it is not waited for what can never come"
+    journal = attempt(layout, B0, 1, "ruling-01")
+    hold(journal, 1)
+    take(layout, B0, 2, f"{A0}.orphans")
+    finish(journal, 2)
+    assert rule(view) == [], "only one place has confirmed it"
+
+
 def test_what_failed_before_this_start_is_no_late_opinion(layout: Layout) -> None:
     """A job was broken, and was fixed: its tasks must be tried before they fail."""
     everything = 8

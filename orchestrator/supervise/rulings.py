@@ -371,10 +371,20 @@ class Judge:
         if rank_of(held.attempt) in self._without_news:
             # It waits for what others make of this very task.
             return False
+        if any(
+            self._place(later) != self._place(held.attempt) for later in self._next(held.attempt)
+        ):
+            # The parent has gone, and another one has its rank, in another place.
+            return False
         return not any(later in self._view.closed for later in self._later(held.attempt))
 
     def _later(self, attempt: str) -> Iterator[str]:
-        """The later attempts of the same rank."""
+        """The later attempts of the same rank that ran in the same place."""
+        place = self._place(attempt)
+        return (later for later in self._next(attempt) if self._place(later) == place)
+
+    def _next(self, attempt: str) -> Iterator[str]:
+        """The later attempts of the same rank, wherever they ran."""
         rank, number = parse_attempt(attempt) or (0, 0)
         for later in range(number + 1, self._view.next_number(rank)):
             yield attempt_name(rank, later)
