@@ -5,6 +5,10 @@ that epoch. Parents are equal. It links `parents/<epoch>.json` before it starts 
 `parents/<epoch>.end.json` once it has seen off all that it had started. A parent without an end is
 alive until the opposite is proved: here by the table of processes, elsewhere by a lease (see
 `liveness.py`).
+
+Whoever proves that writes the end in its place: LOST. A host that stood still for a lease may wake,
+though. Its parent finds that end then, and removes it, since it is there; and on its own host
+nobody believes such an end more than the table of processes.
 """
 
 from __future__ import annotations
@@ -37,6 +41,10 @@ def being_parent(layout: Layout, epoch: int) -> Iterator[None]:
         _running.discard(key)
 
 
+# How a parent ended that others proved dead.
+LOST = "lost"
+
+
 class Parents:
     """All parents that a spool tells of, as of the last `refresh`. Read its attributes only.
 
@@ -51,15 +59,21 @@ class Parents:
 
     def refresh(self) -> Parents:
         """Read what is new, by one listing and one open for each new file. Raises OSError."""
+        ended: set[int] = set()
         for filename in listdir(self._layout.parents):
             parsed = parse_parent(filename)
             if parsed is None:
                 continue
             epoch, is_end = parsed
-            if is_end and epoch not in self.ends:
-                self.ends[epoch] = read_record(self._layout.parent_end(epoch), ParentEnd)
-            elif not is_end and epoch not in self.known:
+            if is_end:
+                ended.add(epoch)
+                if epoch not in self.ends:
+                    self.ends[epoch] = read_record(self._layout.parent_end(epoch), ParentEnd)
+            elif epoch not in self.known:
                 self.known[epoch] = read_sealed(self._layout.parent(epoch), Parent)
+        for epoch in self.ends.keys() - ended:
+            # It was taken for dead, and was not.
+            del self.ends[epoch]
         return self
 
     @property
@@ -69,14 +83,27 @@ class Parents:
 
     def without_end(self) -> list[int]:
         """The epochs whose parents have not said that they ended, the lowest first."""
-        return sorted(self.known.keys() - self.ends.keys())
+        return sorted(epoch for epoch in self.known if not self.has_ended(epoch))
+
+    def has_ended(self, epoch: int) -> bool:
+        """Whether it is on record that a parent has ended, and may be believed."""
+        if epoch not in self.ends:
+            return False
+        parent = self.known.get(epoch)
+        is_here_to_see = parent is not None and is_here(parent)
+        return not (self.was_lost(epoch) and is_here_to_see)
+
+    def was_lost(self, epoch: int) -> bool:
+        """Whether others say that a parent is dead."""
+        end = self.ends.get(epoch)
+        return end is not None and end.how == LOST
 
     def near_life(self, epoch: int) -> Life:
         """What is proved of a parent at a single look: by its end, or by its process if it is here.
 
         One of a folder that this spool is a copy of is none of ours, and counts as dead.
         """
-        if epoch in self.ends:
+        if self.has_ended(epoch):
             return Life.DEAD
         parent = self.known.get(epoch)
         if parent is None:

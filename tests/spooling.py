@@ -214,9 +214,9 @@ def admit(layout: Layout, epoch: int, who: Identity, lease_s: float = 120.0) -> 
     return parent
 
 
-def say_ended(layout: Layout, epoch: int) -> None:
+def say_ended(layout: Layout, epoch: int, how: str = "drained") -> None:
     """Publish that the parent of an epoch has ended."""
-    assert publish(layout.parent_end(epoch), pretty(ParentEnd(how="drained", exit_code=75, at=1.0)))
+    assert publish(layout.parent_end(epoch), pretty(ParentEnd(how=how, exit_code=75, at=1.0)))
 
 
 # Closing it.

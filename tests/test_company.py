@@ -11,6 +11,7 @@ from spooling import admit, dead_process, elsewhere, living_process, make_spool,
 from gpuspool.orchestrator.supervise.company import Company
 from gpuspool.spool.layout import Layout, epoch_name
 from gpuspool.spool.liveness import LOOKS_A_LEASE, FailureDetector
+from gpuspool.spool.parents import LOST
 from gpuspool.spool.records import Identity
 
 LEASE_S = 120.0
@@ -112,6 +113,26 @@ def test_who_is_elsewhere_gathers_as_long_as_its_beat_has_not_stood_still_for_a_
     layout.beat(epoch_name(0), next(beats)).touch()
     company.look()
     assert company.is_gatherer, "who was proved dead once is not judged again"
+
+
+def test_who_was_taken_for_dead_and_is_there_takes_that_back(
+    layout: Layout, living: Callable[[], Identity]
+) -> None:
+    admit(layout, 0, living())
+    admit(layout, OURS, elsewhere())
+    other, ours = company_of(layout, 0), company_of(layout)
+    say_ended(layout, OURS, LOST)
+    assert looked(other).is_alone
+    assert looked(ours).was_taken_for_dead
+    assert looked(other).others == [OURS]
+    assert not looked(ours).was_taken_for_dead, "it is said once"
+
+
+def test_who_has_ended_does_not_take_that_back(layout: Layout) -> None:
+    admit(layout, OURS, elsewhere())
+    say_ended(layout, OURS)
+    assert not looked(company_of(layout)).was_taken_for_dead
+    assert layout.parent_end(OURS).exists()
 
 
 def test_a_lease_is_never_shorter_than_some_beats_of_the_other_one(

@@ -274,6 +274,40 @@ def test_a_parent_none_of_whose_workers_works_ends_and_the_others_go_on(
     assert record(starts.spool / "summary.json")["how"] == "finished"
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["the parent alone", "its worker too"])
+def test_a_host_that_stood_still_and_was_taken_for_dead_goes_on(
+    starts: Starts, whole: bool
+) -> None:
+    starts.plan(*["do"] * 9)
+    lease = ("--lease", limit(1))
+    here = starts.start(*lease)
+    there = starts.start_elsewhere(*lease)
+    starts.wait_for(2)
+    stopped = [there.pid, *(starts.pids_of(1) if whole else [])]
+    for pid in stopped:
+        kill(pid, signal.SIGSTOP)
+    wait_until(starts.layout.parent_end(1).exists)
+    assert starts.parent_end(1)["how"] == "lost"
+    (first,) = starts.attempts_of(1)
+    if whole:
+        wait_until(lambda: f"{first} ended" in starts.told(here))
+    for pid in stopped:
+        kill(pid, signal.SIGCONT)
+    wait_until(lambda: "others took it for dead" in starts.told(1))
+    assert not starts.layout.parent_end(1).exists()
+    # What it starts from here on is nobody else's.
+    starts.let(first, 1)
+    starts.wait_for(3)
+    starts.open()
+    there.wait(0)
+    starts.end(here, 0)
+    assert starts.parent_end(1)["how"] == "finished"
+    assert_sound(starts.box, "S", 9)
+    closed_by_others = names(starts.layout.subdir("failed"))
+    assert closed_by_others == ([f"{first}.json"] if whole else [])
+    assert len(starts.attempts_of(1)) == 1 + whole
+
+
 # Orders for all.
 
 

@@ -42,7 +42,7 @@ from gpuspool.orchestrator.supervise.ranks import Ranks
 from gpuspool.spool.closing import publish_closing
 from gpuspool.spool.layout import Layout, rank_of
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.parents import Parents, is_anybody_alive_here, is_anybody_there
+from gpuspool.spool.parents import LOST, Parents, is_anybody_alive_here, is_anybody_there
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Closing, Identity, Options
 from gpuspool.spool.states import Life
@@ -140,6 +140,26 @@ def test_a_refresh_opens_what_is_new_and_nothing_twice(
     new = [layout.parent(20), layout.parent_end(3)]
     assert sorted(opened) == sorted(map(os.fspath, [layout.parents, *new]))
     assert parents.without_end() == [number for number in range(21) if number != 3]
+
+
+def test_on_its_own_host_a_parent_that_others_call_lost_is_known_better(
+    layout: Layout, living: Identity
+) -> None:
+    for epoch, who in enumerate((living, dead_process(), elsewhere())):
+        admit(layout, epoch, who)
+        say_ended(layout, epoch, LOST)
+    assert there(layout) == {0: Life.ALIVE}
+    lives = [Parents(layout).refresh().near_life(epoch) for epoch in range(3)]
+    assert lives == [Life.ALIVE, Life.DEAD, Life.DEAD]
+
+
+def test_an_end_that_was_taken_back_is_forgotten(layout: Layout) -> None:
+    admit(layout, 0, elsewhere())
+    say_ended(layout, 0, LOST)
+    parents = Parents(layout).refresh()
+    assert parents.there() == {}
+    layout.parent_end(0).unlink()
+    assert parents.refresh().there() == {0: Life.ELSEWHERE}
 
 
 # Copies of a spool.

@@ -62,7 +62,7 @@ from gpuspool.spool.layout import copy_name
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.parents import Parents, being_parent
-from gpuspool.spool.publish import publish
+from gpuspool.spool.publish import publish, replace
 from gpuspool.spool.records import Job, Parent, ParentEnd, Place, Run, TaskLine
 from gpuspool.spool.signals import children_can_be_awaited
 from gpuspool.spool.states import JobKind
@@ -199,12 +199,17 @@ def _take_epoch(view: View, slots: list[Slot], lease_s: float, command: str) -> 
 
 
 def _say_ended(view: View, epoch: int, outcome: Outcome | None) -> None:
-    """Publish how this parent ended, by link(2). outcome: None where it could not go on."""
+    """Publish how this parent ended, by link(2), or by rename(2) if others had said that it is
+    lost. outcome: None where it could not go on.
+    """
     how, exit_code, message = "failed", 1, ""
     if outcome is not None:
         how, exit_code, message = outcome.how, outcome.exit_code, outcome.message
     end = ParentEnd(how=how, exit_code=exit_code, at=time.time(), message=recordable(message))
-    publish(view.layout.parent_end(epoch), pretty(end))
+    path = view.layout.parent_end(epoch)
+    if not publish(path, pretty(end)):
+        # Others took it for dead just now, and said so.
+        replace(path, pretty(end), durable=True)
 
 
 def _is_requeue_due(view: View, drain: Drain | None, received: list[int]) -> bool:

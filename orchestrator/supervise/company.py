@@ -16,12 +16,10 @@ from gpuspool.spool.codec import pretty
 from gpuspool.spool.identity import is_here
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.publish import publish
+from gpuspool.spool.parents import LOST
+from gpuspool.spool.publish import publish, remove_quietly
 from gpuspool.spool.records import ParentEnd
 from gpuspool.spool.states import Life
-
-# How a parent ended that others proved dead.
-LOST = "lost"
 
 
 class Company:
@@ -39,25 +37,30 @@ class Company:
         self.newest = epoch
         # Whether, at the last look, a parent of this host was not there any more.
         self.has_lost_a_neighbour = False
-        # Those that were proved dead once, which need not be judged again.
-        self._dead: set[int] = set()
+        # Whether, at the last look, others took this parent for dead.
+        self.was_taken_for_dead = False
 
     def look(self) -> None:
         """List the parents, and judge those that have not said that they ended. Raises OSError."""
         self._detector.look()
+        parents = self._detector.parents
+        self.was_taken_for_dead = parents.was_lost(self._epoch)
+        if self.was_taken_for_dead:
+            # What this one starts would be closed as that of a dead parent.
+            remove_quietly(self._layout.parent_end(self._epoch))
+            parents.refresh()
         others: list[int] = []
-        for epoch in self._detector.parents.without_end():
-            if epoch == self._epoch or epoch in self._dead:
+        for epoch in parents.without_end():
+            if epoch == self._epoch:
                 continue
-            if self._detector.epoch_life(epoch) is Life.DEAD:
-                self._dead.add(epoch)
-                self._say_lost(epoch)
-            else:
+            if self._detector.epoch_life(epoch) is not Life.DEAD:
                 others.append(epoch)
+            elif epoch not in parents.ends:
+                self._say_lost(epoch)
         gone = set(self.others).difference(others)
         self.has_lost_a_neighbour = any(map(self._is_neighbour, gone))
         self.others = others
-        self.newest = max(self._epoch, self._detector.parents.newest)
+        self.newest = max(self._epoch, parents.newest)
 
     def _say_lost(self, epoch: int) -> None:
         """Write the end of a parent that is proved dead: nobody need prove that again.

@@ -388,6 +388,12 @@ class Orchestrator:
     def _glance(self) -> None:
         """See who else is there, and what control/ says. Raises OSError."""
         self._company.look()
+        if self._company.was_taken_for_dead:
+            text = (
+                "this start stood still for longer than the lease, and others took it for dead. It "
+                "goes on; what its workers had in hand may be done by others"
+            )
+            self._telling.tell("taken_for_dead", text)
         self._control = read_control(self._view.layout)
 
     def _tell_of_waiting(self, snapshot: d.Snapshot, now: float) -> None:
