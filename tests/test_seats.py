@@ -41,6 +41,10 @@ class Look:
         self._workers = Workers(self.view, orders)
         self._seats = Seats(self.view, self._workers.others, slots)
 
+    @property
+    def further(self) -> frozenset[int]:
+        return self._seats.further
+
     def __call__(self, busy: Collection[int] = ()) -> dict[str, int]:
         self.view.refresh()
         return dict(self._seats.look(self._workers.others.open(), busy))
@@ -114,6 +118,25 @@ def test_a_gpu_is_known_by_any_of_its_names(
     assert Look(layout, [slot])() == {A0: 0}
     other = Slot(0, "2", ("GPU-c",))
     assert Look(layout, [other])() == {}
+
+
+def test_an_attempt_with_several_gpus_takes_a_slot_of_each(
+    layout: Layout, parent: Identity, worker: Identity
+) -> None:
+    let_run(layout, A0, parent, worker, "0,2")
+    look = Look(layout, [Slot(0, "0"), Slot(1, "0"), Slot(2, "1"), Slot(3, "2")])
+    assert (look(), look.further) == ({A0: 0}, {3})
+    assert (look(), look.further) == ({A0: 0}, {3})
+    close(look.view, A0)
+    assert (look(), look.further) == ({}, set())
+
+
+def test_an_attempt_waits_for_no_second_slot_where_one_has_all_its_gpus(
+    layout: Layout, parent: Identity, worker: Identity
+) -> None:
+    let_run(layout, A0, parent, worker, "0,1")
+    look = Look(layout, [Slot(0, "0,1"), Slot(1, "0,1")])
+    assert (look(), look.further) == ({A0: 0}, set())
 
 
 def test_the_cores_of_a_host_are_shared_with_other_parents(

@@ -141,10 +141,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     verdicts on them are given. `do_processes_break`: as in `Ground`. `complete` is how many of all
     `tasks` are. `doubtful` tasks failed in `doubting` attempts of this epoch and have no verdict.
     `barren` is how many attempts have ended since a task was finished last, which was at
-    `finished_last_at`, without those that their job recycled. `lingering`: the slots whose last
-    attempt is closed while its process still runs here. `is_gatherer`: this parent sees to what one
-    of all parents has to do. `elsewhere`: what became of the slots of others that
-    are in play.
+    `finished_last_at`, without those that their job recycled. `occupied`: the slots without an open
+    attempt that must wait all the same: the process of their last one still runs here, or an
+    attempt in another slot uses their device too. `is_gatherer`: this parent sees to what one of
+    all parents has to do. `elsewhere`: what became of the slots of others that are in play.
     """
 
     tasks_left: int
@@ -168,7 +168,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     doubting: int = 0
     barren: int = 0
     finished_last_at: float = 0.0
-    lingering: frozenset[int] = frozenset()
+    occupied: frozenset[int] = frozenset()
     is_gatherer: bool = True
     elsewhere: Sequence[RankPast] = ()
 
@@ -410,10 +410,10 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
     # claims anything, the tasks are still unclaimed and the next look starts somebody else.
     # But a rank whose job has never loaded in this epoch may never load it: it takes no work from
     # one that has worked before.
-    # And a process that has not ended yet holds memory, also on its device: the next one of its
-    # rank waits for that, as long as the parent has patience with it.
+    # And a process that has not ended yet holds memory, also on its device: the next one there
+    # waits for that, as long as the parent has patience with it.
     ready = [rank for rank in able if restart_at(rank, snapshot) <= now]
-    ready = [rank for rank in ready if rank.number not in snapshot.lingering]
+    ready = [rank for rank in ready if rank.number not in snapshot.occupied]
     starting = {attempt.slot for attempt in snapshot.own if attempt.is_starting}
     if any(rank.has_begun for rank in ready):
         starting &= {rank.number for rank in snapshot.past if rank.has_begun}

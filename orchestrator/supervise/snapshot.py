@@ -388,6 +388,7 @@ class Situation:
             # Tasks may have been added since it was said that all are finished.
             self._finished_at = None
         last_phase_since = self._judge.last_phase_since
+        lingering = map(self._history.slot_of, self._workers.lingering())
         return Snapshot(
             tasks_left=tasks_left,
             unclaimed=self._view.unclaimed,
@@ -410,7 +411,7 @@ class Situation:
             doubting=n_attempts,
             barren=self._barren(),
             finished_last_at=self._finished_last_at,
-            lingering=frozenset(map(self._history.slot_of, self._workers.lingering())),
+            occupied=frozenset(lingering) | self._seats.further,
             is_gatherer=is_gatherer,
             elsewhere=elsewhere,
         )
