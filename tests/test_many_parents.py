@@ -568,6 +568,37 @@ def test_after_the_crash_of_another_host_its_run_is_finished_and_can_be_made_ane
     assert_sound(starts.box, "S", 4)
 
 
+def test_a_start_anew_waits_until_it_is_proved_that_another_host_has_crashed(
+    starts: Starts,
+) -> None:
+    starts.plan("do", "do")
+    crashed = starts.start_elsewhere("--lease", limit(1))
+    starts.wait_for(1)
+    (worker,) = starts.pids_of(0)
+    starts.open()
+    kill(crashed.pid)
+    kill(worker)
+    done = starts.run(*starts.command("--fresh"))
+    assert "a gpuspool on host other, rank-0000.a00" in done.err
+    assert_sound(starts.box, "S", 2)
+    assert (starts.box / "S.old-1").is_dir()
+
+
+def test_outputs_that_were_moved_are_used_once_it_is_proved_that_nobody_writes_to_the_old_ones(
+    starts: Starts,
+) -> None:
+    starts.plan("do", "do")
+    crashed = starts.start_elsewhere("--lease", limit(1), "--out", "out")
+    starts.wait_for(1)
+    (worker,) = starts.pids_of(0)
+    starts.open()
+    kill(crashed.pid)
+    kill(worker)
+    (starts.box / "out").rename(starts.box / "moved")
+    starts.run("resume", "S", "--out-moved-to", "moved", "--ranks", "1")
+    assert_sound(starts.box, "S", 2)
+
+
 def test_a_host_that_was_suspended_and_taken_for_dead_works_on_beside_the_others(
     starts: Starts,
 ) -> None:

@@ -34,6 +34,7 @@ from gpuspool.orchestrator.api.whereabouts import (
     record_root,
     refuse_out,
     root_moved_along,
+    wait_for_writers,
 )
 from gpuspool.orchestrator.plan.code import changed_since, code_now
 from gpuspool.orchestrator.plan.devices import Pool
@@ -105,6 +106,7 @@ def supervise(
     # and not in the middle of a repair. The repair comes before the view is read again, since it
     # makes whole what a view is read from.
     received: list[int] = []
+    writers = None if out_moved_to is None else wait_for_writers(view, Path(out_moved_to))
     make_way(layout.lock)
     with contextlib.ExitStack() as stack:
         admission = stack.enter_context(contextlib.ExitStack())
@@ -118,7 +120,7 @@ def supervise(
         code = publish_code(layout, code_now(view, job))
         job = msgspec.structs.replace(job, code=code)
         if out_moved_to is not None:
-            record_move(view, Path(out_moved_to))
+            record_move(view, Path(out_moved_to), writers)
         moved_to = inputs_root or root_moved_along(view)
         if moved_to and view.run.root:
             record_root(view, moved_to)

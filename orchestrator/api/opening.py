@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpuspool.orchestrator.api.presence import Presence, in_words, parents_in_words
 from gpuspool.orchestrator.plan.aside import move_aside
 from gpuspool.orchestrator.plan.create import create, half_made, refuse_place
 from gpuspool.orchestrator.plan.devices import Pool, find_pool, share_out
@@ -137,8 +138,11 @@ def _make(
         n_ranks = len(slots_for(request.options)[1])
     # Another start may make this very run in this moment, and its OUT. Then that is neither refused
     # for what it holds nor moved aside.
+    presence: Presence | None = None
     try:
-        refuse_to_make(layout, request, trust, fresh=fresh, overwrite=overwrite)
+        presence = refuse_to_make(
+            layout, request, trust, fresh=fresh, overwrite=overwrite, waits=True
+        )
     except UsageError:
         if fresh or not is_made(layout):
             raise
@@ -146,7 +150,7 @@ def _make(
         return None
     if fresh and layout.root.exists():
         with hold(layout):
-            _refuse_alive(layout)
+            _refuse_alive(layout, presence, waits=False)
             move_aside(layout.root)
     if request.out is not None:
         clear_out(Path(request.out))
@@ -156,18 +160,30 @@ def _make(
 
 
 def refuse_to_make(
-    layout: Layout, request: Request, trust: Trust, *, fresh: bool, overwrite: bool
-) -> None:
-    """Raise UsageError or OrchestratorLive where a spool cannot be made. Changes nothing."""
+    layout: Layout,
+    request: Request,
+    trust: Trust,
+    *,
+    fresh: bool,
+    overwrite: bool,
+    waits: bool = False,
+) -> Presence | None:
+    """Raise UsageError or OrchestratorLive where a spool cannot be made. Changes nothing.
+
+    waits: where only a lease can prove that nobody is at work on the one that is moved aside, until
+    it has. Returns who was looked for, None where nobody was.
+    """
     if request.out is not None:
         check_out(Path(request.out), overwrite, request, layout.root)
     if fresh and layout.root.exists():
-        _refuse_to_move_aside(layout, request, trust)
-    else:
-        refuse_place(layout)
+        return _refuse_to_move_aside(layout, request, trust, waits)
+    refuse_place(layout)
+    return None
 
 
-def _refuse_to_move_aside(layout: Layout, request: Request, trust: Trust) -> None:
+def _refuse_to_move_aside(
+    layout: Layout, request: Request, trust: Trust, waits: bool
+) -> Presence | None:
     """--fresh: refuse a spool that cannot be renamed, or of whose run anything may be alive.
 
     A worker that still lives has the spool's path, and would go on writing into the new spool. A
@@ -181,34 +197,33 @@ def _refuse_to_move_aside(layout: Layout, request: Request, trust: Trust) -> Non
     refuse_to_rename(layout.root, "--fresh", request, None)
     # Taking its lock opens a file in there for writing.
     refuse_unsafe(layout, trust, {})
-    _refuse_alive(layout)
+    return _refuse_alive(layout, None, waits=waits)
 
 
-def _refuse_alive(layout: Layout) -> None:
-    """Raise OrchestratorLive where a parent or an attempt is not proved dead."""
-    hosts = sorted(
-        "a host that its record does not tell" if parent is None else f"host {parent.host}"
-        for parent in parents_there(layout)
-    )
-    alive = [*dict.fromkeys(f"a gpuspool on {host}" for host in hosts), *_alive_attempts(layout)]
-    if alive:
+def _refuse_alive(layout: Layout, presence: Presence | None, *, waits: bool) -> Presence | None:
+    """Raise OrchestratorLive where a parent or an attempt is not proved dead.
+
+    presence: what an earlier call has returned, None at the first one. waits: until that is sure.
+    """
+    if presence is None and is_made(layout):
+        presence = Presence(open_view(layout.root, reads_claims=False))
+    if presence is None:
+        # Of what has no run record it is not known what a lease is.
+        there = ", ".join(parents_in_words(Parents(layout).refresh()))
+    else:
+        there = in_words(presence.wait() if waits else presence.look())
+    if there:
         raise OrchestratorLive(
-            f"{layout.root}: {', '.join(alive)} may still be running. "
+            f"{layout.root}: {there} may still be running. "
             "Stop them first with `gpuspool drain`, or choose another --spool."
         )
+    return presence
 
 
 def parents_there(layout: Layout) -> list[Parent | None]:
     """The parents that are not proved dead, at a single look."""
     parents = Parents(layout).refresh()
     return [parents.known[epoch] for epoch in parents.there()]
-
-
-def _alive_attempts(layout: Layout) -> list[str]:
-    """The attempts that are not proved dead; none where no run record can be read."""
-    if not is_made(layout):
-        return []
-    return alive_attempts(open_view(layout.root, reads_claims=False))
 
 
 def alive_attempts(view: View) -> list[str]:

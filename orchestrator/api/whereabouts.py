@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpuspool.orchestrator.api.opening import alive_attempts
+from gpuspool.orchestrator.api.presence import Presence, in_words
 from gpuspool.orchestrator.plan.differences import is_out_of
 from gpuspool.orchestrator.plan.holds import refuse_in_spool
 from gpuspool.orchestrator.plan.locate import at_home
@@ -104,30 +104,50 @@ def out_now(
     return moved_to
 
 
-def record_move(view: View, moved_to: Path) -> None:
+def record_move(view: View, moved_to: Path, presence: Presence | None = None) -> None:
     """Record, in both copies of run.json, that OUT is at another place now.
 
-    The names of outputs in the journals are relative to OUT, so nothing else changes. Raises
-    UsageError where that folder cannot be this run's OUT, and OrchestratorLive while somebody may
-    still write to the old one.
+    The names of outputs in the journals are relative to OUT, so nothing else changes. presence: who
+    was waited for already. Raises UsageError where that folder cannot be this run's OUT, and
+    OrchestratorLive while somebody may still write to the old one.
     """
-    out = Path(os.path.abspath(at_home(moved_to)))
+    out = _where(moved_to)
     if out == out_of(view.layout, view.run):
         return
-    refuse_move(view, out)
+    refuse_move(view, out, presence)
     mark_out(out, view.run.id)
     _record(view, msgspec.structs.replace(view.run, out=str(out)))
 
 
-def refuse_move(view: View, out: Path) -> None:
+def wait_for_writers(view: View, moved_to: Path) -> Presence | None:
+    """Where OUT has moved, wait until it is sure whether anybody may still write to the old one.
+
+    It may take a lease, for which nobody else should have to wait: so call it without the lock.
+    Returns what `record_move` needs under the lock. Raises UsageError for a folder that cannot be
+    OUT.
+    """
+    out = _where(moved_to)
+    if out == out_of(view.layout, view.run):
+        return None
+    _refuse_other_folders(view, out)
+    presence = Presence(view)
+    presence.wait()
+    return presence
+
+
+def _where(moved_to: Path) -> Path:
+    return Path(os.path.abspath(at_home(moved_to)))
+
+
+def refuse_move(view: View, out: Path, presence: Presence | None = None) -> None:
     """Refuse an absolute path as that of OUT, as `record_move` tells. Changes nothing."""
     if out == out_of(view.layout, view.run):
         return
     _refuse_other_folders(view, out)
-    alive = alive_attempts(view)
-    if alive:
+    doubted = (presence or Presence(view)).look()
+    if doubted:
         raise OrchestratorLive(
-            f"{', '.join(alive)} may still write to {out_of(view.layout, view.run)}. "
+            f"{in_words(doubted)} may still write to {out_of(view.layout, view.run)}. "
             "Stop them first with `gpuspool drain`, then say again where the outputs are."
         )
 

@@ -1,0 +1,97 @@
+"""Who may still be at work on a run, for those who would pull its folders from under them.
+
+Of this host the table of processes tells at once. Of another one it takes a lease: whoever lives
+there is seen to beat meanwhile, and whoever does not is dead by the end of it. So a person whose
+node has crashed waits for that once, and need not delete anything by hand.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from gpuspool.orchestrator.text.progress import say
+from gpuspool.spool.beats import read_beats
+from gpuspool.spool.layout import epoch_name
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.parents import Parents
+from gpuspool.spool.states import Life
+from gpuspool.spool.view import View
+
+# How often the beats are listed, so that nobody waits much longer for the beat of one who lives
+# than that takes to come.
+LOOK_S = 1.0
+
+
+class Doubted(msgspec.Struct, frozen=True):
+    """A parent or an attempt that is not proved dead. name: that of its beat."""
+
+    name: str
+    words: str
+    life: Life
+
+
+class Presence:
+    """Who may be at work on a run.
+
+    Keep one from the first look to the last, since what a lease has proved is known to it alone.
+    Its methods raise OSError.
+    """
+
+    def __init__(self, view: View) -> None:
+        """Nothing is read before the first look."""
+        self._view = view
+        self._detector = FailureDetector(view)
+        # Each beat of somebody doubted, as it was when it was listed first.
+        self._first: dict[str, int] = {}
+
+    def look(self) -> list[Doubted]:
+        """All who may be at work, as far as is known by now."""
+        detector = self._detector
+        detector.look()
+        parents = detector.parents
+        found: list[Doubted] = []
+        for epoch in parents.without_end():
+            words = f"a gpuspool on {_host(parents, epoch)}"
+            found.append(Doubted(epoch_name(epoch), words, detector.epoch_life(epoch)))
+        for attempt in self._view.refresh().open_attempts:
+            found.append(Doubted(attempt, attempt, detector.life(attempt)))
+        return [one for one in found if one.life is not Life.DEAD]
+
+    def wait(self) -> list[Doubted]:
+        """Likewise, as soon as one of them is proved alive, or a lease has proved that none is."""
+        is_told = False
+        while (doubted := self.look()) and not self._is_any_alive(doubted):
+            if not is_told:
+                say(
+                    f"{in_words(doubted)}: whether that lives nobody can tell from here, so a sign "
+                    f"of life is waited for, at most {self._detector.lease_of_run_s:.0f} s"
+                )
+                is_told = True
+            time.sleep(LOOK_S)
+        return doubted
+
+    def _is_any_alive(self, doubted: list[Doubted]) -> bool:
+        """Whether a process here proves it, or a beat that has moved since it was listed first."""
+        beats = read_beats(self._view.layout)
+        for one in doubted:
+            number = beats.get(one.name, -1)
+            if one.life is Life.ALIVE or number > self._first.setdefault(one.name, number):
+                return True
+        return False
+
+
+def in_words(doubted: list[Doubted]) -> str:
+    """Who these are, each once."""
+    return ", ".join(dict.fromkeys(one.words for one in doubted))
+
+
+def parents_in_words(parents: Parents) -> list[str]:
+    """The parents that are not proved dead at a single look."""
+    return [f"a gpuspool on {_host(parents, epoch)}" for epoch in parents.there()]
+
+
+def _host(parents: Parents, epoch: int) -> str:
+    parent = parents.known.get(epoch)
+    return "a host that its record does not tell" if parent is None else f"host {parent.host}"
