@@ -48,7 +48,9 @@ def start(box: Box, *folders: Path, options: tuple[str, ...] = (), **more: Any) 
 
 def ends(started: list[Started], code: int = 0) -> tuple[Done, list[Done]]:
     """How the copy that tells ended, and all others."""
-    done = [one.wait(code) for one in started]
+    done = [one.wait() for one in started]
+    told = "\n".join(f"exit code {one.code}\n{one.err}\n{one.out}" for one in done)
+    assert {one.code for one in done} == {code}, told
     telling = [one for one in done if one.out]
     assert len(telling) == 1
     return telling[0], [one for one in done if not one.out]

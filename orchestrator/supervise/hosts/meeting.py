@@ -104,7 +104,7 @@ class Table:
     """The folder of a meeting in which all write, as one copy sees it."""
 
     def __init__(self, folder: Path, me: str) -> None:
-        """Put down the first beat. Raises OSError."""
+        """Nothing is there before `sit_down`."""
         self.folder = folder
         self.names: set[str] = set()
         self._me = me
@@ -114,6 +114,13 @@ class Table:
         self._moved: set[str] = {me}
         # At how many looks in a row a beat that was seen before was not there.
         self._absences: dict[str, int] = {}
+
+    def sit_down(self, me: Member) -> None:
+        """Put down who this copy is, and its first beat. Raises OSError."""
+        for path in (self.folder.parent, self.folder):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(FOLDER_MODE)
+        publish(_card(self.folder, self._me), msgspec.json.encode(me), durable=False)
         self._beat(0).touch(exist_ok=False)
 
     def _beat(self, number: int) -> Path:
@@ -359,9 +366,11 @@ def _attend(
 
     Whoever is not on the roster has left the table.
     """
-    table = _sit_down(place, who, me)
+    table = Table(place / _TABLE, who)
     roster: list[str] = []
+    # A signal may end this process at any moment, also while it sits down.
     try:
+        table.sit_down(me)
         roster = _await_roster(table, count, who, until, came)
     finally:
         if who not in roster:
@@ -370,15 +379,6 @@ def _attend(
         # Whatever else lies there, nobody who lives has come to it in all this time.
         remove_tree_quietly(place)
     return roster, table
-
-
-def _sit_down(place: Path, who: str, me: Member) -> Table:
-    """Make the folders of a meeting where they are not there, and put down who this copy is."""
-    for path in (place, place / _TABLE):
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(FOLDER_MODE)
-    publish(_card(place / _TABLE, who), msgspec.json.encode(me), durable=False)
-    return Table(place / _TABLE, who)
 
 
 def _await_roster(
