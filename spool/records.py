@@ -416,7 +416,8 @@ class Parent(Identity, frozen=True, kw_only=True):
 
     slots: in their order, which is the `local_rank` of attempts. command: what was typed ("run",
     "resume", "join", …). scheduler: the job that it runs in, None in none. folder: which folder the
-    spool was, as in an intent. lease_s: as this parent was told.
+    spool was, as in an intent. lease_s: as this parent was told. job_sha256, code: of the job that
+    it runs, as in an intent's job; its first attempt may be a while in coming.
     """
 
     epoch: Count
@@ -427,6 +428,8 @@ class Parent(Identity, frozen=True, kw_only=True):
     lease_s: float
     scheduler: Scheduler | None = None
     folder: str = ""
+    job_sha256: str = ""
+    code: CodeName = ""
 
 
 class ParentEnd(Record, frozen=True, kw_only=True):

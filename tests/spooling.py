@@ -198,7 +198,9 @@ def say_idle(writer: JournalWriter, claims: int) -> None:
 # Playing a parent.
 
 
-def admit(layout: Layout, epoch: int, who: Identity, lease_s: float = 120.0) -> Parent:
+def admit(
+    layout: Layout, epoch: int, who: Identity, lease_s: float = 120.0, job: Job = JOB
+) -> Parent:
     """Publish that a process is the parent of an epoch, with one slot on the CPU, in this spool."""
     parent = Parent(
         **msgspec.structs.asdict(who),
@@ -209,6 +211,7 @@ def admit(layout: Layout, epoch: int, who: Identity, lease_s: float = 120.0) -> 
         command="run",
         lease_s=lease_s,
         folder=folder_id(layout.root),
+        job_sha256=job.sha256,
     )
     assert publish(layout.parent(epoch), seal_pretty(parent))
     return parent

@@ -76,7 +76,7 @@ def test_the_order_names_none_that_runs_the_new_job_already(
     """It came in just before, with the same fix."""
     admit(layout, 2, living)
     intend(layout, A0, epoch=2, parent=living)
-    admit(layout, 5, living)
+    admit(layout, 5, living, job=NEWER)
     intend(layout, B0, epoch=5, parent=living, job=NEWER)
     for attempt in (A0, B0):
         begin(layout, attempt)
@@ -91,6 +91,14 @@ def test_a_parent_whose_slots_wait_to_be_started_again_is_ordered_to_end_too(
     intend(layout, A0, epoch=2, parent=living)
     begin(layout, A0)
     close(view_of(layout), A0)
+    assert drained_by(layout, NEWER, 2) == 2
+
+
+def test_a_parent_that_has_started_nobody_yet_is_ordered_to_end_too(
+    layout: Layout, living: Identity
+) -> None:
+    admit(layout, 2, living)
+    assert drained_by(layout, JOB, 2) == -1
     assert drained_by(layout, NEWER, 2) == 2
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from spooling import (
     A0,
+    JOB,
     admit,
     dead_process,
     elsewhere,
@@ -208,7 +209,7 @@ def test_whoever_finds_its_epoch_taken_takes_the_next(layout: Layout) -> None:
     for _ in range(2):
         admit(layout, Parents(layout).refresh().newest + 1, elsewhere())
     view.next_epoch = lambda: 0  # type: ignore[method-assign] - it looked before the others came
-    parent = api_epoch._take_epoch(view, [Slot(0)], 60.0, "join")
+    parent = api_epoch._take_epoch(view, [Slot(0)], JOB, 60.0, "join")
     assert (parent.epoch, parent.command, parent.lease_s, parent.pid) == (
         2,
         "join",
@@ -285,7 +286,7 @@ def start_rounds(home: Path) -> list[tuple[str, int, list[str]]]:
         view, _ = open_or_create(
             layout, request, Trust(), fresh=False, overwrite=False, keep_done=False, add=False
         )
-        parent = api_epoch._take_epoch(view, SLOTS, 60.0, "run")
+        parent = api_epoch._take_epoch(view, SLOTS, JOB, 60.0, "run")
         orders = Orders(epoch=parent.epoch, job=job, options=view.run.options, world_size=2)
         children = Children(view, orders)
         ranks = Ranks(view, FailureDetector(view), parent.epoch)

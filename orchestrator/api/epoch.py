@@ -133,7 +133,7 @@ def supervise(
         progress = make_progress(quiet)
         outcome: Outcome | None = None
         orchestrator: Orchestrator | None = None
-        parent = _take_epoch(view, slots, options.lease_s, command)
+        parent = _take_epoch(view, slots, job, options.lease_s, command)
         stack.enter_context(being_parent(layout, parent.epoch))
         try:
             admission.close()
@@ -177,7 +177,7 @@ def supervise(
     return _report(view, outcome)
 
 
-def _take_epoch(view: View, slots: list[Slot], lease_s: float, command: str) -> Parent:
+def _take_epoch(view: View, slots: list[Slot], job: Job, lease_s: float, command: str) -> Parent:
     """Take the next epoch, by the link(2) of this parent's record; returns that."""
     layout = view.layout
     scheduler = scheduler_now()
@@ -193,6 +193,8 @@ def _take_epoch(view: View, slots: list[Slot], lease_s: float, command: str) -> 
             lease_s=lease_s,
             scheduler=scheduler,
             folder=folder_id(layout.root),
+            job_sha256=job.sha256,
+            code=job.code,
         )
         if publish(layout.parent(epoch), seal_pretty(parent)):
             return parent

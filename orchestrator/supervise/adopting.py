@@ -14,7 +14,7 @@ from gpuspool.orchestrator.supervise.drain import NEW_CODE, order_drain
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.code import conflicts, read_code
-from gpuspool.spool.records import Code, Intent, Job
+from gpuspool.spool.records import Code, Intent, Job, Parent
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
@@ -25,6 +25,7 @@ def adopt(view: View, workers: Workers, job: Job, older: Collection[int], tellin
     older: the epochs of the parents before this one that may be alive.
     """
     others = workers.others
+    others.detector.look()
     lives = {attempt: workers.life(attempt) for attempt in others.open()}
     living = [attempt for attempt, life in lives.items() if life is not Life.DEAD]
     how = "goes on"
@@ -32,7 +33,9 @@ def adopt(view: View, workers: Workers, job: Job, older: Collection[int], tellin
     # other way. It names the newest epoch that runs the old code. No number behind that will do:
     # several starts with the new code may come in one after the other, and each would end those
     # before it.
-    behind = _newest_behind(view, [*living, *_last_of_each(view, older)], job)
+    attempts = [*living, *_last_of_each(view, older)]
+    parents = [others.detector.parents.known.get(epoch) for epoch in older]
+    behind = _newest_behind(view, attempts, parents, job)
     if behind is not None:
         order_drain(view.layout, behind, NEW_CODE)
         workers.tell_to_stop()
@@ -77,14 +80,23 @@ def _last_of_each(view: View, epochs: Collection[int]) -> list[str]:
     return list(last.values())
 
 
-def _newest_behind(view: View, attempts: Iterable[str], job: Job) -> int | None:
-    """The newest epoch of those of these attempts that run other code, None where none does."""
+def _newest_behind(
+    view: View, attempts: Iterable[str], parents: Iterable[Parent | None], job: Job
+) -> int | None:
+    """The newest epoch of those of these attempts and parents that run other code.
+
+    None where none does.
+    """
     new = read_code(view.layout, job.code)
     behind: list[int] = []
     for attempt in attempts:
         intent = view.intents.get(attempt)
         if intent is not None and _is_behind(view, attempt, intent, job, new):
             behind.append(intent.epoch)
+    # A parent that has not started anybody yet has its code all the same.
+    for parent in parents:
+        if parent is not None and _is_parent_behind(view, parent, job, new):
+            behind.append(parent.epoch)
     return max(behind, default=None)
 
 
@@ -92,5 +104,16 @@ def _is_behind(view: View, attempt: str, intent: Intent, job: Job, new: Code | N
     if intent.job.sha256 != job.sha256:
         return True
     beat = view.heartbeat(attempt)
-    old = read_code(view.layout, beat.code if beat is not None else intent.job.code)
+    return _differs(view, beat.code if beat is not None else intent.job.code, new)
+
+
+def _is_parent_behind(view: View, parent: Parent, job: Job, new: Code | None) -> bool:
+    if parent.job_sha256 != job.sha256:
+        return True
+    return _differs(view, parent.code, new)
+
+
+def _differs(view: View, code: str, new: Code | None) -> bool:
+    """Whether what is known of the code of some process contradicts what is known of the new."""
+    old = read_code(view.layout, code)
     return new is not None and old is not None and bool(conflicts(old, new))
