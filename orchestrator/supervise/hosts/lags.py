@@ -81,7 +81,6 @@ class _Shown:
         for looker in list(self._waits_for):
             word = _saw(self._sign.kind, self._seat, self._step)
             if meeting.has_said(looker, word):
-                meeting.unsay(looker, word)
                 self.seen[looker].seconds.append(time.monotonic() - self._shown_at)
                 self._waits_for.remove(looker)
         if self._waits_for:
@@ -113,8 +112,16 @@ class _LookedFor:
     def look(self, meeting: Meeting) -> None:
         """Look for the next step, and say so if it is seen."""
         if self._next <= STEPS and self._sees():
-            meeting.say(_saw(self.sign.kind, self._asker, self._next))
+            meeting.say(self._word(self._next))
+            # This step was shown since what was said of the one before has been heard. Nobody but
+            # the sayer may take a word away: on a network file system a file is made in several
+            # steps, and the sayer would be told that its table is gone.
+            if self._next > 1:
+                meeting.unsay(self._word(self._next - 1))
             self._next += 1
+
+    def _word(self, step: int) -> str:
+        return _saw(self.sign.kind, self._asker, step)
 
     def _sees(self) -> bool:
         try:

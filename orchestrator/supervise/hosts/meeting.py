@@ -221,9 +221,9 @@ class Meeting:
         except FileNotFoundError:
             raise self._over() from None
 
-    def unsay(self, seat: int, word: str) -> None:
-        """Take away a word that nobody has to hear any more."""
-        remove_quietly(self._word(seat, word))
+    def unsay(self, word: str) -> None:
+        """Take away an own word that nobody has to hear any more."""
+        remove_quietly(self._word(self.seat, word))
 
     def has_said(self, seat: int, word: str) -> bool:
         """Whether a member's word stood in the table at the last look."""
