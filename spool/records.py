@@ -447,10 +447,12 @@ class ParentEnd(Record, frozen=True, kw_only=True):
 class DrainOrder(Record, frozen=True, kw_only=True):
     """control/drain.<epoch>: that all of the epochs up to this one shall stop.
 
-    why: what it is told to be for. by: the host and pid of whoever gave it.
+    why: "asked", "new-code", or the `Ending` that the gatherer has decided on. message: the reason
+    in words, where there is more to say. by: the host and pid of whoever gave it.
     """
 
     why: str
+    message: str = ""
     by: str = ""
     at: float = 0.0
 

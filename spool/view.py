@@ -150,13 +150,18 @@ def _report(on_damage: OnDamage | None, path: Path, reason: str) -> None:
 
 
 class Control(msgspec.Struct, frozen=True):
-    """What control/ says. drain, finished: the newest epoch that this was said for, -1 for none;
-    it holds for all before it too. leave: the epochs whose own parents drain them.
+    """What control/ says. drains: the epochs that orders name. drain, finished: the newest epoch
+    that this was said for, -1 for none; it holds for all before it too. leave: the epochs whose own
+    parents drain them.
     """
 
-    drain: int = -1
+    drains: frozenset[int] = frozenset()
     finished: int = -1
     leave: frozenset[int] = frozenset()
+
+    @property
+    def drain(self) -> int:
+        return max(self.drains, default=-1)
 
     def stops(self, epoch: int) -> bool:
         """Whether the attempts of an epoch shall drain."""
@@ -170,19 +175,20 @@ class Control(msgspec.Struct, frozen=True):
 
 def read_control(layout: Layout) -> Control:
     """What control/ says now, by one listing. Raises OSError."""
-    drain = finished = -1
+    drains: set[int] = set()
+    finished = -1
     leave: set[int] = set()
     for name in listdir(layout.control):
         match parse_control(name):
             case ("drain", epoch):
-                drain = max(drain, epoch)
+                drains.add(epoch)
             case ("finished", epoch):
                 finished = max(finished, epoch)
             case ("leave", epoch):
                 leave.add(epoch)
             case _:
                 continue
-    return Control(drain, finished, frozenset(leave))
+    return Control(frozenset(drains), finished, frozenset(leave))
 
 
 def newest_parent(layout: Layout) -> int:

@@ -380,6 +380,16 @@ def test_an_order_to_make_way_for_new_code_means_none_that_it_does_not_name(layo
     assert older.hear(read_control(layout), 5.0) is not None
 
 
+def test_an_order_is_heard_that_came_before_one_to_make_way_for_new_code(layout: Layout) -> None:
+    order_drain(layout, 1, ASKED)
+    order_drain(layout, 2, NEW_CODE)
+    watch = DrainWatch(layout, 3, GRACE_S, [])
+    watch.hear_before(read_control(layout), 1, 5.0)
+    assert watch.drain is None
+    watch.hear_before(read_control(layout), -1, 5.0)
+    assert watch.drain is not None
+
+
 def test_the_word_of_another_parent_is_none_for_this_one(layout: Layout) -> None:
     publish(layout.leave(2), b"")
     publish(layout.leave(4), b"")

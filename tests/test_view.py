@@ -687,7 +687,7 @@ def test_the_next_epoch_counts_attempts_and_the_words_of_control(layout: Layout)
     layout.intent(A1).write_bytes(b"?")
     assert view.refresh().next_epoch() == 6
     publish(layout.finished(6), b"")
-    assert (view.next_epoch(), read_control(layout)) == (7, Control(drain=5, finished=6))
+    assert (view.next_epoch(), read_control(layout)) == (7, Control(frozenset({1, 5}), finished=6))
     publish(layout.leave(7), b"")
     assert (view.next_epoch(), read_control(layout).leave) == (8, {7})
     publish(layout.parent(9), b"")

@@ -132,14 +132,17 @@ class DrainWatch:
         """Obey an order that came while this start had no epoch by which it could be named.
 
         control: what control/ says once it has one. drained: the newest epoch that was drained when
-        it began. An order to make way for new code names whom it means: not this start, which may
-        be one of several that bring it. Raises OSError where the order cannot be read.
+        it began; there may be several orders since. One to make way for new code names whom it
+        means: not this start, which may be one of several that bring it. Raises OSError where an
+        order cannot be read.
         """
-        if control.drain <= drained:
-            return
-        order = read_record(self._layout.drain(control.drain), DrainOrder)
-        if order is None or order.why != NEW_CODE:
-            self.begin(describe_order(order), now, Ending.STOPPED)
+        for epoch in sorted(control.drains):
+            if epoch <= drained:
+                continue
+            order = read_record(self._layout.drain(epoch), DrainOrder)
+            if order is None or order.why != NEW_CODE:
+                self.begin(describe_order(order), now, Ending.STOPPED)
+                return
 
     def begin(self, why: str, now: float, ending: Ending = Ending.DRAINED) -> None:
         """Drain from now on; the grace begins."""
@@ -172,13 +175,14 @@ class DrainWatch:
         return None
 
 
-def order_drain(layout: Layout, epoch: int, why: str) -> bool:
+def order_drain(layout: Layout, epoch: int, why: str, message: str = "") -> bool:
     """Order all parents of the epochs up to this one to drain, by link(2).
 
-    Returns False where such an order was given before. Raises OSError.
+    why, message: as in a `DrainOrder`. Returns False where such an order was given before. Raises
+    OSError.
     """
     by = f"{os.uname().nodename} {os.getpid()}"
-    order = DrainOrder(why=why, by=by, at=time.time())
+    order = DrainOrder(why=why, message=message, by=by, at=time.time())
     return publish(layout.drain(epoch), encode(order))
 
 
@@ -188,7 +192,7 @@ def describe_order(order: DrainOrder | None) -> str:
         return "`gpuspool drain` asked for it"
     if order.why == NEW_CODE:
         return f"{order.by} goes on with changed code"
-    return f"{order.by} ordered it: {order.why}"
+    return f"{order.by} ordered it: {order.message or order.why}"
 
 
 def _why(number: signal.Signals) -> str:

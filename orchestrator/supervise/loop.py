@@ -468,7 +468,7 @@ class Orchestrator:
             for epoch in sorted({self._orders.epoch, *self._workers.others.adopted_epochs()}):
                 publish(layout.leave(epoch), b"", durable=False)
         elif drain.ending is not Ending.STOPPED:
-            order_drain(layout, self._company.newest, drain.why)
+            order_drain(layout, self._company.newest, drain.ending, drain.why)
         grace_s = self._orders.options.grace_s
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"
         if drain.is_by_hand:
