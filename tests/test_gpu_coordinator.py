@@ -373,6 +373,17 @@ def test_an_open_file_is_a_type_error(make: Make, tmp_path: Path) -> None:
         make(1).spawn_workers(seed_workers.tell, (file,))
 
 
+def test_status_knows_that_the_program_of_a_coordinator_is_there(
+    make: Make, out: Path, box: Box
+) -> None:
+    gate = box / "gate"
+    make(2).spawn_workers(seed_workers.wait_for, (gate,))
+    wait_until(lambda: box.status(out / "spool-0000")["tasks"]["running"] == 2)
+    assert box.status(out / "spool-0000")["left_alone"] == 0
+    assert "is gone" not in box.run("status", out / "spool-0000").out
+    gate.touch()
+
+
 def test_terminate_all_ends_stuck_workers_and_their_children(
     make: Make, out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,9 @@ def status(
         _name_tasks(view, ranks)
     n_left_alone = 0
     if not any(map(is_at_work, parents)):
-        n_left_alone = sum(life is Life.ALIVE for life in lives.values())
+        # The parent of the seed API's attempts is in their intents alone.
+        alive = [attempt for attempt, life in lives.items() if life is Life.ALIVE]
+        n_left_alone = sum(detector.parent_life(attempt) is Life.DEAD for attempt in alive)
     is_running = bool(view.unsettled) or any(row["state"] == LIVE for row in parents)
     is_running |= any(row["is_proved_alive"] for row in ranks)
     is_running |= any(beats.is_fresh(name) for name, life in lives.items() if life is not Life.DEAD)
