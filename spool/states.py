@@ -88,11 +88,13 @@ class Reason(StrEnum):
 class Phase(StrEnum):
     """What a worker is at, in its heartbeat.
 
-    WAITING: for another process to warm its host up. PUBLISHING: the outputs of the call in hand,
+    LOADING: it imports the job. MAKING: the job is imported, and its object is made. WAITING: for
+    another process to warm its host up. PUBLISHING: the outputs of the call in hand,
     for which no limit of time holds. CLOSING: no task any more, but the job's `close`.
     """
 
     LOADING = "loading"
+    MAKING = "making"
     WAITING = "waiting"
     RUNNING = "running"
     PUBLISHING = "publishing"

@@ -185,6 +185,25 @@ def test_a_job_that_loads_nowhere_ends_the_run() -> None:
 
 def test_a_job_that_loads_somewhere_does_not_end_the_run() -> None:
     assert decided(past=[ended("load"), idle(1)], open=[attempt(1)]) != [End(Ending.LOAD)]
+
+
+def test_while_it_is_cold_one_rank_starts_alone() -> None:
+    first = decided(is_one_first=True, is_cold=True)
+    assert first == [launch(0)]
+    for is_starting in (True, False):
+        running = [attempt(0, is_starting=is_starting)]
+        assert decided(is_one_first=True, is_cold=True, open=running) == []
+        assert decided(is_one_first=True, open=running) == [launch(1)]
+
+
+def test_a_job_that_did_not_load_in_the_first_rank_is_tried_where_others_waited_for_it() -> None:
+    known = {"is_one_first": True, "past": [ended("load"), idle(1), idle(2)]}
+    assert launch(1) in decided(**known)
+    assert launch(2) in decided(**known)
+    assert decided(**known, unclaimed=1) == [End(Ending.LOAD)]
+    assert decided(is_one_first=True, past=[ended("load", rank=rank) for rank in range(3)]) == [
+        End(Ending.LOAD)
+    ]
     assert decided(past=[ended("load"), ended("finished", rank=1)]) == [launch(0), launch(1)]
     assert decided(past=[ended("load", "crash")]) == [launch(0)]
 

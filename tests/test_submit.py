@@ -16,6 +16,7 @@ from slurm_stubs import Stubs, failing_stubs
 import gpuspool
 from gpuspool import Submission
 from gpuspool.orchestrator.api import submitting as api
+from gpuspool.orchestrator.plan import imports
 from gpuspool.orchestrator.slurm import submitting
 from gpuspool.orchestrator.slurm.script import Array
 from gpuspool.orchestrator.slurm.submitting import (
@@ -67,7 +68,8 @@ class Queue(Stubs):
 def queue(box: Box, monkeypatch: pytest.MonkeyPatch) -> Queue:
     """A Slurm that takes all, for the box and for this process, whose folder all nodes see."""
     monkeypatch.chdir(box.home)
-    monkeypatch.setattr(api, "file_system_type", lambda _: "nfs4")
+    for module in (api, imports):
+        monkeypatch.setattr(module, "file_system_type", lambda _: "nfs4")
     return Queue(box, monkeypatch)
 
 

@@ -34,7 +34,7 @@ WORK = f"{PASS}\ndef Job(task, ctx): pass_gate()\n"
     ("source", "phase", "says"),
     [
         (IMPORT, "loading", "importing and making the job"),
-        (MAKE, "loading", "importing and making the job"),
+        (MAKE, "making", "importing and making the job"),
         (INPUT, "running", "waiting for the input of its first task"),
     ],
 )

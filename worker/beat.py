@@ -185,7 +185,7 @@ class Beat(threading.Thread):
     def _look_at_modules(self) -> None:
         try:
             # Until the job is made nothing is told: half of what it imports would be a record too.
-            if self.doing.phase in (Phase.LOADING, Phase.WAITING):
+            if self.doing.phase in (Phase.LOADING, Phase.MAKING, Phase.WAITING):
                 self._modules.notice()
             else:
                 self._modules.tell()

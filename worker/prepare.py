@@ -78,9 +78,15 @@ class Preparation:
             raise_trouble_at(raised, self._layout.root)
 
     def _look(self) -> None:
-        """Look at what the job has done so far. Raises AttemptError."""
+        """Look at what the job has done so far: imported its modules, then made its object.
+
+        Raises AttemptError.
+        """
         self._beat.notice_modules()
         self.check_devices()
+        if self._beat.doing.phase is Phase.LOADING:
+            # The parent may wait for the end of the imports before it starts others.
+            self._tell(Phase.MAKING)
 
     def check_devices(self) -> None:
         """Look whether the job uses the devices that it was given. Raises AttemptError."""
@@ -106,7 +112,7 @@ class Preparation:
         self._timer.end()
         self._tell(Phase.WAITING)
         wait_until(is_over, self._drain)
-        self._tell(Phase.LOADING)
+        self._tell(Phase.MAKING)
         self._timer.begin(0)
 
     def _tell(self, phase: Phase) -> None:

@@ -38,6 +38,7 @@ from gpuspool.orchestrator.api.whereabouts import (
 )
 from gpuspool.orchestrator.plan.code import changed_since, code_now
 from gpuspool.orchestrator.plan.devices import Pool
+from gpuspool.orchestrator.plan.imports import why_one_first
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.slurm.allocation import scheduler_now
@@ -102,6 +103,7 @@ def supervise(
     drained = read_control(layout).drain
     options = options_of_start(view.run.options, given)
     pool, slots = slots_for(options)
+    one_first = why_one_first()
     # Signals are caught as soon as the lock is held, so that a Ctrl-C from there on ends in a drain
     # and not in the middle of a repair. The repair comes before the view is read again, since it
     # makes whole what a view is read from.
@@ -158,6 +160,7 @@ def supervise(
                 folders,
                 drained,
                 trust.named,
+                one_first,
             )
             outcome = orchestrator.run()
             _warn(progress, _changed_meanwhile(view, job))

@@ -37,6 +37,7 @@ from gpuspool.orchestrator.plan.differences import (
     is_from_another_file,
     keeps_nothing,
 )
+from gpuspool.orchestrator.plan.imports import far_place
 from gpuspool.orchestrator.plan.locate import at_home, find_spool
 from gpuspool.orchestrator.plan.options import RunOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import Request
@@ -425,15 +426,13 @@ def _with_shape(wish: Wish, options: Options) -> tuple[Wish, int]:
 
 def _warn_of_imports(elements: int) -> None:
     """Warn of an interpreter that many elements read over the network at once."""
-    for place in (_python(), sys.prefix):
-        kind = file_system_type(Path(os.path.realpath(place)).parent)
-        if elements > MANY_ELEMENTS and is_network(kind):
-            warn(
-                f"{place} lies on {kind}, and {elements} elements that start at once read "
-                "thousands of small files of it each. An image, or a copy on the disks of the "
-                "nodes, starts faster"
-            )
-            return
+    found = far_place()
+    if found is not None and elements > MANY_ELEMENTS:
+        place, kind = found
+        warn(
+            f"{place} lies on {kind}, and {elements} elements that start at once read thousands of "
+            "small files of it each. An image, or a copy on the disks of the nodes, starts faster"
+        )
 
 
 def _warn_of_pending(layout: Layout) -> None:

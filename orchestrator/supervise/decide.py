@@ -13,7 +13,8 @@ doubtful tasks can be ruled               rule
 a drain was asked for                     wait for the tasks in hand, kill past the grace; end
                                           "drained", or what the drain says
 as many tasks failed as --max-failed      stop, which begins a drain
-no rank's job loads, no own one is open   end "load"
+no rank's job loads, no own one is open,
+    and no slot waited for the first one  end "load"
 without --keep-going:
     nothing ever completed, in many tries begin a drain that ends "broken"
     nothing was finished for 15 minutes,
@@ -143,8 +144,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     `barren` is how many attempts have ended since a task was finished last, which was at
     `finished_last_at`, without those that their job recycled. `occupied`: the slots without an open
     attempt that must wait all the same: the process of their last one still runs here, or an
-    attempt in another slot uses their device too. `is_gatherer`: this parent sees to what one of
-    all parents has to do. `elsewhere`: what became of the slots of others that are in play.
+    attempt in another slot uses their device too. `is_one_first`: the first rank of this start
+    begins alone. `is_cold`: it does now, since nobody has imported the job on this host yet.
+    `is_gatherer`: this parent sees to what one of all parents has to do. `elsewhere`: what became
+    of the slots of others that are in play.
     """
 
     tasks_left: int
@@ -169,6 +172,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     barren: int = 0
     finished_last_at: float = 0.0
     occupied: frozenset[int] = frozenset()
+    is_one_first: bool = False
+    is_cold: bool = False
     is_gatherer: bool = True
     elsewhere: Sequence[RankPast] = ()
 
@@ -279,7 +284,7 @@ def decide(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
         return _await_end(snapshot, snapshot.drain.ending, kill_at, kill_at, now)
     if policy.is_too_many(snapshot.failed) and snapshot.is_gatherer:
         return [Stop()]
-    if not snapshot.own and _loads_nowhere(snapshot.past):
+    if not snapshot.own and _loads_nowhere(snapshot, policy):
         return [End(Ending.LOAD)]
     if snapshot.doubtful and snapshot.is_gatherer and not policy.keep_going:
         found = _where_tasks_only_fail(snapshot, now)
@@ -332,12 +337,20 @@ def _await_end(
     return kills
 
 
-def _loads_nowhere(past: Sequence[RankPast]) -> bool:
-    """Whether every attempt that ended had failed to load its job, and at least one did."""
+def _loads_nowhere(snapshot: Snapshot, policy: Policy) -> bool:
+    """Whether every attempt that ended had failed to load its job, and at least one did.
+
+    Where one began alone, that says nothing of the slots that waited for it: as many must have
+    tried as there is work for.
+    """
     reasons: set[Reason] = set()
-    for rank in past:
+    for rank in snapshot.past:
         reasons |= rank.reasons
-    return reasons == {Reason.LOAD}
+    if reasons != {Reason.LOAD} or not snapshot.is_one_first:
+        return reasons == {Reason.LOAD}
+    n_tried = sum(bool(rank.reasons) for rank in snapshot.past)
+    is_any_untried = any(not rank.reasons for rank in _able(snapshot, policy))
+    return n_tried >= snapshot.unclaimed or not is_any_untried
 
 
 def _where_tasks_only_fail(snapshot: Snapshot, now: float) -> Action | None:
@@ -437,8 +450,11 @@ def _most_at_once(snapshot: Snapshot, able: Sequence[RankPast]) -> int:
     """How many may be launched now.
 
     In an outage one place after the other is tried: each try costs some tasks' failures, and one
-    that completes something ends the outage for all.
+    that completes something ends the outage for all. And where imports come over a network, the
+    first rank of a host imports its job alone.
     """
+    if snapshot.is_cold:
+        return 0 if snapshot.own else 1
     if snapshot.is_settling or not all(map(_is_in_doubt, snapshot.everywhere)):
         return len(able)
     if snapshot.own:

@@ -44,6 +44,7 @@ from gpuspool.orchestrator.supervise.scope import Scope
 from gpuspool.orchestrator.supervise.snapshot import Situation
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.trouble import ABANDON_S, Patience
+from gpuspool.orchestrator.supervise.warmth import WARM_S
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.orchestrator.text.words import count_of
@@ -87,9 +88,11 @@ class Orchestrator:
         folders: RunFolders,
         drained: int,
         trusted: Sequence[int] = (),
+        one_first: str = "",
     ) -> None:
         """epoch: that this parent has taken. drained: the newest epoch that was drained when this
-        start began, -1 for none.
+        start began, -1 for none. one_first: why one rank shall import its job before the others
+        start, "" if it shall not.
         """
         self._view = view
         self._folders = folders
@@ -107,7 +110,10 @@ class Orchestrator:
         )
         self._workers = Workers(view, self._orders, folders.out_held)
         self._judge = Judge(view, epoch, options.max_crashes)
-        self._situation = Situation(view, self._workers, self._judge, self._policy, epoch, slots)
+        self._one_first = one_first
+        self._situation = Situation(
+            view, self._workers, self._judge, self._policy, epoch, slots, bool(one_first)
+        )
         self._telling = Telling(view.layout, epoch, progress, folders.spool.check)
         self._beat = ParentBeat(view.layout, epoch, options.lease_s)
         self._company = Company(view.layout, self._workers.others.detector, epoch)
@@ -123,11 +129,13 @@ class Orchestrator:
         self._rest = Rest(view, self._workers.cared_for, options.leave_when_idle_s)
         self._damage = DamageKeeper(view)
         # When the next rank that waits out its backoff may be started, or the next death be judged,
-        # as of the last look.
+        # or the rank be looked at that others wait for, as of the last look.
         self._wake_at: float | None = None
         # Whether people were told that tasks wait for a file system; and for their verdicts.
         self._was_excuse_told = False
         self._was_end_told = False
+        # Likewise that ranks wait for the first one to import its job.
+        self._was_cold_told = False
         # Whether people were told that a `close` failed.
         self._was_close_told = False
         # The attempts that this parent has closed.
@@ -331,7 +339,7 @@ class Orchestrator:
             now = time.monotonic()
             actions = d.decide(snapshot, self._policy, now)
             self._wake_at = _earliest(
-                d.next_restart_at(snapshot, self._policy, now), self._situation.next_judged_at()
+                d.next_restart_at(snapshot, self._policy, now), self._situation.next_due_at()
             )
             self._telling.show(self._view)
             self._tell_of_waiting(snapshot, now)
@@ -421,6 +429,17 @@ class Orchestrator:
             self._telling.tell("tasks_waiting", text)
         self._tell_of_outage(snapshot, now)
         self._tell_of_taken_slots(snapshot)
+        self._tell_of_cold(snapshot)
+
+    def _tell_of_cold(self, snapshot: d.Snapshot) -> None:
+        """Tell, once, that the first rank starts alone."""
+        if snapshot.is_cold and snapshot.unclaimed > 1 and not self._was_cold_told:
+            self._was_cold_told = True
+            text = (
+                f"one rank starts first, the others once it has imported its job, or in "
+                f"{WARM_S:.0f} s: {self._one_first}"
+            )
+            self._telling.tell("one_first", text)
 
     def _tell_of_taken_slots(self, snapshot: d.Snapshot) -> None:
         """Tell, once for each, that an attempt of another parent uses the device of a slot."""

@@ -123,7 +123,7 @@ class OverdueWatch:
                 return _Sign(offset, beat.beat, silence_s, is_publishing=True)
             call_limit_s = limit_s(options, len(call.tasks))
             return _Sign(offset, None, call_limit_s)
-        if beat is None or beat.state is Phase.LOADING:
+        if beat is None or beat.state in (Phase.LOADING, Phase.MAKING):
             return _Sign(offset, None, options.stall_timeout_s)
         return _Sign(offset, beat.beat, self._silence_limit_s(options))
 

@@ -27,6 +27,7 @@ from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.opinions import Trial, fruitless_row
 from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.orchestrator.supervise.seats import Seats
+from gpuspool.orchestrator.supervise.warmth import Warmth
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.records import CPU, Intent
@@ -335,7 +336,9 @@ class Situation:
         policy: Policy,
         epoch: int,
         slots: Sequence[Slot],
+        is_one_first: bool = False,
     ) -> None:
+        """is_one_first: a rank shall have imported its job before the others start."""
         self._policy = policy
         self._judge = judge
         self._view = view
@@ -343,6 +346,8 @@ class Situation:
         self._slots = slots
         self._history = History(view, epoch, slots)
         self._seats = Seats(view, workers.others, slots)
+        self._is_one_first = is_one_first and len(slots) > 1
+        self._warmth = Warmth(view, self._is_one_first)
         self._epoch = epoch
         self._closings_read = 0
         # How many attempts were closed whose death nobody saw; and how many had been when claims
@@ -411,6 +416,8 @@ class Situation:
             doubting=n_attempts,
             barren=self._barren(),
             finished_last_at=self._finished_last_at,
+            is_one_first=self._is_one_first,
+            is_cold=self._warmth.look(open_, past),
             occupied=frozenset(lingering) | self._seats.further,
             is_gatherer=is_gatherer,
             elsewhere=elsewhere,
@@ -487,11 +494,19 @@ class Situation:
             found.append(OpenAttempt(name, slot, life, is_starting, is_idle, is_leaving, is_own))
         return found
 
-    def next_judged_at(self) -> float | None:
-        """When the next death may be judged that is too fresh now, on the monotonic clock."""
+    def next_due_at(self) -> float | None:
+        """When to look again by the clock alone, on the monotonic clock.
+
+        That is when the next death may be judged that is too fresh now, or when to see how far the
+        rank is that others wait for.
+        """
         now = time.monotonic()
         moments = [self._workers.believed_at(name) for name in self._view.open_attempts]
-        return min((moment for moment in moments if moment > now), default=None)
+        moments = [moment for moment in moments if moment > now]
+        warm_at = self._warmth.due_at()
+        if warm_at is not None:
+            moments.append(warm_at)
+        return min(moments, default=None)
 
     def _is_mending_due(self) -> bool:
         """Whether claims may lack what a power cut took back: they are not synced.

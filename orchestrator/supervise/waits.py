@@ -96,7 +96,7 @@ def _what_for(view: View, attempt: str) -> Wait | None:
     if attempt not in view.journals:
         return Wait.START
     beat = view.heartbeat(attempt)
-    if beat is None or beat.state is Phase.LOADING:
+    if beat is None or beat.state in (Phase.LOADING, Phase.MAKING):
         return Wait.LOAD
     if beat.state is Phase.WAITING:
         return Wait.WARMUP
