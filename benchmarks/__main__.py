@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import benches, inside, report
+from benchmarks import benches, elements, inside, report
 from benchmarks.peers import Peer, chosen
 from benchmarks.points import Point, Setting
 from benchmarks.sizes import FULL, QUICK
@@ -38,11 +38,12 @@ BENCHES: dict[str, Bench] = {
     "metadata": inside.metadata,
     "ahead": inside.ahead,
     "ranks": inside.ranks,
+    "elements": elements.elements,
 }
 
 # The benches that the smoke test leaves out. "startup_torch" differs from "startup" by torch alone,
-# whose import takes most of its time.
-SLOW = ("startup_torch",)
+# whose import takes most of its time; "elements" needs a Slurm, and has a test of its own.
+SLOW = ("startup_torch", "elements")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -78,7 +78,8 @@ _LIBRARY = ("throughput", "startup", "skew", "recovery", "rank_loss", "overhead"
 PEERS = (
     Peer(
         "gpuspool", "with_gpuspool.py", "everything",
-        (*_LIBRARY, "startup_torch", "scan", "latency", "idle", "metadata", "ahead", "ranks"),
+        (*_LIBRARY, "startup_torch", "scan", "latency", "idle", "metadata", "ahead", "ranks",
+         "elements"),
         has_command=True, is_durable=True, quick=True,
     ),
     Peer(

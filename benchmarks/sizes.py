@@ -37,6 +37,9 @@ class Sizes:
     ranks: int = 64
     tasks_a_rank: int = 200
     ranks_s: float = 0.020
+    elements: tuple[int, ...] = (1, 2, 4, 9)
+    tasks_an_element: int = 600
+    elements_s: float = 0.050
 
 
 FULL = Sizes()
@@ -46,4 +49,5 @@ QUICK = Sizes(
     rank_loss_s=0.005, overhead=((100, 0.001),),
     latency=2, idle_ranks=2, idle_s=0.5, settle_s=0.2, patience_s=3.0, metadata=200,
     ahead=20, ranks=4, tasks_a_rank=10, ranks_s=0.005,
+    elements=(2,), tasks_an_element=10, elements_s=0.020,
 )  # fmt: skip

@@ -63,6 +63,9 @@ def targets(figures: Sequence[Figure]) -> Iterator[Target]:
     yield from _balance(known)
     yield from _recovery(known)
     yield from _inside(known)
+    for figure in figures:
+        if (figure.bench, figure.metric) == ("elements", "last task / bound") and figure.median:
+            yield Target(f"{figure.case} of a Slurm array over the bound", figure.median, 1.1)
 
 
 def _throughput(known: Known) -> Iterator[Target]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from helpers import PATIENCE_S, wait_until
+from slurm import cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 # benchmarks is a folder of the checkout, and no installed package.
@@ -134,6 +135,24 @@ def test_no_makespan_is_below_its_bound(quick: dict[str, Any]) -> None:
 def test_shares_are_shares(quick: dict[str, Any]) -> None:
     assert all(0 < share <= 100 for share in medians(quick, "overhead", "time inside tasks"))
     assert medians(quick, "scan", "scan", "bare read of gpuspool's journals")
+
+
+def test_elements_of_an_array_are_measured_on_the_slurm_of_the_tests(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    why = cluster.why_not()
+    # The sockets of a Slurm want a short path.
+    points = run_all(arguments(["--quick", "--bench", "elements"]), tmp_path_factory.mktemp("e"))
+    if why:
+        assert [point.note for point in points] == [why]
+        return
+    found = {(point.case, point.metric): point.value or 0 for point in points}
+    assert set(found) == {
+        ("1 element", "from sbatch to its first task"),
+        ("2 elements", "last task / bound"),
+        ("2 elements", "all have ended / bound"),
+    }
+    assert found["2 elements", "all have ended / bound"] > found["2 elements", "last task / bound"]
 
 
 def test_a_page_gets_the_tables_of_what_was_measured_and_keeps_the_rest() -> None:
