@@ -125,8 +125,14 @@ def refuse_unsafe(layout: Layout, trust: Trust, read: Owners, scripts: Iterable[
     """
     owners = dict(read)
     for path in (*_deciding(layout), *scripts):
-        _refuse_writable(path, layout)
-        owners.setdefault(os.lstat(path).st_uid, str(path))
+        try:
+            there = os.lstat(path)
+        except FileNotFoundError:
+            # Not even a stranger's file decides anything once it is gone. The hidden file of
+            # another start, or of a worker, is there for a moment and then has its name.
+            continue
+        _refuse_writable(path, there.st_mode, layout)
+        owners.setdefault(there.st_uid, str(path))
     refuse_strangers(layout, trust, owners)
 
 
@@ -141,7 +147,9 @@ def refuse_strangers(layout: Layout, trust: Trust, owners: Owners) -> None:
 
 
 def _deciding(layout: Layout) -> Iterator[Path]:
-    """The folders of a spool, its run record and the copies of its job, as far as they exist.
+    """The folders of a spool, its run record and all that lies beside the copies of its job.
+
+    What was listed may be gone by the time it is looked at.
 
     Raises UsageError where a folder is a link.
     """
@@ -157,9 +165,8 @@ def _deciding(layout: Layout) -> Iterator[Path]:
             )
         if folder.is_dir():
             yield folder
-    for path in (layout.run, *_entries(layout.subdir("job"))):
-        if os.path.lexists(path):
-            yield path
+    yield layout.run
+    yield from _entries(layout.subdir("job"))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -169,9 +176,8 @@ def _entries(folder: Path) -> list[Path]:
     return [folder / name for name in os.listdir(folder)]
 
 
-def _refuse_writable(path: Path, layout: Layout) -> None:
+def _refuse_writable(path: Path, mode: int, layout: Layout) -> None:
     """Raise UsageError for what everybody may write. The mode of a link means nothing."""
-    mode = os.lstat(path).st_mode
     if mode & stat.S_IWOTH and not stat.S_ISLNK(mode):
         raise UsageError(
             f"{path} may be written by everybody, so its job cannot be trusted. "

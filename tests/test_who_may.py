@@ -13,6 +13,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from helpers import GPUSPOOL, JOBS, Box, tree, wait_until
 import gpuspool
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import publish
 from gpuspool.spool.trust import Trust, refuse_unsafe, trust_in
 from gpuspool.spool.view import open_view
 
@@ -280,6 +282,27 @@ def files_made_as(uid: int) -> Iterator[None]:
 
 
 # Modes.
+
+
+def test_a_file_that_gets_its_name_while_it_is_looked_at_stops_nobody(spool: Layout) -> None:
+    """As when another start, or a worker, publishes which code it has."""
+    is_over = threading.Event()
+
+    def come_and_go() -> None:
+        number = 0
+        while not is_over.is_set():
+            publish(spool.code(f"{number:032x}"), b"{}", durable=False)
+            spool.code(f"{number:032x}").unlink()
+            number += 1
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(500):
+            refuse_unsafe(spool, Trust(), {})
+    finally:
+        is_over.set()
+        other.join()
 
 
 def test_folders_that_everybody_may_write_are_refused(spool: Layout) -> None:
