@@ -195,15 +195,27 @@ def test_new_code_drains_those_that_run_the_old_one(box: Box, slurm: Cluster) ->
     assert set(told) == {1, 2}
 
 
-def test_a_late_element_ends_at_once(box: Box, slurm: Cluster) -> None:
+def test_a_late_element_of_a_finished_run_ends_at_once_and_of_a_live_one_when_told_to(
+    box: Box, slurm: Cluster
+) -> None:
     text = command(box, 10)
-    first = submit(box, slurm, text)
-    slurm.wait_for(first, "COMPLETED")
-    late = submit(box, slurm, text)
-    slurm.wait_for(late, "COMPLETED", "FAILED")
-    assert slurm.state(late) == "COMPLETED"
-    assert names(box / "S" / "attempts") == ["rank-0000.a00.json"], "it started nobody"
-    assert len(calls(box)) == 10
+    words = text.replace(f"--lines {box.lines(10)}", f"--tasks {box.tasks(['wait'])}")
+    first = submit(box, slurm, words)
+    wait_until(lambda: calls(box))
+    leaving = submit(box, slurm, f"{words} --leave-when-idle 0.5s")
+    slurm.wait_for(leaving, "COMPLETED", "FAILED")
+    assert slurm.show(leaving)["ExitCode"] == "75:0", output(box)
+    assert slurm.state(first) == "RUNNING"
+    box.write("notes.gate", "")
+    slurm.wait_for(first, "COMPLETED", "FAILED")
+    started = names(box / "S" / "attempts")
+    for option in ("", " --leave-when-idle 0.5s"):
+        late = submit(box, slurm, words + option)
+        slurm.wait_for(late, "COMPLETED", "FAILED")
+        assert slurm.state(late) == "COMPLETED", output(box)
+    assert names(box / "S" / "attempts") == started, "the late ones started nobody"
+    assert_sound(box, "S", 1)
+    assert len(calls(box)) == 1
 
 
 def test_two_elements_of_one_node_that_both_see_gpu_0_both_work(box: Box, slurm: Cluster) -> None:

@@ -1,12 +1,14 @@
 """`submit`, `join`, requeues and refusals, on a real Slurm."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from helpers import GPUSPOOL, JOBS, Box, assert_sound, names, record, wait_until, waiting
 from slurm.cluster import POLL_S, Cluster
+from slurm_stubs import Stubs
 
 from gpuspool.spool.file_system import file_system_type, is_of_one_host
 
@@ -253,12 +255,36 @@ def test_more_elements_than_an_array_may_have_become_several(
     assert (done["elements"], len(done["jobs"])) == (6, 2)
     assert len(slurm.run(*look).out.splitlines()) == 12
     assert "12 elements" in submit_again(box, *options)
+    alive = {line.split()[0] for line in slurm.run(*look).out.splitlines()}
+    slurm.run("scontrol", "release", *alive)
+    for array in alive:
+        slurm.wait_for(array, "COMPLETED", "CANCELLED", "FAILED")
+    assert_sound(box, "S", 12)
+    ends = [record(path) for path in (box / "S" / "parents").glob("*.end.json")]
+    assert [end["exit_code"] for end in ends] == [0] * 12
 
 
 def submit_again(box: Box, *options: str) -> str:
     """What the same command says where nothing is missing."""
     command = ["submit", DOUBLE, "--lines", "lines", "--spool", "S", "--elements", "1"]
     return box.run(*command, *options).err
+
+
+@one_node
+def test_an_array_that_sbatch_failed_to_tell_of_is_found_and_not_submitted_twice(
+    box: Box, slurm: Cluster
+) -> None:
+    """The controller took it, and its answer was lost on the way."""
+    stubs = Stubs(box)
+    stubs.add("sbatch", f'{shutil.which("sbatch")} "$@"; echo Socket timed out >&2; exit 1')
+    box.environment["PATH"] = stubs.path
+    job = submit(box, "--sbatch", "--hold")
+    assert slurm.states(job) == {f"{job}_0": "PENDING"}
+    assert "1 element " in submit_again(box, "--sbatch", "--hold")
+    assert len(stubs.called("sbatch")) == 1
+    slurm.run("scontrol", "release", job)
+    slurm.wait_for(job, "COMPLETED", "FAILED")
+    assert_sound(box, "S", 12)
 
 
 @one_node
