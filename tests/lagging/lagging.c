@@ -54,13 +54,15 @@ static double attributes_s, missing_s, listings_s;
 static int is_open_fresh = 1;
 static int refuses_locks;
 
-/* What was seen of a path: its attributes, or the error that told that it is not there. */
+/* What was seen of a path: its attributes, or the error that told that it is not there; and when
+ * this mount itself last made or removed the name. A look that began before that is worth nothing. */
 typedef struct fact {
     struct fact *next;
     char *path;
     int error;
     struct stat attributes;
     double at;
+    double changed_at;
 } fact;
 
 /* When this mount itself last changed a file. What it had seen of it before is worth nothing. */
@@ -144,10 +146,18 @@ static fact *fact_of(const char *path)
             return one;
     one = allocated(calloc(1, sizeof *one));
     one->path = allocated(strdup(path));
-    one->at = -1;
+    one->at = one->changed_at = -1;
     one->next = *slot;
     *slot = one;
     return one;
+}
+
+static void forget_fact(const char *path)
+{
+    fact *one = fact_of(path);
+
+    one->at = -1;
+    one->changed_at = now();
 }
 
 static double *change_of(ino_t inode)
@@ -242,8 +252,8 @@ static void changed_name(const char *path)
     slash = strrchr(parent.path, '/');
     slash[slash == parent.path] = '\0';
     pthread_mutex_lock(&memory);
-    fact_of(path)->at = -1;
-    fact_of(parent.path)->at = -1;
+    forget_fact(path);
+    forget_fact(parent.path);
     forget_listing(parent.path);
     pthread_mutex_unlock(&memory);
     changed_path(path);
@@ -285,9 +295,11 @@ static int do_getattr(const char *path, struct stat *attributes, struct fuse_fil
     *attributes = seen.attributes;
     if (seen.error == 0 || seen.error == ENOENT) {
         pthread_mutex_lock(&memory);
-        known->error = seen.error;
-        known->attributes = seen.attributes;
-        known->at = seen.at;
+        if (seen.at > known->changed_at) {
+            known->error = seen.error;
+            known->attributes = seen.attributes;
+            known->at = seen.at;
+        }
         pthread_mutex_unlock(&memory);
     }
     return -seen.error;

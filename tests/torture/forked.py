@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,7 +66,8 @@ class Ended:
 class Server:
     """One warm process below which commands run, one case at a time."""
 
-    def __init__(self, preload: Path | None = None) -> None:
+    def __init__(self, preload: Path | None = None, within: Sequence[str | Path] = ()) -> None:
+        """within: in front of its command, as of unshare(1): all its commands run in there."""
         ours, theirs = socket.socketpair()
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)
@@ -78,7 +79,7 @@ class Server:
         self._numbers = itertools.count()
         self._started: dict[int, tuple[Path, float]] = {}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(theirs.fileno())],
+            [*within, sys.executable, "-P", __file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,
