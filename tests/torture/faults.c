@@ -1,7 +1,8 @@
 /* An LD_PRELOAD library that counts the file-system calls of a process below some paths, and spoils
    one of them.
 
-   It does nothing until `faults_arm` is called, with lines of name=value:
+   It does nothing until `faults_arm` is called, or if the environment's FAULTS is set at the start,
+   with lines of name=value:
 
      under=/a/S      paths that count: this one and all below it; may be given several times
      starts=/a/.S.   paths that count: every one that begins so
@@ -16,6 +17,7 @@
             half     (writes) the first is cut short in the middle, the others fail with errno
             before   the process is killed before the call
             after    the process is killed when the call is done
+            lie      (locks) not done, and reported done
      errno=28
      record=/tmp/r   every call that counts is appended to this file: "class n path", and "!" if it
                      was spoiled
@@ -47,8 +49,8 @@ enum {
 };
 static const char *names[CLASSES] = {"create", "open", "read", "write", "sync", "link", "rename",
                                      "unlink", "mkdir", "list", "stat", "lock", "watch"};
-enum action { PASS, FAIL, DID, HALF, BEFORE, AFTER };
-static const char *actions[] = {"pass", "fail", "did", "half", "before", "after"};
+enum action { PASS, FAIL, DID, HALF, BEFORE, AFTER, LIE };
+static const char *actions[] = {"pass", "fail", "did", "half", "before", "after", "lie"};
 
 enum kind { UNDER, STARTS, EXCEPT };
 #define RULES 8
@@ -110,6 +112,11 @@ void faults_arm(const char *text) {
         plan.is_armed = 1;
     }
     free(copy);
+}
+
+__attribute__((constructor)) static void arm_by_environment(void) {
+    const char *text = getenv("FAULTS");
+    if (text) faults_arm(text);
 }
 
 static void path_of(int fd, char *path) {
@@ -311,7 +318,11 @@ int fstat64(int fd, struct stat64 *to) {
 int fstatat64(int fd, const char *restrict path, struct stat64 *restrict to, int flags) {
     return lied(PLAY(NAMED(STAT, fd, path), -1, REAL(fstatat64)(fd, path, to, flags)), to);
 }
-int flock(int fd, int how) { return PLAY(FILED(LOCK, fd), -1, REAL(flock)(fd, how)); }
+int flock(int fd, int how) {
+    enum action action = FILED(LOCK, fd);
+    if (action == LIE) return 0;
+    return PLAY(action, -1, REAL(flock)(fd, how));
+}
 int inotify_add_watch(int fd, const char *path, uint32_t mask) {
     return PLAY(NAMED(WATCH, AT_FDCWD, path), -1, REAL(inotify_add_watch)(fd, path, mask));
 }
