@@ -8,6 +8,8 @@ process of it.
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -97,3 +99,17 @@ def test_of_two_hosts_that_see_late_four_parents_share_a_run(box: Box) -> None:
         assert len(shares) == 4
         assert names(both.spool / "claims") == ["rank-0000"]
         assert names(both.spool / "failed") == []
+
+
+def test_a_spool_that_another_host_may_be_making_is_not_said_to_be_left(box: Box) -> None:
+    """The pid in its hidden name means nothing here. A day later nobody can be at it any more."""
+    with hosts(box, Lag(0, 0, 0), "a") as one:
+        box.tasks([""], "real/tasks")
+        being_made, left = (box / "real" / f".S.99999999{n}.0.00c0ffee" for n in (7, 8))
+        for folder in (being_made, left):
+            folder.mkdir()
+        two_days_ago = time.time() - 2 * 86400
+        os.utime(left, (two_days_ago, two_days_ago))
+        told = one.end("a", one.start("a")).err
+    assert f"{left.name} was left half made" in told
+    assert being_made.name not in told

@@ -30,7 +30,7 @@ from gpuspool.orchestrator.text.printable import recordable
 from gpuspool.spool import __version__
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import SyncError, UsageError
-from gpuspool.spool.file_system import data_mounts
+from gpuspool.spool.file_system import data_mounts, file_system_type, is_network
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
     OUT_MARK,
@@ -191,22 +191,40 @@ def _cannot_be_made(layout: Layout, why: str | None, where: str) -> UsageError:
     )
 
 
+# Where other hosts write too, the pid in the name of a hidden folder may be of another one, whose
+# process may make the spool in this moment. Nothing takes it so long, and clocks differ by less.
+HALF_MADE_S = 24 * 3600.0
+
+
 def half_made(layout: Layout) -> list[Path]:
     """The hidden folders of processes that died while they made this spool. Nothing uses them."""
     folder = layout.root.parent
     if not folder.is_dir():
         return []
-    return [path for path in folder.iterdir() if _is_half_made(path, layout.root.name)]
+    found = [path for path in folder.iterdir() if _is_half_made(path, layout.root.name)]
+    if found and is_network(file_system_type(folder)):
+        return [path for path in found if _has_been_left(path)]
+    return found
 
 
 def _is_half_made(path: Path, spool_name: str) -> bool:
-    """Whether a path is the hidden folder of a dead process that made the spool of this name."""
+    """Whether a path is the hidden folder in which a process made the spool of this name that is
+    not here, or not any more.
+    """
     hidden = parse_hidden(path.name)
     if hidden is None:
         return False
     name, pid = hidden
     is_alive = Path(f"/proc/{pid}").exists()
     return name == spool_name and not is_alive
+
+
+def _has_been_left(path: Path) -> bool:
+    """Whether nothing was made in a folder for HALF_MADE_S; False for one that is gone."""
+    try:
+        return path.stat().st_mtime < time.time() - HALF_MADE_S
+    except OSError:
+        return False
 
 
 def _run_record(request: Request, ranks: int) -> Run:
