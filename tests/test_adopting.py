@@ -25,9 +25,10 @@ from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.orchestrator.text.progress import Silent
+from gpuspool.spool.code import make_code, publish_code
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import read_record
-from gpuspool.spool.records import DrainOrder, Identity, Job, Options
+from gpuspool.spool.records import CodeFile, DrainOrder, Identity, Job, Options
 from gpuspool.spool.view import read_control
 
 OURS = 7
@@ -45,11 +46,15 @@ def living() -> Iterator[Identity]:
         yield who
 
 
-def drained_by(layout: Layout, job: Job, *older: int) -> int:
-    """The newest epoch that a start with this job drains, -1 where it drains none."""
+def drained_by(layout: Layout, job: Job, *older: int, brings_code: bool = False) -> int:
+    """The newest epoch that a start with this job drains, -1 where it drains none.
+
+    brings_code: it was given --keep-done.
+    """
     view = view_of(layout)
     workers = Workers(view, Orders(epoch=OURS, job=job, options=Options(), world_size=1))
-    adopt(view, workers, job, older, Telling(layout, OURS, Silent(), lambda: None))
+    telling = Telling(layout, OURS, Silent(), lambda: None)
+    adopt(view, workers, job, older, telling, brings_code=brings_code)
     return read_control(layout).drain
 
 
@@ -68,6 +73,25 @@ def test_who_runs_another_job_is_ordered_to_end(layout: Layout, living: Identity
     order = read_record(layout.drain(2), DrainOrder)
     assert order is not None
     assert order.why == NEW_CODE
+
+
+@pytest.mark.parametrize(
+    ("module", "brings_code", "drained"),
+    [("helper", False, 2), ("helper", True, 2), ("", False, -1), ("", True, 2)],
+    ids=["module", "module and --keep-done", "file", "file and --keep-done"],
+)
+def test_a_file_that_the_job_may_write_to_is_new_code_only_where_that_was_said(
+    layout: Layout, living: Identity, module: str, brings_code: bool, drained: int
+) -> None:
+    def knowing(content: str) -> Job:
+        file = CodeFile(name="file", module=module, sha256=content, size=1)
+        name = publish_code(layout, make_code(JOB.sha256, [file]))
+        return msgspec.structs.replace(JOB, code=name)
+
+    admit(layout, 2, living)
+    intend(layout, A0, epoch=2, parent=living, job=knowing("12ab"))
+    begin(layout, A0)
+    assert drained_by(layout, knowing("34cd"), 2, brings_code=brings_code) == drained
 
 
 def test_the_order_names_none_that_runs_the_new_job_already(

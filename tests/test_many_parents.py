@@ -368,6 +368,20 @@ def test_changed_code_drains_the_older_parents_and_goes_on(starts: Starts) -> No
     assert starts.ran() == list(range(6))
 
 
+def test_a_file_that_the_job_writes_to_is_no_changed_code(starts: Starts) -> None:
+    starts.plan(*["do"] * 8)
+    written = starts.box.write("waiting", "")
+    starts_of_it = [starts.start("--arg", f"notes={written}")]
+    starts.wait_for(1)
+    starts_of_it.append(starts.start("--arg", f"notes={written}"))
+    starts.wait_for(2)
+    starts.open()
+    for epoch in starts_of_it:
+        starts.end(epoch, 0)
+    assert_sound(starts.box, "S", 8)
+    assert names(starts.layout.control) == ["finished.0001"]
+
+
 def test_of_several_starts_with_changed_code_none_stops_the_others(starts: Starts) -> None:
     """As the elements of an array whose job was fixed: they come in one after the other."""
     starts.plan(*["do"] * 12)

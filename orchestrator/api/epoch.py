@@ -85,6 +85,7 @@ def supervise(
     inputs_root: str = "",
     again: Again | None = None,
     requeue: int = 0,
+    brings_code: bool = False,
 ) -> Report:
     """Start the run of a spool and see it to its end.
 
@@ -93,8 +94,8 @@ def supervise(
     typed, for people. out_moved_to: where OUT is
     now, if it was moved. inputs_root: likewise the folder that keys of input files are relative to,
     "" if that was not said. again: which tasks get another round. requeue: how often Slurm is asked
-    to start this job again when its time is up; then this does not return. Raises GpuspoolError,
-    and OSError where the file system does.
+    to start this job again when its time is up; then this does not return. brings_code: the user
+    said that the code changed. Raises GpuspoolError, and OSError where the file system does.
     """
     # Where processes cannot be told apart this raises, before anything is touched.
     myself()
@@ -161,6 +162,7 @@ def supervise(
                 drained,
                 trust.named,
                 one_first,
+                brings_code=brings_code,
             )
             outcome = orchestrator.run()
             _warn(progress, _changed_meanwhile(view, job))

@@ -156,6 +156,7 @@ def run(
         out_moved_to=out_moved_to,
         inputs_root=inputs_root,
         requeue=requeue,
+        brings_code=keep_done,
     )
 
 
@@ -340,6 +341,7 @@ def _go_on(
         out_moved_to=out_moved_to,
         again=again,
         requeue=requeue,
+        brings_code=keep_done,
     )
 
 

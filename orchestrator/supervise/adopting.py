@@ -14,15 +14,24 @@ from gpuspool.orchestrator.supervise.drain import NEW_CODE, order_drain
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.code import conflicts, read_code
-from gpuspool.spool.records import Code, Intent, Job, Parent
+from gpuspool.spool.records import Job, Parent
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
 
-def adopt(view: View, workers: Workers, job: Job, older: Collection[int], telling: Telling) -> None:
+def adopt(
+    view: View,
+    workers: Workers,
+    job: Job,
+    older: Collection[int],
+    telling: Telling,
+    *,
+    brings_code: bool,
+) -> None:
     """Take over the open attempts that others started, and tell of each. Raises OSError.
 
-    older: the epochs of the parents before this one that may be alive.
+    older: the epochs of the parents before this one that may be alive. brings_code: the user said
+    that the code changed.
     """
     others = workers.others
     others.detector.look()
@@ -35,7 +44,7 @@ def adopt(view: View, workers: Workers, job: Job, older: Collection[int], tellin
     # before it.
     attempts = [*living, *_last_of_each(view, older)]
     parents = [others.detector.parents.known.get(epoch) for epoch in older]
-    behind = _newest_behind(view, attempts, parents, job)
+    behind = _newest_behind(view, attempts, parents, _NewCode(view, job, brings_code))
     if behind is not None:
         order_drain(view.layout, behind, NEW_CODE)
         workers.tell_to_stop()
@@ -80,40 +89,52 @@ def _last_of_each(view: View, epochs: Collection[int]) -> list[str]:
     return list(last.values())
 
 
+class _NewCode:
+    """The code that a start brings, for which those that run another one make way."""
+
+    def __init__(self, view: View, job: Job, brings_code: bool) -> None:
+        """brings_code: the user said that the code changed."""
+        self._view = view
+        self._sha256 = job.sha256
+        self._known = read_code(view.layout, job.code)
+        self._brings_code = brings_code
+
+    def is_other(self, sha256: str, code: str) -> bool:
+        """Whether somebody runs other code, of whom these two are told: as in a `Job`."""
+        if sha256 != self._sha256:
+            return True
+        old = read_code(self._view.layout, code)
+        if self._known is None or old is None:
+            return False
+        changed = conflicts(old, self._known)
+        # Files that a command or the args name may have changed since those attempts began because
+        # the job writes to them. Nobody was asked about that, and if it counted, each element of an
+        # array would end all those before it. Weights that a user replaced look the same; then
+        # --keep-done tells them apart.
+        if self._brings_code:
+            return bool(changed)
+        modules = {file.name for file in self._known.files if file.module}
+        return not modules.isdisjoint(changed)
+
+
 def _newest_behind(
-    view: View, attempts: Iterable[str], parents: Iterable[Parent | None], job: Job
+    view: View, attempts: Iterable[str], parents: Iterable[Parent | None], new: _NewCode
 ) -> int | None:
     """The newest epoch of those of these attempts and parents that run other code.
 
     None where none does.
     """
-    new = read_code(view.layout, job.code)
     behind: list[int] = []
     for attempt in attempts:
         intent = view.intents.get(attempt)
-        if intent is not None and _is_behind(view, attempt, intent, job, new):
+        if intent is None:
+            continue
+        beat = view.heartbeat(attempt)
+        code = intent.job.code if beat is None else beat.code
+        if new.is_other(intent.job.sha256, code):
             behind.append(intent.epoch)
     # A parent that has not started anybody yet has its code all the same.
     for parent in parents:
-        if parent is not None and _is_parent_behind(view, parent, job, new):
+        if parent is not None and new.is_other(parent.job_sha256, parent.code):
             behind.append(parent.epoch)
     return max(behind, default=None)
-
-
-def _is_behind(view: View, attempt: str, intent: Intent, job: Job, new: Code | None) -> bool:
-    if intent.job.sha256 != job.sha256:
-        return True
-    beat = view.heartbeat(attempt)
-    return _differs(view, beat.code if beat is not None else intent.job.code, new)
-
-
-def _is_parent_behind(view: View, parent: Parent, job: Job, new: Code | None) -> bool:
-    if parent.job_sha256 != job.sha256:
-        return True
-    return _differs(view, parent.code, new)
-
-
-def _differs(view: View, code: str, new: Code | None) -> bool:
-    """Whether what is known of the code of some process contradicts what is known of the new."""
-    old = read_code(view.layout, code)
-    return new is not None and old is not None and bool(conflicts(old, new))

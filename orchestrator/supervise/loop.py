@@ -89,14 +89,17 @@ class Orchestrator:
         drained: int,
         trusted: Sequence[int] = (),
         one_first: str = "",
+        *,
+        brings_code: bool = False,
     ) -> None:
         """epoch: that this parent has taken. drained: the newest epoch that was drained when this
         start began, -1 for none. one_first: why one rank shall import its job before the others
-        start, "" if it shall not.
+        start, "" if it shall not. brings_code: the user said that the code changed.
         """
         self._view = view
         self._folders = folders
         self._drained = drained
+        self._brings_code = brings_code
         self._slots = slots
         self._orders = Orders(epoch, job, options, len(slots), trusted)
         self._began = time.monotonic()
@@ -173,7 +176,14 @@ class Orchestrator:
         self._telling.follow(self._view)
         self._company.look()
         older = [other for other in self._company.others if other < epoch]
-        adopt(self._view, self._workers, self._orders.job, older, self._telling)
+        adopt(
+            self._view,
+            self._workers,
+            self._orders.job,
+            older,
+            self._telling,
+            brings_code=self._brings_code,
+        )
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):
             try:
