@@ -4,10 +4,16 @@ stops a resume.
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pytest
-from helpers import JOBS, Box, assert_sound, half_done, names, record
+from helpers import JOBS, PATIENCE_S, Box, assert_sound, half_done, names, record
+from spooling import make_spool
+
+from gpuspool.orchestrator.supervise.repair import repair
+from gpuspool.spool.view import load_run
 
 PAYLOADS = 40  # of half_done
 
@@ -140,3 +146,30 @@ def test_no_secret_of_the_environment_reaches_a_file(box: Box) -> None:
         if path.is_file() and b"hunter2-xyz" in path.read_bytes()
     ]
     assert found == []
+
+
+def test_several_that_repair_at_the_same_moment_repair_it_once(tmp_path: Path) -> None:
+    """As where locks do not work, and several starts come at once."""
+    layout = make_spool(tmp_path / "s", 4)
+    run = load_run(layout)
+    n_rounds, n_threads = 20, 6
+    gate = threading.Barrier(n_threads)
+
+    def repair_each() -> None:
+        for number in range(n_rounds):
+            if gate.wait(PATIENCE_S) == 0:
+                shutil.rmtree(layout.subdir("failed"))
+                layout.code(f"{number:032x}").write_text("{}")
+            gate.wait(PATIENCE_S)
+            repair(layout, run)
+            gate.wait(PATIENCE_S)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        jobs = [pool.submit(repair_each) for _ in range(n_threads)]
+        for job in as_completed(jobs):
+            if job.exception() is not None:
+                gate.abort()
+    assert [str(job.exception()) for job in jobs if job.exception() is not None] == []
+    assert layout.subdir("failed").is_dir()
+    kept = [name for name in names(layout.corrupt) if name.startswith("job-code-")]
+    assert len(kept) == n_rounds

@@ -3,13 +3,15 @@
 `repair` and `repair_job` are called by a start, under the lock, before it reads anything else,
 `repair` only where no other parent may be alive: they make whole what everything hangs on, the
 folders, FORMAT, both copies of run.json, and the job. Whatever is replaced is copied to corrupt/
-first. Other records cannot be made whole and cost what they held: their tasks are looked up
-elsewhere or run again. Of those `DamageKeeper` copies the files to corrupt/ when the loop meets
-them.
+first. Where locks do not work several starts may repair at the same moment: what another one has
+repaired just now is no error. Other records cannot be made whole and cost what they held: their
+tasks are looked up elsewhere or run again. Of those `DamageKeeper` copies the files to corrupt/
+when the loop meets them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -21,9 +23,9 @@ from gpuspool.spool.errors import SpoolError
 from gpuspool.spool.layout import FORMAT_TEXT, OLDER_FORMATS, SUBDIRS, Layout
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import (
-    FOLDER_MODE,
     fsync_dir,
     is_regular,
+    make_subfolder,
     publish,
     read_bytes,
     read_sealed,
@@ -81,7 +83,8 @@ def repair(layout: Layout, run: Run) -> None:
     make_way(layout.summary)
     for path in damaged_records(layout):
         # Whoever knows the same code publishes the record again.
-        os.replace(path, layout.corrupt / f"job-{path.name}")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, layout.corrupt / f"job-{path.name}")
 
 
 def _make_folders(layout: Layout) -> None:
@@ -89,7 +92,7 @@ def _make_folders(layout: Layout) -> None:
     for folder in map(layout.subdir, SUBDIRS):
         if not folder.is_dir():
             _move_aside(folder)
-            folder.mkdir(FOLDER_MODE)
+            make_subfolder(folder)
             fsync_dir(layout.root)
 
 
@@ -143,9 +146,8 @@ def _move_aside(path: Path) -> None:
     """Rename what stands where it cannot be, a file for a folder or the reverse: it keeps existing
     as `<name>.damaged-<number>`.
     """
-    if not os.path.lexists(path):
-        return
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
         number += 1
-    os.rename(path, aside)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
