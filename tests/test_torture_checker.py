@@ -506,6 +506,8 @@ def test_a_parent_that_could_not_go_on_claims_nothing(cooperated: Forged) -> Non
 
 def test_what_other_clocks_say_is_not_compared(cooperated: Forged) -> None:
     next_attempt_before_the_closing(cooperated)
+    cooperated.began(3, A1, at=100.6, nonce="second")
+    assert letters(cooperated.check()) == "D R"
     assert letters(cooperated.check(has_one_clock=False)) == ""
 
 

@@ -32,6 +32,7 @@ NAMES = (
     "damage",
     "full_disk",
     "zombies",
+    "many_hosts",
     "moved_folders",
     "soak",
 )

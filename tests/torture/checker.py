@@ -144,9 +144,8 @@ def check(
     executions. looks: what `look` saw of OUT earlier. told: what `gpuspool results` printed.
     unreadable_ok: a task that no valid manifest line describes is not lost, since the test itself
     destroyed its description; nor need the records of parents and attempts be whole. has_results:
-    False where a command ran, which returns nothing. has_one_clock: False where times that several
-    processes have written cannot be compared: their hosts have other clocks, or a power cut took
-    some records back.
+    False where a command ran, which returns nothing. has_one_clock: False where the clocks of hosts
+    are apart, so that nobody can tell what was first: then R stays 0.
     """
     counts, facts = Counts(), read_facts(spool)
     out = out_of(spool)
@@ -162,7 +161,7 @@ def check(
         _judge_told(counts, facts, tasks, told)
     _judge_claims(counts, spool, tasks, claimed_ok)
     if began is not None:
-        _judge_executions(counts, facts, began)
+        _judge_executions(counts, facts, began, has_one_clock)
     if not unreadable_ok:
         epochs.judge(spool, facts.closings, executions, counts.found, has_one_clock)
     return counts
@@ -380,10 +379,12 @@ def _judge_claims(counts: Counts, spool: Path, tasks: int, claimed_ok: bool) -> 
             )
 
 
-def _judge_executions(counts: Counts, facts: Facts, began: Executions) -> None:
+def _judge_executions(counts: Counts, facts: Facts, began: Executions, has_one_clock: bool) -> None:
     """Count R, and how often tasks were executed at all."""
     counts.executions = sum(map(len, began.values()))
     counts.again = counts.executions - len(began)
+    if not has_one_clock:
+        return
     for task, nonces in began.items():
         for nonce, at in nonces.items():
             others = [line.stood_at for line in facts.complete.get(task, ()) if line.nonce != nonce]

@@ -173,14 +173,7 @@ def recover(
     before = look(out_of(spool))
     args = recording.go_on(home)
     code, said = recovery(args, home)
-    counts = check(
-        spool,
-        TASKS,
-        claimed_ok=code == 0,
-        executions=home / SPARED,
-        looks=[before],
-        has_one_clock=False,
-    )
+    counts = check(spool, TASKS, claimed_ok=code == 0, executions=home / SPARED, looks=[before])
     last = said.strip().rpartition("\n")[2][:300]
     ends = [f"`gpuspool {args[0]}` ends with exit code {code}: {last}"] if code else []
     return Verdict(case, counts, [*ends, *counts.notes])

@@ -53,20 +53,23 @@ class NoCompiler(Exception):
 
 
 @cache
-def library() -> Path:
-    """The compiled faults.c, compiled once for each process that asks. Raises NoCompiler."""
+def library(name: str = "faults") -> Path:
+    """A compiled library of this folder, compiled once for each process that asks.
+
+    Raises NoCompiler.
+    """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise NoCompiler("no C compiler (cc, gcc or $CC): faults.c cannot be made")
-    folder = tempfile.mkdtemp(prefix="faults-")
+        raise NoCompiler(f"no C compiler (cc, gcc or $CC): {name}.c cannot be made")
+    folder = tempfile.mkdtemp(prefix=f"{name}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = Path(folder, "faults.so")
-    source = Path(__file__).with_name("faults.c")
+    path = Path(folder, f"{name}.so")
+    source = Path(__file__).with_name(f"{name}.c")
     made = subprocess.run(
         [compiler, "-shared", "-fPIC", "-O1", "-o", path, source, "-ldl"], capture_output=True
     )
     if made.returncode:
-        raise NoCompiler(f"{compiler} cannot make faults.c: {made.stderr.decode(errors='replace')}")
+        raise NoCompiler(f"{compiler} cannot make {name}.c: {made.stderr.decode(errors='replace')}")
     return path
 
 

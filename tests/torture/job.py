@@ -5,11 +5,13 @@ whole.
 
 A payload is `{"n": index, "ms": milliseconds of work}`; with `"fail": true` the task raises, with
 `"exit": true` its process ends. With `"gate": NAME, "free": COUNT` it first waits for a file of
-that name beside the executions, unless it is among the first COUNT tasks that begin. `--arg
+that name beside the executions, unless it is among the first COUNT tasks that begin. With `"hold":
+milliseconds` it holds the interpreter's lock for so long, as a call into C may. `--arg
 executions=FOLDER` names an existing folder where every execution notes its beginning: one line and
 one write(2) each, one file a process.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -66,6 +68,8 @@ def work(task, ctx):
     if "gate" in task.payload:
         pass_gate(Path(ctx.args["executions"]), task.payload["gate"], task.payload["free"])
     time.sleep(task.payload["ms"] / 1000)
+    # Calls by PyDLL keep the lock, so no thread of this process runs meanwhile.
+    ctypes.PyDLL(None).usleep(task.payload.get("hold", 0) * 1000)
     if task.payload.get("exit"):
         os._exit(41)
     if task.payload.get("fail"):
