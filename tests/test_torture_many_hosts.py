@@ -5,7 +5,6 @@ this finds what it shall is tested on closings made by hand.
 """
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import pytest
 from helpers import Box, record, seal, wait_until
 from torture import machines
 from torture.machines import Boot, Command, Machine
-from torture.many_hosts import LEASE_S, Trial, has_clocks, row
+from torture.many_hosts import LEASE_S, Silence, Trial, has_clocks, row
 
 ATTEMPT = "rank-0000.a00"
 
@@ -143,7 +142,20 @@ class Forged(Trial):
 
     def lose_parent(self) -> None:
         """Its parent was killed at 90 s."""
-        self._silences.append((self._machines[0].commands[0], 90.0, math.inf))
+        self._silences.append(Silence(self._machines[0].commands[0], 90.0))
+
+    def forget_the_journal(self) -> None:
+        """Its process had not begun when it was closed."""
+        (self._spool / "journal" / f"{ATTEMPT}.jsonl").write_bytes(b"")
+
+    def was_taken_for_dead(self) -> None:
+        """Its parent says that it found itself taken for dead."""
+        for folder in ("parents", "events"):
+            (self._spool / folder).mkdir()
+        parent = {"epoch": 0, "boot_id": "one", "pid": 2}
+        (self._spool / "parents" / "0000.json").write_text(json.dumps(parent))
+        event = {"event": "taken_for_dead"}
+        (self._spool / "events" / "0000.jsonl").write_text(json.dumps(event) + "\n")
 
     def begin(self, task: int) -> None:
         (self._executions / f"{ATTEMPT}.3").write_text(json.dumps({"task": task}) + "\n")
@@ -170,6 +182,21 @@ def crashed_afterwards(trial: Forged) -> None:
     trial.boot.crashed_at = 101.0
 
 
+def had_not_begun(trial: Forged) -> None:
+    trial.forget_the_journal()
+
+
+def was_stopped_though_others_were_told(trial: Forged) -> None:
+    elsewhere = Boot("two", None, 0, "")  # type: ignore[arg-type]
+    trial._told[Command([], trial._box.home / "h1" / "0", elsewhere)] = 90.0
+    trial.close(by="parent", state="stopped")
+
+
+def was_stopped_before_it_was_told(trial: Forged) -> None:
+    trial._told[trial._machines[0].commands[0]] = 110.0
+    trial.close(by="parent", state="stopped")
+
+
 def lost_its_parent(trial: Forged) -> None:
     trial.lose_parent()
     trial.begin(next(task for task in range(trial.outcome.tasks) if task not in trial._holding))
@@ -183,6 +210,9 @@ def lost_its_parent(trial: Forged) -> None:
         stood_still_long_before,
         crashed_afterwards,
         lost_its_parent,
+        had_not_begun,
+        was_stopped_though_others_were_told,
+        was_stopped_before_it_was_told,
     ],
 )
 def test_who_was_closed_though_nobody_had_harmed_it_was_taken_over_falsely(
@@ -214,13 +244,19 @@ def closed_itself(trial: Forged) -> None:
     trial.close(by=ATTEMPT, state="complete")
 
 
-def was_told_to_stop(trial: Forged) -> None:
+def was_drained(trial: Forged) -> None:
     trial._drains.append(90.0)
     trial.close(by="parent", state="stopped")
 
 
-def had_not_begun(trial: Forged) -> None:
-    (trial._spool / "journal" / f"{ATTEMPT}.jsonl").write_bytes(b"")
+def was_told_to_stop(trial: Forged) -> None:
+    trial._told[trial._machines[0].commands[0]] = 90.0
+    trial.close(by="parent", state="stopped")
+
+
+def lost_its_parent_before_it_began(trial: Forged) -> None:
+    trial.forget_the_journal()
+    trial.lose_parent()
 
 
 @pytest.mark.parametrize(
@@ -231,8 +267,9 @@ def had_not_begun(trial: Forged) -> None:
         crashed,
         lost_its_parent_and_held_the_lock,
         closed_itself,
+        was_drained,
         was_told_to_stop,
-        had_not_begun,
+        lost_its_parent_before_it_began,
     ],
 )
 def test_who_was_harmed_or_stopped_was_not_taken_over_falsely(
@@ -241,3 +278,22 @@ def test_who_was_harmed_or_stopped_was_not_taken_over_falsely(
     trial = Forged(tmp_path / "home")
     happen(trial)
     assert trial.n_false() == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, LEASE_S / 2])
+def test_a_parent_that_was_taken_for_dead_though_it_beat_was_taken_over_falsely(
+    tmp_path: Path, seconds: float
+) -> None:
+    trial = Forged(tmp_path / "home")
+    trial.was_taken_for_dead()
+    trial.boot.stops.append((95.0, 95.0 + seconds))
+    trial._judge_lost_parents()
+    assert trial.outcome.false == 1
+
+
+def test_a_parent_that_stood_still_may_be_taken_for_dead(tmp_path: Path) -> None:
+    trial = Forged(tmp_path / "home")
+    trial.was_taken_for_dead()
+    trial.boot.stops.append((95.0, 95.0 + 2 * LEASE_S))
+    trial._judge_lost_parents()
+    assert trial.outcome.false == 0

@@ -53,7 +53,7 @@ def _clocks(uptime_s: int) -> tuple[str, ...]:
     return options if done.returncode == 0 else ()
 
 
-@dataclass
+@dataclass(eq=False)
 class Command:
     """A command that was started on a machine."""
 

@@ -21,7 +21,11 @@ Counted are, beside what `checker.py` counts: F, false takeovers, attempts that 
 although nobody had harmed them, and tasks that were blamed, which are failures. The cause of each
 closing is looked up in what was done to the machines. An attempt may be closed by others if its
 process was killed, if its machine had crashed, or stood still for a lease by then, or if it had
-lost its parent and did not beat itself; by its own parent if it was told to stop.
+lost its parent and did not beat itself; by its own parent if it was told to stop. Likewise a parent
+may find itself taken for dead only if it, or its machine, had stood still for a lease.
+
+How long anything takes is reckoned in leases, and a lease is longer on a busy machine. So a run
+lasts longer there, and the same things happen in it.
 
 `python -m torture.many_hosts SEED` plays one.
 """
@@ -38,6 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -50,7 +55,7 @@ from torture import machines
 from torture.checker import Counts, Look, check, look, sealed_lines
 from torture.faults import NoCompiler, library
 from torture.job import payloads
-from torture.machines import Command, Machine
+from torture.machines import Boot, Command, Machine
 from torture.rows import Row
 
 NAME = "many hosts"
@@ -58,14 +63,17 @@ JOB = Path(__file__).with_name("job.py")
 RUNS = {"small": 1, "full": 100}
 # A run mostly waits, so some are played side by side.
 AT_ONCE = {"small": 1, "full": 4}
-TASKS = {"small": 120, "full": 360}
+TASKS = {"small": 60, "full": 240}
 # In every other pair of seeds so many tasks are bad: they raise wherever they are tried.
 BAD = 3
 # So many tasks hold the interpreter's lock, and for so many leases.
 HOLDING, HOLD_LEASES = 4, 1.5
-# How long a task takes, in milliseconds: so a run is not over before leases are.
-TASK_MS = (50, 500)
+# The lease of a run on a quiet machine, and how many times longer it may be on a busy one: all
+# that beats needs little of a core, and a run shall not take minutes.
 LEASE_S = 3.0
+MOST_SLOWNESS = 3.0
+# How long a task takes: so a run is not over before leases are.
+TASK_LEASES = (0.02, 0.12)
 # For how many leases a machine stands still that is to be taken for dead, and one that is not. The
 # beats of the dead were seen some time before, and a look costs time.
 FREEZE_LEASES = (2.0, 2.6)
@@ -73,32 +81,20 @@ PAUSE_LEASES = (0.1, 0.5)
 # From this part of a lease on that a machine has stood still, a closing may be for that: its last
 # beat had come before.
 EXCUSED_FROM = 0.8
-# What was decided while a machine stood still may be published so much later.
-EXCUSED_FOR_S = 2.0
+# What was decided while a machine stood still may be published so many leases later.
+EXCUSED_FOR = 0.7
+# Of these deeds a run draws some, in any order.
 DEEDS = {
-    "small": ("freeze", "worker", "crash", "start", "term", "start"),
-    "full": (
-        *("freeze", "freeze", "freeze", "freeze", "pause", "pause", "crash", "crash", "crash"),
-        *("start", "start", "start", "start", "start", "start", "start"),
-        *(
-            "worker",
-            "worker",
-            "worker",
-            "parent",
-            "parent",
-            "stop",
-            "stop",
-            "term",
-            "term",
-            "drain",
-        ),
-    ),
+    "small": {"freeze": 1, "worker": 1, "crash": 1, "start": 2, "term": 1},
+    "full": {
+        **{"freeze": 4, "pause": 2, "crash": 3, "start": 7},
+        **{"worker": 3, "parent": 2, "stop": 2, "term": 2, "drain": 1},
+    },
 }
-# How many of these happen in one run.
 MOST_DEEDS = {"small": 6, "full": 13}
-# How long to wait before the next deed, at most; progress may end the wait.
-SOON_S = (0.0, 0.3)
-LATE_S = (0.3, 2.5)
+# How many leases to wait before the next deed, at most; progress may end the wait.
+SOON_LEASES = (0.0, 0.1)
+LATE_LEASES = (0.1, 0.8)
 # How many commands may run on one machine.
 MOST_COMMANDS = 3
 # How far wall clocks and uptimes are apart.
@@ -107,15 +103,21 @@ UPTIME_S = 10_000_000
 # A run whose end does not come is given up after so many more starts.
 MOST_STARTS = 6
 # How long one command may take on a busy machine.
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 
 
 @dataclass
 class Outcome:
-    """What became of one run. takeovers: attempts that others than their own parents closed."""
+    """What became of one run.
+
+    has_own_clocks: the wall clocks of its machines were apart. takeovers: attempts that others than
+    their own parents closed. false: those, and parents, that nobody had harmed. woken: attempts
+    that went on after they were taken over.
+    """
 
     seed: int
     tasks: int = 0
+    has_own_clocks: bool = False
     deeds: dict[str, int] = field(default_factory=dict)
     starts: int = 0
     takeovers: int = 0
@@ -126,6 +128,15 @@ class Outcome:
     history: list[str] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     failures: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Silence:
+    """From when to when a parent did not beat, as it was stopped or killed."""
+
+    command: Command
+    began: float
+    ended: float = math.inf
 
 
 class Trial:
@@ -139,12 +150,13 @@ class Trial:
         self._box = Box(home)
         self._spool, self._executions = home / "S", home / "executions"
         self._executions.mkdir()
-        self._lease_s = LEASE_S * slowness()
+        self._lease_s = LEASE_S * min(slowness(), MOST_SLOWNESS)
         self._looks: list[Look] = []
-        self._deeds = rng.sample(DEEDS[amount], MOST_DEEDS[amount])
+        deeds = DEEDS[amount]
+        self._deeds = rng.sample(list(deeds), MOST_DEEDS[amount], counts=deeds.values())
         tasks = payloads(TASKS[amount])
         for task in tasks:
-            task["ms"] = rng.randint(*TASK_MS)
+            task["ms"] = int(1000 * rng.uniform(*TASK_LEASES) * self._lease_s)
         self._bad = set(rng.sample(range(len(tasks)), BAD) if seed % 4 > 1 else ())
         for bad in self._bad:
             tasks[bad]["fail"] = True
@@ -154,21 +166,20 @@ class Trial:
         self._run: list[str | Path] = ["run", f"{JOB}:work", "--tasks", self._box.tasks(tasks)]
         self._run += ["--spool", "S", "--arg", f"executions={self._executions}", "--grace", "5s"]
         self._run += ["--lease", f"{self._lease_s:.1f}s", "-q"]
-        self._has_own_clocks = bool(seed % 2)
+        self._has_own_clocks = self.outcome.has_own_clocks = bool(seed % 2)
         self._has_own_locks = seed % 3 == 2
         self._machines = [self._make(number) for number in range(rng.choice((3, 4)))]
         # When the frozen machines wake.
         self._wakes: list[tuple[float, Machine]] = []
-        # When the parents that were stopped go on.
-        self._continues: list[tuple[float, Command, int]] = []
+        # When the parents that were stopped go on, and their processes.
+        self._continues: list[tuple[float, Silence, int]] = []
+        self._silences: list[Silence] = []
         # The attempts whose processes were killed.
         self._killed: set[str] = set()
-        # The commands that were told to stop, that were killed, and when orders to drain were
-        # given.
-        self._told: list[Command] = []
+        # The commands that were killed, those that were told to stop and when, and when orders to
+        # drain were given.
         self._shot: list[Command] = []
-        # From when to when a parent did not beat.
-        self._silences: list[tuple[Command, float, float]] = []
+        self._told: dict[Command, float] = {}
         self._drains: list[float] = []
         self._began = time.monotonic()
 
@@ -236,7 +247,8 @@ class Trial:
 
     def _pause(self) -> None:
         """Wait for the next deed, by the clock or by progress."""
-        until = time.monotonic() + self._rng.uniform(*self._rng.choice((SOON_S, LATE_S, LATE_S)))
+        leases = self._rng.uniform(*self._rng.choice((SOON_LEASES, LATE_LEASES, LATE_LEASES)))
+        until = time.monotonic() + leases * self._lease_s
         goal = count_lines(self._spool) + self._rng.randint(5, self.outcome.tasks // 4)
         wait_until(
             lambda: time.monotonic() > until or count_lines(self._spool) >= goal,
@@ -255,13 +267,15 @@ class Trial:
                 self._note(f"{machine.name} wakes")
                 machine.thaw()
                 self._wakes.remove((wake_at, machine))
-        for at, command, pid in list(self._continues):
+        for continued in list(self._continues):
+            at, silence, pid = continued
             if everybody:
                 wait_until(lambda at=at: time.monotonic() > at, PATIENCE_S)
             if time.monotonic() > at:
-                self._continues.remove((at, command, pid))
-                if command.code is None:
-                    self._note(f"the parent {command.name} goes on")
+                self._continues.remove(continued)
+                silence.ended = time.time()
+                if silence.command.code is None:
+                    self._note(f"the parent {silence.command.name} goes on")
                     kill(pid, signal.SIGCONT)
 
     def _are_over(self, commands: list[Command]) -> bool:
@@ -347,28 +361,28 @@ class Trial:
     def _kill_parent(self) -> bool:
         command = self._signal_one(signal.SIGKILL)
         if command is not None:
-            self._silences.append((command, time.time(), math.inf))
+            self._silences.append(Silence(command, time.time()))
             self._shot.append(command)
         return command is not None
 
     def _stop_parent(self) -> bool:
         command = self._signal_one(signal.SIGSTOP)
         if command is not None:
-            leases = self._rng.uniform(*FREEZE_LEASES)
-            at = time.monotonic() + leases * self._lease_s
-            self._continues.append((at, command, command.pid))
-            self._silences.append((command, time.time(), time.time() + leases * self._lease_s))
+            silence = Silence(command, time.time())
+            self._silences.append(silence)
+            at = time.monotonic() + self._rng.uniform(*FREEZE_LEASES) * self._lease_s
+            self._continues.append((at, silence, command.pid))
         return command is not None
 
     def _terminate(self) -> bool:
         command = self._signal_one(signal.SIGTERM)
         if command is not None:
-            self._told.append(command)
+            self._told[command] = time.time()
         return command is not None
 
     def _signal_one(self, number: int) -> Command | None:
         """Signal the process of a command that runs; returns it, None if there is none."""
-        stopped = [command for _, command, _ in self._continues]
+        stopped = [silence.command for _, silence, _ in self._continues]
         running = [command for machine in self._awake() for command in machine.running]
         able = [command for command in running if command not in stopped]
         if not able:
@@ -428,6 +442,7 @@ class Trial:
         self._judge_ends()
         closings = self._closings()
         self._judge_takeovers(closings)
+        self._judge_lost_parents()
         self._remove_what_the_lost_left(closings)
         told = "".join(json.dumps(result) + "\n" for result in self._box.results("S"))
         counts = self.outcome.counts = check(
@@ -496,40 +511,60 @@ class Trial:
         return found
 
     def _judge_takeovers(self, closings: dict[str, tuple[float, dict[str, Any]]]) -> None:
-        boots = {boot.id: boot for machine in self._machines for boot in machine.boots}
         for attempt, (at, closing) in sorted(closings.items()):
             if closing["by"] == attempt:
                 if closing["state"] == "failed" and not self._may_fail(closing):
                     self._fail(f"{attempt} failed: {closing.get('error')}")
                 continue
-            path = self._spool / "journal" / f"{attempt}.jsonl"
-            head = next((record for at, record in sealed_lines(path) if at == 0), None)
-            if head is None:
-                # Its process had not begun, and was kept from it.
+            journal = self._spool / "journal" / f"{attempt}.jsonl"
+            has_begun = journal.exists() and any(sealed_lines(journal))
+            self.outcome.takeovers += has_begun and closing["by"] != "parent"
+            command = self._parent_of(attempt)
+            if attempt in self._killed or command is None:
+                # Without a command it was started before there were machines.
                 continue
-            self.outcome.takeovers += closing["by"] != "parent"
-            boot = boots.get(head["boot_id"])
-            if attempt in self._killed or boot is None:
-                continue
+            boot = command.boot
             if boot.crashed_at is not None and at >= boot.crashed_at:
                 continue
-            if self._stood_still(boot.stops, at) or self._was_silent(attempt, at):
-                self.outcome.woken += 1
+            if closing["state"] == "stopped" and self._was_told(boot, at):
                 continue
-            if closing["state"] == "stopped" and (self._told or self._drains):
+            # One that has not begun does not beat either.
+            does_beat = has_begun and not self._has_held(attempt)
+            is_silent = not does_beat and self._stood_still(self._silences_of(command), at)
+            if is_silent or self._stood_still(boot.stops, at):
+                self.outcome.woken += has_begun
                 continue
-            self.outcome.false += 1
-            self._fail(f"F: {attempt} was closed by {closing['by']}, and nobody had harmed it")
+            self._count_false(f"{attempt} was closed by {closing['by']}")
+
+    def _judge_lost_parents(self) -> None:
+        """No parent found itself taken for dead unless it had stood still."""
+        for path in sorted((self._spool / "events").iterdir()):
+            events = [json.loads(line) for line in path.read_bytes().splitlines()]
+            if all(event["event"] != "taken_for_dead" for event in events):
+                continue
+            parent = json.loads((self._spool / "parents" / f"{path.stem}.json").read_bytes())
+            command = self._command_of(parent)
+            stops = [] if command is None else [*command.boot.stops, *self._silences_of(command)]
+            least_s = EXCUSED_FROM * self._lease_s
+            if all(ended - began < least_s for began, ended in stops):
+                self._count_false(f"the parent of epoch {parent['epoch']} was taken for dead")
+
+    def _count_false(self, what: str) -> None:
+        self.outcome.false += 1
+        self._fail(f"F: {what}, and nobody had harmed it")
 
     def _may_fail(self, closing: dict[str, Any]) -> bool:
         """Whether an attempt ended since it met bad tasks alone."""
         return bool(self._bad) and closing["reason"] == "failures"
 
-    def _was_silent(self, attempt: str, at: float) -> bool:
-        """Whether an attempt could be closed then since neither it nor its parent had beaten."""
-        parent = self._parent_of(attempt)
-        stops = [(began, ended) for one, began, ended in self._silences if one is parent]
-        return self._has_held(attempt) and self._stood_still(stops, at)
+    def _was_told(self, boot: Boot, at: float) -> bool:
+        """Whether somebody on this machine, or everybody, had been told to stop by then."""
+        told = [when for command, when in self._told.items() if command.boot is boot]
+        return any(when <= at for when in [*told, *self._drains])
+
+    def _silences_of(self, command: Command) -> list[tuple[float, float]]:
+        """From when to when the process of a command did not beat."""
+        return [(one.began, one.ended) for one in self._silences if one.command is command]
 
     def _parent_of(self, attempt: str) -> Command | None:
         """The command that started an attempt."""
@@ -556,7 +591,7 @@ class Trial:
         """Whether somebody stood still for so long that he could be taken for dead then."""
         for began, ended in stops:
             is_late_enough = at >= began + EXCUSED_FROM * self._lease_s
-            if is_late_enough and at <= ended + EXCUSED_FOR_S * slowness():
+            if is_late_enough and at <= ended + EXCUSED_FOR * self._lease_s:
                 return True
         return False
 
@@ -587,8 +622,7 @@ def row(amount: str, home: Path) -> Row:
         return Row(NAME, 0, f"skipped: {reason}", notes=[reason])
     began = time.monotonic()
     found = Row(NAME, 0, "")
-    tasks = starts = takeovers = false = woken = again = 0
-    deeds: dict[str, int] = {}
+    outcomes: list[Outcome] = []
 
     def play(seed: int) -> Outcome:
         # It is made when it is played: how long a lease must be depends on who else works then.
@@ -600,19 +634,30 @@ def row(amount: str, home: Path) -> Row:
             found.add(outcome.counts)
             found.X += len(outcome.blamed)
             found.failures += outcome.failures
-            tasks, starts = tasks + outcome.tasks, starts + outcome.starts
-            takeovers, false = takeovers + outcome.takeovers, false + outcome.false
-            woken, again = woken + outcome.woken, again + outcome.counts.again
-            for deed, count in outcome.deeds.items():
-                deeds[deed] = deeds.get(deed, 0) + count
-    found.counts = f"{found.cases} runs of {tasks} tasks, {takeovers} takeovers, {false} false"
-    told = ", ".join(f"{deed} {count}" for deed, count in sorted(deeds.items()))
-    found.notes.append(
-        f"{starts} starts; {told}; {woken} attempts woke after others had taken over; "
-        f"{again} executions beyond the first of a task"
-    )
+            outcomes.append(outcome)
+    tell(found, outcomes)
     found.seconds = time.monotonic() - began
     return found
+
+
+def tell(found: Row, outcomes: list[Outcome]) -> None:
+    """Sum up in the row what happened in all runs."""
+
+    def total(name: str, of: list[Outcome] = outcomes) -> int:
+        return sum(getattr(outcome, name) for outcome in of)
+
+    apart = total("takeovers", [outcome for outcome in outcomes if outcome.has_own_clocks])
+    found.counts = (
+        f"{found.cases} runs of {total('tasks')} tasks, {total('starts')} starts, "
+        f"{total('takeovers')} takeovers ({apart} where clocks were apart), {total('false')} false"
+    )
+    deeds = sum((Counter(outcome.deeds) for outcome in outcomes), Counter())
+    told = ", ".join(f"{deed} {count}" for deed, count in sorted(deeds.items()))
+    again = sum(outcome.counts.again for outcome in outcomes)
+    found.notes.append(
+        f"{told}; {total('woken')} attempts woke after others had taken over; {again} executions "
+        "beyond the first of a task"
+    )
 
 
 if __name__ == "__main__":
@@ -620,5 +665,8 @@ if __name__ == "__main__":
     sys.exit(f"skipped: {reason}") if reason else None
     home = Path(tempfile.mkdtemp(prefix="many-hosts-"), "home")
     amount = sys.argv[2] if len(sys.argv) > 2 else "full"
-    began = time.monotonic(), os.times()
+    began_at = time.monotonic()
     print(Trial(int(sys.argv[1]), home, amount).play())
+    spent = os.times()
+    cpu_s = spent.user + spent.system + spent.children_user + spent.children_system
+    print(f"{time.monotonic() - began_at:.1f} s, of these {cpu_s:.1f} s of CPU")
