@@ -14,8 +14,8 @@ or `join`, again and again, and they cooperate. A seed draws what happens to the
 
 Some tasks hold the interpreter's lock for more than a lease, so that their workers do not beat, and
 only their parents tell that they live. Every other seed plays with wall clocks that are up to an
-hour apart, and every third with locks that each host has for itself. In the end somebody types
-`resume` until the run is finished.
+hour apart, and every third with locks that each host has for itself. In the end more commands are
+typed, until the run is finished.
 
 Counted are, beside what `checker.py` counts: F, false takeovers, attempts that somebody else closed
 although nobody had harmed them, and tasks that were blamed, which are failures. The cause of each
@@ -100,6 +100,8 @@ MOST_COMMANDS = 3
 # How far wall clocks and uptimes are apart.
 SKEW_S = 3600
 UPTIME_S = 10_000_000
+# So many commands see a run to its end: with few left that would take long.
+AT_THE_END = 3
 # A run whose end does not come is given up after so many more starts.
 MOST_STARTS = 6
 # How long one command may take on a busy machine.
@@ -409,8 +411,11 @@ class Trial:
         return True
 
     def _to_the_end(self) -> None:
-        """Wake all, and type `resume` until the run is finished and nobody is left."""
+        """Wake all, and type commands until the run is finished and nobody is left."""
         self._wake_due(everybody=True)
+        for _ in range(AT_THE_END - sum(len(machine.running) for machine in self._machines)):
+            if not self._is_finished():
+                self._start_somewhere()
         for _ in range(MOST_STARTS):
             commands = [command for machine in self._machines for command in machine.commands]
             wait_until(lambda commands=commands: self._are_over(commands), PATIENCE_S)
