@@ -136,16 +136,19 @@ def _is_utf8(name: str) -> bool:
 
 
 # A worker replaces its heartbeat file, which is for people, this often; where other hosts share the
-# file system, which each replacement keeps busy, less often.
+# file system, which each replacement keeps busy, or are to be reckoned with (`--poll`), less often.
 HEARTBEAT_S = 10.0
 SHARED_HEARTBEAT_S = 60.0
 # With a short lease somebody wants to see everything sooner.
 HEARTBEATS_A_LEASE = 12
 
 
-def heartbeat_s(folder: Path, lease_s: float) -> float:
-    """The seconds between two heartbeats of a worker whose spool lies in this folder."""
-    if is_network(file_system_type(folder)):
+def heartbeat_s(folder: Path, lease_s: float, poll_s: float) -> float:
+    """The seconds between two heartbeats of a worker whose spool lies in this folder.
+
+    lease_s, poll_s: as the worker was told.
+    """
+    if poll_s > 0 or is_network(file_system_type(folder)):
         return SHARED_HEARTBEAT_S
     return min(HEARTBEAT_S, lease_s / HEARTBEATS_A_LEASE)
 

@@ -20,6 +20,7 @@ from gpuspool.spool.view import read_control
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.modules import Modules
+from gpuspool.worker.nudges import Nudges
 from gpuspool.worker.standing import Standing
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
@@ -67,7 +68,7 @@ def test_the_beat_goes_on_after_a_look_for_a_drain_that_failed(tmp_path: Path) -
     drain = Drain(is_published=lambda: read_control(layout).stops(0))
     standing = Standing(layout, A0, lease_s=120)
     modules = Modules(layout, intent.job, "/", [])
-    beat = Beat(layout, intent, myself(), begin(layout, A0), drain, standing, modules)
+    beat = Beat(layout, intent, myself(), begin(layout, A0), drain, standing, modules, Nudges(None))
     beat._lease_s = 0.6  # looks and beats each 50 ms
     layout.control.rmdir()
     layout.control.symlink_to(layout.control)  # ELOOP
@@ -89,7 +90,9 @@ def test_the_beat_goes_on_where_no_record_of_modules_can_be_written(tmp_path: Pa
     intent = intend(layout, A0)
     modules = Modules(layout, intent.job, "/", [])
     standing = Standing(layout, A0, lease_s=120)
-    beat = Beat(layout, intent, myself(), begin(layout, A0), Drain(), standing, modules)
+    beat = Beat(
+        layout, intent, myself(), begin(layout, A0), Drain(), standing, modules, Nudges(None)
+    )
     beat.doing.phase = Phase.RUNNING
     folder = layout.subdir("job")
     folder.rename(tmp_path / "away")

@@ -5,20 +5,26 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import Box, assert_sound, start_gated, wait_until, waiting
 from spooling import A0, begin, intend, make_spool, task
 
+from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import numbered_name
 from gpuspool.spool.manifest import publish_manifest
+from gpuspool.spool.records import Options
 from gpuspool.spool.view import load_run
 from gpuspool.worker import idle
+from gpuspool.worker.beat import DRAIN_S, Beat
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.idle import Idling, Word
-from gpuspool.worker.nudges import Nudges
+from gpuspool.worker.modules import Modules
+from gpuspool.worker.nudges import UNNUDGED_LOOK_S, Nudges
 from gpuspool.worker.parent import Parent
+from gpuspool.worker.standing import Standing
 
 WORKER = """
 import sys
@@ -76,7 +82,7 @@ def test_an_idle_worker_finds_a_new_manifest_when_it_is_nudged(
 ) -> None:
     """Without the nudge it would look again after minutes."""
     monkeypatch.setattr(idle, "FIRST_PAUSE_S", 1000.0)
-    monkeypatch.setattr(idle, "NUDGED_PAUSE_S", 1000.0)
+    monkeypatch.setattr(idle, "UNNUDGED_LOOK_S", 1000.0)
     monkeypatch.setattr(idle, "SILENCE_S", 1000.0)
     layout = make_spool(tmp_path / "s", 2)
     intent = intend(layout, A0)
@@ -99,6 +105,92 @@ def test_an_idle_worker_finds_a_new_manifest_when_it_is_nudged(
     messenger.join()
     os.close(writer)
     os.close(reader)
+
+
+class Looker:
+    """The beat of an attempt, and how often it looked for a drain."""
+
+    def __init__(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, fd: int | None, poll_s: float = 0.0
+    ) -> None:
+        layout = make_spool(root / "s", 2)
+        intent = intend(layout, A0, options=Options(poll_s=poll_s))
+        self.looks = 0
+        self.beat = Beat(
+            layout,
+            intent,
+            myself(),
+            begin(layout, A0),
+            Drain(is_published=self._look),
+            Standing(layout, A0, lease_s=120),
+            Modules(layout, intent.job, "/", []),
+            Nudges(fd),
+        )
+        monkeypatch.setattr(self.beat._parent, "is_there", lambda: True)
+        self.now = self.beat._last_look
+
+    def _look(self) -> bool:
+        self.looks += 1
+        return False
+
+    def looks_within(self, seconds: int) -> int:
+        """How often it looks in so many seconds from here."""
+        before = self.looks
+        for _ in range(seconds):
+            self.now += 1
+            self.beat._tick(self.now)
+        return self.looks - before
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_worker_looks_for_a_drain_when_it_is_nudged_and_hardly_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    looker = Looker(tmp_path, monkeypatch, pipe[0])
+    assert looker.looks_within(int(UNNUDGED_LOOK_S) - 1) == 0
+    os.write(pipe[1], b"!!")
+    assert looker.looks_within(1) == 1
+    assert looker.looks_within(int(UNNUDGED_LOOK_S)) == 1, "the parent may have been stopped"
+
+
+def test_without_a_pipe_a_worker_looks_for_a_drain_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Looker(tmp_path, monkeypatch, None).looks_within(100) == 100 / DRAIN_S
+
+
+def test_a_worker_whose_parent_looks_seldom_looks_for_a_drain_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    looker = Looker(tmp_path, monkeypatch, pipe[0], poll_s=60.0)
+    assert looker.looks_within(100) == 100 / DRAIN_S
+
+
+def test_a_worker_whose_parent_has_died_looks_at_once_and_then_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    looker = Looker(tmp_path, monkeypatch, reader)
+    os.close(writer)
+    assert looker.looks_within(1) == 1
+    assert looker.looks_within(100) == 100 / DRAIN_S
+    os.close(reader)
+
+
+def test_a_nudge_that_the_beat_has_read_is_one_for_who_waits_too(pipe: tuple[int, int]) -> None:
+    nudges = Nudges(pipe[0])
+    assert not nudges.wait(0)
+    os.write(pipe[1], b"!")
+    assert nudges.heard() == 1
+    assert nudges.wait(1000)
+    assert not nudges.wait(0)
 
 
 def states(box: Box) -> list[str]:

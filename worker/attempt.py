@@ -136,7 +136,7 @@ class Attempt:
         self._timer = Timer(layout, self.name, intent.options, self._parent.is_there)
         self._modules = Modules(layout, intent.job, run.submit_dir, intent.trusted)
         self._beat = Beat(
-            layout, intent, myself(), journal, self._drain, self._standing, self._modules
+            layout, intent, myself(), journal, self._drain, self._standing, self._modules, nudges
         )
         self._preparation = Preparation(layout, intent, self._beat, self._timer, self._drain)
         self._settler, self._work = self._make_loop()

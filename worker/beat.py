@@ -1,8 +1,9 @@
 """The one thread beside the work: it makes the journal durable, beats, and looks for a drain.
 
 Every second it makes the journal durable. Several times in a lease it beats in beats/, which proves
-to other hosts that this worker lives. Every few seconds it replaces the heartbeat file, which tells
-people what it is at, and looks whether somebody called `gpuspool drain`.
+to other hosts that this worker lives. Now and then it replaces the heartbeat file, which tells
+people what it is at. It looks whether somebody called `gpuspool drain` when its parent says that
+there is news, and without such a parent every few seconds.
 
 With each heartbeat it looks whether the job has imported more modules, which are part of the code
 that this run consists of (see `modules`).
@@ -35,15 +36,17 @@ from gpuspool.spool.states import Phase
 from gpuspool.worker.devices import Device
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.modules import Modules
+from gpuspool.worker.nudges import PROMPT_S, UNNUDGED_LOOK_S, Nudges
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.say import say
 from gpuspool.worker.standing import Standing
 
 # The journal is made durable so often: a power cut takes back so many seconds of verdicts at most.
 SYNC_S = 1.0
-# The thread looks for a drain so often, which is well within the grace of 25 s that a drain has;
-# with a shorter grace it looks so many times in it. Most workers hear of a drain by a signal. One
-# whose job takes such signals for itself, or that runs on another host, has only this.
+# Without a parent that says when there is news, the thread looks for a drain so often, which is
+# well within the grace of 25 s that a drain has; with a shorter grace it looks so many times in it.
+# Most workers hear of a drain by a signal. One whose job takes such signals for itself has only
+# this.
 DRAIN_S = 5.0
 LOOKS_A_GRACE = 5
 # With a short lease everything is done more often: so many times in a lease.
@@ -75,6 +78,7 @@ class Beat(threading.Thread):
         drain: Drain,
         standing: Standing,
         modules: Modules,
+        nudges: Nudges,
     ) -> None:
         super().__init__(name="gpuspool-beat", daemon=True)
         self.doing = Doing()
@@ -90,8 +94,12 @@ class Beat(threading.Thread):
         self._proof = beats.Beat(layout, intent.attempt)
         self._proof_s = self._lease_s / ATTEMPT_BEATS
         self._last_proof = -math.inf
-        self._heartbeat_s = heartbeat_s(layout.root, self._lease_s)
+        self._heartbeat_s = heartbeat_s(layout.root, self._lease_s, intent.options.poll_s)
         self._drain_s = min(DRAIN_S, intent.options.grace_s / LOOKS_A_GRACE)
+        self._nudges = nudges
+        self._is_told_promptly = intent.options.poll_s <= PROMPT_S
+        # How many nudges there had been at the last look for a drain.
+        self._heard = 0
         # Held while a heartbeat is written, since both threads do so.
         self._lock = threading.Lock()
         self._number = 0
@@ -149,9 +157,21 @@ class Beat(threading.Thread):
         if is_news or now - self._last_beat >= min(self._pause_s, self._heartbeat_s):
             self._pause_s *= 2
             self.beat()
-        if now - self._last_look >= self._at_most(self._drain_s):
+        if self._is_look_due(now):
             self._last_look = now
             self._drain.look()
+
+    def _is_look_due(self, now: float) -> bool:
+        """Whether to look for a drain: the parent said that there is news, or it is time."""
+        heard = self._nudges.heard()
+        if heard != self._heard:
+            self._heard = heard
+            return True
+        every_s = self._at_most(self._drain_s)
+        is_told = self._nudges.are_promised and self._parent.is_there()
+        if is_told and self._is_told_promptly:
+            every_s = UNNUDGED_LOOK_S
+        return now - self._last_look >= every_s
 
     def _prove(self, now: float) -> None:
         """Prove to other hosts that this process lives. What fails is tried again in a moment."""

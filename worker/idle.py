@@ -13,9 +13,9 @@ orchestrator lives that could rule about what failed, the next one must.
 3. It goes on with 1., and waits longer than before.
 
 **How long it waits** is a matter of load, since every idle rank does this. Between two looks it
-waits a tenth of the time that it has waited, from 2 ms to a quarter of a second, or to half a
-minute where its parent says by a nudge when there is news. While the parent lives, only some
-HELPERS of all ranks together read the spool per second, and fewer from one help to the next.
+waits a tenth of the time that it has waited, from 2 ms to a quarter of a second, or to some minutes
+where its parent says by a nudge when there is news. While the parent lives, only some HELPERS of
+all ranks together read the spool per second, and fewer from one help to the next.
 Without a parent each helps after SILENCE_S and then spends at most HELPING of its time on it, since
 there is nobody else. Before these bounds a rank listed two folders a hundred times and read the
 whole spool four times a second (decision 14; docs/performance.md has the figures of a thousand
@@ -41,7 +41,7 @@ from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.view import View, read_control
 from gpuspool.worker.drain import Drain
-from gpuspool.worker.nudges import Nudges
+from gpuspool.worker.nudges import UNNUDGED_LOOK_S, Nudges
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.supply import TEMPTED_S
 
@@ -50,10 +50,10 @@ FIRST_PAUSE_S = 0.002
 LONGEST_PAUSE_S = 0.25
 # The next pause is this part of the time waited so far: a word is noticed late by at most a tenth.
 PAUSE_FRACTION = 0.1
-# With a parent that says when there is news, a worker looks by itself as seldom as this, and reads
-# the whole spool as seldom as that.
-NUDGED_PAUSE_S = 30.0
-LONGEST_NUDGED_S = 600.0
+# With a parent that says when there is news, the wait for the next reading of the whole spool grows
+# by this factor, up to so long.
+NUDGED_GROWTH = 16.0
+LONGEST_NUDGED_S = 3600.0
 # Without a word for so long, an idle attempt reads the whole spool.
 SILENCE_S = 1.0
 # While the parent lives, so many of all ranks together do so in SILENCE_S, and ever fewer.
@@ -146,8 +146,10 @@ class Idling:
                 return word
             took_s = time.monotonic() - began
             alone_s = max(LONGEST_PAUSE_S, took_s / HELPING)
-            longest_s = LONGEST_NUDGED_S if self._is_nudged() else LONGEST_SWEEP_S
-            patience_s = max(alone_s, min(2 * patience_s, longest_s))
+            longer_s = min(2 * patience_s, LONGEST_SWEEP_S)
+            if self._is_nudged():
+                longer_s = min(NUDGED_GROWTH * patience_s, LONGEST_NUDGED_S)
+            patience_s = max(alone_s, longer_s)
 
     def _first_waits(self, is_tempted: bool, needs_fresh: bool) -> tuple[float, float]:
         """How long to wait for the first word, while the parent lives and without it."""
@@ -193,7 +195,7 @@ class Idling:
             if self._is_nudged():
                 # As long again as it has been idle so far: it looks a dozen times, then hardly.
                 pause_s = max(FIRST_PAUSE_S, time.monotonic() - idle_since)
-                self._await_nudge(min(pause_s, NUDGED_PAUSE_S))
+                self._await_nudge(min(pause_s, UNNUDGED_LOOK_S))
             else:
                 pause_s = max(FIRST_PAUSE_S, waited_s * PAUSE_FRACTION)
                 time.sleep(min(pause_s, LONGEST_PAUSE_S))

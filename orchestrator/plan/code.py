@@ -149,7 +149,8 @@ def _newest_code(view: View) -> _Ran:
             # Closed by itself, or by the one that saw it die.
             alive_at = closing.at
         else:
-            alive_at += UNSEEN_BEATS * heartbeat_s(view.layout.root, view.run.options.lease_s)
+            lease_s, poll_s = view.run.options.lease_s, view.run.options.poll_s
+            alive_at += UNSEEN_BEATS * heartbeat_s(view.layout.root, lease_s, poll_s)
         last_alive_at = max(last_alive_at, alive_at)
     files: dict[str, CodeFile] = {}
     for name in names:

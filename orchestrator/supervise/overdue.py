@@ -73,7 +73,9 @@ class OverdueWatch:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._silence_s = SILENT_BEATS * heartbeat_s(view.layout.root, view.run.options.lease_s)
+        options = view.run.options
+        beat_s = heartbeat_s(view.layout.root, options.lease_s, options.poll_s)
+        self._silence_s = SILENT_BEATS * beat_s
         self._seen: dict[str, _Seen] = {}
 
     def is_limited(self, attempt: str) -> bool:
