@@ -11,11 +11,12 @@ gone, whatever its process does: it has seen off all that it started.
 
 from __future__ import annotations
 
+import math
 import time
 
 from gpuspool.spool.beats import read_beats
 from gpuspool.spool.identity import is_here, liveness
-from gpuspool.spool.layout import Layout, epoch_name
+from gpuspool.spool.layout import Layout, epoch_name, parse_attempt
 from gpuspool.spool.open_folder import folder_id, is_same_folder
 from gpuspool.spool.parents import Parents
 from gpuspool.spool.states import Life
@@ -32,6 +33,9 @@ BEATS = 3
 MAX_GAP_COUNTED = 0.3
 # Whoever waits for leases lists the beats so often in one.
 LOOKS_A_LEASE = 8
+# Where the beats tell of no parent that came or went, parents/ is listed so often in a lease all
+# the same. Whoever was wrongly taken for dead finds that there alone.
+PARENT_LOOKS_A_LEASE = 2
 
 
 class _Seen:
@@ -50,6 +54,9 @@ class BeatWatch:
         self._layout = layout
         self._seen: dict[str, _Seen] = {}
         self._looked_at: float | None = None
+        # Whose beats were in the last listing, and which of these had moved since the one before.
+        self.listed: frozenset[str] = frozenset()
+        self.moved: frozenset[str] = frozenset()
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a look. `now`: on the monotonic clock."""
@@ -66,13 +73,17 @@ class BeatWatch:
         if self._looked_at is not None:
             passed_s = min(now - self._looked_at, MAX_GAP_COUNTED * self.lease_s)
         self._looked_at = now
+        self.listed = frozenset(beats)
+        moved: set[str] = set()
         for name in {*beats, *self._seen}:
             number = beats.get(name, -1)
             seen = self._seen.get(name)
             if seen is None or number > seen.number:
                 self._seen[name] = _Seen(number)
+                moved.add(name)
             else:
                 seen.still_s += passed_s
+        self.moved = frozenset(moved)
 
     def still_s(self, name: str) -> float:
         """For how many seconds a beat is known to have stood still.
@@ -96,6 +107,11 @@ class FailureDetector:
             lease_s = view.run.options.lease_s
         self._watch = BeatWatch(view.layout, lease_s)
         self.parents = Parents(view.layout)
+        # Which parents beat, and when it was, when parents/ was listed last.
+        self._beating: set[str] = set()
+        self._listed_at = -math.inf
+        # The attempts that were judged by the word of others that their parent is lost.
+        self._judged: set[str] = set()
         self._folder = folder_id(view.layout.root)
 
     @property
@@ -104,13 +120,42 @@ class FailureDetector:
         return self._watch.lease_s
 
     def look(self) -> None:
-        """List the parents, and the beats if that is due. To be asked at each step of a loop."""
-        self._watch.look_if_due(time.monotonic())
-        self.parents.refresh()
+        """List the parents, and the beats if that is due."""
+        now = time.monotonic()
+        self._watch.look_if_due(now)
+        self._list_parents(now)
+
+    # A parent that comes or goes is seen by its beat, too. So at most looks one listing tells all.
+    def glance(self) -> bool:
+        """List the beats if that is due, and the parents only if there may be news of them.
+
+        To be asked at each step of a loop. Returns whether the beats were listed.
+        """
+        now = time.monotonic()
+        is_due = self._watch.is_due(now)
+        self._watch.look_if_due(now)
+        is_time = now - self._listed_at >= self._watch.lease_s / PARENT_LOOKS_A_LEASE
+        if is_time or (is_due and self._is_news_likely()):
+            self._list_parents(now)
+        return is_due
+
+    def _is_news_likely(self) -> bool:
+        """Whether, by the beats, a parent came or went, or was wrongly taken for dead."""
+        is_back = any(epoch_name(epoch) in self._watch.moved for epoch in self.parents.ends)
+        return is_back or self._who_beats() != self._beating
 
     def _look_if_due(self) -> None:
         if self._watch.is_due(time.monotonic()):
-            self.look()
+            self.glance()
+
+    def _list_parents(self, now: float) -> None:
+        self.parents.refresh()
+        self._beating = self._who_beats()
+        self._listed_at = now
+
+    def _who_beats(self) -> set[str]:
+        """The parents whose beats are listed, by their `epoch_name`."""
+        return {name for name in self._watch.listed if parse_attempt(name) is None}
 
     def is_copied(self, attempt: str) -> bool:
         """Whether the attempt ran in another folder, on this host, of which this one is a copy.
@@ -144,7 +189,23 @@ class FailureDetector:
         Without a readable intent nobody vouches for the attempt, so a lease decides.
         """
         self._look_if_due()
-        return self.known_parent_life(attempt)
+        life = self.known_parent_life(attempt)
+        if life is Life.DEAD and self._is_first_by_loss(attempt):
+            life = self.known_parent_life(attempt)
+        return life
+
+    def _is_first_by_loss(self, attempt: str) -> bool:
+        """Whether an attempt is judged for the first time by the word of others that its parent is
+        lost; then parents/ is listed anew.
+
+        That parent may have woken meanwhile, taken the word back, and started this attempt.
+        """
+        intent = self.view.intents.get(attempt)
+        if intent is None or attempt in self._judged or not self.parents.was_lost(intent.epoch):
+            return False
+        self._judged.add(attempt)
+        self._list_parents(time.monotonic())
+        return True
 
     def known_parent_life(self, attempt: str) -> Life:
         """As `parent_life`, as of the last look: nothing of the spool is read."""

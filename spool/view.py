@@ -355,6 +355,8 @@ class View:
         self._known_attempts: set[str] = set()
         self._next_numbers: dict[int, int] = {}
         self._is_open_stale = False
+        # Whether an attempt may have a journal that was not seen yet; at first nobody knows.
+        self._may_have_begun = True
         # The closed attempts whose journals are shorter here than their closings say, and may be
         # seen whole in a moment. What they claimed counts as held: nobody knows yet what of it they
         # have finished.
@@ -601,7 +603,11 @@ class View:
     def _read_intents(self) -> None:
         for filename in listdir(self.layout.attempts):
             attempt = filename.removesuffix(".json")
-            if attempt in self.intents or parse_attempt(attempt) is None:
+            if parse_attempt(attempt) is None:
+                continue
+            if attempt not in self.journals and attempt not in self.closed:
+                self._may_have_begun = True
+            if attempt in self.intents:
                 continue
             path = self.layout.intent(attempt)
             intent = read_sealed(path, Intent, self.owners)
@@ -653,13 +659,8 @@ class View:
     # Journals.
 
     def _read_journals(self) -> None:
-        for filename in listdir(self.layout.journals):
-            attempt = filename.removesuffix(".jsonl")
-            if attempt in self.journals or attempt == filename or not parse_attempt(attempt):
-                continue
-            journal = self._add_journal(attempt)
-            if not is_regular(self.layout.journal(attempt)):
-                self.report(Damage(journal.path, 0, "not a file"))
+        if self._may_have_begun:
+            self._find_journals()
         self._find_unlisted()
         now = time.monotonic()
         for attempt, journal in list(self._followed.items()):
@@ -669,6 +670,18 @@ class View:
             elif now >= self._next_look.get(attempt, 0.0):
                 self._follow_closed(journal, closing, now)
         self._find_unsettled(now)
+
+    # No attempt begins a journal before its intent is there. So where each has a journal that was
+    # seen, or is closed, none is new, and journal/ need not be listed.
+    def _find_journals(self) -> None:
+        self._may_have_begun = False
+        for filename in listdir(self.layout.journals):
+            attempt = filename.removesuffix(".jsonl")
+            if attempt in self.journals or attempt == filename or not parse_attempt(attempt):
+                continue
+            journal = self._add_journal(attempt)
+            if not is_regular(self.layout.journal(attempt)):
+                self.report(Damage(journal.path, 0, "not a file"))
 
     def _add_journal(self, attempt: str) -> JournalReader:
         journal = JournalReader(self.layout, attempt, self.report)

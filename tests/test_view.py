@@ -493,6 +493,7 @@ def test_what_a_view_told_stays_as_it_was_until_the_next_refresh(layout: Layout)
     populate(layout)
     view = view_of(layout)
     before = snapshot(view)
+    intend(layout, A1)
     begin(layout, A1)
     take(layout, A1, 5)
     close(view_of(layout), A0)
@@ -646,6 +647,8 @@ def test_what_an_attempt_claimed_is_told_over_all_manifests(layout: Layout) -> N
 def test_who_an_attempt_is_stands_in_its_journal_else_in_its_heartbeat(layout: Layout) -> None:
     view = view_of(layout)
     assert view.identity(A0) is None
+    for attempt in (A0, B0):
+        intend(layout, attempt)
     beat(layout, A0, 1)
     layout.journal(A0).touch()
     found = view.refresh().identity(A0)

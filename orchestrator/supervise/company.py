@@ -23,7 +23,7 @@ from gpuspool.spool.states import Life
 
 
 class Company:
-    """Who else is there, as of the last `look`. Read its attributes, never change them.
+    """Who else is there, as of the last look. Read its attributes, never change them.
 
     others: the epochs of the other parents that are not proved dead, the lowest first. newest: the
     newest epoch that any parent has had.
@@ -43,7 +43,23 @@ class Company:
     def look(self) -> None:
         """List the parents, and judge those that have not said that they ended. Raises OSError."""
         self._detector.look()
+        self._judge()
+
+    def glance(self) -> bool:
+        """As `look`, but of the listings take only those that are due.
+
+        So a parent elsewhere that comes or goes is known when the beats are listed next. Returns
+        whether they were now. Raises OSError.
+        """
+        is_listed = self._detector.glance()
+        self._judge()
+        return is_listed
+
+    def _judge(self) -> None:
         parents = self._detector.parents
+        if any(map(self._seems_lost, parents.without_end())):
+            # It may have said how it ended, since parents/ was listed.
+            parents.refresh()
         self.was_taken_for_dead = parents.was_lost(self._epoch)
         if self.was_taken_for_dead:
             # What this one starts would be closed as that of a dead parent.
@@ -55,12 +71,18 @@ class Company:
                 continue
             if self._detector.epoch_life(epoch) is not Life.DEAD:
                 others.append(epoch)
-            elif epoch not in parents.ends:
+            elif self._seems_lost(epoch):
                 self._say_lost(epoch)
         gone = set(self.others).difference(others)
         self.has_lost_a_neighbour = any(map(self._is_neighbour, gone))
         self.others = others
         self.newest = max(self._epoch, parents.newest)
+
+    def _seems_lost(self, epoch: int) -> bool:
+        """Whether another parent is proved dead, and has not said how it ended."""
+        if epoch == self._epoch or epoch in self._detector.parents.ends:
+            return False
+        return self._detector.epoch_life(epoch) is Life.DEAD
 
     def _say_lost(self, epoch: int) -> None:
         """Write the end of a parent that is proved dead: nobody need prove that again.

@@ -266,10 +266,11 @@ class Orchestrator:
 
     def _step_and_wait(self, bell: Bell, pace: Pace) -> Ending | None:
         """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
-        self._glance()
+        has_listed = self._glance()
         self._leave_if_idle()
         if not self._is_all_to_be_read():
-            self._look_lightly()
+            # Where no bell rings for a new manifest, it is looked for as often as for beats.
+            self._look_lightly(is_news_likely=has_listed or bell.has_observer)
             bell.wait(self._light_nap_s(), self._workers.known_pids())
             return None
         ending = self._step()
@@ -299,11 +300,18 @@ class Orchestrator:
         naps = [self._scope.light_nap_s(), until_deadline_s, self._beat.every_s]
         return min(naps if rest_s is None else [*naps, rest_s])
 
-    def _look_lightly(self) -> None:
-        """Do what must be done also while nothing is read. Raises FolderGone, and OSError."""
-        self._folders.check()
+    def _look_lightly(self, is_news_likely: bool) -> None:
+        """Do what must be done also while nothing is read. Raises FolderGone, and OSError.
+
+        is_news_likely: manifests are to be listed.
+        """
+        # OUT is looked at by whoever writes there.
+        self._folders.spool.check()
         self._beat.beat_if_due(time.monotonic())
-        self._nudge_if_news(len(listdir(self._view.layout.manifests)))
+        n_manifests = self._nudged_for[0]
+        if is_news_likely:
+            n_manifests = len(listdir(self._view.layout.manifests))
+        self._nudge_if_news(n_manifests)
 
     def _nudge_if_news(self, n_manifests: int) -> None:
         """Tell the children if there is a new manifest, or a new word in control/.
@@ -403,9 +411,12 @@ class Orchestrator:
         self._closings_heard = len(closed)
         return any(closing.reason is Reason.DRAINED for closing in new)
 
-    def _glance(self) -> None:
-        """See who else is there, and what control/ says. Raises OSError."""
-        self._company.look()
+    def _glance(self) -> bool:
+        """See who else is there, and what control/ says. Raises OSError.
+
+        Returns whether beats/ was listed.
+        """
+        has_listed = self._company.glance()
         if self._company.was_taken_for_dead:
             text = (
                 "this start stood still for longer than the lease, and others took it for dead. It "
@@ -413,6 +424,7 @@ class Orchestrator:
             )
             self._telling.tell("taken_for_dead", text)
         self._control = read_control(self._view.layout)
+        return has_listed
 
     def _tell_of_waiting(self, snapshot: d.Snapshot, now: float) -> None:
         """Tell why tasks wait that have failed, where that may take a while, once for each time."""
@@ -497,6 +509,7 @@ class Orchestrator:
             for epoch in sorted({self._orders.epoch, *self._workers.others.adopted_epochs()}):
                 publish(layout.leave(epoch), b"", durable=False)
         elif drain.ending is not Ending.STOPPED:
+            self._company.look()
             order_drain(layout, self._company.newest, drain.ending, drain.why)
         grace_s = self._orders.options.grace_s
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"
@@ -600,6 +613,7 @@ class Orchestrator:
         # It is not synced. Should a power cut take it back, the attempts that wait find out by
         # themselves, only later.
         if self._control.finished < self._orders.epoch:
+            self._company.look()
             publish(layout.finished(self._company.newest), b"", durable=False)
             self._glance()
         self._situation.note_said_finished(time.monotonic())

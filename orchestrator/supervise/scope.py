@@ -3,9 +3,9 @@
 One reading of the whole spool opens a file or two for each rank of the run, on whatever host. The
 gatherer does that often, since somebody must. If each of a hundred parents did, they would keep the
 file system busy with looking at each other. So the others look lightly: they hear of their own
-children by wait(2) and of what they have adopted by the table of processes, and list parents/,
-beats/ and control/ every ten seconds. They read everything only where something may be for them to
-do, for one of the reasons in `needs_all`.
+children by wait(2) and of what they have adopted by the table of processes, and list control/ every
+ten seconds, and beats/ and manifests/ at about each second of these looks. They read everything
+only where something may be for them to do, for one of the reasons in `needs_all`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Scope:
 
         Somebody may have died who holds what they wait for, and nobody may see it.
         """
-        if now - self._asked_idle_at < self._lease_s / 4:
+        if now - self._asked_idle_at < self._lease_s / 2:
             return False
         self._asked_idle_at = now
         beats = [self._view.heartbeat(attempt) for attempt in self._children()]
