@@ -85,6 +85,10 @@ class BeatWatch:
                 seen.still_s += passed_s
         self.moved = frozenset(moved)
 
+    def begin_anew(self, name: str) -> None:
+        """Its owner has given another sign of life, so that its beat stands still from now on."""
+        self._seen.setdefault(name, _Seen(-1)).still_s = 0.0
+
     def still_s(self, name: str) -> float:
         """For how many seconds a beat is known to have stood still.
 
@@ -112,6 +116,8 @@ class FailureDetector:
         self._listed_at = -math.inf
         # The attempts that were judged by the word of others that their parent is lost.
         self._judged: set[str] = set()
+        # How many of those that returned were given their time anew.
+        self._returned = 0
         self._folder = folder_id(view.layout.root)
 
     @property
@@ -147,6 +153,14 @@ class FailureDetector:
     def _look_if_due(self) -> None:
         if self._watch.is_due(time.monotonic()):
             self.glance()
+
+    # The beats were listed before it woke, perhaps. By those it would be taken for dead once more,
+    # together with what it has just started.
+    def _believe_returned(self) -> None:
+        """Give each parent that took back that it was lost another lease to beat in."""
+        for epoch in self.parents.returned[self._returned :]:
+            self._watch.begin_anew(epoch_name(epoch))
+        self._returned = len(self.parents.returned)
 
     def _list_parents(self, now: float) -> None:
         self.parents.refresh()
@@ -214,6 +228,7 @@ class FailureDetector:
         intent = self.view.intents.get(attempt)
         if intent is None:
             return self._by_lease(f"parent of {attempt}", attempt)
+        self._believe_returned()
         near = self.parents.near_life(intent.epoch)
         if intent.epoch not in self.parents.known and near is not Life.DEAD:
             near = liveness(intent.parent)
@@ -230,6 +245,7 @@ class FailureDetector:
     def epoch_life(self, epoch: int) -> Life:
         """The life of the parent of an epoch."""
         self._look_if_due()
+        self._believe_returned()
         near = self.parents.near_life(epoch)
         if near is Life.ELSEWHERE and self.parents.known.get(epoch) is None:
             near = self._near_life_by_intent(epoch)

@@ -49,6 +49,8 @@ class Parents:
     """All parents that a spool tells of, as of the last `refresh`. Read its attributes only.
 
     known: by epoch, None where the record cannot be read. ends: of those that have ended, likewise.
+    returned: the epochs of those that were taken for dead and have taken that back, as often as
+    they did.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -56,6 +58,7 @@ class Parents:
         self._layout = layout
         self.known: dict[int, Parent | None] = {}
         self.ends: dict[int, ParentEnd | None] = {}
+        self.returned: list[int] = []
 
     def refresh(self) -> Parents:
         """Read what is new, by one listing and one open for each new file. Raises OSError."""
@@ -74,6 +77,7 @@ class Parents:
         for epoch in self.ends.keys() - ended:
             # It was taken for dead, and was not.
             del self.ends[epoch]
+            self.returned.append(epoch)
         return self
 
     @property
