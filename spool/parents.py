@@ -59,9 +59,12 @@ class Parents:
         self.known: dict[int, Parent | None] = {}
         self.ends: dict[int, ParentEnd | None] = {}
         self.returned: list[int] = []
+        # Which folder the spool is, as of the last `refresh`.
+        self._folder = ""
 
     def refresh(self) -> Parents:
         """Read what is new, by one listing and one open for each new file. Raises OSError."""
+        self._folder = folder_id(self._layout.root)
         ended: set[int] = set()
         for filename in listdir(self._layout.parents):
             parsed = parse_parent(filename)
@@ -112,10 +115,9 @@ class Parents:
         parent = self.known.get(epoch)
         if parent is None:
             return Life.ELSEWHERE
-        folder = folder_id(self._layout.root)
-        if is_of_another_folder(parent, folder):
+        if is_of_another_folder(parent, self._folder):
             return Life.DEAD
-        if is_myself(parent) and (folder, epoch) not in _running:
+        if is_myself(parent) and (self._folder, epoch) not in _running:
             return Life.DEAD
         return liveness(parent)
 

@@ -1,6 +1,7 @@
 """How long the loop waits between two looks, from what it knows alone."""
 
 from gpuspool.orchestrator.supervise.pace import (
+    BLIND_FILES_PER_S,
     FILES_PER_S,
     LOOK_FILES,
     NEWS,
@@ -74,6 +75,17 @@ def test_where_nothing_tells_of_files_the_waits_grow_while_nothing_happens() -> 
     assert naps(pace, *[soon] * 3) == [QUIET_S] * 3, "something is about to happen"
     later = moment(has_observer=False, complete=1, due_in_s=3600.0)
     assert naps(pace, *[later] * 20)[-1] == LONGEST_S
+
+
+def test_where_nothing_tells_of_files_many_ranks_are_looked_at_less_often() -> None:
+    def while_tasks_end(ranks: int) -> float:
+        pace = Pace(QUIET_S, LONGEST_S, 0)
+        moments = [moment(ranks, complete, has_observer=False) for complete in range(1, 21)]
+        return naps(pace, *moments)[-1]
+
+    assert while_tasks_end(8) == QUIET_S
+    assert while_tasks_end(100) == (LOOK_FILES + 100) / BLIND_FILES_PER_S
+    assert while_tasks_end(1000) == LONGEST_S, "but progress and the heartbeat must not wait for it"
 
 
 def test_no_wait_outlasts_the_next_restart() -> None:

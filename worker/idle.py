@@ -41,7 +41,7 @@ from gpuspool.spool.sweep import sweep
 from gpuspool.spool.timeouts import read_stacks
 from gpuspool.spool.view import View, read_control
 from gpuspool.worker.drain import Drain
-from gpuspool.worker.nudges import UNNUDGED_LOOK_S, Nudges
+from gpuspool.worker.nudges import PROMPT_S, UNNUDGED_LOOK_S, Nudges
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.supply import TEMPTED_S
 
@@ -58,6 +58,8 @@ LONGEST_NUDGED_S = 3600.0
 SILENCE_S = 1.0
 # While the parent lives, so many of all ranks together do so in SILENCE_S, and ever fewer.
 HELPERS = 8
+# With more ranks than this, what each has to read is counted too.
+MANY_RANKS = 64
 # An idle attempt reads the spool for at most this part of its time.
 HELPING = 0.1
 # A sweep reads every manifest. An idle attempt sweeps at its first help, then waits so long before
@@ -153,15 +155,26 @@ class Idling:
 
     def _first_waits(self, is_tempted: bool, needs_fresh: bool) -> tuple[float, float]:
         """How long to wait for the first word, while the parent lives and without it."""
-        n_ranks = self._intent.world_size
         if is_tempted:
             # It is vain to wait where nobody else could take what was passed over, as with a single
             # rank, or where this process shall make room for a fresh one.
-            is_vain = n_ranks == 1 or needs_fresh
+            is_vain = self._intent.world_size == 1 or needs_fresh
             wait_s = 0.0 if is_vain else TEMPTED_S
             return wait_s, wait_s
         # Spread, so that not all ranks help at once.
-        return SILENCE_S * max(1.0, n_ranks / HELPERS) * random.uniform(1, 2), SILENCE_S
+        return SILENCE_S * self._share_of_help() * random.uniform(1, 2), SILENCE_S
+
+    def _share_of_help(self) -> float:
+        """How many times longer than a rank alone this one waits, since others help too.
+
+        Where parents say when there is news, all ranks of all of them count, and where there are
+        many also that each has to read what all have written.
+        """
+        n_ranks = self._intent.world_size
+        if not self._is_nudged():
+            return max(1.0, n_ranks / HELPERS)
+        n_ranks = max(n_ranks, len(listdir(self._layout.attempts)))
+        return max(1.0, n_ranks / HELPERS) * max(1.0, n_ranks / MANY_RANKS)
 
     # An attempt may hold claims that it does not know: each link(2) was carried out, and told as an
     # error. As long as it lives these look like work in hand. Two such attempts would wait for each
@@ -193,9 +206,12 @@ class Idling:
             if listdir(self._layout.manifests) != known:
                 return Word.NEW_MANIFEST
             if self._is_nudged():
-                # As long again as it has been idle so far: it looks a dozen times, then hardly.
+                # As long again as it has been idle so far: it looks a dozen times, and leaves the
+                # rest to its parent.
                 pause_s = max(FIRST_PAUSE_S, time.monotonic() - idle_since)
-                self._await_nudge(min(pause_s, UNNUDGED_LOOK_S))
+                if pause_s >= PROMPT_S:
+                    pause_s = UNNUDGED_LOOK_S
+                self._await_nudge(min(pause_s, patience_s - waited_s))
             else:
                 pause_s = max(FIRST_PAUSE_S, waited_s * PAUSE_FRACTION)
                 time.sleep(min(pause_s, LONGEST_PAUSE_S))

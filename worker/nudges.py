@@ -25,7 +25,7 @@ PIPE_BYTES = 4096
 # lives and yet tells nothing, since it was stopped.
 UNNUDGED_LOOK_S = 300.0
 
-# A parent that was told to look more seldom than this (`--poll`) tells too late.
+# News is told within this time, unless the parent was told to look more seldom (`--poll`).
 PROMPT_S = 10.0
 
 

@@ -19,6 +19,9 @@ LOOK_FILES = 10
 # seconds when nothing happens, and a hundred ranks cost no more than that.
 FILES_PER_S = 4.0
 
+# Where nothing tells of files, so many a second: what happens must be seen soon all the same.
+BLIND_FILES_PER_S = 25.0
+
 # After a look that brought much news the next follows this soon; each without doubles the wait.
 NEWS_LOOK_S = 0.1
 
@@ -69,12 +72,14 @@ class Pace:
             return self._quiet_s
         if not moment.has_observer:
             # Nothing tells what other hosts do, so the loop looks often while something happens.
+            files = LOOK_FILES + moment.open_attempts
+            least_s = max(self._quiet_s, min(files / BLIND_FILES_PER_S, self._longest_s))
             is_soon = moment.due_in_s is not None and moment.due_in_s < self._longest_s
             if moment.complete != self._complete or is_soon:
-                self._blind_s = self._quiet_s
+                self._blind_s = least_s
             self._complete = moment.complete
             nap_s = self._blind_s
-            self._blind_s = max(self._quiet_s, min(2 * nap_s, self._longest_s))
+            self._blind_s = max(least_s, min(2 * nap_s, self._longest_s))
             return nap_s
         files = LOOK_FILES + 2 * moment.open_attempts
         news = moment.complete - self._complete
