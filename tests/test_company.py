@@ -6,11 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from spooling import admit, dead_process, elsewhere, living_process, make_spool, say_ended, view_of
+from spooling import (
+    admit,
+    dead_process,
+    elsewhere,
+    living_process,
+    make_spool,
+    say_ended,
+    view_of,
+    watch_opens,
+)
 
 from gpuspool.orchestrator.supervise.company import Company
 from gpuspool.spool.layout import Layout, epoch_name
-from gpuspool.spool.liveness import LOOKS_A_LEASE, FailureDetector
+from gpuspool.spool.liveness import LOOKS_A_LEASE, PARENT_LOOKS_A_LEASE, FailureDetector
 from gpuspool.spool.parents import LOST
 from gpuspool.spool.records import Identity
 
@@ -199,3 +208,88 @@ def test_a_parent_that_comes_later_is_seen(layout: Layout, living: Callable[[], 
     assert looked(company).others == [9]
     assert company.newest == 9
     assert company.is_gatherer
+
+
+# How little a look lists.
+
+
+def test_a_glance_lists_the_parents_only_where_beats_tell_of_one(
+    layout: Layout, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit(layout, 0, elsewhere())
+    layout.beat(epoch_name(0), 0).touch()
+    company = company_of(layout)
+    company.glance()
+    opened = watch_opens(monkeypatch)
+
+    def is_listed() -> bool:
+        """Whether the next listing of the beats makes it list the parents."""
+        opened.clear()
+        clock.now += LEASE_S / LOOKS_A_LEASE
+        assert company.glance()
+        return str(layout.parents) in opened
+
+    assert not company.glance(), "the beats were listed just now"
+    assert not is_listed()
+    admit(layout, 9, elsewhere(9))
+    layout.beat(epoch_name(9), 0).touch()
+    assert is_listed()
+    assert company.others == [0, 9]
+    assert not is_listed()
+    layout.beat(epoch_name(9), 0).unlink()
+    say_ended(layout, 9)
+    assert is_listed()
+    assert company.others == [0]
+
+
+def test_a_glance_lists_the_parents_some_times_in_a_lease_whatever_beats_tell(
+    layout: Layout, clock: Clock, living: Callable[[], Identity]
+) -> None:
+    """Who was wrongly taken for dead finds nothing in beats/ that tells of it."""
+    admit(layout, 0, living())
+    admit(layout, OURS, elsewhere())
+    company = company_of(layout)
+    company.glance()
+    say_ended(layout, OURS, LOST)
+    company.glance()
+    assert not company.was_taken_for_dead
+    clock.now += LEASE_S / PARENT_LOOKS_A_LEASE
+    company.glance()
+    assert company.was_taken_for_dead
+
+
+def test_a_parent_of_this_host_that_was_killed_is_missed_at_once(layout: Layout) -> None:
+    with living_process() as other:
+        admit(layout, 0, other)
+        company = company_of(layout)
+        company.glance()
+        assert not company.is_gatherer
+    company.glance()
+    assert company.is_gatherer
+    assert company.has_lost_a_neighbour
+
+
+def test_a_parent_of_this_host_that_came_and_was_killed_unseen_is_missed_once(
+    layout: Layout,
+) -> None:
+    company = looked(company_of(layout))
+    admit(layout, 6, dead_process())
+    assert looked(company).has_lost_a_neighbour
+    assert not looked(company).has_lost_a_neighbour
+
+
+def test_who_was_taken_for_dead_and_beats_again_is_believed_when_beats_are_listed(
+    layout: Layout, clock: Clock
+) -> None:
+    admit(layout, 0, elsewhere())
+    layout.beat(epoch_name(0), 3).touch()
+    company = company_of(layout)
+    company.glance()
+    say_ended(layout, 0, LOST)
+    clock.let_a_lease_pass(company.glance)
+    assert company.is_gatherer
+    layout.parent_end(0).unlink()
+    layout.beat(epoch_name(0), 4).touch()
+    clock.now += LEASE_S / LOOKS_A_LEASE
+    company.glance()
+    assert company.others == [0]

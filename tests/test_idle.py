@@ -29,7 +29,7 @@ from gpuspool.spool.records import Closing, Error, JournalLine
 from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 from gpuspool.spool.view import load_run
 from gpuspool.worker.drain import Drain
-from gpuspool.worker.idle import Idling, Word
+from gpuspool.worker.idle import HELPERS, MANY_RANKS, Idling, Word
 from gpuspool.worker.parent import Parent
 
 
@@ -60,6 +60,19 @@ def die(layout: Layout, attempt: str) -> None:
     intend(layout, attempt, parent=dead)
     assert start_journal(layout, attempt, dead) is not None
     take(layout, attempt, 2)
+
+
+def test_the_more_ranks_all_parents_have_the_fewer_of_them_read_the_spool_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, 2)
+    assert scene.idling._share_of_help() == 1
+    for rank in range(128):
+        intend(scene.layout, f"rank-{rank:04d}.a01")
+    assert scene.idling._share_of_help() == 1, "without a parent each is alone"
+    monkeypatch.setattr(scene.idling, "_is_nudged", lambda: True)
+    n_ranks = 129
+    assert scene.idling._share_of_help() == n_ranks / HELPERS * n_ranks / MANY_RANKS
 
 
 def test_the_word_that_all_is_finished_ends_the_wait(tmp_path: Path) -> None:

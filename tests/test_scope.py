@@ -60,7 +60,7 @@ class Look:
         )
 
     def needs_all(self, has_ended: bool = False, is_draining: bool = False) -> bool:
-        self.company.look()
+        self.company.glance()
         return self._scope.needs_all(read_control(self.layout), has_ended, is_draining)
 
     def read(self, has_free_slot: bool = False, wake_at: float | None = None) -> None:
@@ -104,12 +104,12 @@ def test_a_light_look_opens_no_file(look: Look, monkeypatch: pytest.MonkeyPatch)
         intend(look.layout, f"rank-{number:04d}.a00")
     opened = watch_opens(monkeypatch)
     assert not look.needs_all()
-    layout = look.layout
-    assert set(opened) == {str(layout.parents), str(layout.control)}
+    assert set(opened) == {str(look.layout.control)}
 
 
 def test_the_gatherer_reads_all_at_each_look(look: Look) -> None:
     say_ended(look.layout, THEIRS)
+    look.company.look()
     for _ in range(3):
         assert look.needs_all()
         look.read()
@@ -150,6 +150,7 @@ def test_the_loss_of_a_neighbour_is_seen_to(look: Look) -> None:
     """What it has started may have to be adopted here."""
     with living_process() as other:
         admit(look.layout, 3, other)
+        look.company.look()
         assert not look.needs_all()
     assert look.needs_all()
     look.read()

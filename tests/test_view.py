@@ -660,6 +660,30 @@ def test_who_an_attempt_is_stands_in_its_journal_else_in_its_heartbeat(layout: L
     assert found.pid == os.getpid()
 
 
+def test_journals_are_listed_only_where_an_attempt_has_none_that_was_seen(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intend(layout, A0)
+    view = view_of(layout)
+    opened = watch_opens(monkeypatch)
+
+    def is_listed() -> bool:
+        opened.clear()
+        view.refresh()
+        return str(layout.journals) in opened
+
+    assert is_listed()
+    begin(layout, A0)
+    assert is_listed()
+    assert view.journals.keys() == {A0}
+    assert not is_listed()
+    intend(layout, B0)
+    begin(layout, B0)
+    assert is_listed()
+    assert view.journals.keys() == {A0, B0}
+    assert not is_listed()
+
+
 def test_a_line_of_an_attempt_that_was_closed_alive_still_counts(layout: Layout) -> None:
     """A worker that was silent for longer than its lease may finish the task in hand before it
     notices that it was closed.

@@ -35,6 +35,8 @@ class Company:
         self._epoch = epoch
         self.others: list[int] = []
         self.newest = epoch
+        # Those that were missed since they were there last.
+        self._missed: set[int] = set()
         # Whether, at the last look, a parent of this host was not there any more.
         self.has_lost_a_neighbour = False
         # Whether, at the last look, others took this parent for dead.
@@ -66,6 +68,8 @@ class Company:
             remove_quietly(self._layout.parent_end(self._epoch))
             parents.refresh()
         others: list[int] = []
+        # One that came and died between two listings was never seen to live.
+        seen = {*self.others, *parents.without_end()} - {self._epoch}
         for epoch in parents.without_end():
             if epoch == self._epoch:
                 continue
@@ -73,8 +77,9 @@ class Company:
                 others.append(epoch)
             elif self._seems_lost(epoch):
                 self._say_lost(epoch)
-        gone = set(self.others).difference(others)
+        gone = seen.difference(others, self._missed)
         self.has_lost_a_neighbour = any(map(self._is_neighbour, gone))
+        self._missed = (self._missed | gone).difference(others)
         self.others = others
         self.newest = max(self._epoch, parents.newest)
 
