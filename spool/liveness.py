@@ -31,7 +31,8 @@ BEATS = 3
 # Between two looks at most this part of a lease counts as silence: this process may have been
 # suspended itself, and who did not look knows nothing.
 MAX_GAP_COUNTED = 0.3
-# Whoever waits for leases lists the beats so often in one.
+# Whoever waits for leases lists the beats so often in one, and twice as often while somebody has
+# been silent for half of one, so that a death is noticed soon.
 LOOKS_A_LEASE = 8
 # Where the beats tell of no parent that came or went, parents/ is listed so often in a lease all
 # the same. Whoever was wrongly taken for dead finds that there alone.
@@ -54,13 +55,16 @@ class BeatWatch:
         self._layout = layout
         self._seen: dict[str, _Seen] = {}
         self._looked_at: float | None = None
+        # Whether a beat has stood still for half a lease, and not for a whole one yet.
+        self._is_anybody_silent = False
         # Whose beats were in the last listing, and which of these had moved since the one before.
         self.listed: frozenset[str] = frozenset()
         self.moved: frozenset[str] = frozenset()
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a look. `now`: on the monotonic clock."""
-        return self._looked_at is None or now - self._looked_at >= self.lease_s / LOOKS_A_LEASE
+        looks = 2 * LOOKS_A_LEASE if self._is_anybody_silent else LOOKS_A_LEASE
+        return self._looked_at is None or now - self._looked_at >= self.lease_s / looks
 
     def look_if_due(self, now: float) -> None:
         """List the beats unless that was done just now. Raises OSError."""
@@ -84,6 +88,8 @@ class BeatWatch:
             else:
                 seen.still_s += passed_s
         self.moved = frozenset(moved)
+        still = (seen.still_s for seen in self._seen.values())
+        self._is_anybody_silent = any(0.5 < still_s / self.lease_s <= 1 for still_s in still)
 
     def begin_anew(self, name: str) -> None:
         """Its owner has given another sign of life, so that its beat stands still from now on."""

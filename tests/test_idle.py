@@ -29,7 +29,7 @@ from gpuspool.spool.records import Closing, Error, JournalLine
 from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 from gpuspool.spool.view import load_run
 from gpuspool.worker.drain import Drain
-from gpuspool.worker.idle import HELPERS, MANY_RANKS, Idling, Word
+from gpuspool.worker.idle import HELPERS, Idling, Word
 from gpuspool.worker.parent import Parent
 
 
@@ -72,7 +72,7 @@ def test_the_more_ranks_all_parents_have_the_fewer_of_them_read_the_spool_at_onc
     assert scene.idling._share_of_help() == 1, "without a parent each is alone"
     monkeypatch.setattr(scene.idling, "_is_nudged", lambda: True)
     n_ranks = 129
-    assert scene.idling._share_of_help() == n_ranks / HELPERS * n_ranks / MANY_RANKS
+    assert scene.idling._share_of_help() == (n_ranks / HELPERS) ** 2
 
 
 def test_the_word_that_all_is_finished_ends_the_wait(tmp_path: Path) -> None:

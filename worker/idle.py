@@ -58,8 +58,6 @@ LONGEST_NUDGED_S = 3600.0
 SILENCE_S = 1.0
 # While the parent lives, so many of all ranks together do so in SILENCE_S, and ever fewer.
 HELPERS = 8
-# With more ranks than this, what each has to read is counted too.
-MANY_RANKS = 64
 # An idle attempt reads the spool for at most this part of its time.
 HELPING = 0.1
 # A sweep reads every manifest. An idle attempt sweeps at its first help, then waits so long before
@@ -167,14 +165,14 @@ class Idling:
     def _share_of_help(self) -> float:
         """How many times longer than a rank alone this one waits, since others help too.
 
-        Where parents say when there is news, all ranks of all of them count, and where there are
-        many also that each has to read what all have written.
+        Where parents say when there is news, all ranks of all of them count, and also that each has
+        to read what all have written.
         """
         n_ranks = self._intent.world_size
         if not self._is_nudged():
             return max(1.0, n_ranks / HELPERS)
         n_ranks = max(n_ranks, len(listdir(self._layout.attempts)))
-        return max(1.0, n_ranks / HELPERS) * max(1.0, n_ranks / MANY_RANKS)
+        return max(1.0, n_ranks / HELPERS) ** 2
 
     # An attempt may hold claims that it does not know: each link(2) was carried out, and told as an
     # error. As long as it lives these look like work in hand. Two such attempts would wait for each
