@@ -66,11 +66,6 @@ class BeatWatch:
         looks = 2 * LOOKS_A_LEASE if self._is_anybody_silent else LOOKS_A_LEASE
         return self._looked_at is None or now - self._looked_at >= self.lease_s / looks
 
-    def look_if_due(self, now: float) -> None:
-        """List the beats unless that was done just now. Raises OSError."""
-        if self.is_due(now):
-            self.take(read_beats(self._layout), now)
-
     def take(self, beats: dict[str, int], now: float) -> None:
         """Take a listing of the beats. One that is not listed has not moved."""
         passed_s = 0.0
@@ -84,7 +79,8 @@ class BeatWatch:
             seen = self._seen.get(name)
             if seen is None or number > seen.number:
                 self._seen[name] = _Seen(number)
-                moved.add(name)
+                if seen is not None:
+                    moved.add(name)
             else:
                 seen.still_s += passed_s
         self.moved = frozenset(moved)
@@ -120,9 +116,11 @@ class FailureDetector:
         # Which parents beat, and when it was, when parents/ was listed last.
         self._beating: set[str] = set()
         self._listed_at = -math.inf
-        # The attempts that were judged by the word of others that their parent is lost.
-        self._judged: set[str] = set()
-        # How many of those that returned were given their time anew.
+        # The attempts elsewhere whose parents were found to be dead by a fresh look.
+        self._confirmed: set[str] = set()
+        # The epochs whose parents were seen to beat after others had said that they are lost.
+        self._back: set[int] = set()
+        # How many of those that took that back were given their time anew.
         self._returned = 0
         self._folder = folder_id(view.layout.root)
 
@@ -134,7 +132,13 @@ class FailureDetector:
     def look(self) -> None:
         """List the parents, and the beats if that is due."""
         now = time.monotonic()
-        self._watch.look_if_due(now)
+        self._list_beats_if_due(now)
+        self._list_parents(now)
+
+    def look_anew(self) -> None:
+        """List the parents and the beats now, whatever is due."""
+        now = time.monotonic()
+        self._list_beats(now)
         self._list_parents(now)
 
     # A parent that comes or goes is seen by its beat, too. So at most looks one listing tells all.
@@ -144,8 +148,7 @@ class FailureDetector:
         To be asked at each step of a loop. Returns whether the beats were listed.
         """
         now = time.monotonic()
-        is_due = self._watch.is_due(now)
-        self._watch.look_if_due(now)
+        is_due = self._list_beats_if_due(now)
         is_time = now - self._listed_at >= self._watch.lease_s / PARENT_LOOKS_A_LEASE
         if is_time or (is_due and self._is_news_likely()):
             self._list_parents(now)
@@ -160,16 +163,25 @@ class FailureDetector:
         if self._watch.is_due(time.monotonic()):
             self.glance()
 
-    # The beats were listed before it woke, perhaps. By those it would be taken for dead once more,
-    # together with what it has just started.
-    def _believe_returned(self) -> None:
-        """Give each parent that took back that it was lost another lease to beat in."""
-        for epoch in self.parents.returned[self._returned :]:
-            self._watch.begin_anew(epoch_name(epoch))
-        self._returned = len(self.parents.returned)
+    def _list_beats_if_due(self, now: float) -> bool:
+        is_due = self._watch.is_due(now)
+        if is_due:
+            self._list_beats(now)
+        return is_due
+
+    def _list_beats(self, now: float) -> None:
+        self._watch.take(read_beats(self.view.layout), now)
+        for epoch in self.parents.ends:
+            if self.parents.was_lost(epoch) and epoch_name(epoch) in self._watch.moved:
+                self._back.add(epoch)
 
     def _list_parents(self, now: float) -> None:
         self.parents.refresh()
+        for epoch in self.parents.returned[self._returned :]:
+            # The beats were listed before it woke, perhaps. By those it would be taken for dead
+            # once more, together with what it has just started.
+            self._watch.begin_anew(epoch_name(epoch))
+        self._returned = len(self.parents.returned)
         self._beating = self._who_beats()
         self._listed_at = now
 
@@ -199,8 +211,8 @@ class FailureDetector:
             return near
         self._look_if_due()
         # Both are asked always, so that their leases run side by side.
-        is_still = self._is_still(attempt, attempt)
         is_parent_still = self.parent_life(attempt) is Life.DEAD
+        is_still = self._is_still(attempt, attempt)
         return Life.DEAD if is_still and is_parent_still else Life.ELSEWHERE
 
     def parent_life(self, attempt: str) -> Life:
@@ -210,22 +222,22 @@ class FailureDetector:
         """
         self._look_if_due()
         life = self.known_parent_life(attempt)
-        if life is Life.DEAD and self._is_first_by_loss(attempt):
+        if life is Life.DEAD and self._is_to_be_confirmed(attempt):
+            self._confirmed.add(attempt)
+            self.look_anew()
             life = self.known_parent_life(attempt)
         return life
 
-    def _is_first_by_loss(self, attempt: str) -> bool:
-        """Whether an attempt is judged for the first time by the word of others that its parent is
-        lost; then parents/ is listed anew.
+    def _is_to_be_confirmed(self, attempt: str) -> bool:
+        """Whether a fresh look is due before the parent of an attempt counts as dead.
 
-        That parent may have woken meanwhile, taken the word back, and started this attempt.
+        It may have stood still, and woken since the last look, and then have started this attempt.
         """
         intent = self.view.intents.get(attempt)
-        if intent is None or attempt in self._judged or not self.parents.was_lost(intent.epoch):
+        if intent is None or attempt in self._confirmed or is_here(intent.parent):
             return False
-        self._judged.add(attempt)
-        self._list_parents(time.monotonic())
-        return True
+        epoch = intent.epoch
+        return epoch not in self.parents.ends or self.parents.was_lost(epoch)
 
     def known_parent_life(self, attempt: str) -> Life:
         """As `parent_life`, as of the last look: nothing of the spool is read."""
@@ -234,8 +246,7 @@ class FailureDetector:
         intent = self.view.intents.get(attempt)
         if intent is None:
             return self._by_lease(f"parent of {attempt}", attempt)
-        self._believe_returned()
-        near = self.parents.near_life(intent.epoch)
+        near = self._near_life(intent.epoch)
         if intent.epoch not in self.parents.known and near is not Life.DEAD:
             near = liveness(intent.parent)
         if near is not Life.ELSEWHERE:
@@ -251,8 +262,7 @@ class FailureDetector:
     def epoch_life(self, epoch: int) -> Life:
         """The life of the parent of an epoch."""
         self._look_if_due()
-        self._believe_returned()
-        near = self.parents.near_life(epoch)
+        near = self._near_life(epoch)
         if near is Life.ELSEWHERE and self.parents.known.get(epoch) is None:
             near = self._near_life_by_intent(epoch)
         if near is not Life.ELSEWHERE:
@@ -262,6 +272,12 @@ class FailureDetector:
         if parent is not None:
             lease_s = max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
         return Life.DEAD if self._watch.still_s(epoch_name(epoch)) > lease_s else Life.ELSEWHERE
+
+    def _near_life(self, epoch: int) -> Life:
+        """As `Parents.near_life`, but who was seen to beat is not dead because others say so."""
+        if epoch in self._back and self.parents.was_lost(epoch):
+            return Life.ELSEWHERE
+        return self.parents.near_life(epoch)
 
     def _near_life_by_intent(self, epoch: int) -> Life:
         """As `Parents.near_life`, of a parent whose record is damaged: its intents name it too."""

@@ -14,12 +14,14 @@ nobody believes such an end more than the table of processes.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
+from gpuspool.spool.codec import pretty
 from gpuspool.spool.identity import is_here, is_myself, liveness
 from gpuspool.spool.layout import Layout, parse_parent
 from gpuspool.spool.open_folder import folder_id, is_same_folder
-from gpuspool.spool.publish import listdir, read_record, read_sealed
+from gpuspool.spool.publish import listdir, publish, read_record, read_sealed
 from gpuspool.spool.records import Parent, ParentEnd
 from gpuspool.spool.states import Life
 
@@ -82,6 +84,17 @@ class Parents:
             del self.ends[epoch]
             self.returned.append(epoch)
         return self
+
+    def say_lost(self, epoch: int) -> None:
+        """Write the end of a parent that is proved dead: nobody need prove that again.
+
+        A later start would have to wait for a lease, and who looks once could never know. If the
+        parent wakes it takes that back. Raises OSError.
+        """
+        end = ParentEnd(how=LOST, exit_code=1, at=time.time())
+        publish(self._layout.parent_end(epoch), pretty(end))
+        # It is known from here on, so that it is noticed when it is not there any more.
+        self.ends[epoch] = end
 
     @property
     def newest(self) -> int:

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 from spooling import (
+    A0,
     admit,
     dead_process,
     elsewhere,
+    intend,
     living_process,
     make_spool,
     say_ended,
@@ -22,6 +24,7 @@ from gpuspool.spool.layout import Layout, epoch_name
 from gpuspool.spool.liveness import LOOKS_A_LEASE, PARENT_LOOKS_A_LEASE, FailureDetector
 from gpuspool.spool.parents import LOST
 from gpuspool.spool.records import Identity
+from gpuspool.spool.states import Life
 
 LEASE_S = 120.0
 OURS = 4
@@ -293,3 +296,36 @@ def test_who_was_taken_for_dead_and_beats_again_is_believed_when_beats_are_liste
     clock.now += LEASE_S / LOOKS_A_LEASE
     company.glance()
     assert company.others == [0]
+
+
+def test_what_a_parent_starts_that_has_just_woken_is_not_dead_by_the_beats_of_before(
+    layout: Layout, clock: Clock
+) -> None:
+    sleeper = elsewhere()
+    admit(layout, 0, sleeper)
+    layout.beat(epoch_name(0), 3).touch()
+    view = view_of(layout)
+    detector = FailureDetector(view, LEASE_S)
+    company = Company(layout, detector, OURS)
+    company.look()
+    clock.let_a_lease_pass(company.look)
+    assert layout.parent_end(0).exists()
+    layout.beat(epoch_name(0), 3).rename(layout.beat(epoch_name(0), 4))
+    layout.parent_end(0).unlink()
+    intend(layout, A0, epoch=0, parent=sleeper)
+    view.refresh()
+    assert detector.life(A0) is Life.ELSEWHERE
+
+
+def test_who_is_seen_to_beat_is_not_dead_because_others_say_so(
+    layout: Layout, clock: Clock
+) -> None:
+    admit(layout, 0, elsewhere())
+    layout.beat(epoch_name(0), 3).touch()
+    detector = FailureDetector(view_of(layout), LEASE_S)
+    say_ended(layout, 0, LOST)
+    detector.look_anew()
+    assert detector.epoch_life(0) is Life.DEAD
+    layout.beat(epoch_name(0), 3).rename(layout.beat(epoch_name(0), 4))
+    clock.now += LEASE_S / LOOKS_A_LEASE
+    assert detector.epoch_life(0) is Life.ELSEWHERE

@@ -10,15 +10,10 @@ one link(2) wins; while there is none, that work waits, and the tasks go on.
 
 from __future__ import annotations
 
-import time
-
-from gpuspool.spool.codec import pretty
 from gpuspool.spool.identity import is_here
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.parents import LOST
-from gpuspool.spool.publish import publish, remove_quietly
-from gpuspool.spool.records import ParentEnd
+from gpuspool.spool.publish import remove_quietly
 from gpuspool.spool.states import Life
 
 
@@ -60,8 +55,8 @@ class Company:
     def _judge(self) -> None:
         parents = self._detector.parents
         if any(map(self._seems_lost, parents.without_end())):
-            # It may have said how it ended, since parents/ was listed.
-            parents.refresh()
+            # It may have said how it ended, or have woken, since the last listings.
+            self._detector.look_anew()
         self.was_taken_for_dead = parents.was_lost(self._epoch)
         if self.was_taken_for_dead:
             # What this one starts would be closed as that of a dead parent.
@@ -76,7 +71,7 @@ class Company:
             if self._detector.epoch_life(epoch) is not Life.DEAD:
                 others.append(epoch)
             elif self._seems_lost(epoch):
-                self._say_lost(epoch)
+                parents.say_lost(epoch)
         gone = seen.difference(others, self._missed)
         self.has_lost_a_neighbour = any(map(self._is_neighbour, gone))
         self._missed = (self._missed | gone).difference(others)
@@ -88,14 +83,6 @@ class Company:
         if epoch == self._epoch or epoch in self._detector.parents.ends:
             return False
         return self._detector.epoch_life(epoch) is Life.DEAD
-
-    def _say_lost(self, epoch: int) -> None:
-        """Write the end of a parent that is proved dead: nobody need prove that again.
-
-        A later start would have to wait for a lease, and who looks once could never know.
-        """
-        end = ParentEnd(how=LOST, exit_code=1, at=time.time())
-        publish(self._layout.parent_end(epoch), pretty(end))
 
     def _is_neighbour(self, epoch: int) -> bool:
         parent = self._detector.parents.known.get(epoch)
