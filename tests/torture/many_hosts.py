@@ -27,7 +27,7 @@ may find itself taken for dead only if it, or its machine, had stood still for a
 How long anything takes is reckoned in leases, and a lease is longer on a busy machine. So a run
 lasts longer there, and the same things happen in it.
 
-`python -m torture.many_hosts SEED` plays one.
+`python -m torture.many_hosts SEED [small]` plays one.
 """
 
 from __future__ import annotations
@@ -665,13 +665,28 @@ def tell(found: Row, outcomes: list[Outcome]) -> None:
     )
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Play the run of one seed, and tell of it."""
     reason = machines.why_not() or has_clocks()
-    sys.exit(f"skipped: {reason}") if reason else None
-    home = Path(tempfile.mkdtemp(prefix="many-hosts-"), "home")
+    if reason:
+        print(f"skipped: {reason}")
+        return 0
+    home = Path(tempfile.mkdtemp(prefix="many-hosts-"))
     amount = sys.argv[2] if len(sys.argv) > 2 else "full"
-    began_at = time.monotonic()
-    print(Trial(int(sys.argv[1]), home, amount).play())
+    began = time.monotonic()
+    outcome = Trial(int(sys.argv[1]), home / "home", amount).play()
     spent = os.times()
     cpu_s = spent.user + spent.system + spent.children_user + spent.children_system
-    print(f"{time.monotonic() - began_at:.1f} s, of these {cpu_s:.1f} s of CPU")
+    found = Row(NAME, 1, "", failures=outcome.failures, seconds=time.monotonic() - began)
+    found.add(outcome.counts)
+    tell(found, [outcome])
+    print(*outcome.history, found.line(), *found.notes, *outcome.failures, sep="\n")
+    print(f"{cpu_s:.1f} s of CPU")
+    if outcome.failures:
+        return 1
+    home.rmdir()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
