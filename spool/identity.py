@@ -135,6 +135,11 @@ def is_here(who: Identity) -> bool:
     return not _blindness() and (who.host, who.boot_id, who.pid_ns) == _here()
 
 
+def is_same_host(one: Identity, other: Identity) -> bool:
+    """Whether two processes see the same process table: that of one boot and one pid namespace."""
+    return (one.host, one.boot_id, one.pid_ns) == (other.host, other.boot_id, other.pid_ns)
+
+
 def is_myself(who: Identity) -> bool:
     """Whether this very process is meant."""
     if who.pid != os.getpid() or not is_here(who):

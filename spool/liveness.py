@@ -5,8 +5,10 @@ it belongs to this very folder: in a copy of a spool, everything speaks of the p
 original, which write there and not here. From elsewhere it is a lease: the
 attempt's beat and its parent's beat both unmoved for the whole of it, on this process's own clock.
 A parent's beat vouches for its children, since a worker may be inside a long C call that holds the
-interpreter's lock and so keeps its own beat from moving. A parent that has said how it ended is
-gone, whatever its process does: it has seen off all that it started.
+interpreter's lock and so keeps its own beat from moving. If it is killed, another parent on its
+host vouches for them: that one sees which of them live, adopts these, and closes the others. A
+parent that has said how it ended is gone, whatever its process does: it has seen off all that it
+started.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import math
 import time
 
 from gpuspool.spool.beats import read_beats
-from gpuspool.spool.identity import is_here, liveness
+from gpuspool.spool.identity import is_here, is_same_host, liveness
 from gpuspool.spool.layout import Layout, epoch_name, parse_attempt
 from gpuspool.spool.open_folder import folder_id, is_same_folder
 from gpuspool.spool.parents import Parents
+from gpuspool.spool.records import Identity
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
@@ -203,6 +206,13 @@ class FailureDetector:
         """ALIVE, DEAD, or ELSEWHERE while there is no proof."""
         if self.is_copied(attempt):
             return Life.DEAD
+        found = self._life_alone(attempt)
+        if found is Life.DEAD and self._has_neighbour(attempt):
+            return Life.ELSEWHERE
+        return found
+
+    def _life_alone(self, attempt: str) -> Life:
+        """The life of an attempt by all that tells of itself and its parent."""
         who = self.view.identity(attempt)
         if who is None:
             return self.parent_life(attempt)
@@ -214,6 +224,25 @@ class FailureDetector:
         is_parent_still = self.parent_life(attempt) is Life.DEAD
         is_still = self._is_still(attempt, attempt)
         return Life.DEAD if is_still and is_parent_still else Life.ELSEWHERE
+
+    # A parent may be proved dead by one of its own host, who says so at once. Then nobody has
+    # vouched for its children for less than a lease, although one of them may have been in a call
+    # that keeps its beat from moving for longer.
+    def _has_neighbour(self, attempt: str) -> bool:
+        """Whether a parent that may be alive sees the process table of an attempt elsewhere."""
+        who: Identity | None = self.view.identity(attempt)
+        intent = self.view.intents.get(attempt)
+        if who is None and intent is not None:
+            who = intent.parent
+        if who is None or is_here(who):
+            return False
+        return any(
+            parent is not None
+            and is_same_host(parent, who)
+            and not self.parents.has_ended(epoch)
+            and self.epoch_life(epoch) is not Life.DEAD
+            for epoch, parent in list(self.parents.known.items())
+        )
 
     def parent_life(self, attempt: str) -> Life:
         """The life of the process that started the attempt.

@@ -9,7 +9,18 @@ from pathlib import Path
 import msgspec
 import pytest
 from helpers import wait_until
-from spooling import A0, B0, begin, dead_process, intend, make_spool, view_of
+from spooling import (
+    A0,
+    B0,
+    admit,
+    begin,
+    dead_process,
+    elsewhere,
+    intend,
+    make_spool,
+    say_ended,
+    view_of,
+)
 
 from gpuspool.spool.beats import Beat
 from gpuspool.spool.codec import pretty
@@ -17,6 +28,7 @@ from gpuspool.spool.identity import identity_of, is_here, liveness, myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, epoch_name
 from gpuspool.spool.liveness import MAX_GAP_COUNTED, BeatWatch, FailureDetector
+from gpuspool.spool.parents import LOST
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Identity, ParentEnd
 from gpuspool.spool.states import Life
@@ -210,6 +222,42 @@ def test_an_attempt_elsewhere_is_dead_once_no_beat_moved_for_a_lease(layout: Lay
     wait_until(lambda: detector.life(A0) is Life.DEAD)
     newcomer = FailureDetector(view_of(layout))
     assert newcomer.life(A0) is Life.ELSEWHERE, "it has seen nothing yet"
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_an_attempt_elsewhere_is_left_to_a_parent_of_its_own_host(
+    layout: Layout, has_begun: bool
+) -> None:
+    """Its own parent was killed, which that one has proved and said at once."""
+    parent, neighbour = elsewhere(0), elsewhere(1)
+    admit(layout, 0, parent)
+    admit(layout, 1, neighbour)
+    intend(layout, A0, epoch=0, parent=parent)
+    if has_begun:
+        assert start_journal(layout, A0, elsewhere(2)) is not None
+    detector = FailureDetector(view_of(layout), MOMENT_S)
+    beat = Beat(layout, epoch_name(1))
+    beat.move()
+    say_ended(layout, 0, LOST)
+    for _ in range(10):
+        beat.move()
+        assert detector.life(A0) is Life.ELSEWHERE
+    assert detector.parent_life(A0) is Life.DEAD
+    wait_until(lambda: detector.life(A0) is Life.DEAD)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_parent_of_another_boot_or_container_vouches_for_nobody(layout: Layout) -> None:
+    parent = elsewhere(0)
+    admit(layout, 0, parent)
+    admit(layout, 1, msgspec.structs.replace(elsewhere(1), boot_id="the next"))
+    admit(layout, 2, msgspec.structs.replace(elsewhere(2), pid_ns="pid:[7]"))
+    intend(layout, A0, epoch=0, parent=parent)
+    say_ended(layout, 0, LOST)
+    detector = FailureDetector(view_of(layout), MOMENT_S)
+    detector.look()
+    assert detector.life(A0) is Life.DEAD
 
 
 @pytest.mark.usefixtures("short")
