@@ -33,6 +33,7 @@ NAMES = (
     "full_disk",
     "zombies",
     "many_hosts",
+    "walltime",
     "moved_folders",
     "soak",
 )
