@@ -97,6 +97,7 @@ def test_of_complete_lines_the_first_by_attempt_and_offset_is_the_result(tmp_pat
     complete(second, 0, 20)
     complete(second, 1, 21)
     view = view_of(layout)
+    intend(layout, A0)
     first = begin(layout, A0)
     complete(first, 1, 11)
     complete(first, 1, 12)
