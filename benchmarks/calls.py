@@ -35,6 +35,11 @@ JOB = """
 import os, time
 
 def rest(task, ctx):
+    # Whoever finds nothing to do when it starts does not even start: so nothing is done before all
+    # ranks are there.
+    open(os.path.join(ctx.args["here"], str(ctx.rank)), "w").close()
+    while len(os.listdir(ctx.args["here"])) < int(ctx.args["ranks"]):
+        time.sleep(0.1)
     while task.index == 0 and not os.path.exists(ctx.args["gate"]):
         time.sleep(0.5)
 
@@ -104,6 +109,9 @@ def started(case: Case, home: Path) -> Iterator[Started]:
     (home / "tasks").write_text("".join(f"{task}\n" for task in range(n_tasks)))
     words = ["run", f"job.py:{case.doing}", "--lines", "tasks", "--spool", "S", "-q"]
     words += ["--ranks", str(case.ranks), "--arg", f"gate={home / 'gate'}"]
+    here = home / "here"
+    here.mkdir()
+    words += ["--arg", f"here={here}", "--arg", f"ranks={case.ranks * case.parents}"]
     if case.mode == "poll":
         words += ["--poll", "2s"]
     processes: list[subprocess.Popen[bytes]] = []

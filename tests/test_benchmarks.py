@@ -71,6 +71,7 @@ def medians(quick: dict[str, Any], bench: str, metric: str, peer: str = "gpuspoo
     ]
 
 
+@pytest.mark.slow
 def test_every_bench_gives_figures_for_gpuspool(quick: dict[str, Any]) -> None:
     for bench in BENCHES.keys() - set(SLOW):
         mine = figures_of(quick, bench)

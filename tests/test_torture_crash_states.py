@@ -219,12 +219,14 @@ def test_a_few_states_of_a_run_recover(tmp_path: Path) -> None:
     assert found.R == 0
 
 
+@pytest.mark.slow
 @needs_strace
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_flagged(lanes: Lanes, bug: str) -> None:
     assert find_planted(lanes, bug, SEED) is not None
 
 
+@pytest.mark.slow
 @needs_strace
 @pytest.mark.parametrize("bug", [bug for bug in BUGS if bug != OF_READERS])
 def test_a_planted_bug_breaks_promises(tmp_path: Path, bug: str) -> None:
@@ -234,6 +236,7 @@ def test_a_planted_bug_breaks_promises(tmp_path: Path, bug: str) -> None:
     assert len(broken_promises(planted)) >= TASKS
 
 
+@pytest.mark.slow
 @needs_strace
 def test_without_a_bug_the_same_states_show_nothing(lanes: Lanes) -> None:
     found = record_run(lanes.base, "whole", "work")

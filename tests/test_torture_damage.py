@@ -19,6 +19,7 @@ def server() -> Iterator[Server]:
         yield one
 
 
+@pytest.mark.slow
 def test_damage_is_named_and_survived(tmp_path: Path) -> None:
     found = row("small", tmp_path)
     assert found.failures == []

@@ -23,6 +23,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         yield Scene("parent", tmp_path / "scene", server)
 
 
+@pytest.mark.slow
 def test_whatever_call_fails_the_run_goes_on_or_says_why_and_can_be_run_again(
     tmp_path: Path, scene: Scene
 ) -> None:

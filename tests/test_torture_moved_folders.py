@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from torture.moved_folders import CASES, SMALL, all_cases, choose, row
 
 
+@pytest.mark.slow
 def test_nothing_is_told_complete_that_is_not_there(tmp_path: Path) -> None:
     found = row("small", tmp_path)
     assert found.failures == []

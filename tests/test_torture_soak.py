@@ -7,6 +7,7 @@ from torture.cgroups import why_not
 from torture.soak import TASKS, row
 
 
+@pytest.mark.slow
 def test_a_long_night_leaves_no_process_and_blames_only_the_poison(tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)

@@ -7,6 +7,7 @@ from torture import fuse, mounts
 from torture.zombies import PLAYS, row
 
 
+@pytest.mark.slow
 def test_who_stands_still_is_taken_over_once_and_nobody_else(tmp_path: Path) -> None:
     if reason := mounts.why_not() or fuse.why_not():
         pytest.skip(reason)
