@@ -239,7 +239,6 @@ class FailureDetector:
         return any(
             parent is not None
             and is_same_host(parent, who)
-            and not self.parents.has_ended(epoch)
             and self.epoch_life(epoch) is not Life.DEAD
             for epoch, parent in list(self.parents.known.items())
         )

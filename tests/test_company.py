@@ -329,3 +329,19 @@ def test_who_is_seen_to_beat_is_not_dead_because_others_say_so(
     layout.beat(epoch_name(0), 3).rename(layout.beat(epoch_name(0), 4))
     clock.now += LEASE_S / LOOKS_A_LEASE
     assert detector.epoch_life(0) is Life.ELSEWHERE
+
+
+def test_who_is_seen_to_beat_vouches_for_its_host_whatever_others_say(
+    layout: Layout, clock: Clock
+) -> None:
+    for epoch in (0, 1):
+        admit(layout, epoch, elsewhere(epoch))
+        say_ended(layout, epoch, LOST)
+    layout.beat(epoch_name(1), 3).touch()
+    intend(layout, A0, epoch=0, parent=elsewhere(0))
+    detector = FailureDetector(view_of(layout), LEASE_S)
+    detector.look_anew()
+    assert detector.life(A0) is Life.DEAD
+    layout.beat(epoch_name(1), 3).rename(layout.beat(epoch_name(1), 4))
+    clock.now += LEASE_S / LOOKS_A_LEASE
+    assert detector.life(A0) is Life.ELSEWHERE

@@ -91,11 +91,11 @@ def supervise(
 
     job, source: what to run; a source of None leaves the spool's copy as it is. given: the options
     of this start, without None. trust: whose files its workers may obey. command: the verb that was
-    typed, for people. out_moved_to: where OUT is
-    now, if it was moved. inputs_root: likewise the folder that keys of input files are relative to,
-    "" if that was not said. again: which tasks get another round. requeue: how often Slurm is asked
-    to start this job again when its time is up; then this does not return. brings_code: the user
-    said that the code changed. Raises GpuspoolError, and OSError where the file system does.
+    typed, for people. out_moved_to: where OUT is now, if it was moved. inputs_root: likewise the
+    folder that keys of input files are relative to, "" if that was not said. again: which tasks get
+    another round. requeue: how often Slurm is asked to start this job again when its time is up;
+    then this does not return. brings_code: the user said that the code changed. Raises
+    GpuspoolError, and OSError where the file system does.
     """
     # Where processes cannot be told apart this raises, before anything is touched.
     myself()

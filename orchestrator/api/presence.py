@@ -60,13 +60,16 @@ class Presence:
         return [one for one in found if one.life is not Life.DEAD]
 
     def wait(self) -> list[Doubted]:
-        """Likewise, as soon as one of them is proved alive, or a lease has proved that none is."""
+        """Wait until it is proved that somebody is alive, or, by a lease, that nobody is.
+
+        Returns all who may be at work then: nobody, or those among whom somebody is alive.
+        """
         is_told = False
         while (doubted := self.look()) and not self._is_any_alive(doubted):
             if not is_told:
                 say(
-                    f"{in_words(doubted)}: whether that lives nobody can tell from here, so a sign "
-                    f"of life is waited for, at most {self._detector.lease_of_run_s:.0f} s"
+                    f"{in_words(doubted)} may still be running, which cannot be told from here: "
+                    f"waiting for a sign of life, {self._detector.lease_of_run_s:.0f} s at most"
                 )
                 is_told = True
             time.sleep(LOOK_S)
