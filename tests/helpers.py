@@ -35,6 +35,8 @@ from gpuspool.spool.view import open_view
 # test that fails waits so long.
 PATIENCE_S = 200.0
 POLL_S = 0.004
+# A pause is at least so many times as long as the look before it.
+PAUSES = 4
 TESTS = Path(__file__).resolve().parent
 JOBS = TESTS / "jobs"
 GPUSPOOL = str(Path(sys.executable).with_name("gpuspool"))
@@ -67,12 +69,17 @@ def limit(seconds: float) -> str:
 
 
 def wait_until(condition: Callable[[], T], timeout: float = PATIENCE_S, poll: float = POLL_S) -> T:
-    """Wait until `condition` returns something true, and return that; fails if it never does."""
+    """Wait until `condition` returns something true, and return that; fails if it never does.
+
+    A look that takes long is followed by a longer pause: who waits leaves the cores to the others.
+    """
     deadline = time.monotonic() + timeout
-    while not (value := condition()):
+    while True:
+        began = time.thread_time()
+        if value := condition():
+            return value
         assert time.monotonic() < deadline, f"waited {timeout} s in vain for {condition}"
-        time.sleep(poll)
-    return value
+        time.sleep(max(poll, PAUSES * (time.thread_time() - began)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import JOBS, Box, assert_sound, names, record, wait_until
+from helpers import JOBS, Box, assert_sound, names, record, wait_until, wait_until_told_to_drain
 
 
 @pytest.fixture
@@ -60,6 +60,7 @@ def test_whoever_is_drained_is_not_said_to_be_stopped_by_a_stranger(box: Box) ->
     started = box.start("run", *job, "--arg", f"gate={box / 'gate'}", "--spool", "S")
     wait_until((box / "gate.waiting").exists)
     box.run("drain", "S")
+    wait_until_told_to_drain(box / "S")
     (box / "gate").touch()
     done = started.wait(4)
     assert "somebody else" not in done.err
@@ -130,6 +131,7 @@ def test_a_drain_in_the_first_moments_of_a_start_drains_that_start(box: Box, bef
         (box / "gate").touch()
     else:
         box.run("drain", "S")
+        wait_until_told_to_drain(box / "S")
         (box / "gate").touch()
         started.wait(4)
     behind = len(names(box / "S" / "attempts"))

@@ -19,7 +19,7 @@ def pass_gate(path):
     while not Path(path).exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"nobody opened {path}")
-        time.sleep(0.004)
+        time.sleep(0.01)
 
 
 def gated(task, ctx):
@@ -51,7 +51,7 @@ def gated_polite(task, ctx):
     """Waits for the gate or for the drain, whichever comes first."""
     note(f"{ctx.args['gate']}.waiting", f"{task.index} {os.getpid()}")
     while not ctx.is_draining() and not Path(ctx.args["gate"]).exists():
-        time.sleep(0.004)
+        time.sleep(0.01)
     return ctx.is_draining()
 
 

@@ -31,7 +31,7 @@ def work(task, ctx):
     deadline = time.monotonic() + PATIENCE_S
     while not (folder / call).exists() and not (folder / "open").exists():
         assert time.monotonic() < deadline, f"nobody opened {folder / call}"
-        time.sleep(0.004)
+        time.sleep(0.01)
     is_bad = task.payload == "fail" and not (folder / "fixed").exists()
     if is_bad or (folder / f"{call}.fails").exists():
         raise ValueError(f"{task.key} fails")
