@@ -39,19 +39,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel; the libraries, torch too, are those of this one."""
+    """A fresh environment with the wheel; the libraries, torch and pip are those of this one."""
     folder = tmp_path_factory.mktemp("venv")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / "bin" / "python"
     purelib = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = Path(subprocess.run(purelib, check=True, capture_output=True, text=True).stdout.strip())
     there = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    # venv's own setuptools would hide the newer one that torch asks for.
-    subprocess.run(
-        [str(python), "-m", "pip", "uninstall", "-q", "-y", "setuptools"],
-        check=True,
-        capture_output=True,
-    )
     (site / "there.pth").write_text("\n".join(there) + "\n")
     # With --no-index nothing can be downloaded. If anything were missing, above all another
     # torch, this would fail.
@@ -145,11 +139,10 @@ def test_a_checkout_on_pythonpath_serves_parent_and_workers(python: Path, tmp_pa
 def test_the_oldest_libraries_that_are_named_serve(tmp_path: Path) -> None:
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     oldest = [f"{one.replace('>=', '==')}.*" for one in named if not one.startswith("torch")]
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    done = subprocess.run(
-        [str(python), "-m", "pip", "install", "-q", *oldest], capture_output=True, text=True
-    )
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    done = subprocess.run([*pip, "install", "-q", *oldest], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"pip cannot install {' '.join(oldest)} here: {done.stderr.strip()[-200:]}")
     (tmp_path / "job.py").write_text(

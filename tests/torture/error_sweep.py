@@ -38,7 +38,7 @@ PATIENCE_S = 200.0
 # a parent whose disk fails for good waits some 10 s before it gives up: most of these lanes sleep
 AT_ONCE = 12
 # How many cases the small amount has.
-SMALL = 16
+SMALL = 12
 ERRNOS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "EMFILE", "EINTR", "ETIMEDOUT")
 # How many cases each call gets, by its class (0.5: every second call one); errnos and ways take
 # turns over the calls.

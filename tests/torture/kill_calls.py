@@ -47,7 +47,7 @@ from torture.rows import Row
 RESUME_S = 10.0
 AT_ONCE = 2
 # How many kills the small amount has.
-SMALL = 15
+SMALL = 12
 # So many numbers beyond those that were counted are tried: processes race, and on a busy machine a
 # thief may claim all tasks.
 MORE = 12
