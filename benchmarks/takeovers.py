@@ -331,7 +331,7 @@ class World:
 
     def _take_over(self, host: Host) -> bool:
         """Close what is proved dead, as `Others.life` does; whether there was any."""
-        orphans = [name for name in host.view.open_attempts if host.detector.is_orphan(name)]
+        orphans = [name for name in host.view.open_attempts if host.detector.is_dead_orphan(name)]
         if not orphans:
             return False
         close_attempts(host.view, dict.fromkeys(orphans, classify(Evidence())), "resume")

@@ -118,10 +118,11 @@ class Parents:
         end = self.ends.get(epoch)
         return end is not None and end.how == LOST
 
-    def near_life(self, epoch: int) -> Life:
+    def life_without_lease(self, epoch: int) -> Life:
         """What is proved of a parent at a single look: by its end, or by its process if it is here.
 
-        One of a folder that this spool is a copy of is none of ours, and counts as dead.
+        ELSEWHERE means that only a lease could prove more. A parent that worked in the folder of
+        which this spool is a copy is none of ours, and counts as dead.
         """
         if self.has_ended(epoch):
             return Life.DEAD
@@ -136,7 +137,7 @@ class Parents:
 
     def there(self) -> dict[int, Life]:
         """Those that are not proved dead at a single look, by epoch."""
-        lives = {epoch: self.near_life(epoch) for epoch in self.without_end()}
+        lives = {epoch: self.life_without_lease(epoch) for epoch in self.without_end()}
         return {epoch: life for epoch, life in lives.items() if life is not Life.DEAD}
 
 

@@ -150,7 +150,7 @@ def test_on_its_own_host_a_parent_that_others_call_lost_is_known_better(
         admit(layout, epoch, who)
         say_ended(layout, epoch, LOST)
     assert there(layout) == {0: Life.ALIVE}
-    lives = [Parents(layout).refresh().near_life(epoch) for epoch in range(3)]
+    lives = [Parents(layout).refresh().life_without_lease(epoch) for epoch in range(3)]
     assert lives == [Life.ALIVE, Life.DEAD, Life.DEAD]
 
 

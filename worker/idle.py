@@ -267,7 +267,7 @@ class Idling:
         """The attempts that are proved dead and that no parent will close, with how they died."""
         deaths: dict[str, Death] = {}
         for attempt in detector.view.open_attempts:
-            if attempt != self._intent.attempt and detector.is_orphan(attempt):
+            if attempt != self._intent.attempt and detector.is_dead_orphan(attempt):
                 evidence = Evidence(stacks=read_stacks(self._layout, attempt))
                 deaths[attempt] = classify(evidence)
         return deaths

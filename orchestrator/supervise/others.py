@@ -121,7 +121,7 @@ class Others:
             pid = None
             if not self.detector.is_copied(name):
                 pid = self.pid_running(name)
-            if pid is not None and not self.is_orphaned(name):
+            if pid is not None and not self.is_parent_dead(name):
                 # Its own parent sees it off.
                 continue
             if pid is None:
@@ -130,7 +130,7 @@ class Others:
                 found[name] = pid
         return found
 
-    def is_orphaned(self, attempt: str) -> bool:
+    def is_parent_dead(self, attempt: str) -> bool:
         """Whether the parent of an attempt is proved dead, as of the last look: reads nothing."""
         return self.detector.known_parent_life(attempt) is Life.DEAD
 
