@@ -135,7 +135,7 @@ class Parents:
             return Life.DEAD
         return liveness(parent)
 
-    def there(self) -> dict[int, Life]:
+    def maybe_alive(self) -> dict[int, Life]:
         """Those that are not proved dead at a single look, by epoch."""
         lives = {epoch: self.life_without_lease(epoch) for epoch in self.without_end()}
         return {epoch: life for epoch, life in lives.items() if life is not Life.DEAD}
@@ -148,11 +148,11 @@ def is_of_another_folder(parent: Parent, folder: str) -> bool:
     return not is_same_folder(parent.folder, folder, is_one_host=True)
 
 
-def is_anybody_there(layout: Layout) -> bool:
+def may_any_parent_live(layout: Layout) -> bool:
     """Whether any parent of a run may be alive, here or elsewhere, at a single look."""
-    return bool(Parents(layout).refresh().there())
+    return bool(Parents(layout).refresh().maybe_alive())
 
 
-def is_anybody_alive_here(layout: Layout) -> bool:
+def does_any_parent_live_here(layout: Layout) -> bool:
     """Whether a parent of a run is proved alive on this host."""
-    return Life.ALIVE in Parents(layout).refresh().there().values()
+    return Life.ALIVE in Parents(layout).refresh().maybe_alive().values()

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.parents import is_anybody_there
+from gpuspool.spool.parents import may_any_parent_live
 from gpuspool.spool.publish import ring
 from gpuspool.spool.records import TaskLine
 from gpuspool.spool.states import Phase
@@ -155,7 +155,7 @@ class Work:
         if now < self._look_again_at:
             return False
         # An adopted attempt has another orchestrator than the one that started it.
-        if self._parent.is_there() or is_anybody_there(self._layout):
+        if self._parent.is_there() or may_any_parent_live(self._layout):
             self._backlog.wanted = 1
             return True
         self._look_again_at = now + ORPHAN_LOOK_S

@@ -117,7 +117,7 @@ def supervise(
         stack.enter_context(signals_to(received))
         stack.enter_context(children_can_be_awaited())
         view.use_run(_still_this_run(view))
-        if not Parents(layout).refresh().there():
+        if not Parents(layout).refresh().maybe_alive():
             repair(layout, view.run)
         job = _publish_job(view.refresh(), job, source)
         code = publish_code(layout, code_now(view, job))

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpuspool.orchestrator.api.presence import Presence, in_words, parents_in_words
+from gpuspool.orchestrator.api.presence import (
+    Presence,
+    describe_parent,
+    in_words,
+    parents_maybe_alive,
+)
 from gpuspool.orchestrator.plan.aside import move_aside
 from gpuspool.orchestrator.plan.create import create, half_made, refuse_place
 from gpuspool.orchestrator.plan.devices import Pool, find_pool, share_out
@@ -38,8 +43,7 @@ from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.parents import Parents
-from gpuspool.spool.records import Job, Options, Parent
+from gpuspool.spool.records import Job, Options
 from gpuspool.spool.states import Life, Verdict
 from gpuspool.spool.trust import Trust, refuse_unsafe
 from gpuspool.spool.view import View, open_view
@@ -209,7 +213,7 @@ def _refuse_alive(layout: Layout, presence: Presence | None, *, waits: bool) -> 
         presence = Presence(open_view(layout.root, reads_claims=False))
     if presence is None:
         # Of what has no run record it is not known what a lease is.
-        there = ", ".join(parents_in_words(Parents(layout).refresh()))
+        there = ", ".join(map(describe_parent, parents_maybe_alive(layout)))
     else:
         there = in_words(presence.wait() if waits else presence.look())
     if there:
@@ -218,12 +222,6 @@ def _refuse_alive(layout: Layout, presence: Presence | None, *, waits: bool) -> 
             "Stop them first with `gpuspool drain`, or choose another --spool."
         )
     return presence
-
-
-def parents_there(layout: Layout) -> list[Parent | None]:
-    """The parents that are not proved dead, at a single look."""
-    parents = Parents(layout).refresh()
-    return [parents.known[epoch] for epoch in parents.there()]
 
 
 def alive_attempts(view: View) -> list[str]:
