@@ -252,7 +252,7 @@ class Orchestrator:
         """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
         has_listed = self._glance()
         self._leave_if_idle()
-        if not self._is_all_to_be_read():
+        if not self._is_full_look_due():
             # Where no bell rings for a new manifest, it is looked for as often as for beats.
             self._look_lightly(is_news_likely=has_listed or bell.has_observer)
             bell.wait(self._light_nap_s(), self._workers.known_pids())
@@ -267,14 +267,16 @@ class Orchestrator:
     def _leave_if_idle(self) -> None:
         """Begin to drain where this parent shall leave since it has nothing to do."""
         now = time.monotonic()
-        is_free = self._drains.drain is None and self._view.ledger.tasks > 0
-        if is_free and self._scope.has_read and self._rest.is_over(now):
+        may_leave = self._drains.drain is None and self._view.ledger.tasks > 0
+        if may_leave and self._scope.has_looked_fully and self._rest.is_over(now):
             limit_s = self._rest.limit_s
             self._drains.begin(f"nothing to do for {limit_s:g} s, --leave-when-idle", now)
 
-    def _is_all_to_be_read(self) -> bool:
+    def _is_full_look_due(self) -> bool:
         is_draining = self._drains.drain is not None or self._drains.is_asked(self._control)
-        return self._scope.needs_all(self._control, self._workers.has_any_ended(), is_draining)
+        return self._scope.is_full_look_due(
+            self._control, self._workers.has_any_ended(), is_draining
+        )
 
     def _light_nap_s(self) -> float:
         """How long to wait after a light look: never past what is due by the clock alone."""
@@ -353,7 +355,7 @@ class Orchestrator:
                 # A slot that an attempt of somebody else takes counts as free: once that is closed,
                 # by whomever, there is a new manifest.
                 has_free_slot = len(self._workers.children.attempts()) < len(self._slots)
-                self._scope.note_read(self._control, has_free_slot, self._wake_at)
+                self._scope.note_full_look(self._control, has_free_slot, self._wake_at)
                 return None
 
     def _look(self) -> None:
