@@ -24,7 +24,7 @@ from typing import assert_never
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise import decide as d
-from gpuspool.orchestrator.supervise.adopting import adopt, tell_of_adopted
+from gpuspool.orchestrator.supervise.adopting import meet_others, tell_of_adopted
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.orchestrator.supervise.company import Company
 from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch, most_failed, order_drain
@@ -160,7 +160,7 @@ class Orchestrator:
         self._telling.follow(self._view)
         self._company.look()
         older = [other for other in self._company.others if other < epoch]
-        adopt(
+        meet_others(
             self._view,
             self._workers,
             self._orders.job,
