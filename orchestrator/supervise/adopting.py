@@ -38,7 +38,7 @@ def meet_others(
     """
     others = workers.others
     others.detector.look()
-    lives = {attempt: workers.life(attempt) for attempt in others.open()}
+    lives = {attempt: workers.life(attempt) for attempt in others.open_attempts()}
     living = [attempt for attempt, life in lives.items() if life is not Life.DEAD]
     how = "goes on"
     outdated = _newest_outdated(view, workers, living, older, _NewCode(view, job, brings_code))

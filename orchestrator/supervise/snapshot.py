@@ -26,7 +26,7 @@ from gpuspool.orchestrator.supervise.decide import (
 from gpuspool.orchestrator.supervise.drain import Drain
 from gpuspool.orchestrator.supervise.opinions import Trial, fruitless_row
 from gpuspool.orchestrator.supervise.rulings import Judge
-from gpuspool.orchestrator.supervise.seats import Seats
+from gpuspool.orchestrator.supervise.taken_slots import TakenSlots
 from gpuspool.orchestrator.supervise.warmth import Warmth
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.layout import rank_of
@@ -345,7 +345,7 @@ class Situation:
         self._workers = workers
         self._slots = slots
         self._history = History(view, epoch, slots)
-        self._seats = Seats(view, workers.others, slots)
+        self._taken_slots = TakenSlots(view, workers.others, slots)
         self._is_one_first = is_one_first and len(slots) > 1
         self._warmth = Warmth(view, self._is_one_first)
         self._epoch = epoch
@@ -418,7 +418,7 @@ class Situation:
             finished_last_at=self._finished_last_at,
             is_one_first=self._is_one_first,
             is_cold=self._warmth.look(open_, past),
-            occupied=frozenset(lingering) | self._seats.further,
+            occupied=frozenset(lingering) | self._taken_slots.beside_first,
             is_gatherer=is_gatherer,
             elsewhere=elsewhere,
         )
@@ -476,9 +476,9 @@ class Situation:
     def _open(self) -> list[OpenAttempt]:
         have_claimed = self._view.claims_by
         children, slot_of = self._workers.children, self._history.slot_of
-        foreign = self._workers.others.open()
+        foreign = self._workers.others.open_attempts()
         busy = {slot_of(name) for name in self._view.open_attempts if name in children}
-        seats = self._seats.look(foreign, busy)
+        taken = self._taken_slots.look(foreign, busy)
         found: list[OpenAttempt] = []
         for name in self._view.open_attempts:
             life = self._workers.life(name)
@@ -489,8 +489,8 @@ class Situation:
             # It is asked only where tasks fail, and looks at every claim.
             is_idle = bool(self._judge.doubtful) and not is_starting and self._judge.is_idle(name)
             is_leaving = name in self._view.leaving
-            slot = seats.get(name, slot_of(name))
-            is_own = name in children or name in seats or life is Life.ALIVE
+            slot = taken.get(name, slot_of(name))
+            is_own = name in children or name in taken or life is Life.ALIVE
             found.append(OpenAttempt(name, slot, life, is_starting, is_idle, is_leaving, is_own))
         return found
 
