@@ -238,11 +238,11 @@ class Work:
         # The parent may be asleep; what this attempt finished may have been the last.
         ring(self._layout.control)
         backlog = self._backlog
-        word = self._idling.wait(backlog.claims_tried, backlog.is_tempted, backlog.needs_fresh)
+        word = self._idling.wait(backlog.claims_tried, backlog.leaves_doubtful, backlog.needs_fresh)
         match word:
-            case Word.FORSAKEN:
+            case Word.NOBODY_RULES:
                 return WorkEnd.HANDOVER
-            case Word.TEMPTED:
+            case Word.OTHERS_HAD_TIME:
                 if not self._backlog.give_in():
                     return WorkEnd.HANDOVER
             case Word.FINISHED:
