@@ -46,7 +46,7 @@ from gpuspool.orchestrator.slurm.allocation import scheduler_now
 from gpuspool.orchestrator.slurm.limits import with_limits_of_job
 from gpuspool.orchestrator.slurm.requeue import requeue as requeue_job
 from gpuspool.orchestrator.supervise.doctor import warnings_of
-from gpuspool.orchestrator.supervise.drain import Drain, signals_to
+from gpuspool.orchestrator.supervise.drain import Cause, Drain, signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.leftovers import remove_scratch
@@ -234,7 +234,8 @@ def _is_requeue_due(view: View, drain: Drain | None, received: list[int]) -> boo
     """
     is_left = view.ledger.n_finished < view.ledger.tasks
     wants_end = set(received) - {signal.SIGUSR2}
-    return drain is not None and drain.is_for_time and is_left and not wants_end
+    is_time_up = drain is not None and drain.cause is Cause.TIME
+    return is_time_up and is_left and not wants_end
 
 
 def _what_starts(view: View, n_ranks: int, pool: Pool) -> str:

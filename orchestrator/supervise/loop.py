@@ -27,7 +27,7 @@ from gpuspool.orchestrator.supervise import decide as d
 from gpuspool.orchestrator.supervise.adopting import meet_others, tell_of_adopted
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.orchestrator.supervise.company import Company
-from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch, most_failed, order_drain
+from gpuspool.orchestrator.supervise.drain import Cause, Drain, DrainWatch, most_failed, order_drain
 from gpuspool.orchestrator.supervise.finish import Outcome, finish, sum_up
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.launch import Orders
@@ -432,7 +432,7 @@ class Orchestrator:
             order_drain(layout, self._company.newest, drain.ending, drain.why)
         grace_s = self._orders.options.grace_s
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"
-        if drain.is_by_hand:
+        if drain.cause is Cause.TERMINAL:
             text += "; a second Ctrl-C kills them at once, and the same command goes on later"
         self._telling.tell("draining", text, why=drain.why)
 
