@@ -133,7 +133,7 @@ class Orchestrator:
         self._closed: set[str] = set()
         # Whether `run` came to its end.
         self._is_over = False
-        # Says what this parent left to others to say of the whole run.
+        # Says of the whole run what this parent leaves to others, as long as there are any.
         self._unsaid: Callable[[], None] = lambda: None
         # How many manifests there were, and what control/ said, when the children were told of it.
         self._nudged_for = 0, Control()
@@ -151,6 +151,12 @@ class Orchestrator:
         Raises OSError where a file system stays in trouble for longer than the loop has patience;
         the workers of this host have been ended then as far as they could be.
         """
+        self._begin()
+        ending = self._see_to_workers()
+        return self._finish(ending)
+
+    def _begin(self) -> None:
+        """Hear what was asked for before there was an epoch, and see who else is there."""
         epoch = self._orders.epoch
         self._beat.beat_if_due(self._began)
         # Whoever drained since this start began could not name its epoch, and named one before it.
@@ -168,6 +174,10 @@ class Orchestrator:
             self._telling,
             brings_code=self._brings_code,
         )
+
+    def _see_to_workers(self) -> Ending:
+        """Loop until the epoch ends, then see every worker off; returns how it ended."""
+        tell_of_slow = self._notices.tell_of_slow_end
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):
             try:
@@ -176,20 +186,24 @@ class Orchestrator:
             except OSError as trouble:
                 self._abandon(trouble, bell)
                 raise
-            self._workers.see_off(bell, self._notices.tell_of_slow_end)
-        for closing in self._workers.reap(self._notices.tell_of_slow_end):
+            self._workers.see_off(bell, tell_of_slow)
+        for closing in self._workers.reap(tell_of_slow):
             self._notices.tell_of_failed_close(closing)
+        return ending
+
+    def _finish(self, ending: Ending) -> Outcome:
+        """Read what came last, and write and say how the epoch ended."""
         # What follows reads the spool and is written into it, and says where the outputs are.
         self._folders.check()
         self._view.read_late_lines()
-        seconds = time.monotonic() - self._began
-        self._telling.show_end(self._view, seconds)
+        took_s = time.monotonic() - self._began
+        self._telling.show_end(self._view, took_s)
         self._company.look()
-        is_alone = self._company.is_alone
+        epoch, is_alone = self._orders.epoch, self._company.is_alone
         sick = self._situation.sick_devices()
-        outcome = finish(self._view, ending, epoch, seconds, sick, is_alone, self._closed)
+        outcome = finish(self._view, ending, epoch, took_s, sick, is_alone, self._closed)
         if not is_alone and ending is not Ending.FINISHED:
-            self._unsaid = lambda: sum_up(self._view, outcome, epoch, seconds, sick)
+            self._unsaid = lambda: sum_up(self._view, outcome, epoch, took_s, sick)
         self._is_over = True
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
