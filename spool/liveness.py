@@ -29,8 +29,8 @@ import time
 from gpuspool.spool.beats import read_beats
 from gpuspool.spool.identity import is_here, is_same_host, liveness
 from gpuspool.spool.layout import Layout, epoch_name, parse_attempt
-from gpuspool.spool.open_folder import folder_id, is_same_folder
-from gpuspool.spool.parents import Parents
+from gpuspool.spool.open_folder import folder_id
+from gpuspool.spool.parents import Parents, is_of_another_folder
 from gpuspool.spool.records import Identity
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
@@ -231,9 +231,9 @@ class FailureDetector:
         Then its process, and its parent's, are none of ours, and will never write here.
         """
         intent = self.view.intents.get(attempt)
-        if intent is None or not intent.folder or not is_here(intent.parent):
+        if intent is None:
             return False
-        return not is_same_folder(intent.folder, self._folder, is_one_host=True)
+        return is_of_another_folder(intent.parent, intent.folder, self._folder)
 
     def lease_s(self, attempt: str) -> float:
         """For how long the attempt's beat may stand still.

@@ -106,7 +106,7 @@ class Work:
         """
         while True:
             self._journal.check()
-            self._parent.heed()
+            self._parent.drain_if_gone()
             self._settler.judge_waiting()
             if self._drain.is_requested:
                 return WorkEnd.DRAINED
