@@ -4,12 +4,18 @@ It starts and restarts workers in its slots, adopts those that outlived their ow
 dead, and tells; the gatherer also rules and sweeps. All that it needs is on disk, except which
 children are its own: killed at any moment, another parent goes on from the spool.
 
+One round of the loop is `_step_and_wait`:
+
+1. It glances at who else is there and at what control/ says, by listings alone (`company.py`).
+2. If there may be something to do (`scope.py`), it takes a full look, decides and acts, and looks
+   again until there is nothing to do but wait (`_step`). Else it takes a light look: it beats, and
+   nudges its children if there is news.
+3. It waits for the bell of `bell.py`, for as long as `pace.py` or `scope.py` says.
+
 The loop only puts the parts together. What to do next is decided in `decide.py`, from a snapshot
-that `snapshot.py` takes. `workers.py` knows the processes, `company.py` the other parents, and
-`drain.py` hears when somebody asks for an end. `scope.py` says how much a look reads, `pace.py`
-says how long to wait for the bell of `bell.py`. `trouble.py` waits out a file system that fails,
-and `telling.py` and `notices.py` tell people. `orchestrator.api` makes one `Orchestrator` for each
-start and calls `run`.
+that `snapshot.py` takes. `workers.py` knows the processes, and `drain.py` hears when somebody asks
+for an end. `trouble.py` waits out a file system that fails, and `telling.py` and `notices.py` tell
+people. `orchestrator.api` makes one `Orchestrator` for each start and calls `run`.
 """
 
 from __future__ import annotations
@@ -295,17 +301,19 @@ class Orchestrator:
     def _light_nap_s(self) -> float:
         """How long to wait after a light look: never past what is due by the clock alone."""
         now = time.monotonic()
-        until_deadline_s = max(0.0, self._drains.deadline - now)
+        naps = [self._scope.light_nap_s(), self._beat.every_s]
+        naps.append(max(0.0, self._drains.deadline - now))
         rest_s = self._rest.due_in_s(now)
-        naps = [self._scope.light_nap_s(), until_deadline_s, self._beat.every_s]
-        return min(naps if rest_s is None else [*naps, rest_s])
+        if rest_s is not None:
+            naps.append(rest_s)
+        return min(naps)
 
     def _look_lightly(self, is_news_likely: bool) -> None:
-        """Do what must be done also while nothing is read. Raises FolderGone, and OSError.
+        """Do what must be done also where nothing is read. Raises FolderGone, and OSError.
 
         is_news_likely: manifests are to be listed.
         """
-        # OUT is looked at by whoever writes there.
+        # OUT is not looked at: those that write there, the workers, do that.
         self._folders.spool.check()
         self._beat.beat_if_due(time.monotonic())
         n_manifests = self._nudged_for[0]
@@ -324,6 +332,7 @@ class Orchestrator:
             self._workers.children.nudge()
 
     def _moment(self, bell: Bell) -> Moment:
+        """What `Pace` is told before a wait."""
         now = time.monotonic()
         dues = [self._drains.deadline - now]
         if self._wake_at is not None:
@@ -348,7 +357,7 @@ class Orchestrator:
         Returns how the epoch ended, None while it goes on. Raises OSError.
         """
         while True:
-            self._look()
+            self._look_fully()
             is_gatherer = self._company.is_gatherer
             snapshot = self._situation.snapshot(
                 self._drains.drain, is_gatherer, self._company.others
@@ -372,7 +381,7 @@ class Orchestrator:
                 self._scope.note_full_look(self._control, has_free_slot, self._wake_at)
                 return None
 
-    def _look(self) -> None:
+    def _look_fully(self) -> None:
         """Hear and read what is new, and deal with what needs no decision.
 
         Nothing is read, and so nothing is decided or done, unless the spool and OUT are where they
