@@ -174,8 +174,9 @@ def refuse_to_make(
 ) -> Presence | None:
     """Raise UsageError or OrchestratorLive where a spool cannot be made. Changes nothing.
 
-    waits: where only a lease can prove that nobody is at work on the one that is moved aside, until
-    it has. Returns who was looked for, None where nobody was.
+    waits: of --fresh, whether to wait for a lease where only that can prove that nobody is at work
+    on the spool that is to be moved aside. Returns the `Presence` that knows what the wait has
+    proved, None where there was none.
     """
     if request.out is not None:
         check_out(Path(request.out), overwrite, request, layout.root)
@@ -207,18 +208,19 @@ def _refuse_to_move_aside(
 def _refuse_alive(layout: Layout, presence: Presence | None, *, waits: bool) -> Presence | None:
     """Raise OrchestratorLive where a parent or an attempt is not proved dead.
 
-    presence: what an earlier call has returned, None at the first one. waits: until that is sure.
+    presence: what an earlier call has returned, None at the first one. waits: whether to wait until
+    it is sure. Returns the presence that was asked, for a second look under the lock.
     """
     if presence is None and is_made(layout):
         presence = Presence(open_view(layout.root, reads_claims=False))
     if presence is None:
         # Of what has no run record it is not known what a lease is.
-        there = ", ".join(map(describe_parent, parents_maybe_alive(layout)))
+        who = ", ".join(map(describe_parent, parents_maybe_alive(layout)))
     else:
-        there = in_words(presence.wait() if waits else presence.look())
-    if there:
+        who = in_words(presence.wait() if waits else presence.look())
+    if who:
         raise OrchestratorLive(
-            f"{layout.root}: {there} may still be running. "
+            f"{layout.root}: {who} may still be running. "
             "Stop them first with `gpuspool drain`, or choose another --spool."
         )
     return presence
