@@ -235,7 +235,7 @@ class World:
             publish(self.layout.journal(rank.attempt), head, durable=False)
             self._tell(host, rank)
         # What it read when it started is left out.
-        host.scope.note_read(read_control(self.layout), False, None)
+        host.scope.note_full_look(read_control(self.layout), False, None)
 
     # Ranks.
 
@@ -308,7 +308,7 @@ class World:
         host.beat.beat_if_due(self.now)
         # `RunFolders.check`.
         os.stat(self.layout.root)
-        if not host.scope.needs_all(control, False, False):
+        if not host.scope.is_full_look_due(control, False, False):
             if has_listed:
                 self._nudge_if_news(host, len(listdir(self.layout.manifests)))
             nap_s = min(host.scope.light_nap_s(), host.beat.every_s)
@@ -316,7 +316,7 @@ class World:
             host.view.refresh()
             while self._take_over(host):
                 host.view.refresh()
-            host.scope.note_read(control, False, None)
+            host.scope.note_full_look(control, False, None)
             self._nudge_if_news(host, len(host.view.manifests))
             moment = Moment(len(host.view.open_attempts), self.done, False, False)
             nap_s = host.pace.nap_s(moment)
@@ -331,7 +331,7 @@ class World:
 
     def _take_over(self, host: Host) -> bool:
         """Close what is proved dead, as `Others.life` does; whether there was any."""
-        orphans = [name for name in host.view.open_attempts if host.detector.is_orphan(name)]
+        orphans = [name for name in host.view.open_attempts if host.detector.is_dead_orphan(name)]
         if not orphans:
             return False
         close_attempts(host.view, dict.fromkeys(orphans, classify(Evidence())), "resume")

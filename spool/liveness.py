@@ -1,14 +1,24 @@
 """Whether an attempt, and the parent that started it, are alive or proved dead.
 
-The proof on the same host is the process table (`identity`). A process that lives counts only where
-it belongs to this very folder: in a copy of a spool, everything speaks of the processes of the
-original, which write there and not here. From elsewhere it is a lease: the
-attempt's beat and its parent's beat both unmoved for the whole of it, on this process's own clock.
-A parent's beat vouches for its children, since a worker may be inside a long C call that holds the
-interpreter's lock and so keeps its own beat from moving. If it is killed, another parent on its
-host vouches for them: that one sees which of them live, adopts these, and closes the others. A
-parent that has said how it ended is gone, whatever its process does: it has seen off all that it
-started.
+There are two proofs of a death:
+
+1. **The process table**, for processes of this host (`identity`). It proves at once, in either
+   direction. A process counts only where it belongs to this very folder: in a copy of a spool all
+   records speak of the processes of the original, which write there and not here.
+2. **A lease**, for processes elsewhere. Its owner is dead once its beat has not moved for the whole
+   lease, on the clock of the process that judges. Nothing proves at once that it lives, so the
+   verdict until then is ELSEWHERE.
+
+An attempt elsewhere is dead only if three things hold, since its own silence says little: a worker
+may be inside a long C call that holds the interpreter's lock, and then its beat cannot move.
+
+- Its own beat has stood still for a lease.
+- Its parent is dead too. A parent that beats vouches for its children.
+- No other parent on its host may be alive. Such a parent sees the process table there: it adopts
+  the orphans that live, and closes the others.
+
+A parent that has written its end is gone, whatever its process does: it has seen off all that it
+started. If others wrote that end (LOST), a beat that moves afterwards is believed more than they.
 """
 
 from __future__ import annotations
@@ -19,8 +29,8 @@ import time
 from gpuspool.spool.beats import read_beats
 from gpuspool.spool.identity import is_here, is_same_host, liveness
 from gpuspool.spool.layout import Layout, epoch_name, parse_attempt
-from gpuspool.spool.open_folder import folder_id, is_same_folder
-from gpuspool.spool.parents import Parents
+from gpuspool.spool.open_folder import folder_id
+from gpuspool.spool.parents import Parents, is_of_another_folder
 from gpuspool.spool.records import Identity
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
@@ -90,8 +100,8 @@ class BeatWatch:
         still = (seen.still_s for seen in self._seen.values())
         self._is_anybody_silent = any(0.5 < still_s / self.lease_s <= 1 for still_s in still)
 
-    def begin_anew(self, name: str) -> None:
-        """Its owner has given another sign of life, so that its beat stands still from now on."""
+    def restart_lease(self, name: str) -> None:
+        """Count silence from now on: the owner has just given another sign of life."""
         self._seen.setdefault(name, _Seen(-1)).still_s = 0.0
 
     def still_s(self, name: str) -> float:
@@ -116,21 +126,23 @@ class FailureDetector:
             lease_s = view.run.options.lease_s
         self._watch = BeatWatch(view.layout, lease_s)
         self.parents = Parents(view.layout)
-        # Which parents beat, and when it was, when parents/ was listed last.
-        self._beating: set[str] = set()
-        self._listed_at = -math.inf
-        # The attempts elsewhere whose parents were found to be dead by a fresh look.
-        self._confirmed: set[str] = set()
-        # The epochs whose parents were seen to beat after others had said that they are lost.
-        self._back: set[int] = set()
-        # How many of those that took that back were given their time anew.
-        self._returned = 0
         self._folder = folder_id(view.layout.root)
+        # When parents/ was listed last, on the monotonic clock, and which parents had beats then.
+        self._parents_listed_at = -math.inf
+        self._beating: set[str] = set()
+        # How many of `parents.returned` have had their leases restarted.
+        self._n_returned = 0
+        # The epochs whose parents were seen to beat after others had written that they are lost.
+        self._beat_after_lost: set[int] = set()
+        # The attempts elsewhere for whose parents' deaths the folders were listed once more.
+        self._confirmed: set[str] = set()
 
     @property
     def lease_of_run_s(self) -> float:
         """The lease that is judged by where nobody says another one."""
         return self._watch.lease_s
+
+    # What is read, and how often.
 
     def look(self) -> None:
         """List the parents, and the beats if that is due."""
@@ -144,27 +156,33 @@ class FailureDetector:
         self._list_beats(now)
         self._list_parents(now)
 
-    # A parent that comes or goes is seen by its beat, too. So at most looks one listing tells all.
     def glance(self) -> bool:
         """List the beats if that is due, and the parents only if there may be news of them.
 
-        To be asked at each step of a loop. Returns whether the beats were listed.
+        A parent that comes or goes shows in the beats as well, so most calls list one folder at
+        most, and a loop may call this at each step. Returns whether the beats were listed.
         """
         now = time.monotonic()
-        is_due = self._list_beats_if_due(now)
-        is_time = now - self._listed_at >= self._watch.lease_s / PARENT_LOOKS_A_LEASE
-        if is_time or (is_due and self._is_news_likely()):
+        has_listed = self._list_beats_if_due(now)
+        age_s = now - self._parents_listed_at
+        is_due = age_s >= self._watch.lease_s / PARENT_LOOKS_A_LEASE
+        if is_due or (has_listed and self._do_beats_tell_of_parents()):
             self._list_parents(now)
-        return is_due
+        return has_listed
 
-    def _is_news_likely(self) -> bool:
-        """Whether, by the beats, a parent came or went, or was wrongly taken for dead."""
-        is_back = any(epoch_name(epoch) in self._watch.moved for epoch in self.parents.ends)
-        return is_back or self._who_beats() != self._beating
-
-    def _look_if_due(self) -> None:
+    def _glance_if_due(self) -> None:
         if self._watch.is_due(time.monotonic()):
             self.glance()
+
+    def _do_beats_tell_of_parents(self) -> bool:
+        """Whether, by the beats, a parent came or went, or was wrongly taken for dead."""
+        if any(epoch_name(epoch) in self._watch.moved for epoch in self.parents.ends):
+            return True
+        return self._beating_parents() != self._beating
+
+    def _beating_parents(self) -> set[str]:
+        """The parents whose beats are listed, by their `epoch_name`."""
+        return {name for name in self._watch.listed if parse_attempt(name) is None}
 
     def _list_beats_if_due(self, now: float) -> bool:
         is_due = self._watch.is_due(now)
@@ -176,21 +194,36 @@ class FailureDetector:
         self._watch.take(read_beats(self.view.layout), now)
         for epoch in self.parents.ends:
             if self.parents.was_lost(epoch) and epoch_name(epoch) in self._watch.moved:
-                self._back.add(epoch)
+                self._beat_after_lost.add(epoch)
 
     def _list_parents(self, now: float) -> None:
         self.parents.refresh()
-        for epoch in self.parents.returned[self._returned :]:
-            # The beats were listed before it woke, perhaps. By those it would be taken for dead
-            # once more, together with what it has just started.
-            self._watch.begin_anew(epoch_name(epoch))
-        self._returned = len(self.parents.returned)
-        self._beating = self._who_beats()
-        self._listed_at = now
+        # A parent that has taken back its LOST end may have woken after the beats were listed. By
+        # that listing its lease is still over, and it would be taken for dead once more, together
+        # with what it has just started.
+        for epoch in self.parents.returned[self._n_returned :]:
+            self._watch.restart_lease(epoch_name(epoch))
+        self._n_returned = len(self.parents.returned)
+        self._beating = self._beating_parents()
+        self._parents_listed_at = now
 
-    def _who_beats(self) -> set[str]:
-        """The parents whose beats are listed, by their `epoch_name`."""
-        return {name for name in self._watch.listed if parse_attempt(name) is None}
+    # Attempts.
+
+    def life(self, attempt: str) -> Life:
+        """ALIVE, DEAD, or ELSEWHERE while there is no proof."""
+        if self.is_copied(attempt):
+            return Life.DEAD
+        found = self._life_by_own_and_parents_signs(attempt)
+        if found is Life.DEAD and self._may_neighbour_live(attempt):
+            return Life.ELSEWHERE
+        return found
+
+    def is_dead_orphan(self, attempt: str) -> bool:
+        """Whether an attempt is proved dead, and so is its parent, which else would close it."""
+        # Both are asked always, so that their leases run side by side.
+        life = self.life(attempt)
+        parent_life = self.parent_life(attempt)
+        return life is Life.DEAD and parent_life is Life.DEAD
 
     def is_copied(self, attempt: str) -> bool:
         """Whether the attempt ran in another folder, on this host, of which this one is a copy.
@@ -198,126 +231,9 @@ class FailureDetector:
         Then its process, and its parent's, are none of ours, and will never write here.
         """
         intent = self.view.intents.get(attempt)
-        if intent is None or not intent.folder or not is_here(intent.parent):
-            return False
-        return not is_same_folder(intent.folder, self._folder, is_one_host=True)
-
-    def life(self, attempt: str) -> Life:
-        """ALIVE, DEAD, or ELSEWHERE while there is no proof."""
-        if self.is_copied(attempt):
-            return Life.DEAD
-        found = self._life_alone(attempt)
-        if found is Life.DEAD and self._has_neighbour(attempt):
-            return Life.ELSEWHERE
-        return found
-
-    def _life_alone(self, attempt: str) -> Life:
-        """The life of an attempt by all that tells of itself and its parent."""
-        who = self.view.identity(attempt)
-        if who is None:
-            return self.parent_life(attempt)
-        near = liveness(who)
-        if near is not Life.ELSEWHERE:
-            return near
-        self._look_if_due()
-        # Both are asked always, so that their leases run side by side.
-        is_parent_still = self.parent_life(attempt) is Life.DEAD
-        is_still = self._is_still(attempt, attempt)
-        return Life.DEAD if is_still and is_parent_still else Life.ELSEWHERE
-
-    # A parent may be proved dead by one of its own host, who says so at once. Then nobody has
-    # vouched for its children for less than a lease, although one of them may have been in a call
-    # that keeps its beat from moving for longer.
-    def _has_neighbour(self, attempt: str) -> bool:
-        """Whether a parent that may be alive sees the process table of an attempt elsewhere."""
-        who: Identity | None = self.view.identity(attempt)
-        intent = self.view.intents.get(attempt)
-        if who is None and intent is not None:
-            who = intent.parent
-        if who is None or is_here(who):
-            return False
-        return any(
-            parent is not None
-            and is_same_host(parent, who)
-            and self.epoch_life(epoch) is not Life.DEAD
-            for epoch, parent in list(self.parents.known.items())
-        )
-
-    def parent_life(self, attempt: str) -> Life:
-        """The life of the process that started the attempt.
-
-        Without a readable intent nobody vouches for the attempt, so a lease decides.
-        """
-        self._look_if_due()
-        life = self.known_parent_life(attempt)
-        if life is Life.DEAD and self._is_to_be_confirmed(attempt):
-            self._confirmed.add(attempt)
-            self.look_anew()
-            life = self.known_parent_life(attempt)
-        return life
-
-    def _is_to_be_confirmed(self, attempt: str) -> bool:
-        """Whether a fresh look is due before the parent of an attempt counts as dead.
-
-        It may have stood still, and woken since the last look, and then have started this attempt.
-        """
-        intent = self.view.intents.get(attempt)
-        if intent is None or attempt in self._confirmed or is_here(intent.parent):
-            return False
-        epoch = intent.epoch
-        return epoch not in self.parents.ends or self.parents.was_lost(epoch)
-
-    def known_parent_life(self, attempt: str) -> Life:
-        """As `parent_life`, as of the last look: nothing of the spool is read."""
-        if self.is_copied(attempt):
-            return Life.DEAD
-        intent = self.view.intents.get(attempt)
         if intent is None:
-            return self._by_lease(f"parent of {attempt}", attempt)
-        near = self._near_life(intent.epoch)
-        if intent.epoch not in self.parents.known and near is not Life.DEAD:
-            near = liveness(intent.parent)
-        if near is not Life.ELSEWHERE:
-            return near
-        return self._by_lease(epoch_name(intent.epoch), attempt)
-
-    def is_orphan(self, attempt: str) -> bool:
-        """Whether the attempt is proved dead, and so is its parent, which else would close it."""
-        life = self.life(attempt)
-        parent_life = self.parent_life(attempt)
-        return life is Life.DEAD and parent_life is Life.DEAD
-
-    def epoch_life(self, epoch: int) -> Life:
-        """The life of the parent of an epoch."""
-        self._look_if_due()
-        near = self._near_life(epoch)
-        if near is Life.ELSEWHERE and self.parents.known.get(epoch) is None:
-            near = self._near_life_by_intent(epoch)
-        if near is not Life.ELSEWHERE:
-            return near
-        parent = self.parents.known.get(epoch)
-        lease_s = self._watch.lease_s
-        if parent is not None:
-            lease_s = max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
-        return Life.DEAD if self._watch.still_s(epoch_name(epoch)) > lease_s else Life.ELSEWHERE
-
-    def _near_life(self, epoch: int) -> Life:
-        """As `Parents.near_life`, but who was seen to beat is not dead because others say so."""
-        if epoch in self._back and self.parents.was_lost(epoch):
-            return Life.ELSEWHERE
-        return self.parents.near_life(epoch)
-
-    def _near_life_by_intent(self, epoch: int) -> Life:
-        """As `Parents.near_life`, of a parent whose record is damaged: its intents name it too."""
-        for intent in self.view.intents.values():
-            if intent is not None and intent.epoch == epoch:
-                return liveness(intent.parent)
-        return Life.ELSEWHERE
-
-    def silent_s(self, name: str) -> float:
-        """For how many seconds a beat has stood still: an attempt's, or that of an `epoch_name`."""
-        self._look_if_due()
-        return self._watch.still_s(name)
+            return False
+        return is_of_another_folder(intent.parent, intent.folder, self._folder)
 
     def lease_s(self, attempt: str) -> float:
         """For how long the attempt's beat may stand still.
@@ -327,9 +243,111 @@ class FailureDetector:
         own_lease_s = self.view.options_of(attempt).lease_s
         return max(self._watch.lease_s, BEATS * own_lease_s / ATTEMPT_BEATS)
 
-    def _by_lease(self, name: str, attempt: str) -> Life:
-        return Life.DEAD if self._is_still(name, attempt) else Life.ELSEWHERE
+    def _life_by_own_and_parents_signs(self, attempt: str) -> Life:
+        """The life of an attempt by its process, or else by its beat and that of its parent."""
+        who = self.view.identity(attempt)
+        if who is None:
+            return self.parent_life(attempt)
+        by_process = liveness(who)
+        if by_process is not Life.ELSEWHERE:
+            return by_process
+        self._glance_if_due()
+        # Both are asked always, so that their leases run side by side.
+        parent_life = self.parent_life(attempt)
+        is_silent = self._is_silent(attempt, attempt)
+        return Life.DEAD if is_silent and parent_life is Life.DEAD else Life.ELSEWHERE
 
-    def _is_still(self, name: str, attempt: str) -> bool:
-        """Whether a beat stood still for the lease of an attempt."""
+    def _may_neighbour_live(self, attempt: str) -> bool:
+        """Whether a parent that may be alive sees the process table of an attempt elsewhere.
+
+        A parent may be proved dead by one of its own host, which writes that at once. Then nobody
+        has vouched for its children for less than a lease, although one of them may have been in a
+        call that keeps its beat from moving for longer. So they are left to that other parent.
+        """
+        who: Identity | None = self.view.identity(attempt)
+        intent = self.view.intents.get(attempt)
+        if who is None and intent is not None:
+            who = intent.parent
+        if who is None or is_here(who):
+            return False
+        for epoch, parent in list(self.parents.known.items()):
+            is_neighbour = parent is not None and is_same_host(parent, who)
+            if is_neighbour and self.epoch_life(epoch) is not Life.DEAD:
+                return True
+        return False
+
+    # Parents.
+
+    def parent_life(self, attempt: str) -> Life:
+        """The life of the process that started the attempt.
+
+        Without a readable intent nobody vouches for the attempt, so a lease decides.
+        """
+        self._glance_if_due()
+        life = self.known_parent_life(attempt)
+        if life is Life.DEAD and self._must_confirm_parent(attempt):
+            self._confirmed.add(attempt)
+            self.look_anew()
+            life = self.known_parent_life(attempt)
+        return life
+
+    def known_parent_life(self, attempt: str) -> Life:
+        """As `parent_life`, as of the last look: nothing of the spool is read."""
+        if self.is_copied(attempt):
+            return Life.DEAD
+        intent = self.view.intents.get(attempt)
+        if intent is None:
+            return self._life_by_lease(f"parent of {attempt}", attempt)
+        known = self._life_without_lease(intent.epoch)
+        if intent.epoch not in self.parents.known and known is not Life.DEAD:
+            known = liveness(intent.parent)
+        if known is not Life.ELSEWHERE:
+            return known
+        return self._life_by_lease(epoch_name(intent.epoch), attempt)
+
+    def epoch_life(self, epoch: int) -> Life:
+        """The life of the parent of an epoch."""
+        self._glance_if_due()
+        parent = self.parents.known.get(epoch)
+        known = self._life_without_lease(epoch)
+        if known is Life.ELSEWHERE and parent is None:
+            known = self._life_by_intents(epoch)
+        if known is not Life.ELSEWHERE:
+            return known
+        lease_s = self._watch.lease_s
+        if parent is not None:
+            # It may have been started with a longer lease, and beat accordingly.
+            lease_s = max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
+        return Life.DEAD if self._watch.still_s(epoch_name(epoch)) > lease_s else Life.ELSEWHERE
+
+    def _must_confirm_parent(self, attempt: str) -> bool:
+        """Whether the folders must be listed anew before a parent elsewhere counts as dead.
+
+        It may have stood still, and woken since the last look, and then have started this attempt.
+        An end that it has written itself needs no confirmation.
+        """
+        intent = self.view.intents.get(attempt)
+        if intent is None or attempt in self._confirmed or is_here(intent.parent):
+            return False
+        epoch = intent.epoch
+        return epoch not in self.parents.ends or self.parents.was_lost(epoch)
+
+    def _life_without_lease(self, epoch: int) -> Life:
+        """As `Parents.life_without_lease`, but a beat is believed more than a LOST end."""
+        if epoch in self._beat_after_lost and self.parents.was_lost(epoch):
+            return Life.ELSEWHERE
+        return self.parents.life_without_lease(epoch)
+
+    def _life_by_intents(self, epoch: int) -> Life:
+        """The life, without a lease, of a parent whose record is damaged: its intents name it."""
+        for intent in self.view.intents.values():
+            if intent is not None and intent.epoch == epoch:
+                return liveness(intent.parent)
+        return Life.ELSEWHERE
+
+    def _life_by_lease(self, name: str, attempt: str) -> Life:
+        return Life.DEAD if self._is_silent(name, attempt) else Life.ELSEWHERE
+
+    def _is_silent(self, name: str, attempt: str) -> bool:
+        """Whether the beat of this name has stood still for the lease of an attempt."""
         return self._watch.still_s(name) > self.lease_s(attempt)

@@ -22,8 +22,11 @@ from gpuspool.spool.identity import is_here, is_myself, liveness
 from gpuspool.spool.layout import Layout, parse_parent
 from gpuspool.spool.open_folder import folder_id, is_same_folder
 from gpuspool.spool.publish import listdir, publish, read_record, read_sealed
-from gpuspool.spool.records import Parent, ParentEnd
+from gpuspool.spool.records import Identity, Parent, ParentEnd
 from gpuspool.spool.states import Life
+
+# How a parent ended that others proved dead.
+LOST = "lost"
 
 # The epochs of which this very process is the parent now: (folder of the spool, epoch).
 _running: set[tuple[str, int]] = set()
@@ -43,16 +46,12 @@ def being_parent(layout: Layout, epoch: int) -> Iterator[None]:
         _running.discard(key)
 
 
-# How a parent ended that others proved dead.
-LOST = "lost"
-
-
 class Parents:
     """All parents that a spool tells of, as of the last `refresh`. Read its attributes only.
 
-    known: by epoch, None where the record cannot be read. ends: of those that have ended, likewise.
-    returned: the epochs of those that were taken for dead and have taken that back, as often as
-    they did.
+    known: the records by epoch, None where one cannot be read. ends: likewise the ends of those
+    that have one, whoever wrote it. returned: the epochs of those that were taken for dead and have
+    taken that back, once for each time.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -80,16 +79,16 @@ class Parents:
             elif epoch not in self.known:
                 self.known[epoch] = read_sealed(self._layout.parent(epoch), Parent)
         for epoch in self.ends.keys() - ended:
-            # It was taken for dead, and was not.
+            # It was taken for dead, was not, and has removed the end that others wrote for it.
             del self.ends[epoch]
             self.returned.append(epoch)
         return self
 
     def say_lost(self, epoch: int) -> None:
-        """Write the end of a parent that is proved dead: nobody need prove that again.
+        """Publish, by link(2), the end of a parent that is proved dead.
 
-        A later start would have to wait for a lease, and who looks once could never know. If the
-        parent wakes it takes that back. Raises OSError.
+        So nobody need prove that again: a later start would have to wait for a lease, and whoever
+        looks only once could never know. If the parent wakes it takes that back. Raises OSError.
         """
         end = ParentEnd(how=LOST, exit_code=1, at=time.time())
         publish(self._layout.parent_end(epoch), pretty(end))
@@ -106,52 +105,60 @@ class Parents:
         return sorted(epoch for epoch in self.known if not self.has_ended(epoch))
 
     def has_ended(self, epoch: int) -> bool:
-        """Whether it is on record that a parent has ended, and may be believed."""
+        """Whether it is on record that a parent has ended, and may be believed.
+
+        That others lost a parent of this host is not: the table of processes knows better.
+        """
         if epoch not in self.ends:
             return False
         parent = self.known.get(epoch)
-        is_here_to_see = parent is not None and is_here(parent)
-        return not (self.was_lost(epoch) and is_here_to_see)
+        is_of_this_host = parent is not None and is_here(parent)
+        return not (self.was_lost(epoch) and is_of_this_host)
 
     def was_lost(self, epoch: int) -> bool:
-        """Whether others say that a parent is dead."""
+        """Whether others have written that a parent is dead."""
         end = self.ends.get(epoch)
         return end is not None and end.how == LOST
 
-    def near_life(self, epoch: int) -> Life:
+    def life_without_lease(self, epoch: int) -> Life:
         """What is proved of a parent at a single look: by its end, or by its process if it is here.
 
-        One of a folder that this spool is a copy of is none of ours, and counts as dead.
+        ELSEWHERE means that only a lease could prove more. A parent that worked in the folder of
+        which this spool is a copy is none of ours, and counts as dead.
         """
         if self.has_ended(epoch):
             return Life.DEAD
         parent = self.known.get(epoch)
         if parent is None:
             return Life.ELSEWHERE
-        if is_of_another_folder(parent, self._folder):
+        if is_of_another_folder(parent, parent.folder, self._folder):
             return Life.DEAD
         if is_myself(parent) and (self._folder, epoch) not in _running:
             return Life.DEAD
         return liveness(parent)
 
-    def there(self) -> dict[int, Life]:
+    def maybe_alive(self) -> dict[int, Life]:
         """Those that are not proved dead at a single look, by epoch."""
-        lives = {epoch: self.near_life(epoch) for epoch in self.without_end()}
+        lives = {epoch: self.life_without_lease(epoch) for epoch in self.without_end()}
         return {epoch: life for epoch, life in lives.items() if life is not Life.DEAD}
 
 
-def is_of_another_folder(parent: Parent, folder: str) -> bool:
-    """Whether a parent of this host wrote its record into another folder, which was copied."""
-    if not parent.folder or not is_here(parent):
+def is_of_another_folder(writer: Identity, written_in: str, folder: str) -> bool:
+    """Whether a process of this host wrote a record in another folder, of which this is a copy.
+
+    written_in: the folder that the record tells, "" where it tells none. folder: the one in which
+    it was found. Both are as `folder_id` has them.
+    """
+    if not written_in or not is_here(writer):
         return False
-    return not is_same_folder(parent.folder, folder, is_one_host=True)
+    return not is_same_folder(written_in, folder, is_one_host=True)
 
 
-def is_anybody_there(layout: Layout) -> bool:
+def may_any_parent_live(layout: Layout) -> bool:
     """Whether any parent of a run may be alive, here or elsewhere, at a single look."""
-    return bool(Parents(layout).refresh().there())
+    return bool(Parents(layout).refresh().maybe_alive())
 
 
-def is_anybody_alive_here(layout: Layout) -> bool:
+def does_any_parent_live_here(layout: Layout) -> bool:
     """Whether a parent of a run is proved alive on this host."""
-    return Life.ALIVE in Parents(layout).refresh().there().values()
+    return Life.ALIVE in Parents(layout).refresh().maybe_alive().values()

@@ -19,7 +19,7 @@ from spooling import (
     view_of,
 )
 
-from gpuspool.orchestrator.supervise.adopting import adopt
+from gpuspool.orchestrator.supervise.adopting import meet_others
 from gpuspool.orchestrator.supervise.drain import NEW_CODE
 from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.telling import Telling
@@ -54,7 +54,7 @@ def drained_by(layout: Layout, job: Job, *older: int, brings_code: bool = False)
     view = view_of(layout)
     workers = Workers(view, Orders(epoch=OURS, job=job, options=Options(), world_size=1))
     telling = Telling(layout, OURS, Silent(), lambda: None)
-    adopt(view, workers, job, older, telling, brings_code=brings_code)
+    meet_others(view, workers, job, older, telling, brings_code=brings_code)
     return read_control(layout).drain
 
 

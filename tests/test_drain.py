@@ -27,7 +27,14 @@ from helpers import (
 )
 from spooling import intend, make_spool
 
-from gpuspool.orchestrator.supervise.drain import ASKED, NEW_CODE, Drain, DrainWatch, order_drain
+from gpuspool.orchestrator.supervise.drain import (
+    ASKED,
+    NEW_CODE,
+    Cause,
+    Drain,
+    DrainWatch,
+    order_drain,
+)
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import publish
@@ -346,7 +353,8 @@ def test_a_drain_says_why_and_when_its_grace_is_over(layout: Layout) -> None:
 def test_the_time_limit_and_the_control_folder_ask_for_a_drain(layout: Layout) -> None:
     late = DrainWatch(layout, 3, GRACE_S, [], deadline=100.0)
     assert late.deadline == 100.0
-    assert late.hear(Control(), 100.5) == Drain("the time limit is reached", 100.5 + GRACE_S)
+    told = late.hear(Control(), 100.5)
+    assert told == Drain("the time limit is reached", 100.5 + GRACE_S, cause=Cause.TIME)
     asked = DrainWatch(layout, 3, GRACE_S, [])
     assert order_drain(layout, 3, ASKED)
     drain = Drain("`gpuspool drain` asked for it", 5.0 + GRACE_S, Ending.STOPPED)
@@ -402,7 +410,7 @@ def test_a_second_interrupt_ends_the_grace_at_once(layout: Layout) -> None:
     received: list[int] = [signal.SIGINT]
     watch = DrainWatch(layout, 3, GRACE_S, received)
     drain = watch.hear(Control(), 10.0)
-    assert drain == Drain("SIGINT received", 10.0 + GRACE_S)
+    assert drain == Drain("SIGINT received", 10.0 + GRACE_S, cause=Cause.TERMINAL)
     watch.note_told(drain)
     received.append(signal.SIGINT)
     interrupted = watch.hear(Control(), 12.0)

@@ -180,7 +180,7 @@ def test_an_attempt_that_lives_is_no_orphan(layout: Layout) -> None:
     begin(layout, A0)
     detector = FailureDetector(view_of(layout))
     assert (detector.life(A0), detector.parent_life(A0)) == (Life.ALIVE, Life.DEAD)
-    assert not detector.is_orphan(A0)
+    assert not detector.is_dead_orphan(A0)
 
 
 def test_a_dead_attempt_is_left_to_its_live_parent(layout: Layout) -> None:
@@ -189,13 +189,13 @@ def test_a_dead_attempt_is_left_to_its_live_parent(layout: Layout) -> None:
     assert start_journal(layout, A0, dead_process()) is not None
     detector = FailureDetector(view_of(layout))
     assert (detector.life(A0), detector.parent_life(A0)) == (Life.DEAD, Life.ALIVE)
-    assert not detector.is_orphan(A0)
+    assert not detector.is_dead_orphan(A0)
 
 
 def test_a_dead_attempt_of_a_dead_parent_is_an_orphan(layout: Layout) -> None:
     intend(layout, A0, parent=dead_process())
     assert start_journal(layout, A0, dead_process()) is not None
-    assert FailureDetector(view_of(layout)).is_orphan(A0)
+    assert FailureDetector(view_of(layout)).is_dead_orphan(A0)
 
 
 @pytest.mark.parametrize("is_parent_dead", [True, False])
@@ -205,7 +205,7 @@ def test_an_attempt_that_never_began_is_as_dead_as_its_parent(
     intend(layout, A0, parent=dead_process() if is_parent_dead else myself())
     detector = FailureDetector(view_of(layout))
     assert detector.life(A0) == (Life.DEAD if is_parent_dead else Life.ALIVE)
-    assert detector.is_orphan(A0) == is_parent_dead
+    assert detector.is_dead_orphan(A0) == is_parent_dead
 
 
 @pytest.mark.usefixtures("short")
@@ -268,7 +268,7 @@ def test_an_orphan_elsewhere_is_found_after_one_lease(layout: Layout) -> None:
     assert start_journal(layout, A0, elsewhere) is not None
     detector = FailureDetector(view_of(layout), MOMENT_S)
     looks = 1
-    while not detector.is_orphan(A0):
+    while not detector.is_dead_orphan(A0):
         looks += 1
     assert 1 < looks < 10
 

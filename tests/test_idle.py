@@ -90,7 +90,7 @@ def test_without_an_orchestrator_nobody_waits_for_tasks_that_only_one_can_rule_a
     error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="no")
     held = JournalLine(task=1, round=0, state=LineState.HELD, error=error, line=task(1))
     scene.journal.append(held)
-    assert scene.idling.wait(1) is Word.FORSAKEN
+    assert scene.idling.wait(1) is Word.NOBODY_RULES
 
 
 def test_a_drain_ends_the_wait(tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_without_a_parent_also_who_may_try_none_of_what_is_left_closes_the_dead(
     scene = Scene(tmp_path, 2, 1)
     die(scene.layout, B0)
     assert view_of(scene.layout).unclaimed == 1
-    assert scene.idling.wait(1, is_tempted=True) is Word.NEW_MANIFEST
+    assert scene.idling.wait(1, leaves_doubtful=True) is Word.NEW_MANIFEST
     assert view_of(scene.layout).closed[B0].by == A0
-    assert scene.idling.wait(1, is_tempted=True) is Word.TEMPTED
+    assert scene.idling.wait(1, leaves_doubtful=True) is Word.OTHERS_HAD_TIME
 
 
 def test_who_shall_make_room_for_a_fresh_process_waits_for_nobody(
@@ -158,7 +158,7 @@ def test_who_shall_make_room_for_a_fresh_process_waits_for_nobody(
 ) -> None:
     scene = Scene(tmp_path, 1, 1)
     monkeypatch.setattr("gpuspool.worker.idle.time.sleep", pytest.fail)
-    assert scene.idling.wait(1, is_tempted=True, needs_fresh=True) is Word.TEMPTED
+    assert scene.idling.wait(1, leaves_doubtful=True, needs_fresh=True) is Word.OTHERS_HAD_TIME
 
 
 def test_without_a_word_an_attempt_publishes_stranded_tasks_again(tmp_path: Path) -> None:

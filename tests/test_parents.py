@@ -43,7 +43,7 @@ from gpuspool.orchestrator.supervise.ranks import Ranks
 from gpuspool.spool.closing import publish_closing
 from gpuspool.spool.layout import Layout, rank_of
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.parents import LOST, Parents, is_anybody_alive_here, is_anybody_there
+from gpuspool.spool.parents import LOST, Parents, does_any_parent_live_here, may_any_parent_live
 from gpuspool.spool.publish import publish
 from gpuspool.spool.records import Closing, Identity, Options
 from gpuspool.spool.states import Life
@@ -63,7 +63,7 @@ def living() -> Iterator[Identity]:
 
 
 def there(layout: Layout) -> dict[int, Life]:
-    return Parents(layout).refresh().there()
+    return Parents(layout).refresh().maybe_alive()
 
 
 # Who is there.
@@ -72,13 +72,13 @@ def there(layout: Layout) -> dict[int, Life]:
 def test_without_a_start_nobody_is_there(layout: Layout) -> None:
     parents = Parents(layout).refresh()
     assert (parents.known, parents.ends, parents.newest) == ({}, {}, -1)
-    assert not is_anybody_there(layout)
+    assert not may_any_parent_live(layout)
 
 
 def test_a_spool_of_an_earlier_version_has_no_parents(layout: Layout) -> None:
     layout.parents.rmdir()
     assert Parents(layout).refresh().newest == -1
-    assert not is_anybody_there(layout)
+    assert not may_any_parent_live(layout)
 
 
 def test_who_lives_here_is_there_until_it_says_that_it_ended(
@@ -86,24 +86,24 @@ def test_who_lives_here_is_there_until_it_says_that_it_ended(
 ) -> None:
     admit(layout, 3, living)
     assert there(layout) == {3: Life.ALIVE}
-    assert is_anybody_alive_here(layout)
+    assert does_any_parent_live_here(layout)
     say_ended(layout, 3)
     assert there(layout) == {}
-    assert not is_anybody_alive_here(layout)
+    assert not does_any_parent_live_here(layout)
 
 
 def test_who_was_killed_here_is_not_there_though_it_never_said_so(layout: Layout) -> None:
     admit(layout, 0, dead_process())
     parents = Parents(layout).refresh()
     assert parents.without_end() == [0]
-    assert parents.there() == {}
+    assert parents.maybe_alive() == {}
 
 
 def test_who_is_elsewhere_may_be_there_and_is_not_proved_alive(layout: Layout) -> None:
     admit(layout, 0, elsewhere())
     assert there(layout) == {0: Life.ELSEWHERE}
-    assert is_anybody_there(layout)
-    assert not is_anybody_alive_here(layout)
+    assert may_any_parent_live(layout)
+    assert not does_any_parent_live_here(layout)
     say_ended(layout, 0)
     assert there(layout) == {}
 
@@ -115,11 +115,11 @@ def test_whose_record_cannot_be_read_may_be_there_until_an_end_says_otherwise(
     layout.parent(1).write_bytes(content)
     parents = Parents(layout).refresh()
     assert (parents.known, parents.newest) == ({1: None}, 1)
-    assert parents.there() == {1: Life.ELSEWHERE}
+    assert parents.maybe_alive() == {1: Life.ELSEWHERE}
     layout.parent_end(1).write_bytes(content)
     parents.refresh()
     assert parents.ends.keys() == {1}
-    assert parents.there() == {}, "that there is an end counts, whatever it says"
+    assert parents.maybe_alive() == {}, "that there is an end counts, whatever it says"
 
 
 def test_what_is_none_of_ours_is_no_parent(layout: Layout) -> None:
@@ -150,7 +150,7 @@ def test_on_its_own_host_a_parent_that_others_call_lost_is_known_better(
         admit(layout, epoch, who)
         say_ended(layout, epoch, LOST)
     assert there(layout) == {0: Life.ALIVE}
-    lives = [Parents(layout).refresh().near_life(epoch) for epoch in range(3)]
+    lives = [Parents(layout).refresh().life_without_lease(epoch) for epoch in range(3)]
     assert lives == [Life.ALIVE, Life.DEAD, Life.DEAD]
 
 
@@ -158,9 +158,9 @@ def test_an_end_that_was_taken_back_is_forgotten(layout: Layout) -> None:
     admit(layout, 0, elsewhere())
     say_ended(layout, 0, LOST)
     parents = Parents(layout).refresh()
-    assert parents.there() == {}
+    assert parents.maybe_alive() == {}
     layout.parent_end(0).unlink()
-    assert parents.refresh().there() == {0: Life.ELSEWHERE}
+    assert parents.refresh().maybe_alive() == {0: Life.ELSEWHERE}
 
 
 # Copies of a spool.

@@ -59,14 +59,14 @@ class Look:
             lease_s=LEASE_S,
         )
 
-    def needs_all(self, has_ended: bool = False, is_draining: bool = False) -> bool:
+    def is_full_look_due(self, has_ended: bool = False, is_draining: bool = False) -> bool:
         self.company.glance()
-        return self._scope.needs_all(read_control(self.layout), has_ended, is_draining)
+        return self._scope.is_full_look_due(read_control(self.layout), has_ended, is_draining)
 
     def read(self, has_free_slot: bool = False, wake_at: float | None = None) -> None:
         """Read all."""
         self.view.refresh()
-        self._scope.note_read(read_control(self.layout), has_free_slot, wake_at)
+        self._scope.note_full_look(read_control(self.layout), has_free_slot, wake_at)
 
 
 @pytest.fixture
@@ -93,9 +93,9 @@ def test_the_first_look_reads_all(
     layout: Layout, gatherer: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = Look(layout, monkeypatch)
-    assert look.needs_all()
+    assert look.is_full_look_due()
     look.read()
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
 
 
 def test_a_light_look_opens_no_file(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_a_light_look_opens_no_file(look: Look, monkeypatch: pytest.MonkeyPatch)
     for number in range(50):
         intend(look.layout, f"rank-{number:04d}.a00")
     opened = watch_opens(monkeypatch)
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
     assert set(opened) == {str(look.layout.control)}
 
 
@@ -111,7 +111,7 @@ def test_the_gatherer_reads_all_at_each_look(look: Look) -> None:
     say_ended(look.layout, THEIRS)
     look.company.look()
     for _ in range(3):
-        assert look.needs_all()
+        assert look.is_full_look_due()
         look.read()
 
 
@@ -120,21 +120,21 @@ def test_who_is_watched_at_a_terminal_reads_all_at_each_look(
 ) -> None:
     look = Look(layout, monkeypatch, is_watched=True)
     look.read()
-    assert look.needs_all()
+    assert look.is_full_look_due()
 
 
 def test_the_end_of_a_child_and_a_drain_are_seen_to(look: Look) -> None:
-    assert look.needs_all(has_ended=True)
-    assert look.needs_all(is_draining=True)
-    assert not look.needs_all()
+    assert look.is_full_look_due(has_ended=True)
+    assert look.is_full_look_due(is_draining=True)
+    assert not look.is_full_look_due()
 
 
 @pytest.mark.parametrize("word", ["drain", "finished", "leave"])
 def test_a_new_word_in_control_is_seen_to_once(look: Look, word: str) -> None:
     publish(getattr(look.layout, word)(THEIRS), b"")
-    assert look.needs_all()
+    assert look.is_full_look_due()
     look.read()
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
 
 
 def test_an_order_that_was_there_before_is_none(
@@ -143,7 +143,7 @@ def test_an_order_that_was_there_before_is_none(
     assert order_drain(layout, 1, ASKED)
     look = Look(layout, monkeypatch)
     look.read()
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
 
 
 def test_the_loss_of_a_neighbour_is_seen_to(look: Look) -> None:
@@ -151,20 +151,20 @@ def test_the_loss_of_a_neighbour_is_seen_to(look: Look) -> None:
     with living_process() as other:
         admit(look.layout, 3, other)
         look.company.look()
-        assert not look.needs_all()
-    assert look.needs_all()
+        assert not look.is_full_look_due()
+    assert look.is_full_look_due()
     look.read()
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
 
 
 def test_what_is_due_by_the_clock_is_seen_to(look: Look) -> None:
     look.read(wake_at=look.now + 5)
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
     look.now += 5
-    assert look.needs_all()
+    assert look.is_full_look_due()
     look.read()
     look.now += 1000
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
 
 
 def test_limits_of_time_are_seen_to_as_often_as_a_light_look(
@@ -172,9 +172,9 @@ def test_limits_of_time_are_seen_to_as_often_as_a_light_look(
 ) -> None:
     look = Look(layout, monkeypatch, is_timed=True)
     look.read()
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
     look.now += LIGHT_S
-    assert look.needs_all()
+    assert look.is_full_look_due()
 
 
 # New tasks.
@@ -182,31 +182,31 @@ def test_limits_of_time_are_seen_to_as_often_as_a_light_look(
 
 def test_whoever_has_a_free_slot_sees_to_a_new_manifest(look: Look) -> None:
     look.read(has_free_slot=True)
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
     assert publish_manifest(look.layout, "sweep-01", [task(0)])
-    assert look.needs_all()
+    assert look.is_full_look_due()
     look.read(has_free_slot=True)
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
 
 
 def test_whoever_has_none_leaves_new_manifests_to_its_children(look: Look) -> None:
     assert publish_manifest(look.layout, "sweep-01", [task(0)])
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
 
 
 def test_a_manifest_that_comes_while_all_is_read_is_not_overlooked(look: Look) -> None:
     """It came behind the reading of manifests: what there is to do is not done yet."""
     look.view.refresh()
     assert publish_manifest(look.layout, "sweep-01", [task(0)])
-    look._scope.note_read(read_control(look.layout), True, None)
-    assert look.needs_all()
+    look._scope.note_full_look(read_control(look.layout), True, None)
+    assert look.is_full_look_due()
 
 
 def test_files_that_are_no_manifests_are_none(look: Look) -> None:
     look.read(has_free_slot=True)
     for name in (".sweep-01.jsonl", "notes.jsonl", "sweep-01"):
         (look.layout.manifests / name).touch()
-    assert not look.needs_all()
+    assert not look.is_full_look_due()
 
 
 # Children that wait.
@@ -231,7 +231,7 @@ def seconds_until_all_is_read(look: Look, most_s: float) -> float | None:
     began = look.now
     while look.now - began < most_s:
         look.now += LIGHT_S
-        if look.needs_all():
+        if look.is_full_look_due():
             return look.now - began
     return None
 

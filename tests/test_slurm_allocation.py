@@ -5,9 +5,9 @@ from helpers import JOBS, Box, tree
 
 from gpuspool.orchestrator.slurm.allocation import (
     expand_nodes,
-    idle_nodes,
     misplacement,
     scheduler_in,
+    warning_of_idle_nodes,
 )
 from gpuspool.spool.codec import pretty
 from gpuspool.spool.records import Scheduler
@@ -133,9 +133,9 @@ def test_the_shell_of_salloc_on_the_login_node_is_refused_with_how_to(
 
 
 def test_a_shell_of_salloc_on_the_first_of_several_nodes_is_warned() -> None:
-    assert "srun --ntasks-per-node=1" in (idle_nodes(INTERACTIVE) or "")
+    assert "srun --ntasks-per-node=1" in (warning_of_idle_nodes(INTERACTIVE) or "")
     for environment in ({}, SCRIPT, TASK, {**INTERACTIVE, "SLURM_JOB_NUM_NODES": "1"}):
-        assert idle_nodes(environment) is None
+        assert warning_of_idle_nodes(environment) is None
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from slurm_stubs import Stubs, failing_stubs
 
 from gpuspool.orchestrator.slurm.commands import ask, outside_any_job
-from gpuspool.orchestrator.slurm.limits import grace_within, limit_within, seconds_left
+from gpuspool.orchestrator.slurm.limits import grace_within, limit_within
 from gpuspool.orchestrator.slurm.own_job import OwnJob, own_job_in
+from gpuspool.orchestrator.slurm.times import seconds_left
 
 JOB = {"SLURM_JOB_ID": "17"}
 KILL_WAIT = 'echo "KillWait                = 30 sec"'

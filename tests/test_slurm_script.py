@@ -16,9 +16,8 @@ from gpuspool.orchestrator.slurm.script import (
     further_options,
     quoted,
     refuse_path,
-    seconds_of,
-    slurm_time,
 )
+from gpuspool.orchestrator.slurm.times import seconds_of, slurm_time
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
 

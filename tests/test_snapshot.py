@@ -23,9 +23,10 @@ from spooling import (
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.decide import Policy
+from gpuspool.orchestrator.supervise.history import History
 from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.rulings import Judge
-from gpuspool.orchestrator.supervise.snapshot import History, Situation
+from gpuspool.orchestrator.supervise.snapshot import Situation
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool import closing
 from gpuspool.spool.closing import publish_closing

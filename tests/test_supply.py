@@ -326,7 +326,7 @@ def test_what_has_taken_two_processes_along_is_the_first_task_of_one_or_none(
     assert indices(used.take(1, None, is_proven=True) or []) != [80]
     while used.take(9, None, is_proven=True) is not None:
         pass
-    assert used.is_tempted, "nothing else is left"
+    assert used.leaves_doubtful, "nothing else is left"
     assert not used.give_in(), "to wait on is of no use"
     fresh = supply_of(layout, 1)
     assert list(fresh.take(1, None, is_proven=True, is_fresh=True) or []) == [deadly]
@@ -374,7 +374,7 @@ def test_a_task_that_failed_on_ones_own_device_is_left_to_others_at_first(tmp_pa
         assert publish_manifest(layout, f"sweep-{number:02d}", [one])
     supply = Supply(layout, 0, A0, pytest.fail, device="GPU-a")
     assert supply.take(1, None) is None
-    assert supply.is_tempted
+    assert supply.leaves_doubtful
     assert supply.give_in()
     assert indices(supply.take(1, None) or ()) == [0]
     assert supply.take(1, None) is None
@@ -390,7 +390,7 @@ def test_who_has_plenty_to_do_does_not_leave_a_task_to_others_for_ever(
 ) -> None:
     """All others may wait for what becomes of it, and behind it stand the tasks of a ruling."""
     monkeypatch.setattr("gpuspool.worker.supply.FIRST_LOOK_S", 0.0)
-    monkeypatch.setattr("gpuspool.worker.supply.TEMPTED_S", 0.05)
+    monkeypatch.setattr("gpuspool.worker.supply.LEFT_TO_OTHERS_S", 0.05)
     layout = make_spool(tmp_path / "s", 9000)
     ours = task(9001, failed_in=(("rank-0000.a07", "GPU-a"),))
     behind = task(9002, failed_in=FAILED)
@@ -424,7 +424,7 @@ def test_a_deadly_task_goes_to_others_once_a_device_has_tried_it_often(tmp_path:
     assert publish_ruling(layout, "ruling-01", Ruling(epoch=0), [deadly])
     again = Supply(layout, 1, "rank-0001.a03", pytest.fail, device="GPU-b")
     assert again.take(1, None, is_proven=False, is_fresh=True) is None
-    assert again.is_tempted
+    assert again.leaves_doubtful
     other = Supply(layout, 0, "rank-0000.a01", pytest.fail, device="GPU-a")
     assert indices(other.take(1, None, is_proven=False, is_fresh=True) or ()) == [80]
 
@@ -444,7 +444,7 @@ def test_of_two_deadly_tasks_a_device_takes_the_one_that_it_tried_least(tmp_path
 
     assert claim() == [81]
     assert claim() == []
-    while supply.give_in() and supply.is_tempted:
+    while supply.give_in() and supply.leaves_doubtful:
         if claimed := claim():
             assert claimed == [80]
             return

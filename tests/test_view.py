@@ -142,7 +142,7 @@ def test_a_spool_of_the_first_format_is_read(layout: Layout) -> None:
     for folder in (layout.parents, layout.beats, layout.root / "events"):
         folder.rmdir()
     assert view_of(layout).ledger.tasks == load_run(layout).tasks
-    assert FailureDetector(view_of(layout)).parents.there() == {}
+    assert FailureDetector(view_of(layout)).parents.maybe_alive() == {}
 
 
 def test_a_folder_without_a_format_and_a_run_is_no_spool(layout: Layout) -> None:

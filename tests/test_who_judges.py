@@ -252,7 +252,7 @@ def test_a_parent_judges_its_own_child_by_the_child_alone(
         assert start_journal(scene.layout, A0, dead_process()) is not None
     for one in (workers, neighbour):
         one.others.detector.view.refresh()
-    assert workers.others.open() == []
+    assert workers.others.open_attempts() == []
     scene.let_a_lease_pass(lambda: workers.life(A0))
     assert workers.life(A0) is Life.ALIVE
     assert neighbour.others.life(A0) is Life.ELSEWHERE, "whoever is not the parent cannot know"

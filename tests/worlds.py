@@ -38,7 +38,7 @@ from gpuspool.orchestrator.supervise.decide import (
 )
 from gpuspool.orchestrator.supervise.opinions import PATIENCE, Finding, Ground, Opinion, Trial, rule
 from gpuspool.spool.states import Life
-from gpuspool.worker.supply import FRESH_FROM, FRESH_FROM_ON_CPU, MOST_TIMES_LEFT, TEMPTED_S
+from gpuspool.worker.supply import FRESH_FROM, FRESH_FROM_ON_CPU, LEFT_TO_OTHERS_S, MOST_TIMES_LEFT
 
 POLICY = Policy(max_restarts=3)
 # How often the orchestrator looks at least while a task waits to be ruled.
@@ -399,14 +399,14 @@ class Play:
         return times_left >= min(wanted, MOST_TIMES_LEFT)
 
     def _times_left(self, process: Process, ruling: Ruling) -> float:
-        """How many times TEMPTED_S a process has left a ruling's next task to others."""
+        """How many times LEFT_TO_OTHERS_S a process has left a ruling's next task to others."""
         task, since = ruling.passed_over.get(process.name, (ruling[0], self.now))
         if task != ruling[0]:
             since = self.now
         ruling.passed_over[process.name] = ruling[0], since
         if process.idle_since is not None:
             since = min(since, process.idle_since)
-        return (self.now - since) // TEMPTED_S
+        return (self.now - since) // LEFT_TO_OTHERS_S
 
     def _wants_fresh(self, task: int) -> bool:
         failures = self._failures[task]
@@ -427,7 +427,7 @@ class Play:
         ):
             is_alone = self.world.n_devices == 1
             is_barred = not process.is_fresh and all(map(self._wants_fresh, next_))
-            if is_alone or is_barred or waited_s >= (MOST_TIMES_LEFT + 1) * TEMPTED_S:
+            if is_alone or is_barred or waited_s >= (MOST_TIMES_LEFT + 1) * LEFT_TO_OTHERS_S:
                 self._close(process)
                 return
         self.at(self.now + (0.25 if waited_s < 5 else 1.0), lambda: self._step(process))

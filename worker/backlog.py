@@ -59,9 +59,9 @@ class Backlog:
         self._is_fresh = is_fresh
 
     @property
-    def is_tempted(self) -> bool:
+    def leaves_doubtful(self) -> bool:
         """Whether all that is left to claim are doubtful tasks that others should try first."""
-        return self._supply.is_tempted
+        return self._supply.leaves_doubtful
 
     @property
     def needs_fresh(self) -> bool:

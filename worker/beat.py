@@ -150,7 +150,7 @@ class Beat(threading.Thread):
             # This process stood still, and may have been taken for dead.
             self._standing.doubt()
         self._last_tick = now
-        self._parent.heed()
+        self._parent.drain_if_gone()
         if now - self._last_proof >= self._proof_s:
             self._prove(now)
         is_news = (self.doing.phase is Phase.IDLE) != self._is_told_idle

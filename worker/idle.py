@@ -3,8 +3,8 @@
 Some tasks have no verdict yet: others have them in hand, or wait to try them again. If such a
 worker dies, its tasks come back in a new manifest, and an idle attempt is the first that can run
 them, with its job loaded. So it waits until every task is finished, or until it can be of no use:
-where only tasks are left that failed in it, another process must try them, and where no
-orchestrator lives that could rule about what failed, the next one must.
+where only tasks are left that failed in it, another process must try them, and where no parent
+lives that could rule about what failed, the next one must.
 
 1. It waits for a word: that all tasks are finished, that it shall drain, or that there is another
    manifest. The parent gives these words, since it sees everything first.
@@ -43,7 +43,7 @@ from gpuspool.spool.view import View, read_control
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.nudges import PROMPT_S, UNNUDGED_LOOK_S, Nudges
 from gpuspool.worker.parent import Parent
-from gpuspool.worker.supply import TEMPTED_S
+from gpuspool.worker.supply import LEFT_TO_OTHERS_S
 
 # The first and the longest pause between two looks.
 FIRST_PAUSE_S = 0.002
@@ -79,11 +79,11 @@ class Word(Enum):
     NEW_MANIFEST = auto()
     # There are positions that nobody has claimed, and that this attempt passed over.
     OVERLOOKED = auto()
-    # The orchestrator is gone, and all that is left are failures that only one may rule about.
-    FORSAKEN = auto()
-    # Others had time to take the doubtful tasks that this attempt must not, or had better not,
-    # take.
-    TEMPTED = auto()
+    # The parent is gone, and all that is left are failures, about which only a parent may rule.
+    NOBODY_RULES = auto()
+    # Only doubtful tasks are left that this attempt must not take, or had better leave to others,
+    # and others have had the time to take them.
+    OTHERS_HAD_TIME = auto()
     # Nothing happened for as long as it waited.
     SILENCE = auto()
 
@@ -121,29 +121,33 @@ class Idling:
         self._sweep_pause_s = FIRST_SWEEP_S
         self._next_sweep = 0.0
 
-    def wait(self, claims_tried: int, is_tempted: bool = False, needs_fresh: bool = False) -> Word:
+    def wait(
+        self, claims_tried: int, leaves_doubtful: bool = False, needs_fresh: bool = False
+    ) -> Word:
         """Wait, and help, until there is a word; never returns SILENCE.
 
-        claims_tried: how many claims this attempt has tried to make. is_tempted: it passed over
-        doubtful tasks that failed here, or on this device. needs_fresh: these need a process that
-        has tried no task. Raises OSError where the spool cannot be read or the journal is broken.
+        claims_tried: how many claims this attempt has tried to make. leaves_doubtful: it passed
+        over doubtful tasks that failed here, or on this device. needs_fresh: these need a process
+        that has tried no task. Raises OSError where the spool cannot be read or the journal is
+        broken.
         """
         self._say_idle(claims_tried)
-        patience_s, alone_s = self._first_waits(is_tempted, needs_fresh)
+        patience_s, alone_s = self._first_waits(leaves_doubtful, needs_fresh)
         idle_since = time.monotonic()
         while True:
             word = self._await_word(patience_s, alone_s, idle_since)
             if word is not Word.SILENCE:
                 return word
-            # Without a parent nobody else closes the dead, and gives out what they had in hand.
-            if is_tempted and self._parent.is_there():
-                return Word.TEMPTED
+            # A parent closes the dead, and gives out what they had in hand. Without one nobody else
+            # does.
+            if leaves_doubtful and self._parent.is_there():
+                return Word.OTHERS_HAD_TIME
             began = time.monotonic()
-            word = self._help(is_tempted)
-            if is_tempted and word is Word.SILENCE:
-                return Word.TEMPTED
+            word = self._help(leaves_doubtful)
             if word is not Word.SILENCE:
                 return word
+            if leaves_doubtful:
+                return Word.OTHERS_HAD_TIME
             took_s = time.monotonic() - began
             alone_s = max(LONGEST_PAUSE_S, took_s / HELPING)
             longer_s = min(2 * patience_s, LONGEST_SWEEP_S)
@@ -151,13 +155,13 @@ class Idling:
                 longer_s = min(NUDGED_GROWTH * patience_s, LONGEST_NUDGED_S)
             patience_s = max(alone_s, longer_s)
 
-    def _first_waits(self, is_tempted: bool, needs_fresh: bool) -> tuple[float, float]:
+    def _first_waits(self, leaves_doubtful: bool, needs_fresh: bool) -> tuple[float, float]:
         """How long to wait for the first word, while the parent lives and without it."""
-        if is_tempted:
+        if leaves_doubtful:
             # It is vain to wait where nobody else could take what was passed over, as with a single
             # rank, or where this process shall make room for a fresh one.
             is_vain = self._intent.world_size == 1 or needs_fresh
-            wait_s = 0.0 if is_vain else TEMPTED_S
+            wait_s = 0.0 if is_vain else LEFT_TO_OTHERS_S
             return wait_s, wait_s
         # Spread, so that not all ranks help at once.
         return SILENCE_S * self._share_of_help() * random.uniform(1, 2), SILENCE_S
@@ -229,10 +233,10 @@ class Idling:
             if not self._is_nudged():
                 return
 
-    def _help(self, is_tempted: bool = False) -> Word:
+    def _help(self, leaves_doubtful: bool = False) -> Word:
         """Read the whole spool, close what is proved dead, sweep.
 
-        is_tempted: what is unclaimed was seen, and passed over on purpose.
+        leaves_doubtful: what is unclaimed was seen, and passed over on purpose.
         """
         if self._detector is None:
             view = View(self._layout, self._run)
@@ -244,10 +248,10 @@ class Idling:
             return Word.FINISHED
         if me in view.closed:
             return Word.CLOSED
-        if view.unclaimed and not is_tempted:
+        if view.unclaimed and not leaves_doubtful:
             return Word.OVERLOOKED
-        if not self._parent.is_there() and self._is_forsaken(view):
-            return Word.FORSAKEN
+        if not self._parent.is_there() and self._awaits_only_rulings(view):
+            return Word.NOBODY_RULES
         deaths = self._find_dead(detector)
         if deaths and close_attempts(view, deaths, by=me):
             return Word.NEW_MANIFEST
@@ -258,8 +262,8 @@ class Idling:
                 return Word.NEW_MANIFEST
         return Word.SILENCE
 
-    def _is_forsaken(self, view: View) -> bool:
-        """Whether every unfinished task failed, and waits for an orchestrator to rule about it."""
+    def _awaits_only_rulings(self, view: View) -> bool:
+        """Whether every unfinished task failed, and waits for a parent to rule about it."""
         unruled = {task for task, _ in view.unruled()}
         return len(unruled) == view.ledger.tasks - view.ledger.n_finished
 
@@ -267,7 +271,7 @@ class Idling:
         """The attempts that are proved dead and that no parent will close, with how they died."""
         deaths: dict[str, Death] = {}
         for attempt in detector.view.open_attempts:
-            if attempt != self._intent.attempt and detector.is_orphan(attempt):
+            if attempt != self._intent.attempt and detector.is_dead_orphan(attempt):
                 evidence = Evidence(stacks=read_stacks(self._layout, attempt))
                 deaths[attempt] = classify(evidence)
         return deaths

@@ -20,7 +20,7 @@ class Parent:
         """Whether it lives: the kernel gives a process another parent once its own has died."""
         return os.getppid() == self.pid
 
-    def heed(self) -> None:
+    def drain_if_gone(self) -> None:
         """Drain if the parent is gone and the run was started with `--on-parent-exit stop`."""
         if self._is_needed and not self.is_there():
             self._drain.request()

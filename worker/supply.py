@@ -70,7 +70,7 @@ FRESH_FROM = 2
 # Doubtful tasks that failed on this device, or in this very attempt, are left to others for so many
 # seconds, and for up to so many times that. Another device's opinion is worth more, but nobody may
 # be there to give it.
-TEMPTED_S = 2.0
+LEFT_TO_OTHERS_S = 2.0
 MOST_TIMES_LEFT = 3
 
 
@@ -187,13 +187,13 @@ class Supply:
         self._planned = planned or {}
         self._device = device
         self._is_on_cpu = is_cpu(device)
-        # How often this attempt had nothing left but tasks that had better be tried elsewhere.
-        self._times_tempted = 0
+        # How often this attempt has given in, to take tasks that had better be tried elsewhere.
+        self._times_given_in = 0
         # Of each manifest the last position passed over with a doubtful task, and since when.
         self._passed_over: dict[str, tuple[int, float]] = {}
         # Whether the last look passed over doubtful tasks that this attempt must not take, or not
         # yet.
-        self.is_tempted = False
+        self.leaves_doubtful = False
         # From when on doubtful tasks are looked for again, and how long the pause after that is.
         self._next_look = 0.0
         self._look_pause_s = FIRST_LOOK_S
@@ -236,7 +236,7 @@ class Supply:
         is_fresh: no task was tried here so far. most: so many tasks are wanted, and no more claimed
         than make whole batches.
         """
-        self.is_tempted = False
+        self.leaves_doubtful = False
         self._is_fresh = is_fresh
         self.needs_fresh = not is_fresh
         is_time = self._steals and not is_ahead and time.monotonic() >= self._next_look
@@ -303,7 +303,7 @@ class Supply:
                 if task is None or (is_for_fresh and not self._wants_fresh(task)):
                     break
                 if not self._may_try(task, self._leave(source)):
-                    self.is_tempted = True
+                    self.leaves_doubtful = True
                     self.needs_fresh &= self._wants_fresh(task)
                     break
                 start = chain.next
@@ -336,13 +336,14 @@ class Supply:
         """
         if self.needs_fresh:
             return False
-        self._times_tempted += 1
-        return self._times_tempted <= MOST_TIMES_LEFT
+        self._times_given_in += 1
+        return self._times_given_in <= MOST_TIMES_LEFT
 
     def _leave(self, source: Source) -> int:
-        """Leave the next task of a manifest to others; returns how many times TEMPTED_S they had.
+        """Leave the next task of a manifest to others, for now.
 
-        The time runs from the first look that met this task.
+        Returns how many times LEFT_TO_OTHERS_S they have had already, from the first look on that
+        met this task.
         """
         name, position = source.manifest.name, source.chain.next
         now = time.monotonic()
@@ -350,12 +351,12 @@ class Supply:
         if passed != position:
             since = now
         self._passed_over[name] = position, since
-        return max(self._times_tempted, int((now - since) / TEMPTED_S))
+        return max(self._times_given_in, int((now - since) / LEFT_TO_OTHERS_S))
 
     def _may_try(self, task: TaskLine, times_left: int) -> bool:
         """Whether this attempt may give another opinion of a doubtful task.
 
-        times_left: how many times TEMPTED_S it was left to others.
+        times_left: how many times LEFT_TO_OTHERS_S it was left to others.
         """
         # Where a file system in trouble was to blame, no device is named, and nobody is kept away.
         devices = [device for _, device in task.failed_in if device]

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.parents import is_anybody_there
+from gpuspool.spool.parents import may_any_parent_live
 from gpuspool.spool.publish import ring
 from gpuspool.spool.records import TaskLine
 from gpuspool.spool.states import Phase
@@ -106,7 +106,7 @@ class Work:
         """
         while True:
             self._journal.check()
-            self._parent.heed()
+            self._parent.drain_if_gone()
             self._settler.judge_waiting()
             if self._drain.is_requested:
                 return WorkEnd.DRAINED
@@ -155,7 +155,7 @@ class Work:
         if now < self._look_again_at:
             return False
         # An adopted attempt has another orchestrator than the one that started it.
-        if self._parent.is_there() or is_anybody_there(self._layout):
+        if self._parent.is_there() or may_any_parent_live(self._layout):
             self._backlog.wanted = 1
             return True
         self._look_again_at = now + ORPHAN_LOOK_S
@@ -238,11 +238,11 @@ class Work:
         # The parent may be asleep; what this attempt finished may have been the last.
         ring(self._layout.control)
         backlog = self._backlog
-        word = self._idling.wait(backlog.claims_tried, backlog.is_tempted, backlog.needs_fresh)
+        word = self._idling.wait(backlog.claims_tried, backlog.leaves_doubtful, backlog.needs_fresh)
         match word:
-            case Word.FORSAKEN:
+            case Word.NOBODY_RULES:
                 return WorkEnd.HANDOVER
-            case Word.TEMPTED:
+            case Word.OTHERS_HAD_TIME:
                 if not self._backlog.give_in():
                     return WorkEnd.HANDOVER
             case Word.FINISHED:

@@ -20,13 +20,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gpuspool.orchestrator.api.opening import slots_for
+from gpuspool.orchestrator.api.presence import Presence
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.api.whereabouts import (
     claim_out,
@@ -45,7 +46,7 @@ from gpuspool.orchestrator.slurm.allocation import scheduler_now
 from gpuspool.orchestrator.slurm.limits import with_limits_of_job
 from gpuspool.orchestrator.slurm.requeue import requeue as requeue_job
 from gpuspool.orchestrator.supervise.doctor import warnings_of
-from gpuspool.orchestrator.supervise.drain import Drain, signals_to
+from gpuspool.orchestrator.supervise.drain import Cause, Drain, signals_to
 from gpuspool.orchestrator.supervise.finish import Outcome, file_away_old_failures
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.leftovers import remove_scratch
@@ -63,7 +64,7 @@ from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import copy_name
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.open_folder import folder_id
-from gpuspool.spool.parents import Parents, being_parent
+from gpuspool.spool.parents import being_parent, may_any_parent_live
 from gpuspool.spool.publish import publish, replace
 from gpuspool.spool.records import Job, Parent, ParentEnd, Place, Run, TaskLine
 from gpuspool.spool.signals import children_can_be_awaited
@@ -105,40 +106,25 @@ def supervise(
     options = options_of_start(view.run.options, given)
     pool, slots = slots_for(options)
     one_first = why_one_first()
-    # Signals are caught as soon as the lock is held, so that a Ctrl-C from there on ends in a drain
-    # and not in the middle of a repair. The repair comes before the view is read again, since it
-    # makes whole what a view is read from.
-    received: list[int] = []
+    # This may take a lease, so it comes before the lock, which others wait for.
     writers = None if out_moved_to is None else wait_for_writers(view, Path(out_moved_to))
+    received: list[int] = []
     make_way(layout.lock)
     with contextlib.ExitStack() as stack:
         admission = stack.enter_context(contextlib.ExitStack())
         lock_warning = admission.enter_context(hold(layout))
+        # From here on a Ctrl-C ends in a drain, and not in the middle of a repair.
         stack.enter_context(signals_to(received))
         stack.enter_context(children_can_be_awaited())
         view.use_run(_still_this_run(view))
-        if not Parents(layout).refresh().there():
-            repair(layout, view.run)
-        job = _publish_job(view.refresh(), job, source)
-        code = publish_code(layout, code_now(view, job))
-        job = msgspec.structs.replace(job, code=code)
-        if out_moved_to is not None:
-            record_move(view, Path(out_moved_to), writers)
-        moved_to = inputs_root or root_moved_along(view)
-        if moved_to and view.run.root:
-            record_root(view, moved_to)
-        # An OUT that was made anew would pass for the whole one, so the tasks whose outputs were in
-        # the old one are published first. That may yet be refused, and this process may die.
-        lack = refuse_out(view, remakes=again is not None and again.remakes_out)
-        given_round = "" if again is None else _give_another_round(view, again)
-        claim_out(view, lack)
+        job = _repair_and_publish_job(view, job, source)
+        _record_moves(view, out_moved_to, inputs_root, writers)
+        given_round = _claim_out_for(view, again)
         folders = RunFolders(view)
         progress = make_progress(quiet)
-        outcome: Outcome | None = None
-        orchestrator: Orchestrator | None = None
         parent = _take_epoch(view, slots, job, options.lease_s, command)
         stack.enter_context(being_parent(layout, parent.epoch))
-        try:
+        with _ended_in_any_case(view, folders, progress, parent.epoch) as epoch:
             admission.close()
             telling = Telling(layout, parent.epoch, progress, folders.spool.check)
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
@@ -150,7 +136,7 @@ def supervise(
                 options, told = with_limits_of_job(options, given)
                 for text in told:
                     telling.tell("limits", text)
-            orchestrator = Orchestrator(
+            orchestrator = epoch.orchestrator = Orchestrator(
                 view,
                 parent.epoch,
                 slots,
@@ -164,22 +150,41 @@ def supervise(
                 one_first,
                 brings_code=brings_code,
             )
-            outcome = orchestrator.run()
+            outcome = epoch.outcome = orchestrator.run()
             _warn(progress, _changed_meanwhile(view, job))
-        finally:
-            progress.close()
-            # Whatever happened, this process is the parent of nobody any more: a caller of the
-            # Python API lives on, and others would wait for what it sees to. Not where the spool is
-            # gone: another run's may be at its path.
-            with contextlib.suppress(OSError):
-                folders.spool.check()
-                _say_ended(view, parent.epoch, outcome)
-                if orchestrator is not None:
-                    orchestrator.end()
-            folders.close()
     if requeue and _is_requeue_due(view, orchestrator.drain, received):
         requeue_job(requeue, outcome.message.splitlines()[0], say)
     return _report(view, outcome)
+
+
+class _Epoch:
+    """How far the epoch of this start has come. outcome: None until it has come to its end."""
+
+    orchestrator: Orchestrator | None = None
+    outcome: Outcome | None = None
+
+
+@contextlib.contextmanager
+def _ended_in_any_case(
+    view: View, folders: RunFolders, progress: Progress, epoch: int
+) -> Iterator[_Epoch]:
+    """Whatever happens in the block, this process is the parent of nobody afterwards.
+
+    A caller of the Python API lives on, and others would wait for what its parent sees to. The
+    block notes in what is yielded how far it came.
+    """
+    noted = _Epoch()
+    try:
+        yield noted
+    finally:
+        progress.close()
+        # Nothing is written where the spool is gone: another run's may be at its path.
+        with contextlib.suppress(OSError):
+            folders.spool.check()
+            _say_ended(view, epoch, noted.outcome)
+            if noted.orchestrator is not None:
+                noted.orchestrator.end()
+        folders.close()
 
 
 def _take_epoch(view: View, slots: list[Slot], job: Job, lease_s: float, command: str) -> Parent:
@@ -229,7 +234,8 @@ def _is_requeue_due(view: View, drain: Drain | None, received: list[int]) -> boo
     """
     is_left = view.ledger.n_finished < view.ledger.tasks
     wants_end = set(received) - {signal.SIGUSR2}
-    return drain is not None and drain.is_for_time and is_left and not wants_end
+    is_time_up = drain is not None and drain.cause is Cause.TIME
+    return is_time_up and is_left and not wants_end
 
 
 def _what_starts(view: View, n_ranks: int, pool: Pool) -> str:
@@ -257,6 +263,36 @@ def _still_this_run(view: View) -> Run:
             f"{view.layout.root} was replaced by another run just now. Look at it, and start again."
         )
     return run
+
+
+def _repair_and_publish_job(view: View, job: Job, source: bytes | None) -> Job:
+    """Make the spool whole, put the job where workers find it, and record its code.
+
+    Returns the job as this start runs it.
+    """
+    # The repair comes before the view is read again, since it makes whole what a view is read from.
+    if not may_any_parent_live(view.layout):
+        repair(view.layout, view.run)
+    job = _publish_job(view.refresh(), job, source)
+    code = publish_code(view.layout, code_now(view, job))
+    return msgspec.structs.replace(job, code=code)
+
+
+def _record_moves(
+    view: View,
+    out_moved_to: str | os.PathLike[str] | None,
+    inputs_root: str,
+    writers: Presence | None,
+) -> None:
+    """Record where OUT and the input files are now, as `supervise` was told or can see.
+
+    writers: what `wait_for_writers` returned.
+    """
+    if out_moved_to is not None:
+        record_move(view, Path(out_moved_to), writers)
+    moved_to = inputs_root or root_moved_along(view)
+    if moved_to and view.run.root:
+        record_root(view, moved_to)
 
 
 def _publish_job(view: View, job: Job, source: bytes | None) -> Job:
@@ -288,7 +324,20 @@ class Again(msgspec.Struct, frozen=True):
     remakes_out: bool = False
 
 
-def _give_another_round(view: View, again: Again) -> str:
+def _claim_out_for(view: View, again: Again | None) -> str:
+    """Claim OUT, or make it anew, and before that publish the tasks that get another round.
+
+    Returns how many these are, in words; "" where another round was not asked for.
+    """
+    # An OUT that was made anew would pass for the whole one, so the tasks whose outputs were in the
+    # old one are published first. That may yet be refused, and this process may die.
+    lack = refuse_out(view, remakes=again is not None and again.remakes_out)
+    told = "" if again is None else _publish_another_round(view, again)
+    claim_out(view, lack)
+    return told
+
+
+def _publish_another_round(view: View, again: Again) -> str:
     """Publish the tasks that get another round; returns how many these are, in words.
 
     The link of their manifest is the moment at which these tasks count as unfinished again. Raises

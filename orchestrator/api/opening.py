@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpuspool.orchestrator.api.presence import Presence, in_words, parents_in_words
+from gpuspool.orchestrator.api.presence import (
+    Presence,
+    describe_parent,
+    in_words,
+    parents_maybe_alive,
+)
 from gpuspool.orchestrator.plan.aside import move_aside
 from gpuspool.orchestrator.plan.create import create, half_made, refuse_place
 from gpuspool.orchestrator.plan.devices import Pool, find_pool, share_out
@@ -38,8 +43,7 @@ from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.parents import Parents
-from gpuspool.spool.records import Job, Options, Parent
+from gpuspool.spool.records import Job, Options
 from gpuspool.spool.states import Life, Verdict
 from gpuspool.spool.trust import Trust, refuse_unsafe
 from gpuspool.spool.view import View, open_view
@@ -170,8 +174,9 @@ def refuse_to_make(
 ) -> Presence | None:
     """Raise UsageError or OrchestratorLive where a spool cannot be made. Changes nothing.
 
-    waits: where only a lease can prove that nobody is at work on the one that is moved aside, until
-    it has. Returns who was looked for, None where nobody was.
+    waits: of --fresh, whether to wait for a lease where only that can prove that nobody is at work
+    on the spool that is to be moved aside. Returns the `Presence` that knows what the wait has
+    proved, None where there was none.
     """
     if request.out is not None:
         check_out(Path(request.out), overwrite, request, layout.root)
@@ -203,27 +208,22 @@ def _refuse_to_move_aside(
 def _refuse_alive(layout: Layout, presence: Presence | None, *, waits: bool) -> Presence | None:
     """Raise OrchestratorLive where a parent or an attempt is not proved dead.
 
-    presence: what an earlier call has returned, None at the first one. waits: until that is sure.
+    presence: what an earlier call has returned, None at the first one. waits: whether to wait until
+    it is sure. Returns the presence that was asked, for a second look under the lock.
     """
     if presence is None and is_made(layout):
         presence = Presence(open_view(layout.root, reads_claims=False))
     if presence is None:
         # Of what has no run record it is not known what a lease is.
-        there = ", ".join(parents_in_words(Parents(layout).refresh()))
+        who = ", ".join(map(describe_parent, parents_maybe_alive(layout)))
     else:
-        there = in_words(presence.wait() if waits else presence.look())
-    if there:
+        who = in_words(presence.wait() if waits else presence.look())
+    if who:
         raise OrchestratorLive(
-            f"{layout.root}: {there} may still be running. "
+            f"{layout.root}: {who} may still be running. "
             "Stop them first with `gpuspool drain`, or choose another --spool."
         )
     return presence
-
-
-def parents_there(layout: Layout) -> list[Parent | None]:
-    """The parents that are not proved dead, at a single look."""
-    parents = Parents(layout).refresh()
-    return [parents.known[epoch] for epoch in parents.there()]
 
 
 def alive_attempts(view: View) -> list[str]:

@@ -13,9 +13,10 @@ import msgspec
 
 from gpuspool.orchestrator.text.progress import say
 from gpuspool.spool.beats import read_beats
-from gpuspool.spool.layout import epoch_name
+from gpuspool.spool.layout import Layout, epoch_name
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.parents import Parents
+from gpuspool.spool.records import Parent
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
@@ -24,7 +25,7 @@ from gpuspool.spool.view import View
 LOOK_S = 1.0
 
 
-class Doubted(msgspec.Struct, frozen=True):
+class MaybeAlive(msgspec.Struct, frozen=True):
     """A parent or an attempt that is not proved dead. name: that of its beat."""
 
     name: str
@@ -43,58 +44,65 @@ class Presence:
         """Nothing is read before the first look."""
         self._view = view
         self._detector = FailureDetector(view)
-        # Each beat of somebody doubted, as it was when it was listed first.
-        self._first: dict[str, int] = {}
+        # The beat of each that may be alive, as it was when it was listed first.
+        self._first_beats: dict[str, int] = {}
 
-    def look(self) -> list[Doubted]:
+    def look(self) -> list[MaybeAlive]:
         """All who may be at work, as far as is known by now."""
         detector = self._detector
         detector.look()
         parents = detector.parents
-        found: list[Doubted] = []
+        found: list[MaybeAlive] = []
         for epoch in parents.without_end():
-            words = f"a gpuspool on {_host(parents, epoch)}"
-            found.append(Doubted(epoch_name(epoch), words, detector.epoch_life(epoch)))
+            words = describe_parent(parents.known.get(epoch))
+            found.append(MaybeAlive(epoch_name(epoch), words, detector.epoch_life(epoch)))
         for attempt in self._view.refresh().open_attempts:
-            found.append(Doubted(attempt, attempt, detector.life(attempt)))
+            found.append(MaybeAlive(attempt, attempt, detector.life(attempt)))
         return [one for one in found if one.life is not Life.DEAD]
 
-    def wait(self) -> list[Doubted]:
+    def wait(self) -> list[MaybeAlive]:
         """Wait until it is proved that somebody is alive, or, by a lease, that nobody is.
 
         Returns all who may be at work then: nobody, or those among whom somebody is alive.
         """
         is_told = False
-        while (doubted := self.look()) and not self._is_any_alive(doubted):
+        while (found := self.look()) and not self._is_any_alive(found):
             if not is_told:
                 say(
-                    f"{in_words(doubted)} may still be running, which cannot be told from here: "
+                    f"{in_words(found)} may still be running, which cannot be told from here: "
                     f"waiting for a sign of life, {self._detector.lease_of_run_s:.0f} s at most"
                 )
                 is_told = True
             time.sleep(LOOK_S)
-        return doubted
+        return found
 
-    def _is_any_alive(self, doubted: list[Doubted]) -> bool:
+    def _is_any_alive(self, found: list[MaybeAlive]) -> bool:
         """Whether a process here proves it, or a beat that has moved since it was listed first."""
         beats = read_beats(self._view.layout)
-        for one in doubted:
+        for one in found:
             number = beats.get(one.name, -1)
-            if one.life is Life.ALIVE or number > self._first.setdefault(one.name, number):
+            first = self._first_beats.setdefault(one.name, number)
+            if one.life is Life.ALIVE or number > first:
                 return True
         return False
 
 
-def in_words(doubted: list[Doubted]) -> str:
+def in_words(found: list[MaybeAlive]) -> str:
     """Who these are, each once."""
-    return ", ".join(dict.fromkeys(one.words for one in doubted))
+    return ", ".join(dict.fromkeys(one.words for one in found))
 
 
-def parents_in_words(parents: Parents) -> list[str]:
-    """The parents that are not proved dead at a single look."""
-    return [f"a gpuspool on {_host(parents, epoch)}" for epoch in parents.there()]
+def describe_parent(parent: Parent | None) -> str:
+    """A parent as people are told of it. None: its record cannot be read."""
+    host = "a host that its record does not tell" if parent is None else f"host {parent.host}"
+    return f"a gpuspool on {host}"
 
 
-def _host(parents: Parents, epoch: int) -> str:
-    parent = parents.known.get(epoch)
-    return "a host that its record does not tell" if parent is None else f"host {parent.host}"
+def parents_maybe_alive(layout: Layout) -> list[Parent | None]:
+    """The parents that are not proved dead at a single look, None for a record that is damaged.
+
+    For where there is no run record, which would tell the lease that `Presence` judges by, and for
+    who only shows what there is. Raises OSError.
+    """
+    parents = Parents(layout).refresh()
+    return [parents.known[epoch] for epoch in parents.maybe_alive()]

@@ -20,11 +20,11 @@ import msgspec
 
 from gpuspool.orchestrator.api.opening import (
     is_made,
-    parents_there,
     refuse_another_request,
     refuse_to_make,
     slots_for,
 )
+from gpuspool.orchestrator.api.presence import parents_maybe_alive
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.api.whereabouts import out_now, refuse_move, refuse_out
 from gpuspool.orchestrator.plan.adding import lines_to_add
@@ -104,11 +104,11 @@ def preview(
 
 def _beside(layout: Layout) -> str:
     """Which other parents a start would work beside, in words; "" if none may be alive."""
-    there = parents_there(layout)
-    if not there:
+    parents = parents_maybe_alive(layout)
+    if not parents:
         return ""
-    hosts = sorted({parent.host for parent in there if parent is not None})
-    return f" beside {count_of(len(there), 'other start')} (on {', '.join(hosts) or '?'})"
+    hosts = sorted({parent.host for parent in parents if parent is not None})
+    return f" beside {count_of(len(parents), 'other start')} (on {', '.join(hosts) or '?'})"
 
 
 def _of_new_run(

@@ -29,7 +29,7 @@ from gpuspool.orchestrator.report.verify import verify as verify_view
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.parents import is_anybody_alive_here
+from gpuspool.spool.parents import does_any_parent_live_here
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.states import UNDER_WAY, RunState
 from gpuspool.spool.view import View, open_view
@@ -114,7 +114,7 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
 
 
 def _has_ended(view: View, now: dict[str, Any]) -> bool:
-    return now["state"] not in UNDER_WAY and not is_anybody_alive_here(view.layout)
+    return now["state"] not in UNDER_WAY and not does_any_parent_live_here(view.layout)
 
 
 # That every task has a verdict rests on what was read, and is certain. That some have none rests on

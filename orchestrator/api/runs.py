@@ -32,7 +32,7 @@ from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.parents import is_anybody_there
+from gpuspool.spool.parents import may_any_parent_live
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import refuse_unsafe, trust_in
 from gpuspool.spool.view import View, open_view
@@ -512,8 +512,8 @@ def drain(
     while drained < (epoch := max(view.next_epoch() - 1, 0)):
         # A start that has not taken its epoch yet looks whether a drain is new. So where nobody
         # else is there, this drain gets a number of its own, even if the epoch before was drained.
-        is_anybody = is_anybody_there(layout)
+        may_anybody_live = may_any_parent_live(layout)
         drained = epoch
-        while not order_drain(layout, drained, ASKED) and not is_anybody:
+        while not order_drain(layout, drained, ASKED) and not may_anybody_live:
             drained += 1
     return layout.root

@@ -37,7 +37,7 @@ from gpuspool.orchestrator.plan.differences import (
     is_from_another_file,
     keeps_nothing,
 )
-from gpuspool.orchestrator.plan.imports import far_place
+from gpuspool.orchestrator.plan.imports import place_on_network
 from gpuspool.orchestrator.plan.locate import at_home, find_spool
 from gpuspool.orchestrator.plan.options import RunOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import Request
@@ -426,7 +426,7 @@ def _with_shape(wish: Wish, options: Options) -> tuple[Wish, int]:
 
 def _warn_of_imports(elements: int) -> None:
     """Warn of an interpreter that many elements read over the network at once."""
-    found = far_place()
+    found = place_on_network()
     if found is not None and elements > MANY_ELEMENTS:
         place, kind = found
         warn(

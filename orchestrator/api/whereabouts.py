@@ -144,10 +144,10 @@ def refuse_move(view: View, out: Path, presence: Presence | None = None) -> None
     if out == out_of(view.layout, view.run):
         return
     _refuse_other_folders(view, out)
-    doubted = (presence or Presence(view)).look()
-    if doubted:
+    found = (presence or Presence(view)).look()
+    if found:
         raise OrchestratorLive(
-            f"{in_words(doubted)} may still write to {out_of(view.layout, view.run)}. "
+            f"{in_words(found)} may still write to {out_of(view.layout, view.run)}. "
             "Stop them first with `gpuspool drain`, then say again where the outputs are."
         )
 

@@ -289,7 +289,7 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
     """
     from gpuspool.orchestrator.api import runs
     from gpuspool.spool.layout import Layout
-    from gpuspool.spool.parents import is_anybody_there
+    from gpuspool.spool.parents import may_any_parent_live
 
     n_added = runs.add(spool, inputs, **given)
     if not n_added:
@@ -297,7 +297,7 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
         return
     them = "it" if n_added == 1 else "them"
     hint = f"`gpuspool resume {spool}` runs {them}"
-    if is_anybody_there(Layout(spool)):
+    if may_any_parent_live(Layout(spool)):
         hint = f"the live run takes {them}"
     say(f"{count_of(n_added, 'task')} added to {spool}; {hint}")
 

@@ -17,7 +17,7 @@ from gpuspool.spool.file_system import file_system_type, is_network
 VARIABLE = "GPUSPOOL_ONE_FIRST"
 
 
-def far_place() -> tuple[str, str] | None:
+def place_on_network() -> tuple[str, str] | None:
     """The interpreter, or its packages, and their type of file system, if that is a network's."""
     for place in (os.path.abspath(sys.executable), sys.prefix):
         kind = file_system_type(Path(os.path.realpath(place)))
@@ -38,5 +38,5 @@ def why_one_first() -> str:
         return f"{VARIABLE}=on"
     if asked:
         raise UsageError(f"{VARIABLE} is {asked!r}; it can be on or off.")
-    found = far_place()
+    found = place_on_network()
     return f"{found[0]} lies on {found[1]}" if found else ""

@@ -158,13 +158,11 @@ def misplacement(environment: Mapping[str, str], host: str) -> str | None:
     return None
 
 
-def warning_of_place() -> str | None:
-    """A warning where this process leaves nodes of its job to others; None elsewhere."""
-    return idle_nodes(os.environ)
+def warning_of_idle_nodes(environment: Mapping[str, str]) -> str | None:
+    """A warning for the shell that salloc started on the first of several nodes.
 
-
-def idle_nodes(environment: Mapping[str, str]) -> str | None:
-    """That a shell which salloc started on the first node is no place to use the others from."""
+    A gpuspool there leaves the other nodes of the job idle. None for any other process.
+    """
     nodes = nodes_in(environment)
     n_nodes = _node_count(environment, nodes)
     step = environment.get("SLURM_STEP_ID", "")

@@ -2,13 +2,14 @@
 
 A command may be missing, may take long, and may fail after it has done what it was asked to do.
 So what comes back is a value that says what it printed and what was wrong, never an exception, and
-whoever asks decides what an answer that did not come means. Nothing is read from Slurm's messages:
-they are only passed on to people. Called by the modules of this folder.
+whoever asks decides what an answer that did not come means. Error messages decide nothing: they are
+only passed on to people. Called by the modules of this folder.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 
@@ -68,6 +69,13 @@ def ask(words: Sequence[str], timeout_s: float = ASK_S) -> Answer:
     if done.returncode == 0:
         return Answer(out, err=err)
     return Answer(out, err or out.strip() or f"{name} ended with exit code {done.returncode}")
+
+
+def configured_number(name: str) -> int | None:
+    """A number in Slurm's own configuration; None where Slurm does not tell it."""
+    config = ask(["scontrol", "show", "config"]).out
+    match = re.search(rf"^{re.escape(name)}\s*=\s*(\d+)", config, re.MULTILINE)
+    return None if match is None else int(match[1])
 
 
 def outside_any_job(environment: Mapping[str, str]) -> dict[str, str]:

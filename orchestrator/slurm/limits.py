@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from gpuspool.orchestrator.slurm.allocation import job_id_in, warning_of_place
-from gpuspool.orchestrator.slurm.commands import ask
+from gpuspool.orchestrator.slurm.allocation import job_id_in, warning_of_idle_nodes
+from gpuspool.orchestrator.slurm.commands import configured_number
 from gpuspool.orchestrator.slurm.own_job import OwnJob, ask_of_own_job
+from gpuspool.orchestrator.slurm.times import seconds_left
 from gpuspool.orchestrator.text.progress import duration
 from gpuspool.spool.records import Options
 
@@ -33,14 +33,6 @@ LEAST_WORK = 0.5
 
 # So much of KillWait is left to a parent after the grace.
 KILL_MARGIN_S = 3.0
-
-_KILL_WAIT = re.compile(r"^KillWait\s*=\s*(\d+)", re.MULTILINE)
-
-# D-H:M:S, H:M:S or M:S.
-_CLOCK = re.compile(r"(?:(?:(?P<d>\d+)-)?(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)", re.ASCII)
-_DAYS_AND_HOURS = re.compile(r"(?P<d>\d+)-(?P<h>\d+)", re.ASCII)
-
-DAY_S, HOUR_S, MINUTE_S = 86400, 3600, 60
 
 
 def with_limits_of_job(
@@ -55,18 +47,15 @@ def with_limits_of_job(
     if job_id is None:
         return options, []
     told: list[str] = []
-    place = warning_of_place()
-    if place is not None:
-        told.append(f"warning: {place}")
-    is_slurm_there = True
-    own: OwnJob | str = ""
-    if "time_limit_s" not in given:
-        own = ask_of_own_job(job_id)
-        is_slurm_there = isinstance(own, OwnJob)
+    idle = warning_of_idle_nodes(environment)
+    if idle is not None:
+        told.append(f"warning: {idle}")
+    own = None if "time_limit_s" in given else ask_of_own_job(job_id)
     # A controller that did not answer this would not answer the next question either.
-    if "grace_s" not in given and options.grace_s == Options().grace_s and is_slurm_there:
+    does_slurm_answer = not isinstance(own, str)
+    if "grace_s" not in given and options.grace_s == Options().grace_s and does_slurm_answer:
         options = msgspec.structs.replace(options, grace_s=_default_grace_s(options.grace_s))
-    if "time_limit_s" not in given:
+    if own is not None:
         limit_s, text = _time_limit(job_id, own, options.grace_s)
         options = msgspec.structs.replace(options, time_limit_s=limit_s)
         told.append(text)
@@ -75,10 +64,8 @@ def with_limits_of_job(
 
 def _default_grace_s(usual_s: float) -> float:
     """The usual grace, or a shorter one where Slurm kills earlier than that."""
-    match = _KILL_WAIT.search(ask(["scontrol", "show", "config"]).out)
-    if match is None:
-        return usual_s
-    return grace_within(float(match[1]), usual_s)
+    kill_wait_s = configured_number("KillWait")
+    return usual_s if kill_wait_s is None else grace_within(kill_wait_s, usual_s)
 
 
 def grace_within(kill_wait_s: float, usual_s: float) -> float:
@@ -116,22 +103,3 @@ def _no_limit(job: str, why: str) -> str:
 def limit_within(left_s: float, grace_s: float) -> float:
     """How long a start may work that has so much time left and drains for at most `grace_s`."""
     return max(left_s - grace_s - MARGIN_S, left_s * LEAST_WORK)
-
-
-def seconds_left(text: str) -> float | None:
-    """The time that squeue tells, as M:S, H:M:S, D-H:M:S or D-H.
-
-    Infinity for UNLIMITED; None for all that is no time, such as NOT_SET and INVALID.
-    """
-    if text == "UNLIMITED":
-        return math.inf
-    match = _CLOCK.fullmatch(text) or _DAYS_AND_HOURS.fullmatch(text)
-    if match is None:
-        return None
-    parts = {name: float(value or 0) for name, value in match.groupdict().items()}
-    return (
-        parts["d"] * DAY_S
-        + parts["h"] * HOUR_S
-        + parts.get("m", 0.0) * MINUTE_S
-        + parts.get("s", 0.0)
-    )

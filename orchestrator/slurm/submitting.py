@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpuspool.orchestrator.slurm.commands import ask
+from gpuspool.orchestrator.slurm.commands import ask, configured_number
 from gpuspool.orchestrator.slurm.script import Array, array_range
 from gpuspool.spool.errors import GpuspoolError, UsageError
 
@@ -26,8 +26,6 @@ SBATCH_S = 60.0
 
 # Slurm's own default of how many elements an array may have.
 USUAL_ARRAY = 1001
-
-_MAX_ARRAY = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 
 # What squeue calls a job that does nothing more. All else may run yet.
 _OVER = frozenset(
@@ -67,9 +65,9 @@ def alive_in(out: str) -> list[str]:
 
 def largest_array() -> int:
     """How many elements an array may have, the first of which has the index 0."""
-    match = _MAX_ARRAY.search(ask(["scontrol", "show", "config"]).out)
+    configured = configured_number("MaxArraySize")
     # Where arrays are switched off this is 0, and sbatch will say so.
-    return max(1, int(match[1])) if match else USUAL_ARRAY
+    return USUAL_ARRAY if configured is None else max(1, configured)
 
 
 def split_arrays(elements: int, at_once: int | None, largest: int) -> list[Array]:

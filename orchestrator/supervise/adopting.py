@@ -1,9 +1,12 @@
 """What a parent does about attempts that it finds open when it starts.
 
-Those of other parents go on beside its own. Those that lost theirs and live on this host are
-adopted, and no twin is started in their place. Where any of them run another job than this epoch's
-(`--keep-done`), the parents that run it are ordered to finish what is in hand and to end, on
-whatever host: all the rest is for the new code. Called once, by the loop, before its first look.
+1. Attempts whose parents may be alive go on beside its own. Those of other hosts, of which nothing
+   is known yet, are told.
+2. Those that live on this host without a parent are adopted, and none is started in their place.
+3. Where any of them run other code than this start, the parents that run it are ordered to drain,
+   on whatever host: they finish what is in hand, and all the rest is for the new code.
+
+`meet_others` is called once, by the loop, before its first look; `tell_of_adopted` at each look.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from gpuspool.orchestrator.supervise.drain import NEW_CODE, order_drain
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.code import conflicts, read_code
-from gpuspool.spool.records import Job, Parent
+from gpuspool.spool.records import Job
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
 
 
-def adopt(
+def meet_others(
     view: View,
     workers: Workers,
     job: Job,
@@ -28,36 +31,26 @@ def adopt(
     *,
     brings_code: bool,
 ) -> None:
-    """Take over the open attempts that others started, and tell of each. Raises OSError.
+    """Deal with the open attempts that others started, and tell of each. Raises OSError.
 
     older: the epochs of the parents before this one that may be alive. brings_code: the user said
     that the code changed.
     """
     others = workers.others
     others.detector.look()
-    lives = {attempt: workers.life(attempt) for attempt in others.open()}
+    lives = {attempt: workers.life(attempt) for attempt in others.open_attempts()}
     living = [attempt for attempt, life in lives.items() if life is not Life.DEAD]
     how = "goes on"
-    # The order is published before anybody is signalled: workers of other hosts hear of it in no
-    # other way. It names the newest epoch that runs the old code. No number behind that will do:
-    # several starts with the new code may come in one after the other, and each would end those
-    # before it.
-    attempts = [*living, *_last_of_each(view, older)]
-    parents = [others.detector.parents.known.get(epoch) for epoch in older]
-    behind = _newest_behind(view, attempts, parents, _NewCode(view, job, brings_code))
-    if behind is not None:
-        order_drain(view.layout, behind, NEW_CODE)
+    outdated = _newest_outdated(view, workers, living, older, _NewCode(view, job, brings_code))
+    if outdated is not None:
+        # The order is published before anybody is signalled: workers of other hosts hear of it in
+        # no other way.
+        order_drain(view.layout, outdated, NEW_CODE)
         workers.tell_to_stop()
         how = "stops for the new code once its tasks in hand are done"
-    elsewhere: dict[int, list[str]] = {}
     tell_of_adopted(workers, telling, how)
-    for attempt in living:
-        is_here = lives[attempt] is Life.ALIVE
-        if not is_here and others.detector.parent_life(attempt) is Life.ELSEWHERE:
-            intent = view.intents.get(attempt)
-            elsewhere.setdefault(-1 if intent is None else intent.epoch, []).append(attempt)
-    for attempts in elsewhere.values():
-        _tell_of_waiting(view, telling, attempts, others.lease_s(attempts[0]))
+    unproved = [attempt for attempt in living if lives[attempt] is not Life.ALIVE]
+    _tell_of_unproved(view, workers, telling, unproved)
 
 
 def tell_of_adopted(workers: Workers, telling: Telling, how: str = "goes on") -> None:
@@ -66,15 +59,52 @@ def tell_of_adopted(workers: Workers, telling: Telling, how: str = "goes on") ->
         telling.tell("adopted", f"{attempt} outlived its parent and {how}", attempt=attempt)
 
 
-def _tell_of_waiting(view: View, telling: Telling, attempts: list[str], lease_s: float) -> None:
-    """Tell of attempts of one parent elsewhere, of which nothing is proved at the first look."""
-    intent = view.intents.get(attempts[0])
-    where = "elsewhere" if intent is None else f"on host {intent.parent.host}"
-    text = (
-        f"{', '.join(attempts)} {where}: goes on beside this, and counts as alive until its beat "
-        f"has stood still for {lease_s:.0f} s"
-    )
-    telling.tell("waiting", text, attempts=attempts)
+def _tell_of_unproved(
+    view: View, workers: Workers, telling: Telling, attempts: Iterable[str]
+) -> None:
+    """Tell of the attempts of parents elsewhere, which only a lease can judge: a line for each
+    parent.
+    """
+    by_parent: dict[int, list[str]] = {}
+    for attempt in attempts:
+        if workers.others.detector.parent_life(attempt) is Life.ELSEWHERE:
+            intent = view.intents.get(attempt)
+            by_parent.setdefault(-1 if intent is None else intent.epoch, []).append(attempt)
+    for names in by_parent.values():
+        intent = view.intents.get(names[0])
+        where = "elsewhere" if intent is None else f"on host {intent.parent.host}"
+        lease_s = workers.others.lease_s(names[0])
+        text = (
+            f"{', '.join(names)} {where}: goes on beside this, and counts as alive until its beat "
+            f"has stood still for {lease_s:.0f} s"
+        )
+        telling.tell("waiting", text, attempts=names)
+
+
+def _newest_outdated(
+    view: View, workers: Workers, living: Iterable[str], older: Collection[int], new: _NewCode
+) -> int | None:
+    """The newest epoch that runs other code than the new; None where none does.
+
+    living: the open attempts that are not proved dead. older: the epochs of the parents that may be
+    alive. An order to drain must name this epoch and none behind it: several starts with the new
+    code may come in one after the other, and each would end those before it.
+    """
+    outdated: list[int] = []
+    for attempt in (*living, *_last_of_each(view, older)):
+        intent = view.intents.get(attempt)
+        if intent is None:
+            continue
+        beat = view.heartbeat(attempt)
+        code = intent.job.code if beat is None else beat.code
+        if new.differs_from(intent.job.sha256, code):
+            outdated.append(intent.epoch)
+    # A parent that has not started anybody yet has its code all the same.
+    for epoch in older:
+        parent = workers.others.detector.parents.known.get(epoch)
+        if parent is not None and new.differs_from(parent.job_sha256, parent.code):
+            outdated.append(parent.epoch)
+    return max(outdated, default=None)
 
 
 def _last_of_each(view: View, epochs: Collection[int]) -> list[str]:
@@ -90,7 +120,7 @@ def _last_of_each(view: View, epochs: Collection[int]) -> list[str]:
 
 
 class _NewCode:
-    """The code that a start brings, for which those that run another one make way."""
+    """The code that a start brings, for which attempts and parents with other code make way."""
 
     def __init__(self, view: View, job: Job, brings_code: bool) -> None:
         """brings_code: the user said that the code changed."""
@@ -99,8 +129,8 @@ class _NewCode:
         self._known = read_code(view.layout, job.code)
         self._brings_code = brings_code
 
-    def is_other(self, sha256: str, code: str) -> bool:
-        """Whether somebody runs other code, of whom these two are told: as in a `Job`."""
+    def differs_from(self, sha256: str, code: str) -> bool:
+        """Whether it is other code than that of a `Job` with these two fields."""
         if sha256 != self._sha256:
             return True
         old = read_code(self._view.layout, code)
@@ -115,26 +145,3 @@ class _NewCode:
             return bool(changed)
         modules = {file.name for file in self._known.files if file.module}
         return not modules.isdisjoint(changed)
-
-
-def _newest_behind(
-    view: View, attempts: Iterable[str], parents: Iterable[Parent | None], new: _NewCode
-) -> int | None:
-    """The newest epoch of those of these attempts and parents that run other code.
-
-    None where none does.
-    """
-    behind: list[int] = []
-    for attempt in attempts:
-        intent = view.intents.get(attempt)
-        if intent is None:
-            continue
-        beat = view.heartbeat(attempt)
-        code = intent.job.code if beat is None else beat.code
-        if new.is_other(intent.job.sha256, code):
-            behind.append(intent.epoch)
-    # A parent that has not started anybody yet has its code all the same.
-    for parent in parents:
-        if parent is not None and new.is_other(parent.job_sha256, parent.code):
-            behind.append(parent.epoch)
-    return max(behind, default=None)

@@ -7,8 +7,6 @@ two.
 
 from __future__ import annotations
 
-import time
-
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.launch import Child, Orders, launch
 from gpuspool.orchestrator.supervise.ranks import Ranks
@@ -110,7 +108,3 @@ class Children:
                 del self._children[attempt]
                 closings.append(closing)
         return closings
-
-    def age_s(self, attempt: str) -> float:
-        """For how long a child has been started."""
-        return time.monotonic() - self._children[attempt].started_at

@@ -21,7 +21,9 @@ class Company:
     """Who else is there, as of the last look. Read its attributes, never change them.
 
     others: the epochs of the other parents that are not proved dead, the lowest first. newest: the
-    newest epoch that any parent has had.
+    newest epoch that any parent has had. has_lost_a_neighbour: at this very look a parent of this
+    host was found to have ended or died. was_taken_for_dead: at this very look others were found to
+    have written that this parent is lost.
     """
 
     def __init__(self, layout: Layout, detector: FailureDetector, epoch: int) -> None:
@@ -30,12 +32,10 @@ class Company:
         self._epoch = epoch
         self.others: list[int] = []
         self.newest = epoch
-        # Those that were missed since they were there last.
-        self._missed: set[int] = set()
-        # Whether, at the last look, a parent of this host was not there any more.
         self.has_lost_a_neighbour = False
-        # Whether, at the last look, others took this parent for dead.
         self.was_taken_for_dead = False
+        # The others that have ended or died, as of the last look.
+        self._known_gone: set[int] = set()
 
     def look(self) -> None:
         """List the parents, and judge those that have not said that they ended. Raises OSError."""
@@ -48,43 +48,50 @@ class Company:
         So a parent elsewhere that comes or goes is known when the beats are listed next. Returns
         whether they were now. Raises OSError.
         """
-        is_listed = self._detector.glance()
+        has_listed = self._detector.glance()
         self._judge()
-        return is_listed
+        return has_listed
 
     def _judge(self) -> None:
+        """Judge all parents without an end, and write the ends of those that are lost."""
         parents = self._detector.parents
-        if any(map(self._seems_lost, parents.without_end())):
+        if any(map(self._is_lost, parents.without_end())):
             # It may have said how it ended, or have woken, since the last listings.
             self._detector.look_anew()
-        self.was_taken_for_dead = parents.was_lost(self._epoch)
-        if self.was_taken_for_dead:
-            # What this one starts would be closed as that of a dead parent.
-            remove_quietly(self._layout.parent_end(self._epoch))
-            parents.refresh()
+        self._take_back_own_end()
+        without_end = [epoch for epoch in parents.without_end() if epoch != self._epoch]
         others: list[int] = []
-        # One that came and died between two listings was never seen to live.
-        seen = {*self.others, *parents.without_end()} - {self._epoch}
-        for epoch in parents.without_end():
-            if epoch == self._epoch:
-                continue
+        for epoch in without_end:
             if self._detector.epoch_life(epoch) is not Life.DEAD:
                 others.append(epoch)
-            elif self._seems_lost(epoch):
+            elif self._is_lost(epoch):
                 parents.say_lost(epoch)
-        gone = seen.difference(others, self._missed)
-        self.has_lost_a_neighbour = any(map(self._is_neighbour, gone))
-        self._missed = (self._missed | gone).difference(others)
+        # One that came and died between two listings was never seen to live, and is gone too.
+        gone = {*self.others, *without_end}.difference(others)
+        self.has_lost_a_neighbour = any(map(self._is_neighbour, gone - self._known_gone))
+        self._known_gone = (self._known_gone | gone).difference(others)
         self.others = others
         self.newest = max(self._epoch, parents.newest)
 
-    def _seems_lost(self, epoch: int) -> bool:
-        """Whether another parent is proved dead, and has not said how it ended."""
+    def _take_back_own_end(self) -> None:
+        """Remove the end that others have written for this parent, which lives.
+
+        With it, what this one starts would be closed as that of a dead parent.
+        """
+        parents = self._detector.parents
+        self.was_taken_for_dead = parents.was_lost(self._epoch)
+        if self.was_taken_for_dead:
+            remove_quietly(self._layout.parent_end(self._epoch))
+            parents.refresh()
+
+    def _is_lost(self, epoch: int) -> bool:
+        """Whether another parent is proved dead, and nobody has written how it ended."""
         if epoch == self._epoch or epoch in self._detector.parents.ends:
             return False
         return self._detector.epoch_life(epoch) is Life.DEAD
 
     def _is_neighbour(self, epoch: int) -> bool:
+        """Whether a parent is, or was, one of this host."""
         parent = self._detector.parents.known.get(epoch)
         return parent is not None and is_here(parent)
 

@@ -70,46 +70,47 @@ FAREWELL_S = 15.0
 
 
 class OpenAttempt(msgspec.Struct, frozen=True):
-    """An attempt that is not closed.
-
-    `slot`: the number of the slot that it takes, -1 where none is known.
-    `is_starting`: it has claimed nothing yet. `is_idle`: it has nothing in hand, by its own word.
-    `is_leaving`: it calls its job's `close`, and has the grace for that. `is_own`: this parent has
-    started it, or has adopted it.
-    """
+    """An attempt that is not closed."""
 
     name: str
+    # The number of the slot that it takes, -1 where none is known.
     slot: int
     life: Life
+    # It has claimed nothing yet.
     is_starting: bool
+    # It has nothing in hand, by its own word.
     is_idle: bool = False
+    # It calls its job's `close`, and has the grace for that.
     is_leaving: bool = False
+    # This parent has to reckon with it: it has started it or adopted it, or it takes one of its
+    # slots.
     is_own: bool = True
 
 
 class RankPast(msgspec.Struct, frozen=True):
-    """What became of a slot's attempts in this epoch.
-
-    `reasons` are those for which attempts ended. `trials` are the last attempts, oldest first, as
-    far back as they matter; `device_trials` those of all slots with this device, which are the same
-    for CPU ranks. `ended_at` is when the last was seen to have ended, on the monotonic clock.
-    `acquitted` tasks of its fruitless row are complete, and `failed_elsewhere` of its last trial's
-    have failed in another place too. `failed_at` is when the last task of its open attempt was seen
-    to have failed, None where that has completed one since. `gets_on` says that its open attempt
-    has completed tasks, and failed none after them. `has_completed` says that an attempt of the
-    slot completed a task in this epoch, `has_begun` that one got as far as to claim some.
-    """
+    """What became of a slot's attempts in this epoch. Times are on the monotonic clock."""
 
     slot: Slot
+    # Why attempts ended.
     reasons: frozenset[Reason] = frozenset()
+    # The last attempts, oldest first, as far back as they matter.
     trials: tuple[Trial, ...] = ()
+    # Those of all slots with this device. For CPU ranks these are the same.
     device_trials: tuple[Trial, ...] = ()
+    # When the last attempt was seen to have ended.
     ended_at: float = 0.0
+    # How many tasks of its fruitless row are complete.
     acquitted: int = 0
+    # How many tasks of its last trial have failed in another place too.
     failed_elsewhere: int = 0
+    # When the last task of its open attempt was seen to have failed; None where that has completed
+    # one since.
     failed_at: float | None = None
+    # Its open attempt has completed tasks, and failed none after them.
     gets_on: bool = False
+    # An attempt of the slot completed a task in this epoch.
     has_completed: bool = False
+    # An attempt of the slot got as far as to claim tasks in this epoch.
     has_begun: bool = True
 
     @property
@@ -130,51 +131,56 @@ class RankPast(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All that `decide` knows. Times are on the monotonic clock.
+    """All that `decide` knows. Times are on the monotonic clock."""
 
-    `is_unsettled`: the journal of a closed attempt is shorter here than its closing says, and may
-    be seen whole in a moment. `finished_at` is when the attempts were told that every task has a
-    verdict, None before that.
-
-    `without_news`: the ranks that get no process before others have tried what failed there.
-    `is_ruling_due`: some doubtful tasks can be ruled now. `is_ruling_awaited`: only doubtful tasks
-    are left, and some of them can be ruled later. `is_settling`: only doubtful tasks are left, and
-    verdicts on them are given. `do_processes_break`: as in `Ground`. `complete` is how many of all
-    `tasks` are. `doubtful` tasks failed in `doubting` attempts of this epoch and have no verdict.
-    `barren` is how many attempts have ended since a task was finished last, which was at
-    `finished_last_at`, without those that their job recycled. `occupied`: the slots without an open
-    attempt that must wait all the same: the process of their last one still runs here, or an
-    attempt in another slot uses their device too. `is_one_first`: the first rank of this start
-    begins alone. `is_cold`: it does now, since nobody has imported the job on this host yet.
-    `is_gatherer`: this parent sees to what one of all parents has to do. `elsewhere`: what became
-    of the slots of others that are in play.
-    """
-
+    # How many tasks have no verdict, and how many positions of manifests nobody has claimed.
     tasks_left: int
     unclaimed: int
     open: Sequence[OpenAttempt]
+    # What became of this parent's slots, in the order of these.
     past: Sequence[RankPast]
+    # How many of all tasks have failed.
     failed: int = 0
+    # What this parent was asked for, None for nothing.
     drain: Drain | None = None
     is_mending_due: bool = False
+    # The journal of a closed attempt is shorter here than its closing says, and may be seen whole
+    # in a moment.
     is_unsettled: bool = False
+    # The spool was swept since the last launch.
     was_swept: bool = False
+    # When the attempts were told that every task has a verdict, None before that.
     finished_at: float | None = None
+    # The ranks that get no process before others have tried what failed there.
     without_news: frozenset[int] = frozenset()
+    # Some doubtful tasks can be ruled now.
     is_ruling_due: bool = False
+    # Only doubtful tasks are left, and some of them can be ruled later.
     is_ruling_awaited: bool = False
+    # Only doubtful tasks are left, and verdicts on them are given.
     is_settling: bool = False
+    # As in `Ground`.
     do_processes_break: bool = False
+    # How many tasks there are, and how many of them are complete.
     tasks: int = 0
     complete: int = 0
+    # So many tasks failed in this epoch and have no verdict, in so many attempts.
     doubtful: int = 0
     doubting: int = 0
-    barren: int = 0
+    # When a task was finished last, and how many attempts have ended since, without those that
+    # their job recycled.
     finished_last_at: float = 0.0
+    barren: int = 0
+    # The slots without an open attempt that must wait all the same: the process of their last one
+    # still runs here, or an attempt in another slot uses their device too.
     occupied: frozenset[int] = frozenset()
+    # The first rank of this start begins alone; and it does now, since nobody has imported the job
+    # on this host yet.
     is_one_first: bool = False
     is_cold: bool = False
+    # This parent does what one of all parents has to do.
     is_gatherer: bool = True
+    # What became of the slots of other parents that are in play.
     elsewhere: Sequence[RankPast] = ()
 
     @property
@@ -184,7 +190,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def own(self) -> list[OpenAttempt]:
-        """The open attempts that take slots of this parent, or that it has to see to."""
+        """The open attempts that this parent has to reckon with."""
         return [one for one in self.open if one.is_own]
 
 
@@ -346,8 +352,10 @@ def _loads_nowhere(snapshot: Snapshot, policy: Policy) -> bool:
     reasons: set[Reason] = set()
     for rank in snapshot.past:
         reasons |= rank.reasons
-    if reasons != {Reason.LOAD} or not snapshot.is_one_first:
-        return reasons == {Reason.LOAD}
+    if reasons != {Reason.LOAD}:
+        return False
+    if not snapshot.is_one_first:
+        return True
     n_tried = sum(bool(rank.reasons) for rank in snapshot.past)
     is_any_untried = any(not rank.reasons for rank in _able(snapshot, policy))
     return n_tried >= snapshot.unclaimed or not is_any_untried
@@ -415,19 +423,20 @@ def is_outage_likely(snapshot: Snapshot) -> bool:
 
 
 def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
+    """The launches for what is claimable; the end of the epoch where nobody is left to launch."""
     able = _able(snapshot, policy)
     if not able and not snapshot.own:
         return [End(Ending.GAVE_UP)]
+    # A process that has not ended yet holds memory, also on its device, so the next one there waits
+    # for that. Those slots are `occupied` as long as the parent has patience with the process.
+    ready = [rank for rank in able if restart_at(rank, snapshot) <= now]
+    ready = [rank for rank in ready if rank.number not in snapshot.occupied]
     # An attempt that has claimed nothing yet will claim something, so it counts as work that is
     # taken: else the last few tasks would have every rank started for them. If it dies before it
     # claims anything, the tasks are still unclaimed and the next look starts somebody else.
+    starting = {attempt.slot for attempt in snapshot.own if attempt.is_starting}
     # But a rank whose job has never loaded in this epoch may never load it: it takes no work from
     # one that has worked before.
-    # And a process that has not ended yet holds memory, also on its device: the next one there
-    # waits for that, as long as the parent has patience with it.
-    ready = [rank for rank in able if restart_at(rank, snapshot) <= now]
-    ready = [rank for rank in ready if rank.number not in snapshot.occupied]
-    starting = {attempt.slot for attempt in snapshot.own if attempt.is_starting}
     if any(rank.has_begun for rank in ready):
         starting &= {rank.number for rank in snapshot.past if rank.has_begun}
     n_wanted = max(0, snapshot.unclaimed - len(starting))
@@ -449,17 +458,14 @@ def _launches(snapshot: Snapshot, policy: Policy, now: float) -> list[Action]:
 def _most_at_once(snapshot: Snapshot, able: Sequence[RankPast]) -> int:
     """How many may be launched now.
 
-    In an outage one place after the other is tried: each try costs some tasks' failures, and one
-    that completes something ends the outage for all. And where imports come over a network, the
-    first rank of a host imports its job alone.
+    Mostly as many as are able to. One place after the other is tried in an outage: each try costs
+    some tasks' failures, and one that completes something ends the outage for all. And where
+    imports come over a network, the first rank of a host imports its job alone.
     """
-    if snapshot.is_cold:
-        return 0 if snapshot.own else 1
-    if snapshot.is_settling or not all(map(_is_in_doubt, snapshot.everywhere)):
+    is_outage = not snapshot.is_settling and all(map(_is_in_doubt, snapshot.everywhere))
+    if not snapshot.is_cold and not is_outage:
         return len(able)
-    if snapshot.own:
-        return 0
-    return 1
+    return 0 if snapshot.own else 1
 
 
 def _is_in_doubt(rank: RankPast) -> bool:

@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from enum import Enum, auto
 from types import FrameType
 
 import msgspec
@@ -35,33 +36,33 @@ ASKED = "asked"
 # A later start brought new code.
 NEW_CODE = "new-code"
 
-# Why one drains whose time limit is over.
-TIME_IS_UP = "the time limit is reached"
+
+class Cause(Enum):
+    """What a drain began for, as far as it matters for what is said and done next."""
+
+    # Somebody at a terminal asked for it, and may ask harder.
+    TERMINAL = auto()
+    # The time of this start is up, so the job may be started again. Nobody wants the run to end.
+    TIME = auto()
+    OTHER = auto()
+
+
+# What the signals mean that are not OTHER. Batch schedulers send SIGUSR2 some time before the end
+# of a job, where they are told so.
+CAUSES = {signal.SIGINT: Cause.TERMINAL, signal.SIGUSR2: Cause.TIME}
 
 
 class Drain(msgspec.Struct, frozen=True):
     """Workers finish the tasks in hand and claim no more, and the epoch ends.
 
-    `kill_at`, on the monotonic clock, is when the grace is over and whoever is left is killed.
-    `ending` is how the epoch ends unless every task gets its verdict meanwhile.
+    `why` is for people. `kill_at`, on the monotonic clock, is when the grace is over and whoever is
+    left is killed. `ending` is how the epoch ends unless every task gets its verdict meanwhile.
     """
 
     why: str
     kill_at: float
     ending: Ending = Ending.DRAINED
-
-    @property
-    def is_by_hand(self) -> bool:
-        """Whether somebody at a terminal asked for it, and may ask harder."""
-        return self.why == _why(signal.SIGINT)
-
-    @property
-    def is_for_time(self) -> bool:
-        """Whether it began since the time of this start is up, and not since somebody wants an end.
-
-        Batch schedulers send SIGUSR2 some time before the end of a job, where they are told so.
-        """
-        return self.why in (TIME_IS_UP, _why(signal.SIGUSR2))
+    cause: Cause = Cause.OTHER
 
     @property
     def is_interrupted(self) -> bool:
@@ -75,11 +76,7 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 class DrainWatch:
-    """Hears when somebody asks this epoch to drain.
-
-    `received` are the numbers of the signals that came so far; a signal handler appends to it.
-    `deadline` is the end of the time limit on the monotonic clock, infinite where there is none.
-    """
+    """Hears when somebody asks this epoch to drain. drain: what was asked, None for nothing."""
 
     def __init__(
         self,
@@ -89,6 +86,9 @@ class DrainWatch:
         received: Sequence[int],
         deadline: float = math.inf,
     ) -> None:
+        """received: the numbers of the signals that came so far, to which a signal handler appends.
+        deadline: the end of the time limit on the monotonic clock, infinite where there is none.
+        """
         self.drain: Drain | None = None
         # The drain that workers and people were told of; an older one while a harder one is not
         # told yet.
@@ -97,12 +97,7 @@ class DrainWatch:
         self._epoch = epoch
         self._grace_s = grace_s
         self._received = received
-        self._deadline = deadline
-
-    @property
-    def deadline(self) -> float:
-        """The end of the time limit on the monotonic clock, infinite where there is none."""
-        return self._deadline
+        self.deadline = deadline
 
     def hear(self, control: Control, now: float) -> Drain | None:
         """The drain that is still to be told, since it began or became harder; None if none is.
@@ -114,13 +109,9 @@ class DrainWatch:
         if self._received.count(signal.SIGINT) > 1:
             self._interrupt(now)
         elif self.drain is None:
-            why = self._own_reason(now)
-            if why is not None:
-                self.begin(why, now)
-            elif control.drain >= self._epoch:
-                self._obey(control, now)
+            self._begin_if_asked(control, now)
         elif self.drain.ending is Ending.DRAINED and control.drain >= self._epoch:
-            # What was ordered stays stopped, also where a signal came first.
+            # What was ordered stays stopped, also where a signal came first. The grace goes on.
             kill_at = self.drain.kill_at
             self._obey(control, now)
             self.drain = msgspec.structs.replace(self.drain, kill_at=kill_at)
@@ -144,15 +135,27 @@ class DrainWatch:
                 self.begin(describe_order(order), now, Ending.STOPPED)
                 return
 
-    def begin(self, why: str, now: float, ending: Ending = Ending.DRAINED) -> None:
+    def begin(
+        self, why: str, now: float, ending: Ending = Ending.DRAINED, cause: Cause = Cause.OTHER
+    ) -> None:
         """Drain from now on; the grace begins."""
-        self.drain = Drain(why, now + self._grace_s, ending)
+        self.drain = Drain(why, now + self._grace_s, ending, cause)
 
     def is_asked(self, control: Control) -> bool:
         """Whether a signal or an order came that was not heard yet, or time is up."""
         if self._received or control.drain >= self._epoch:
             return True
-        return time.monotonic() > self._deadline
+        return time.monotonic() > self.deadline
+
+    def _begin_if_asked(self, control: Control, now: float) -> None:
+        """Begin to drain for a signal, for the end of the time limit, or for an order."""
+        if self._received:
+            number = signal.Signals(self._received[0])
+            self.begin(f"{number.name} received", now, cause=CAUSES.get(number, Cause.OTHER))
+        elif now > self.deadline:
+            self.begin("the time limit is reached", now, cause=Cause.TIME)
+        elif control.drain >= self._epoch:
+            self._obey(control, now)
 
     def _obey(self, control: Control, now: float) -> None:
         """Drain as the newest order says. Raises OSError where that cannot be read."""
@@ -166,13 +169,6 @@ class DrainWatch:
     def _interrupt(self, now: float) -> None:
         if self.drain is None or not self.drain.is_interrupted:
             self.drain = Drain("SIGINT received twice", now, Ending.INTERRUPTED)
-
-    def _own_reason(self, now: float) -> str | None:
-        if self._received:
-            return _why(signal.Signals(self._received[0]))
-        if now > self._deadline:
-            return TIME_IS_UP
-        return None
 
 
 def order_drain(layout: Layout, epoch: int, why: str, message: str = "") -> bool:
@@ -193,11 +189,6 @@ def describe_order(order: DrainOrder | None) -> str:
     if order.why == NEW_CODE:
         return f"{order.by} goes on with changed code"
     return f"{order.by} ordered it: {order.message or order.why}"
-
-
-def _why(number: signal.Signals) -> str:
-    """What is said of a drain that this signal began."""
-    return f"{number.name} received"
 
 
 @contextlib.contextmanager

@@ -78,7 +78,6 @@ class Child:
     def __init__(self, attempt: str, process: subprocess.Popen[bytes]) -> None:
         self.attempt = attempt
         self.pid = process.pid
-        self.started_at = time.monotonic()
         self._process = process
         # When it was first seen to have ended, on the monotonic clock; None while it runs.
         self.ended_at: float | None = None

@@ -4,12 +4,18 @@ It starts and restarts workers in its slots, adopts those that outlived their ow
 dead, and tells; the gatherer also rules and sweeps. All that it needs is on disk, except which
 children are its own: killed at any moment, another parent goes on from the spool.
 
+One round of the loop is `_step_and_wait`:
+
+1. It glances at who else is there and at what control/ says, by listings alone (`company.py`).
+2. If there may be something to do (`scope.py`), it takes a full look, decides and acts, and looks
+   again until there is nothing to do but wait (`_step`). Else it takes a light look: it beats, and
+   nudges its children if there is news.
+3. It waits for the bell of `bell.py`, for as long as `pace.py` or `scope.py` says.
+
 The loop only puts the parts together. What to do next is decided in `decide.py`, from a snapshot
-that `snapshot.py` takes. `workers.py` knows the processes, `company.py` the other parents, and
-`drain.py` hears when somebody asks for an end. `scope.py` says how much a look reads, `pace.py`
-says how long to wait for the bell of `bell.py`. `trouble.py` waits out a file system that fails,
-and `telling.py` tells people. `orchestrator.api` makes one `Orchestrator` for each start and calls
-`run`.
+that `snapshot.py` takes. `workers.py` knows the processes, and `drain.py` hears when somebody asks
+for an end. `trouble.py` waits out a file system that fails, and `telling.py` and `notices.py` tell
+people. `orchestrator.api` makes one `Orchestrator` for each start and calls `run`.
 """
 
 from __future__ import annotations
@@ -17,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,26 +30,26 @@ from typing import assert_never
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise import decide as d
-from gpuspool.orchestrator.supervise.adopting import adopt, tell_of_adopted
+from gpuspool.orchestrator.supervise.adopting import meet_others, tell_of_adopted
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.orchestrator.supervise.company import Company
-from gpuspool.orchestrator.supervise.drain import Drain, DrainWatch, most_failed, order_drain
+from gpuspool.orchestrator.supervise.drain import Cause, Drain, DrainWatch, most_failed, order_drain
 from gpuspool.orchestrator.supervise.finish import Outcome, finish, sum_up
 from gpuspool.orchestrator.supervise.folders import RunFolders
 from gpuspool.orchestrator.supervise.launch import Orders
 from gpuspool.orchestrator.supervise.leftovers import remove_from_spool
 from gpuspool.orchestrator.supervise.lock import hold
+from gpuspool.orchestrator.supervise.notices import Notices
 from gpuspool.orchestrator.supervise.opinions import OUTAGE_S
 from gpuspool.orchestrator.supervise.pace import Moment, Pace
 from gpuspool.orchestrator.supervise.parent_beat import ParentBeat
 from gpuspool.orchestrator.supervise.repair import DamageKeeper
 from gpuspool.orchestrator.supervise.rest import Rest
-from gpuspool.orchestrator.supervise.rulings import Judge, how_it_failed
+from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.orchestrator.supervise.scope import Scope
 from gpuspool.orchestrator.supervise.snapshot import Situation
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.trouble import ABANDON_S, Patience
-from gpuspool.orchestrator.supervise.warmth import WARM_S
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.orchestrator.text.progress import Progress
 from gpuspool.orchestrator.text.words import count_of
@@ -52,19 +57,15 @@ from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.layout import STATES
 from gpuspool.spool.mending import mend_claims
 from gpuspool.spool.publish import listdir, publish
-from gpuspool.spool.records import Closing, Job, Options
-from gpuspool.spool.states import AttemptState, Ending, Life, Reason
+from gpuspool.spool.records import Job, Options
+from gpuspool.spool.states import Ending, Reason
 from gpuspool.spool.sweep import sweep
-from gpuspool.spool.timeouts import LEAVING_S, is_limited
+from gpuspool.spool.timeouts import is_limited
 from gpuspool.spool.view import Control, View, read_control
 
 # While a doubtful task waits to be ruled, the loop looks at least so often: what it waits for may
 # be only that time passes.
 RULING_LOOK_S = 0.5
-# A wait for verdicts that is shorter than this is not told.
-TELL_FROM_S = 20.0
-# Nor is one told while the last completion is more recent than this.
-QUIET_S = 5.0
 # Whoever has ended waits so long for the lock, which others hold for moments.
 LAST_PATIENCE_S = 5.0
 
@@ -113,11 +114,11 @@ class Orchestrator:
         )
         self._workers = Workers(view, self._orders, folders.out_held)
         self._judge = Judge(view, epoch, options.max_crashes)
-        self._one_first = one_first
         self._situation = Situation(
             view, self._workers, self._judge, self._policy, epoch, slots, bool(one_first)
         )
         self._telling = Telling(view.layout, epoch, progress, folders.spool.check)
+        self._notices = Notices(view, self._judge, self._telling, slots, one_first)
         self._beat = ParentBeat(view.layout, epoch, options.lease_s)
         self._company = Company(view.layout, self._workers.others.detector, epoch)
         self._scope = Scope(
@@ -134,23 +135,12 @@ class Orchestrator:
         # When the next rank that waits out its backoff may be started, or the next death be judged,
         # or the rank be looked at that others wait for, as of the last look.
         self._wake_at: float | None = None
-        # Whether people were told that tasks wait for a file system; and for their verdicts.
-        self._was_excuse_told = False
-        self._was_end_told = False
-        # Likewise that ranks wait for the first one to import its job.
-        self._was_cold_told = False
-        # Whether people were told that a `close` failed.
-        self._was_close_told = False
         # The attempts that this parent has closed.
         self._closed: set[str] = set()
-        # When a task had been finished last, when people were told of an outage.
-        self._outage_told = -1.0
         # Whether `run` came to its end.
         self._is_over = False
-        # Says what this parent left to others to say of the whole run.
+        # Says of the whole run what this parent leaves to others, as long as there are any.
         self._unsaid: Callable[[], None] = lambda: None
-        # The attempts of which people were told that they take a slot.
-        self._told_in_the_way: set[str] = set()
         # How many manifests there were, and what control/ said, when the children were told of it.
         self._nudged_for = 0, Control()
         # How many attempts were closed when it was asked last whether one had drained.
@@ -167,6 +157,12 @@ class Orchestrator:
         Raises OSError where a file system stays in trouble for longer than the loop has patience;
         the workers of this host have been ended then as far as they could be.
         """
+        self._begin()
+        ending = self._see_to_workers()
+        return self._finish(ending)
+
+    def _begin(self) -> None:
+        """Hear what was asked for before there was an epoch, and see who else is there."""
         epoch = self._orders.epoch
         self._beat.beat_if_due(self._began)
         # Whoever drained since this start began could not name its epoch, and named one before it.
@@ -176,7 +172,7 @@ class Orchestrator:
         self._telling.follow(self._view)
         self._company.look()
         older = [other for other in self._company.others if other < epoch]
-        adopt(
+        meet_others(
             self._view,
             self._workers,
             self._orders.job,
@@ -184,6 +180,10 @@ class Orchestrator:
             self._telling,
             brings_code=self._brings_code,
         )
+
+    def _see_to_workers(self) -> Ending:
+        """Loop until the epoch ends, then see every worker off; returns how it ended."""
+        tell_of_slow = self._notices.tell_of_slow_end
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):
             try:
@@ -192,20 +192,24 @@ class Orchestrator:
             except OSError as trouble:
                 self._abandon(trouble, bell)
                 raise
-            self._workers.see_off(bell, self._tell_of_slow)
-        for closing in self._workers.reap(self._tell_of_slow):
-            self._tell_of_close(closing)
+            self._workers.see_off(bell, tell_of_slow)
+        for closing in self._workers.reap(tell_of_slow):
+            self._notices.tell_of_failed_close(closing)
+        return ending
+
+    def _finish(self, ending: Ending) -> Outcome:
+        """Read what came last, and write and say how the epoch ended."""
         # What follows reads the spool and is written into it, and says where the outputs are.
         self._folders.check()
         self._view.read_late_lines()
-        seconds = time.monotonic() - self._began
-        self._telling.show_end(self._view, seconds)
+        took_s = time.monotonic() - self._began
+        self._telling.show_end(self._view, took_s)
         self._company.look()
-        is_alone = self._company.is_alone
+        epoch, is_alone = self._orders.epoch, self._company.is_alone
         sick = self._situation.sick_devices()
-        outcome = finish(self._view, ending, epoch, seconds, sick, is_alone, self._closed)
+        outcome = finish(self._view, ending, epoch, took_s, sick, is_alone, self._closed)
         if not is_alone and ending is not Ending.FINISHED:
-            self._unsaid = lambda: sum_up(self._view, outcome, epoch, seconds, sick)
+            self._unsaid = lambda: sum_up(self._view, outcome, epoch, took_s, sick)
         self._is_over = True
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
@@ -248,7 +252,7 @@ class Orchestrator:
         self._telling.tell("abandoned", text)
         with contextlib.suppress(OSError):
             self._workers.tell_to_stop()
-        self._workers.see_off(bell, self._tell_of_slow, ABANDON_S)
+        self._workers.see_off(bell, self._notices.tell_of_slow_end, ABANDON_S)
 
     def _loop(self, bell: Bell) -> Ending:
         """Step and wait until a step ends the epoch.
@@ -268,7 +272,7 @@ class Orchestrator:
         """A step, and unless that ends the epoch the wait until the next. Raises OSError."""
         has_listed = self._glance()
         self._leave_if_idle()
-        if not self._is_all_to_be_read():
+        if not self._is_full_look_due():
             # Where no bell rings for a new manifest, it is looked for as often as for beats.
             self._look_lightly(is_news_likely=has_listed or bell.has_observer)
             bell.wait(self._light_nap_s(), self._workers.known_pids())
@@ -283,29 +287,33 @@ class Orchestrator:
     def _leave_if_idle(self) -> None:
         """Begin to drain where this parent shall leave since it has nothing to do."""
         now = time.monotonic()
-        is_free = self._drains.drain is None and self._view.ledger.tasks > 0
-        if is_free and self._scope.has_read and self._rest.is_over(now):
+        may_leave = self._drains.drain is None and self._view.ledger.tasks > 0
+        if may_leave and self._scope.has_looked_fully and self._rest.is_over(now):
             limit_s = self._rest.limit_s
             self._drains.begin(f"nothing to do for {limit_s:g} s, --leave-when-idle", now)
 
-    def _is_all_to_be_read(self) -> bool:
+    def _is_full_look_due(self) -> bool:
         is_draining = self._drains.drain is not None or self._drains.is_asked(self._control)
-        return self._scope.needs_all(self._control, self._workers.has_any_ended(), is_draining)
+        return self._scope.is_full_look_due(
+            self._control, self._workers.has_any_ended(), is_draining
+        )
 
     def _light_nap_s(self) -> float:
         """How long to wait after a light look: never past what is due by the clock alone."""
         now = time.monotonic()
-        until_deadline_s = max(0.0, self._drains.deadline - now)
+        naps = [self._scope.light_nap_s(), self._beat.every_s]
+        naps.append(max(0.0, self._drains.deadline - now))
         rest_s = self._rest.due_in_s(now)
-        naps = [self._scope.light_nap_s(), until_deadline_s, self._beat.every_s]
-        return min(naps if rest_s is None else [*naps, rest_s])
+        if rest_s is not None:
+            naps.append(rest_s)
+        return min(naps)
 
     def _look_lightly(self, is_news_likely: bool) -> None:
-        """Do what must be done also while nothing is read. Raises FolderGone, and OSError.
+        """Do what must be done also where nothing is read. Raises FolderGone, and OSError.
 
         is_news_likely: manifests are to be listed.
         """
-        # OUT is looked at by whoever writes there.
+        # OUT is not looked at: those that write there, the workers, do that.
         self._folders.spool.check()
         self._beat.beat_if_due(time.monotonic())
         n_manifests = self._nudged_for[0]
@@ -324,6 +332,7 @@ class Orchestrator:
             self._workers.children.nudge()
 
     def _moment(self, bell: Bell) -> Moment:
+        """What `Pace` is told before a wait."""
         now = time.monotonic()
         dues = [self._drains.deadline - now]
         if self._wake_at is not None:
@@ -348,7 +357,7 @@ class Orchestrator:
         Returns how the epoch ended, None while it goes on. Raises OSError.
         """
         while True:
-            self._look()
+            self._look_fully()
             is_gatherer = self._company.is_gatherer
             snapshot = self._situation.snapshot(
                 self._drains.drain, is_gatherer, self._company.others
@@ -360,7 +369,7 @@ class Orchestrator:
                 d.next_restart_at(snapshot, self._policy, now), self._situation.next_due_at()
             )
             self._telling.show(self._view)
-            self._tell_of_waiting(snapshot, now)
+            self._notices.tell_why_tasks_wait(snapshot, now)
             for action in actions:
                 if isinstance(action, d.End):
                     return action.ending
@@ -369,10 +378,10 @@ class Orchestrator:
                 # A slot that an attempt of somebody else takes counts as free: once that is closed,
                 # by whomever, there is a new manifest.
                 has_free_slot = len(self._workers.children.attempts()) < len(self._slots)
-                self._scope.note_read(self._control, has_free_slot, self._wake_at)
+                self._scope.note_full_look(self._control, has_free_slot, self._wake_at)
                 return None
 
-    def _look(self) -> None:
+    def _look_fully(self) -> None:
         """Hear and read what is new, and deal with what needs no decision.
 
         Nothing is read, and so nothing is decided or done, unless the spool and OUT are where they
@@ -392,8 +401,9 @@ class Orchestrator:
             text = f"damaged: {damage}; what it held is looked up elsewhere or run again"
             self._telling.tell("damage", text)
         tell_of_adopted(self._workers, self._telling)
-        for closing in self._workers.reap(self._tell_of_slow):
-            self._tell_of_end(closing)
+        for closing in self._workers.reap(self._notices.tell_of_slow_end):
+            is_draining = self._drains.drain is not None
+            self._notices.tell_of_end(closing, is_draining)
         for attempt, why in self._workers.kill_overdue().items():
             self._telling.tell("overdue", f"{attempt} {why}", attempt=attempt)
 
@@ -401,7 +411,7 @@ class Orchestrator:
         """Hear whether somebody asks for a drain, and pass it on. Raises OSError."""
         drain = self._drains.hear(self._control, now)
         if drain is not None:
-            self._tell_of_drain(drain)
+            self._pass_on(drain)
             self._drains.note_told(drain)
 
     def _has_anybody_drained(self) -> bool:
@@ -426,76 +436,8 @@ class Orchestrator:
         self._control = read_control(self._view.layout)
         return has_listed
 
-    def _tell_of_waiting(self, snapshot: d.Snapshot, now: float) -> None:
-        """Tell why tasks wait that have failed, where that may take a while, once for each time."""
-        excused = self._judge.excused
-        if excused and not self._was_excuse_told:
-            held = self._view.held[excused[-1]]
-            error, _ = how_it_failed(self._view, excused[-1], held[-1])
-            tasks = count_of(len(excused), "task waits", "tasks wait")
-            text = f"{tasks} for a file system in trouble, to be tried again: {error.message}"
-            self._telling.tell("tasks_waiting", text)
-        self._was_excuse_told = bool(excused) or (
-            self._was_excuse_told and bool(self._judge.doubtful)
-        )
-        wait_s = self._judge.old_in_s
-        is_quiet = snapshot.complete > 0 and self._judge.quiet_s >= QUIET_S
-        is_end = is_quiet and TELL_FROM_S <= wait_s < math.inf
-        if is_end and not excused and not self._was_end_told:
-            self._was_end_told = True
-            tasks = count_of(len(self._judge.doubtful), "task has", "tasks have")
-            text = (
-                f"the last {tasks} failed, and nothing completes any more: unless that changes, "
-                f"they fail for good in {wait_s:.0f} s"
-            )
-            self._telling.tell("tasks_waiting", text)
-        self._tell_of_outage(snapshot, now)
-        self._tell_of_taken_slots(snapshot)
-        self._tell_of_cold(snapshot)
-
-    def _tell_of_cold(self, snapshot: d.Snapshot) -> None:
-        """Tell, once, that the first rank starts alone."""
-        if snapshot.is_cold and snapshot.unclaimed > 1 and not self._was_cold_told:
-            self._was_cold_told = True
-            text = (
-                f"one rank starts first, the others once it has imported its job, or in "
-                f"{WARM_S:.0f} s: {self._one_first}"
-            )
-            self._telling.tell("one_first", text)
-
-    def _tell_of_taken_slots(self, snapshot: d.Snapshot) -> None:
-        """Tell, once for each, that an attempt of another parent uses the device of a slot."""
-        for one in snapshot.open:
-            is_in_the_way = one.is_own and one.slot >= 0 and one.life is Life.ELSEWHERE
-            if is_in_the_way and one.name not in self._told_in_the_way:
-                self._told_in_the_way.add(one.name)
-                device = self._slots[one.slot].device_name
-                text = (
-                    f"device {device} is used by {one.name}, which another gpuspool on this host "
-                    "started: its slot here waits until that has ended"
-                )
-                self._telling.tell("waiting", text, attempt=one.name)
-
-    def _tell_of_outage(self, snapshot: d.Snapshot, now: float) -> None:
-        """Tell, once for each, that every place fails and nothing has completed for a while."""
-        quiet_s = now - snapshot.finished_last_at
-        if quiet_s < TELL_FROM_S or not d.is_outage_likely(snapshot):
-            return
-        if self._outage_told == snapshot.finished_last_at:
-            return
-        self._outage_told = snapshot.finished_last_at
-        key = self._judge.doubtful[-1]
-        error, _ = how_it_failed(self._view, key, self._view.held[key][-1])
-        text = (
-            f"nothing was finished for {quiet_s:.0f} s, and on every rank tasks fail (the last by "
-            f"{error.type}: {error.message}). Something that all of them need may be away: no task "
-            "is blamed, the ranks try again with pauses, and if nothing is finished for "
-            f"{OUTAGE_S / 60:.0f} minutes the run ends, to be resumed"
-        )
-        self._telling.tell("outage", text)
-
-    def _tell_of_drain(self, drain: Drain) -> None:
-        """Tell the workers of a drain first, and then people."""
+    def _pass_on(self, drain: Drain) -> None:
+        """Tell of a drain: the workers of this host, whoever else it is for, and then people."""
         # A second Ctrl-C only ends the grace, and the workers are about to be killed for it.
         if drain.is_interrupted:
             return
@@ -513,60 +455,9 @@ class Orchestrator:
             order_drain(layout, self._company.newest, drain.ending, drain.why)
         grace_s = self._orders.options.grace_s
         text = f"{drain.why}: workers finish the tasks in hand, at most {grace_s:.0f} s"
-        if drain.is_by_hand:
+        if drain.cause is Cause.TERMINAL:
             text += "; a second Ctrl-C kills them at once, and the same command goes on later"
         self._telling.tell("draining", text, why=drain.why)
-
-    def _tell_of_end(self, closing: Closing) -> None:
-        """Tell of an attempt that closed itself since it could not go on, or was stopped."""
-        if closing.by != closing.attempt:
-            return
-        self._tell_of_close(closing)
-        if closing.reason is Reason.RECYCLED:
-            why = closing.error.message if closing.error is not None else ""
-            self._telling.record("attempt_recycled", attempt=closing.attempt, why=why)
-            return
-        if closing.reason is Reason.DRAINED:
-            # A worker may hear of `gpuspool drain` before this process does.
-            if self._drains.drain is not None:
-                return
-            text = f"{closing.attempt} was told to stop by somebody else, by a signal, and did"
-            if resource.getrlimit(resource.RLIMIT_CPU)[1] != resource.RLIM_INFINITY:
-                text += "; it may have reached its limit on CPU time, ulimit -t"
-            self._telling.tell("attempt_stopped", text, attempt=closing.attempt)
-            return
-        if closing.state is not AttemptState.FAILED:
-            return
-        why = ""
-        if closing.error is not None:
-            why = closing.error.message
-        text = f"{closing.attempt} failed ({closing.reason}): {why}"
-        self._telling.tell("attempt_failed", text, attempt=closing.attempt)
-
-    def _tell_of_close(self, closing: Closing) -> None:
-        """Tell of a job whose `close` failed: of the first, since each process may say the same."""
-        error = closing.close_error
-        if error is None:
-            return
-        log = self._view.layout.log(closing.attempt)
-        text = (
-            f"{closing.attempt}: the job's `close` failed, no task is concerned, see {log}: "
-            f"{error.type}: {error.message}"
-        )
-        if self._was_close_told:
-            self._telling.record("close_failed", text=text, attempt=closing.attempt)
-            return
-        self._was_close_told = True
-        self._telling.tell("close_failed", text, attempt=closing.attempt)
-
-    def _tell_of_slow(self, attempt: str) -> None:
-        """Tell of a worker whose process goes on although its work is over."""
-        log = self._view.layout.log(attempt)
-        text = (
-            f"{attempt} has done its work, but threads or exit handlers of the job go on; after "
-            f"{LEAVING_S:.0f} s they are cut off, and {log} says where they stood"
-        )
-        self._telling.tell("slow_to_end", text, attempt=attempt)
 
     def _act(self, action: d.Act) -> None:
         match action:

@@ -1,10 +1,16 @@
-"""Open attempts that some other process started.
+"""Attempts that some other process started, as one parent sees them.
 
-This process cannot wait for them, so it judges them from outside: on this host by the process
-table, elsewhere by a lease. As long as the parent of such an attempt is not proved dead, the
-attempt is that parent's alone: here it is ELSEWHERE, whatever is known of its process, and is
-neither closed nor signalled, killed or timed out. Orphans that live on this host are adopted:
-watched and signalled like children. What this process started itself is in `children.py`.
+This process cannot wait(2) for them, so it judges them from outside: on this host by the process
+table, elsewhere by a lease.
+
+- As long as the parent of such an attempt is not proved dead, the attempt is that parent's alone.
+  Here it is ELSEWHERE, whatever is known of its process, and is neither closed nor signalled,
+  killed or timed out.
+- An attempt that lives on this host and whose parent is dead is adopted: it is watched and
+  signalled like a child. In `Others`, ALIVE means just that.
+- One that is dead, and its parent too, is DEAD, and whoever sees that first closes it.
+
+What this process started itself is in `children.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +25,11 @@ from gpuspool.spool.view import View
 
 
 class Others:
-    """The attempts of a run that are not among `children`. Raises OSError as the view does."""
+    """The attempts of a run that are not among `children`. Raises OSError as the view does.
+
+    Methods that say so read nothing of the spool: they tell what is known as of the last look, and
+    what the table of processes shows.
+    """
 
     def __init__(self, view: View, children: Children, lease_s: float) -> None:
         self._view = view
@@ -32,7 +42,7 @@ class Others:
         # Those that were adopted once, as far as `newly_adopted` told.
         self._adopted: set[str] = set()
 
-    def open(self) -> list[str]:
+    def open_attempts(self) -> list[str]:
         """Those that are not closed."""
         return [name for name in self._view.open_attempts if name not in self._children]
 
@@ -51,7 +61,7 @@ class Others:
 
     def newly_adopted(self) -> list[str]:
         """Those that are adopted, and were not yet when this was asked last."""
-        found = [name for name in self.open() if name not in self._adopted]
+        found = [name for name in self.open_attempts() if name not in self._adopted]
         found = [name for name in found if self.is_adopted(name)]
         self._adopted.update(found)
         return found
@@ -70,7 +80,7 @@ class Others:
         return found
 
     def adopted_epochs(self) -> set[int]:
-        """The epochs of those: their parents were of this host, as all that these started."""
+        """The epochs of those in `adopted_running`. Their parents were all of this host."""
         intents = map(self._view.intents.get, self.adopted_running())
         return {intent.epoch for intent in intents if intent is not None}
 
@@ -81,8 +91,8 @@ class Others:
     def _adopted_open(self) -> list[str]:
         return [name for name in self._adopted if name not in self._view.closed]
 
-    def is_here(self, attempt: str) -> bool:
-        """Whether an attempt of this host may live, or be about to, whoever started it."""
+    def may_live_here(self, attempt: str) -> bool:
+        """Whether an attempt of this host lives, or may be about to, whoever started it."""
         if self.detector.life(attempt) is Life.DEAD:
             return False
         intent = self._view.intents.get(attempt)
@@ -94,8 +104,12 @@ class Others:
 
     def running(self) -> dict[str, int]:
         """attempt -> pid of the open ones that are proved alive on this host."""
-        alive = [name for name in self.open() if self.life(name) is Life.ALIVE]
-        return self._pids(alive)
+        found: dict[str, int] = {}
+        for name in self.open_attempts():
+            who = self._view.identity(name) if self.is_adopted(name) else None
+            if who is not None:
+                found[name] = who.pid
+        return found
 
     def pid_here(self, attempt: str) -> int | None:
         """The pid of an attempt whose process is, or was, one of this host."""
@@ -106,8 +120,8 @@ class Others:
 
     def leaving(self) -> dict[str, int]:
         """attempt -> pid of the closed ones whose processes still run on this host."""
-        # This is asked again and again until the last process has gone, and there may be thousands
-        # of closed attempts. Each is judged until it is once found to be gone: a process does not
+        # The caller asks until the last process has gone, and there may be thousands of closed
+        # attempts. So one that is once found to be gone is not judged again: a process does not
         # come back. The view holds the heads of all journals, so no file of the spool is read.
         closed = self._view.closed
         for name in itertools.islice(closed, self._closings_read, len(closed)):
@@ -117,20 +131,16 @@ class Others:
         for name in list(self._leaving):
             if name in self._children:
                 continue
-            # In a copy of a spool it is a worker of the original.
-            pid = None
-            if not self.detector.is_copied(name):
-                pid = self.pid_running(name)
-            if pid is not None and not self.is_orphaned(name):
-                # Its own parent sees it off.
-                continue
-            if pid is None:
+            pid = self.pid_running(name)
+            if pid is None or self.detector.is_copied(name):
+                # It is gone, or it is a worker of the spool of which this one is a copy.
                 del self._leaving[name]
-            else:
+            elif self.is_parent_dead(name):
+                # If its parent lived, that would see it off.
                 found[name] = pid
         return found
 
-    def is_orphaned(self, attempt: str) -> bool:
+    def is_parent_dead(self, attempt: str) -> bool:
         """Whether the parent of an attempt is proved dead, as of the last look: reads nothing."""
         return self.detector.known_parent_life(attempt) is Life.DEAD
 
@@ -144,11 +154,3 @@ class Others:
         if liveness(journal.head) is not Life.ALIVE:
             return None
         return journal.head.pid
-
-    def _pids(self, attempts: list[str]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for name in attempts:
-            who = self._view.identity(name)
-            if who is not None:
-                found[name] = who.pid
-        return found

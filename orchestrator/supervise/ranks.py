@@ -27,17 +27,14 @@ class Ranks:
         self._view = view
         self._detector = detector
         self._epoch = epoch
+        # The rank of each slot that has launched an attempt, by the number of the slot.
         self._ranks: dict[int, int] = {}
 
-    def of(self, slot: Slot) -> int | None:
-        """The rank of a slot, None before its first launch."""
-        return self._ranks.get(slot.number)
-
     def candidates(self, slot: Slot) -> Iterator[int]:
-        """The ranks to try for a slot's next attempt, the best first. It never ends.
+        """The ranks to try for a slot's next attempt, the best first: its own, then free ones.
 
-        Whoever finds one taken asks for the next, and the attempts are read again before that.
-        Raises OSError.
+        It never ends. Whoever finds one taken asks for the next, and the attempts are read again
+        before that. Raises OSError.
         """
         tried: set[int] = set()
         own = self._ranks.get(slot.number)
@@ -57,8 +54,10 @@ class Ranks:
         self._ranks[slot.number] = rank
 
     def _has_open(self, rank: int) -> bool:
-        """Whether an attempt of a rank is open: of a slot's own only if somebody took it for dead
-        and its rank for free.
+        """Whether an attempt of a rank is open.
+
+        One of a slot's own rank can be, if somebody took this parent for dead and the rank for
+        free.
         """
         return any(rank_of(attempt) == rank for attempt in self._view.open_attempts)
 
@@ -73,12 +72,12 @@ class Ranks:
                 open_ranks.add(rank)
         taken = {*tried, *self._ranks.values(), *open_ranks}
         for rank in itertools.count():
-            if rank not in taken and (rank not in last or self._is_left(last[rank])):
+            if rank not in taken and (rank not in last or self._is_rank_left(last[rank])):
                 return rank
         raise AssertionError("there is always a number that was never used")
 
-    def _is_left(self, attempt: str) -> bool:
-        """Whether nobody will start another attempt behind this one, which is closed."""
+    def _is_rank_left(self, attempt: str) -> bool:
+        """Whether nobody will start another attempt of the rank of this one, which is closed."""
         intent = self._view.intents.get(attempt)
         if intent is not None and intent.epoch == self._epoch:
             return True

@@ -7,7 +7,7 @@ The loop asks at each look.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from gpuspool.spool.states import Phase
 from gpuspool.spool.view import View
@@ -34,7 +34,7 @@ class Rest:
         """
         if self.limit_s is None:
             return False
-        if not self._is_resting():
+        if not are_all_idle(self._view, self._attempts()):
             self._since = None
             return False
         if self._since is None:
@@ -42,13 +42,15 @@ class Rest:
         return now - self._since >= self.limit_s
 
     def due_in_s(self, now: float) -> float | None:
-        """When to ask again at the latest; None where that is no matter."""
+        """After how many seconds to ask again; None for a parent that never leaves."""
         if self.limit_s is None:
             return None
         if self._since is None:
             return self.limit_s
         return max(0.0, self._since + self.limit_s - now)
 
-    def _is_resting(self) -> bool:
-        beats = [self._view.heartbeat(attempt) for attempt in self._attempts()]
-        return all(beat is not None and beat.state is Phase.IDLE for beat in beats)
+
+def are_all_idle(view: View, attempts: Iterable[str]) -> bool:
+    """Whether all of these attempts have nothing to do, as their heartbeats tell."""
+    beats = [view.heartbeat(attempt) for attempt in attempts]
+    return all(beat is not None and beat.state is Phase.IDLE for beat in beats)

@@ -1,11 +1,12 @@
-"""How much of the spool a look reads.
+"""How much of the spool a look of a parent reads.
 
-One reading of the whole spool opens a file or two for each rank of the run, on whatever host. The
-gatherer does that often, since somebody must. If each of a hundred parents did, they would keep the
-file system busy with looking at each other. So the others look lightly: they hear of their own
-children by wait(2) and of what they have adopted by the table of processes, and list control/ every
-ten seconds, and beats/ and manifests/ at about each second of these looks. They read everything
-only where something may be for them to do, for one of the reasons in `needs_all`.
+One reading of the whole spool, a *full look*, opens a file or two for each rank of the run, on
+whatever host. The gatherer does that often, since somebody must. If each of a hundred parents did,
+they would keep the file system busy with looking at each other. So the others mostly take *light
+looks*: they hear of their own children by wait(2) and of what they have adopted by the table of
+processes, and list control/ every ten seconds, and beats/ and manifests/ at about each second of
+these looks. They take a full one only where there may be something for them to do, for one of the
+reasons in `is_full_look_due`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gpuspool.orchestrator.supervise.company import Company
-from gpuspool.spool.states import Phase
+from gpuspool.orchestrator.supervise.rest import are_all_idle
 from gpuspool.spool.view import Control, View
 
 # A light look follows the one before so soon, give or take a fifth, so that many parents that were
@@ -25,7 +26,7 @@ SPREAD = 0.2
 
 
 class Scope:
-    """Decides, for one parent, whether a look reads everything."""
+    """Decides, for one parent, whether a look is a full one."""
 
     def __init__(
         self,
@@ -46,31 +47,29 @@ class Scope:
         self._is_watched = is_watched
         self._is_timed = is_timed
         self._lease_s = lease_s
+        # What was noted after the last full look; a control of None stands for before the first.
         self._control: Control | None = None
         self._has_free_slot = True
         self._wake_at: float | None = None
-        self._read_at = 0.0
+        self._full_look_at = 0.0
         # Since when all children are seen to be idle.
         self._idle_since: float | None = None
         self._asked_idle_at = 0.0
 
-    def needs_all(self, control: Control, has_any_ended: bool, is_draining: bool) -> bool:
+    def is_full_look_due(self, control: Control, has_any_ended: bool, is_draining: bool) -> bool:
         """Whether this look must read the whole spool. Raises OSError.
 
         control: as control/ is now. has_any_ended: a child, or an attempt that is adopted, has
         ended and was not seen to yet.
         """
+        if not self.has_looked_fully or self._company.is_gatherer or self._is_watched:
+            return True
+        # What another parent of this host has started may have to be adopted once that is gone.
+        has_news = control != self._control or self._company.has_lost_a_neighbour
+        if has_any_ended or is_draining or has_news:
+            return True
         now = time.monotonic()
-        if self._control is None or self._company.is_gatherer or self._is_watched:
-            return True
-        if has_any_ended or is_draining or control != self._control:
-            return True
-        if self._company.has_lost_a_neighbour:
-            # What it has started on this host may have to be adopted.
-            return True
-        if self._wake_at is not None and now >= self._wake_at:
-            return True
-        if self._is_timed and now - self._read_at >= LIGHT_S:
+        if self._is_due_by_the_clock(now):
             return True
         # By what the view has read, and not by an older listing: a manifest that came while all was
         # read must not be overlooked.
@@ -78,21 +77,26 @@ class Scope:
             return True
         return self._have_all_been_idle(now)
 
+    def _is_due_by_the_clock(self, now: float) -> bool:
+        if self._wake_at is not None and now >= self._wake_at:
+            return True
+        return self._is_timed and now - self._full_look_at >= LIGHT_S
+
     @property
-    def has_read(self) -> bool:
+    def has_looked_fully(self) -> bool:
         """Whether everything was read once, and what follows from it was done."""
         return self._control is not None
 
-    def note_read(self, control: Control, has_free_slot: bool, wake_at: float | None) -> None:
+    def note_full_look(self, control: Control, has_free_slot: bool, wake_at: float | None) -> None:
         """Everything was read, and what follows from it was done.
 
-        has_free_slot: a slot runs no attempt of this parent's own. wake_at: when there is something
-        to do by the clock alone.
+        control: as control/ was then. has_free_slot: a slot runs no attempt of this parent's own.
+        wake_at: when there is something to do by the clock alone.
         """
         self._control = control
         self._has_free_slot = has_free_slot
         self._wake_at = wake_at
-        self._read_at = time.monotonic()
+        self._full_look_at = time.monotonic()
 
     def light_nap_s(self) -> float:
         """How long to wait after a light look."""
@@ -102,15 +106,14 @@ class Scope:
         return nap_s
 
     def _have_all_been_idle(self, now: float) -> bool:
-        """Whether all children have had nothing to do for a lease: once in each lease.
+        """Whether all children have had nothing to do for a lease. It is true once in each lease.
 
-        Somebody may have died who holds what they wait for, and nobody may see it.
+        Somebody may have died who holds what they wait for, and nobody else may see it.
         """
         if now - self._asked_idle_at < self._lease_s / 2:
             return False
         self._asked_idle_at = now
-        beats = [self._view.heartbeat(attempt) for attempt in self._children()]
-        if not all(beat is not None and beat.state is Phase.IDLE for beat in beats):
+        if not are_all_idle(self._view, self._children()):
             self._idle_since = None
             return False
         if self._idle_since is None:

@@ -2,10 +2,14 @@
 
 Where the interpreter lies on a network file system, ranks that start together ask its server for
 the same thousands of small files at the same time, and all take as long as the slowest answer. So
-one goes first. Once it has imported its job, most of what the others need is in the caches of this
-host. The way there may be blocked: by a rank that cannot load the job, or by one that hangs. So the
-others also begin once the first one has ended, however it ended, or after WARM_S. A worker that
-is at work on this host already, such as one that outlived its parent, has imported all before.
+one rank starts first. Once it has imported its job, most of what the others need is in the caches
+of this host: the host is *warm*, and before that it is *cold*.
+
+The first rank must not keep the others from starting for good. So the host also counts as warm
+
+- once the first rank has ended, however it ended: it may have been unable to load the job;
+- after WARM_S: the rank may hang;
+- from the start, if a worker is at work on this host already, such as one that outlived its parent.
 
 `Situation` asks for each snapshot; `decide` holds the others back.
 """
@@ -27,34 +31,34 @@ LOOK_S = 1.0
 
 
 class Warmth:
-    """What one start knows of its first rank. Once it is warm, it stays so."""
+    """Whether this host is still cold, for one start. Once it is warm, it stays so."""
 
     def __init__(self, view: View, is_cold: bool) -> None:
         """is_cold: there are several slots, and one of them shall start alone."""
         self._view = view
         self._is_cold = is_cold
         # Since when an attempt of this host is seen to be open, on the monotonic clock.
-        self._since: float | None = None
+        self._open_since: float | None = None
 
     def look(self, attempts: Iterable[OpenAttempt], past: Iterable[RankPast]) -> bool:
-        """Whether only one may start. attempts: all that are open. past: of this parent's slots.
+        """Whether the host is cold, so that only one rank may start.
 
-        Raises OSError.
+        attempts: all that are open. past: of this parent's slots. Raises OSError.
         """
         if not self._is_cold:
             return False
         here = [one for one in attempts if one.is_own]
         now = time.monotonic()
-        if here and self._since is None:
-            self._since = now
-        is_late = self._since is not None and now - self._since >= WARM_S
+        if here and self._open_since is None:
+            self._open_since = now
+        is_late = self._open_since is not None and now - self._open_since >= WARM_S
         has_any_ended = any(rank.reasons for rank in past)
         self._is_cold = not (is_late or has_any_ended or any(map(self._has_imported, here)))
         return self._is_cold
 
     def due_at(self) -> float | None:
         """When to look again, on the monotonic clock; None where nobody is waited for."""
-        if not self._is_cold or self._since is None:
+        if not self._is_cold or self._open_since is None:
             return None
         return time.monotonic() + LOOK_S
 

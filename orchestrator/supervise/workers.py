@@ -378,7 +378,7 @@ class Workers:
         for attempt in self._view.closed:
             intent = self._view.intents.get(attempt)
             is_own = intent is not None and intent.epoch == self._epoch
-            if is_own or self.others.is_orphaned(attempt):
+            if is_own or self.others.is_parent_dead(attempt):
                 found.add(attempt)
         return found
 

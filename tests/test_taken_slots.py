@@ -21,7 +21,7 @@ from spooling import (
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise.launch import Orders
-from gpuspool.orchestrator.supervise.seats import Seats
+from gpuspool.orchestrator.supervise.taken_slots import TakenSlots
 from gpuspool.orchestrator.supervise.workers import Workers
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout
@@ -39,15 +39,15 @@ class Look:
         self.view = view_of(layout)
         orders = Orders(epoch=OURS, job=JOB, options=Options(), world_size=len(slots))
         self._workers = Workers(self.view, orders)
-        self._seats = Seats(self.view, self._workers.others, slots)
+        self._taken = TakenSlots(self.view, self._workers.others, slots)
 
     @property
-    def further(self) -> frozenset[int]:
-        return self._seats.further
+    def beside_first(self) -> frozenset[int]:
+        return self._taken.beside_first
 
     def __call__(self, busy: Collection[int] = ()) -> dict[str, int]:
         self.view.refresh()
-        return dict(self._seats.look(self._workers.others.open(), busy))
+        return dict(self._taken.look(self._workers.others.open_attempts(), busy))
 
 
 @pytest.fixture
@@ -125,10 +125,10 @@ def test_an_attempt_with_several_gpus_takes_a_slot_of_each(
 ) -> None:
     let_run(layout, A0, parent, worker, "0,2")
     look = Look(layout, [Slot(0, "0"), Slot(1, "0"), Slot(2, "1"), Slot(3, "2")])
-    assert (look(), look.further) == ({A0: 0}, {3})
-    assert (look(), look.further) == ({A0: 0}, {3})
+    assert (look(), look.beside_first) == ({A0: 0}, {3})
+    assert (look(), look.beside_first) == ({A0: 0}, {3})
     close(look.view, A0)
-    assert (look(), look.further) == ({}, set())
+    assert (look(), look.beside_first) == ({}, set())
 
 
 def test_an_attempt_waits_for_no_second_slot_where_one_has_all_its_gpus(
@@ -136,7 +136,7 @@ def test_an_attempt_waits_for_no_second_slot_where_one_has_all_its_gpus(
 ) -> None:
     let_run(layout, A0, parent, worker, "0,1")
     look = Look(layout, [Slot(0, "0,1"), Slot(1, "0,1")])
-    assert (look(), look.further) == ({A0: 0}, set())
+    assert (look(), look.beside_first) == ({A0: 0}, set())
 
 
 def test_the_cores_of_a_host_are_shared_with_other_parents(
