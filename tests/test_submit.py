@@ -24,6 +24,7 @@ from gpuspool.orchestrator.slurm.submitting import (
     alive_in,
     fair_cpus,
     gpus_in,
+    id_in,
     node_shapes_in,
     split_arrays,
 )
@@ -207,6 +208,21 @@ def test_sbatch_that_fails_after_submitting_has_submitted(queue: Queue) -> None:
     done = submit()
     assert (done.jobs, done.elements) == (["101"], 3)
     assert submit().elements == 0
+
+
+def test_a_greeting_before_the_id_is_no_part_of_it(queue: Queue) -> None:
+    greeting = "echo Welcome to login1; echo '--> Verifying 2 quotas...OK'"
+    queue.add("sbatch", greeting + SBATCH.format(queue=queue.file))
+    assert submit().jobs == ["101"]
+    assert id_in("7;alpha\n") == "7"
+
+
+def test_sbatch_that_succeeds_without_an_id_is_asked_after(queue: Queue) -> None:
+    queue.add("sbatch", "echo nothing done")
+    with pytest.raises(UsageError, match=r"did not take .*told no job's id, but 'nothing done'"):
+        submit()
+    queue.add("sbatch", "{ " + SBATCH.format(queue=queue.file) + "} >/dev/null")
+    assert submit().jobs == ["101"]
 
 
 def test_sbatch_that_takes_too_long_is_asked_after(

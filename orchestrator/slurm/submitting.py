@@ -27,6 +27,8 @@ SBATCH_S = 60.0
 # Slurm's own default of how many elements an array may have.
 USUAL_ARRAY = 1001
 
+_JOB_ID = re.compile(r"^(\d+)(?:;\S*)?\s*$", re.MULTILINE | re.ASCII)
+
 _MAX_ARRAY = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 
 # What squeue calls a job that does nothing more. All else may run yet.
@@ -100,13 +102,24 @@ def submit_arrays(
         answer = ask(["sbatch", "--parsable", option, str(script)], SBATCH_S)
         if answer.err:
             said.append(answer.err)
-        if answer.trouble:
-            submitted.append(_found_after_all(name, before, answer.trouble, submitted, script))
-        else:
-            # Behind the id, and a semicolon, stands the cluster where there are several.
-            submitted.append(answer.out.strip().partition(";")[0])
+        job, trouble = id_in(answer.out), answer.trouble
+        if not trouble and job is None:
+            trouble = f"sbatch told no job's id, but {answer.out.strip()!r}"
+        if trouble or job is None:
+            job = _found_after_all(name, before, trouble, submitted, script)
+        submitted.append(job)
         before.add(submitted[-1])
     return submitted, said
+
+
+def id_in(out: str) -> str | None:
+    """The job's id that sbatch told; None where it told none.
+
+    Behind the id, and a semicolon, stands the cluster where there are several. Some sites have a
+    wrapper around sbatch which greets before that.
+    """
+    ids = _JOB_ID.findall(out)
+    return ids[-1] if ids else None
 
 
 def _found_after_all(
