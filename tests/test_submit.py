@@ -472,6 +472,27 @@ def test_a_spool_that_was_not_submitted_is_not_submitted_again(queue: Queue, box
     assert "was not submitted to Slurm yet" in box.run("resume", "S", "--slurm", code=2).err
 
 
+@pytest.mark.parametrize("other", ["", "another run"])
+def test_elements_of_a_spool_that_was_moved_are_not_sent_to_its_old_path(
+    queue: Queue, box: Box, other: str
+) -> None:
+    submit(spool="it's S")
+    os.rename("it's S", "moved")
+    if other:
+        submit(spool="it's S")
+    n_before = len(queue.called("sbatch"))
+    queue.file.write_text("")
+    with pytest.raises(UsageError, match=r"elements that join .*/it's S, and not .*/moved"):
+        gpuspool.resubmit("moved")
+    assert len(queue.called("sbatch")) == n_before
+    # What it says leads on, and so does the old path, once it leads to the spool again.
+    submit(spool="moved")
+    queue.file.write_text("")
+    os.rename("moved", "again")
+    os.symlink("again", "moved")
+    assert gpuspool.resubmit("again").elements == 3
+
+
 def test_a_script_without_its_array_is_not_guessed_at(queue: Queue, box: Box) -> None:
     script = submit().script
     assert script is not None

@@ -11,6 +11,7 @@ run. `resubmit` does the last step alone, with the newest script.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -48,6 +49,7 @@ from gpuspool.orchestrator.slurm.script import (
     further_options,
     job_name,
     refuse_path,
+    spool_in,
 )
 from gpuspool.orchestrator.slurm.submitting import (
     NodeShape,
@@ -278,7 +280,9 @@ def resubmit(
             "`gpuspool submit`, with the job and the inputs as before, does that."
         )
     script = layout.slurm_script(numbers[-1])
-    array = array_in(read_bytes(script) or b"")
+    text = read_bytes(script) or b""
+    _refuse_moved(layout, script, spool_in(text))
+    array = array_in(text)
     if array is None:
         raise UsageError(
             f"{script} does not say how many elements it has, in a line such as #SBATCH "
@@ -361,6 +365,22 @@ def _refuse_changed_code(view: View, request: Request, keep_done: bool) -> None:
         "and another --spool makes a second run."
     )
     refuse_changed_job(view, job, request.source, False, ways_on)
+
+
+def _refuse_moved(layout: Layout, script: Path, named: str | None) -> None:
+    """Raise UsageError where the elements of a script would not join the spool that it lies in.
+
+    named: the spool that they join. A spool that --fresh has renamed has another run at its old
+    path, and elements would work on that one.
+    """
+    with contextlib.suppress(OSError):
+        if named is None or os.path.samefile(named, layout.root):
+            return
+    raise UsageError(
+        f"{script} starts elements that join {named}, and not {layout.root}: the spool was moved. "
+        f"`gpuspool submit`, with the job and the inputs as before and --spool {layout.root}, "
+        "writes a new script."
+    )
 
 
 def _setup_lines(setup: str | os.PathLike[str] | None) -> bytes | None:
