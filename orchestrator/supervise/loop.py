@@ -186,18 +186,8 @@ class Orchestrator:
         )
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):
-            try:
-                bell.watch_soon(self._folders_to_watch())
-                ending = self._loop(bell)
-            except OSError as trouble:
-                self._abandon(trouble, bell)
-                raise
-            self._workers.see_off(bell, self._tell_of_slow)
-        for closing in self._workers.reap(self._tell_of_slow):
-            self._tell_of_close(closing)
-        # What follows reads the spool and is written into it, and says where the outputs are.
-        self._folders.check()
-        self._view.read_late_lines()
+            bell.watch_soon(self._folders_to_watch())
+            ending = self._see_to_end(bell)
         seconds = time.monotonic() - self._began
         self._telling.show_end(self._view, seconds)
         self._company.look()
@@ -209,6 +199,27 @@ class Orchestrator:
         self._is_over = True
         self._telling.record("run_ended", how=outcome.how, exit_code=outcome.exit_code)
         return outcome
+
+    def _see_to_end(self, bell: Bell) -> Ending:
+        """See to the run until it ends, and to all that was started until it is gone.
+
+        The last workers may take long to exit, and whoever adds tasks meanwhile, or gives some
+        another round, sees that this parent lives and relies on it. Then the run goes on.
+        """
+        while True:
+            try:
+                ending = self._loop(bell)
+            except OSError as trouble:
+                self._abandon(trouble, bell)
+                raise
+            self._workers.see_off(bell, self._tell_of_slow)
+            for closing in self._workers.reap(self._tell_of_slow):
+                self._tell_of_close(closing)
+            # What follows reads the spool and is written into it, and says where the outputs are.
+            self._folders.check()
+            self._view.read_late_lines()
+            if ending is not Ending.FINISHED or self._view.ledger.is_finished:
+                return ending
 
     def end(self) -> None:
         """Beat no more, and do what the last parent of all does, if this one is that.
