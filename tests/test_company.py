@@ -140,6 +140,21 @@ def test_who_was_taken_for_dead_and_is_there_takes_that_back(
     assert not looked(ours).was_taken_for_dead, "it is said once"
 
 
+def test_who_cannot_take_back_that_it_was_lost_says_so_once(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit(layout, OURS, elsewhere())
+    say_ended(layout, OURS, LOST)
+    company = company_of(layout)
+    with monkeypatch.context() as patch:
+        # As on a file system that is mounted read-only by now.
+        patch.setattr("gpuspool.orchestrator.supervise.company.remove_quietly", lambda _: None)
+        told = [looked(company).was_taken_for_dead for _ in range(3)]
+    assert told == [True, False, False]
+    looked(company)
+    assert not layout.parent_end(OURS).exists()
+
+
 def test_who_has_ended_does_not_take_that_back(layout: Layout) -> None:
     admit(layout, OURS, elsewhere())
     say_ended(layout, OURS)

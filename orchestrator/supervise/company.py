@@ -34,8 +34,10 @@ class Company:
         self._missed: set[int] = set()
         # Whether, at the last look, a parent of this host was not there any more.
         self.has_lost_a_neighbour = False
-        # Whether, at the last look, others took this parent for dead.
+        # Whether, at the last look, it was news that others took this parent for dead.
         self.was_taken_for_dead = False
+        # Whether they have said so, and it could not be taken back: the spool cannot be written to.
+        self._is_said_lost = False
 
     def look(self) -> None:
         """List the parents, and judge those that have not said that they ended. Raises OSError."""
@@ -57,11 +59,12 @@ class Company:
         if any(map(self._seems_lost, parents.without_end())):
             # It may have said how it ended, or have woken, since the last listings.
             self._detector.look_anew()
-        self.was_taken_for_dead = parents.was_lost(self._epoch)
-        if self.was_taken_for_dead:
+        self.was_taken_for_dead = parents.was_lost(self._epoch) and not self._is_said_lost
+        if parents.was_lost(self._epoch):
             # What this one starts would be closed as that of a dead parent.
             remove_quietly(self._layout.parent_end(self._epoch))
             parents.refresh()
+        self._is_said_lost = parents.was_lost(self._epoch)
         others: list[int] = []
         # One that came and died between two listings was never seen to live.
         seen = {*self.others, *parents.without_end()} - {self._epoch}
