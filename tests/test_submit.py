@@ -200,7 +200,18 @@ def test_what_slurm_refuses_is_told_in_its_words_and_the_same_command_goes_on(
         submit(partition="nope")
     queue.add("sbatch", SBATCH.format(queue=queue.file))
     done = submit(partition="main")
-    assert (done.elements, done.script) == (3, box / "S" / "slurm" / "0002.sh")
+    assert (done.elements, done.script) == (3, box / "S" / "slurm" / "0001.sh")
+
+
+def test_what_slurm_refused_is_not_what_is_submitted_again(queue: Queue, box: Box) -> None:
+    submit(partition="main")
+    queue.states()
+    queue.add("sbatch", "echo 'sbatch: error: Invalid --time specification' >&2; exit 1")
+    with pytest.raises(UsageError, match="is removed again; --dry-run shows it"):
+        submit(time="soon")
+    queue.add("sbatch", SBATCH.format(queue=queue.file))
+    done = gpuspool.resubmit("S")
+    assert (done.elements, done.script) == (3, box / "S" / "slurm" / "0001.sh")
 
 
 def test_sbatch_that_fails_after_submitting_has_submitted(queue: Queue) -> None:
@@ -251,6 +262,8 @@ def test_of_several_arrays_those_before_a_refusal_are_told(queue: Queue) -> None
     queue.add("sbatch", once + SBATCH.format(queue=queue.file))
     with pytest.raises(UsageError, match=r"QOSMaxSubmit(.|\n)*Submitted before that: 101"):
         submit()
+    queue.add("sbatch", SBATCH.format(queue=queue.file))
+    assert gpuspool.resubmit("S").elements == 1
 
 
 def test_where_nobody_answers_nobody_knows(queue: Queue, box: Box) -> None:
