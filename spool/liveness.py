@@ -295,11 +295,18 @@ class FailureDetector:
             near = self._near_life_by_intent(epoch)
         if near is not Life.ELSEWHERE:
             return near
+        return Life.DEAD if self.is_silent(epoch) else Life.ELSEWHERE
+
+    def is_silent(self, epoch: int) -> bool:
+        """Whether the beat of a parent has stood still for a lease, as of the last look.
+
+        Elsewhere that proves it dead. Here it may be stopped (Ctrl-Z), or hang in the kernel.
+        """
         parent = self.parents.known.get(epoch)
         lease_s = self._watch.lease_s
         if parent is not None:
             lease_s = max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
-        return Life.DEAD if self._watch.still_s(epoch_name(epoch)) > lease_s else Life.ELSEWHERE
+        return self._watch.still_s(epoch_name(epoch)) > lease_s
 
     def _near_life(self, epoch: int) -> Life:
         """As `Parents.near_life`, but who was seen to beat is not dead because others say so."""

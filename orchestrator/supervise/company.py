@@ -3,9 +3,10 @@
 Every host runs a parent, and parents are equal: each owns by wait(2) what it started, and nothing
 else. Some things only one of them should do, since it takes a reading of the whole spool: ruling
 about failures, sweeping, ending the run for --max-failed. That one is the *gatherer*: the parent of
-the lowest epoch that is not proved dead. Each parent judges that for itself, so for some moments
-there may be two, or none that knows it. Two do the same work twice, and of all that they publish
-one link(2) wins; while there is none, that work waits, and the tasks go on.
+the lowest epoch that is not proved dead, and not silent for a lease. Each parent judges that for
+itself, so for some moments there may be two, or none that knows it. Two do the same work twice, and
+of all that they publish one link(2) wins; while there is none, that work waits, and the tasks go
+on.
 """
 
 from __future__ import annotations
@@ -98,5 +99,10 @@ class Company:
 
     @property
     def is_gatherer(self) -> bool:
-        """Whether this parent does what one of all has to do."""
-        return not self.others or self._epoch < self.others[0]
+        """Whether this parent does what one of all has to do.
+
+        It does not leave that to one on this host that lives, but does nothing: whoever pressed
+        Ctrl-Z there would keep all others from ever coming to an end.
+        """
+        older = (other for other in self.others if other < self._epoch)
+        return all(map(self._detector.is_silent, older))
