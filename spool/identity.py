@@ -25,6 +25,9 @@ ROUNDING = 1
 # The pid namespace that the kernel begins with: that of processes in no container.
 HOST_PID_NS = "pid:[4026531836]"
 
+# What a host is called that nobody gave a name.
+NO_NAMES = frozenset(("", "(none)", "localhost", "localhost.localdomain"))
+
 
 @functools.cache
 def _here() -> tuple[str, str, str]:
@@ -38,9 +41,10 @@ def _machine() -> str:
     """What names this machine whatever is booted on it, hashed; "" where nothing does.
 
     A container may have the file of its image, which others have too. So it counts only for
-    processes of the host itself.
+    processes of the host itself. Machines that were cloned have one id, and each would take the
+    others for what it was before a boot. Their names tell them apart, unless they have none.
     """
-    if os.readlink("/proc/self/ns/pid") != HOST_PID_NS:
+    if os.readlink("/proc/self/ns/pid") != HOST_PID_NS or os.uname().nodename in NO_NAMES:
         return ""
     with contextlib.suppress(OSError):
         machine_id = Path("/etc/machine-id").read_bytes().strip()

@@ -308,17 +308,24 @@ class FailureDetector:
     def epoch_life(self, epoch: int) -> Life:
         """The life of the parent of an epoch."""
         self._glance_if_due()
-        parent = self.parents.known.get(epoch)
         known = self._life_without_lease(epoch)
-        if known is Life.ELSEWHERE and parent is None:
+        if known is Life.ELSEWHERE and self.parents.known.get(epoch) is None:
             known = self._life_by_intents(epoch)
         if known is not Life.ELSEWHERE:
             return known
+        return Life.DEAD if self.is_parent_silent(epoch) else Life.ELSEWHERE
+
+    def is_parent_silent(self, epoch: int) -> bool:
+        """Whether the beat of a parent has stood still for a lease, as of the last look.
+
+        Elsewhere that proves it dead. Here it may be stopped (Ctrl-Z), or hang in the kernel.
+        """
+        parent = self.parents.known.get(epoch)
         lease_s = self._watch.lease_s
         if parent is not None:
             # It may have been started with a longer lease, and beat accordingly.
             lease_s = max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
-        return Life.DEAD if self._watch.still_s(epoch_name(epoch)) > lease_s else Life.ELSEWHERE
+        return self._watch.still_s(epoch_name(epoch)) > lease_s
 
     def _must_confirm_parent(self, attempt: str) -> bool:
         """Whether the folders must be listed anew before a parent elsewhere counts as dead.

@@ -314,6 +314,44 @@ def test_tasks_that_are_added_to_a_live_run_are_done_by_it(box: Box) -> None:
     assert len(box.results("S")) == 9
 
 
+# Its process takes a while to exit once its last task is complete, as one with CUDA may.
+SLOW_TO_EXIT = """
+import atexit, os, time
+
+class Job:
+    def __init__(self, ctx):
+        atexit.register(self.exit)
+
+    def __call__(self, task, ctx):
+        return task.payload
+
+    def exit(self):
+        open("exiting", "a").close()
+        while not os.path.exists("added"):
+            time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("how", ["add", "redo"])
+def test_what_comes_while_the_last_worker_exits_is_done_by_the_live_run(box: Box, how: str) -> None:
+    job, lines = box.write("job.py", SLOW_TO_EXIT), box.write("lines", "t0\nt1\n")
+    live = box.start("run", f"{job}:Job", "--lines", lines, "--spool", "S", "--ranks", "1")
+    wait_until((box / "exiting").exists)
+    if how == "add":
+        more = box.write("more", "t2\n")
+        assert "the live run takes it" in box.run("add", "S", "--lines", more).err
+        box.write("added", "")
+        expected = 3
+    else:
+        # It ends before it has done anything of that.
+        other = box.start("redo", "S", "t0", "--devices", "cpu", "--time-limit", "0")
+        other.wait(75)
+        box.write("added", "")
+        expected = 2
+    assert f"{expected} of {expected} tasks complete" in live.wait(0).err
+    assert box.run("wait", "S").code == 0
+
+
 def test_two_who_add_at_once_add_each_task_once(box: Box) -> None:
     layout = make_spool(box / "s", 2)
     several = [from_values([f"x{n}" for n in range(start, start + 20)]) for start in (0, 5, 10, 3)]

@@ -127,6 +127,22 @@ def test_who_is_elsewhere_gathers_as_long_as_its_beat_has_not_stood_still_for_a_
     assert company.is_gatherer, "who was proved dead once is not judged again"
 
 
+def test_who_lives_here_and_does_nothing_is_no_gatherer(
+    layout: Layout, clock: Clock, living: Callable[[], Identity]
+) -> None:
+    """As one that was stopped by Ctrl-Z: what it has started is still its own."""
+    admit(layout, 0, living())
+    layout.beat(epoch_name(0), 7).touch()
+    company = company_of(layout)
+    assert not looked(company).is_gatherer
+    clock.let_a_lease_pass(company.look)
+    assert company.is_gatherer
+    assert company.others == [0]
+    layout.beat(epoch_name(0), 7).rename(layout.beat(epoch_name(0), 8))
+    clock.now += LEASE_S / LOOKS_A_LEASE
+    assert not looked(company).is_gatherer, "it goes on"
+
+
 def test_who_was_taken_for_dead_and_is_there_takes_that_back(
     layout: Layout, living: Callable[[], Identity]
 ) -> None:
@@ -138,6 +154,21 @@ def test_who_was_taken_for_dead_and_is_there_takes_that_back(
     assert looked(ours).was_taken_for_dead
     assert looked(other).others == [OURS]
     assert not looked(ours).was_taken_for_dead, "it is said once"
+
+
+def test_who_cannot_take_back_that_it_was_lost_says_so_once(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit(layout, OURS, elsewhere())
+    say_ended(layout, OURS, LOST)
+    company = company_of(layout)
+    with monkeypatch.context() as patch:
+        # As on a file system that is mounted read-only by now.
+        patch.setattr("gpuspool.orchestrator.supervise.company.remove_quietly", lambda _: None)
+        told = [looked(company).was_taken_for_dead for _ in range(3)]
+    assert told == [True, False, False]
+    looked(company)
+    assert not layout.parent_end(OURS).exists()
 
 
 def test_who_has_ended_does_not_take_that_back(layout: Layout) -> None:

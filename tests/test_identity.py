@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -22,6 +23,7 @@ from spooling import (
     view_of,
 )
 
+from gpuspool.spool import identity
 from gpuspool.spool.beats import Beat
 from gpuspool.spool.codec import pretty
 from gpuspool.spool.identity import identity_of, is_here, liveness, myself
@@ -306,6 +308,22 @@ def test_what_ran_before_the_machine_was_booted_is_dead_at_once(
         msgspec.structs.replace(before, host="elsewhere"),
     ):
         assert liveness(other) is Life.ELSEWHERE
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost.localdomain", "n1"])
+def test_the_id_of_a_machine_without_a_name_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each of several clones of it would take the others for dead."""
+    here = identity.HOST_PID_NS
+    monkeypatch.setattr("os.readlink", lambda _: here)
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(nodename=name))
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda _: b"0123456789abcdef\n")
+    identity._machine.cache_clear()
+    try:
+        assert bool(identity._machine()) == (name == "n1")
+    finally:
+        identity._machine.cache_clear()
 
 
 def test_a_container_does_not_take_the_id_of_its_image_for_the_machines(tmp_path: Path) -> None:

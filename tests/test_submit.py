@@ -24,6 +24,7 @@ from gpuspool.orchestrator.slurm.submitting import (
     alive_in,
     fair_cpus,
     gpus_in,
+    id_in,
     node_shapes_in,
     split_arrays,
 )
@@ -199,7 +200,18 @@ def test_what_slurm_refuses_is_told_in_its_words_and_the_same_command_goes_on(
         submit(partition="nope")
     queue.add("sbatch", SBATCH.format(queue=queue.file))
     done = submit(partition="main")
-    assert (done.elements, done.script) == (3, box / "S" / "slurm" / "0002.sh")
+    assert (done.elements, done.script) == (3, box / "S" / "slurm" / "0001.sh")
+
+
+def test_what_slurm_refused_is_not_what_is_submitted_again(queue: Queue, box: Box) -> None:
+    submit(partition="main")
+    queue.states()
+    queue.add("sbatch", "echo 'sbatch: error: Invalid --time specification' >&2; exit 1")
+    with pytest.raises(UsageError, match="is removed again; --dry-run shows it"):
+        submit(time="soon")
+    queue.add("sbatch", SBATCH.format(queue=queue.file))
+    done = gpuspool.resubmit("S")
+    assert (done.elements, done.script) == (3, box / "S" / "slurm" / "0001.sh")
 
 
 def test_sbatch_that_fails_after_submitting_has_submitted(queue: Queue) -> None:
@@ -207,6 +219,21 @@ def test_sbatch_that_fails_after_submitting_has_submitted(queue: Queue) -> None:
     done = submit()
     assert (done.jobs, done.elements) == (["101"], 3)
     assert submit().elements == 0
+
+
+def test_a_greeting_before_the_id_is_no_part_of_it(queue: Queue) -> None:
+    greeting = "echo Welcome to login1; echo '--> Verifying 2 quotas...OK'"
+    queue.add("sbatch", greeting + SBATCH.format(queue=queue.file))
+    assert submit().jobs == ["101"]
+    assert id_in("7;alpha\n") == "7"
+
+
+def test_sbatch_that_succeeds_without_an_id_is_asked_after(queue: Queue) -> None:
+    queue.add("sbatch", "echo nothing done")
+    with pytest.raises(UsageError, match=r"did not take .*told no job's id, but 'nothing done'"):
+        submit()
+    queue.add("sbatch", "{ " + SBATCH.format(queue=queue.file) + "} >/dev/null")
+    assert submit().jobs == ["101"]
 
 
 def test_sbatch_that_takes_too_long_is_asked_after(
@@ -235,6 +262,8 @@ def test_of_several_arrays_those_before_a_refusal_are_told(queue: Queue) -> None
     queue.add("sbatch", once + SBATCH.format(queue=queue.file))
     with pytest.raises(UsageError, match=r"QOSMaxSubmit(.|\n)*Submitted before that: 101"):
         submit()
+    queue.add("sbatch", SBATCH.format(queue=queue.file))
+    assert gpuspool.resubmit("S").elements == 1
 
 
 def test_where_nobody_answers_nobody_knows(queue: Queue, box: Box) -> None:
@@ -454,6 +483,27 @@ def test_join_runs_the_copy_whatever_became_of_the_file(queue: Queue, box: Box) 
 def test_a_spool_that_was_not_submitted_is_not_submitted_again(queue: Queue, box: Box) -> None:
     box.run("run", DOUBLE, "--lines", box.lines(2), "--spool", "S", "--time-limit", "0", code=75)
     assert "was not submitted to Slurm yet" in box.run("resume", "S", "--slurm", code=2).err
+
+
+@pytest.mark.parametrize("other", ["", "another run"])
+def test_elements_of_a_spool_that_was_moved_are_not_sent_to_its_old_path(
+    queue: Queue, box: Box, other: str
+) -> None:
+    submit(spool="it's S")
+    os.rename("it's S", "moved")
+    if other:
+        submit(spool="it's S")
+    n_before = len(queue.called("sbatch"))
+    queue.file.write_text("")
+    with pytest.raises(UsageError, match=r"elements that join .*/it's S, and not .*/moved"):
+        gpuspool.resubmit("moved")
+    assert len(queue.called("sbatch")) == n_before
+    # What it says leads on, and so does the old path, once it leads to the spool again.
+    submit(spool="moved")
+    queue.file.write_text("")
+    os.rename("moved", "again")
+    os.symlink("again", "moved")
+    assert gpuspool.resubmit("again").elements == 3
 
 
 def test_a_script_without_its_array_is_not_guessed_at(queue: Queue, box: Box) -> None:

@@ -11,6 +11,7 @@ run. `resubmit` does the last step alone, with the newest script.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -48,10 +49,13 @@ from gpuspool.orchestrator.slurm.script import (
     further_options,
     job_name,
     refuse_path,
+    spool_in,
 )
 from gpuspool.orchestrator.slurm.submitting import (
     NodeShape,
+    Submitted,
     alive_arrays,
+    before_that,
     fair_cpus,
     gpus_in,
     largest_array,
@@ -64,7 +68,14 @@ from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import GpuspoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_network, is_of_one_host
 from gpuspool.spool.layout import Layout, parse_slurm_script
-from gpuspool.spool.publish import listdir, make_subfolder, publish, read_bytes, replace
+from gpuspool.spool.publish import (
+    listdir,
+    make_subfolder,
+    publish,
+    read_bytes,
+    remove_quietly,
+    replace,
+)
 from gpuspool.spool.records import Options
 from gpuspool.spool.trust import Trust, refuse_unsafe, trust_in
 from gpuspool.spool.view import View, load_run, open_view
@@ -247,7 +258,7 @@ def submit(
         make_subfolder(layout.slurm)
         replace(layout.slurm_setup, setup_lines, durable=True)
     script = _publish_script(layout, batch_script(wish, view.run.id, layout, _python()))
-    return _submit(view, script, elements, max_at_once, alive)
+    return _submit(view, script, elements, max_at_once, alive, is_new=True)
 
 
 def resubmit(
@@ -278,7 +289,9 @@ def resubmit(
             "`gpuspool submit`, with the job and the inputs as before, does that."
         )
     script = layout.slurm_script(numbers[-1])
-    array = array_in(read_bytes(script) or b"")
+    text = read_bytes(script) or b""
+    _refuse_moved(layout, script, spool_in(text))
+    array = array_in(text)
     if array is None:
         raise UsageError(
             f"{script} does not say how many elements it has, in a line such as #SBATCH "
@@ -361,6 +374,22 @@ def _refuse_changed_code(view: View, request: Request, keep_done: bool) -> None:
         "and another --spool makes a second run."
     )
     refuse_changed_job(view, job, request.source, False, ways_on)
+
+
+def _refuse_moved(layout: Layout, script: Path, named: str | None) -> None:
+    """Raise UsageError where the elements of a script would not join the spool that it lies in.
+
+    named: the spool that they join. A spool that --fresh has renamed has another run at its old
+    path, and elements would work on that one.
+    """
+    with contextlib.suppress(OSError):
+        if named is None or os.path.samefile(named, layout.root):
+            return
+    raise UsageError(
+        f"{script} starts elements that join {named}, and not {layout.root}: the spool was moved. "
+        f"`gpuspool submit`, with the job and the inputs as before and --spool {layout.root}, "
+        "writes a new script."
+    )
 
 
 def _setup_lines(setup: str | os.PathLike[str] | None) -> bytes | None:
@@ -497,26 +526,57 @@ def _publish_script(layout: Layout, text: bytes) -> Path:
 
 
 def _submit(
-    view: View, script: Path, elements: int, at_once: int | None, alive: list[str]
+    view: View,
+    script: Path,
+    elements: int,
+    at_once: int | None,
+    alive: list[str],
+    *,
+    is_new: bool = False,
 ) -> Submission:
-    """Submit so many elements of a script as are missing. alive: those that Slurm has."""
+    """Submit so many elements of a script as are missing. Raises UsageError where Slurm refuses.
+
+    alive: those that Slurm has. is_new: the script was written for this.
+    """
     missing = elements - len(alive)
     if at_once is not None:
         at_once = max(1, at_once - len(alive))
     arrays = split_arrays(missing, at_once, largest_array())
     name = job_name(view.run.id)
-    jobs, said = submit_arrays(script, name, arrays, alive)
-    for text in said:
+    done = submit_arrays(script, name, arrays, alive)
+    for text in done.said:
         say(f"sbatch: {text}")
     root = view.layout.root
+    if done.refusal:
+        raise UsageError(_refused(script, done, is_new))
+    jobs = done.jobs
     spool = _short(root)
-    of_all = f" of {elements}, since {len(alive)} are there" if alive else ""
+    are = "is" if len(alive) == 1 else "are"
+    of_all = f" of {elements}, since {len(alive)} {are} there" if alive else ""
     message = (
         f"submitted {count_of(missing, 'element')}{of_all} as Slurm job {', '.join(jobs)}, by "
         f"{_short(script)}.\n`gpuspool status {spool}` tells how the run stands, `squeue --me -n "
         f"{name}` what Slurm has of it, `gpuspool resume {spool} --slurm` submits what was lost."
     )
     return Submission(root, script, jobs, missing, message)
+
+
+def _refused(script: Path, done: Submitted, is_new: bool) -> str:
+    """That Slurm refused a script, and how to go on.
+
+    A new one of which nothing was submitted is removed: what is submitted again later, by the
+    newest script, is not to be refused for ever.
+    """
+    what = f"Slurm did not take {script}: {done.refusal}\n"
+    if is_new and not done.jobs:
+        remove_quietly(script)
+        return (
+            f"{what}So the script is removed again; --dry-run shows it. Give the command again, "
+            "with other options, or later."
+        )
+    spool = shlex.quote(str(script.parent.parent))
+    later = f"Later `gpuspool resume {spool} --slurm` submits what is missing."
+    return f"{what}{later}{before_that(done.jobs)}"
 
 
 def _short(path: Path) -> str:

@@ -54,6 +54,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./%=:,@+-]+")
 
 _ARRAY = re.compile(rb"^#SBATCH --array=0-(\d{1,9})(?:%(\d{1,9}))?$", re.MULTILINE)
 
+_JOIN = re.compile(rb"^exec .* -P -m gpuspool join (/.+|'/.+)$", re.MULTILINE)
+
 
 class Wish(msgspec.Struct, frozen=True):
     """What each element of an array asks Slurm for.
@@ -172,6 +174,20 @@ def array_in(script: bytes) -> Array | None:
     if match is None:
         return None
     return Array(int(match[1]) + 1, int(match[2]) if match[2] else None)
+
+
+def spool_in(script: bytes) -> str | None:
+    """The spool that a script's elements join; None where it was changed so that this cannot be
+    told.
+    """
+    match = _JOIN.search(script)
+    if match is None:
+        return None
+    try:
+        words = shlex.split(os.fsdecode(match[1]))
+    except ValueError:
+        return None
+    return words[0]
 
 
 def further_options(words: Sequence[str]) -> list[str]:

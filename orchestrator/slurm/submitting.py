@@ -19,13 +19,15 @@ import msgspec
 
 from gpuspool.orchestrator.slurm.commands import ask, configured_number
 from gpuspool.orchestrator.slurm.script import Array, array_range
-from gpuspool.spool.errors import GpuspoolError, UsageError
+from gpuspool.spool.errors import GpuspoolError
 
 # How long sbatch may take. Sites let it look at many things before a job is accepted.
 SBATCH_S = 60.0
 
 # Slurm's own default of how many elements an array may have.
 USUAL_ARRAY = 1001
+
+_JOB_ID = re.compile(r"^(\d+)(?:;\S*)?\s*$", re.MULTILINE | re.ASCII)
 
 # What squeue calls a job that does nothing more. All else may run yet.
 _OVER = frozenset(
@@ -82,49 +84,74 @@ def split_arrays(elements: int, at_once: int | None, largest: int) -> list[Array
     return [Array(size, max(1, share + (i < rest))) for i, size in enumerate(sizes)]
 
 
+class Submitted(msgspec.Struct):
+    """What came of submitting arrays.
+
+    jobs: the ids of the arrays that Slurm has. said: what sbatch had to say of them. refusal: in
+    Slurm's words why it did not take the next one, "" where it took all.
+    """
+
+    jobs: list[str]
+    said: list[str]
+    refusal: str = ""
+
+
 def submit_arrays(
     script: Path, name: str, arrays: Sequence[Array], known: Iterable[str]
-) -> tuple[list[str], list[str]]:
-    """Submit a script once for each array; returns the ids of the arrays, and what Slurm said.
+) -> Submitted:
+    """Submit a script once for each array, until one is refused.
 
-    name: of its jobs. known: the ids of the arrays that were there before. Raises UsageError with
-    Slurm's words where it refuses, and GpuspoolError where nobody knows whether it did.
+    name: of its jobs. known: the ids of the arrays that were there before. Raises GpuspoolError
+    where nobody knows whether Slurm took one.
     """
-    submitted: list[str] = []
-    said: list[str] = []
+    done = Submitted([], [])
     before = set(known)
     for array in arrays:
         option = f"--array={array_range(array.elements, array.at_once)}"
         answer = ask(["sbatch", "--parsable", option, str(script)], SBATCH_S)
         if answer.err:
-            said.append(answer.err)
-        if answer.trouble:
-            submitted.append(_found_after_all(name, before, answer.trouble, submitted, script))
-        else:
-            # Behind the id, and a semicolon, stands the cluster where there are several.
-            submitted.append(answer.out.strip().partition(";")[0])
-        before.add(submitted[-1])
-    return submitted, said
+            done.said.append(answer.err)
+        job, trouble = id_in(answer.out), answer.trouble
+        if not trouble and job is None:
+            trouble = f"sbatch told no job's id, but {answer.out.strip()!r}"
+        if trouble or job is None:
+            job = _found_after_all(name, before, trouble, done.jobs, script)
+        if job is None:
+            done.refusal = trouble
+            return done
+        done.jobs.append(job)
+        before.add(job)
+    return done
+
+
+def id_in(out: str) -> str | None:
+    """The job's id that sbatch told; None where it told none.
+
+    Behind the id, and a semicolon, stands the cluster where there are several. Some sites have a
+    wrapper around sbatch which greets before that.
+    """
+    ids = _JOB_ID.findall(out)
+    return ids[-1] if ids else None
 
 
 def _found_after_all(
     name: str, before: set[str], trouble: str, submitted: list[str], script: Path
-) -> str:
-    """The id of an array that sbatch failed to tell. Raises UsageError where there is none."""
-    done = ""
-    if submitted:
-        done = f" Submitted before that: {', '.join(submitted)}."
-    again = f"`gpuspool resume {script.parent.parent} --slurm` submits what is missing."
+) -> str | None:
+    """The id of an array that sbatch failed to tell; None where there is none."""
     alive = alive_arrays(name)
     if isinstance(alive, str):
         raise GpuspoolError(
             f"nobody knows whether the jobs were submitted. sbatch: {trouble}\nsqueue: {alive}\n"
-            f"Once Slurm answers, {again}{done}"
+            f"Once Slurm answers, `gpuspool resume {script.parent.parent} --slurm` submits what is "
+            f"missing.{before_that(submitted)}"
         )
     new = sorted(set(alive) - before)
-    if not new:
-        raise UsageError(f"Slurm did not take {script}: {trouble}\n{done} Later {again}".strip())
-    return new[-1]
+    return new[-1] if new else None
+
+
+def before_that(submitted: Sequence[str]) -> str:
+    """Which arrays were submitted before something went wrong, as a sentence; "" where none was."""
+    return f" Submitted before that: {', '.join(submitted)}." if submitted else ""
 
 
 def node_shapes(partition: str) -> list[NodeShape]:

@@ -3,9 +3,10 @@
 Every host runs a parent, and parents are equal: each owns by wait(2) what it started, and nothing
 else. Some things only one of them should do, since it takes a reading of the whole spool: ruling
 about failures, sweeping, ending the run for --max-failed. That one is the *gatherer*: the parent of
-the lowest epoch that is not proved dead. Each parent judges that for itself, so for some moments
-there may be two, or none that knows it. Two do the same work twice, and of all that they publish
-one link(2) wins; while there is none, that work waits, and the tasks go on.
+the lowest epoch that is not proved dead, and not silent for a lease. Each parent judges that for
+itself, so for some moments there may be two, or none that knows it. Two do the same work twice, and
+of all that they publish one link(2) wins; while there is none, that work waits, and the tasks go
+on.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class Company:
         self.others: list[int] = []
         self.newest = epoch
         self.has_lost_a_neighbour = False
+        # Whether, at the last look, it was news that others took this parent for dead.
         self.was_taken_for_dead = False
+        # Whether they have said so, and it could not be taken back: the spool cannot be written to.
+        self._is_said_lost = False
         # The others that have ended or died, as of the last look.
         self._known_gone: set[int] = set()
 
@@ -79,10 +83,11 @@ class Company:
         With it, what this one starts would be closed as that of a dead parent.
         """
         parents = self._detector.parents
-        self.was_taken_for_dead = parents.was_lost(self._epoch)
-        if self.was_taken_for_dead:
+        self.was_taken_for_dead = parents.was_lost(self._epoch) and not self._is_said_lost
+        if parents.was_lost(self._epoch):
             remove_quietly(self._layout.parent_end(self._epoch))
             parents.refresh()
+        self._is_said_lost = parents.was_lost(self._epoch)
 
     def _is_lost(self, epoch: int) -> bool:
         """Whether another parent is proved dead, and nobody has written how it ended."""
@@ -102,5 +107,10 @@ class Company:
 
     @property
     def is_gatherer(self) -> bool:
-        """Whether this parent does what one of all has to do."""
-        return not self.others or self._epoch < self.others[0]
+        """Whether this parent does what one of all has to do.
+
+        It does not leave that to one on this host that lives, but does nothing: whoever pressed
+        Ctrl-Z there would keep all others from ever coming to an end.
+        """
+        older = (other for other in self.others if other < self._epoch)
+        return all(map(self._detector.is_parent_silent, older))

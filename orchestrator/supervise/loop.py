@@ -182,26 +182,40 @@ class Orchestrator:
         )
 
     def _see_to_workers(self) -> Ending:
-        """Loop until the epoch ends, then see every worker off; returns how it ended."""
-        tell_of_slow = self._notices.tell_of_slow_end
+        """Loop until the epoch ends, and see every worker off; returns how it ended.
+
+        The last workers may take long to exit, and whoever adds tasks meanwhile, or gives some
+        another round, sees that this parent lives and relies on it. Then the run goes on.
+        """
         bell = Bell(self._view.layout.root, self._orders.options.poll_s)
         with contextlib.closing(bell):
-            try:
-                bell.watch_soon(self._folders_to_watch())
-                ending = self._loop(bell)
-            except OSError as trouble:
-                self._abandon(trouble, bell)
-                raise
-            self._workers.see_off(bell, tell_of_slow)
+            bell.watch_soon(self._folders_to_watch())
+            while True:
+                ending = self._loop_and_see_off(bell)
+                if ending is not Ending.FINISHED or self._view.ledger.is_finished:
+                    return ending
+
+    def _loop_and_see_off(self, bell: Bell) -> Ending:
+        """Loop until the epoch seems to have ended, see every worker off, and read what came last.
+
+        Raises OSError.
+        """
+        tell_of_slow = self._notices.tell_of_slow_end
+        try:
+            ending = self._loop(bell)
+        except OSError as trouble:
+            self._abandon(trouble, bell)
+            raise
+        self._workers.see_off(bell, tell_of_slow)
         for closing in self._workers.reap(tell_of_slow):
             self._notices.tell_of_failed_close(closing)
-        return ending
-
-    def _finish(self, ending: Ending) -> Outcome:
-        """Read what came last, and write and say how the epoch ended."""
         # What follows reads the spool and is written into it, and says where the outputs are.
         self._folders.check()
         self._view.read_late_lines()
+        return ending
+
+    def _finish(self, ending: Ending) -> Outcome:
+        """Write and say how the epoch ended."""
         took_s = time.monotonic() - self._began
         self._telling.show_end(self._view, took_s)
         self._company.look()
