@@ -510,11 +510,15 @@ def _submit(
         say(f"sbatch: {text}")
     root = view.layout.root
     spool = _short(root)
-    of_all = f" of {elements}, since {len(alive)} are there" if alive else ""
+    what, those_there = "element", ""
+    if alive:
+        what = "more element"
+        those_there = f" ({len(alive)} of the {elements} are pending or running)"
     message = (
-        f"submitted {count_of(missing, 'element')}{of_all} as Slurm job {', '.join(jobs)}, by "
-        f"{_short(script)}.\n`gpuspool status {spool}` tells how the run stands, `squeue --me -n "
-        f"{name}` what Slurm has of it, `gpuspool resume {spool} --slurm` submits what was lost."
+        f"submitted {count_of(missing, what)} as Slurm job {', '.join(jobs)}, by "
+        f"{_short(script)}{those_there}.\n`gpuspool status {spool}` tells how the run stands, "
+        f"`squeue --me -n {name}` what Slurm has of it, `gpuspool resume {spool} --slurm` submits "
+        "what was lost."
     )
     return Submission(root, script, jobs, missing, message)
 

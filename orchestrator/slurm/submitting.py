@@ -115,17 +115,22 @@ def _found_after_all(
     """The id of an array that sbatch failed to tell. Raises UsageError where there is none."""
     done = ""
     if submitted:
-        done = f" Submitted before that: {', '.join(submitted)}."
-    again = f"`gpuspool resume {script.parent.parent} --slurm` submits what is missing."
+        done = f"\nSubmitted before that: {', '.join(submitted)}."
+    resume = f"`gpuspool resume {script.parent.parent} --slurm`"
     alive = alive_arrays(name)
     if isinstance(alive, str):
         raise GpuspoolError(
             f"nobody knows whether the jobs were submitted. sbatch: {trouble}\nsqueue: {alive}\n"
-            f"Once Slurm answers, {again}{done}"
+            f"Once Slurm answers, {resume} submits what is missing.{done}"
         )
     new = sorted(set(alive) - before)
     if not new:
-        raise UsageError(f"Slurm did not take {script}: {trouble}\n{done} Later {again}".strip())
+        # The same script is refused again unless the trouble was Slurm's own.
+        raise UsageError(
+            f"Slurm did not take {script}: {trouble}{done}\nIf an option is wrong, submit again "
+            f"with the right one. If the trouble was Slurm's, {resume} submits the same script "
+            "again later."
+        )
     return new[-1]
 
 
