@@ -404,7 +404,15 @@ def test_a_folder_that_only_this_host_sees_is_refused_for_several_elements(
     monkeypatch.setattr(api, "file_system_type", lambda _: "tmpfs")
     with pytest.raises(UsageError, match="tmpfs, which no other host can see"):
         submit()
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_one_element_is_warned_of_a_folder_that_its_node_may_not_see(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    monkeypatch.setattr(api, "file_system_type", lambda _: kind)
     submit(elements=1)
+    assert f"lies on {kind}, a file system of this host's" in capsys.readouterr().err
 
 
 def test_a_disk_of_this_host_is_warned_of(

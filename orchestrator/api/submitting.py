@@ -316,15 +316,13 @@ def _refuse_without_sbatch() -> None:
 def _refuse_unshared(layout: Layout, request: Request, elements: int) -> None:
     """Refuse, or warn of, a spool or an OUT that other hosts may not see.
 
-    Raises UsageError. A single element may run on this very host.
+    Raises UsageError. A single element may run on this very host, so that is only warned of.
     """
-    if elements == 1:
-        return
     for what, folder in (("the spool", layout.root), ("--out", request.out)):
         if folder is None:
             continue
         kind = file_system_type(Path(folder))
-        if is_of_one_host(kind):
+        if is_of_one_host(kind) and elements > 1:
             raise UsageError(
                 f"{what} {folder} would lie on {kind}, which no other host can see. Choose a "
                 "folder that all nodes share."
