@@ -71,8 +71,8 @@ def _tell_of_waiting(view: View, telling: Telling, attempts: list[str], lease_s:
     intent = view.intents.get(attempts[0])
     where = "elsewhere" if intent is None else f"on host {intent.parent.host}"
     text = (
-        f"{', '.join(attempts)} {where}: goes on beside this, and counts as alive until its beat "
-        f"has stood still for {lease_s:.0f} s"
+        f"{', '.join(attempts)} {where}: may be at work; what it has in hand is given to others "
+        f"only once its beat has stood still for {lease_s:.0f} s"
     )
     telling.tell("waiting", text, attempts=attempts)
 
