@@ -315,10 +315,15 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
 @debug
 def drain(spool: str | None, trust_owner: tuple[str, ...]) -> None:
     """Ask a live run, on whatever host, to finish the tasks in hand and stop; it can be resumed."""
-    from gpuspool.orchestrator.api import runs
+    from gpuspool.orchestrator.api import reading, runs
 
+    # A run may stop within a moment, so this is asked before.
+    is_under_way = reading.status(spool)["state"] in UNDER_WAY
     root = runs.drain(spool, trust_owner=trust_owner)
-    say(f"draining {root}; `gpuspool wait` returns when it has stopped")
+    if is_under_way:
+        say(f"draining {root}; `gpuspool wait` returns when it has stopped")
+    else:
+        say(f"nothing of {root} is seen at work, so there is nothing to stop")
     jobs = _jobs_in_slurm(root)
     if jobs:
         cancel = f"`scancel --me -n {jobs} --state=PENDING` cancels them"
@@ -516,7 +521,8 @@ def _verdict(found: Diagnosis) -> str:
     """The last line of `doctor`, behind the name of the folder."""
     verdict = "is fit for a spool" if found.is_fit else "is not fit for a spool"
     if len(found.hosts) == 1:
-        return verdict
+        # One who is alone sees nothing of what a file system shows to others, or does not.
+        return f"{verdict} on this host alone" if found.is_fit else verdict
     verdict += f" on {len(found.hosts)} hosts"
     if not found.is_fit:
         bad = sorted({check.name for check in found.checks if check.state == "problem"})
