@@ -34,7 +34,7 @@ def test_a_good_file_system_is_fit_and_left_as_it_was(box: Box) -> None:
     box.write("data", "precious")
     before = tree(box.home)
     done = box.run("doctor", ".")
-    assert done.out.splitlines()[-1] == ". is fit for a spool"
+    assert done.out.splitlines()[-1] == ". is fit for a spool on this host alone"
     assert tree(box.home) == before
     found = box.run("doctor", ".", "--json").record()
     assert (found["is_fit"], found["folder"]) == (True, str(box.home))

@@ -156,4 +156,4 @@ def test_logs_that_are_followed_end_with_the_run(box: Box) -> None:
 
 
 def test_doctor_looks_at_the_current_folder(box: Box) -> None:
-    assert box.run("doctor").out.splitlines()[-1] == ". is fit for a spool"
+    assert box.run("doctor").out.splitlines()[-1] == ". is fit for a spool on this host alone"

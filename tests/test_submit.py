@@ -252,7 +252,7 @@ def test_an_array_of_an_earlier_command_is_none_of_this_one(queue: Queue) -> Non
     submit()
     queue.states("RUNNING")
     queue.add("sbatch", "echo Unable to contact slurm controller >&2; exit 1")
-    with pytest.raises(UsageError, match="Unable to contact"):
+    with pytest.raises(UsageError, match=r"Unable to contact(.|\n)*with other options, or later"):
         submit()
 
 
@@ -274,6 +274,26 @@ def test_where_nobody_answers_nobody_knows(queue: Queue, box: Box) -> None:
     assert "gpuspool resume" in done.err
     assert "--slurm" in done.err
     assert issubclass(UsageError, GpuspoolError)
+
+
+def test_what_waits_in_the_queue_is_pointed_to_where_nothing_runs(queue: Queue, box: Box) -> None:
+    """A run that was just submitted looks like one that has stopped."""
+    submit()
+    name = f"-n gpuspool-{record(box / 'S' / 'run.json')['id']}"
+    assert f"squeue --me {name}" in box.run("status", "S").err
+    assert f"squeue --me {name}" in box.run("wait", "S", code=4).err
+    assert f"scancel --me {name} --state=PENDING" in box.run("drain", "S").err
+    assert box.run("status", "S", "--json").err == ""
+
+
+def test_a_resume_outside_of_slurm_tells_that_it_submits_nothing(queue: Queue, box: Box) -> None:
+    submit()
+    words = ["resume", "S", "--time-limit", "0", "--devices", "cpu"]
+    here = "this start works here"
+    done = box.run(*words, code=75)
+    assert here in done.err
+    assert done.err.endswith("`gpuspool resume S --slurm` goes on: it submits what is missing.\n")
+    assert here not in box.run(*words, env={"SLURM_JOB_ID": "1"}, code=75).err
 
 
 def test_without_squeue_nothing_is_submitted_again(queue: Queue, box: Box) -> None:
@@ -411,7 +431,15 @@ def test_a_folder_that_only_this_host_sees_is_refused_for_several_elements(
     monkeypatch.setattr(api, "file_system_type", lambda _: "tmpfs")
     with pytest.raises(UsageError, match="tmpfs, which no other host can see"):
         submit()
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_one_element_is_warned_of_a_folder_that_its_node_may_not_see(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    monkeypatch.setattr(api, "file_system_type", lambda _: kind)
     submit(elements=1)
+    assert f"lies on {kind}, a file system of this host's" in capsys.readouterr().err
 
 
 def test_a_disk_of_this_host_is_warned_of(

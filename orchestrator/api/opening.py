@@ -95,10 +95,11 @@ def slots_for(options: Options) -> tuple[Pool, list[Slot]]:
     return pool, make_slots(devices, pool, "" if scheduler is None else scheduler.job)
 
 
-# How one goes on with a job that changed.
+# How one goes on with a job that changed: by each verb that runs, and by those that make spools.
+KEEP_DONE = "--keep-done goes on: finished tasks stay, the rest use the new code."
 WAYS_ON = (
-    "--keep-done goes on: finished tasks stay, the rest use the new code. "
-    "--fresh starts anew; the old spool is renamed. Another --spool makes a second run."
+    f"{KEEP_DONE} --fresh starts anew; the old spool is renamed. Another --spool makes a second "
+    "run."
 )
 
 

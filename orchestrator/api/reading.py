@@ -193,7 +193,7 @@ def logs(
     view = _view(spool)
     if key is not None:
         if rank is not None or last is not None or follow:
-            raise UsageError("what one task printed is shown whole: name a task, or the others.")
+            raise UsageError("--task shows all that one task printed, and takes no other option.")
         return task_log_chunks(view, key)
     if rank is not None and not any(rank_of(attempt) == rank for attempt in view.attempts):
         started = sorted({rank_of(attempt) for attempt in view.attempts})

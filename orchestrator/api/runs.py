@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from gpuspool.orchestrator.api.epoch import Again, supervise
-from gpuspool.orchestrator.api.opening import WAYS_ON, is_made, open_or_create, refuse_changed_job
+from gpuspool.orchestrator.api.opening import KEEP_DONE, is_made, open_or_create, refuse_changed_job
 from gpuspool.orchestrator.api.preview import preview
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.api.whereabouts import out_now
@@ -326,7 +326,7 @@ def _go_on(
     job = view.latest_job()
     refuse_seed_api(view)
     source: bytes | None = None
-    ways_on = WAYS_ON if reads_source else f"`gpuspool resume {layout.root} --keep-done` goes on."
+    ways_on = KEEP_DONE if reads_source else f"`gpuspool resume {layout.root} --keep-done` goes on."
     if reads_source and job.kind is not JobKind.COMMAND and Path(job.file).exists():
         job, source = with_source(job, Path(job.file))
     refuse_changed_job(view, job, source, keep_done, ways_on)

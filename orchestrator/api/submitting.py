@@ -329,15 +329,13 @@ def _refuse_without_sbatch() -> None:
 def _refuse_unshared(layout: Layout, request: Request, elements: int) -> None:
     """Refuse, or warn of, a spool or an OUT that other hosts may not see.
 
-    Raises UsageError. A single element may run on this very host.
+    Raises UsageError. A single element may run on this very host, so that is only warned of.
     """
-    if elements == 1:
-        return
     for what, folder in (("the spool", layout.root), ("--out", request.out)):
         if folder is None:
             continue
         kind = file_system_type(Path(folder))
-        if is_of_one_host(kind):
+        if is_of_one_host(kind) and elements > 1:
             raise UsageError(
                 f"{what} {folder} would lie on {kind}, which no other host can see. Choose a "
                 "folder that all nodes share."
@@ -551,12 +549,15 @@ def _submit(
         raise UsageError(_refused(script, done, is_new))
     jobs = done.jobs
     spool = _short(root)
-    are = "is" if len(alive) == 1 else "are"
-    of_all = f" of {elements}, since {len(alive)} {are} there" if alive else ""
+    what, those_there = "element", ""
+    if alive:
+        what = "more element"
+        those_there = f" ({len(alive)} of the {elements} are pending or running)"
     message = (
-        f"submitted {count_of(missing, 'element')}{of_all} as Slurm job {', '.join(jobs)}, by "
-        f"{_short(script)}.\n`gpuspool status {spool}` tells how the run stands, `squeue --me -n "
-        f"{name}` what Slurm has of it, `gpuspool resume {spool} --slurm` submits what was lost."
+        f"submitted {count_of(missing, what)} as Slurm job {', '.join(jobs)}, by "
+        f"{_short(script)}{those_there}.\n`gpuspool status {spool}` tells how the run stands, "
+        f"`squeue --me -n {name}` what Slurm has of it, `gpuspool resume {spool} --slurm` submits "
+        "what was lost."
     )
     return Submission(root, script, jobs, missing, message)
 
@@ -575,7 +576,10 @@ def _refused(script: Path, done: Submitted, is_new: bool) -> str:
             "with other options, or later."
         )
     spool = shlex.quote(str(script.parent.parent))
-    later = f"Later `gpuspool resume {spool} --slurm` submits what is missing."
+    later = (
+        "If an option is wrong, submit again with the right one. If the trouble was Slurm's, "
+        f"`gpuspool resume {spool} --slurm` submits the same script again later."
+    )
     return f"{what}{later}{before_that(done.jobs)}"
 
 

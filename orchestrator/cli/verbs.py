@@ -233,7 +233,14 @@ def resume(
         _tell_submission(submission, as_json)
         return
     from gpuspool.orchestrator.api import runs
+    from gpuspool.orchestrator.plan.locate import find_spool
+    from gpuspool.orchestrator.slurm.allocation import scheduler_now
 
+    root = find_spool(spool)
+    if scheduler_now() is None and _jobs_in_slurm(root):
+        # Who types this on a login node seldom wants the work to be done there.
+        where = f"this start works here, on {os.uname().nodename}"
+        say(f"{where}; `gpuspool resume {os.path.relpath(root)} --slurm` submits jobs instead")
     _end(runs.resume(spool, **given), as_json)
 
 
@@ -308,10 +315,19 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
 @debug
 def drain(spool: str | None, trust_owner: tuple[str, ...]) -> None:
     """Ask a live run, on whatever host, to finish the tasks in hand and stop; it can be resumed."""
-    from gpuspool.orchestrator.api import runs
+    from gpuspool.orchestrator.api import reading, runs
 
+    # A run may stop within a moment, so this is asked before.
+    is_under_way = reading.status(spool)["state"] in UNDER_WAY
     root = runs.drain(spool, trust_owner=trust_owner)
-    say(f"draining {root}; `gpuspool wait` returns when it has stopped")
+    if is_under_way:
+        say(f"draining {root}; `gpuspool wait` returns when it has stopped")
+    else:
+        say(f"nothing of {root} is seen at work, so there is nothing to stop")
+    jobs = _jobs_in_slurm(root)
+    if jobs:
+        cancel = f"`scancel --me -n {jobs} --state=PENDING` cancels them"
+        say(f"jobs that wait in Slurm's queue go on with the run when they start; {cancel}")
 
 
 @cli.command()
@@ -324,12 +340,15 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.status import status_text
 
-    for now in reading.follow_status(_looked_at(spool)):
+    spool = _looked_at(spool)
+    for now in reading.follow_status(spool):
         if as_json:
             _print_json(now)
         else:
             click.echo(status_text(now))
         if not watch or now["state"] not in UNDER_WAY:
+            if not as_json:
+                _tell_of_queue(spool, now["state"])
             return
         time.sleep(WATCH_LOOK_S)
 
@@ -352,6 +371,7 @@ def wait(spool: str | None, timeout_s: float | None) -> None:
     spool = _looked_at(spool)
     now = reading.wait(spool, timeout_s)
     click.echo(status_text(now))
+    _tell_of_queue(spool, now["state"])
     _warn_of_out(spool)
     sys.exit(EXIT_OF_STATE.get(now["state"], EXIT_NOT_FINISHED))
 
@@ -501,7 +521,8 @@ def _verdict(found: Diagnosis) -> str:
     """The last line of `doctor`, behind the name of the folder."""
     verdict = "is fit for a spool" if found.is_fit else "is not fit for a spool"
     if len(found.hosts) == 1:
-        return verdict
+        # One who is alone sees nothing of what a file system shows to others, or does not.
+        return f"{verdict} on this host alone" if found.is_fit else verdict
     verdict += f" on {len(found.hosts)} hosts"
     if not found.is_fit:
         bad = sorted({check.name for check in found.checks if check.state == "problem"})
@@ -587,6 +608,34 @@ def _looked_at(spool: str | None) -> str:
     found = str(find_spool(None))
     say(f"{found}, the only spool here")
     return found
+
+
+def _jobs_in_slurm(spool: str | os.PathLike[str]) -> str:
+    """The name that the jobs of a spool have in Slurm; "" if none were ever submitted, and where
+    the spool does not tell. It serves a hint, and is no reason to fail.
+    """
+    from gpuspool.orchestrator.slurm.script import job_name
+    from gpuspool.spool.layout import Layout, parse_slurm_script
+    from gpuspool.spool.publish import listdir
+    from gpuspool.spool.view import load_run
+
+    layout = Layout(spool)
+    if not any(map(parse_slurm_script, listdir(layout.slurm))):
+        return ""
+    with contextlib.suppress(GpuspoolError, OSError):
+        return job_name(load_run(layout).id)
+    return ""
+
+
+def _tell_of_queue(spool: str, state: str) -> None:
+    """Say on stderr of a run that has stopped that Slurm may still have jobs of it.
+
+    Such jobs have left no trace in the spool, so a run that was just submitted looks like one that
+    has stopped.
+    """
+    jobs = _jobs_in_slurm(spool) if state == RunState.STOPPED else ""
+    if jobs:
+        say(f"whether jobs of it wait in Slurm's queue, `squeue --me -n {jobs}` tells")
 
 
 def _warn_of_out(spool: str) -> None:

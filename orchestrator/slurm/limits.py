@@ -88,7 +88,7 @@ def _time_limit(job_id: str, own: OwnJob | str, grace_s: float) -> tuple[float |
     limit_s = limit_within(left_s, grace_s)
     return limit_s, (
         f"drains in {duration(limit_s)}: Slurm job {own.key} ends {duration(left_s - limit_s)} "
-        "later (--time-limit says otherwise)"
+        "later (--time-limit changes that)"
     )
 
 

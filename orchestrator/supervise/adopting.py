@@ -75,8 +75,8 @@ def _tell_of_unproved(
         where = "elsewhere" if intent is None else f"on host {intent.parent.host}"
         lease_s = workers.others.lease_s(names[0])
         text = (
-            f"{', '.join(names)} {where}: goes on beside this, and counts as alive until its beat "
-            f"has stood still for {lease_s:.0f} s"
+            f"{', '.join(names)} {where}: may be at work; what it has in hand is given to others "
+            f"only once its beat has stood still for {lease_s:.0f} s"
         )
         telling.tell("waiting", text, attempts=names)
 

@@ -34,7 +34,7 @@ from gpuspool.spool.errors import (
     DevicesChanged,
 )
 from gpuspool.spool.exits import describe_exit
-from gpuspool.spool.layout import STATES, rank_of
+from gpuspool.spool.layout import STATES, parse_slurm_script, rank_of
 from gpuspool.spool.open_folder import out_of
 from gpuspool.spool.publish import listdir, make_subfolder, read_record, rename, replace
 from gpuspool.spool.records import Closing, Record
@@ -281,6 +281,10 @@ def _go_on(view: View, ending: Ending) -> str:
     root = _short(view.layout.root)
     if ending is Ending.TOO_MANY_FAILED:
         return f"Or go on with a higher --max-failed: `gpuspool resume {root} --max-failed N`."
+    is_submitted = any(map(parse_slurm_script, listdir(view.layout.slurm)))
+    if is_submitted and ending in (Ending.DRAINED, Ending.INTERRUPTED, Ending.STOPPED):
+        # Without --slurm it would work where it is typed, which is often the login node.
+        return f"`gpuspool resume {root} --slurm` goes on: it submits what is missing."
     hint = ""
     if ending in (Ending.LOAD, Ending.GAVE_UP, Ending.BROKEN, Ending.OUTAGE):
         hint = _after_a_fix(view)

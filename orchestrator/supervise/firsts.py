@@ -80,8 +80,8 @@ def _about_split(attempt: str, line: JournalLine) -> str:
     why = "" if line.error is None else f" ({describe(line.error)})"
     return (
         f"a batch of {1 + len(line.batch)} tasks raised on rank {rank_of(attempt)}{why}: its tasks "
-        "run again in halves, down to one alone, so that only those fail that are to blame; later "
-        "splits are counted in the status records"
+        "run again in halves, down to one alone, so that only those fail that are to blame (later "
+        "splits are not told here)"
     )
 
 

@@ -94,7 +94,8 @@ def _examine_together(
     try:
         meeting = meet(folder, expected.key, expected.count, me, wait_s)
     except NotAllCame as error:
-        detail = f"{error}; start all at once, each with this folder as its host sees it"
+        why = "if they did start at once, each sees a folder of its own here"
+        detail = f"{error}; {why}"
         return _alone([*checks, Check("hosts", "problem", detail)], me)
     try:
         reports = _reports(meeting, checks)
