@@ -32,7 +32,7 @@ from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.parents import is_anybody_alive_here
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.states import UNDER_WAY, RunState
-from gpuspool.spool.view import View, open_view
+from gpuspool.spool.view import View, load_view, open_view
 
 if TYPE_CHECKING:
     from gpuspool.orchestrator.supervise.doctor import Check
@@ -186,15 +186,17 @@ def logs(
     rank or a task that the run does not have.
 
     rank: only the attempts of this rank.
-    key: only what was printed while the task with this key ran.
+    key: only what was printed while the task with this key ran. `#INDEX` and the path of its input
+        name it too.
     last: only so many lines of each attempt, its last ones.
     follow: wait for what is printed from now on, until the run has ended.
     """
-    view = _view(spool)
     if key is not None:
         if rank is not None or last is not None or follow:
             raise UsageError("what one task printed is shown whole: name a task, or the others.")
-        return task_log_chunks(view, key)
+        narrow = load_view(find_spool(spool), reads_claims=False)
+        return task_log_chunks(narrow.refresh_manifests(), key)
+    view = _view(spool)
     if rank is not None and not any(rank_of(attempt) == rank for attempt in view.attempts):
         started = sorted({rank_of(attempt) for attempt in view.attempts})
         known = f"0 to {started[-1]}" if started else "none yet"

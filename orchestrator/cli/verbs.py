@@ -362,9 +362,9 @@ def wait(spool: str | None, timeout_s: float | None) -> None:
 @option(
     "--task",
     "key",
-    metavar="KEY",
+    metavar="TASK",
     shell_complete=completion.keys,
-    help="Only what the task with this key printed.",
+    help="Only what one task printed: its key, its number as '#7', or the path of its input.",
 )
 @option("-n", "--last", type=click.IntRange(0), metavar="N", help="Only the last N lines of each.")
 @option("-f", "--follow", is_flag=True, help="Go on with what is printed, until the run has ended.")
