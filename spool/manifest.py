@@ -211,10 +211,13 @@ class Manifest:
             at = self._data.find(text, end)
 
     def _line_at(self, at: int, kind: type[R]) -> Iterator[tuple[int, R]]:
-        """(position, record) of the line that begins at an offset; nothing where it is damaged."""
+        """(position, record) of the line that begins at an offset.
+
+        Nothing where it is damaged or has no end.
+        """
         end = self._data.find(b"\n", at)
         if end < 0:
-            end = len(self._data)
+            return
         with contextlib.suppress(Damaged):
             record = unseal(self._data[at:end], kind)
             yield self._data.count(b"\n", self._base, at), record

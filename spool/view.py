@@ -46,7 +46,6 @@ from gpuspool.spool.layout import (
     parse_orphans,
     parse_parent,
     rank_name,
-    rank_of,
     writer_name,
 )
 from gpuspool.spool.ledger import Ledger

@@ -1,4 +1,4 @@
-"""Looking at a run: `status`, `wait`, `results`, `failed`, `logs`, `verify`; and `doctor`.
+"""Looking at a run: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`; `doctor`.
 
 Each of them reads the files of a spool and nothing else: they need no GPU and no orchestrator, work
 from any host that sees the folder, in the middle of a run and long after it, and write nothing.
@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.report.explain import explain_attempt, explain_rank, explain_task
 from gpuspool.orchestrator.report.failures import failed_results
+from gpuspool.orchestrator.report.finding import is_attempt
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.report.status import doubtful
 from gpuspool.orchestrator.report.status import status as status_of
+from gpuspool.orchestrator.report.story import Story, story_json
 from gpuspool.orchestrator.report.verify import Findings
 from gpuspool.orchestrator.report.verify import verify as verify_view
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import rank_of
+from gpuspool.spool.layout import Layout, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.parents import is_anybody_alive_here
 from gpuspool.spool.publish import read_bytes
@@ -171,6 +174,37 @@ def failed_and_doubtful(spool: Spool = None) -> tuple[list[Result], int]:
     """As `failed`, and how many more tasks failed somewhere and have no verdict yet."""
     view = _view(spool)
     return list(failed_results(view)), len(doubtful(view))
+
+
+def explain(
+    spool: Spool = None, key: str | None = None, rank: int | None = None, attempt: str | None = None
+) -> dict[str, Any]:
+    """What happened to one task or one rank, how it stands, and what happens next.
+
+    As `gpuspool explain --json` prints it; docs/options.md lists the fields. Name one of the three.
+    Raises UsageError for what the run does not have.
+
+    key: of a task; `#INDEX` and the path of its input name it too.
+    rank: its attempts, one after the other.
+    attempt: one of these, such as `rank-0003.a01`.
+    """
+    root = find_spool(spool)
+    return story_json(tell(root, key, rank, attempt), str(Layout(root).root))
+
+
+def tell(spool: Spool, key: str | None, rank: int | None, attempt: str | None) -> Story:
+    """As `explain`, as the story that people are told."""
+    if sum(one is not None for one in (key, rank, attempt)) != 1:
+        raise UsageError("name one task, or one rank, or one attempt.")
+    view = load_view(find_spool(spool), reads_claims=False)
+    if key is not None:
+        return explain_task(view, key)
+    if attempt is not None:
+        if not is_attempt(attempt):
+            raise UsageError(f"{attempt!r:.120} is no attempt. They are named as rank-0003.a01.")
+        return explain_attempt(view, attempt)
+    assert rank is not None, "one of the three"
+    return explain_rank(view, rank)
 
 
 def logs(
