@@ -108,7 +108,7 @@ def _stacks(text: str) -> tuple[str, ...]:
     """Frames of stacks that faulthandler wrote: the user's own, else those of the main thread."""
     heads = list(_THREAD.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
-    threads = [text[head.end() : end] for head, end in zip(heads, ends, strict=True)]
+    threads = [text[head.end() : end] for head, end in zip(heads, ends, strict=False)]
     # The main thread stands last.
     stacks = [_frames(thread) for thread in reversed(threads)]
     own = [[frame for frame in stack if not _LIBRARY.search(frame["file"])] for stack in stacks]

@@ -60,7 +60,7 @@ def rank_story(view: View, rank: int, attempt: str | None = None) -> Story:
         name=attempt or f"rank {rank}",
         state=state,
         facts={"rank": rank, "attempts": [teller.facts(name) for name in names]},
-        steps=in_order(list(teller.steps())),
+        steps=in_order(teller.steps()),
         now=now,
         next=then,
     )

@@ -8,6 +8,7 @@ unless all of it is of today.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -55,13 +56,14 @@ class Story(msgspec.Struct, kw_only=True):
     next: str = ""
 
 
-def in_order(steps: list[Step]) -> list[Step]:
-    """The steps by their times; one whose time is not known stays behind the one before it."""
+def in_order(steps: Iterable[Step]) -> list[Step]:
+    """The steps by their times; one without a time stays behind its attempt's step before it."""
+    last: dict[str | None, float] = {}
     keyed: list[tuple[float, Step]] = []
-    last = 0.0
     for step in steps:
-        last = last if step.at is None else step.at
-        keyed.append((last, step))
+        at = last.get(step.attempt, 0.0) if step.at is None else step.at
+        last[step.attempt] = at
+        keyed.append((at, step))
     return [step for _, step in sorted(keyed, key=lambda pair: pair[0])]
 
 

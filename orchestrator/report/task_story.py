@@ -20,7 +20,7 @@ from gpuspool.orchestrator.text.groups import describe
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.layout import is_added, is_planned, is_retry, is_ruling, parse_orphans, rank_of
-from gpuspool.spool.records import Closing, Error, Heartbeat, TaskFailure
+from gpuspool.spool.records import Claim, Closing, Error, Heartbeat, TaskFailure
 from gpuspool.spool.states import ErrorKind, Life, LineState, Phase, Reason, Verdict
 from gpuspool.spool.timeouts import limit_s
 from gpuspool.spool.view import View
@@ -57,7 +57,7 @@ def task_story(view: View, task: int) -> Story:
         name=name,
         state=state,
         facts={"task": task, "key": history.key, "round": history.round},
-        steps=in_order(list(teller.steps())),
+        steps=in_order(teller.steps()),
         now=now,
         next=then,
     )
@@ -74,20 +74,27 @@ class _Teller:
     # What happened.
 
     def steps(self) -> Iterator[Step]:
-        """All steps. Those of which the time is not known stand behind the one before them."""
+        """All steps, those of one attempt in their order."""
         for given in self._history.given:
             yield from self._giving(given)
-            if given.claim is not None:
-                yield self._claiming(given)
-        for attempt in sorted(self._history.attempts()):
-            for told in self._history.told:
-                if told.attempt == attempt:
-                    yield self._telling(told)
+        for attempt in sorted(self._history.attempts() | {NOBODY}):
+            for round_ in range(self._history.round + 1):
+                yield from self._in_attempt(attempt, round_)
             closing = self._view.closed.get(attempt)
             if closing is not None:
                 yield from self._closing(closing)
         for failure in self._history.verdicts:
             yield from self._ruling(failure)
+
+    def _in_attempt(self, attempt: str, round_: int) -> Iterator[Step]:
+        """What an attempt did with the task in one round."""
+        for given in self._history.given:
+            claim = given.claim
+            if claim is not None and claim.attempt == attempt and given.line.round == round_:
+                yield self._claiming(given, claim)
+        for told in self._history.told:
+            if told.attempt == attempt and told.line.round == round_:
+                yield self._telling(told)
 
     def _giving(self, given: Given) -> Iterator[Step]:
         """That a manifest gave the task out, unless it is that of a closing, told with that."""
@@ -136,9 +143,7 @@ class _Teller:
         except OSError:
             return None
 
-    def _claiming(self, given: Given) -> Step:
-        claim = given.claim
-        assert claim is not None
+    def _claiming(self, given: Given, claim: Claim) -> Step:
         if claim.attempt == NOBODY:
             text = "claimed, but the claim cannot be read: nobody holds it"
             return Step(at=None, what="claimed", text=text)
