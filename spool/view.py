@@ -19,7 +19,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -462,11 +462,13 @@ class View:
                 if line.task == task or task in line.batch:
                     yield attempt, at, line
 
-    def follow(self, attempts: Container[str]) -> None:
+    def follow(self, attempts: Collection[str]) -> None:
         """Read the journals of these attempts, of those that were not read yet, as `refresh` does.
 
         So it is known what these attempts finished, and which call they are in.
         """
+        if not attempts:
+            return
         self._find_journals()
         self._find_unlisted()
         for attempt, journal in self.journals.items():

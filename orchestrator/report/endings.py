@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import assert_never
 
+import msgspec
+
 from gpuspool import spool
 from gpuspool.orchestrator.text.groups import describe
 from gpuspool.spool.exits import describe_exit
@@ -76,7 +78,14 @@ def _why(closing: Closing) -> str:
     # The job that asked for a fresh process is no error; what it says is all that matters.
     if error.kind is ErrorKind.RESTART:
         return f": {error.message}" if error.message else ""
-    return f": {describe(error)}"
+    return f": {in_words(error)}"
+
+
+def in_words(error: Error) -> str:
+    """An error on one line, as `describe`, without the place, which a story tells anyway."""
+    if error.rank is not None:
+        error = msgspec.structs.replace(error, message=error.message.partition("; rank ")[0])
+    return describe(error)
 
 
 def frames_of(error: Error) -> tuple[str, ...]:

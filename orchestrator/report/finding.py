@@ -170,13 +170,14 @@ def _keys(view: View) -> Iterator[str]:
 
 
 # A comparison letter by letter takes some 20 µs. So only those keys are compared that begin or end
-# as the word does, whatever its letters' case: who makes one mistake leaves one of its halves as it
-# is. A file that is named without its folder is the end of a key.
+# as the word does, whatever its letters' case, or whose file does: who makes one mistake leaves one
+# half of the word as it is. A file that is named without its folder is the end of a key.
 def nearest(keys: Iterable[str], word: str) -> list[str]:
     """Of these keys the few that are most like a word, the most like first; perhaps none."""
     wanted = word.casefold()
     half = (len(wanted) + 1) // 2
     head, tail = wanted[:half], wanted[-half:]
+    below = f"/{head}"
     name = f"/{wanted.rpartition('/')[2]}"
     named: list[str] = []
     alike: dict[str, str] = {}
@@ -184,7 +185,7 @@ def nearest(keys: Iterable[str], word: str) -> list[str]:
         plain = key.casefold()
         if plain == wanted or plain.endswith(name):
             named.append(key)
-        elif plain.startswith(head) or plain.endswith(tail):
+        elif plain.startswith(head) or plain.endswith(tail) or below in plain:
             alike[plain] = key
     by_length = sorted(alike, key=lambda plain: abs(len(plain) - len(wanted)))[:MOST_COMPARED]
     close = difflib.get_close_matches(wanted, by_length, MOST_NEAR, LIKENESS)

@@ -10,7 +10,7 @@ from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import epoch_name, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import CPU
-from gpuspool.spool.states import Life
+from gpuspool.spool.states import Ending, Life
 from gpuspool.spool.view import View, read_control
 
 
@@ -56,6 +56,14 @@ class Presence:
                 if self._detector.epoch_life(epoch) is not Life.DEAD
             ]
         return self._parents
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the newest parent has said that every task has a verdict."""
+        parents = self._detector.parents
+        self._detector.look()
+        end = parents.ends.get(parents.newest)
+        return end is not None and end.how == Ending.FINISHED
 
     @property
     def workers(self) -> list[str]:

@@ -231,15 +231,12 @@ class _Teller:
     def _doing(self, beat: Heartbeat) -> str:
         ago = f"{max(0.0, time.time() - beat.at):.0f} s ago"
         if beat.state in _PHASES:
-            return f"{_PHASES[beat.state]} ({ago})"
+            return f"{_PHASES[beat.state]} (told {ago})"
         verb = "publishes the outputs of" if beat.state is Phase.PUBLISHING else "runs"
         if beat.task is None:
-            return f"it looks for tasks ({ago})"
-        since = ""
-        if beat.task_since is not None:
-            took = f"{max(0.0, time.time() - beat.task_since):.0f} s"
-            since = f" since {clock(beat.task_since)}, for {took}"
-        return f"it {verb} {self._key(beat.task)}{since}"
+            return f"it looks for tasks (told {ago})"
+        since = "" if beat.task_since is None else f" since {clock(beat.task_since)}"
+        return f"it {verb} {self._key(beat.task)}{since} (told {ago})"
 
     def _key(self, task: int) -> str:
         for manifest in self._view.manifests.values():
@@ -265,7 +262,7 @@ class _Teller:
     def _stands_closed(self, closing: Closing) -> tuple[str, str]:
         n_done = sum(map(self._view.completed, self._names))
         now = f"nothing of it runs; {count_of(n_done, 'task')} complete in all"
-        if closing.state is AttemptState.COMPLETE:
+        if closing.state is AttemptState.COMPLETE or self._presence.is_finished:
             return now, ""
         goes_on = self._presence.who_goes_on()
         if goes_on:

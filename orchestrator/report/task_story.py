@@ -12,11 +12,10 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 
-from gpuspool.orchestrator.report.endings import ending, frames_of
+from gpuspool.orchestrator.report.endings import ending, frames_of, in_words
 from gpuspool.orchestrator.report.history import Given, History, Told, read_history
 from gpuspool.orchestrator.report.presence import Presence, spool_word, where
 from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
-from gpuspool.orchestrator.text.groups import describe
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.layout import is_added, is_planned, is_retry, is_ruling, parse_orphans, rank_of
@@ -192,11 +191,11 @@ class _Teller:
         at = line.start + line.seconds * n_tasks if line.start else None
         details = () if error is None else frames_of(error)
         if line.batch:
-            why = "" if error is None else f" ({describe(error)})"
+            why = "" if error is None else f" ({in_words(error)})"
             text = f"a call of {n_tasks} tasks with it raised on {attempt}{why}; they run in parts"
             what = "split"
         elif error is not None:
-            text = f"try {error.tries} failed on {attempt} ({describe(error)}); it waits there"
+            text = f"try {error.tries} failed on {attempt} ({in_words(error)}); it waits there"
             text += " for another"
             what = "deferred"
         elif self._asked_to_restart(attempt):
@@ -219,7 +218,7 @@ class _Teller:
         error = told.line.error
         details: tuple[str, ...] = ()
         if error is not None:
-            text += f": {describe(error)}"
+            text += f": {in_words(error)}"
             if error.tries > 1:
                 text += f" (try {error.tries})"
             if error.kind is ErrorKind.IO:
@@ -259,7 +258,9 @@ class _Teller:
             text += "; with that the task has failed for good"
             details = frames_of(failures[0].error)
         elif opinions:
-            text += f"; it had the task in hand, which counts against that: {_short(opinions[0])}"
+            text += (
+                f" with the task in hand, which counts against it: {in_words(opinions[0].error)}"
+            )
             details = frames_of(opinions[0].error)
         elif left:
             text += f"; the task was given {'back' if _is_peaceful(closing) else 'out again'}"
@@ -276,7 +277,7 @@ class _Teller:
         for name, ruling in self._view.rulings.items():
             if failure in ruling.failures:
                 n_places = count_of(len(failure.error.attempts), "attempt")
-                text = f"ruled: it has failed for good, in {n_places}: {describe(failure.error)}"
+                text = f"ruled: it has failed for good, in {n_places}: {in_words(failure.error)}"
                 yield Step(at=ruling.at, what="failed", text=f"{text} ({name})")
 
     # How it stands.
@@ -356,8 +357,9 @@ class _Teller:
             text = "failed: no readable line of a manifest describes it any more"
             return text, f"`gpuspool verify {self._spool}` tells what is damaged"
         error = self._last_error()
-        why = "" if error is None else f": {describe(error)}"
-        return f"failed for good{why}", f"`gpuspool retry {self._spool}` gives it another round"
+        why = "" if error is None else f": {in_words(error)}"
+        then = f"`gpuspool retry {self._spool}` gives it another round"
+        return f"failed for good{why}", f"{then}; after a fix of the job add --keep-done"
 
     def _stands_held_back(self) -> tuple[str, str]:
         """It failed, and nobody has ruled about that: what the ruling waits for."""
@@ -436,8 +438,8 @@ class _Teller:
         if beat is None:
             return text
         if beat.task is not None:
-            return f"{text}, and is at task #{beat.task} ({_ago(beat.at)})"
-        return f"{text}, and is {beat.state} ({_ago(beat.at)})"
+            return f"{text}, and is at task #{beat.task} (told {_ago(beat.at)})"
+        return f"{text}, and is {beat.state} (told {_ago(beat.at)})"
 
     def _stands_waiting(self) -> tuple[str, str]:
         given = self._unclaimed()
@@ -508,11 +510,6 @@ def _is_peaceful(closing: Closing) -> bool:
         Reason.HANDOVER,
         Reason.FINISHED,
     )
-
-
-def _short(failure: TaskFailure) -> str:
-    """What a death said of a task, without the scene, which the story tells anyway."""
-    return failure.error.message.partition(";")[0]
 
 
 def _seconds(seconds: float) -> str:
