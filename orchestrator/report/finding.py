@@ -51,15 +51,19 @@ class _TaskInput(Record, frozen=True, kw_only=True):
 
 
 def find_task(view: View, word: str) -> int:
-    """The task that a word means: its key, `#INDEX`, or the path or text that is its input.
+    """The task that a word means: its key, else `#INDEX`, else the path or text that is its input.
 
-    A number that is nobody's key or input is taken for an index. view: has read the manifests.
+    A bare number that is none of these is taken for an index. view: has read the manifests.
     Raises UsageError where no task is meant, with the keys that are most like the word, and where
     several are.
     """
     found = _by_key(view, word)
     if found is not None:
         return found
+    index = _INDEX.fullmatch(word)
+    is_index = index is not None and int(index[1]) < view.ledger.tasks
+    if index is not None and is_index and word.startswith("#"):
+        return int(index[1])
     tasks = _by_input(view, word)
     if len(tasks) > 1:
         keys = ", ".join(itertools.islice(tasks.values(), MOST_NAMED))
@@ -69,8 +73,7 @@ def find_task(view: View, word: str) -> int:
         )
     if tasks:
         return next(iter(tasks))
-    index = _INDEX.fullmatch(word)
-    if index is not None and int(index[1]) < view.ledger.tasks:
+    if index is not None and is_index:
         return int(index[1])
     raise UsageError(_unknown(view, word))
 

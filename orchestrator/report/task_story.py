@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from gpuspool.orchestrator.report.endings import ending, frames_of, in_words
 from gpuspool.orchestrator.report.history import Given, History, Told, read_history
+from gpuspool.orchestrator.report.keys import TaskKey
 from gpuspool.orchestrator.report.presence import Presence, spool_word, where
 from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
 from gpuspool.orchestrator.text.words import count_of
@@ -324,7 +325,12 @@ class _Teller:
             last = [told.line.state for told in self._history.told if told.attempt == attempt]
             return last[-1:] == [LineState.STARTED]
         beat = self._view.heartbeat(attempt)
-        return beat is not None and self._history.task == beat.task
+        if beat is None or beat.task is None:
+            return False
+        # A call has tasks that stand one behind the other in a claim, of which the first is told.
+        manifest = self._view.manifests[holder.manifest]
+        firsts = (position for position, _ in manifest.lines_of(beat.task, TaskKey))
+        return any(0 <= holder.position - first < _n_in_hand(beat) for first in firsts)
 
     def standing(self, state: State, holder: Given | None) -> tuple[str, str]:
         """(how it stands, what happens next)."""
@@ -410,8 +416,8 @@ class _Teller:
             if told.attempt == attempt and told.line.state is LineState.STARTED
         ]
         since = started[-1] if started else None
-        if beat is not None and beat.task == self._history.task:
-            since = beat.task_since if since is None else since
+        if since is None and beat is not None:
+            since = beat.task_since
         if since is None:
             return ""
         return f" since {clock(since)}, for {max(0.0, time.time() - since):.0f} s"
@@ -494,6 +500,11 @@ class _Teller:
     @property
     def _spool(self) -> str:
         return spool_word(self._view)
+
+
+def _n_in_hand(beat: Heartbeat) -> int:
+    """How many tasks the call in hand has; one where that is not told, as by earlier versions."""
+    return max(1, getattr(beat, "in_hand", 0))
 
 
 def _claimer(given: Given) -> str:
