@@ -1,9 +1,9 @@
 """A file-queue batch orchestrator for GPU jobs: no server, nothing lost, `ls` shows it.
 
 Start a run: `run`, `resume`, `join`, `retry`, `redo`, `add`, `drain`; on a cluster `submit`,
-`resubmit`. Look at it: `status`, `wait`, `results`, `failed`, `logs`, `verify`; `doctor`. They
-return `Report`, `Submission`, `Result`, `Findings` and `Check`; their options are those of
-`RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
+`resubmit`. Look at it: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`;
+`doctor`. They return `Report`, `Submission`, `Result`, `Findings` and `Check`; their options are
+those of `RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
 
 In a job: `Task` and `Context` for annotations, `NotDone` and `Restart`. For programs that had a
 coordinator of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.
@@ -22,6 +22,7 @@ from gpuspool.spool import __version__
 if TYPE_CHECKING:
     from gpuspool.orchestrator.api.reading import (
         doctor,
+        explain,
         failed,
         logs,
         results,
@@ -95,6 +96,7 @@ __all__ = [
     "add",
     "doctor",
     "drain",
+    "explain",
     "failed",
     "join",
     "logs",
@@ -128,6 +130,7 @@ _HOMES = {
     "Restart": "gpuspool.worker.context",
     "doctor": "gpuspool.orchestrator.api.reading",
     "drain": "gpuspool.orchestrator.api.runs",
+    "explain": "gpuspool.orchestrator.api.reading",
     "failed": "gpuspool.orchestrator.api.reading",
     "logs": "gpuspool.orchestrator.api.reading",
     "results": "gpuspool.orchestrator.api.reading",

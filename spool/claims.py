@@ -75,6 +75,20 @@ def read_claim(layout: Layout, manifest: str, start: int, end: int) -> Claim | N
     return Claim(attempt=NOBODY, start=start, stop=min(later, default=end), at=0.0)
 
 
+def claim_of(layout: Layout, manifest: str, position: int, end: int) -> tuple[Claim | None, int]:
+    """(the claim on one position of a manifest with `end` positions, where the last claim at or
+    before this position stops); None where nobody has claimed it.
+
+    Claims are named by their first positions, so a listing tells which one to read, and no other is
+    opened. A claim outside the chain is taken for one of it.
+    """
+    start = max((found for found in _starts(layout, manifest) if found <= position), default=None)
+    claim = None if start is None else read_claim(layout, manifest, start, end)
+    if claim is None:
+        return None, 0
+    return (claim if position < claim.stop else None), claim.stop
+
+
 def _is_torn(data: bytes) -> bool:
     """Whether these bytes are what a power cut may leave of a claim, which is not synced.
 

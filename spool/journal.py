@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ from gpuspool.spool.records import Identity, JournalHead, Record
 # A reader takes so much of a journal at once, however long that has grown. It bounds the memory of
 # whoever reads a thousand journals, and is many lines even where results are large.
 CHUNK_BYTES = 1024 * 1024
+
+# How the other tasks of a call stand in a line.
+_BATCH = b'"batch":['
 
 
 class JournalWriter:
@@ -141,6 +145,23 @@ def link_empty_journal(layout: Layout, attempt: str) -> bool:
     return True
 
 
+# Whoever sealed a line wrote the task first. What looks like a batch may stand in a result of a
+# user's. So there may be more lines than name the task, and who asks looks at what they say.
+def _lines_of(task: int, data: bytes) -> list[int]:
+    """Where among these whole lines those begin that name a task, in order."""
+    mark = b'{"task":%d,' % task
+    starts = {0} if data.startswith(mark) else set()
+    at = data.find(b"\n" + mark)
+    while at >= 0:
+        starts.add(at + 1)
+        at = data.find(b"\n" + mark, at + 1)
+    # Few journals have batches, and to look for the word alone is much faster.
+    if _BATCH in data:
+        for found in re.finditer(rb"%b(?:\d+,)*%d[],]" % (re.escape(_BATCH), task), data):
+            starts.add(data.rfind(b"\n", 0, found.start()) + 1)
+    return sorted(starts)
+
+
 class JournalReader:
     """Follows one journal: each reading yields the lines that are new and whole.
 
@@ -169,6 +190,25 @@ class JournalReader:
 
         Raises OSError. Read it to its end: a line counts as read once its chunk was.
         """
+        for at, data in self._new_chunks():
+            yield from unseal_lines(data, at, kind, self._refuse)
+
+    def find(self, task: int, kind: type[R]) -> Iterator[tuple[int, R]]:
+        """(offset, record) of each new line that names a task: as its own, or in its `batch`.
+
+        There may be others among them. It costs a search through the bytes, and only these lines
+        are checked and decoded. Raises OSError. Read it to its end, as `read`.
+        """
+        for at, data in self._new_chunks():
+            for start in _lines_of(task, data):
+                end = data.find(b"\n", start) + 1
+                yield from unseal_lines(data[start:end], at + start, kind, self._refuse)
+
+    def _new_chunks(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, whole lines) of what is new, some at a time, without the journal's first line.
+
+        Each counts as read once it is handed out.
+        """
         for data in self._new_lines():
             at = self.offset
             self.offset += len(data)
@@ -178,7 +218,7 @@ class JournalReader:
                 self._take_head(first)
             self._lines = data
             self._lines_at = at
-            yield from unseal_lines(data, at, kind, self._refuse)
+            yield at, data
         self._lines = b""
 
     def _take_head(self, line: bytes) -> None:

@@ -15,6 +15,7 @@ orchestrator, by closers and by sweepers.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -180,22 +181,46 @@ class Manifest:
         return self.records(TaskLine, start, stop)
 
     def find(self, task: int, kind: type[R]) -> R | None:
-        """The line of a task as a record of some kind; None where no readable line is found.
+        """The first line of a task as a record of some kind; None where no readable one is found.
 
-        It costs a search through the bytes and no decoding. Whoever sealed the line wrote the task
-        first, and no payload has a newline in it.
+        It costs a search through the bytes and no decoding.
         """
+        return next((line for _, line in self.lines_of(task, kind)), None)
+
+    # Whoever sealed a line wrote the task first, and no payload has a newline in it.
+    def lines_of(self, task: int, kind: type[R]) -> Iterator[tuple[int, R]]:
+        """(position, record) of each readable line of a task; found as by `find`."""
         mark = b'{"task":%d,' % task
-        at = self._base
-        if not self._data.startswith(mark, at):
-            newline = self._data.find(b"\n" + mark, at)
-            if newline < 0:
-                return None
-            at = newline + 1
-        try:
-            return unseal(self._data[at : self._data.find(b"\n", at)], kind)
-        except Damaged:
-            return None
+        if self._data.startswith(mark, self._base):
+            yield from self._line_at(self._base, kind)
+        at = self._data.find(b"\n" + mark, self._base)
+        while at >= 0:
+            yield from self._line_at(at + 1, kind)
+            at = self._data.find(b"\n" + mark, at + 1)
+
+    def lines_with(self, text: bytes, kind: type[R]) -> Iterator[R]:
+        """The readable lines that hold these bytes, which have no newline, wherever they do."""
+        at = self._data.find(text, self._base)
+        while at >= 0:
+            start = self._data.rfind(b"\n", self._base, at) + 1 or self._base
+            for _, line in self._line_at(start, kind):
+                yield line
+            end = self._data.find(b"\n", at)
+            if end < 0:
+                return
+            at = self._data.find(text, end)
+
+    def _line_at(self, at: int, kind: type[R]) -> Iterator[tuple[int, R]]:
+        """(position, record) of the line that begins at an offset.
+
+        Nothing where it is damaged or has no end.
+        """
+        end = self._data.find(b"\n", at)
+        if end < 0:
+            return
+        with contextlib.suppress(Damaged):
+            record = unseal(self._data[at:end], kind)
+            yield self._data.count(b"\n", self._base, at), record
 
     def records(self, kind: type[R], start: int = 0, stop: int | None = None) -> Iterator[R]:
         """The readable lines of the positions start..stop as records of another kind.

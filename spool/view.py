@@ -19,7 +19,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +61,7 @@ from gpuspool.spool.records import (
     Intent,
     Job,
     JournalBrief,
+    JournalLine,
     Options,
     Ruling,
     Run,
@@ -407,15 +408,73 @@ class View:
             self._read_claims()
         self._read_journals()
         self._take_put_aside()
+        self._list_open()
+        self._find_unreadable()
+        return self
+
+    def _list_open(self) -> None:
         if self._is_open_stale:
             self.open_attempts = [name for name in self.attempts if name not in self.closed]
             self._is_open_stale = False
-        self._find_unreadable()
-        return self
 
     def refresh_attempts(self) -> None:
         """Read which attempts there are by now, and nothing else."""
         self._read_intents()
+
+    # Who is asked for a single task, or a single rank, need not read what a million lines say of
+    # others. It calls these in the order in which `refresh` reads, and then knows no verdicts.
+
+    def refresh_manifests(self) -> View:
+        """Read which tasks there are, and which attempts were closed; no intent and no journal."""
+        self._read_manifests()
+        self._list_open()
+        self._find_unreadable()
+        return self
+
+    def read_intents(self, attempts: Iterable[str]) -> None:
+        """Read the intents of these attempts, as far as they were not read before."""
+        for attempt in attempts:
+            self._read_intent(attempt)
+
+    def refresh_open(self) -> list[str]:
+        """Read the intents of the attempts that are not closed, as of `refresh_manifests`.
+
+        Returns these attempts.
+        """
+        named = (name.removesuffix(".json") for name in listdir(self.layout.attempts))
+        self.read_intents(name for name in named if name not in self.closed)
+        self._list_open()
+        return self.open_attempts
+
+    def lines_of(self, task: int) -> Iterator[tuple[str, int, JournalLine]]:
+        """(attempt, offset, line) of each line of all journals that names a task.
+
+        In the order of attempts, and in each of these as written. A line may name it in its `batch`
+        alone. Other lines are not decoded. Raises OSError.
+        """
+        self._find_journals()
+        self._find_unlisted()
+        for attempt in [name for name in self.attempts if name in self.journals]:
+            reader = self.journals[attempt]
+            if reader.offset:
+                reader = JournalReader(self.layout, attempt, self.report)
+            for at, line in reader.find(task, JournalLine):
+                if line.task == task or task in line.batch:
+                    yield attempt, at, line
+
+    def follow(self, attempts: Collection[str]) -> None:
+        """Read the journals of these attempts, of those that were not read yet, as `refresh` does.
+
+        So it is known what these attempts finished, and which call they are in.
+        """
+        if not attempts:
+            return
+        self._find_journals()
+        self._find_unlisted()
+        for attempt, journal in self.journals.items():
+            if attempt in attempts:
+                self._follow(journal)
+        self._list_open()
 
     def again(self) -> View:
         """A view of the same spool that has read everything anew.
@@ -602,24 +661,27 @@ class View:
 
     def _read_intents(self) -> None:
         for filename in listdir(self.layout.attempts):
-            attempt = filename.removesuffix(".json")
-            if parse_attempt(attempt) is None:
-                continue
-            if attempt not in self.journals and attempt not in self.closed:
-                self._may_have_begun = True
-            if attempt in self.intents:
-                continue
-            path = self.layout.intent(attempt)
-            intent = read_sealed(path, Intent, self.owners)
-            if intent is None and read_bytes(path, 0, 1) is None:
-                continue  # A network file system lists it, and cannot give it yet.
-            # What belongs to another attempt says nothing of this one.
-            if intent is not None and intent.attempt != attempt:
-                intent = None
-            self.intents[attempt] = intent
-            self._add_attempt(attempt)
-            if intent is None:
-                self.report(Damage(str(path), 0, "not the intent of an attempt"))
+            self._read_intent(filename.removesuffix(".json"))
+
+    def _read_intent(self, attempt: str) -> None:
+        """Read the intent of an attempt, unless this is no attempt's name or it was read before."""
+        if parse_attempt(attempt) is None:
+            return
+        if attempt not in self.journals and attempt not in self.closed:
+            self._may_have_begun = True
+        if attempt in self.intents:
+            return
+        path = self.layout.intent(attempt)
+        intent = read_sealed(path, Intent, self.owners)
+        if intent is None and read_bytes(path, 0, 1) is None:
+            return  # A network file system lists it, and cannot give it yet.
+        # What belongs to another attempt says nothing of this one.
+        if intent is not None and intent.attempt != attempt:
+            intent = None
+        self.intents[attempt] = intent
+        self._add_attempt(attempt)
+        if intent is None:
+            self.report(Damage(str(path), 0, "not the intent of an attempt"))
 
     def _add_attempt(self, attempt: str) -> None:
         """Note an attempt that left a trace."""
@@ -1006,10 +1068,10 @@ class View:
         return max(intents, key=lambda intent: intent.epoch).job
 
 
-def open_view(
+def load_view(
     spool: str | Path, *, reads_claims: bool = True, written: Mapping[str, bytes] | None = None
 ) -> View:
-    """A refreshed view of a spool; the options are those of `View`.
+    """A view of a spool of which no more than run.json is read; the options are those of `View`.
 
     Raises UsageError where there is no spool, SpoolError where it cannot be read.
     """
@@ -1021,4 +1083,11 @@ def open_view(
     view.owners.update(owners)
     for one in damage:
         view.report(one)
-    return view.refresh()
+    return view
+
+
+def open_view(
+    spool: str | Path, *, reads_claims: bool = True, written: Mapping[str, bytes] | None = None
+) -> View:
+    """As `load_view`, and refreshed."""
+    return load_view(spool, reads_claims=reads_claims, written=written).refresh()

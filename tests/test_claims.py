@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spooling import A0, A1, B0, C0, cuts, hidden_files, make_spool, race, write_claim
+from spooling import A0, A1, B0, C0, cuts, hidden_files, make_spool, race, watch_opens, write_claim
 
 from gpuspool.spool.claims import (
     FEW,
@@ -18,6 +18,7 @@ from gpuspool.spool.claims import (
     TARGET_S,
     ChainEnd,
     ClaimChain,
+    claim_of,
     claim_size,
     parse_start,
     read_claim,
@@ -277,3 +278,32 @@ def test_the_claimers_of_a_manifest_are_told_by_its_last_claims(layout: Layout) 
     for stop, attempt in enumerate([A0, B0, B0, A0, C0, B0, C0], 1):
         assert chain.take(attempt, stop) is not None
     assert [chain.claimers(attempt) for attempt in (A0, B0, C0, A1)] == [3, 2, 1, 4]
+
+
+def test_the_claim_on_a_position_is_found_by_names_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = M
+    layout = make_spool(tmp_path / "s", 100)
+    assert claim_of(layout, name, 0, 100) == (None, 0)
+    chain = ClaimChain(layout, name, 100)
+    for stop in range(4, 44, 4):
+        chain.take(A0, stop)
+    opened = watch_opens(monkeypatch)
+    for position in (0, 3, 4, 17, 39):
+        claim, stop = claim_of(layout, name, position, 100)
+        assert claim == chain.claims[position // 4]
+        assert stop == claim.stop
+    assert claim_of(layout, name, 40, 100) == (None, 40)
+    assert claim_of(layout, name, 99, 100) == (None, 40)
+    read = [path for path in opened if Path(path).name.isdigit()]
+    assert len(read) == 7, "one claim each"
+
+
+def test_a_position_of_a_claim_that_cannot_be_read_belongs_to_nobody(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 20)
+    write_claim(layout, "rank-0000", 0, b"")
+    write_claim(layout, "rank-0000", 8, Claim(attempt=A0, start=8, stop=9, at=0.0))
+    claim, stop = claim_of(layout, "rank-0000", 5, 20)
+    assert claim is not None
+    assert (claim.attempt, stop) == (NOBODY, 8)

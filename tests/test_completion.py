@@ -43,6 +43,10 @@ def test_spools_ranks_and_keys(box: Box) -> None:
     assert complete(box, "logs", "--rank", "1") == ["1"]
     assert complete(box, "logs", "deep/two", "--task", "t") == ["t0", "t1"]
     assert complete(box, "redo", "spool-one", "a") == ["a.txt"]
+    assert complete(box, "explain", "a") == ["compopt", "-o", "dirnames", "a.txt"]
+    assert "spool-one" in complete(box, "explain", "s")
+    assert complete(box, "explain", "deep/two", "t") == ["t0", "t1"]
+    assert complete(box, "explain", "--rank", "") == ["0", "1"]
     assert complete(box, "redo", "nowhere", "a") == []
     too_long = "n" * 300
     assert complete(box, "status", f"{too_long}/") == ["compopt", "-o", "dirnames"]

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,10 +29,17 @@ from spooling import (
 
 from gpuspool.spool.codec import decode
 from gpuspool.spool.identity import myself
-from gpuspool.spool.journal import JournalReader, JournalWriter, link_empty_journal, start_journal
+from gpuspool.spool.journal import (
+    CHUNK_BYTES,
+    JournalReader,
+    JournalWriter,
+    link_empty_journal,
+    start_journal,
+)
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import JournalBrief, JournalHead, JournalLine
+from gpuspool.spool.states import LineState
 
 
 @pytest.fixture
@@ -382,3 +390,48 @@ def test_a_journal_whose_descriptor_became_stale_is_opened_again(
     monkeypatch.setattr(os, "open", count_open)
     monkeypatch.setattr(os, "pread", stale_at_first)
     assert [line.task for _, line in reader.read(JournalBrief)] == [0, 1, 2]
+
+
+# One task of many.
+
+
+def test_the_lines_that_name_a_task_are_found_and_no_others(layout: Layout) -> None:
+    writer = begin(layout, A0)
+    for index in (5, 55, 15, 5):
+        writer.append(JournalLine(task=index, round=0, state=LineState.COMPLETE))
+    for batch in ([5], [1, 5, 2], [51, 15], [4, 5]):
+        writer.append(JournalLine(task=3, round=0, state=LineState.STARTED, batch=batch))
+    writer.append(
+        JournalLine(
+            task=6, round=0, state=LineState.COMPLETE, result=msgspec.Raw(b'{"batch":[5],"task":5}')
+        )
+    )
+    writer.flush()
+    whole = [line for _, line in JournalReader(layout, A0, [].append).read(JournalLine)]
+    found = [line for _, line in JournalReader(layout, A0, [].append).find(5, JournalLine)]
+    named = [line for line in found if line.task == 5 or 5 in line.batch]
+    assert named == [line for line in whole if line.task == 5 or 5 in line.batch]
+    assert len(named) == 5
+    assert len(found) <= len(named) + 1, "a result may look like a batch"
+    assert list(JournalReader(layout, A0, [].append).find(7, JournalLine)) == []
+
+
+@pytest.mark.parametrize("size", [64, 300, CHUNK_BYTES])
+def test_a_damaged_line_of_a_task_is_reported_and_costs_itself(
+    layout: Layout, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuspool.spool.journal.CHUNK_BYTES", size)
+    writer = begin(layout, A0)
+    finish(writer, 1, 2, 1, 3, 1)
+    writer.flush()
+    path = layout.journal(A0)
+    data = path.read_bytes()
+    at = data.index(b'{"task":1,')
+    path.write_bytes(data[:at] + data[at:].replace(b"complete", b"compleet", 1))
+    damage: list[Damage] = []
+    reader = JournalReader(layout, A0, damage.append)
+    lines = list(reader.find(1, JournalLine))
+    assert [line.task for _, line in lines] == [1, 1]
+    assert [one.offset for one in damage] == [at]
+    assert all(data[found:].startswith(b'{"task":1,') for found, _ in lines)
+    assert reader.head is not None

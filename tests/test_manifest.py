@@ -259,3 +259,19 @@ def test_a_task_is_found_by_its_number_whatever_payloads_look_like() -> None:
         assert damaged.find(2, TaskLine) == tasks[2]
     # The last line may have no end.
     assert read(data[:-1], name)[2].find(22, TaskLine) is None
+
+
+def test_all_lines_of_a_task_are_found_with_their_positions() -> None:
+    tasks = [task(5), task(1), task(5, round=1), task(55), task(2, key="t5")]
+    for head in (b"", seal(CLOSING)):
+        name = f"{A0}.orphans" if head else "rank-0000"
+        data = head + b"".join(map(seal, tasks))
+        _, _, manifest = read(data, name)
+        assert list(manifest.lines_of(5, TaskLine)) == [(0, tasks[0]), (2, tasks[2])]
+        assert list(manifest.lines_of(6, TaskLine)) == []
+        with_key = list(manifest.lines_with(b'"key":"t5"', TaskLine))
+        assert with_key == [tasks[0], tasks[2], tasks[4]]
+        assert list(manifest.lines_with(b"}", TaskLine)) == tasks
+        assert list(manifest.lines_with(b"nowhere", TaskLine)) == []
+        _, _, damaged = read(data.replace(b'"round":1', b'"round":2'), name)
+        assert list(damaged.lines_of(5, TaskLine)) == [(0, tasks[0])]

@@ -402,7 +402,7 @@ def test_logs_of_all_of_one_rank_and_of_one_task(box: Box) -> None:
     assert one.startswith("==> rank-0001.a00 <==")
     assert "rank-0000" not in one
     assert "".join(gpuspool.logs(box / "S", key="t3")) == box.run("logs", "S", "--task", "t3").out
-    with pytest.raises(gpuspool.UsageError, match="no task with the key 'nobody'"):
+    with pytest.raises(gpuspool.UsageError, match="no task 'nobody'"):
         gpuspool.logs(box / "S", key="nobody")
 
 

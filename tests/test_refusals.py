@@ -342,7 +342,7 @@ def test_a_spool_that_everybody_may_write_runs_no_code(box: Box) -> None:
 
 def test_an_unknown_task_has_no_log(box: Box) -> None:
     box.run("run", DOUBLE, "--lines", box.lines(2), "--spool", "S")
-    refused(box, "logs", "S", "--task", "nobody", says="has no task with the key 'nobody'")
+    refused(box, "logs", "S", "--task", "nobody", says="has no task 'nobody'")
 
 
 def test_debug_shows_where_an_error_came_from(box: Box) -> None:

@@ -469,7 +469,7 @@ def test_the_log_of_a_task_is_what_its_lines_point_to(
     expected = f"{heads[0]}漢字\n{heads[1]}between\n{heads[2]}🚀after"
     assert "".join(task_log_chunks(view, "t1")) == expected
     assert "".join(task_log_chunks(view, "t0")) == ""
-    with pytest.raises(UsageError, match="no task with the key 't9'"):
+    with pytest.raises(UsageError, match="no task 't9'"):
         task_log_chunks(view, "t9")
 
 

@@ -57,7 +57,16 @@ from gpuspool.spool.records import (
 from gpuspool.spool.states import Life
 from gpuspool.spool.sweep import stranded_tasks
 from gpuspool.spool.trust import Trust, refuse_unsafe
-from gpuspool.spool.view import Claimed, Control, Started, View, load_run, open_view, read_control
+from gpuspool.spool.view import (
+    Claimed,
+    Control,
+    Started,
+    View,
+    load_run,
+    load_view,
+    open_view,
+    read_control,
+)
 
 
 @pytest.fixture(params=[False, True], ids=["checked by lines", "checked as a whole"])
@@ -756,3 +765,33 @@ def test_the_newest_epoch_says_what_job_runs(layout: Layout) -> None:
         layout.intent(name).write_bytes(seal_pretty(msgspec.structs.replace(intent, job=job)))
     assert isinstance(view_of(layout).intents[A0], Intent)
     assert view_of(layout).latest_job().sha256 == "new"
+
+
+# A single task, or a single rank.
+
+
+def test_a_view_that_reads_of_one_task_alone_says_of_it_what_a_whole_one_does(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for attempt in (A0, B0):
+        intend(layout, attempt)
+    first, second = begin(layout, A0), begin(layout, B0)
+    finish(first, 0, 1, 2)
+    finish(second, 1, 4)
+    close(view_of(layout), A0)
+    opened = watch_opens(monkeypatch)
+    narrow = load_view(layout.root, reads_claims=False).refresh_manifests()
+    assert narrow.closed.keys() == {A0}
+    assert not any("/journal/" in path or "/attempts/" in path for path in opened)
+    found = [(attempt, line.task) for attempt, _, line in narrow.lines_of(1)]
+    assert found == [(A0, 1), (B0, 1)]
+    assert list(narrow.lines_of(1)), "it may be asked again"
+    assert not any("/attempts/rank" in path for path in opened)
+    assert narrow.refresh_open() == [B0]
+    assert narrow.intents.keys() == {B0}
+    narrow.read_intents([A0, "no attempt"])
+    assert narrow.intents.keys() == {A0, B0}
+    fresh = load_view(layout.root, reads_claims=False).refresh_manifests()
+    fresh.follow([])
+    fresh.follow([B0])
+    assert (fresh.completed(B0), fresh.completed(A0)) == (2, 0)

@@ -1,4 +1,4 @@
-"""Looking at a run: `status`, `wait`, `results`, `failed`, `logs`, `verify`; and `doctor`.
+"""Looking at a run: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`; `doctor`.
 
 Each of them reads the files of a spool and nothing else: they need no GPU and no orchestrator, work
 from any host that sees the folder, in the middle of a run and long after it, and write nothing.
@@ -19,20 +19,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.report.explain import explain_attempt, explain_rank, explain_task
 from gpuspool.orchestrator.report.failures import failed_results
+from gpuspool.orchestrator.report.finding import is_attempt
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.report.status import doubtful
 from gpuspool.orchestrator.report.status import status as status_of
+from gpuspool.orchestrator.report.story import Story, story_json
 from gpuspool.orchestrator.report.verify import Findings
 from gpuspool.orchestrator.report.verify import verify as verify_view
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import rank_of
+from gpuspool.spool.layout import Layout, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.parents import does_any_parent_live_here
 from gpuspool.spool.publish import read_bytes
 from gpuspool.spool.states import UNDER_WAY, RunState
-from gpuspool.spool.view import View, open_view
+from gpuspool.spool.view import View, load_view, open_view
 
 if TYPE_CHECKING:
     from gpuspool.orchestrator.supervise.doctor import Check
@@ -173,6 +176,37 @@ def failed_and_doubtful(spool: Spool = None) -> tuple[list[Result], int]:
     return list(failed_results(view)), len(doubtful(view))
 
 
+def explain(
+    spool: Spool = None, key: str | None = None, rank: int | None = None, attempt: str | None = None
+) -> dict[str, Any]:
+    """What happened to one task or one rank, how it stands, and what happens next.
+
+    As `gpuspool explain --json` prints it; docs/options.md lists the fields. Name one of the three.
+    Raises UsageError for what the run does not have.
+
+    key: of a task; `#INDEX` and the path of its input name it too.
+    rank: its attempts, one after the other.
+    attempt: one of these, such as `rank-0003.a01`.
+    """
+    root = find_spool(spool)
+    return story_json(tell(root, key, rank, attempt), str(Layout(root).root))
+
+
+def tell(spool: Spool, key: str | None, rank: int | None, attempt: str | None) -> Story:
+    """As `explain`, as the story that people are told."""
+    if sum(one is not None for one in (key, rank, attempt)) != 1:
+        raise UsageError("name one task, or one rank, or one attempt.")
+    view = load_view(find_spool(spool), reads_claims=False)
+    if key is not None:
+        return explain_task(view, key)
+    if attempt is not None:
+        if not is_attempt(attempt):
+            raise UsageError(f"{attempt!r:.120} is no attempt. They are named as rank-0003.a01.")
+        return explain_attempt(view, attempt)
+    assert rank is not None, "one of the three"
+    return explain_rank(view, rank)
+
+
 def logs(
     spool: Spool = None,
     rank: int | None = None,
@@ -186,15 +220,17 @@ def logs(
     rank or a task that the run does not have.
 
     rank: only the attempts of this rank.
-    key: only what was printed while the task with this key ran.
+    key: only what was printed while the task with this key ran. `#INDEX` and the path of its input
+        name it too.
     last: only so many lines of each attempt, its last ones.
     follow: wait for what is printed from now on, until the run has ended.
     """
-    view = _view(spool)
     if key is not None:
         if rank is not None or last is not None or follow:
             raise UsageError("--task shows all that one task printed, and takes no other option.")
-        return task_log_chunks(view, key)
+        narrow = load_view(find_spool(spool), reads_claims=False)
+        return task_log_chunks(narrow.refresh_manifests(), key)
+    view = _view(spool)
     if rank is not None and not any(rank_of(attempt) == rank for attempt in view.attempts):
         started = sorted({rank_of(attempt) for attempt in view.attempts})
         known = f"0 to {started[-1]}" if started else "none yet"

@@ -72,6 +72,14 @@ def keys(ctx: click.Context, _: click.Parameter, word: str) -> list[CompletionIt
     return _of_spool(ctx, word, _keys)
 
 
+def spools_and_keys(ctx: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
+    """Behind a spool its keys; else spools, and the keys of the only one here."""
+    found = keys(ctx, param, word)
+    if _words_before(ctx):
+        return found
+    return [*spools(ctx, param, word), *found]
+
+
 def _ranks(view: View) -> Iterator[str]:
     from gpuspool.spool.layout import rank_of
 
@@ -82,6 +90,15 @@ def _keys(view: View) -> Iterator[str]:
     return (task.key for task in itertools.islice(view.planned_tasks(), MOST_LOOKED_AT))
 
 
+def _words_before(ctx: click.Context) -> list[str]:
+    """The words that stand before the one that is completed: perhaps a spool, and what follows it.
+
+    Behind an option that still lacks its value, click has not told the words apart.
+    """
+    spool: Any = ctx.params.get("spool")
+    return [spool] if spool else [*(ctx.params.get("words") or ctx.args)]
+
+
 def _of_spool(
     ctx: click.Context, word: str, names: Callable[[View], Iterator[str]]
 ) -> list[CompletionItem]:
@@ -89,8 +106,7 @@ def _of_spool(
     from gpuspool.orchestrator.plan.locate import find_spool
     from gpuspool.spool.view import open_view
 
-    # Behind an option that still lacks its value, click has not told the words apart.
-    spool: Any = ctx.params.get("spool") or next(iter(ctx.args), None)
+    spool = next(iter(_words_before(ctx)), None)
     try:
         view = open_view(find_spool(spool), reads_claims=False)
         found = (name for name in names(view) if name.startswith(word))

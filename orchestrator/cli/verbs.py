@@ -377,14 +377,54 @@ def wait(spool: str | None, timeout_s: float | None) -> None:
 
 
 @cli.command()
+@click.argument(
+    "words",
+    nargs=-1,
+    metavar="[SPOOL] TASK|rank N|ATTEMPT",
+    shell_complete=completion.spools_and_keys,
+)
+@option("--rank", type=int, metavar="N", shell_complete=completion.ranks, help="As `rank N`.")
+@option(
+    "--task",
+    "key",
+    metavar="TASK",
+    shell_complete=completion.keys,
+    help="As TASK, whatever it looks like: a key, a number as '#7', the path of an input.",
+)
+@as_json
+@debug
+def explain(words: tuple[str, ...], rank: int | None, key: str | None, as_json: bool) -> None:
+    """What happened to a task or a rank, how it stands, and what happens next.
+
+    TASK is a key, a number as '#7', or the path of its input. ATTEMPT is one process of a rank, as
+    rank-0003.a01.
+
+    \b
+    gpuspool explain t7
+    gpuspool explain spool-Embed images/7.jpg
+    gpuspool explain spool-Embed rank 3
+    """
+    from gpuspool.orchestrator.api import reading
+    from gpuspool.orchestrator.cli.subject import subject_of
+    from gpuspool.orchestrator.report.story import story_text
+
+    about = subject_of(words, rank, key)
+    spool = _looked_at(about.spool)
+    if as_json:
+        _print_json(reading.explain(spool, about.key, about.rank, about.attempt))
+    else:
+        click.echo(story_text(reading.tell(spool, about.key, about.rank, about.attempt)))
+
+
+@cli.command()
 @spool_argument
 @option("--rank", type=int, metavar="N", shell_complete=completion.ranks, help="Only this rank.")
 @option(
     "--task",
     "key",
-    metavar="KEY",
+    metavar="TASK",
     shell_complete=completion.keys,
-    help="Only what the task with this key printed.",
+    help="Only what one task printed: its key, its number as '#7', or the path of its input.",
 )
 @option("-n", "--last", type=click.IntRange(0), metavar="N", help="Only the last N lines of each.")
 @option("-f", "--follow", is_flag=True, help="Go on with what is printed, until the run has ended.")

@@ -62,13 +62,3 @@ def _take(manifest: Manifest, keys: list[str | None]) -> None:
     for line in manifest.records(TaskKey):
         if 0 <= line.task < n_tasks:
             keys[line.task] = line.key
-
-
-def tasks_of(view: View, key: str) -> set[int]:
-    """The tasks that have this key: one, or none where the run has no such task."""
-    found = set()
-    for manifest in view.manifests.values():
-        for line in manifest.records(TaskKey):
-            if line.key == key:
-                found.add(line.task)
-    return found

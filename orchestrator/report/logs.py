@@ -16,23 +16,13 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpuspool.orchestrator.report.keys import tasks_of
-from gpuspool.orchestrator.report.ranges import Range, read_chunks
-from gpuspool.spool.errors import UsageError
-from gpuspool.spool.journal import JournalReader
+from gpuspool.orchestrator.report.finding import find_task
+from gpuspool.orchestrator.report.ranges import read_chunks
 from gpuspool.spool.layout import rank_of
-from gpuspool.spool.records import Record
 from gpuspool.spool.view import View
 
 # The last lines of a log are looked for in so many bytes at its end, then in four times as many.
 TAIL_BYTES = 64 * 1024
-
-
-class _Logged(Record, frozen=True, kw_only=True):
-    """What a journal line says of a task's log; the rest is skipped, not decoded."""
-
-    task: int
-    log: Range | None = None
 
 
 class Logs:
@@ -130,32 +120,23 @@ def _start_of_last(path: Path, lines: int) -> int:
         n_bytes *= 4
 
 
-def task_log_chunks(view: View, key: str) -> Iterator[str]:
-    """What was printed while the task with this key ran, attempt by attempt, each under its name.
+def task_log_chunks(view: View, word: str) -> Iterator[str]:
+    """What was printed while a task ran, attempt by attempt, each under its name.
 
-    Raises UsageError for a key that no task has, before anything is yielded; OSError.
+    word: what `find_task` understands. Raises UsageError for a word that means no task, before
+    anything is yielded; OSError.
     """
-    tasks = tasks_of(view, key)
-    if not tasks:
-        raise UsageError(
-            f"{view.layout.root} has no task with the key {key!r}. "
-            "`gpuspool results` lists the keys."
-        )
-    return _task_log(view, tasks)
+    return _task_log(view, find_task(view, word))
 
 
-def _task_log(view: View, tasks: set[int]) -> Iterator[str]:
+def _task_log(view: View, task: int) -> Iterator[str]:
     headers = _Headers()
-    for attempt in view.attempts:
-        if attempt not in view.journals:
-            continue
-        journal = JournalReader(view.layout, attempt, view.report)
-        for _, line in journal.read(_Logged):
-            if line.task in tasks and line.log is not None:
-                yield headers.new(attempt)
-                for text in _text(view, attempt, *line.log):
-                    if text:
-                        yield headers.under(attempt, text)
+    for attempt, _, line in view.lines_of(task):
+        if line.task == task and line.log is not None:
+            yield headers.new(attempt)
+            for text in _text(view, attempt, *line.log):
+                if text:
+                    yield headers.under(attempt, text)
 
 
 def _text(view: View, attempt: str, start: int, stop: int) -> Iterator[str]:

@@ -1,0 +1,134 @@
+"""How an attempt ended, and how a task failed, in words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+
+from gpuspool import spool
+from gpuspool.orchestrator.text.groups import describe
+from gpuspool.spool.exits import describe_exit
+from gpuspool.spool.records import Closing, Error
+from gpuspool.spool.states import BY_PARENT, BY_RESUME, ErrorKind, Reason
+
+# Of the threads of a process that took too long so many frames are shown.
+MOST_FRAMES = 8
+
+# A frame of a traceback, with its line of source, or of a stack that faulthandler wrote.
+_FRAME = re.compile(r'^ *File "(?P<file>.*)", line (?P<line>\d+),? in (?P<function>.*)$')
+_THREAD = re.compile(r"^(Current thread|Thread) .*\(most recent call first\):$", re.MULTILINE)
+# Where the frames of the interpreter, of installed packages and of the worker come from. In a
+# checkout the worker lies where this does.
+_CHECKOUT = Path(spool.__file__).resolve().parent.parent / "worker"
+_LIBRARY = re.compile(
+    rf"/(site|dist)-packages/|/lib(64)?/(python|pypy)\d[^/]*/|^<|/gpuspool/worker/"
+    rf"|^{re.escape(str(_CHECKOUT))}/"
+)
+
+
+def ending(closing: Closing) -> str:
+    """How an attempt ended: `ended: crash, killed by SIGSEGV`."""
+    text = _reason(closing)
+    if closing.by == BY_RESUME:
+        return f"{text}; another parent found that"
+    if closing.by not in (BY_PARENT, closing.attempt):
+        return f"{text}; {closing.by} found that"
+    return text
+
+
+def _reason(closing: Closing) -> str:
+    match closing.reason:
+        case Reason.FINISHED:
+            return "ended: every task had a verdict"
+        case Reason.DRAINED:
+            return "ended: it was drained"
+        case Reason.KILLED:
+            return "was killed: it had been told to stop"
+        case Reason.LOAD:
+            return f"ended: its job could not be loaded{_why(closing)}"
+        case Reason.DEVICE:
+            return f"ended: it did not see its device{_why(closing)}"
+        case Reason.IO:
+            return f"ended: a file system was in trouble{_why(closing)}"
+        case Reason.FAILURES:
+            return "ended: too many tasks had failed in a row, which a fresh process may do better"
+        case Reason.HANDOVER:
+            return "ended, so that another process tries the tasks that had failed in it"
+        case Reason.RECYCLED:
+            return f"ended: its job asked for a fresh process{_why(closing)}"
+        case Reason.TIMEOUT:
+            return "ended: it took too long"
+        case Reason.CRASH:
+            code = closing.exit_code
+            how = "" if code is None else f", {describe_exit(code)}"
+            return f"ended: crash{how}"
+        case Reason.LOST:
+            return "died, and nobody saw how"
+        case unknown:
+            assert_never(unknown)
+
+
+def _why(closing: Closing) -> str:
+    error = closing.error
+    if error is None:
+        return ""
+    # The job that asked for a fresh process is no error; what it says is all that matters.
+    if error.kind is ErrorKind.RESTART:
+        return f": {error.message}" if error.message else ""
+    return f": {in_words(error)}"
+
+
+def in_words(error: Error) -> str:
+    """An error on one line, as `describe`, without the place, which a story tells anyway."""
+    if error.rank is not None:
+        error = msgspec.structs.replace(error, message=error.message.partition("; rank ")[0])
+    return describe(error)
+
+
+def frames_of(error: Error) -> tuple[str, ...]:
+    """The lines of the user's code that an error points to, as lines for people; perhaps none.
+
+    Of a time-out: where the threads stood, those first that were in the user's code, the innermost
+    frame first. Of an exception: the line that raised, as it stands in the source.
+    """
+    if error.kind is ErrorKind.TIMEOUT:
+        return _stacks(error.traceback)
+    source = _source_of(error)
+    return (f"{error.where}  {source}",) if source else ()
+
+
+def _source_of(error: Error) -> str:
+    """The line of source that raised; "" where the traceback does not show it."""
+    lines = error.traceback.splitlines()
+    found = ""
+    for number, text in enumerate(lines[:-1]):
+        frame = _FRAME.match(text)
+        if frame is not None and error.where == _name(frame):
+            source = lines[number + 1]
+            # A frame without its source is followed by the next frame, or by the error.
+            found = source.strip() if source.startswith("    ") else ""
+    return found
+
+
+def _stacks(text: str) -> tuple[str, ...]:
+    """Frames of stacks that faulthandler wrote: the user's own, else those of the main thread."""
+    heads = list(_THREAD.finditer(text))
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    threads = [text[head.end() : end] for head, end in zip(heads, ends, strict=False)]
+    # The main thread stands last.
+    stacks = [_frames(thread) for thread in reversed(threads)]
+    own = [[frame for frame in stack if not _LIBRARY.search(frame["file"])] for stack in stacks]
+    shown = [frame for stack in own for frame in stack] or [*stacks, []][0]
+    lines = [f"{_name(frame)} in {frame['function']}" for frame in shown[:MOST_FRAMES]]
+    return tuple(lines)
+
+
+def _frames(thread: str) -> list[re.Match[str]]:
+    return [found for found in map(_FRAME.match, thread.splitlines()) if found is not None]
+
+
+def _name(frame: re.Match[str]) -> str:
+    return f"{frame['file'].rpartition('/')[2]}:{frame['line']}"

@@ -1,0 +1,118 @@
+"""Who is at work on a run, at a single look, as far as a story has to tell it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from gpuspool.orchestrator.report.parents import Beats
+from gpuspool.orchestrator.text.words import count_of
+from gpuspool.spool.layout import epoch_name, rank_of
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.records import CPU
+from gpuspool.spool.states import Ending, Life
+from gpuspool.spool.view import View, read_control
+
+
+class Presence:
+    """Who of a run lives. view: has read its manifests. Nothing is read before it is asked for."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._detector = FailureDetector(view)
+        self._beats: Beats | None = None
+        self._parents: list[int] | None = None
+        self._others: list[str] | None = None
+
+    def life(self, attempt: str) -> Life:
+        """Whether an open attempt lives. Its intent was read."""
+        return self._detector.life(attempt)
+
+    def silent_s(self, attempt: str) -> float | None:
+        """For how long nothing was heard of an attempt elsewhere, nor of its parent; None: lately.
+
+        By two clocks, so that it is for people alone. 0 where nobody has ever beaten.
+        """
+        if self._beats is None:
+            self._beats = Beats(self._view)
+        if self._beats.is_fresh(attempt):
+            return None
+        names = [attempt]
+        intent = self._view.intents.get(attempt)
+        if intent is not None:
+            names.append(epoch_name(intent.epoch))
+        ages = [age for age in map(self._beats.age_s, names) if age is not None]
+        return min(ages, default=0.0)
+
+    @property
+    def parents(self) -> list[int]:
+        """The epochs of the parents that are not proved dead."""
+        if self._parents is None:
+            self._detector.look()
+            known = self._detector.parents.known
+            self._parents = [
+                epoch
+                for epoch in sorted(known)
+                if self._detector.epoch_life(epoch) is not Life.DEAD
+            ]
+        return self._parents
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the newest parent has said that every task has a verdict."""
+        parents = self._detector.parents
+        self._detector.look()
+        end = parents.ends.get(parents.newest)
+        return end is not None and end.how == Ending.FINISHED
+
+    @property
+    def workers(self) -> list[str]:
+        """The open attempts that are not proved dead. Their intents and heartbeats are read."""
+        if self._others is None:
+            attempts = self._view.refresh_open()
+            self._others = [name for name in attempts if self.life(name) is not Life.DEAD]
+        return self._others
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether all parents that may be there are to finish what is in hand, and no more."""
+        control = read_control(self._view.layout)
+        return bool(self.parents) and all(map(control.stops, self.parents))
+
+    def who_goes_on(self) -> str:
+        """Why nothing new is begun, and what to do about that; "" where a parent is at work."""
+        resume = f"`gpuspool resume {spool_word(self._view)}` goes on"
+        if self.is_draining:
+            return f"the run is being drained, and takes nothing new; {resume}"
+        if self.parents:
+            return ""
+        workers = len(self.workers)
+        if workers:
+            they = count_of(workers, "worker goes", "workers go")
+            return f"what started the run is gone, and {they} on without it; {resume} too"
+        return f"nobody is at work; {resume}"
+
+
+def spool_word(view: View) -> str:
+    """How to name a spool in a command that is typed here."""
+    path = os.fspath(view.layout.root)
+    here = os.path.relpath(path)
+    return shlex.quote(path if here.startswith("..") else here)
+
+
+def where(view: View, attempt: str) -> str:
+    """A rank and its place, as people are told: `rank 1 (cpu on vm)`."""
+    rank = f"rank {rank_of(attempt)}"
+    intent = view.intents.get(attempt)
+    if intent is None:
+        return rank
+    return f"{rank} ({place(intent.device)} on {intent.parent.host}{_job(intent.job_id)})"
+
+
+def place(device: str) -> str:
+    """A device, as people are told."""
+    return CPU if device in ("", CPU) else f"device {device}"
+
+
+def _job(job_id: str) -> str:
+    return f", job {job_id}" if job_id else ""
