@@ -38,8 +38,8 @@ SPOOL_ORDER = (
 )
 WORKER_ORDER = (
     "causes context devices drain folders nudges reports resources say standing starting supply",
-    "modules",
-    "backlog batch_size children leaving limits memory parent pinning scratch turns warmup",
+    "clocks modules",
+    "backlog batch_size children doing leaving limits memory parent pinning scratch turns warmup",
     "beat idle outputs results timer",
     "job job_end prefetch settle trouble",
     "call prepare",

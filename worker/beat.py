@@ -21,7 +21,6 @@ import os
 import threading
 import time
 
-import msgspec
 from msgspec.structs import asdict
 
 from gpuspool.spool import beats
@@ -33,7 +32,7 @@ from gpuspool.spool.liveness import ATTEMPT_BEATS
 from gpuspool.spool.publish import replace
 from gpuspool.spool.records import Heartbeat, Identity, Intent
 from gpuspool.spool.states import Phase
-from gpuspool.worker.devices import Device
+from gpuspool.worker.doing import Doing
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.modules import Modules
 from gpuspool.worker.nudges import PROMPT_S, UNNUDGED_LOOK_S, Nudges
@@ -51,19 +50,6 @@ DRAIN_S = 5.0
 LOOKS_A_GRACE = 5
 # With a short lease everything is done more often: so many times in a lease.
 LOOKS_A_LEASE = 12
-
-
-class Doing(msgspec.Struct):
-    """What the main thread is at. It alone writes this; the beat reads."""
-
-    phase: Phase = Phase.LOADING
-    # The first task of the call, and since when in Unix seconds; None between calls.
-    task: int | None = None
-    task_since: float | None = None
-    # How many tasks got their verdict in this attempt, by verdict.
-    complete: int = 0
-    failed: int = 0
-    device: Device = msgspec.field(default_factory=Device)
 
 
 class Beat(threading.Thread):
@@ -219,6 +205,8 @@ class Beat(threading.Thread):
 
     def _record(self) -> Heartbeat:
         doing = self.doing
+        # Read once: the main thread goes on meanwhile.
+        line = doing.line
         return Heartbeat(
             **asdict(self._who),
             attempt=self._intent.attempt,
@@ -230,8 +218,10 @@ class Beat(threading.Thread):
             device_name=doing.device.name,
             device_uuid=doing.device.uuid,
             job_sha256=self._intent.job.sha256,
-            task=doing.task,
-            task_since=doing.task_since,
+            task=None if line is None else line.task,
+            key="" if line is None else line.key,
+            task_since=doing.since,
+            in_hand=0 if line is None else doing.n_tasks,
             done=doing.complete,
             failed=doing.failed,
             code=self._modules.code,
