@@ -411,6 +411,28 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     code: CodeName = ""
 
 
+class Usage(Record, frozen=True, kw_only=True):
+    """A line of usage/: what an attempt has done by a moment, and what it uses at it. For people.
+
+    done: how many tasks are complete. busy_s, idle_s: as in `Stats`, with the call in hand up to
+    now. rss: the resident memory of its process and of all that this has started; what two of them
+    share counts twice. cpu: how many cores these kept busy since the line before, or since the
+    start. gpu: how busy its devices are, in percent, by whoever uses them. gpu_mem, gpu_mem_total:
+    how much of their memory is taken, by whoever, and how much there is. None of these three where
+    that is not told: gpu by MIG instances, and none of them on the CPU.
+    """
+
+    at: float
+    done: int = 0
+    busy_s: float = 0.0
+    idle_s: dict[str, float] = msgspec.field(default_factory=dict)
+    rss: int = 0
+    cpu: float = 0.0
+    gpu: float | None = None
+    gpu_mem: int | None = None
+    gpu_mem_total: int | None = None
+
+
 class Place(Record, frozen=True, kw_only=True):
     """A slot of a parent: where its worker runs. `device` and `uuids` as in a `Slot`."""
 

@@ -66,8 +66,10 @@ from gpuspool.spool.records import (
     Run,
     TaskFailure,
     TaskLine,
+    Usage,
 )
 from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
+from gpuspool.spool.usage import last_usage
 
 # For so long after an attempt was closed its journal is read at each look, where it may grow: a
 # worker that stood still and was taken for dead may finish the task in hand before it notices.
@@ -971,6 +973,13 @@ class View:
     def heartbeat(self, attempt: str) -> Heartbeat | None:
         """An attempt's last heartbeat, as it stands now; None where none can be read."""
         return read_record(self.layout.heartbeat(attempt), Heartbeat)
+
+    def usage(self, attempt: str) -> Usage | None:
+        """What an attempt told last of what it uses, as it stands now; None where it told nothing.
+
+        Raises OSError.
+        """
+        return last_usage(self.layout, attempt)
 
     def start_of(self, attempt: str, task: int) -> float:
         """When the call of a task began that an attempt has in hand, in Unix seconds.

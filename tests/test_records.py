@@ -44,6 +44,7 @@ from gpuspool.spool.records import (
     Stats,
     TaskFailure,
     TaskLine,
+    Usage,
 )
 
 WHO = Identity(
@@ -107,6 +108,7 @@ PLAIN: list[Record] = [
         in_hand=4,
         done=3,
     ),
+    Usage(at=1.5, done=3, busy_s=2.5, idle_s={"load": 0.5}, rss=4096, cpu=0.5, gpu=37.0),
     Intent(
         attempt=A0,
         epoch=2,
@@ -318,6 +320,7 @@ EARLIER = [
         Closing,
         {"killed": 4, "killed_start": 0.0},
     ),
+    ('{"at":1.5}', Usage, {"done": 0, "idle_s": {}, "gpu": None, "gpu_mem": None, "cpu": 0.0}),
 ]
 
 

@@ -8,10 +8,12 @@ there is news, and without such a parent every few seconds.
 With each heartbeat it looks whether the job has imported more modules, which are part of the code
 that this run consists of (see `modules`).
 
+With the heartbeats that are its own it tells what the attempt uses, in usage/ (see `usage`).
+
 It shares with the main thread only what is made for that: the journal, `Drain`, `Standing`, and
 `Doing`, which the main thread alone writes. What goes wrong with the journal is kept there, and
-ends the attempt at the main thread's next step. A heartbeat or a record of modules that cannot be
-written is only logged, once: the work is worth more than the word of it.
+ends the attempt at the main thread's next step. A heartbeat, a line in usage/ or a record of
+modules that cannot be written is only logged, once: the work is worth more than the word of it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from gpuspool.worker.nudges import PROMPT_S, UNNUDGED_LOOK_S, Nudges
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.say import say
 from gpuspool.worker.standing import Standing
+from gpuspool.worker.usage import UsageLog
 
 # The journal is made durable so often: a power cut takes back so many seconds of verdicts at most.
 SYNC_S = 1.0
@@ -91,6 +94,7 @@ class Beat(threading.Thread):
         self._number = 0
         # Whether the last heartbeat said that there is nothing to do.
         self._is_told_idle = False
+        self._usage = UsageLog(layout, intent)
         # What was said to be impossible.
         self._said: set[str] = set()
         self._end = threading.Event()
@@ -104,6 +108,7 @@ class Beat(threading.Thread):
         """The thread's own; call `start`."""
         self._prove(time.monotonic())
         self.beat()
+        self._tell_usage()
         while not self._end.wait(self._at_most(SYNC_S)):
             self._tick(time.monotonic())
 
@@ -143,6 +148,7 @@ class Beat(threading.Thread):
         if is_news or now - self._last_beat >= min(self._pause_s, self._heartbeat_s):
             self._pause_s *= 2
             self.beat()
+            self._tell_usage()
         if self._is_look_due(now):
             self._last_look = now
             self._drain.look()
@@ -182,6 +188,13 @@ class Beat(threading.Thread):
                 replace(self._layout.heartbeat(self._intent.attempt), encode(self._record()))
             except OSError as error:
                 self._say_once("write the heartbeat", error)
+
+    def _tell_usage(self) -> None:
+        """From this thread alone: the main one has better things to do."""
+        try:
+            self._usage.add(self.doing, time.monotonic())
+        except OSError as error:
+            self._say_once("write down what this process uses", error)
 
     def notice_modules(self) -> None:
         """Look whether the job has imported more modules. From both threads, as `beat`."""
