@@ -54,6 +54,7 @@ from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import Owners, is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
+    ZERO,
     Closing,
     ErrorBrief,
     Heartbeat,
@@ -757,13 +758,15 @@ class View:
         n_failed = self.failed_by.get(attempt, 0)
         listener = self.listener
         wanted_from = math.inf if listener is None else 0
+        # When the last call began that a line told of. Of all these only the last one is asked for.
+        began = ZERO
         try:
             for at, line in journal.read(JournalBrief):
                 state = line.state
                 if state is _STARTED:
                     tasks = (line.task, *line.batch)
-                    start = _number(line.start)
-                    started[attempt] = Started(tasks, line.round, len(tasks), start)
+                    started[attempt] = Started(tasks, line.round, len(tasks))
+                    began = line.start
                     continue
                 if attempt in started:
                     self._settle_started(attempt, line.task)
@@ -809,6 +812,9 @@ class View:
                     self._feed(journal.path, at, line.task, line.round, state)
         finally:
             # Also where reading raised in the middle: the lines before that are read and fed.
+            if began is not ZERO and attempt in started:
+                start = _number(began)
+                started[attempt] = msgspec.structs.replace(started[attempt], start=start)
             if n_finished:
                 self.finished_by[attempt] = n_finished
             if n_failed:
