@@ -78,3 +78,21 @@ def test_a_batch_that_is_split_tells_when_it_was_and_each_tasks_share(box: Box) 
     for line in lines:
         assert line["start"] > created
         assert 2 * line["seconds"] >= 0.05
+
+
+def test_a_ruling_tells_when_the_call_began_in_which_a_task_failed_last(box: Box) -> None:
+    box.write("job.py", "def f(task, ctx):\n    assert task.index != 1\n")
+    box.run("run", "job.py:f", "--lines", box.lines(6), "--spool", "S", "--ranks", "2", code=3)
+    [ruling] = [
+        check_line(path.read_bytes().split(b"\n")[0])
+        for path in (box / "S" / "manifests").glob("ruling-*.jsonl")
+        if b'"failures"' in path.read_bytes()
+    ]
+    [failure] = ruling["failures"]
+    starts = [
+        check_line(line)["start"]
+        for path in (box / "S" / "journal").iterdir()
+        for line in path.read_bytes().split(b"\n")[:-1]
+        if b'"held"' in line
+    ]
+    assert failure["start"] in starts
