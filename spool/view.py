@@ -54,6 +54,7 @@ from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import Owners, is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
+    ZERO,
     Closing,
     ErrorBrief,
     Heartbeat,
@@ -67,8 +68,10 @@ from gpuspool.spool.records import (
     Run,
     TaskFailure,
     TaskLine,
+    Usage,
 )
 from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
+from gpuspool.spool.usage import last_usage
 
 # For so long after an attempt was closed its journal is read at each look, where it may grow: a
 # worker that stood still and was taken for dead may finish the task in hand before it notices.
@@ -201,12 +204,14 @@ def newest_parent(layout: Layout) -> int:
 class Started(msgspec.Struct, frozen=True):
     """The call that an attempt is in by its last `started` line.
 
-    tasks: all that it holds. left: how many of them have no line since.
+    tasks: all that it holds. left: how many of them have no line since. start: when it began, in
+    Unix seconds; 0 where that is not told.
     """
 
     tasks: tuple[int, ...]
     round: int
     left: int
+    start: float = 0.0
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -244,6 +249,9 @@ class Listener(Protocol):
         """A call with this task ended, as the line at an offset of a journal says; `start` and
         `seconds` as in a `JournalLine`. Returns the offset from which another line is wanted.
         """
+
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        """A call with so many tasks ended and gave none of them a verdict: it is called again."""
 
     def rest(self, attempt: str) -> None:
         """The attempt has nothing in hand from here on, until its next line."""
@@ -812,19 +820,27 @@ class View:
         n_failed = self.failed_by.get(attempt, 0)
         listener = self.listener
         wanted_from = math.inf if listener is None else 0
+        # When the last call began that a line told of. Of all these only the last one is asked for.
+        began = ZERO
         try:
             for at, line in journal.read(JournalBrief):
                 state = line.state
                 if state is _STARTED:
                     tasks = (line.task, *line.batch)
                     started[attempt] = Started(tasks, line.round, len(tasks))
+                    began = line.start
                     continue
                 if attempt in started:
                     self._settle_started(attempt, line.task)
                 if state is _DEFERRED:
                     if line.batch:
                         started.pop(attempt, None)
-                        if listener is not None:
+                    if listener is not None:
+                        start, seconds = _number(line.start), _number(line.seconds)
+                        # Earlier versions did not tell.
+                        if start:
+                            listener.put_off(attempt, 1 + len(line.batch), start, seconds)
+                        if line.batch:
                             listener.split(attempt, at)
                     continue
                 if state is _IDLE:
@@ -858,6 +874,9 @@ class View:
                     self._feed(journal.path, at, line.task, line.round, state)
         finally:
             # Also where reading raised in the middle: the lines before that are read and fed.
+            if began is not ZERO and attempt in started:
+                start = _number(began)
+                started[attempt] = msgspec.structs.replace(started[attempt], start=start)
             if n_finished:
                 self.finished_by[attempt] = n_finished
             if n_failed:
@@ -1022,6 +1041,26 @@ class View:
     def heartbeat(self, attempt: str) -> Heartbeat | None:
         """An attempt's last heartbeat, as it stands now; None where none can be read."""
         return read_record(self.layout.heartbeat(attempt), Heartbeat)
+
+    def usage(self, attempt: str) -> Usage | None:
+        """What an attempt told last of what it uses, as it stands now; None where it told nothing.
+
+        Raises OSError.
+        """
+        return last_usage(self.layout, attempt)
+
+    def start_of(self, attempt: str, task: int) -> float:
+        """When the call of a task began that an attempt has in hand, in Unix seconds.
+
+        By its `started` line, else by its heartbeat; 0 where neither tells. Raises OSError.
+        """
+        call = self.started.get(attempt)
+        if call is not None and task in call.tasks and call.start:
+            return call.start
+        beat = self.heartbeat(attempt)
+        if beat is not None and beat.task == task and beat.attempt == attempt:
+            return beat.task_since or 0.0
+        return 0.0
 
     def options_of(self, attempt: str) -> Options:
         """What an attempt was told, which may differ from what the run was."""

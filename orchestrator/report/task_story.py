@@ -504,7 +504,7 @@ class _Teller:
 
 def _n_in_hand(beat: Heartbeat) -> int:
     """How many tasks the call in hand has; one where that is not told, as by earlier versions."""
-    return max(1, getattr(beat, "in_hand", 0))
+    return max(1, beat.in_hand)
 
 
 def _claimer(given: Given) -> str:

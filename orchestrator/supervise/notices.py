@@ -188,5 +188,4 @@ class Notices:
 
     def _last_error(self, key: tuple[int, int]) -> Error:
         """The last failure of a doubtful task."""
-        error, _ = how_it_failed(self._view, key, self._view.held[key][-1])
-        return error
+        return how_it_failed(self._view, key, self._view.held[key][-1]).error
