@@ -123,16 +123,37 @@ def test_an_element_whose_time_is_up_goes_on_after_a_restart(box: Box, slurm: Cl
     """The signal that --signal=B: sends reaches gpuspool, since the script has become it."""
     job = submit_gated(box, "--requeue", "3")
     wait_until(lambda: waiting(box))
+    waits = box.start("wait", "S")
     slurm.run("scancel", "--signal=USR2", "--batch", f"{job}_0")
     wait_until(lambda: "is asked to start" in said(box, job))
     assert "drained with 0 of 2 tasks complete" in said(box, job)
     assert f"Slurm is asked to start job {job}_0 again, 1 of 3" in said(box, job)
+    wait_until(lambda: "Slurm has 1 element pending (BeginTime)" in waits.err)
     (box / "gate").touch()
     slurm.wait_for(job, "COMPLETED")
+    waits.wait(0)
     assert restarts(slurm, job) == 1
     assert_sound(box, "S", 2)
     parents = box.status("S")
     assert parents["tasks"]["complete"] == 2
+
+
+@one_node
+def test_a_run_that_slurm_has_yet_to_start_is_waited_for(box: Box, slurm: Cluster) -> None:
+    job = submit(box, "--sbatch", "--hold")
+    waits = box.start("wait", "S")
+    wait_until(lambda: "does not start unless something is done about it: JobHeld" in waits.err)
+    assert "  queued  " in box.run("status", "S").out
+    slurm.run("scontrol", "release", job)
+    assert "  complete  " in waits.wait(0).out
+
+
+@one_node
+def test_who_waits_right_after_submit_returns_once_the_run_is_complete(
+    box: Box, slurm: Cluster
+) -> None:
+    submit(box)
+    assert "  complete  12 complete" in box.run("wait", "S").out
 
 
 @one_node

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import JOBS, Box, assert_sound, names, record, tree
+from helpers import JOBS, Box, Started, assert_sound, names, record, tree, wait_until, waiting
 from slurm_stubs import Stubs, failing_stubs
 
 import gpuspool
 from gpuspool import Submission
+from gpuspool.orchestrator.api import in_queue
 from gpuspool.orchestrator.api import submitting as api
+from gpuspool.orchestrator.api.in_queue import SlurmQueue, pause_after
 from gpuspool.orchestrator.plan import imports
+from gpuspool.orchestrator.report.queued import is_queued, state_text
 from gpuspool.orchestrator.slurm import submitting
+from gpuspool.orchestrator.slurm.elements import Queued, counted, elements_in
 from gpuspool.orchestrator.slurm.script import Array
 from gpuspool.orchestrator.slurm.submitting import (
     NodeShape,
-    alive_in,
     fair_cpus,
     gpus_in,
     id_in,
@@ -30,6 +33,7 @@ from gpuspool.orchestrator.slurm.submitting import (
 )
 from gpuspool.spool.errors import GpuspoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_of_one_host
+from gpuspool.spool.view import open_view
 
 DOUBLE = f"{JOBS}/plain.py:double"
 CONFIG = "MaxArraySize            = {largest}"
@@ -39,7 +43,7 @@ SBATCH = """
 name=$(sed -n 's/^#SBATCH --job-name=//p' "$3")
 last=${{2#--array=0-}}; last=${{last%%%*}}
 id=$(($(cat {queue}.id) + 1)); echo $id > {queue}.id
-i=0; while [ $i -le $last ]; do echo "$name $id|PENDING" >> {queue}; i=$((i + 1)); done
+i=0; while [ $i -le $last ]; do echo "$name $id|PENDING|None" >> {queue}; i=$((i + 1)); done
 echo $id
 """
 
@@ -60,9 +64,15 @@ class Queue(Stubs):
         box.environment["PATH"] = self.path
 
     def states(self, *states: str) -> None:
-        """Of the run in S, Slurm has these elements, all of one array."""
+        """Of the run in S, Slurm has these elements, all of one array.
+
+        A state may have a reason behind it: "PENDING|Priority".
+        """
         name = f"gpuspool-{record(Path('S/run.json'))['id']}"
-        self.file.write_text("".join(f"{name} 100|{state}\n" for state in states))
+        rows = [state if "|" in state else f"{state}|None" for state in states]
+        new = Path(f"{self.file}.new")
+        new.write_text("".join(f"{name} 100|{row}\n" for row in rows))
+        new.rename(self.file)
 
 
 @pytest.fixture
@@ -169,8 +179,31 @@ def test_arrays_share_what_may_run_at_once(
 
 
 def test_elements_that_are_over_are_missing() -> None:
-    rows = "12|PENDING\n12|RUNNING\n12|COMPLETING\n13|CANCELLED\n13|TIMEOUT\n14|CONFIGURING\nx\n\n"
-    assert alive_in(rows) == ["12", "12", "14"]
+    states = ["PENDING", "RUNNING", "COMPLETING", "CANCELLED", "TIMEOUT", "CONFIGURING"]
+    rows = "".join(f"{number}|{state}|None\n" for number, state in enumerate(states))
+    alive = [element.array for element in elements_in(rows + "x\n\n") if element.is_alive]
+    assert alive == ["0", "1", "5"]
+
+
+def test_elements_are_counted_with_the_reasons_for_which_they_are_pending() -> None:
+    rows = (
+        "12|RUNNING|None\n12|SUSPENDED|None\n12|COMPLETING|None\n12|FAILED|NonZeroExitCode\n"
+        "12|PENDING|None\n12|PENDING|Resources\n12|PENDING|Priority\n13|PENDING|Priority\n"
+        "13|PENDING|ReqNodeNotAvail, UnavailableNodes:n[1-2]|x\n"
+        "14|PENDING|DependencyNeverSatisfied\n15|REQUEUE_HOLD|job requeued in held state\n"
+    )
+    queued = counted(elements_in(rows))
+    assert (queued.pending, queued.running, queued.ending) == (7, 2, 1)
+    assert queued.reasons == {
+        "Priority": 2,
+        "Resources": 1,
+        "ReqNodeNotAvail, UnavailableNodes:n[1-2]|x": 1,
+        "DependencyNeverSatisfied": 1,
+        "job requeued in held state": 1,
+    }
+    assert next(iter(queued.reasons)) == "Priority"
+    assert queued.stuck == ["DependencyNeverSatisfied", "job requeued in held state"]
+    assert counted([]) == Queued()
 
 
 def test_nothing_of_the_job_around_reaches_the_one_that_is_submitted(
@@ -276,14 +309,204 @@ def test_where_nobody_answers_nobody_knows(queue: Queue, box: Box) -> None:
     assert issubclass(UsageError, GpuspoolError)
 
 
-def test_what_waits_in_the_queue_is_pointed_to_where_nothing_runs(queue: Queue, box: Box) -> None:
+def test_a_run_whose_elements_are_pending_is_queued_and_not_stopped(queue: Queue, box: Box) -> None:
+    submit()
+    queue.states("PENDING|Priority", "PENDING|Priority", "PENDING|JobHeldAdmin", "RUNNING")
+    done = box.run("status", "S")
+    first, second, *_ = done.out.splitlines()
+    assert "  queued  0 complete, " in first
+    assert second == (
+        "in Slurm's queue: 3 elements pending (2 Priority, 1 JobHeldAdmin), 1 element running; "
+        "1 does not start unless something is done about it: JobHeldAdmin"
+    )
+    assert done.err == ""
+    now = box.run("status", "S", "--json").record()
+    assert now["state"] == "stopped"
+    assert now["queued"] == {
+        "pending": 3,
+        "running": 1,
+        "ending": 0,
+        "reasons": {"Priority": 2, "JobHeldAdmin": 1},
+        "stuck": ["JobHeldAdmin"],
+    }
+
+
+def test_a_run_of_which_slurm_has_nothing_is_stopped(queue: Queue, box: Box) -> None:
+    submit()
+    queue.states()
+    done = box.run("status", "S")
+    assert "  stopped  0 complete, " in done.out.splitlines()[0]
+    assert "queue" not in done.out + done.err
+    assert box.status("S")["queued"]["pending"] == 0
+    assert "  stopped  " in box.run("wait", "S", code=4).out
+
+
+def test_where_squeue_does_not_answer_it_is_pointed_to(queue: Queue, box: Box) -> None:
     """A run that was just submitted looks like one that has stopped."""
     submit()
+    queue.add("squeue", "echo Unable to contact slurm controller >&2; exit 1")
     name = f"-n gpuspool-{record(box / 'S' / 'run.json')['id']}"
-    assert f"squeue --me {name}" in box.run("status", "S").err
+    done = box.run("status", "S")
+    assert f"squeue --me {name}" in done.err
+    assert "  stopped  " in done.out
     assert f"squeue --me {name}" in box.run("wait", "S", code=4).err
     assert f"scancel --me {name} --state=PENDING" in box.run("drain", "S").err
-    assert box.run("status", "S", "--json").err == ""
+    silent = box.run("status", "S", "--json")
+    assert (silent.err, silent.record()["queued"]) == ("", None)
+
+
+def test_slurm_is_asked_only_of_a_run_that_it_was_given_and_that_seems_to_have_stopped(
+    queue: Queue, box: Box
+) -> None:
+    def look_at(spool: str, state: str) -> None:
+        now = box.run("status", spool, "--json").record()
+        assert (now["state"], now["queued"]) == (state, None)
+
+    job = [
+        f"{JOBS}/gates.py:gated",
+        "--tasks",
+        box.tasks(["wait"]),
+        "--arg",
+        f"gate={box / 'gate'}",
+    ]
+    box.run("submit", *job, "--spool", "S", "--elements", "1", "--no-gres")
+    asked = len(queue.called("squeue"))
+    box.run("run", *job, "--spool", "T", "--time-limit", "0", code=75)
+    look_at("T", "stopped")
+    box.run("wait", "T", code=4)
+    start = run_here(box)
+    wait_until(lambda: waiting(box))
+    look_at("S", "running")
+    box.run("wait", "S", "--timeout", "0.3s", code=4)
+    (box / "gate").touch()
+    start.wait(0)
+    look_at("S", "complete")
+    box.run("wait", "S")
+    assert len(queue.called("squeue")) == asked
+
+
+def run_here(box: Box) -> Started:
+    """Start what an element of the run in S would, here."""
+    return box.start(box / "S/slurm/0001.sh", program=("bash",), env={"SLURM_JOB_ID": None})
+
+
+def test_who_waits_for_a_run_waits_for_its_turn_too(queue: Queue, box: Box) -> None:
+    submit(no_gres=True)
+    queue.states("PENDING|Priority", "PENDING|Priority", "PENDING|Resources")
+    waits = box.start("wait", "S")
+    logs = box.start("logs", "S", "--follow")
+    watch = box.start("status", "S", "--watch")
+    told = "Slurm has 3 elements pending (2 Priority, 1 Resources): waits for that"
+    wait_until(lambda: told in waits.err)
+    # Each of the three has asked a second time, so none has ended after its first look.
+    wait_until(lambda: len(queue.called("squeue")) >= 1 + 3 * 2)
+    run_here(box).wait(0)
+    for looks in (waits, logs, watch):
+        looks.wait(0)
+    assert waits.err.count("Slurm has") == 1
+
+
+def test_a_run_whose_elements_leave_the_queue_is_over(queue: Queue, box: Box) -> None:
+    submit()
+    queue.states("PENDING|Priority")
+    waits = box.start("wait", "S")
+    wait_until(lambda: "Slurm has" in waits.err)
+    queue.states("FAILED|NonZeroExitCode")
+    done = waits.wait(4)
+    assert "  stopped  " in done.out
+
+
+def test_elements_that_slurm_never_starts_are_told_and_waited_for(queue: Queue, box: Box) -> None:
+    submit()
+    queue.states("PENDING|DependencyNeverSatisfied", "PENDING|PartitionDown", "PENDING")
+    done = box.run("wait", "S", "--timeout", "1s", code=4)
+    assert (
+        "2 do not start unless something is done about it: DependencyNeverSatisfied, PartitionDown"
+        in done.err
+    )
+    assert "  queued  " in done.out
+
+
+def test_a_squeue_that_hangs_holds_up_nobody_for_longer_than_he_waits(
+    queue: Queue, box: Box
+) -> None:
+    submit()
+    queue.add("squeue", "exec sleep 1000")
+    done = box.run("wait", "S", "--timeout", "0.5s", code=4)
+    assert "squeue --me" in done.err
+    assert "  stopped  " in done.out
+
+
+# What is heard of the queue by those who look again and again.
+
+STOPPED = {"state": "stopped"}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look asks squeue."""
+    monkeypatch.setattr(in_queue, "SHORTEST_PAUSE_S", 0.0)
+
+
+def test_squeue_is_asked_rarely(queue: Queue) -> None:
+    submit()
+    asked = len(queue.called("squeue"))
+    looks = SlurmQueue(open_view("S"))
+    seen = [looks.with_look(STOPPED)["queued"] for _ in range(20)]
+    assert len(queue.called("squeue")) == asked + 1
+    assert {each["pending"] for each in seen} == {3}
+    assert [pause_after(n_asked) for n_asked in range(1, 7)] == [2, 4, 8, 16, 30, 30]
+    assert pause_after(10**6) == 30
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_queue_outlives_a_controller_that_does_not_answer_for_a_while(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit()
+    told: list[str] = []
+    looks = SlurmQueue(open_view("S"), told.append)
+    assert is_queued(looks.with_look(STOPPED))
+    queue.add("squeue", "echo Unable to contact slurm controller >&2; exit 1")
+    assert is_queued(looks.with_look(STOPPED))
+    assert is_queued(looks.with_look(STOPPED))
+    (text,) = told
+    assert "Unable to contact slurm controller" in text
+    assert "3 elements pending when squeue answered last" in text
+    monkeypatch.setattr(in_queue, "UNANSWERED_S", -1.0)
+    assert looks.with_look(STOPPED)["queued"] is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_element_that_ends_may_be_queued_again(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit()
+    told: list[str] = []
+    looks = SlurmQueue(open_view("S"), told.append)
+    queue.states("COMPLETING")
+    now = looks.with_look({**STOPPED, "job": "j.py:J"})
+    assert is_queued(now)
+    assert state_text(now) == "stopped"
+    queue.states("PENDING|BeginTime")
+    assert state_text(looks.with_look(STOPPED)) == "queued"
+    queue.states("COMPLETING")
+    assert is_queued(looks.with_look(STOPPED))
+    monkeypatch.setattr(in_queue, "ENDING_S", -1.0)
+    assert not is_queued(looks.with_look(STOPPED))
+    assert told == [
+        "nothing of it is at work now; Slurm has 1 element pending (BeginTime): waits for that"
+    ]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_was_heard_of_the_queue_is_forgotten_once_the_run_lives(queue: Queue) -> None:
+    submit()
+    looks = SlurmQueue(open_view("S"))
+    assert is_queued(looks.with_look(STOPPED))
+    assert looks.with_look({"state": "running"})["queued"] is None
+    queue.add("squeue", "exit 1")
+    assert looks.with_look(STOPPED)["queued"] is None
 
 
 def test_a_resume_outside_of_slurm_tells_that_it_submits_nothing(queue: Queue, box: Box) -> None:

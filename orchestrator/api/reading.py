@@ -1,8 +1,10 @@
 """Looking at a run: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`; `doctor`.
 
-Each of them reads the files of a spool and nothing else: they need no GPU and no orchestrator, work
-from any host that sees the folder, in the middle of a run and long after it, and write nothing.
-(`doctor` looks at a folder in which a spool may be made, and removes what it tries there.)
+Each of them reads the files of a spool: they need no GPU and no orchestrator, work from any host
+that sees the folder, in the middle of a run and long after it, and write nothing. (`doctor` looks
+at a folder in which a spool may be made, and removes what it tries there.) Of a run that was given
+to Slurm, and that is not finished while nothing of it lives, `status`, `wait` and `logs` that are
+followed also ask squeue.
 
 Where `spool` is None the only ./spool-* is meant. All raise UsageError where there is no spool,
 SpoolError where it is damaged beyond reading or of another format, and OSError where the file
@@ -12,17 +14,20 @@ system does.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuspool.orchestrator.api.in_queue import SlurmQueue, unheard
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.report.explain import explain_attempt, explain_rank, explain_task
 from gpuspool.orchestrator.report.failures import failed_results
 from gpuspool.orchestrator.report.finding import is_attempt
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
+from gpuspool.orchestrator.report.queued import is_queued
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.report.status import doubtful
 from gpuspool.orchestrator.report.status import status as status_of
@@ -79,38 +84,62 @@ def follow_status(spool: Spool = None) -> Iterator[dict[str, Any]]:
 
 def _follow_status(view: View) -> Iterator[dict[str, Any]]:
     detector = FailureDetector(view)
+    queue = SlurmQueue(view)
     while True:
-        yield status_of(view, detector)
+        yield queue.with_look(status_of(view, detector))
         view.refresh()
+
+
+def may_change(now: dict[str, Any]) -> bool:
+    """Whether a run with this status may yet change without anybody's doing."""
+    return now["state"] in UNDER_WAY or is_queued(now)
+
+
+def is_under_way(spool: Spool = None) -> bool:
+    """Whether anything of a run may be alive. Slurm is not asked."""
+    view = _view(spool)
+    return status_of(view, names_tasks=False)["state"] in UNDER_WAY
 
 
 def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
     """Wait until a run has ended; returns its status then, as `status` does.
 
     It has ended when every task has a verdict and no parent of this host is at work any more, or
-    when nothing of it is alive. timeout_s: seconds after which to return anyway, with a status
-    whose state is in `UNDER_WAY` if a task has no verdict yet; None to wait without limit.
+    when nothing of it is alive and Slurm has no element of it pending or running. timeout_s:
+    seconds after which to return anyway; None to wait without limit. If a task has no verdict then,
+    the state is in `UNDER_WAY`, or STOPPED with what Slurm has of the run in `queued`.
     """
+    return wait_and_tell(spool, timeout_s, unheard)
+
+
+def wait_and_tell(
+    spool: Spool, timeout_s: float | None, tell: Callable[[str], object]
+) -> dict[str, Any]:
+    """As `wait`. tell: is called with what people should know meanwhile."""
     view = _view(spool)
     detector = FailureDetector(view)
+    queue = SlurmQueue(view, tell)
     began = time.monotonic()
     ended_at: float | None = None
     while True:
+        left_s = math.inf
+        if timeout_s is not None:
+            left_s = timeout_s - (time.monotonic() - began)
         # What is in hand is no matter until people are told.
-        now = status_of(view, detector, names_tasks=False)
-        if _has_ended(view, now):
+        now = queue.with_look(status_of(view, detector, names_tasks=False), left_s)
+        if _has_ended(view, now) and not is_queued(now):
             if ended_at is None:
                 ended_at = time.monotonic()
             now = _confirmed(view, detector, now, time.monotonic() - ended_at)
             if now["state"] not in UNDER_WAY:
-                return now
+                return queue.with_last_look(now)
         else:
             ended_at = None
         waited_s = time.monotonic() - began
         look_again_s = pause_s(waited_s)
         if timeout_s is not None:
             if waited_s > timeout_s:
-                return {**status_of(view, detector), "state": now["state"]}
+                return queue.with_last_look({**status_of(view, detector), "state": now["state"]})
             look_again_s = min(look_again_s, max(timeout_s - waited_s, SHORTEST_LOOK_S))
         time.sleep(look_again_s)
         view.refresh()
@@ -247,7 +276,7 @@ def _attempt_logs(view: View, rank: int | None, last: int | None, follow: bool) 
         # What was printed before a look that finds the run ended is read after it.
         for now in _follow_status(view):
             yield from logs.new_text()
-            if now["state"] not in UNDER_WAY:
+            if not may_change(now):
                 break
             time.sleep(FOLLOW_LOOK_S)
     yield from logs.rest()

@@ -49,7 +49,7 @@ from gpuspool.spool.errors import (
     SpoolError,
     UsageError,
 )
-from gpuspool.spool.states import UNDER_WAY, RunState
+from gpuspool.spool.states import RunState
 
 if TYPE_CHECKING:
     from gpuspool.orchestrator.api.report import Report
@@ -318,7 +318,7 @@ def drain(spool: str | None, trust_owner: tuple[str, ...]) -> None:
     from gpuspool.orchestrator.api import reading, runs
 
     # A run may stop within a moment, so this is asked before.
-    is_under_way = reading.status(spool)["state"] in UNDER_WAY
+    is_under_way = reading.is_under_way(spool)
     root = runs.drain(spool, trust_owner=trust_owner)
     if is_under_way:
         say(f"draining {root}; `gpuspool wait` returns when it has stopped")
@@ -346,9 +346,9 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
             _print_json(now)
         else:
             click.echo(status_text(now))
-        if not watch or now["state"] not in UNDER_WAY:
+        if not watch or not reading.may_change(now):
             if not as_json:
-                _tell_of_queue(spool, now["state"])
+                _tell_of_queue(spool, now)
             return
         time.sleep(WATCH_LOOK_S)
 
@@ -364,14 +364,17 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
 )
 @debug
 def wait(spool: str | None, timeout_s: float | None) -> None:
-    """Wait until the run has ended: every task has a verdict, or nothing of it is alive."""
+    """Wait until the run has ended: every task has a verdict, or nothing of it is alive.
+
+    A run that was submitted to Slurm has not ended while jobs of it are pending there.
+    """
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.status import status_text
 
     spool = _looked_at(spool)
-    now = reading.wait(spool, timeout_s)
+    now = reading.wait_and_tell(spool, timeout_s, say)
     click.echo(status_text(now))
-    _tell_of_queue(spool, now["state"])
+    _tell_of_queue(spool, now)
     _warn_of_out(spool)
     sys.exit(EXIT_OF_STATE.get(now["state"], EXIT_NOT_FINISHED))
 
@@ -654,26 +657,27 @@ def _jobs_in_slurm(spool: str | os.PathLike[str]) -> str:
     """The name that the jobs of a spool have in Slurm; "" if none were ever submitted, and where
     the spool does not tell. It serves a hint, and is no reason to fail.
     """
+    from gpuspool.orchestrator.api.in_queue import is_submitted
     from gpuspool.orchestrator.slurm.script import job_name
-    from gpuspool.spool.layout import Layout, parse_slurm_script
-    from gpuspool.spool.publish import listdir
+    from gpuspool.spool.layout import Layout
     from gpuspool.spool.view import load_run
 
     layout = Layout(spool)
-    if not any(map(parse_slurm_script, listdir(layout.slurm))):
+    if not is_submitted(layout):
         return ""
     with contextlib.suppress(GpuspoolError, OSError):
         return job_name(load_run(layout).id)
     return ""
 
 
-def _tell_of_queue(spool: str, state: str) -> None:
+def _tell_of_queue(spool: str, now: dict[str, Any]) -> None:
     """Say on stderr of a run that has stopped that Slurm may still have jobs of it.
 
-    Such jobs have left no trace in the spool, so a run that was just submitted looks like one that
-    has stopped.
+    Such jobs leave no trace in the spool, so where squeue did not answer nobody knows.
     """
-    jobs = _jobs_in_slurm(spool) if state == RunState.STOPPED else ""
+    if now["state"] != RunState.STOPPED or now["queued"] is not None:
+        return
+    jobs = _jobs_in_slurm(spool)
     if jobs:
         say(f"whether jobs of it wait in Slurm's queue, `squeue --me -n {jobs}` tells")
 

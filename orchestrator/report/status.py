@@ -23,6 +23,7 @@ from gpuspool.orchestrator.report.parents import (
     parent_rows,
     parents_text,
 )
+from gpuspool.orchestrator.report.queued import queued_lines, state_text
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import rank_of
@@ -213,7 +214,7 @@ def _state(closing: Closing | None, life: Life | None, heartbeat: Heartbeat | No
 def status_text(now: dict[str, Any]) -> str:
     """What `gpuspool status` prints for people, of what `status` returned."""
     counts = _COUNTS.format(**now["tasks"])
-    lines = [f"{now['job']}  {now['state']}  {counts}"]
+    lines = [f"{now['job']}  {state_text(now)}  {counts}", *queued_lines(now)]
     lines += parents_text(now["parents"])
     if now["left_alone"]:
         lines.append(_left_alone_text(now))

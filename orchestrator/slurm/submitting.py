@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from gpuspool.orchestrator.slurm.commands import ask, configured_number
+from gpuspool.orchestrator.slurm.elements import elements_of
 from gpuspool.orchestrator.slurm.script import Array, array_range
 from gpuspool.spool.errors import GpuspoolError
 
@@ -28,14 +29,6 @@ SBATCH_S = 60.0
 USUAL_ARRAY = 1001
 
 _JOB_ID = re.compile(r"^(\d+)(?:;\S*)?\s*$", re.MULTILINE | re.ASCII)
-
-# What squeue calls a job that does nothing more. All else may run yet.
-_OVER = frozenset(
-    (
-        "BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "DEADLINE", "FAILED", "NODE_FAIL",
-        "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
-    )
-)  # fmt: skip
 
 # gpu, gpu:2, gpu:a100 or gpu:a100:2, but not gpu_mem.
 _GPUS = re.compile(r"\bgpu(?!\w)(?::(?!\d+\b)[^:,()]+)?(?::(\d+))?", re.ASCII)
@@ -53,16 +46,10 @@ def alive_arrays(name: str) -> list[str] | str:
 
     name: of the jobs.
     """
-    answer = ask(["squeue", "--me", "-h", "-r", "-n", name, "-o", "%F|%T"])
-    if answer.trouble:
-        return answer.trouble
-    return alive_in(answer.out)
-
-
-def alive_in(out: str) -> list[str]:
-    """The id of the array of each element that squeue shows and that is not over."""
-    rows = [line.strip().split("|") for line in out.splitlines()]
-    return [row[0] for row in rows if len(row) == 2 and row[1] not in _OVER]
+    elements = elements_of(name)
+    if isinstance(elements, str):
+        return elements
+    return [element.array for element in elements if element.is_alive]
 
 
 def largest_array() -> int:
