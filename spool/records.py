@@ -383,9 +383,10 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     """That an attempt lives, and what it is at. Replaced every few seconds.
 
     beat: a count; a reader asks only whether it moves. parent: a pid, as text. device: the value of
-    CUDA_VISIBLE_DEVICES. task, task_since: the first task of the call in hand, and since when.
-    done, failed: how many tasks so far. code: the name of the record of what it runs; of the last
-    heartbeat, of all that it ever ran.
+    CUDA_VISIBLE_DEVICES. task, key, task_since: the first task of the call in hand, and since when.
+    in_hand: how many tasks that call has, 0 where it is not told. done, failed: how many tasks so
+    far. code: the name of the record of what it runs; of the last heartbeat, of all that it ever
+    ran.
     """
 
     attempt: AttemptName
@@ -398,7 +399,9 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     device_uuid: str = ""
     job_sha256: str = ""
     task: int | None = None
+    key: str = ""
     task_since: float | None = None
+    in_hand: int = 0
     done: int = 0
     failed: int = 0
     code: CodeName = ""

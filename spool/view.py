@@ -1007,9 +1007,15 @@ class View:
 
 
 def open_view(
-    spool: str | Path, *, reads_claims: bool = True, written: Mapping[str, bytes] | None = None
+    spool: str | Path,
+    *,
+    reads_claims: bool = True,
+    written: Mapping[str, bytes] | None = None,
+    prepare: Callable[[View], object] | None = None,
 ) -> View:
-    """A refreshed view of a spool; the options are those of `View`.
+    """A refreshed view of a spool; the other options are those of `View`.
+
+    prepare: called with the view before anything is read, to make somebody its listener.
 
     Raises UsageError where there is no spool, SpoolError where it cannot be read.
     """
@@ -1021,4 +1027,6 @@ def open_view(
     view.owners.update(owners)
     for one in damage:
         view.report(one)
+    if prepare is not None:
+        prepare(view)
     return view.refresh()

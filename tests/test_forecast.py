@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from gpuspool.orchestrator.plan.create import plan
-from gpuspool.orchestrator.supervise.forecast import SAMPLES, Forecast, Outlook, Work, learn
+from gpuspool.orchestrator.text.forecast import SAMPLES, Forecast, Outlook, Work, learn
 from gpuspool.spool.layout import attempt_name
 
 # (begin, end, rank, task, seconds of its share)
