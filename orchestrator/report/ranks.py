@@ -154,6 +154,7 @@ class Ranks:
         found: list[Closing] = []
         for closing in self._closings_of_start(attempts):
             has_task = closing.suspects or closing.failures or closing.held
+            has_task = has_task or closing.attempt in self._view.failed_in
             is_fault = closing.state is AttemptState.FAILED and not has_task
             if not is_fault or self._view.completed(closing.attempt):
                 break
@@ -249,7 +250,7 @@ class Ranks:
             return restarts or why_ended(self._view.closed[row["attempt"]]), TROUBLED
         intent = self._view.intents.get(row["attempt"])
         if intent is not None and intent.is_doubted and not self._view.completed(row["attempt"]):
-            return "doubted: is to complete a task first", NOTEWORTHY
+            return "doubted", NOTEWORTHY
         return restarts, NOTEWORTHY if restarts else FINE
 
     def _note_of_end(self, row: dict[str, Any], attempts: list[str]) -> tuple[str, int]:
@@ -287,7 +288,7 @@ def why_ended(closing: Closing) -> str:
         case Reason.IO:
             return "trouble with a file system"
         case Reason.FAILURES:
-            return "too many failed in a row"
+            return "tasks failed in a row"
         case Reason.HANDOVER:
             return "others try what failed here"
         case Reason.RECYCLED:

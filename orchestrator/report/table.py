@@ -142,7 +142,7 @@ def _fitted(
 
 def _head(now: dict[str, Any], columns: int) -> list[str]:
     """The run, its state and its times; its counts; why it stopped."""
-    facts = GAP.join([one_line(now["says"]), *_times(now)])
+    facts = f"{one_line(now['says'])}{GAP}{_pace(now)}"
     job = cut_name(one_line(now["job"]), max(8, columns - width(facts) - len(GAP)))
     first = f"{job}{GAP}{facts}"
     counts = _counts(now["tasks"])
@@ -158,27 +158,16 @@ def _head(now: dict[str, Any], columns: int) -> list[str]:
     return [*(wrap(first, columns) if width(first) > columns else [first]), *second, *why]
 
 
-# What stands before the time that a start took.
-_PREPOSITIONS = {
-    RunState.COMPLETE: "in ",
-    RunState.FAILED: "in ",
-    RunState.RUNNING: "",
-    RunState.SILENT: "",
-    RunState.STOPPED: "after ",
-}
-
-
-def _times(now: dict[str, Any]) -> list[str]:
-    """The finished part, the time since the start, the time left, and the rate."""
-    facts = [f"{percent_of(now['tasks'])} %"]
+def _pace(now: dict[str, Any]) -> str:
+    """The finished part, the time that it took, the time left, and the rate."""
+    text = f"{percent_of(now['tasks'])} %"
     if now["elapsed_s"] is not None:
-        facts.append(f"{_PREPOSITIONS[now['state']]}{duration(now['elapsed_s'])}")
+        is_finished = now["state"] in (RunState.COMPLETE, RunState.FAILED)
+        text += f" {'in' if is_finished else 'after'} {duration(now['elapsed_s'])}"
     if now["left_s"] is not None:
-        facts.append(f"{duration(now['left_s'])} left")
+        text += f", {duration(now['left_s'])} left"
     rate = rate_of(now["tasks_per_s"])
-    if rate:
-        facts.append(rate)
-    return facts
+    return f"{text}, {rate}" if rate else text
 
 
 def percent_of(tasks: dict[str, int]) -> int:
@@ -340,6 +329,8 @@ def _rank_columns(
     ]
     for column in found:
         column.cells.append(sums.get(column.name, ""))
+        if column.is_key:
+            column.least = max(column.least, width(column.cells[-1]))
     return [column for column in found if not column.is_empty or column.name == "state"]
 
 
@@ -443,7 +434,11 @@ def _widths(table: list[Column], columns: int) -> list[int]:
     usual, least = [one.usual for one in table], [one.least for one in table]
     for group, floors in ((others, usual), (keys, usual), (others, least), (keys, least)):
         while sum(widths) > most:
-            spare = [(widths[at], at) for at in group if widths[at] > floors[at]]
+            spare = [
+                (widths[at], at)
+                for at in group
+                if widths[at] > max(floors[at], width(table[at].name))
+            ]
             if not spare:
                 break
             widths[max(spare)[1]] -= 1
@@ -460,7 +455,7 @@ def _command_lines(command: str, columns: int) -> list[str]:
     if width(line) <= columns:
         return [line]
     lines = _continued(command, columns)
-    return ["next:", *lines] if len(lines) <= COMMAND_LINES else []
+    return ["next:", *lines] if 0 < len(lines) <= COMMAND_LINES else []
 
 
 def _continued(command: str, columns: int) -> list[str]:
@@ -488,13 +483,13 @@ def one_line_of(now: dict[str, Any]) -> str:
     """How a run stands in one line, which is as long as it must be. Safe for a terminal."""
     tasks = now["tasks"]
     finished = tasks["complete"] + tasks["failed"]
-    facts = [f"{finished:,} of {tasks['total']:,} tasks", *_times(now)]
+    facts = [_pace(now), f"{finished:,} of {tasks['total']:,} tasks"]
     if tasks["failed"] and now["state"] != RunState.FAILED:
         facts.append(f"{tasks['failed']:,} failed")
     if tasks["running"]:
         facts.append(f"{tasks['running']:,} running")
     facts += [f"rank {row['rank']}: {row['note']}" for row in _troubled(now)[:1]]
-    return one_line(f"{now['says']}: {', '.join(facts)}")
+    return one_line(f"{now['says']}  {', '.join(facts)}")
 
 
 def _troubled(now: dict[str, Any]) -> list[dict[str, Any]]:
