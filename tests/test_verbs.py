@@ -3,6 +3,7 @@ ls and grep.
 """
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -289,6 +290,44 @@ def test_the_only_spool_is_the_default(box: Box) -> None:
     box.run("run", f"{JOBS}/plain.py:noisy", "--lines", "lines")
     done = box.run("results", code=2)
     assert "spool-double, spool-noisy" in done.err
+
+
+def test_each_spool_has_a_line_also_one_that_cannot_be_read(box: Box) -> None:
+    done = box.run("list")
+    assert done.out == ""
+    assert done.err.startswith("gpuspool: there is no ./spool-* here")
+    assert box.run("list", "--json").record() == []
+    box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3))
+    box.write("bad.py", "def raises(task, ctx): raise ValueError('bad')\n")
+    box.run("run", "bad.py:raises", "--lines", "lines", "--keep-going", code=3)
+    (box / "spool-notes").mkdir()
+    (box / "spool-bad").mkdir()
+    (box / "spool-bad" / "FORMAT").write_text("gpuspool 2\n")
+    (box / "spool-new").mkdir()
+    (box / "spool-new" / "FORMAT").write_text("gpuspool 9\n")
+    lines = box.run("list").out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "state", "cannot", "complete", "cannot", "finished,"
+    ]  # fmt: skip
+    assert "spool-bad: run.json is missing" in lines[1]
+    assert re.fullmatch(r"complete +100 % +0 +\d+ s ago  spool-double", lines[2])
+    assert "spool-new" in lines[3]
+    assert re.fullmatch(r"finished, 3 failed +100 % +3 +\d+ s ago  spool-raises", lines[4])
+    told = box.run("list", "--json").record()
+    assert [os.path.basename(run["spool"]) for run in told] == [
+        "spool-bad", "spool-double", "spool-new", "spool-raises"
+    ]  # fmt: skip
+    assert told[1]["state"] == "complete"
+    assert "is missing" in told[0]["error"]
+    for words in (["status"], ["list", "."], ["list", str(box.home)]):
+        again = box.run(*words).out.splitlines()
+        assert [line.split()[-1] for line in again[2::2]] == ["spool-double", "spool-raises"]
+    assert box.run("status", "--json").record()[1]["state"] == "complete"
+    assert "Name one" in box.run("status", "--watch", code=2).err
+    [_, line] = box.run("list", "spool-double").out.splitlines()
+    assert line.endswith("spool-double")
+    assert "is not a folder" in box.run("list", "nowhere", code=2).err
+    assert "there is no ./spool-* in spool-notes" in box.run("list", "spool-notes").err
 
 
 def test_a_reader_that_goes_away_is_not_an_error(box: Box) -> None:

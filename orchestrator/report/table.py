@@ -46,7 +46,7 @@ GAP = "  "
 
 # A device token is told by its end, which differs from card to card: so many letters are enough to
 # tell the cards of a node apart.
-TOKEN_CELLS = 8
+TOKEN_CELLS = 7
 # More devices of one rank than these are counted.
 DEVICES_SHOWN = 4
 
@@ -324,7 +324,7 @@ def _rank_columns(
         Column("done", [f"{row['done']:,}" for row in shown], is_number=True),
         Column("failed", [f"{row['failed']:,}" for row in shown], is_number=True),
         Column("for", [_age(row["task_s"]) for row in shown], is_number=True),
-        Column("task", [_task(row) for row in shown], 16, 8, _cut_task, is_key=True),
+        Column("task", [_task(row) for row in shown], 12, 8, _cut_task, is_key=True),
         Column("note", [one_line(row["note"]) for row in shown], 26, 12),
     ]
     for column in found:
@@ -535,4 +535,7 @@ def _list_time(run: dict[str, Any]) -> str:
 
 def _list_name(run: dict[str, Any]) -> str:
     name = os.path.basename(run["spool"])
-    return one_line(f"{name}: {run['error']}" if "error" in run else name)
+    if "error" in run:
+        # Errors name the path of what is wrong.
+        name += f": {run['error'].removeprefix(run['spool']).lstrip('/: ')}"
+    return one_line(name)
