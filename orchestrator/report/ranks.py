@@ -20,7 +20,7 @@ from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.exits import signal_of
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.liveness import ATTEMPT_BEATS, BEATS
-from gpuspool.spool.records import Closing, Heartbeat
+from gpuspool.spool.records import Closing, Heartbeat, Identity
 from gpuspool.spool.states import AttemptState, ErrorKind, Life, Phase, Reason
 from gpuspool.spool.timeouts import limit_s
 from gpuspool.spool.view import View
@@ -84,13 +84,17 @@ class Ranks:
         intent = view.intents.get(attempt)
         state = self._state(attempts, closing, life, heartbeat)
         failures = self._failures(attempts, state)
+        # One that has not begun will be where its parent is.
+        where: Identity | None = identity
+        if where is None and intent is not None:
+            where = intent.parent
         row: dict[str, Any] = {
             "rank": rank_of(attempt),
             "attempt": attempt,
             "epoch": None if intent is None else intent.epoch,
             "state": state,
             "device": None if intent is None else intent.device,
-            "host": None if identity is None else identity.host,
+            "host": where.host if where is not None else None,
             "pid": None if identity is None else identity.pid,
             "task": None,
             "key": None,
@@ -207,8 +211,9 @@ class Ranks:
             return
         row["task_since"] = heartbeat.task_since
         row["task_s"] = round(max(0.0, self._now - heartbeat.task_since), 1)
-        limit = limit_s(self._view.options_of(row["attempt"]), row["in_hand"])
-        if limit is not None and heartbeat.state is Phase.RUNNING:
+        # How long a call may take is known only where it is told how many tasks it has.
+        limit = limit_s(self._view.options_of(row["attempt"]), heartbeat.in_hand)
+        if limit is not None and heartbeat.in_hand > 0 and heartbeat.state is Phase.RUNNING:
             row["timeout_in_s"] = round(limit - row["task_s"], 1)
 
     def _silent_s(self, row: dict[str, Any]) -> float | None:
