@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gpuspool.orchestrator.report.keys import keys_at_hand
-from gpuspool.orchestrator.report.parents import LIVE, SILENT, Beats
+from gpuspool.orchestrator.report.parents import LIVE, SILENT, Beats, is_at_work
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.exits import signal_of
 from gpuspool.spool.layout import rank_of
@@ -238,7 +238,9 @@ class Ranks:
         """What matters most of a rank, "" for nothing, and how much it matters."""
         attempts = self._of_rank[row["rank"]]
         if row["state"] == LOST:
-            return "its process is gone", TROUBLED
+            parent = self._parent_of(row["attempt"])
+            is_seen_to = parent is not None and is_at_work(parent)
+            return ("its process is gone" if is_seen_to else ""), TROUBLED
         if row["silent_s"] is not None:
             return f"silent {row['silent_s']:.0f} s", TROUBLED
         if row["state"] == SILENT:

@@ -185,8 +185,11 @@ def _counts(tasks: dict[str, int]) -> str:
 
 def _where(ranks: list[dict[str, Any]]) -> str:
     """What is the same for all ranks: "on n1, cpu"."""
-    found = [value for value in (_one_of(ranks, "host"), _one_of(ranks, "device")) if value]
-    return f"on {', '.join(cut_middle(one_line(value), 24) for value in found)}" if found else ""
+    host, device = _one_of(ranks, "host"), _one_of(ranks, "device")
+    found = [cut_middle(one_line(host), 24)] if host else []
+    if device:
+        found.append(device if device == CPU else f"device {_tokens(device.split(','))}")
+    return f"on {', '.join(found)}" if found else ""
 
 
 def _one_of(ranks: list[dict[str, Any]], name: str) -> str:
