@@ -92,6 +92,10 @@ class Prospect:
             self._search_left[attempt] = LONGEST_SEARCH
         return max(wanted, at + max(self._size(attempt), at) // LINES_OF_JOURNAL)
 
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        """As `Listener.put_off`."""
+        self._forecast.put_off(attempt, tasks, start, seconds)
+
     def rest(self, attempt: str) -> None:
         """As `Listener.rest`."""
         self._forecast.rest(attempt)
