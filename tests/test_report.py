@@ -394,7 +394,9 @@ def test_every_verb_leaves_a_task_without_a_verdict_without_one(state: str, box:
     assert verified.splitlines()[-1].endswith("; 1 complete, 1 failed of 3")
     assert ("resume sweeps it" in verified) == (state == "stranded")
     if state == "stranded":
-        assert "stopped  1 complete, 1 failed" in box.run("wait", "S", code=4).out
+        told = box.run("wait", "S", code=4).out
+    assert "stopped  66 %" in told
+    assert "1 complete, 1 failed, 0 running, 1 waiting of 3" in told
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_status_in_the_middle_of_a_run(box: Box) -> None:
     assert sum(row["done"] for row in told["ranks"]) == 9
     assert sum(row["failed"] for row in told["ranks"]) == 1
     text = box.run("status", "S").out
-    assert text.startswith(f"{JOBS}/gates.py:gated  running  83 % after 0:")
+    assert "jobs/gates.py:gated  running  83 % after 0:" in text
     assert "\n9 complete, 1 failed, 2 running, 0 waiting of 12" in text
     (box / "gate").touch()
     started.wait(3)
@@ -91,7 +91,7 @@ def test_status_in_the_middle_of_a_run(box: Box) -> None:
     assert {row["state"] for row in after["ranks"]} == {"complete"}
     assert {row["task"] for row in after["ranks"]} == {None}
     watched = box.run("status", "S", "--watch").out
-    assert watched.startswith(f"{JOBS}/gates.py:gated  finished, 1 failed  100 % in 0:")
+    assert "jobs/gates.py:gated  finished, 1 failed  100 % in 0:" in watched
 
 
 def test_the_readmes_questions_in_the_middle_of_a_run(box: Box) -> None:
