@@ -1126,7 +1126,17 @@ def load_view(
 
 
 def open_view(
-    spool: str | Path, *, reads_claims: bool = True, written: Mapping[str, bytes] | None = None
+    spool: str | Path,
+    *,
+    reads_claims: bool = True,
+    written: Mapping[str, bytes] | None = None,
+    prepare: Callable[[View], object] | None = None,
 ) -> View:
-    """As `load_view`, and refreshed."""
-    return load_view(spool, reads_claims=reads_claims, written=written).refresh()
+    """As `load_view`, and refreshed.
+
+    prepare: called with the view before anything is read, to make somebody its listener.
+    """
+    view = load_view(spool, reads_claims=reads_claims, written=written)
+    if prepare is not None:
+        prepare(view)
+    return view.refresh()

@@ -1,13 +1,14 @@
 """Whether time left is true: the forecast on runs that are played in virtual time."""
 
 import heapq
+import math
 import random
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from gpuspool.orchestrator.plan.create import plan
-from gpuspool.orchestrator.supervise.forecast import SAMPLES, Forecast, Outlook, Work, learn
+from gpuspool.orchestrator.text.forecast import SAMPLES, Forecast, Outlook, Work, learn
 from gpuspool.spool.layout import attempt_name
 
 # (begin, end, rank, task, seconds of its share)
@@ -275,6 +276,33 @@ def test_few_tasks_give_a_compromise_and_many_give_the_law() -> None:
     assert abs(many.per_task) < 0.1
     constant = learn([(float(cost), 3.0 + 0.1 * (cost % 3)) for cost in range(1, 50)])
     assert constant.seconds(1, 1.0) == pytest.approx(constant.seconds(1, 49.0), rel=0.1)
+
+
+def test_a_task_of_unknown_cost_tells_nothing_of_the_law_and_counts_as_work() -> None:
+    """Tasks of cost 1 take 1 s and those of 9 take 9 s; of every second one it is not known."""
+    costs = [1.0 if task % 4 < 2 else 9.0 for task in range(80)]
+    known = Forecast(Work(0, 0.0), lambda task: task % 2 == 0)
+    at = 0.0
+    for task in range(40):
+        known.take("r0", task * LINE_BYTES, task, at, costs[task])
+        at += costs[task]
+    known.note(["r0"], at)
+    outlook = known.outlook(
+        Work(80, sum(costs)), Work(40, sum(costs[:40])), ["r0"],
+        lambda task: costs[task] if task % 2 == 0 else math.nan, lambda name, n: [], at,
+    )  # fmt: skip
+    assert outlook.left_s == pytest.approx(200.0, rel=0.05)
+
+
+def test_who_was_heard_of_long_ago_has_been_at_its_task_since() -> None:
+    forecast = Forecast(Work(0, 0.0))
+    for task in range(5):
+        forecast.take("r0", task * LINE_BYTES, task, 10.0 * task, 10.0)
+    forecast.note(["r0"], 59.0, {"r0": 50.0})
+    outlook = forecast.outlook(
+        Work(6, 6.0), Work(5, 5.0), ["r0"], lambda task: 1.0, lambda name, n: [1.0], 59.0
+    )
+    assert outlook.left_s == pytest.approx(1.0)
 
 
 def put_off_until(moment: float, every_s: float, is_told: bool) -> Outlook:

@@ -19,7 +19,7 @@ from gpuspool.orchestrator.api import in_queue
 from gpuspool.orchestrator.api import submitting as api
 from gpuspool.orchestrator.api.in_queue import SlurmQueue, pause_after
 from gpuspool.orchestrator.plan import imports
-from gpuspool.orchestrator.report.queued import is_queued, state_text
+from gpuspool.orchestrator.report.queued import is_queued
 from gpuspool.orchestrator.slurm import submitting
 from gpuspool.orchestrator.slurm.elements import Queued, counted, elements_in
 from gpuspool.orchestrator.slurm.script import Array
@@ -314,7 +314,7 @@ def test_a_run_whose_elements_are_pending_is_queued_and_not_stopped(queue: Queue
     queue.states("PENDING|Priority", "PENDING|Priority", "PENDING|JobHeldAdmin", "RUNNING")
     done = box.run("status", "S")
     first, second, *_ = done.out.splitlines()
-    assert "  queued  0 complete, " in first
+    assert "  queued  0 %" in first
     assert second == (
         "in Slurm's queue: 3 elements pending (2 Priority, 1 JobHeldAdmin), 1 element running; "
         "1 does not start unless something is done about it: JobHeldAdmin"
@@ -465,7 +465,7 @@ def test_the_queue_outlives_a_controller_that_does_not_answer_for_a_while(
 ) -> None:
     submit()
     told: list[str] = []
-    looks = SlurmQueue(open_view("S"), told.append)
+    looks = SlurmQueue(open_view("S"), tell=told.append)
     assert is_queued(looks.with_look(STOPPED))
     queue.add("squeue", "echo Unable to contact slurm controller >&2; exit 1")
     assert is_queued(looks.with_look(STOPPED))
@@ -483,13 +483,13 @@ def test_an_element_that_ends_may_be_queued_again(
 ) -> None:
     submit()
     told: list[str] = []
-    looks = SlurmQueue(open_view("S"), told.append)
+    looks = SlurmQueue(open_view("S"), tell=told.append)
     queue.states("COMPLETING")
-    now = looks.with_look({**STOPPED, "job": "j.py:J"})
+    now = looks.with_look({**STOPPED, "says": "stopped (drained)"})
     assert is_queued(now)
-    assert state_text(now) == "stopped"
+    assert now["says"] == "stopped (drained)"
     queue.states("PENDING|BeginTime")
-    assert state_text(looks.with_look(STOPPED)) == "queued"
+    assert looks.with_look(STOPPED)["says"] == "queued"
     queue.states("COMPLETING")
     assert is_queued(looks.with_look(STOPPED))
     monkeypatch.setattr(in_queue, "ENDING_S", -1.0)

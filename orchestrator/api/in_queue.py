@@ -14,13 +14,15 @@ Called by `reading`.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gpuspool.orchestrator.report.queued import queue_words, stuck_words
+from gpuspool.orchestrator.report.queued import queue_words, stuck_words, with_queue
 from gpuspool.orchestrator.slurm.commands import ASK_S
 from gpuspool.orchestrator.slurm.elements import Queued, counted, elements_of
 from gpuspool.orchestrator.slurm.script import job_name
@@ -66,8 +68,13 @@ def pause_after(n_asked: int) -> float:
 class SlurmQueue:
     """What Slurm has of one run, for those who look at it again and again."""
 
-    def __init__(self, view: View, tell: Callable[[str], object] = unheard) -> None:
-        """tell: is called with what people should know of a run that is waited for."""
+    def __init__(
+        self, view: View, named: Path | None = None, tell: Callable[[str], object] = unheard
+    ) -> None:
+        """named: the spool as the user named it. tell: is called with what people should know of a
+        run that is waited for.
+        """
+        self._spool = os.fspath(named or view.layout.root)
         self._layout = view.layout
         self._name = job_name(view.run.id)
         self._tell = tell
@@ -98,7 +105,7 @@ class SlurmQueue:
         queued = None
         if self._heard is not None and now["state"] == RunState.STOPPED:
             queued = msgspec.to_builtins(self._heard)
-        return {**now, "queued": queued}
+        return with_queue(now, queued, self._spool)
 
     def _is_due(self, left_s: float) -> bool:
         # Towards the end of a wait a question is given less time than it may need. That it was not

@@ -1,4 +1,6 @@
-"""Looking at a run: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`; `doctor`.
+"""Looking at a run: `status`, `list`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`.
+
+And `doctor`.
 
 Each of them reads the files of a spool: they need no GPU and no orchestrator, work from any host
 that sees the folder, in the middle of a run and long after it, and write nothing. (`doctor` looks
@@ -22,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuspool.orchestrator.api.in_queue import SlurmQueue, unheard
-from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.plan.locate import find_spool, find_spools
 from gpuspool.orchestrator.report.explain import explain_attempt, explain_rank, explain_task
 from gpuspool.orchestrator.report.failures import failed_results
 from gpuspool.orchestrator.report.finding import is_attempt
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
+from gpuspool.orchestrator.report.outlook import Prospect
 from gpuspool.orchestrator.report.queued import is_queued
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.report.status import doubtful
@@ -34,7 +37,7 @@ from gpuspool.orchestrator.report.status import status as status_of
 from gpuspool.orchestrator.report.story import Story, story_json
 from gpuspool.orchestrator.report.verify import Findings
 from gpuspool.orchestrator.report.verify import verify as verify_view
-from gpuspool.spool.errors import UsageError
+from gpuspool.spool.errors import GpuspoolError, UsageError
 from gpuspool.spool.layout import Layout, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.parents import does_any_parent_live_here
@@ -79,14 +82,22 @@ def follow_status(spool: Spool = None) -> Iterator[dict[str, Any]]:
     Whoever looks more than once should look like this: only the looks of one failure detector let
     a lease run out, which is the proof that an attempt on another host is dead.
     """
-    return _follow_status(_view(spool))
+    root = find_spool(spool)
+    prospects: list[Prospect] = []
+    view = open_view(
+        root, reads_claims=False, prepare=lambda view: prospects.append(Prospect(view))
+    )
+    return _follow_status(view, root, prospects[0])
 
 
-def _follow_status(view: View) -> Iterator[dict[str, Any]]:
+def _follow_status(
+    view: View, named: Path | None = None, prospect: Prospect | None = None
+) -> Iterator[dict[str, Any]]:
     detector = FailureDetector(view)
-    queue = SlurmQueue(view)
+    outlook = None if prospect is None else prospect.outlook
+    queue = SlurmQueue(view, named)
     while True:
-        yield queue.with_look(status_of(view, detector))
+        yield queue.with_look(status_of(view, detector, named=named, outlook=outlook))
         view.refresh()
 
 
@@ -99,6 +110,23 @@ def is_under_way(spool: Spool = None) -> bool:
     """Whether anything of a run may be alive. Slurm is not asked."""
     view = _view(spool)
     return status_of(view, names_tasks=False)["state"] in UNDER_WAY
+
+
+def list_spools(folder: str | os.PathLike[str] = ".") -> list[dict[str, Any]]:
+    """How the runs of all ./spool-* of a folder stand, by name, as `gpuspool list --json` prints.
+
+    If the folder is a spool itself, that one alone. Of a run that cannot be read there are `spool`
+    and `error`; of all others what `status` returns. Raises UsageError where there is no such
+    folder.
+    """
+    return [_brief_status(root) for root in find_spools(folder)]
+
+
+def _brief_status(root: Path) -> dict[str, Any]:
+    try:
+        return status_of(_view(root), names_tasks=False, named=root)
+    except (GpuspoolError, OSError) as error:
+        return {"spool": os.path.abspath(root), "error": str(error)}
 
 
 def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
@@ -116,9 +144,10 @@ def wait_and_tell(
     spool: Spool, timeout_s: float | None, tell: Callable[[str], object]
 ) -> dict[str, Any]:
     """As `wait`. tell: is called with what people should know meanwhile."""
-    view = _view(spool)
+    root = find_spool(spool)
+    view = _view(root)
     detector = FailureDetector(view)
-    queue = SlurmQueue(view, tell)
+    queue = SlurmQueue(view, root, tell)
     began = time.monotonic()
     ended_at: float | None = None
     while True:
@@ -126,7 +155,8 @@ def wait_and_tell(
         if timeout_s is not None:
             left_s = timeout_s - (time.monotonic() - began)
         # What is in hand is no matter until people are told.
-        now = queue.with_look(status_of(view, detector, names_tasks=False), left_s)
+        now = status_of(view, detector, names_tasks=False, named=root)
+        now = queue.with_look(now, left_s)
         if _has_ended(view, now) and not is_queued(now):
             if ended_at is None:
                 ended_at = time.monotonic()
@@ -139,7 +169,8 @@ def wait_and_tell(
         look_again_s = pause_s(waited_s)
         if timeout_s is not None:
             if waited_s > timeout_s:
-                return queue.with_last_look({**status_of(view, detector), "state": now["state"]})
+                last = {**status_of(view, detector, named=root), "state": now["state"]}
+                return queue.with_last_look(last)
             look_again_s = min(look_again_s, max(timeout_s - waited_s, SHORTEST_LOOK_S))
         time.sleep(look_again_s)
         view.refresh()
@@ -163,7 +194,7 @@ def _confirmed(
     if now["state"] == RunState.COMPLETE:
         return now
     fresh = view.again()
-    now = status_of(fresh, detector)
+    now = {**status_of(fresh, detector), "next": now["next"]}
     if not _has_ended(fresh, now):
         return {**now, "state": RunState.RUNNING}
     told = _verdicts_told(fresh)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpuspool.orchestrator.report.advice import quoted
 from gpuspool.orchestrator.text.words import count_of
 
 
@@ -20,9 +21,13 @@ def is_queued(now: dict[str, Any]) -> bool:
     return queued is not None and queued["pending"] + queued["running"] + queued["ending"] > 0
 
 
-def state_text(now: dict[str, Any]) -> str:
-    """The state of a run for people: "queued" where Slurm has yet to start what goes on with it."""
-    return str(now["state"]) if _to_come(now) is None else "queued"
+def with_queue(now: dict[str, Any], queued: dict[str, Any] | None, spool: str) -> dict[str, Any]:
+    """A status with what Slurm has of the run. spool: as the user named it."""
+    told = {**now, "queued": queued}
+    if _to_come(told) is not None:
+        told["says"] = "queued"
+        told["next"] = f"gpuspool wait {quoted(spool)}"
+    return told
 
 
 def queued_lines(now: dict[str, Any]) -> list[str]:

@@ -19,8 +19,8 @@ from collections.abc import Callable
 import msgspec
 
 from gpuspool.orchestrator.supervise.firsts import Firsts
-from gpuspool.orchestrator.supervise.forecast import Forecast, Work
 from gpuspool.orchestrator.supervise.waits import Waits
+from gpuspool.orchestrator.text.forecast import Forecast, Work
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import Progress, SoFar
 from gpuspool.orchestrator.text.words import count_of

@@ -54,18 +54,23 @@ class SoFar(msgspec.Struct, frozen=True):
     @property
     def rate(self) -> str:
         """How many tasks are finished in what time; "" where that is not known."""
-        if not self.tasks_per_s:
-            return ""
-        for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
-            tasks = self.tasks_per_s * seconds
-            if tasks >= 1 or unit == "h":
-                break
-        return f"{tasks:,.1f} tasks/{unit}" if tasks < 100 else f"{tasks:,.0f} tasks/{unit}"
+        return rate_of(self.tasks_per_s)
 
     @property
     def left(self) -> str:
         """How long it takes yet; "" where that is not known."""
         return "" if self.left_s is None else f"{duration(self.left_s)} left"
+
+
+def rate_of(tasks_per_s: float | None) -> str:
+    """ "2.9 tasks/s", or of a minute or an hour where they are few; "" where it is not known."""
+    if not tasks_per_s:
+        return ""
+    for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        tasks = tasks_per_s * seconds
+        if tasks >= 1 or unit == "h":
+            break
+    return f"{tasks:,.1f} tasks/{unit}" if tasks < 100 else f"{tasks:,.0f} tasks/{unit}"
 
 
 class Progress(Protocol):
@@ -273,3 +278,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02}:{rest:02}"
     return f"{minutes}:{rest:02}"
+
+
+def about(seconds: float) -> str:
+    """Roughly how long something took or has been: "40 s", "5 min", "3 h", "12 days"."""
+    for unit_s, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -13,13 +13,14 @@ start, with claims, inputs and outputs, and without loading the job or waiting f
 where processes are recycled, loading it again is part of the work. That part is right even where no
 law is. Time left is what is left of the work, by the ranks that work now.
 
-The loop's `Telling` feeds it with what the view reads, and asks it where something is to be shown.
+A parent's `Telling` feeds it with what the view reads, and `report.pace` does for whoever looks at
+a run from outside; both ask it where something is to be shown.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -122,15 +123,21 @@ class _Call(msgspec.Struct, frozen=True):
 class Forecast:
     """What was learned of the tasks and the ranks of one run since it was started."""
 
-    def __init__(self, finished: Work) -> None:
-        """finished: what was finished before this start, which says nothing of its pace."""
+    def __init__(self, finished: Work, is_cost_known: Callable[[int], bool] | None = None) -> None:
+        """finished: what was finished before this start, which says nothing of its pace.
+
+        is_cost_known: whether it is known what a task costs; None: of every one. A task of unknown
+        cost tells how long ranks were at work, and nothing of the law.
+        """
         self._before = finished
+        self._is_cost_known = is_cost_known
         # Calls that are over: (some of its tasks, the seconds of each). Each `_every`th is kept.
         self._samples: list[tuple[list[int], float]] = []
         self._every = 1
         self._n_calls = 0
-        # How many lines were given.
+        # How many lines were given, and how long their tasks took together.
         self._given = 0
+        self._given_s = 0.0
         self._law: Law | None = None
         # How many lines had been given when that was made.
         self._learned_at = 0
@@ -153,7 +160,8 @@ class Forecast:
         """
         times = self._hear(attempt, 1, start, seconds)
         self._given += 1
-        if len(times.tasks) < MOST_OF_CALL:
+        self._given_s += seconds
+        if len(times.tasks) < MOST_OF_CALL and self._is_known(task):
             times.tasks.append(task)
         return at if seconds >= TINY_S else at + PASSED_OVER_BYTES
 
@@ -177,6 +185,9 @@ class Forecast:
         times.n_tasks += tasks
         self._longest_s = max(self._longest_s, times.took_s)
         return times
+
+    def _is_known(self, task: int) -> bool:
+        return self._is_cost_known is None or self._is_cost_known(task)
 
     def _keep_call(self, times: _Times) -> None:
         """Keep the last call of an attempt to learn from, once it is over."""
@@ -214,13 +225,23 @@ class Forecast:
         if is_recycled:
             self._recycled_at.setdefault(rank_of(attempt), at)
 
-    def note(self, working: Collection[str], now: float) -> None:
-        """What could be read by now was given. working: the attempts that are open."""
+    def note(
+        self, working: Collection[str], now: float, heard: Mapping[str, float] | None = None
+    ) -> None:
+        """What could be read by now was given. working: the attempts that are open.
+
+        heard: when attempts have finished a call last, by the same clock as `now`, for a reader who
+        may have come long after that. Of all others it is taken to be now.
+        """
+        heard = heard or {}
         for attempt in working:
             times = self._times.setdefault(attempt, _Times(now))
             if math.isnan(times.seen_at):
                 times.seen_at = now
-        for times in self._times.values():
+        for attempt, times in self._times.items():
+            if attempt in heard:
+                times.news_at = heard[attempt]
+                times.is_fresh = False
             if not times.is_fresh:
                 continue
             times.is_fresh = False
@@ -328,6 +349,8 @@ class Forecast:
         for times in self._times.values():
             if times.tasks:
                 calls.append((times.tasks, times.took_s / times.n_tasks))
+        if not calls:
+            return Law(self._given_s / max(1, self._given), 0.0)
         samples = [(sum(map(cost_of, tasks)) / len(tasks), each_s) for tasks, each_s in calls]
         for call in overdue:
             samples.append((call.cost / call.tasks, call.begun_s / call.tasks))
