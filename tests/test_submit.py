@@ -336,10 +336,11 @@ def test_a_run_of_which_slurm_has_nothing_is_stopped(queue: Queue, box: Box) -> 
     submit()
     queue.states()
     done = box.run("status", "S")
-    assert "  stopped  0 complete, " in done.out.splitlines()[0]
+    assert "  not started  0 %" in done.out.splitlines()[0]
+    assert done.out.endswith("next: gpuspool resume S --slurm\n")
     assert "queue" not in done.out + done.err
     assert box.status("S")["queued"]["pending"] == 0
-    assert "  stopped  " in box.run("wait", "S", code=4).out
+    assert "  not started  " in box.run("wait", "S", code=4).out
 
 
 def test_where_squeue_does_not_answer_it_is_pointed_to(queue: Queue, box: Box) -> None:
@@ -349,7 +350,7 @@ def test_where_squeue_does_not_answer_it_is_pointed_to(queue: Queue, box: Box) -
     name = f"-n gpuspool-{record(box / 'S' / 'run.json')['id']}"
     done = box.run("status", "S")
     assert f"squeue --me {name}" in done.err
-    assert "  stopped  " in done.out
+    assert "  not started  " in done.out
     assert f"squeue --me {name}" in box.run("wait", "S", code=4).err
     assert f"scancel --me {name} --state=PENDING" in box.run("drain", "S").err
     silent = box.run("status", "S", "--json")
@@ -414,7 +415,7 @@ def test_a_run_whose_elements_leave_the_queue_is_over(queue: Queue, box: Box) ->
     wait_until(lambda: "Slurm has" in waits.err)
     queue.states("FAILED|NonZeroExitCode")
     done = waits.wait(4)
-    assert "  stopped  " in done.out
+    assert "  not started  " in done.out
 
 
 def test_elements_that_slurm_never_starts_are_told_and_waited_for(queue: Queue, box: Box) -> None:
@@ -435,7 +436,7 @@ def test_a_squeue_that_hangs_holds_up_nobody_for_longer_than_he_waits(
     queue.add("squeue", "exec sleep 1000")
     done = box.run("wait", "S", "--timeout", "0.5s", code=4)
     assert "squeue --me" in done.err
-    assert "  stopped  " in done.out
+    assert "  not started  " in done.out
 
 
 # What is heard of the queue by those who look again and again.

@@ -12,6 +12,10 @@ from gpuspool.orchestrator.report.advice import quoted
 from gpuspool.orchestrator.text.words import count_of
 
 
+# What goes on with a run that has stopped.
+RESUME = "gpuspool resume"
+
+
 def is_queued(now: dict[str, Any]) -> bool:
     """Whether a run may go on, by what Slurm has of it, although nothing of it lives.
 
@@ -27,6 +31,8 @@ def with_queue(now: dict[str, Any], queued: dict[str, Any] | None, spool: str) -
     if _to_come(told) is not None:
         told["says"] = "queued"
         told["next"] = f"gpuspool wait {quoted(spool)}"
+    elif queued is not None and not is_queued(told) and now.get("next", "").startswith(RESUME):
+        told["next"] = f"{RESUME} {quoted(spool)} --slurm"
     return told
 
 
