@@ -11,7 +11,6 @@ from typing import Any
 from gpuspool.orchestrator.report.advice import quoted
 from gpuspool.orchestrator.text.words import count_of
 
-
 # What goes on with a run that has stopped.
 RESUME = "gpuspool resume"
 
