@@ -395,8 +395,8 @@ def test_every_verb_leaves_a_task_without_a_verdict_without_one(state: str, box:
     assert ("resume sweeps it" in verified) == (state == "stranded")
     if state == "stranded":
         told = box.run("wait", "S", code=4).out
-    assert "stopped  66 %" in told
-    assert "1 complete, 1 failed, 0 running, 1 waiting of 3" in told
+        assert "stopped  66 %" in told
+        assert "1 complete, 1 failed, 0 running, 1 waiting of 3" in told
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:
