@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.orchestrator.api.live import LiveTable
 from gpuspool.orchestrator.api.opening import slots_for
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.api.whereabouts import (
@@ -133,7 +134,8 @@ def supervise(
         given_round = "" if again is None else _give_another_round(view, again)
         claim_out(view, lack)
         folders = RunFolders(view)
-        progress = make_progress(quiet)
+        progress = make_progress(quiet, LiveTable(view))
+        stack.callback(progress.close)
         outcome: Outcome | None = None
         orchestrator: Orchestrator | None = None
         parent = _take_epoch(view, slots, job, options.lease_s, command)
@@ -167,15 +169,17 @@ def supervise(
             outcome = orchestrator.run()
             _warn(progress, _changed_meanwhile(view, job))
         finally:
-            progress.close()
             # Whatever happened, this process is the parent of nobody any more: a caller of the
             # Python API lives on, and others would wait for what it sees to. Not where the spool is
             # gone: another run's may be at its path.
             with contextlib.suppress(OSError):
                 folders.spool.check()
                 _say_ended(view, parent.epoch, outcome)
+                # The last table shows this parent as one that has ended.
+                progress.close()
                 if orchestrator is not None:
                     orchestrator.end()
+            progress.close()
             folders.close()
     if requeue and _is_requeue_due(view, orchestrator.drain, received):
         requeue_job(requeue, outcome.message.splitlines()[0], say)

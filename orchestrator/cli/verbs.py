@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -49,15 +48,12 @@ from gpuspool.spool.errors import (
     SpoolError,
     UsageError,
 )
-from gpuspool.spool.states import UNDER_WAY, RunState
+from gpuspool.spool.states import RunState
 
 if TYPE_CHECKING:
     from gpuspool.orchestrator.api.report import Report
     from gpuspool.orchestrator.api.submitting import Submission
     from gpuspool.orchestrator.supervise.hosts.together import Diagnosis
-
-# Seconds between two looks of `status --watch`.
-WATCH_LOOK_S = 2.0
 
 # With what `wait` ends; with EXIT_NOT_FINISHED for all other states.
 EXIT_OF_STATE = {RunState.COMPLETE: EXIT_COMPLETE, RunState.FAILED: EXIT_SOME_FAILED}
@@ -316,22 +312,29 @@ def drain(spool: str | None, trust_owner: tuple[str, ...]) -> None:
 
 @cli.command()
 @spool_argument
-@option("--watch", is_flag=True, help="Print again every 2 s until the run has ended.")
+@option(
+    "--watch",
+    is_flag=True,
+    help="Go on until the run has ended: a table that is kept up to date; off a terminal a line "
+    "every 30 s; with --json an object every 2 s. A spool that is not there yet is waited for.",
+)
 @as_json
 @debug
 def status(spool: str | None, watch: bool, as_json: bool) -> None:
     """How a run stands."""
+    if watch:
+        from gpuspool.orchestrator.cli.watch import show_until_ended
+
+        show_until_ended(spool, as_json)
+        return
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.status import status_text
 
-    for now in reading.follow_status(_looked_at(spool)):
-        if as_json:
-            _print_json(now)
-        else:
-            click.echo(status_text(now))
-        if not watch or now["state"] not in UNDER_WAY:
-            return
-        time.sleep(WATCH_LOOK_S)
+    now = reading.status(_looked_at(spool))
+    if as_json:
+        _print_json(now)
+    else:
+        click.echo(status_text(now))
 
 
 @cli.command()

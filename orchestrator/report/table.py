@@ -1,0 +1,24 @@
+"""How a run stands, as lines for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpuspool.orchestrator.report.status import status_text
+
+
+def table_lines(now: dict[str, Any], columns: int = 80, most_lines: int | None = None) -> list[str]:
+    """What `gpuspool status` prints for people, of what `status` returned.
+
+    No line is wider than `columns`, and there are not more than `most_lines`.
+    """
+    lines = [line[:columns].rstrip() for line in status_text(now).split("\n")]
+    if most_lines is None or len(lines) <= most_lines:
+        return lines
+    n_left = len(lines) - most_lines + 1
+    return [*lines[: most_lines - 1], f"… and {n_left} more"[:columns]]
+
+
+def one_line_of(now: dict[str, Any]) -> str:
+    """How a run stands in one line."""
+    return status_text(now).partition("\n")[0]
