@@ -25,7 +25,12 @@ class LiveTable:
         """How the run stands now, as a drawing that needs the view no more. Raises OSError."""
         if self._detector is None:
             self._detector = FailureDetector(self._view)
-        now = status(self._view, self._detector)
+        # What the loop has learnt of the run since it began tells more than a single look.
+        now = {
+            **status(self._view, self._detector),
+            "left_s": so_far.left_s,
+            "tasks_per_s": so_far.tasks_per_s,
+        }
 
         def draw(columns: int, most_lines: int) -> list[Line]:
             if most_lines == 1:

@@ -108,6 +108,10 @@ def _wait_until_back(root: Path) -> Iterator[Sight]:
         time.sleep(LOOK_S / 4)
 
 
+class _Gone(Exception):
+    """The run is not at its path any more."""
+
+
 class _Watched:
     """One run at a path, watched until it has ended or is not the one at that path any more.
 
@@ -126,34 +130,45 @@ class _Watched:
     def sights(self) -> Iterator[Sight]:
         while True:
             began = time.thread_time()
-            found = self._look()
-            cost_s = time.thread_time() - began
-            if found is None:
-                if self._root.exists() and self._view is not None:
-                    yield News(f"{self._root} is another folder now, of a run that was made anew")
+            try:
+                found = self._look()
+            except _Gone:
+                if self._root.exists():
+                    yield News(f"another run is at {self._root} now: it was made anew, or replaced")
                 return
-            yield found
+            cost_s = time.thread_time() - began
+            if found is not None:
+                yield found
             if isinstance(found, dict) and not _is_under_way(found):
                 self.has_ended = True
                 return
             time.sleep(max(LOOK_S, min(cost_s / MOST_OF_A_CORE, LONGEST_LOOK_S)))
 
     def _look(self) -> Sight | None:
-        """How the run stands; None where it is not at its path any more.
+        """How the run stands; None where that cannot be said at the moment, as was told.
 
         What was read counts only if the path led to this run before and after. Else it may be a
-        mixture of two runs, and so may be the reason for an error.
+        mixture of two runs, and so may be the reason for an error. Raises _Gone then.
         """
         try:
             now = self._read()
         except (GpuspoolError, OSError) as error:
-            if self._view is not None and not self._is_there():
-                return None
-            if isinstance(error, GpuspoolError) and not isinstance(error, OSError):
+            if self._view is None or not self._is_there():
+                raise self._of(error) from error
+            if not isinstance(error, OSError):
                 raise
             return self._bear(error)
+        if not self._is_there():
+            raise _Gone
         self._troubled_since = None
-        return now if self._is_there() else None
+        return now
+
+    def _of(self, error: Exception) -> Exception:
+        """What an error means where the run is not at its path, or was never seen there."""
+        is_first_look = self._view is None
+        if is_first_look and (isinstance(error, GpuspoolError) or self._root.exists()):
+            return error
+        return _Gone()
 
     def _read(self) -> dict[str, Any]:
         """Raises GpuspoolError and OSError."""
@@ -182,14 +197,15 @@ class _Watched:
             return True
         return True
 
-    def _bear(self, error: Exception) -> News:
-        """Tell of trouble that may pass. Raises `error` once it has lasted for too long."""
+    def _bear(self, error: OSError) -> News | None:
+        """What is told, once, of trouble that may pass. Raises it if it has lasted for too long."""
         now = time.monotonic()
         if self._troubled_since is None:
             self._troubled_since = now
-        elif now - self._troubled_since > TROUBLE_S:
+            return News(f"{error}; looking again for {TROUBLE_S / 60:.0f} minutes at most")
+        if now - self._troubled_since > TROUBLE_S:
             raise error
-        return News(f"{error}; looking again for {TROUBLE_S / 60:.0f} minutes at most")
+        return None
 
 
 def _is_under_way(now: dict[str, Any]) -> bool:

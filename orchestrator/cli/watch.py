@@ -15,6 +15,7 @@ from gpuspool.orchestrator.report.table import one_line_of
 from gpuspool.orchestrator.text.printable import one_line, plain_json
 from gpuspool.orchestrator.text.progress import LINE_S, say
 from gpuspool.orchestrator.text.screen import Screen, can_draw
+from gpuspool.spool.errors import GpuspoolError
 
 
 class Show(Protocol):
@@ -52,6 +53,8 @@ class Lines:
 
     def tell(self, text: str) -> None:
         say(one_line(text))
+        # What comes next is told at once: it may be another run.
+        self._state = ""
 
     def show(self, now: dict[str, Any]) -> None:
         moment = time.monotonic()
@@ -88,6 +91,9 @@ class Table:
     def _refuse_closed(self) -> None:
         if self._screen.error is not None:
             raise self._screen.error
+        if self._screen.is_broken:
+            # The thread has told of an error of ours, with its traceback.
+            sys.exit(GpuspoolError.exit_code)
 
 
 def show_until_ended(spool: str | None, as_json: bool) -> None:

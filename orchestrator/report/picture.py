@@ -11,12 +11,30 @@ from typing import Any
 
 from gpuspool.orchestrator.report.table import table_lines
 from gpuspool.orchestrator.text.screen import Line
+from gpuspool.spool.states import UNDER_WAY
 
-# A rank's row begins with its number and its state. These states need somebody's eye.
-_TROUBLE = re.compile(r"\s*\d+\s+(failed|lost|dead|silent)\b|damaged: ")
+# A rank's row begins with its number and its state.
+_ROW = re.compile(r"\s*(\d+)\s+(\w+)")
+
+# A row whose `trouble` is at least this needs somebody's eyes; and so does a rank of these states.
+TROUBLED = 2
+_STATES = frozenset({"failed", "lost", "dead", "silent"})
 
 
 def picture(now: dict[str, Any], columns: int, most_lines: int) -> list[Line]:
     """The lines of a run's table, of what `status` returned."""
+    troubled = set()
+    if now["state"] in UNDER_WAY:
+        troubled = {(str(row["rank"]), row["state"]) for row in now["ranks"] if _is_troubled(row)}
     lines = table_lines(now, columns, most_lines)[:most_lines]
-    return [Line(text, _TROUBLE.match(text) is not None) for text in lines]
+    return [Line(text, _rank_of(text) in troubled) for text in lines]
+
+
+def _is_troubled(row: dict[str, Any]) -> bool:
+    return row["state"] in _STATES or row.get("trouble", 0) >= TROUBLED
+
+
+def _rank_of(text: str) -> tuple[str, str] | None:
+    """The number and the state of the rank of which a line tells, if it is a rank's."""
+    match = _ROW.match(text)
+    return None if match is None else (match[1], match[2])

@@ -74,18 +74,23 @@ class SoFar(msgspec.Struct, frozen=True):
     @property
     def rate(self) -> str:
         """How many tasks are finished in what time; "" where that is not known."""
-        if not self.tasks_per_s:
-            return ""
-        for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
-            tasks = self.tasks_per_s * seconds
-            if tasks >= 1 or unit == "h":
-                break
-        return f"{tasks:,.1f} tasks/{unit}" if tasks < 100 else f"{tasks:,.0f} tasks/{unit}"
+        return rate_of(self.tasks_per_s)
 
     @property
     def left(self) -> str:
         """How long it takes yet; "" where that is not known."""
         return "" if self.left_s is None else f"{duration(self.left_s)} left"
+
+
+def rate_of(tasks_per_s: float | None) -> str:
+    """ "2.9 tasks/s", or of a minute or an hour where they are few; "" where it is not known."""
+    if not tasks_per_s:
+        return ""
+    for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        tasks = tasks_per_s * seconds
+        if tasks >= 1 or unit == "h":
+            break
+    return f"{tasks:,.1f} tasks/{unit}" if tasks < 100 else f"{tasks:,.0f} tasks/{unit}"
 
 
 class Progress(Protocol):
@@ -272,18 +277,23 @@ class Notebook:
 
 
 def headline(so_far: SoFar, columns: int) -> str:
-    """How far a run is, in a line of at most so many columns: what does not fit is left out."""
+    """How far a run is, as a bar of the work, in at most so many columns.
+
+    What does not fit is left out. How fast it is, and what is left, the table tells below it.
+    """
     done = so_far.complete + so_far.failed
     filled = BAR_CELLS if done == so_far.total else int(BAR_CELLS * min(so_far.share, 0.99))
     bar = "█" * filled + "░" * (BAR_CELLS - filled)
     failed = f"{so_far.failed:,} failed" if so_far.failed else ""
-    facts = [so_far.rate, so_far.left, so_far.note]
+    ended = ""
     if so_far.took_s is not None:
-        facts = [f"in {took(so_far.took_s)}"]
+        ended = f"{so_far.percent}  in {took(so_far.took_s)}"
     line = f"{done:,} of {so_far.total:,}"
-    for fact in filter(None, (bar, so_far.percent, failed, *facts)):
+    for fact in filter(None, (ended, failed)):
         if len(line) + 2 + len(fact) <= columns:
             line += f"  {fact}"
+    if len(line) + 2 + BAR_CELLS <= columns:
+        line = f"{bar}  {line}"
     return line[:columns]
 
 

@@ -129,6 +129,12 @@ class Screen:
         """Whether all that was shown so far is on the terminal, and more can be."""
         return self.error is None and not self._is_new and not self._is_busy
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the thread has met an error of ours, of which it told on stderr."""
+        is_gone = self._thread is not None and not self._thread.is_alive()
+        return is_gone and self.error is None and not self._is_ending
+
     def show(self, drawing: Drawing) -> None:
         """Draw this in the place of what is there."""
         with self._news:
@@ -153,19 +159,19 @@ class Screen:
         if self._thread is None:
             return
         self._giving_back.close()
+        if self.is_broken:
+            self._stream.writelines(f"{line}\n" for line in self._above)
+            return
         with self._news:
             self._is_ending = True
-        self._wake()
+            self._news.notify()
         self._thread.join(wait_s)
-        if not self._thread.is_alive() and self.error is None:
-            # The thread has met an error that nobody expected, and told of it here.
-            self._stream.writelines(f"{line}\n" for line in self._above)
 
     def _wake(self) -> None:
-        with self._news:
-            self._news.notify()
         if self._thread is None:
             self._start()
+        with self._news:
+            self._news.notify()
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._work, name="gpuspool-screen", daemon=True)

@@ -1,0 +1,89 @@
+"""Spools made by hand in which a run stands in a certain way, for the tests of what is shown of it.
+
+Every process that counts as alive is this one.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+from spooling import admit, begin, dead_process, finish, intend, make_spool, say_ended, take, task
+
+from gpuspool.spool.closing import publish_closing
+from gpuspool.spool.codec import encode
+from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import start_journal
+from gpuspool.spool.layout import Layout, attempt_name, rank_name
+from gpuspool.spool.publish import replace
+from gpuspool.spool.records import Closing, Heartbeat, Identity
+from gpuspool.spool.states import AttemptState, Phase, Reason
+
+STAGES = ("running", "trouble", "drained", "killed", "finished")
+
+# Of each rank so many tasks are planned, and so many are done where the run is not finished.
+TASKS = 10
+DONE = 4
+
+# What makes a table wide: the key of an input deep in folders, and in another alphabet.
+LONG_KEY = "a/folder/below/" + "another-folder/" * 10 + "配列-{:04}.fasta"
+
+
+def stage(root: Path, ranks: int, how: str) -> Layout:
+    """A spool of so many ranks whose run stands so; with "trouble" rank 1 is lost, and tasks of
+    rank 0 have failed.
+    """
+    keys = [
+        [task(rank * TASKS + at, key=LONG_KEY.format(rank * TASKS + at)) for at in range(TASKS)]
+        for rank in range(ranks)
+    ]
+    layout = make_spool(root, *keys)
+    dead = dead_process()
+    parent = dead if how == "killed" else myself()
+    admit(layout, 0, parent)
+    for rank in range(ranks):
+        is_dead = how == "killed" or (how == "trouble" and rank == 1)
+        _play(layout, rank, how, parent, dead if is_dead else myself())
+    if how in ("drained", "finished"):
+        say_ended(layout, 0, how)
+    return layout
+
+
+def _play(layout: Layout, rank: int, how: str, parent: Identity, who: Identity) -> None:
+    """Play the attempt of a rank so far."""
+    attempt = attempt_name(rank, 0)
+    intend(layout, attempt, parent=parent, device=f"GPU-{rank:08x}-1b2c-3d4e-5f60-718293a4b5c6")
+    writer = begin(layout, attempt) if who == myself() else start_journal(layout, attempt, who)
+    assert writer is not None
+    take(layout, attempt, TASKS, rank_name(rank))
+    first = rank * TASKS
+    done = TASKS if how == "finished" else DONE
+    finish(writer, *range(first, first + done))
+    if how == "trouble" and rank == 0:
+        finish(writer, first + DONE, first + DONE + 1, state="failed")
+    writer.sync()
+    if how in ("drained", "finished"):
+        is_done = how == "finished"
+        closing = Closing(
+            attempt=attempt,
+            state=AttemptState.COMPLETE if is_done else AttemptState.STOPPED,
+            reason=Reason.FINISHED if is_done else Reason.DRAINED,
+            by=attempt,
+        )
+        left = [task(at, key=LONG_KEY.format(at)) for at in range(first + done, first + TASKS)]
+        assert publish_closing(layout, closing, left)
+        return
+    heartbeat = Heartbeat(
+        **msgspec.structs.asdict(who),
+        attempt=attempt,
+        beat=1,
+        parent=str(parent.pid),
+        device="0",
+        state=Phase.RUNNING,
+        at=time.time(),
+        task=first + DONE + 2,
+        task_since=time.time() - 3,
+        done=done,
+    )
+    replace(layout.heartbeat(attempt), encode(heartbeat))
