@@ -51,13 +51,13 @@ class Window:
 
     def __init__(self, box: Box, columns: int, lines: int) -> None:
         self._socket = f"gpuspool-{os.getpid()}-{columns}"
-        self._run("-f", "/dev/null", "start-server", ";", "set", "-g", "history-limit", "5000")
+        path = f"PATH={Path(GPUSPOOL).parent}:{os.environ['PATH']}"
         self._run(
             *("-f", "/dev/null", "new-session", "-d", "-c", str(box.home)),
             *("-x", str(columns), "-y", str(lines)),
-            *("-e", f"PATH={Path(GPUSPOOL).parent}:{os.environ['PATH']}", "-e", "PS1=$ "),
-            *("env", "-u", "NO_COLOR", "bash", "--norc", "--noprofile"),
+            *("env", "-u", "NO_COLOR", path, "PS1=$ ", "bash", "--norc", "--noprofile"),
         )
+        # The line of status takes one of the window's.
         self._run("set", "-g", "status", "off")
         self._run("resize-window", "-x", str(columns), "-y", str(lines))
         wait_until(lambda: "$" in self.text())
@@ -116,30 +116,41 @@ def drawn(box: Box, ranks: int, how: str, columns: int, lines: int) -> str:
     return text.removesuffix("\n$")
 
 
+JOB = """\
+import os, signal, sys
+sys.path.append({jobs!r})
+import gates
+
+
+def embed(task, ctx):
+    if task.payload == "die" and not os.path.exists("died"):
+        open("died", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return gates.gated(task, ctx)
+"""
+
+
 def real_run(box: Box, columns: int, lines: int) -> str:
     """What a window shows in the middle of a run of which a worker was killed."""
-    box.tasks([*range(20), "die", *["wait"] * 4])
-    box.write(
-        "job.py",
-        f"import os, signal, sys\nsys.path.append({str(JOBS)!r})\nimport gates\n"
-        "def embed(task, ctx):\n"
-        "    if task.payload == 'die' and task.kills == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return gates.gated(task, ctx)\n",
-    )
+    box.tasks([*range(20), "die", *["wait"] * 3])
+    box.write("embed.py", JOB.format(jobs=str(JOBS)))
     gate = box / "gate"
     with window(box, columns, lines) as one:
-        command = f"gpuspool run job.py:embed --tasks tasks.jsonl --ranks 4 --arg gate={gate}"
-        one.type(f"clear; {command}")
-        wait_until(lambda: re.search(r"^ *rank .*(\n.*)+21 of 25|21 of 25(.*\n)+ *rank ", one.text()))
+        command = "gpuspool run embed.py:embed --tasks tasks.jsonl --ranks 4"
+        one.type(f"clear; {command} --arg gate={gate}")
+        wait_until(lambda: all(word in one.text() for word in ("21 of 24", "rank ", "ended: ")))
         text = one.text()
         gate.touch()
         wait_until(lambda: "tasks complete, in" in one.text())
-    return text.replace(f" --arg gate={gate}", "")
+    return f"$ {command}\n{text}"
 
 
 def page_of(box: Box) -> str:
     """All that is drawn, as Markdown."""
-    told: list[str] = []
+    told = [
+        "### A run whose worker was killed\n\nWhat happens is told above the table.\n\n"
+        f"```console\n{real_run(box, *SIZES[0])}\n```\n\n"
+    ]
     for how in STAGES:
         told.append(f"### {how.capitalize()}\n\n{PROSE[how]}\n\n")
         for (columns, lines), ranks in itertools.product(SIZES, RANKS):

@@ -119,7 +119,7 @@ def test_a_narrower_window_gets_a_table_without_a_rest_of_the_old_one() -> None:
     frame = _Frame()
     frame.draw([Line("a" * 70), Line("b")], [], (80, 24), is_last=False)
     glass = Glass(40, 10)
-    glass.feed("before\r\n" + "a" * 40 + "\r\n" + "a" * 30 + "\r\nb")
+    glass.feed("before\r\n" + "a" * 40 + "\r\n" + "a" * 30 + "\r\nb\r\n")
     glass.feed(frame.draw([Line("c")], [], (40, 10), is_last=False))
     assert glass.shown == ["before", "c"]
 
@@ -131,8 +131,8 @@ def test_messages_scroll_above_the_table() -> None:
         said = [f"said {number}"] if number else []
         rows = [Line("one"), Line(f"two {number}")]
         glass.feed(frame.draw(rows, said, size, is_last=False).replace("\n", "\r\n"))
-    assert glass.history == ["said 1", "said 2"]
-    assert glass.shown == ["said 3", "said 4", "one", "two 4"]
+    assert glass.history == ["said 1", "said 2", "said 3"]
+    assert glass.shown == ["said 4", "one", "two 4"]
 
 
 def test_what_the_terminal_says_of_its_size_counts_more_than_an_old_variable(
@@ -414,6 +414,8 @@ def test_a_watch_appends_nothing_and_ctrl_c_leaves_the_last_table(
     terminal.wait(130)
     assert "Traceback" not in terminal.text
     assert tables_in(terminal.everything) == 1
+    # The ^C that the terminal shows has moved nothing.
+    assert len(terminal.everything) == len(before)
 
 
 def test_ctrl_c_ends_the_watch_and_never_the_run(box: Box) -> None:

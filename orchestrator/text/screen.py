@@ -264,6 +264,10 @@ class _Frame:
         if above:
             console.print(_Rows([Line(line) for line in above], ends=True))
         rows = rows[: size[1]]
+        if not is_last and len(rows) < size[1]:
+            # The cursor rests in a line of its own. What is typed is echoed there: the ^C of a
+            # Ctrl-C behind a full line would go on in the next one, and the table with it.
+            rows = [*rows, Line("")]
         self._live.update(_Rows(rows), refresh=not is_last)
         self._widths = [_cells(row.text) for row in rows]
         if is_last:
