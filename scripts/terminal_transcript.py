@@ -46,11 +46,15 @@ def why_not() -> str:
     return "" if shutil.which("tmux") else "tmux is not installed; scripts/test_packages.sh does it"
 
 
+# A server of tmux takes a moment to end. Each window has one of its own.
+_numbers = itertools.count()
+
+
 class Window:
     """A window of tmux, in which a shell waits for a command."""
 
     def __init__(self, box: Box, columns: int, lines: int) -> None:
-        self._socket = f"gpuspool-{os.getpid()}-{columns}"
+        self._socket = f"gpuspool-{os.getpid()}-{next(_numbers)}"
         path = f"PATH={Path(GPUSPOOL).parent}:{os.environ['PATH']}"
         self._run(
             *("-f", "/dev/null", "new-session", "-d", "-c", str(box.home)),

@@ -1,10 +1,12 @@
 """Spools made by hand in which a run stands in a certain way, for the tests of what is shown of it.
 
-Every process that counts as alive is this one.
+The workers that count as alive are this process. Their parent is the one that started it: a process
+knows of itself whether it is a parent.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from spooling import admit, begin, dead_process, finish, intend, make_spool, say
 
 from gpuspool.spool.closing import publish_closing
 from gpuspool.spool.codec import encode
-from gpuspool.spool.identity import myself
+from gpuspool.spool.identity import identity_of, myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name, rank_name
 from gpuspool.spool.publish import replace
@@ -40,7 +42,7 @@ def stage(root: Path, ranks: int, how: str) -> Layout:
     ]
     layout = make_spool(root, *keys)
     dead = dead_process()
-    parent = dead if how == "killed" else myself()
+    parent = dead if how == "killed" else identity_of(os.getppid()) or myself()
     admit(layout, 0, parent)
     for rank in range(ranks):
         is_dead = how == "killed" or (how == "trouble" and rank == 1)
