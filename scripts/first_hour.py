@@ -101,7 +101,7 @@ STEPS: list[tuple[str, list[str]]] = [
         [
             f"timeout --foreground -s INT 2 {SECOND}",
             f"timeout -s KILL 1 {SECOND}",
-            "gpuspool status spool-again | head -2",
+            "gpuspool status spool-again | head -4",
             "gpuspool wait spool-again | head -1",
             SECOND,
         ],

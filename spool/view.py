@@ -66,8 +66,10 @@ from gpuspool.spool.records import (
     Run,
     TaskFailure,
     TaskLine,
+    Usage,
 )
 from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
+from gpuspool.spool.usage import last_usage
 
 # For so long after an attempt was closed its journal is read at each look, where it may grow: a
 # worker that stood still and was taken for dead may finish the task in hand before it notices.
@@ -200,12 +202,14 @@ def newest_parent(layout: Layout) -> int:
 class Started(msgspec.Struct, frozen=True):
     """The call that an attempt is in by its last `started` line.
 
-    tasks: all that it holds. left: how many of them have no line since.
+    tasks: all that it holds. left: how many of them have no line since. start: when it began, in
+    Unix seconds; 0 where that is not told.
     """
 
     tasks: tuple[int, ...]
     round: int
     left: int
+    start: float = 0.0
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -243,6 +247,9 @@ class Listener(Protocol):
         """A call with this task ended, as the line at an offset of a journal says; `start` and
         `seconds` as in a `JournalLine`. Returns the offset from which another line is wanted.
         """
+
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        """A call with so many tasks ended and gave none of them a verdict: it is called again."""
 
     def rest(self, attempt: str) -> None:
         """The attempt has nothing in hand from here on, until its next line."""
@@ -755,14 +762,20 @@ class View:
                 state = line.state
                 if state is _STARTED:
                     tasks = (line.task, *line.batch)
-                    started[attempt] = Started(tasks, line.round, len(tasks))
+                    start = _number(line.start)
+                    started[attempt] = Started(tasks, line.round, len(tasks), start)
                     continue
                 if attempt in started:
                     self._settle_started(attempt, line.task)
                 if state is _DEFERRED:
                     if line.batch:
                         started.pop(attempt, None)
-                        if listener is not None:
+                    if listener is not None:
+                        start, seconds = _number(line.start), _number(line.seconds)
+                        # Earlier versions did not tell.
+                        if start:
+                            listener.put_off(attempt, 1 + len(line.batch), start, seconds)
+                        if line.batch:
                             listener.split(attempt, at)
                     continue
                 if state is _IDLE:
@@ -961,6 +974,26 @@ class View:
         """An attempt's last heartbeat, as it stands now; None where none can be read."""
         return read_record(self.layout.heartbeat(attempt), Heartbeat)
 
+    def usage(self, attempt: str) -> Usage | None:
+        """What an attempt told last of what it uses, as it stands now; None where it told nothing.
+
+        Raises OSError.
+        """
+        return last_usage(self.layout, attempt)
+
+    def start_of(self, attempt: str, task: int) -> float:
+        """When the call of a task began that an attempt has in hand, in Unix seconds.
+
+        By its `started` line, else by its heartbeat; 0 where neither tells. Raises OSError.
+        """
+        call = self.started.get(attempt)
+        if call is not None and task in call.tasks and call.start:
+            return call.start
+        beat = self.heartbeat(attempt)
+        if beat is not None and beat.task == task and beat.attempt == attempt:
+            return beat.task_since or 0.0
+        return 0.0
+
     def options_of(self, attempt: str) -> Options:
         """What an attempt was told, which may differ from what the run was."""
         intent = self.intents.get(attempt)
@@ -1007,9 +1040,15 @@ class View:
 
 
 def open_view(
-    spool: str | Path, *, reads_claims: bool = True, written: Mapping[str, bytes] | None = None
+    spool: str | Path,
+    *,
+    reads_claims: bool = True,
+    written: Mapping[str, bytes] | None = None,
+    prepare: Callable[[View], object] | None = None,
 ) -> View:
-    """A refreshed view of a spool; the options are those of `View`.
+    """A refreshed view of a spool; the other options are those of `View`.
+
+    prepare: called with the view before anything is read, to make somebody its listener.
 
     Raises UsageError where there is no spool, SpoolError where it cannot be read.
     """
@@ -1021,4 +1060,6 @@ def open_view(
     view.owners.update(owners)
     for one in damage:
         view.report(one)
+    if prepare is not None:
+        prepare(view)
     return view.refresh()

@@ -353,11 +353,12 @@ def test_every_verb_gives_an_unreadable_task_the_same_verdict(box: Box) -> None:
     assert close_dead(view_of(layout), A0) is not None
 
     stand = box.run("status", "S", "--json").record()
-    assert stand == gpuspool.status(box / "S")
+    assert stand["next"] == "gpuspool failed S"
+    assert stand == {**gpuspool.status(box / "S"), "next": stand["next"]}
     assert stand["state"] == "failed"
     assert (stand["tasks"]["complete"], stand["tasks"]["failed"]) == (3, 1)
     assert stand["tasks"]["waiting"] == 0
-    assert "failed  3 complete, 1 failed" in box.run("wait", "S", code=3).out
+    assert "finished, 1 failed  100 %" in box.run("wait", "S", code=3).out
     results = box.run("results", "S").records()
     assert [result["state"] for result in results] == ["complete", "complete", "failed", "complete"]
     assert results[2]["error"]["kind"] == "unreadable"

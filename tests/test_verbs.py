@@ -3,6 +3,7 @@ ls and grep.
 """
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def test_status_in_the_middle_of_a_run(box: Box) -> None:
     assert sum(row["done"] for row in told["ranks"]) == 9
     assert sum(row["failed"] for row in told["ranks"]) == 1
     text = box.run("status", "S").out
-    assert "running  9 complete, 1 failed, 2 running, 0 waiting of 12" in text
+    assert text.startswith(f"{JOBS}/gates.py:gated  running  83 % after 0:")
+    assert "\n9 complete, 1 failed, 2 running, 0 waiting of 12" in text
     (box / "gate").touch()
     started.wait(3)
     after = box.run("status", "--json", "S").record()
@@ -88,7 +90,8 @@ def test_status_in_the_middle_of_a_run(box: Box) -> None:
     assert after["tasks"] == {"total": 12, "complete": 11, "failed": 1, "running": 0, "waiting": 0}
     assert {row["state"] for row in after["ranks"]} == {"complete"}
     assert {row["task"] for row in after["ranks"]} == {None}
-    assert box.run("status", "S", "--watch").out.startswith(f"{JOBS}/gates.py:gated  failed")
+    watched = box.run("status", "S", "--watch").out
+    assert watched.startswith(f"{JOBS}/gates.py:gated  finished, 1 failed  100 % in 0:")
 
 
 def test_the_readmes_questions_in_the_middle_of_a_run(box: Box) -> None:
@@ -285,8 +288,46 @@ def test_the_only_spool_is_the_default(box: Box) -> None:
     for verb in ("status", "results", "verify", "failed", "logs", "wait", "resume", "retry"):
         box.run(verb)
     box.run("run", f"{JOBS}/plain.py:noisy", "--lines", "lines")
-    done = box.run("status", code=2)
+    done = box.run("results", code=2)
     assert "spool-double, spool-noisy" in done.err
+
+
+def test_each_spool_has_a_line_also_one_that_cannot_be_read(box: Box) -> None:
+    done = box.run("list")
+    assert done.out == ""
+    assert done.err.startswith("gpuspool: there is no ./spool-* here")
+    assert box.run("list", "--json").record() == []
+    box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3))
+    box.write("bad.py", "def raises(task, ctx): raise ValueError('bad')\n")
+    box.run("run", "bad.py:raises", "--lines", "lines", "--keep-going", code=3)
+    (box / "spool-notes").mkdir()
+    (box / "spool-bad").mkdir()
+    (box / "spool-bad" / "FORMAT").write_text("gpuspool 2\n")
+    (box / "spool-new").mkdir()
+    (box / "spool-new" / "FORMAT").write_text("gpuspool 9\n")
+    lines = box.run("list").out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "state", "cannot", "complete", "cannot", "finished,"
+    ]  # fmt: skip
+    assert "spool-bad: run.json is missing" in lines[1]
+    assert re.fullmatch(r"complete +100 % +0 +\d+ s ago  spool-double", lines[2])
+    assert "spool-new" in lines[3]
+    assert re.fullmatch(r"finished, 3 failed +100 % +3 +\d+ s ago  spool-raises", lines[4])
+    told = box.run("list", "--json").record()
+    assert [os.path.basename(run["spool"]) for run in told] == [
+        "spool-bad", "spool-double", "spool-new", "spool-raises"
+    ]  # fmt: skip
+    assert told[1]["state"] == "complete"
+    assert "is missing" in told[0]["error"]
+    for words in (["status"], ["list", "."], ["list", str(box.home)]):
+        again = box.run(*words).out.splitlines()
+        assert [line.split()[-1] for line in again[2::2]] == ["spool-double", "spool-raises"]
+    assert box.run("status", "--json").record()[1]["state"] == "complete"
+    assert "Name one" in box.run("status", "--watch", code=2).err
+    [_, line] = box.run("list", "spool-double").out.splitlines()
+    assert line.endswith("spool-double")
+    assert "is not a folder" in box.run("list", "nowhere", code=2).err
+    assert "there is no ./spool-* in spool-notes" in box.run("list", "spool-notes").err
 
 
 def test_a_reader_that_goes_away_is_not_an_error(box: Box) -> None:
@@ -345,7 +386,7 @@ def test_status_names_the_task_in_hand_by_its_key(box: Box) -> None:
     wait_until(lambda: (box / "S").exists() and box.status("S")["tasks"]["running"] == 1)
     [row] = box.status("S")["ranks"]
     assert (row["task"], row["key"]) in ((0, "a.txt"), (1, "b.txt"))
-    assert box.run("status", "S").out.splitlines()[-1].endswith(f" {row['key']}")
+    assert f"  {row['key']}\n" in box.run("status", "S").out
     (box / "gate").touch()
     started.wait(0)
 
@@ -357,8 +398,7 @@ def test_status_tells_of_workers_whose_orchestrator_is_gone(box: Box) -> None:
     started.wait(-signal.SIGKILL)
     wait_until(lambda: box.status("S")["left_alone"] == 2)
     text = box.run("status", "S").out
-    assert "2 workers go on although what started them is gone" in text
-    assert f"`gpuspool drain {box / 'S'}` stops them" in text
+    assert "2 workers go on although what started them is gone: `gpuspool drain`" in text
     box.run("drain", "S")
     (box / "gate").touch()
     wait_until(lambda: not box.processes())

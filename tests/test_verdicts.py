@@ -189,7 +189,7 @@ def test_the_command_line_tells_the_verdict_of_the_python_api(
         change(layout)
     complete, failed, missing = assert_all_agree(layout.root)
     assert box.run("status", "S", "--json").record()["state"] == state
-    counts = f"{state}  {complete} complete, {failed} failed, 0 running, {missing} waiting of 5"
+    counts = f"\n{complete} complete, {failed} failed, 0 running, {missing} waiting of 5"
     assert counts in box.run("status", "S").out
     assert counts in box.run("wait", "S", code=code).out
     states = [result["state"] for result in box.run("results", "S").records()]

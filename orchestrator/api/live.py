@@ -25,9 +25,11 @@ class LiveTable:
         """How the run stands now, as a drawing that needs the view no more. Raises OSError."""
         if self._detector is None:
             self._detector = FailureDetector(self._view)
-        # What the loop has learnt of the run since it began tells more than a single look.
+        # What the loop has learnt of the run since it began tells more than a single look. What to
+        # type next is told by the last line.
         now = {
             **status(self._view, self._detector),
+            "next": "",
             "left_s": so_far.left_s,
             "tasks_per_s": so_far.tasks_per_s,
         }

@@ -1,4 +1,4 @@
-"""Looking at a run: `status`, `wait`, `results`, `failed`, `logs`, `verify`; and `doctor`.
+"""Looking at a run: `status`, `list`, `wait`, `results`, `failed`, `logs`, `verify`; and `doctor`.
 
 Each of them reads the files of a spool and nothing else: they need no GPU and no orchestrator, work
 from any host that sees the folder, in the middle of a run and long after it, and write nothing.
@@ -18,15 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.plan.locate import find_spool, find_spools
 from gpuspool.orchestrator.report.failures import failed_results
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
+from gpuspool.orchestrator.report.outlook import Prospect
 from gpuspool.orchestrator.report.results import Result, Results
 from gpuspool.orchestrator.report.status import doubtful
 from gpuspool.orchestrator.report.status import status as status_of
 from gpuspool.orchestrator.report.verify import Findings
 from gpuspool.orchestrator.report.verify import verify as verify_view
-from gpuspool.spool.errors import UsageError
+from gpuspool.spool.errors import GpuspoolError, UsageError
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.parents import is_anybody_alive_here
@@ -71,14 +72,39 @@ def follow_status(spool: Spool = None) -> Iterator[dict[str, Any]]:
     Whoever looks more than once should look like this: only the looks of one failure detector let
     a lease run out, which is the proof that an attempt on another host is dead.
     """
-    return _follow_status(_view(spool))
+    root = find_spool(spool)
+    prospects: list[Prospect] = []
+    view = open_view(
+        root, reads_claims=False, prepare=lambda view: prospects.append(Prospect(view))
+    )
+    return _follow_status(view, root, prospects[0])
 
 
-def _follow_status(view: View) -> Iterator[dict[str, Any]]:
+def _follow_status(
+    view: View, named: Path | None = None, prospect: Prospect | None = None
+) -> Iterator[dict[str, Any]]:
     detector = FailureDetector(view)
+    outlook = None if prospect is None else prospect.outlook
     while True:
-        yield status_of(view, detector)
+        yield status_of(view, detector, named=named, outlook=outlook)
         view.refresh()
+
+
+def list_spools(folder: str | os.PathLike[str] = ".") -> list[dict[str, Any]]:
+    """How the runs of all ./spool-* of a folder stand, by name, as `gpuspool list --json` prints.
+
+    If the folder is a spool itself, that one alone. Of a run that cannot be read there are `spool`
+    and `error`; of all others what `status` returns. Raises UsageError where there is no such
+    folder.
+    """
+    return [_brief_status(root) for root in find_spools(folder)]
+
+
+def _brief_status(root: Path) -> dict[str, Any]:
+    try:
+        return status_of(_view(root), names_tasks=False, named=root)
+    except (GpuspoolError, OSError) as error:
+        return {"spool": os.path.abspath(root), "error": str(error)}
 
 
 def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
@@ -88,13 +114,14 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
     when nothing of it is alive. timeout_s: seconds after which to return anyway, with a status
     whose state is in `UNDER_WAY` if a task has no verdict yet; None to wait without limit.
     """
-    view = _view(spool)
+    root = find_spool(spool)
+    view = _view(root)
     detector = FailureDetector(view)
     began = time.monotonic()
     ended_at: float | None = None
     while True:
         # What is in hand is no matter until people are told.
-        now = status_of(view, detector, names_tasks=False)
+        now = status_of(view, detector, names_tasks=False, named=root)
         if _has_ended(view, now):
             if ended_at is None:
                 ended_at = time.monotonic()
@@ -107,7 +134,7 @@ def wait(spool: Spool = None, timeout_s: float | None = None) -> dict[str, Any]:
         look_again_s = pause_s(waited_s)
         if timeout_s is not None:
             if waited_s > timeout_s:
-                return {**status_of(view, detector), "state": now["state"]}
+                return {**status_of(view, detector, named=root), "state": now["state"]}
             look_again_s = min(look_again_s, max(timeout_s - waited_s, SHORTEST_LOOK_S))
         time.sleep(look_again_s)
         view.refresh()
@@ -131,7 +158,7 @@ def _confirmed(
     if now["state"] == RunState.COMPLETE:
         return now
     fresh = view.again()
-    now = status_of(fresh, detector)
+    now = {**status_of(fresh, detector), "next": now["next"]}
     if not _has_ended(fresh, now):
         return {**now, "state": RunState.RUNNING}
     told = _verdicts_told(fresh)

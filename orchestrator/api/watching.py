@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from gpuspool.orchestrator.plan.locate import at_home, find_spool, is_none_here
+from gpuspool.orchestrator.report.outlook import Prospect
 from gpuspool.orchestrator.report.status import status
 from gpuspool.spool.errors import FolderGone, GpuspoolError
 from gpuspool.spool.liveness import FailureDetector
@@ -123,6 +124,7 @@ class _Watched:
         self._root = root
         self._view: View | None = None
         self._detector: FailureDetector | None = None
+        self._prospect: Prospect | None = None
         self._folder = ""
         # Since when every look failed; None: the last one did not.
         self._troubled_since: float | None = None
@@ -174,11 +176,15 @@ class _Watched:
         """Raises GpuspoolError and OSError."""
         if self._view is None:
             self._folder = folder_id(self._root)
-            self._view = open_view(self._root, reads_claims=False)
+            self._view = open_view(self._root, reads_claims=False, prepare=self._listen)
             self._detector = FailureDetector(self._view)
         else:
             self._view.refresh()
-        return status(self._view, self._detector)
+        assert self._prospect is not None
+        return status(self._view, self._detector, named=self._root, outlook=self._prospect.outlook)
+
+    def _listen(self, view: View) -> None:
+        self._prospect = Prospect(view)
 
     def _is_there(self) -> bool:
         """Whether the path leads to the folder of this run; True where nobody can say."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -321,20 +322,38 @@ def drain(spool: str | None, trust_owner: tuple[str, ...]) -> None:
 @as_json
 @debug
 def status(spool: str | None, watch: bool, as_json: bool) -> None:
-    """How a run stands."""
+    """How a run stands; where no spool is named and there are several ./spool-*, how each does."""
     if watch:
         from gpuspool.orchestrator.cli.watch import show_until_ended
 
         show_until_ended(spool, as_json)
         return
     from gpuspool.orchestrator.api import reading
-    from gpuspool.orchestrator.report.status import status_text
+    from gpuspool.orchestrator.plan.locate import are_several_here
 
+    if spool is None and are_several_here():
+        _print_list(reading.list_spools(), as_json)
+        return
     now = reading.status(_looked_at(spool))
     if as_json:
         _print_json(now)
     else:
-        click.echo(status_text(now))
+        _print_status(now)
+
+
+@cli.command("list")
+@click.argument("folder", metavar="[DIR]", default=".", shell_complete=completion.folders)
+@as_json
+@debug
+def list_spools(folder: str, as_json: bool) -> None:
+    """How the runs of all ./spool-* stand, those of the current folder or of DIR: one line each."""
+    from gpuspool.orchestrator.api import reading
+
+    runs = reading.list_spools(folder)
+    if not runs and not as_json:
+        where = "here" if folder == "." else f"in {folder}"
+        say(f"there is no ./spool-* {where}; `gpuspool run` makes one, --spool may have put others")
+    _print_list(runs, as_json)
 
 
 @cli.command()
@@ -350,11 +369,10 @@ def status(spool: str | None, watch: bool, as_json: bool) -> None:
 def wait(spool: str | None, timeout_s: float | None) -> None:
     """Wait until the run has ended: every task has a verdict, or nothing of it is alive."""
     from gpuspool.orchestrator.api import reading
-    from gpuspool.orchestrator.report.status import status_text
 
     spool = _looked_at(spool)
     now = reading.wait(spool, timeout_s)
-    click.echo(status_text(now))
+    _print_status(now)
     _warn_of_out(spool)
     sys.exit(EXIT_OF_STATE.get(now["state"], EXIT_NOT_FINISHED))
 
@@ -590,6 +608,28 @@ def _looked_at(spool: str | None) -> str:
     found = str(find_spool(None))
     say(f"{found}, the only spool here")
     return found
+
+
+def _print_status(now: dict[str, Any]) -> None:
+    from gpuspool.orchestrator.report.table import table_lines
+
+    for line in table_lines(now, _columns()):
+        click.echo(line)
+
+
+def _print_list(runs: list[dict[str, Any]], as_json: bool) -> None:
+    from gpuspool.orchestrator.report.table import list_lines
+
+    if as_json:
+        _print_json(runs)
+        return
+    for line in list_lines(runs, _columns()):
+        click.echo(line)
+
+
+def _columns() -> int:
+    """How wide lines may be: as COLUMNS says, else as the terminal is, else 80 cells."""
+    return shutil.get_terminal_size().columns
 
 
 def _warn_of_out(spool: str) -> None:

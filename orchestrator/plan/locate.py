@@ -162,6 +162,29 @@ def at_home(path: str | os.PathLike[str]) -> str:
     return word if os.path.lexists(word) else os.path.expanduser(word)
 
 
+def are_several_here() -> bool:
+    """Whether more than one spool may be meant where the user names none."""
+    return len(_spools_here()) > 1
+
+
+def find_spools(folder: str | os.PathLike[str]) -> list[Path]:
+    """The folders ./spool-* of a folder that are spools or were some, also those that were moved
+    aside, by name; the folder itself, if that is one. Raises UsageError where it is none.
+    """
+    base = Path(at_home(folder))
+    if not base.is_dir():
+        raise UsageError(f"{os.fspath(folder)} is not a folder. Name one with spools in it.")
+    if _has_been_spool(base):
+        return [base]
+    return [path for path in sorted(base.glob("spool-*")) if _has_been_spool(path)]
+
+
+def _has_been_spool(path: Path) -> bool:
+    """Whether a folder has one of the files without which it is no spool."""
+    layout = Layout(path)
+    return layout.format.exists() or layout.run.exists() or layout.run_copy.exists()
+
+
 def _spools_here() -> list[Path]:
     """The spools in the current folder that were not moved aside, by name."""
     found: list[Path] = []

@@ -14,9 +14,15 @@ from typing import Any
 from gpuspool.spool.beats import beaten_at, read_beats
 from gpuspool.spool.layout import epoch_name
 from gpuspool.spool.liveness import ATTEMPT_BEATS, BEATS, PARENT_BEATS, FailureDetector
+from gpuspool.spool.parents import LOST
 from gpuspool.spool.records import Parent
 from gpuspool.spool.states import Life
-from gpuspool.spool.view import View
+from gpuspool.spool.view import Control, View
+
+# While its parent is silent an attempt is heard of as long as its own beat is no older than so many
+# of its beats. One that lives beats every 30 s by the usual lease, so a crashed host's workers are
+# not said to run for longer than its parent is said to live.
+OWN_BEATS = 1.25
 
 LIVE = "live"
 SILENT = "silent"
@@ -41,19 +47,24 @@ class Beats:
     def is_fresh(self, attempt: str) -> bool:
         """Whether an attempt, or its parent, beat lately."""
         intent = self._view.intents.get(attempt)
-        own_s = self.age_s(attempt)
         lease_s = self._view.options_of(attempt).lease_s
-        if own_s is not None and own_s <= BEATS * lease_s / ATTEMPT_BEATS:
-            return True
+        own_s = self.age_s(attempt)
         parent_s = None if intent is None else self.age_s(epoch_name(intent.epoch))
-        return parent_s is not None and parent_s <= BEATS * lease_s / PARENT_BEATS
+        if parent_s is not None and parent_s <= BEATS * lease_s / PARENT_BEATS:
+            return True
+        # Without a parent nobody else vouches for it, so several of its beats may be late.
+        beats = BEATS if parent_s is None else OWN_BEATS
+        return own_s is not None and own_s <= beats * lease_s / ATTEMPT_BEATS
 
 
-def parent_rows(detector: FailureDetector, beats: Beats) -> list[dict[str, Any]]:
-    """One row for each parent, the oldest first. Raises OSError."""
+def parent_rows(detector: FailureDetector, beats: Beats, control: Control) -> list[dict[str, Any]]:
+    """One row for each parent, the oldest first. control: what orders there are. Raises OSError."""
     detector.look()
     known = detector.parents.known
-    return [_row(epoch, known[epoch], detector, beats) for epoch in sorted(known)]
+    rows = [_row(epoch, known[epoch], detector, beats) for epoch in sorted(known)]
+    for row in rows:
+        row["is_draining"] = is_at_work(row) and control.stops(row["epoch"])
+    return rows
 
 
 def _row(
@@ -70,6 +81,8 @@ def _row(
         "slots": [],
         "since": None,
         "exit_code": None,
+        "ended_at": None,
+        "message": None,
     }
     if parent is not None:
         row["host"] = parent.host
@@ -82,7 +95,11 @@ def _row(
     if epoch in detector.parents.ends:
         end = detector.parents.ends[epoch]
         row["state"] = "ended" if end is None else end.how
-        row["exit_code"] = None if end is None else end.exit_code
+        if end is not None:
+            row["exit_code"] = end.exit_code
+            row["message"] = end.message or None
+            # One that was lost did not say so itself, and nobody knows when it was.
+            row["ended_at"] = None if end.how == LOST else end.at
         return row
     match detector.epoch_life(epoch):
         case Life.ALIVE:
@@ -101,22 +118,3 @@ def _row(
 def is_at_work(row: dict[str, Any]) -> bool:
     """Whether the parent of a row may be at work: it is neither dead nor has it ended."""
     return row["state"] in (LIVE, SILENT)
-
-
-def parents_text(rows: list[dict[str, Any]]) -> list[str]:
-    """The lines for people: a table of those that may be at work, and how many are not."""
-    there = [row for row in rows if is_at_work(row)]
-    lines: list[str] = []
-    if there:
-        lines.append(f"{'parent':>6}  {'state':12} {'host':16} {'job':12} {'pid':>7}  slots")
-    for row in there:
-        state = row["state"]
-        if row["silent_s"] is not None:
-            state = f"{SILENT} {row['silent_s']:.0f} s"
-        pid = "" if row["pid"] is None else row["pid"]
-        slots = ", ".join(row["slots"])
-        lines.append(
-            f"{row['epoch']:>6}  {state:12} {row['host'] or '?':16.16} {row['job'] or '':12} "
-            f"{pid:>7}  {slots}"
-        )
-    return lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from gpuspool.orchestrator.report.ranks import TROUBLED
 from gpuspool.orchestrator.report.table import table_lines
 from gpuspool.orchestrator.text.screen import Line
 from gpuspool.spool.states import UNDER_WAY
@@ -16,22 +17,15 @@ from gpuspool.spool.states import UNDER_WAY
 # A rank's row begins with its number and its state.
 _ROW = re.compile(r"\s*(\d+)\s+(\w+)")
 
-# A row whose `trouble` is at least this needs somebody's eyes; and so does a rank of these states.
-TROUBLED = 2
-_STATES = frozenset({"failed", "lost", "dead", "silent"})
-
 
 def picture(now: dict[str, Any], columns: int, most_lines: int) -> list[Line]:
     """The lines of a run's table, of what `status` returned."""
     troubled = set()
     if now["state"] in UNDER_WAY:
-        troubled = {(str(row["rank"]), row["state"]) for row in now["ranks"] if _is_troubled(row)}
+        found = (row for row in now["ranks"] if row["trouble"] >= TROUBLED)
+        troubled = {(str(row["rank"]), row["state"]) for row in found}
     lines = table_lines(now, columns, most_lines)[:most_lines]
     return [Line(text, _rank_of(text) in troubled) for text in lines]
-
-
-def _is_troubled(row: dict[str, Any]) -> bool:
-    return row["state"] in _STATES or row.get("trouble", 0) >= TROUBLED
 
 
 def _rank_of(text: str) -> tuple[str, str] | None:

@@ -4,89 +4,85 @@ It needs no torch, no GPU and no orchestrator, and writes nothing. It reads the 
 journals, and a heartbeat for each rank, but no claims: a view without them will do, and the files
 opened grow with the ranks and not with the tasks.
 
-The command line (`status`, `wait`) and the Python API call this.
+`status` gives the facts, of which `table` draws what people see. The command line (`status`,
+`wait`, `list`) and the Python API call it.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from gpuspool.orchestrator.report.keys import keys_at_hand
-from gpuspool.orchestrator.report.parents import (
-    LIVE,
-    SILENT,
-    Beats,
-    is_at_work,
-    parent_rows,
-    parents_text,
-)
-from gpuspool.orchestrator.text.printable import one_line
+from gpuspool.orchestrator.report.advice import next_command, state_in_words
+from gpuspool.orchestrator.report.outlook import InHand
+from gpuspool.orchestrator.report.parents import LIVE, Beats, is_at_work, parent_rows
+from gpuspool.orchestrator.report.ranks import Ranks
+from gpuspool.orchestrator.text.forecast import Outlook
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.records import Closing, Heartbeat
-from gpuspool.spool.states import Life
-from gpuspool.spool.view import View
+from gpuspool.spool.states import BY_RESUME, Life, Phase, RunState
+from gpuspool.spool.view import View, read_control
 
 # Of the object that `gpuspool status --json` prints. A field that is added leaves it as it is.
 SCHEMA_VERSION = 2
 
-# The tasks of a run in the first line of `status_text`.
-_COUNTS = "{complete} complete, {failed} failed, {running} running, {waiting} waiting of {total}"
-
-# The table of `status_text`: a line for the names of its columns, and one for each rank.
-_NAMES = (
-    f"{'rank':>4}  {'state':9} {'device':24} {'host':12} {'pid':>7} {'done':>8} "
-    f"{'failed':>6}  {'beat':10} task"
-)
-_ROW = (
-    "{rank:>4}  {state:9} {device:24.24} {host:12.12} {pid:>7} {done:>8} "
-    "{failed:>6}  {beat:10} {key}"
-)
-
 
 def status(
-    view: View, detector: FailureDetector | None = None, *, names_tasks: bool = True
+    view: View,
+    detector: FailureDetector | None = None,
+    *,
+    names_tasks: bool = True,
+    named: str | os.PathLike[str] | None = None,
+    outlook: Callable[[Mapping[str, InHand]], Outlook] | None = None,
 ) -> dict[str, Any]:
     """What `gpuspool status --json` prints, of a view that was just refreshed.
 
     detector: keep one if you look again and again, since a lease takes time to run out and only
     the looks of the same detector count. names_tasks: the rows have the keys of the tasks in hand,
-    for which manifests are searched. Raises OSError.
+    for which manifests are searched. named: how the user named the spool, for commands to type; its
+    path where that is None. outlook: tells how long a running run takes yet, by what the attempts
+    have in hand; such as that of a `Prospect`. Raises OSError.
     """
     if detector is None:
         detector = FailureDetector(view)
     beats = Beats(view)
-    parents = parent_rows(detector, beats)
+    control = read_control(view.layout)
+    parents = parent_rows(detector, beats, control)
     lives = {attempt: detector.life(attempt) for attempt in view.open_attempts}
-    newest = _newest_of_each_rank(view)
+    ranks = Ranks(view, lives, beats, parents).rows(names_tasks=names_tasks)
+    _add_slots_waiting(view, parents, ranks)
     held = doubtful(view)
-    ranks = [_rank(view, attempt, lives.get(attempt), beats) for attempt in newest]
-    _count_by_rank(view, ranks)
-    if names_tasks:
-        _name_tasks(view, ranks)
-    n_left_alone = 0
-    if not any(map(is_at_work, parents)):
-        # The parent of the seed API's attempts is in their intents alone.
-        alive = [attempt for attempt, life in lives.items() if life is Life.ALIVE]
-        n_left_alone = sum(detector.parent_life(attempt) is Life.DEAD for attempt in alive)
+    at_work = [row for row in parents if is_at_work(row)]
     is_running = bool(view.unsettled) or any(row["state"] == LIVE for row in parents)
     is_running |= any(row["is_proved_alive"] for row in ranks)
     is_running |= any(beats.is_fresh(name) for name, life in lives.items() if life is not Life.DEAD)
-    is_live = is_running or any(map(is_at_work, parents))
+    is_live = is_running or bool(at_work)
     is_live |= any(life is not Life.DEAD for life in lives.values())
-    return {
+    state = run_state(view.ledger, is_live, not is_running)
+    began_at, ended_at = _times(view, parents, is_live)
+    epochs = [intent.epoch for intent in view.intents.values() if intent is not None]
+    now: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "spool": str(view.layout.root),
         "job": view.latest_job().spec,
-        "state": run_state(view.ledger, is_live, not is_running),
-        "epoch": view.next_epoch() - 1,
+        "state": state,
+        "says": "",
+        "next": "",
+        "epoch": max([*epochs, control.newest, detector.parents.newest]),
+        "is_draining": bool(at_work) and all(row["is_draining"] for row in at_work),
+        "ending": None,
+        "message": None,
+        "began_at": began_at,
+        "ended_at": ended_at,
+        "elapsed_s": _elapsed_s(began_at, ended_at, is_live),
+        "left_s": None,
+        "tasks_per_s": None,
         "parents": parents,
-        "left_alone": n_left_alone,
+        "left_alone": 0 if at_work else _left_alone(detector, lives),
         "tasks": _tasks(view.ledger, ranks),
         "doubtful": len(held),
         "excused": sum(view.held[key][-1].is_excused for key in held),
@@ -94,14 +90,24 @@ def status(
         "damage": [str(damage) for damage in view.damage],
         "ranks": ranks,
     }
+    if parents and not is_live:
+        now["ending"] = parents[-1]["state"]
+        now["message"] = parents[-1]["message"]
+    if outlook is not None and state is RunState.RUNNING and not now["is_draining"]:
+        found = outlook(_in_hand(ranks))
+        now["left_s"] = None if found.left_s is None else round(found.left_s, 1)
+        now["tasks_per_s"] = found.tasks_per_s
+    now["says"] = state_in_words(now)
+    now["next"] = next_command(now, os.fspath(named or view.layout.root))
+    return now
 
 
 def _tasks(ledger: Ledger, ranks: list[dict[str, Any]]) -> dict[str, int]:
     """How many tasks there are of each kind. `ranks` are the rows of the table."""
-    n_at_work = sum(row["task"] is not None for row in ranks)
+    in_hand = sum(row["in_hand"] for row in ranks)
     # A worker may have finished the task that its last heartbeat names. No more run than are left.
     unfinished = ledger.tasks - ledger.n_finished
-    running = min(n_at_work, unfinished)
+    running = min(in_hand, unfinished)
     return {
         "total": ledger.tasks,
         "complete": ledger.n_complete,
@@ -121,134 +127,104 @@ def doubtful(view: View) -> list[tuple[int, int]]:
     ]
 
 
-def _newest_of_each_rank(view: View) -> list[str]:
-    """Each rank's last attempt, in the order of ranks."""
-    newest = {rank_of(attempt): attempt for attempt in view.attempts}
-    return [newest[rank] for rank in sorted(newest)]
-
-
-def _rank(view: View, attempt: str, life: Life | None, beats: Beats) -> dict[str, Any]:
-    """One row. `life`: None for an attempt that is closed."""
-    heartbeat = view.heartbeat(attempt)
-    identity = view.identity(attempt)
-    intent = view.intents.get(attempt)
-    row: dict[str, Any] = {
-        "rank": rank_of(attempt),
-        "attempt": attempt,
-        "state": _state(view.closed.get(attempt), life, heartbeat),
-        "device": None,
-        "host": None,
-        "pid": None,
-        "task": None,
-        "key": None,
-        "beat_age_s": None,
-        "done": 0,
-        "failed": 0,
-        "is_proved_alive": life is Life.ALIVE,
-    }
-    if intent is not None:
-        row["device"] = intent.device
-    if life is Life.ELSEWHERE and not beats.is_fresh(attempt):
-        row["state"] = SILENT
-    if identity is not None:
-        row["host"] = identity.host
-        row["pid"] = identity.pid
-    # What a heartbeat says holds only as long as its writer may live.
-    if heartbeat is not None and life in (Life.ALIVE, Life.ELSEWHERE):
-        row["task"] = heartbeat.task
-        row["beat_age_s"] = round(time.time() - heartbeat.at, 1)
-    return row
-
-
-def _count_by_rank(view: View, ranks: list[dict[str, Any]]) -> None:
-    """Count in each row what all attempts of its rank completed, and which failed tasks failed
-    there last.
-    """
-    done: Counter[int] = Counter()
-    for attempt in view.attempts:
-        done[rank_of(attempt)] += view.completed(attempt)
-    failed = Counter(_ranks_of_failed(view))
-    for row in ranks:
-        row["done"] = done[row["rank"]]
-        row["failed"] = failed[row["rank"]]
-
-
-def _ranks_of_failed(view: View) -> Iterator[int]:
-    """For each failed task, as far as that is known, the rank on which it failed last."""
-    ledger = view.ledger
-    rank_at = {task: rank_of(attempt) for task, attempt in view.failed_at.items()}
-    for closing in view.closed.values():
-        for failure in closing.failures:
-            if failure.round == ledger.round_of(failure.task):
-                rank_at[failure.task] = rank_of(closing.attempt)
-    for ruling in view.rulings.values():
-        for failure in ruling.failures:
-            rank = failure.error.rank
-            if rank is not None and failure.round == ledger.round_of(failure.task):
-                rank_at[failure.task] = rank
-    return (rank_at[task] for task in ledger.failed() if task in rank_at)
-
-
-def _name_tasks(view: View, ranks: list[dict[str, Any]]) -> None:
-    """Put into each row the key of the task in hand."""
-    at_hand = {row["task"]: row["rank"] for row in ranks if row["task"] is not None}
-    keys = keys_at_hand(view, at_hand)
-    for row in ranks:
-        row["key"] = keys.get(row["task"])
-
-
-def _state(closing: Closing | None, life: Life | None, heartbeat: Heartbeat | None) -> str:
-    """How an attempt ended, that it died, or what it is at: the name of an `AttemptState` or a
-    `Phase`, "lost", or "starting".
-    """
-    if closing is not None:
-        return closing.state
-    if life is Life.DEAD:
-        return "lost"
-    if heartbeat is None:
-        return "starting"
-    return heartbeat.state
-
-
-def status_text(now: dict[str, Any]) -> str:
-    """What `gpuspool status` prints for people, of what `status` returned."""
-    counts = _COUNTS.format(**now["tasks"])
-    lines = [f"{now['job']}  {now['state']}  {counts}"]
-    lines += parents_text(now["parents"])
-    if now["left_alone"]:
-        lines.append(_left_alone_text(now))
-    if now["doubtful"]:
-        text = doubtful_text(now["doubtful"])
-        if now["excused"]:
-            text += f"; {now['excused']} of them for a file system in trouble"
-        lines.append(text)
-    lines.append(_NAMES)
-    lines += [_row_text(row) for row in now["ranks"]]
-    lines += [f"damaged: {text}" for text in now["damage"]]
-    return "\n".join(map(one_line, lines))
-
-
 def doubtful_text(count: int) -> str:
     """That so many tasks failed, and may yet complete."""
     tasks = count_of(count, "task has", "tasks have")
     return f"{tasks} failed somewhere, with no verdict yet"
 
 
-def _left_alone_text(now: dict[str, Any]) -> str:
-    """That workers go on without a parent, and what can be done about it."""
-    workers = count_of(now["left_alone"], "worker goes", "workers go")
-    return (
-        f"{workers} on although what started them is gone: `gpuspool drain {now['spool']}` stops "
-        "them, and the run's own command takes over"
-    )
+def _left_alone(detector: FailureDetector, lives: Mapping[str, Life]) -> int:
+    """How many workers live here whose parent is dead. Asked where no parent may be at work."""
+    # The parent of the seed API's attempts is in their intents alone.
+    alive = [attempt for attempt, life in lives.items() if life is Life.ALIVE]
+    return sum(detector.parent_life(attempt) is Life.DEAD for attempt in alive)
 
 
-def _row_text(row: dict[str, Any]) -> str:
-    cells = {name: "" if value is None else value for name, value in row.items()}
-    if row["key"] is None and row["task"] is not None:
-        cells["key"] = f"number {row['task']}"
-    age_s = row["beat_age_s"]
-    beat = ""
-    if age_s is not None:
-        beat = f"{age_s:.0f} s ago"
-    return _ROW.format(beat=beat, **cells)
+def _add_slots_waiting(
+    view: View, parents: list[dict[str, Any]], ranks: list[dict[str, Any]]
+) -> None:
+    """Tell of each parent how many of its slots have had no worker yet, since the first rank of a
+    start imports the job alone.
+    """
+    first: dict[int, list[str]] = {}
+    for row in ranks:
+        if row["epoch"] is not None:
+            first.setdefault(row["epoch"], []).append(row["state"])
+    for parent in parents:
+        states = first.get(parent["epoch"], [])
+        is_alone = parent["state"] == LIVE and states in (["starting"], [str(Phase.LOADING)])
+        parent["slots_waiting"] = 0
+        if is_alone and not parent["is_draining"] and view.ledger.n_finished < view.ledger.tasks:
+            parent["slots_waiting"] = len(parent["slots"]) - 1
+
+
+# The present start goes on since the oldest parent at work began, or the last one did where only
+# its workers are left. One that is over began with the newest parent, or with whoever was at work
+# beside that, and lasted until the last of them had ended.
+def _times(
+    view: View, parents: list[dict[str, Any]], is_live: bool
+) -> tuple[float | None, float | None]:
+    """When the present start, else the last one, began and ended, in Unix seconds, where known."""
+    at_work = [row["since"] for row in parents if is_at_work(row) and row["since"] is not None]
+    if at_work:
+        return min(at_work), None
+    began_at, ended_at, oldest = _last_start(view, parents)
+    if is_live or began_at is None:
+        return began_at, None
+    if ended_at is None:
+        ended_at = _last_sign(view, oldest)
+    return began_at, None if ended_at is None else max(began_at, ended_at)
+
+
+def _last_start(
+    view: View, parents: list[dict[str, Any]]
+) -> tuple[float | None, float | None, int]:
+    """When the last start began, when it said that it ended, and its first epoch."""
+    known = [row for row in parents if row["since"] is not None]
+    if not known:
+        begun = [
+            (intent.epoch, intent.at) for intent in view.intents.values() if intent is not None
+        ]
+        epoch = max((epoch for epoch, _ in begun), default=-1)
+        return min((at for one, at in begun if one == epoch), default=None), None, epoch
+    newest = known[-1]
+    began_at, ended_at, oldest = newest["since"], newest["ended_at"], newest["epoch"]
+    for row in reversed(known[:-1]):
+        if row["ended_at"] is None or row["ended_at"] <= began_at:
+            continue
+        began_at, oldest = min(began_at, row["since"]), row["epoch"]
+        if ended_at is not None:
+            ended_at = max(ended_at, row["ended_at"])
+    return began_at, ended_at, oldest
+
+
+def _last_sign(view: View, oldest: int) -> float | None:
+    """When anything was heard last of the epochs from `oldest` on, whose parents were killed."""
+    newest = {rank_of(attempt): attempt for attempt in view.attempts}
+    signs: list[float] = []
+    for attempt in newest.values():
+        intent = view.intents.get(attempt)
+        if intent is None or intent.epoch < oldest:
+            continue
+        closing = view.closed.get(attempt)
+        if closing is not None and closing.by != BY_RESUME and closing.at:
+            signs.append(closing.at)
+        elif (heartbeat := view.heartbeat(attempt)) is not None:
+            signs.append(heartbeat.at)
+    return max(signs, default=None)
+
+
+def _elapsed_s(began_at: float | None, ended_at: float | None, is_live: bool) -> float | None:
+    if began_at is None or (ended_at is None and not is_live):
+        return None
+    until = time.time() if ended_at is None else ended_at
+    return round(max(0.0, until - began_at), 1)
+
+
+def _in_hand(ranks: list[dict[str, Any]]) -> dict[str, InHand]:
+    """What attempts are at, as far as it is known since when."""
+    return {
+        row["attempt"]: InHand(row["in_hand"], row["task_s"])
+        for row in ranks
+        if row["task_s"] is not None
+    }

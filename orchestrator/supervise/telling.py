@@ -19,8 +19,8 @@ from collections.abc import Callable
 import msgspec
 
 from gpuspool.orchestrator.supervise.firsts import Firsts
-from gpuspool.orchestrator.supervise.forecast import Forecast, Work
 from gpuspool.orchestrator.supervise.waits import Waits
+from gpuspool.orchestrator.text.forecast import Forecast, Work
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import Progress, SoFar
 from gpuspool.orchestrator.text.words import count_of
@@ -97,6 +97,11 @@ class Telling:
         if self._forecast is None:
             return sys.maxsize
         return self._forecast.take(attempt, at, task, start, seconds)
+
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        """As `Listener.put_off`."""
+        if self._forecast is not None:
+            self._forecast.put_off(attempt, tasks, start, seconds)
 
     def rest(self, attempt: str) -> None:
         """As `Listener.rest`."""

@@ -1,1 +1,1 @@
-"""What people read on a terminal: progress, messages, and text made safe to print."""
+"""What people read on a terminal: progress, time left, tables, and text made safe to print."""

@@ -13,13 +13,14 @@ start, with claims, inputs and outputs, and without loading the job or waiting f
 where processes are recycled, loading it again is part of the work. That part is right even where no
 law is. Time left is what is left of the work, by the ranks that work now.
 
-The loop's `Telling` feeds it with what the view reads, and asks it where something is to be shown.
+A parent's `Telling` feeds it with what the view reads, and `report.pace` does for whoever looks at
+a run from outside; both ask it where something is to be shown.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -87,9 +88,9 @@ class _Times(msgspec.Struct):
 
     seen_at, news_at: when it was seen first, and when a line of it was read last, on the reader's
     clock. began, start: when its first and its last call began, on its own clock. tasks: some of
-    the last call; n_tasks: how many it had; took_s: how long it took. worked_s: how long the
-    attempt was at work before it waited for others last. is_resting: it waits for others now.
-    is_fresh: a line of it was read since the last look.
+    those that the last call finished; n_tasks: how many it had; took_s: how long it took. worked_s:
+    how long the attempt was at work before it waited for others last. is_resting: it waits for
+    others now. is_fresh: a line of it was read since the last look.
     """
 
     seen_at: float
@@ -122,15 +123,21 @@ class _Call(msgspec.Struct, frozen=True):
 class Forecast:
     """What was learned of the tasks and the ranks of one run since it was started."""
 
-    def __init__(self, finished: Work) -> None:
-        """finished: what was finished before this start, which says nothing of its pace."""
+    def __init__(self, finished: Work, is_cost_known: Callable[[int], bool] | None = None) -> None:
+        """finished: what was finished before this start, which says nothing of its pace.
+
+        is_cost_known: whether it is known what a task costs; None: of every one. A task of unknown
+        cost tells how long ranks were at work, and nothing of the law.
+        """
         self._before = finished
+        self._is_cost_known = is_cost_known
         # Calls that are over: (some of its tasks, the seconds of each). Each `_every`th is kept.
         self._samples: list[tuple[list[int], float]] = []
         self._every = 1
         self._n_calls = 0
-        # How many lines were given.
+        # How many lines were given, and how long their tasks took together.
         self._given = 0
+        self._given_s = 0.0
         self._law: Law | None = None
         # How many lines had been given when that was made.
         self._learned_at = 0
@@ -151,25 +158,40 @@ class Forecast:
         start: when the call began, on the clock of the attempt. seconds: the task's share of it.
         Returns the offset from which on another line is wanted.
         """
+        times = self._hear(attempt, 1, start, seconds)
+        self._given += 1
+        self._given_s += seconds
+        if len(times.tasks) < MOST_OF_CALL and self._is_known(task):
+            times.tasks.append(task)
+        return at if seconds >= TINY_S else at + PASSED_OVER_BYTES
+
+    # A try that failed, a step of a long task, a batch that is split: none of these says how long a
+    # task takes. But the rank was at work meanwhile, and its next call begins after that.
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        """A call with so many tasks ended that have no verdict by it. The rest as for `take`."""
+        self._hear(attempt, tasks, start, seconds)
+
+    def _hear(self, attempt: str, tasks: int, start: float, seconds: float) -> _Times:
+        """Of so many tasks of a call something was read; seconds: the share of each."""
         times = self._times.setdefault(attempt, _Times(math.nan))
         times.is_fresh = True
         times.is_resting = False
         if times.began is None:
             times.began = self._recycled_at.pop(rank_of(attempt), start)
-        self._given += 1
         if start != times.start:
             self._keep_call(times)
             times.start, times.took_s, times.tasks, times.n_tasks = start, 0.0, [], 0
-        times.took_s += seconds
-        times.n_tasks += 1
-        if len(times.tasks) < MOST_OF_CALL:
-            times.tasks.append(task)
+        times.took_s += seconds * tasks
+        times.n_tasks += tasks
         self._longest_s = max(self._longest_s, times.took_s)
-        return at if seconds >= TINY_S else at + PASSED_OVER_BYTES
+        return times
+
+    def _is_known(self, task: int) -> bool:
+        return self._is_cost_known is None or self._is_cost_known(task)
 
     def _keep_call(self, times: _Times) -> None:
         """Keep the last call of an attempt to learn from, once it is over."""
-        if not times.n_tasks:
+        if not times.tasks:
             return
         self._n_calls += 1
         if self._n_calls % self._every == 0:
@@ -203,13 +225,23 @@ class Forecast:
         if is_recycled:
             self._recycled_at.setdefault(rank_of(attempt), at)
 
-    def note(self, working: Collection[str], now: float) -> None:
-        """What could be read by now was given. working: the attempts that are open."""
+    def note(
+        self, working: Collection[str], now: float, heard: Mapping[str, float] | None = None
+    ) -> None:
+        """What could be read by now was given. working: the attempts that are open.
+
+        heard: when attempts have finished a call last, by the same clock as `now`, for a reader who
+        may have come long after that. Of all others it is taken to be now.
+        """
+        heard = heard or {}
         for attempt in working:
             times = self._times.setdefault(attempt, _Times(now))
             if math.isnan(times.seen_at):
                 times.seen_at = now
-        for times in self._times.values():
+        for attempt, times in self._times.items():
+            if attempt in heard:
+                times.news_at = heard[attempt]
+                times.is_fresh = False
             if not times.is_fresh:
                 continue
             times.is_fresh = False
@@ -315,8 +347,10 @@ class Forecast:
         # apart are calls, by the mean of their tasks' costs.
         calls = list(self._samples)
         for times in self._times.values():
-            if times.n_tasks:
+            if times.tasks:
                 calls.append((times.tasks, times.took_s / times.n_tasks))
+        if not calls:
+            return Law(self._given_s / max(1, self._given), 0.0)
         samples = [(sum(map(cost_of, tasks)) / len(tasks), each_s) for tasks, each_s in calls]
         for call in overdue:
             samples.append((call.cost / call.tasks, call.begun_s / call.tasks))

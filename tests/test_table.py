@@ -1,0 +1,252 @@
+"""What `gpuspool status` draws: it fits whatever there is, it adds up, and its command works."""
+
+import random
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+
+from gpuspool.orchestrator.report.advice import quoted
+from gpuspool.orchestrator.report.table import list_lines, one_line_of, table_lines
+from gpuspool.orchestrator.text.printable import one_line
+
+STATES = ("complete", "failed", "running", "silent", "stopped")
+
+
+def rank(number: int, **more: Any) -> dict[str, Any]:
+    """A rank that runs a task on the CPU of one host, unless `more` says otherwise."""
+    row = {
+        "rank": number, "attempt": f"rank-{number:04d}.a00", "epoch": 0, "state": "running",
+        "device": "cpu", "host": "n1", "pid": 9, "task": number, "key": f"t{number}", "in_hand": 1,
+        "task_since": 1.0, "task_s": 12.0, "timeout_in_s": None, "beat_age_s": 1.0,
+        "silent_s": None, "done": 5, "failed": 0, "is_proved_alive": True, "restarts": 0,
+        "restart_cause": None, "ended": None, "note": "", "trouble": 0,
+    }  # fmt: skip
+    return {**row, **more}
+
+
+def parent(epoch: int, **more: Any) -> dict[str, Any]:
+    row = {
+        "epoch": epoch, "state": "live", "silent_s": None, "host": f"n{epoch}", "pid": 100 + epoch,
+        "job": f"1_{epoch}", "command": "run", "slots": ["0"], "since": time.time(),
+        "exit_code": None, "ended_at": None, "message": None, "is_draining": False,
+        "slots_waiting": 0,
+    }  # fmt: skip
+    return {**row, **more}
+
+
+def run_of(ranks: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """What `status` tells of a running run with these ranks."""
+    complete = sum(row["done"] for row in ranks)
+    failed = sum(row["failed"] for row in ranks)
+    tasks = {
+        "total": complete + failed + len(ranks) + 10, "complete": complete, "failed": failed,
+        "running": sum(row["in_hand"] for row in ranks), "waiting": 10,
+    }  # fmt: skip
+    now = {
+        "spool": "/s/spool-x", "job": "job.py:work", "state": "running", "says": "running",
+        "next": "gpuspool status --watch spool-x", "epoch": 0, "is_draining": False,
+        "ending": None, "message": None, "began_at": 1.0, "ended_at": None, "elapsed_s": 63.0,
+        "left_s": 75.0, "tasks_per_s": 2.9, "parents": [parent(0)], "left_alone": 0,
+        "tasks": tasks, "doubtful": 0, "excused": 0, "ran_twice": 0, "damage": [], "ranks": ranks,
+    }  # fmt: skip
+    return {**now, **more}
+
+
+def test_a_run_is_drawn_like_this() -> None:
+    ranks = [
+        rank(0, device="GPU-0000aaaa", key="0252.jpg", in_hand=32, done=46, failed=1),
+        rank(1, device="GPU-0000bbbb", state="restarting", task=None, key=None, in_hand=0,
+             task_s=None, done=1016, note="1 restart: crash"),
+    ]  # fmt: skip
+    assert table_lines(run_of(ranks)) == [
+        "job.py:work  running  98 % after 1:03, 1:15 left, 2.9 tasks/s",
+        "1,062 complete, 1 failed, 32 running, 10 waiting of 1,075  on n1",
+        "rank  state       device    done  failed   for  task          note",
+        "   0  running     …00aaaa     46       1  0:12  0252.jpg +31",
+        "   1  restarting  …00bbbb  1,016       0                      1 restart: crash",
+        " sum                       1,062       1        32 running",
+        "next: gpuspool status --watch spool-x",
+    ]
+
+
+def words(draw: random.Random, most: int) -> str:
+    """Some text as a key, a host or a path may be."""
+    alphabet = draw.choice(
+        ["abcdefgh", "漢字かな", "\x1b[31m\u202e\n\t", "a/b/é", "e\u0301👩\u200d🚀", "\udc80 '\"$x"]
+    )
+    return "".join(draw.choice(alphabet) for _ in range(draw.randrange(1, most)))
+
+
+def hostile(draw: random.Random) -> dict[str, Any]:
+    token = ",".join(f"GPU-{draw.getrandbits(144):036x}" for _ in range(draw.choice([1, 8])))
+    ranks = [
+        rank(
+            number,
+            state=draw.choice(["running", "restarting", "silent", "publishing"]),
+            device=draw.choice(["cpu", token, None]),
+            host=draw.choice([words(draw, 60), None]),
+            key=draw.choice([words(draw, 200), None]),
+            in_hand=draw.choice([0, 1, 10**6]),
+            task_s=draw.choice([None, 5.0, 1e7]),
+            done=draw.randrange(10**6),
+            note=draw.choice(["", "3 restarts: out of memory", words(draw, 99)]),
+            trouble=draw.randrange(4),
+        )
+        for number in range(draw.choice([0, 1, 2, 8, 64]))
+    ]
+    parents = [
+        parent(
+            epoch, host=words(draw, 60), job=words(draw, 60), slots=["0"] * draw.randrange(9),
+            state=draw.choice(["live", "silent", "dead"]), since=draw.choice([None, 1e300, 1e9]),
+        )
+        for epoch in range(draw.choice([0, 1, 2, 64]))
+    ]  # fmt: skip
+    return run_of(
+        ranks, parents=parents, job=words(draw, 300), state=draw.choice(STATES),
+        next=f"gpuspool status --watch {quoted('/' + words(draw, 300))}",
+        message=draw.choice([None, words(draw, 300)]), left_alone=draw.choice([0, 2]),
+        damage=[words(draw, 300)] * draw.choice([0, 1, 50]), doubtful=draw.choice([0, 7]),
+        elapsed_s=draw.choice([None, 1e8]), spool=f"/{words(draw, 300)}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_line_fits_and_is_safe_whatever_there_is(seed: int) -> None:
+    draw = random.Random(seed)
+    now = hostile(draw)
+    for columns, most_lines in [(80, None), (200, None), (80, 24), (40, 10), (7, None), (80, 3)]:
+        lines = table_lines(now, columns, most_lines)
+        assert max(map(cell_len, lines), default=0) <= columns
+        assert all(one_line(line) == line for line in lines)
+        assert most_lines is None or len(lines) <= most_lines
+    assert one_line(one_line_of(now)) == one_line_of(now)
+    lines = list_lines([now, {"spool": f"/s/{words(draw, 300)}", "error": words(draw, 300)}])
+    assert max(map(cell_len, lines)) <= 80
+    assert len(lines) == 3
+
+
+def test_the_widest_run_that_was_seen_fits() -> None:
+    """It was 92 cells wide, with 64 ranks, tokens of 40 characters and keys of 200."""
+    ranks = [
+        rank(number, device=f"MIG-{number:036d}", host=f"{number:02d}{'x' * 58}", key="k" * 200,
+             note="time-out in 5 s")
+        for number in range(64)
+    ]  # fmt: skip
+    lines = table_lines(run_of(ranks, job="j" * 300))
+    assert max(map(len, lines)) <= 80
+    for number in range(64):
+        [row] = [line for line in lines if line.startswith(f"{number:4d}  ")]
+        assert f"{number:02d}" in row.split()[2], "a device is told by its end"
+        assert "kkk…kkk" in row
+        assert "time-out in" in row
+
+
+def test_what_all_ranks_have_is_said_once() -> None:
+    alike = table_lines(run_of([rank(0), rank(1)]))
+    assert alike[1].endswith("  on n1, cpu")
+    assert not re.search("device|host", alike[2])
+    differ = table_lines(run_of([rank(0), rank(1, host="n2.site.org")]))
+    assert differ[1].endswith("  on cpu")
+    assert "host" in differ[2]
+    assert "n2 " in differ[4]
+
+
+def test_hosts_that_only_their_domains_tell_apart_keep_them() -> None:
+    lines = table_lines(run_of([rank(0, host="n1.a.org"), rank(1, host="n1.b.org")]))
+    assert "n1.a.org" in lines[3]
+    assert "n1.b.org" in lines[4]
+
+
+def test_the_sums_are_the_heads_counts_and_it_is_said_why_rows_do_not_add_up() -> None:
+    now = run_of([rank(0, done=200, failed=3), rank(1, done=200)])
+    lines = table_lines(now)
+    assert lines[-2].split() == ["sum", "400", "3", "2", "running"]
+    now["tasks"].update(complete=388, failed=5)
+    lines = table_lines(now)
+    [sums] = [line for line in lines if line.startswith(" sum")]
+    assert sums.split() == ["sum", "388", "5", "2", "running"]
+    text = " ".join(lines[lines.index(sums) + 1 :])
+    assert "the ranks have done 12 more: so many times a task was done again" in text
+    assert "of 2 failed tasks it is not known which rank had it" in text
+
+
+def test_twenty_finished_of_twenty_are_100_percent_though_ten_failed() -> None:
+    now = run_of([rank(0, done=10, failed=10, task=None, key=None, in_hand=0, task_s=None)])
+    now["tasks"].update(total=20, running=0, waiting=0)
+    now["left_s"] = 0.0
+    assert "  100 % after 1:03" in table_lines(now)[0]
+    now["tasks"].update(total=2000, complete=1989)
+    assert "  99 %" in table_lines(now)[0], "one is left"
+
+
+def test_a_task_without_a_known_key_has_the_name_that_logs_takes() -> None:
+    lines = table_lines(run_of([rank(0, task=80, key=None)]))
+    assert lines[3].endswith("  #80")
+
+
+def test_ranks_in_trouble_are_shown_first_where_lines_are_few() -> None:
+    ranks = [rank(number) for number in range(64)]
+    ranks[40].update(state="silent", note="silent 62 s", trouble=2)
+    ranks[50].update(note="1 restart: crash", trouble=1)
+    lines = table_lines(run_of(ranks), most_lines=12)
+    assert len(lines) == 12
+    shown = [line.split()[0] for line in lines[3:9]]
+    assert shown == ["40", "50", "0", "1", "2", "3"]
+    assert lines[9] == "… and 58 more ranks: 58 running"
+    assert lines[10].startswith(" sum  ")
+    assert lines[11].startswith("next: ")
+
+
+def test_parents_in_trouble_are_shown_first_and_the_rest_counted() -> None:
+    parents = [parent(epoch) for epoch in range(64)]
+    parents[30].update(state="silent", silent_s=62.0)
+    lines = table_lines(run_of([rank(0)], parents=parents))
+    assert re.match(r" *30  silent 62 s  n30 +1_30  130  \d\d:\d\d:\d\d  0$", lines[3])
+    assert lines[10] == "… and 57 more parents: 57 live"
+    assert "parent" not in "".join(table_lines(run_of([rank(0)]))), "one that is live"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "spool-x", "a b", "it's", "$HOME", "-x", "ä 漢字", "new\nline", "\x1b[31m", "\udcff",
+        'q"', "back\\slash", "'" * 5, "#", "~", "a;b|c&(d)<e>*?[f]!",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_long", [False, True])
+def test_the_command_works_when_it_is_copied(name: str, is_long: bool, tmp_path: Path) -> None:
+    program = tmp_path / "gpuspool"
+    program.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    program.chmod(0o755)
+    path = f"/{'d 漢' * 70}/{name}" if is_long else name
+    now = run_of([rank(0)], next=f"gpuspool logs {quoted(path)} --last 20")
+    lines = table_lines(now)
+    at = next((at for at, line in enumerate(lines) if line.startswith("next:")), None)
+    if at is None:
+        assert is_long, "one that is left out"
+        assert not path.isprintable(), "and cannot be written in several lines"
+        return
+    command = "\n".join(lines[at:]).removeprefix("next:").strip()
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, check=True,
+        env={"PATH": f"{tmp_path}:/bin:/usr/bin", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    typed = f"./{path}" if path.startswith("-") else path
+    told = [word.decode(errors="surrogateescape") for word in done.stdout.split(b"\0")[:-1]]
+    assert told == ["logs", typed, "--last", "20"]
+
+
+def test_several_runs_have_a_line_each() -> None:
+    ended = run_of([rank(0)], state="complete", says="complete", ended_at=time.time() - 7200)
+    bad = {"spool": "/s/spool-bad", "error": "/s/spool-bad/run.json is missing"}
+    names, first, second, third = list_lines([run_of([rank(0)]), ended, bad])
+    assert names.split() == ["state", "done", "failed", "time", "spool"]
+    assert re.fullmatch(r"running +31 % +0 +1:03  spool-x", first)
+    assert re.fullmatch(r"complete +31 % +0 +2 h ago  spool-x", second)
+    assert re.fullmatch(r"cannot be read +spool-bad: run.json is missing", third)
+    assert list_lines([]) == []
