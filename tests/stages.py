@@ -28,6 +28,9 @@ STAGES = ("running", "trouble", "drained", "killed", "finished")
 TASKS = 10
 DONE = 4
 
+# So many seconds ago the run was started.
+SINCE_S = 754.0
+
 # What makes a table wide: the key of an input deep in folders, and in another alphabet.
 LONG_KEY = "a/folder/below/" + "another-folder/" * 10 + "配列-{:04}.fasta"
 
@@ -43,7 +46,7 @@ def stage(root: Path, ranks: int, how: str) -> Layout:
     layout = make_spool(root, *keys)
     dead = dead_process()
     parent = dead if how == "killed" else identity_of(os.getppid()) or myself()
-    admit(layout, 0, parent)
+    admit(layout, 0, parent, at=time.time() - SINCE_S)
     for rank in range(ranks):
         is_dead = how == "killed" or (how == "trouble" and rank == 1)
         _play(layout, rank, how, parent, dead if is_dead else myself())
@@ -52,10 +55,15 @@ def stage(root: Path, ranks: int, how: str) -> Layout:
     return layout
 
 
+def _token(rank: int) -> str:
+    """A device token as long as those of NVML, which ends like no other."""
+    return f"GPU-718293a4-1b2c-3d4e-5f60-b5c6{rank * 2654435761 % 2**32:08x}"
+
+
 def _play(layout: Layout, rank: int, how: str, parent: Identity, who: Identity) -> None:
     """Play the attempt of a rank so far."""
     attempt = attempt_name(rank, 0)
-    intend(layout, attempt, parent=parent, device=f"GPU-{rank:08x}-1b2c-3d4e-5f60-718293a4b5c6")
+    intend(layout, attempt, parent=parent, device=_token(rank))
     writer = begin(layout, attempt) if who == myself() else start_journal(layout, attempt, who)
     assert writer is not None
     take(layout, attempt, TASKS, rank_name(rank))

@@ -423,6 +423,8 @@ def test_ctrl_c_ends_the_watch_and_never_the_run(box: Box) -> None:
     wait_until(lambda: waiting(box))
     terminal = watch(box, "S")
     terminal.wait_for("rank  ", "running")
+    # Nobody is told to type what they have typed.
+    assert "--watch" not in "".join(terminal.look())
     terminal.press("\x03")
     terminal.wait(130)
     open_gate(box)

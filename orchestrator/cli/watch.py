@@ -17,6 +17,9 @@ from gpuspool.orchestrator.text.progress import LINE_S, say
 from gpuspool.orchestrator.text.screen import Screen, can_draw
 from gpuspool.spool.errors import GpuspoolError
 
+# What whoever watches need not be told to type.
+WATCH = "gpuspool status --watch"
+
 
 class Show(Protocol):
     """Shows people, or a program, what a watch sees."""
@@ -81,6 +84,8 @@ class Table:
         self._refuse_closed()
 
     def show(self, now: dict[str, Any]) -> None:
+        if WATCH in now["next"]:
+            now = {**now, "next": ""}
         self._screen.show(lambda columns, most_lines: picture(now, columns, most_lines))
         self._refuse_closed()
 

@@ -25,7 +25,7 @@ def picture(now: dict[str, Any], columns: int, most_lines: int) -> list[Line]:
         found = (row for row in now["ranks"] if row["trouble"] >= TROUBLED)
         troubled = {(str(row["rank"]), row["state"]) for row in found}
     lines = table_lines(now, columns, most_lines)[:most_lines]
-    return [Line(text, _rank_of(text) in troubled) for text in lines]
+    return [Line(text.rstrip(), _rank_of(text) in troubled) for text in lines]
 
 
 def _rank_of(text: str) -> tuple[str, str] | None:
