@@ -57,7 +57,7 @@ def stage(root: Path, ranks: int, how: str) -> Layout:
 
 def _token(rank: int) -> str:
     """A device token as long as those of NVML, which ends like no other."""
-    return f"GPU-718293a4-1b2c-3d4e-5f60-b5c6{rank * 2654435761 % 2**32:08x}"
+    return f"GPU-718293a4-1b2c-3d4e-5f60-b5c6{(rank + 1) * 2654435761 % 2**32:08x}"
 
 
 def _play(layout: Layout, rank: int, how: str, parent: Identity, who: Identity) -> None:
