@@ -1,6 +1,6 @@
 #!/bin/sh
 # Some tests need more than Python: strace; a C compiler for the shim that makes system calls fail;
-# Slurm, of which they start one of their own; FUSE. Where that is possible they are installed;
+# Slurm, of which they start one of their own; FUSE; tmux. Where that is possible they are installed;
 # elsewhere those tests are skipped and say why.
 set -u
 PATH="$PATH:/usr/sbin:/sbin"
@@ -18,6 +18,7 @@ srun slurm-client
 munged munge
 fusermount3 fuse3
 pkg-config pkg-config
+tmux tmux
 END
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
 }

@@ -233,14 +233,14 @@ class Box:
             return False
         return f"{MARK}={self.home}\0".encode() in environment and pid != os.getpid()
 
-    def kill_all(self) -> None:
-        """Kill everything with SIGKILL; returns once all are gone.
+    def kill_all(self, *spared: int) -> None:
+        """Kill everything with SIGKILL, but for some pids; returns once all are gone.
 
         The parents are killed first, so that nobody sees its workers die.
         """
 
         def is_empty() -> bool:
-            pids = self.processes()
+            pids = [pid for pid in self.processes() if pid not in spared]
             for pid in pids:
                 kill(pid)
             return not pids

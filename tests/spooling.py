@@ -199,13 +199,18 @@ def say_idle(writer: JournalWriter, claims: int) -> None:
 
 
 def admit(
-    layout: Layout, epoch: int, who: Identity, lease_s: float = 120.0, job: Job = JOB
+    layout: Layout,
+    epoch: int,
+    who: Identity,
+    lease_s: float = 120.0,
+    job: Job = JOB,
+    at: float = 1700000000.0,
 ) -> Parent:
     """Publish that a process is the parent of an epoch, with one slot on the CPU, in this spool."""
     parent = Parent(
         **msgspec.structs.asdict(who),
         epoch=epoch,
-        at=1700000000.0,
+        at=at,
         slots=[Place()],
         argv=["gpuspool", "run"],
         command="run",

@@ -86,3 +86,19 @@ def test_a_kernel_killed_while_workers_live_is_told_to_go_on_by_running_the_cell
     assert "exit 0" in text
     attempts = sorted(path.name for path in (tmp_path / "spool-wait" / "attempts").iterdir())
     assert attempts == ["rank-0000.a00.json"], "the living worker was adopted, not doubled"
+
+
+def test_a_run_in_a_cell_has_one_output_that_is_replaced_in_place(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("import time\ndef slow(task, ctx): time.sleep(1.5)\n")
+    run = "import gpuspool\nreport = gpuspool.run('job.py:slow', items=['<b>', 2, 3, 4], ranks=1)"
+    notebook = client_for(tmp_path, run).execute()
+    (cell,) = notebook.cells
+    (table,) = [output for output in cell.outputs if output.output_type == "display_data"]
+    text, html = table.data["text/plain"], table.data["text/html"]
+    # What is there in the end is the last of several: the run has ended in it.
+    assert "4 of 4" in text
+    assert "4 complete" in text
+    assert "running" not in text.replace("0 running", "")
+    assert html.startswith("<pre")
+    said = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+    assert said.count("gpuspool:") == 1, "the first line alone: nothing is printed again and again"

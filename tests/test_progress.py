@@ -7,7 +7,7 @@ import pytest
 from helpers import GPUSPOOL, JOBS, Box
 
 from gpuspool.orchestrator.text import progress
-from gpuspool.orchestrator.text.progress import Lines, SoFar, took
+from gpuspool.orchestrator.text.progress import BAR_CELLS, Lines, SoFar, headline, took
 
 
 def so_far(**changed: object) -> SoFar:
@@ -48,6 +48,20 @@ def test_100_percent_means_that_nothing_is_left() -> None:
     assert so_far(share=1.0, failed=75).percent == "100 %"
 
 
+def test_the_bar_is_full_only_where_no_task_is_left() -> None:
+    assert headline(so_far(), 80) == "█" * 19 + "░" + "  95 of 100  70 failed"
+    assert "░" in headline(so_far(share=1.0), 80)
+    whole = headline(so_far(complete=30, share=1.0, took_s=12.34), 80)
+    assert whole == "█" * BAR_CELLS + "  100 of 100  100 %  in 12.3 s  70 failed"
+
+
+@pytest.mark.parametrize("columns", range(1, 60))
+def test_the_bar_leaves_out_what_does_not_fit(columns: int) -> None:
+    line = headline(so_far(took_s=7384.0), columns)
+    assert len(line) <= columns
+    assert line.rpartition("░  ")[2].startswith("95 of 100"[:columns])
+
+
 # Runs a command with a terminal for its stdin, stdout and stderr, and prints what it shows there.
 ON_A_TERMINAL = """
 import os, pty, sys
@@ -56,22 +70,22 @@ sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
 """
 
 
-def test_a_bar_ends_with_all_tasks_and_the_time_that_the_last_line_says(box: Box) -> None:
+def test_a_table_ends_with_all_tasks_and_the_time_that_the_last_line_says(box: Box) -> None:
     script = box.write("terminal.py", ON_A_TERMINAL)
     command = [GPUSPOOL, "run", f"{JOBS}/plain.py:double", "--lines", box.lines(10)]
     shown = box.run(script, *command, "--ranks", "2", program=(sys.executable,)).out
     last = re.search(r"10 of 10 tasks complete, in ([\d.]+ s)\.", shown)
     assert last is not None, shown
-    assert f"100 %  in {last[1]}" in shown
-    assert "10 of 10 " in shown
+    assert f"10 of 10  100 %  in {last[1]}" in shown
 
 
-def test_a_bar_shows_how_many_tasks_a_second_and_the_time_left(box: Box) -> None:
+def test_a_table_shows_how_many_tasks_a_second_and_the_time_left(box: Box) -> None:
     script = box.write("terminal.py", ON_A_TERMINAL)
     box.write("job.py", "import time\ndef Job(task, ctx): time.sleep(0.25)\n")
     command = [GPUSPOOL, "run", "job.py:Job", "--lines", box.lines(16), "--ranks", "1"]
     shown = box.run(script, *command, program=(sys.executable,)).out
-    assert re.search(r"[\d.]+ tasks/(s|min)  0:0\d left  1 rank", shown), shown
+    assert re.search(r"[\d.]+ tasks/(s|min)", shown), shown
+    assert re.search(r"0:0\d left", shown), shown
     assert "0 of 0" not in shown
 
 

@@ -270,8 +270,8 @@ def test_the_interpreter_that_runs_the_command_runs_the_workers(box: Box) -> Non
     assert is_safe
 
 
-def test_a_terminal_gets_a_bar(box: Box) -> None:
-    """It tells finished tasks, all tasks and failures. Without a terminal there is no bar."""
+def test_a_terminal_gets_a_table(box: Box) -> None:
+    """It tells finished tasks, all tasks and failures. Without a terminal there is none."""
     on_a_terminal = (
         sys.executable,
         "-c",

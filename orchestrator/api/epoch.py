@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.orchestrator.api.live import LiveTable
 from gpuspool.orchestrator.api.opening import slots_for
 from gpuspool.orchestrator.api.presence import Presence
 from gpuspool.orchestrator.api.report import Report
@@ -121,7 +122,8 @@ def supervise(
         _record_moves(view, out_moved_to, inputs_root, writers)
         given_round = _claim_out_for(view, again)
         folders = RunFolders(view)
-        progress = make_progress(quiet)
+        progress = make_progress(quiet, LiveTable(view))
+        stack.callback(progress.close)
         parent = _take_epoch(view, slots, job, options.lease_s, command)
         stack.enter_context(being_parent(layout, parent.epoch))
         with _ended_in_any_case(view, folders, progress, parent.epoch) as epoch:
@@ -177,13 +179,15 @@ def _ended_in_any_case(
     try:
         yield noted
     finally:
-        progress.close()
         # Nothing is written where the spool is gone: another run's may be at its path.
         with contextlib.suppress(OSError):
             folders.spool.check()
             _say_ended(view, epoch, noted.outcome)
+            # The last table shows this parent as one that has ended.
+            progress.close()
             if noted.orchestrator is not None:
                 noted.orchestrator.end()
+        progress.close()
         folders.close()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuspool.orchestrator.text.printable import printable
 from gpuspool.spool.view import open_view
 
 if TYPE_CHECKING:
@@ -37,6 +38,21 @@ class Report:
         rows = {"spool": self.spool, "exit code": self.exit_code, **self.counts}
         table = "\n".join(f"{name:10}{value}" for name, value in rows.items())
         return f"{table}\n{self.message}"
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        # Imported here, since few have a notebook.
+        from html import escape
+
+        rows = {"spool": self.spool, "exit code": self.exit_code, **self.counts}
+        style = "text-align: left"
+        cells = "".join(
+            f'<tr><th style="{style}">{escape(name)}</th>'
+            f'<td style="{style}">{escape(str(value))}</td></tr>'
+            for name, value in rows.items()
+        )
+        message = escape(printable(self.message))
+        return f'<table>{cells}</table><pre style="white-space: pre-wrap">{message}</pre>'
 
     def results(self) -> Iterator[Result]:
         """One `Result` for each task, in input order, read from the spool as they are asked for."""

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -56,9 +55,6 @@ if TYPE_CHECKING:
     from gpuspool.orchestrator.api.report import Report
     from gpuspool.orchestrator.api.submitting import Submission
     from gpuspool.orchestrator.supervise.hosts.together import Diagnosis
-
-# Seconds between two looks of `status --watch`.
-WATCH_LOOK_S = 2.0
 
 # With what `wait` ends; with EXIT_NOT_FINISHED for all other states.
 EXIT_OF_STATE = {RunState.COMPLETE: EXIT_COMPLETE, RunState.FAILED: EXIT_SOME_FAILED}
@@ -333,28 +329,34 @@ def drain(spool: str | None, trust_owner: tuple[str, ...]) -> None:
 
 @cli.command()
 @spool_argument
-@option("--watch", is_flag=True, help="Print again every 2 s until the run has ended.")
+@option(
+    "--watch",
+    is_flag=True,
+    help="Go on until the run has ended: a table that is kept up to date; off a terminal a line "
+    "every 30 s; with --json an object every 2 s. A spool that is not there yet is waited for.",
+)
 @as_json
 @debug
 def status(spool: str | None, watch: bool, as_json: bool) -> None:
     """How a run stands; where no spool is named and there are several ./spool-*, how each does."""
+    if watch:
+        from gpuspool.orchestrator.cli.watch import show_until_ended
+
+        show_until_ended(spool, as_json)
+        return
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.plan.locate import are_several_here
 
-    if spool is None and not watch and are_several_here():
+    if spool is None and are_several_here():
         _print_list(reading.list_spools(), as_json)
         return
     spool = _looked_at(spool)
-    for now in reading.follow_status(spool):
-        if as_json:
-            _print_json(now)
-        else:
-            _print_status(now)
-        if not watch or not reading.may_change(now):
-            if not as_json:
-                _tell_of_queue(spool, now)
-            return
-        time.sleep(WATCH_LOOK_S)
+    now = reading.status(spool)
+    if as_json:
+        _print_json(now)
+        return
+    _print_status(now)
+    _tell_of_queue(spool, now)
 
 
 @cli.command("list")

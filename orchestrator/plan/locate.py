@@ -128,6 +128,11 @@ def find_spool(spool: str | os.PathLike[str] | None) -> Path:
     return found[0]
 
 
+def is_none_here() -> bool:
+    """Whether there is no ./spool-* but those that were moved aside."""
+    return not _spools_here()
+
+
 def refuse_no_spool(verb: str, spool: str | os.PathLike[str] | None, words: Sequence[str]) -> None:
     """Raise UsageError where the first word behind a verb is no spool, but should have been one.
 

@@ -1,4 +1,5 @@
-"""What a person sees on stderr while a run goes on: a bar on a terminal, else a line every 30 s.
+"""What a person sees while a run goes on: a live table on a terminal or in a notebook, else a line
+on stderr every 30 s.
 
 What is shown is reckoned elsewhere. Nothing in here ever raises because nobody listens: a run whose
 terminal was closed goes on. The orchestrator asks after each look whether something `is_due`, calls
@@ -11,17 +12,35 @@ import contextlib
 import math
 import sys
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
+from gpuspool.orchestrator.text.notebook import Cell, is_notebook
 from gpuspool.orchestrator.text.printable import printable
+from gpuspool.orchestrator.text.screen import Drawing, Screen, can_draw
 
 # Seconds between two lines where there is no terminal: a log of a day then has some 3,000 lines.
 LINE_S = 30.0
 
-# Seconds between two changes of the bar that people notice.
-BAR_S = 1.0
+# Seconds between two tables on a terminal: what people notice.
+TABLE_S = 1.0
+
+# The same in a notebook, where each one is a message to a browser.
+CELL_S = 2.0
+
+# What a table costs to look up is at most this part of the time of the process that shows it.
+MOST_OF_A_CORE = 0.02
+
+# Above the table of a terminal so many lines stay free for messages, in a window of 24 lines.
+KEPT_LINES = 4
+
+# For so long the end of a run waits for a terminal that takes nothing at the moment.
+CLOSE_S = 2.0
+
+# The bar of the share done, in characters.
+BAR_CELLS = 20
 
 # What writing to a stream may raise that nobody reads any more: a closed terminal, a pipe without a
 # reader, a full disk, a stream that was closed. rich answers a broken pipe with SystemExit.
@@ -33,7 +52,7 @@ class SoFar(msgspec.Struct, frozen=True):
 
     share: of the work, 0 to 1, that is finished. tasks_per_s: how many are finished a second now.
     left_s: until the last is finished. Both are None where they are not known. note: follows at the
-    end.
+    end. took_s: how long it took, once it has ended.
     """
 
     total: int
@@ -43,6 +62,7 @@ class SoFar(msgspec.Struct, frozen=True):
     tasks_per_s: float | None
     left_s: float | None
     note: str
+    took_s: float | None = None
 
     @property
     def percent(self) -> str:
@@ -152,57 +172,129 @@ class Lines:
         pass
 
 
-class Bar:
-    """A bar on a terminal. The only class that imports rich."""
+class Table(Protocol):
+    """Knows how a run stands."""
 
-    every_s = BAR_S
-    is_shown = True
-    is_watched = True
+    def look(self, so_far: SoFar) -> Drawing:
+        """A drawing of the run as it is now. Raises OSError."""
 
-    def __init__(self) -> None:
-        from rich import progress
-        from rich.console import Console
 
-        self._bar: Any = progress.Progress(
-            progress.TextColumn("{task.fields[done]:,} of {task.fields[total_tasks]:,}"),
-            progress.BarColumn(),
-            progress.TextColumn("{task.fields[facts]}"),
-            console=Console(stderr=True),
-            transient=False,
-        )
-        fields: Any = {"done": 0, "total_tasks": 0, "facts": ""}
-        # It is shown once there is something to show.
-        self._task = self._bar.add_task("", total=1.0, visible=False, **fields)
+class Due:
+    """Says when a table is due: every so many seconds, and more rarely where it costs much."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
         self._last = -math.inf
-        self._bar.start()
+        self._cost_s = 0.0
 
     def is_due(self) -> bool:
         # A look that comes a little early shows something all the same, else the next one is late.
-        return time.monotonic() - self._last >= BAR_S / 2
+        pause_s = max(self._every_s / 2, self._cost_s / MOST_OF_A_CORE)
+        return time.monotonic() - self._last >= pause_s
+
+    def take(self, look: Callable[[], Drawing]) -> Drawing | None:
+        """What a look returns; None where the file system is in trouble, which others tell of."""
+        began = time.thread_time()
+        drawing: Drawing | None = None
+        with contextlib.suppress(OSError):
+            drawing = look()
+        self._cost_s = time.thread_time() - began
+        self._last = time.monotonic()
+        return drawing
+
+
+class Live:
+    """The table of a run at the lower end of a terminal."""
+
+    every_s = TABLE_S
+    is_shown = True
+    is_watched = True
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._screen = Screen(sys.stderr, KEPT_LINES, takes_prints=True)
+        self._due = Due(TABLE_S)
+        self._lines = Lines()
+        self._end: SoFar | None = None
+
+    def is_due(self) -> bool:
+        return self._due.is_due() and self._screen.is_ready
 
     def update(self, so_far: SoFar) -> None:
-        self._last = time.monotonic()
-        self._show(so_far, so_far.rate, so_far.left, so_far.note)
+        if self._screen.is_behind and not self._lines.is_due():
+            return
+        if self._screen.is_behind:
+            self._lines.update(so_far)
+            return
+        drawing = self._due.take(lambda: self._table.look(so_far))
+        if drawing is not None:
+            self._screen.show(drawing)
 
     def end(self, so_far: SoFar, took_s: float) -> None:
-        self._show(so_far, f"in {took(took_s)}")
-
-    def _show(self, so_far: SoFar, *facts: str) -> None:
-        failed = f"{so_far.failed:,} failed" if so_far.failed else ""
-        self._bar.update(
-            self._task,
-            visible=True,
-            completed=so_far.share,
-            done=so_far.complete + so_far.failed,
-            total_tasks=so_far.total,
-            facts="  ".join(filter(None, (so_far.percent, failed, *facts))),
-        )
+        self._end = msgspec.structs.replace(so_far, took_s=took_s)
 
     def say(self, text: str) -> None:
-        self._bar.console.print(f"gpuspool: {printable(text)}", markup=False, highlight=False)
+        self._screen.say(f"gpuspool: {text}")
 
     def close(self) -> None:
-        self._bar.stop()
+        if self._end is not None:
+            self.update(self._end)
+            self._end = None
+        self._screen.close(CLOSE_S)
+
+
+class Notebook:
+    """The table of a run as the output of a cell, and messages below it."""
+
+    every_s = CELL_S
+    is_shown = True
+    is_watched = True
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._cell = Cell()
+        self._due = Due(CELL_S)
+        self._end: SoFar | None = None
+
+    def is_due(self) -> bool:
+        return self._due.is_due()
+
+    def update(self, so_far: SoFar) -> None:
+        drawing = self._due.take(lambda: self._table.look(so_far))
+        if drawing is not None:
+            self._cell.show(drawing)
+
+    def end(self, so_far: SoFar, took_s: float) -> None:
+        self._end = msgspec.structs.replace(so_far, took_s=took_s)
+
+    def say(self, text: str) -> None:
+        print(f"gpuspool: {printable(text)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._end is not None:
+            self.update(self._end)
+            self._end = None
+
+
+def headline(so_far: SoFar, columns: int) -> str:
+    """How far a run is, as a bar of the work, in at most so many columns.
+
+    What does not fit is left out. How fast it is, and what is left, the table tells below it.
+    """
+    done = so_far.complete + so_far.failed
+    filled = BAR_CELLS if done == so_far.total else int(BAR_CELLS * min(so_far.share, 0.99))
+    bar = "█" * filled + "░" * (BAR_CELLS - filled)
+    failed = f"{so_far.failed:,} failed" if so_far.failed else ""
+    ended = ""
+    if so_far.took_s is not None:
+        ended = f"{so_far.percent}  in {took(so_far.took_s)}"
+    line = f"{done:,} of {so_far.total:,}"
+    for fact in filter(None, (ended, failed)):
+        if len(line) + 2 + len(fact) <= columns:
+            line += f"  {fact}"
+    if len(line) + 2 + BAR_CELLS <= columns:
+        line = f"{bar}  {line}"
+    return line[:columns]
 
 
 class Unheard:
@@ -234,13 +326,15 @@ class Unheard:
             self._told.close()
 
 
-def make_progress(quiet: bool) -> Progress:
-    """What tells people how a run gets on; it never raises."""
+def make_progress(quiet: bool, table: Table) -> Progress:
+    """What tells people how a run gets on; it never raises where nobody listens."""
     if quiet or sys.stderr is None:
         return Silent()
     with contextlib.suppress(*UNHEARD):
-        if sys.stderr.isatty():
-            return Unheard(Bar())
+        if is_notebook():
+            return Unheard(Notebook(table))
+        if can_draw(sys.stderr):
+            return Unheard(Live(table))
         return Unheard(Lines())
     return Silent()
 

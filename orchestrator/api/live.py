@@ -1,0 +1,42 @@
+"""The table of a run while this process is a parent of it, drawn from the view of its own loop."""
+
+from __future__ import annotations
+
+from gpuspool.orchestrator.report.picture import picture
+from gpuspool.orchestrator.report.status import status
+from gpuspool.orchestrator.text.progress import SoFar, headline
+from gpuspool.orchestrator.text.screen import Drawing, Line
+from gpuspool.spool.liveness import FailureDetector
+from gpuspool.spool.view import View
+
+
+class LiveTable:
+    """What a parent shows of its run. `view` is the one that its loop keeps up to date.
+
+    Its failure detector is its own: what the loop decides must not depend on whether somebody
+    watches.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._detector: FailureDetector | None = None
+
+    def look(self, so_far: SoFar) -> Drawing:
+        """How the run stands now, as a drawing that needs the view no more. Raises OSError."""
+        if self._detector is None:
+            self._detector = FailureDetector(self._view)
+        # What the loop has learnt of the run since it began tells more than a single look. What to
+        # type next is told by the last line.
+        now = {
+            **status(self._view, self._detector),
+            "next": "",
+            "left_s": so_far.left_s,
+            "tasks_per_s": so_far.tasks_per_s,
+        }
+
+        def draw(columns: int, most_lines: int) -> list[Line]:
+            if most_lines == 1:
+                return [Line(headline(so_far, columns))]
+            return [Line(headline(so_far, columns)), *picture(now, columns, most_lines - 1)]
+
+        return draw
