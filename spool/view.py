@@ -223,6 +223,14 @@ class Held(msgspec.Struct, frozen=True):
     is_excused: bool = False
 
 
+class FailedLine(msgspec.Struct, frozen=True):
+    """Where the line of a journal stands that says that a task has failed, and in which round."""
+
+    attempt: str
+    at: int
+    round: int
+
+
 class PutAside(msgspec.Struct, frozen=True):
     """A line of a file that names a task which the run does not have, or not yet.
 
@@ -293,14 +301,23 @@ def _order(attempt: str) -> tuple[int, int]:
     return parse_attempt(attempt) or (0, 0)
 
 
+def _rank_of_line(line: FailedLine) -> tuple[int, tuple[int, int], int]:
+    """Of two lines that say that a task failed, the one for which this is greater counts.
+
+    Journals are read in the order of a listing, so it must not matter which was read first.
+    """
+    return line.round, _order(line.attempt), line.at
+
+
 class View:
     """What stands in a spool, as of the last `refresh`. Read its attributes, never change them.
 
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
     ended. started: the call that an attempt is in. leaving: those that call their job for no task
     any more. unsettled: closed attempts whose journals may be seen longer in a moment. finished_by,
-    failed_by: how many tasks an attempt finished, and how many of these failed. failed_at: of tasks
-    of which a journal says that they failed, the attempt. rulings: what was ruled, by manifest.
+    failed_by: how many tasks an attempt finished, and how many of these failed. failed_lines: of
+    tasks of which a journal says that they failed, the line of the newest round, and of several the
+    last by attempt and offset. rulings: what was ruled, by manifest.
     held: by (task, round), where a task failed without a verdict. failed_in: by attempt, these
     tasks. owners: who owns the run record, the intents and the manifests that were read.
     """
@@ -334,7 +351,7 @@ class View:
         self._released: dict[str, int] = {}
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
-        self.failed_at: dict[int, str] = {}
+        self.failed_lines: dict[int, FailedLine] = {}
         self.rulings: dict[str, Ruling] = {}
         self.held: dict[tuple[int, int], list[Held]] = {}
         self.failed_in: dict[str, list[tuple[int, int]]] = {}
@@ -787,7 +804,7 @@ class View:
                 n_finished += 1
                 if state is _FAILED:
                     n_failed += 1
-                    self.failed_at[line.task] = attempt
+                    self._add_failed_line(line.task, FailedLine(attempt, at, line.round))
                     if listener is not None:
                         listener.failed(attempt, at, line.error)
                 try:
@@ -800,6 +817,12 @@ class View:
                 self.finished_by[attempt] = n_finished
             if n_failed:
                 self.failed_by[attempt] = n_failed
+
+    def _add_failed_line(self, task: int, line: FailedLine) -> None:
+        """Note where it stands that a task has failed, if no other line tells that better."""
+        known = self.failed_lines.get(task)
+        if known is None or _rank_of_line(known) < _rank_of_line(line):
+            self.failed_lines[task] = line
 
     def _settle_started(self, attempt: str, task: int) -> None:
         """A task of the call that an attempt is in has a line now."""
