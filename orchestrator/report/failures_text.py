@@ -171,6 +171,8 @@ def _task_line(task: int, known: TaskInput | None) -> str:
         given = ""
     room = COLUMNS - len(f"    {number}  ")
     if columns_of(key) + columns_of(given) > room:
+        if given.endswith(f"/{key}"):
+            given = f"in {given.removesuffix(key)}"
         given = cut_middle(given, max(INPUT_CELLS, room - columns_of(key)))
         key = cut_middle(key, room - columns_of(given))
     return f"    {key}{number}  {given}".rstrip()
