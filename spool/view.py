@@ -66,6 +66,7 @@ from gpuspool.spool.records import (
     Run,
     TaskFailure,
     TaskLine,
+    TimedBrief,
 )
 from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
 
@@ -86,6 +87,7 @@ UNREADABLE = "unreadable"
 
 # Looking up a member of an enum costs some 100 ns, a name of this module 20. `View._follow` needs
 # these for every line of every journal.
+_COMPLETE = LineState.COMPLETE
 _STARTED = LineState.STARTED
 _DEFERRED = LineState.DEFERRED
 _HELD = LineState.HELD
@@ -758,18 +760,29 @@ class View:
     def _follow(self, journal: JournalReader) -> None:
         """Read the new lines of a journal.
 
-        Whoever looks at a run passes through this loop once for each finished task.
+        Whoever looks at a run passes through this loop once for each finished task. Nearly all
+        lines say that a task is complete, in round 0. Where nobody listens these are gathered, and
+        the ledger takes them together.
         """
         attempt = journal.attempt
         started = self.started
         feed = self.ledger.feed
+        n_tasks = self.ledger.tasks
         n_finished = self.finished_by.get(attempt, 0)
         n_failed = self.failed_by.get(attempt, 0)
         listener = self.listener
-        wanted_from = math.inf if listener is None else 0
+        is_unheard = listener is None
+        wanted_from = math.inf if is_unheard else 0
+        complete: list[int] = []
         try:
-            for at, line in journal.read(JournalBrief):
+            for at, line in self._briefs(journal):
                 state = line.state
+                if state is _COMPLETE and is_unheard and not line.round and attempt not in started:
+                    task = line.task
+                    if 0 <= task < n_tasks:
+                        complete.append(task)
+                        n_finished += 1
+                        continue
                 if state is _STARTED:
                     tasks = (line.task, *line.batch)
                     started[attempt] = Started(tasks, line.round, len(tasks))
@@ -791,7 +804,7 @@ class View:
                     if listener is not None:
                         listener.rest(attempt)
                     continue
-                if at >= wanted_from and listener is not None:
+                if at >= wanted_from and isinstance(line, TimedBrief) and listener is not None:
                     start, seconds = _number(line.start), _number(line.seconds)
                     wanted_from = listener.take(attempt, at, line.task, start, seconds)
                 if state is _HELD:
@@ -813,10 +826,17 @@ class View:
                     self._feed(journal.path, at, line.task, line.round, state)
         finally:
             # Also where reading raised in the middle: the lines before that are read and fed.
+            self.ledger.feed_complete(complete)
             if n_finished:
                 self.finished_by[attempt] = n_finished
             if n_failed:
                 self.failed_by[attempt] = n_failed
+
+    def _briefs(self, journal: JournalReader) -> Iterator[tuple[int, JournalBrief]]:
+        """The new lines of a journal, with their times where somebody listens."""
+        if self.listener is None:
+            return journal.read(JournalBrief)
+        return journal.read(TimedBrief)
 
     def _add_failed_line(self, task: int, line: FailedLine) -> None:
         """Note where it stands that a task has failed, if no other line tells that better."""

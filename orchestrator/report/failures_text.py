@@ -17,7 +17,8 @@ import msgspec
 
 from gpuspool.orchestrator.report.failures import Group, Groups, ShownTask
 from gpuspool.orchestrator.report.keys import TaskInput
-from gpuspool.orchestrator.text.excerpts import columns_of, cut, cut_middle, excerpt, source_line
+from gpuspool.orchestrator.text.cells import cut_end, cut_name, width
+from gpuspool.orchestrator.text.excerpts import excerpt, source_line
 from gpuspool.orchestrator.text.groups import MESSAGE_SHOWN
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.words import count_of
@@ -82,9 +83,9 @@ def _next_lines(found: Groups, spool: str) -> Iterator[str]:
     printed = f"gpuspool logs {shlex.quote(spool)} --task {word}"
     again = f"gpuspool retry {shlex.quote(spool)}"
     them = "it" if found.n_tasks == 1 else "all of them"
-    width = max(map(len, (printed, again)))
-    yield f"next: {printed:{width}}  # what it printed"
-    yield f"      {again:{width}}  # {them} again"
+    columns = max(map(len, (printed, again)))
+    yield f"next: {printed:{columns}}  # what it printed"
+    yield f"      {again:{columns}}  # {them} again"
 
 
 def _typed(task: int, key: str | None) -> str:
@@ -92,7 +93,7 @@ def _typed(task: int, key: str | None) -> str:
 
     What could be taken for an option, for the number of a task or for a rank is none.
     """
-    if key is None or one_line(key) != key or columns_of(key) > LONGEST_TYPED:
+    if key is None or one_line(key) != key or width(key) > LONGEST_TYPED:
         return f"'#{task}'"
     if key.isdigit() or key.startswith(("-", "#", "rank")):
         return f"'#{task}'"
@@ -112,14 +113,14 @@ def _group_lines(group: Group, inputs: Mapping[int, TaskInput], spool: str) -> I
     error = group.first
     source = source_line(error.traceback, error.where)
     if source:
-        yield cut(f"      {source}", COLUMNS)
+        yield cut_end(f"      {source}", COLUMNS)
     told = excerpt(error.traceback)
     label = _label_of_message(group, inputs)
     if label and error.message:
         message = f"  {label}: {one_line(error.message)}"
         # What a traceback shows as well need not be whole here.
         is_shown = any(error.message in line for line in told)
-        yield cut(message, COLUMNS if is_shown else MESSAGE_SHOWN)
+        yield cut_end(message, COLUMNS if is_shown else MESSAGE_SHOWN)
     if not told and error.log_tail:
         told = excerpt(error.log_tail)[-LOG_LINES:]
         yield f"  the end of the log of {one_line(error.attempts[-1])}:"
@@ -127,7 +128,7 @@ def _group_lines(group: Group, inputs: Mapping[int, TaskInput], spool: str) -> I
     for shown in group.shown:
         yield _task_line(shown.task, inputs.get(shown.task))
         if not label:
-            yield cut(f"      {one_line(shown.message)}", COLUMNS)
+            yield cut_end(f"      {one_line(shown.message)}", COLUMNS)
     n_more = group.count - len(group.shown)
     if n_more > 0:
         yield f"    … and {n_more} more; `--json` lists all"
@@ -170,11 +171,11 @@ def _task_line(task: int, known: TaskInput | None) -> str:
     if given == key:
         given = ""
     room = COLUMNS - len(f"    {number}  ")
-    if columns_of(key) + columns_of(given) > room:
+    if width(key) + width(given) > room:
         if given.endswith(f"/{key}"):
             given = f"in {given.removesuffix(key)}"
-        given = cut_middle(given, max(INPUT_CELLS, room - columns_of(key)))
-        key = cut_middle(key, room - columns_of(given))
+        given = cut_name(given, max(INPUT_CELLS, room - width(key)))
+        key = cut_name(key, room - width(given))
     return f"    {key}{number}  {given}".rstrip()
 
 

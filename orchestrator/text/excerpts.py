@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 
+from gpuspool.orchestrator.text.cells import cut_end
 from gpuspool.orchestrator.text.printable import printable
 
 # So many lines of a traceback are shown. Where there are more, the first few lead to the user's
@@ -33,48 +33,6 @@ _UNDER_A_FRAME = re.compile(r" {3}|\t|  \[Previous line repeated ")
 _LIBRARY = re.compile(
     r"/(site|dist)-packages/|/lib/python3[.\d]*t?/|^<frozen |/gpuspool/(worker|spool|orchestrator)/"
 )
-
-
-def columns_of(text: str) -> int:
-    """How many cells of a terminal a text takes: wide characters take two, accents none."""
-    if text.isascii():
-        return len(text)
-    return sum(map(_columns_of_one, text))
-
-
-def _columns_of_one(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def cut(text: str, columns: int) -> str:
-    """The beginning of a text, with … where it is too long for so many cells."""
-    if columns_of(text) <= columns:
-        return text
-    return f"{_fitting(text, columns - 1)}…"
-
-
-def cut_middle(text: str, columns: int) -> str:
-    """A text that is too long for so many cells, with … for its middle: both ends tell names apart,
-    and the end more.
-    """
-    if columns_of(text) <= columns:
-        return text
-    n_first = (columns - 1) // 3
-    last = _fitting(text[::-1], columns - 1 - n_first)[::-1]
-    return f"{_fitting(text, n_first)}…{last}"
-
-
-def _fitting(text: Sequence[str], columns: int) -> str:
-    """As much of the beginning of a text as so many cells hold."""
-    found: list[str] = []
-    for character in text:
-        columns -= _columns_of_one(character)
-        if columns < 0:
-            break
-        found.append(character)
-    return "".join(found)
 
 
 def source_line(traceback: str, where: str) -> str:
@@ -188,4 +146,4 @@ def _bounded(lines: Sequence[str], is_stacks: bool) -> list[str]:
 
 
 def _safe(line: str) -> str:
-    return cut(printable(line.expandtabs(4)), LINE_SHOWN)
+    return cut_end(printable(line.expandtabs(4)), LINE_SHOWN)

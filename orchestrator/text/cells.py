@@ -1,0 +1,107 @@
+"""How wide text is on a terminal, and how it is cut to fit.
+
+A terminal has cells. A letter takes one, a character of Chinese, Japanese or Korean and an emoji
+take two, and an accent that is put on the letter before it takes none. What is told here is never
+less than what a terminal takes: of a sequence that some terminals draw as one emoji each part
+counts.
+
+The text must be safe for a terminal already, as `printable.one_line` makes it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+# What stands for all that was cut out.
+CUT = "…"
+
+# The classes of Unicode's East Asian Width that take two cells.
+_WIDE = ("W", "F")
+# The categories of characters that take none, since they are drawn onto the one before.
+_NO_CELL = ("Mn", "Me")
+# It asks for the emoji of the character before it, which then takes two cells.
+_AS_EMOJI = "\ufe0f"
+
+
+def width(text: str) -> int:
+    """How many cells a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_width_of, text))
+
+
+def _width_of(character: str) -> int:
+    if character.isascii() or character == _AS_EMOJI:
+        return 1
+    if unicodedata.east_asian_width(character) in _WIDE:
+        return 2
+    return 0 if unicodedata.category(character) in _NO_CELL else 1
+
+
+def cut_end(text: str, most: int) -> str:
+    """The text in at most so many cells, without its end if it is too long."""
+    if width(text) <= most:
+        return text
+    return f"{_beginning(text, most - 1)}{CUT}" if most > 0 else ""
+
+
+def cut_front(text: str, most: int) -> str:
+    """The text in at most so many cells, without its beginning if it is too long."""
+    if width(text) <= most:
+        return text
+    return f"{CUT}{_end(text, most - 1)}" if most > 0 else ""
+
+
+def cut_middle(text: str, most: int) -> str:
+    """The text in at most so many cells, without its middle if it is too long."""
+    if width(text) <= most:
+        return text
+    if most <= 0:
+        return ""
+    end = _end(text, (most - 1) // 2)
+    return f"{_beginning(text, most - 1 - width(end))}{CUT}{end}"
+
+
+def cut_name(text: str, most: int) -> str:
+    """A name in at most so many cells: a path by its end, anything else without its middle."""
+    return cut_front(text, most) if "/" in text else cut_middle(text, most)
+
+
+def left(text: str, cells: int) -> str:
+    """The text at the left of so many cells."""
+    return text + " " * (cells - width(text))
+
+
+def right(text: str, cells: int) -> str:
+    """The text at the right of so many cells."""
+    return " " * (cells - width(text)) + text
+
+
+def wrap(words: str, columns: int) -> list[str]:
+    """A sentence in lines of at most so many cells. Words that are longer are cut in the middle."""
+    lines: list[str] = []
+    line = ""
+    for word in words.split(" "):
+        if line and width(line) + 1 + width(word) > columns:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}" if line else cut_middle(word, columns)
+    return [*lines, line]
+
+
+def _beginning(text: str, most: int) -> str:
+    taken = 0
+    for at, character in enumerate(text):
+        taken += _width_of(character)
+        if taken > most:
+            return text[:at]
+    return text
+
+
+def _end(text: str, most: int) -> str:
+    taken = 0
+    for at in range(len(text) - 1, -1, -1):
+        taken += _width_of(text[at])
+        if taken > most:
+            return text[at + 1 :]
+    return text
