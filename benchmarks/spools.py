@@ -6,12 +6,15 @@ them. `gpuspool verify` finds nothing wrong with any of them, which a test check
 - `make_finished`: all is complete.
 - `make_dead`: many ranks died together.
 - `make_busy`: a run in the middle of its third start, with whatever a night brings: failures of
-  several kinds, crashes, tasks given out again, several attempts of each rank, tasks in hand.
+  several kinds, crashes, tasks given out again, several attempts of each rank, tasks in hand. While
+  it is looked at, a `Pulse` keeps it going.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -22,7 +25,9 @@ from typing import Any
 from msgspec import Raw
 from msgspec.structs import asdict, replace
 
-from gpuspool.spool.codec import encode, pretty, seal, seal_lines, seal_pretty
+from gpuspool.spool import publish
+from gpuspool.spool.beats import read_beats
+from gpuspool.spool.codec import decode, encode, pretty, seal, seal_lines, seal_pretty
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
@@ -32,6 +37,7 @@ from gpuspool.spool.layout import (
     attempt_name,
     epoch_name,
     orphans_name,
+    parse_attempt,
     rank_name,
     rank_of,
 )
@@ -165,6 +171,51 @@ class Busy:
     running_key: str
     retaken_key: str
     waiting_key: str
+
+
+class Pulse:
+    """Keeps a busy run busy while the block lasts: each second the beats move, and each live
+    attempt begins a call.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._layout = Layout(root)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._go_on)
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _go_on(self) -> None:
+        numbers = read_beats(self._layout)
+        heartbeats = {
+            name: decode(self._layout.heartbeat(name).read_bytes(), Heartbeat)
+            for name in numbers
+            if parse_attempt(name) is not None
+        }
+        second = 0
+        while not self._over.wait(1.0):
+            for name, number in numbers.items():
+                os.rename(self._layout.beat(name, number), self._layout.beat(name, number + 1))
+                numbers[name] += 1
+            for heartbeat in heartbeats.values():
+                self._begin_call(heartbeat, second)
+            second += 1
+
+    def _begin_call(self, heartbeat: Heartbeat, second: int) -> None:
+        attempt = heartbeat.attempt
+        assert heartbeat.task is not None
+        with self._layout.journal(attempt).open("ab") as journal:
+            journal.write(seal(_started(heartbeat.task)))
+        # An attempt replaces its heartbeat every ten seconds.
+        if (rank_of(attempt) + second) % 10 == 0:
+            now = replace(heartbeat, beat=heartbeat.beat + second, at=time.time())
+            publish.replace(self._layout.heartbeat(attempt), encode(now))
 
 
 class _Maker:

@@ -3,6 +3,7 @@ ls and grep.
 """
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_reading_a_live_run_changes_nothing_and_finds_nothing_wrong(box: Box) ->
     assert [result["state"] for result in results].count("missing") == 2
     assert [result["index"] for result in results] == list(range(12))
     assert results[10]["result"] is None
-    assert "t2  exception  ValueError: t2 is bad" in box.run("failed", "S").out
+    assert "message: t2 is bad" in box.run("failed", "S").out
     assert (
         names(box / "S" / "corrupt"),
         names(box / "S" / "manifests"),
@@ -185,13 +186,22 @@ def test_failed_lists_tasks_and_why(box: Box) -> None:
         box.tasks(["bad", "good", "bad"]),
     ]
     box.run(*command, "--arg", "fixed=fixed", "--spool", "S", code=3)
-    line = (JOBS / "plain.py").read_text().partition(
-        '        raise ValueError(f"{task.key} is bad")'
-    )[0].count("\n") + 1
+    source = 'raise ValueError(f"{task.key} is bad")'
+    line = (JOBS / "plain.py").read_text().partition(source)[0].count("\n") + 1
     assert box.run("failed", "S").out.splitlines() == [
         f"2 tasks: exception, ValueError at plain.py:{line}",
-        "    t0  exception  ValueError: t0 is bad",
-        "    t2  exception  ValueError: t2 is bad",
+        f"      {source}",
+        "  such as: t0 is bad",
+        "  | Traceback (most recent call last):",
+        f'  |   File "{JOBS / "plain.py"}", line {line}, in fails_until_fixed',
+        f"  |     {source}",
+        "  | ValueError: t0 is bad",
+        "    t0  #0  bad",
+        "    t2  #2  bad",
+        "  next: gpuspool explain S t0",
+        "",
+        "next: gpuspool logs S --task t0  # what it printed",
+        "      gpuspool retry S           # all of them again",
     ]
     found = box.run("failed", "S", "--json").records()
     assert [result["index"] for result in found] == [0, 2]
@@ -375,7 +385,10 @@ def test_failed_says_where_tracebacks_are_and_what_has_no_verdict(box: Box) -> N
     done = box.run("failed", "S")
     assert done.out == ""
     text = f"{n_doubtful} tasks have failed somewhere, with no verdict yet"
-    assert done.err == f"gpuspool: {text}; `gpuspool logs S` tells what they said\n"
+    [command] = re.findall(
+        rf"gpuspool: {text}; `(gpuspool explain S '#\d+')` tells of one\n", done.err
+    )
+    assert box.status("S")["doubtful"] == n_doubtful
     assert "ValueError: bad" in box.run("logs", "S").out
     assert box.run("failed", "S", "--json").out == ""
     box.run("resume", "S", "--keep-going", code=3)

@@ -73,7 +73,7 @@ def explain_command(spool: str, task: int, key: str | None = None) -> str:
 
     key: None where it is not known.
     """
-    return f"gpuspool explain --spool {shlex.quote(spool)} {_typed(task, key)}"
+    return f"gpuspool explain {shlex.quote(spool)} {_typed(task, key)}"
 
 
 def _next_lines(found: Groups, spool: str) -> Iterator[str]:

@@ -53,10 +53,15 @@ def excerpt(text: str) -> list[str]:
     """What is shown of a traceback, of stacks or of a command's last words: at most `MOST_LINES`.
 
     Frames of libraries are counted where frames of the user's own code tell more. Threads in which
-    there is no such frame are left out where another one has some.
+    there is no such frame are left out where another one has some. faulthandler writes the main
+    thread, in which the job is called, last; here it comes first.
     """
+    if not text.strip():
+        return []
     sections = list(_sections(text.rstrip().split("\n")))
     has_own = any(map(_has_own_frame, sections))
+    if any(section[0].endswith(_OF_A_THREAD) for section in sections):
+        sections.reverse()
     lines: list[str] = []
     for section in sections:
         is_thread = section[0].endswith(_OF_A_THREAD)
