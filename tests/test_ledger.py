@@ -80,8 +80,8 @@ def test_complete_tasks_that_are_fed_together_count_as_one_by_one(before: str) -
         if before == "a redo":
             ledger.redo(0, 1)
     ledgers[0].feed_complete(tasks)
-    for task in tasks:
-        ledgers[1].feed(task, 0, LineState.COMPLETE)
+    for index in tasks:
+        ledgers[1].feed(index, 0, LineState.COMPLETE)
     together, single = (
         (one.n_complete, one.n_failed, one.duplicates, one.cost_finished, bytes(one.complete))
         for one in ledgers
