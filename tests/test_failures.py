@@ -3,6 +3,7 @@
 import collections
 import re
 import shlex
+import subprocess
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from gpuspool.orchestrator.report.failures_text import (
 from gpuspool.orchestrator.report.ranges import LINES_BYTES, read_lines
 from gpuspool.orchestrator.text.cells import width
 from gpuspool.orchestrator.text.groups import MOST_GROUPS, how_of
+from gpuspool.orchestrator.text.printable import one_line, shell_word
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import publish_manifest, publish_ruling
 from gpuspool.spool.records import Error, JournalLine, Ruling, TaskFailure, TaskLine
@@ -232,6 +234,17 @@ def test_what_is_to_be_typed_can_be_copied_into_a_shell(key: str, box: Box) -> N
     assert word in (key, "#0")
     assert not word.startswith("-")
     assert commands[1][3:] == ["--task", word]
+
+
+@pytest.mark.parametrize(
+    "name", ["S", "it's", "a b", "e\x1b[31m", "o\u202e'\\", "n\nl\t", "\x9b", "b\udc80\udcff"]
+)
+def test_a_spool_is_named_so_that_a_shell_finds_it(name: str, tmp_path: Path) -> None:
+    word = shell_word(name)
+    assert one_line(word) == word
+    (tmp_path / name).mkdir()
+    command = f"cd {word} && pwd"
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, env={"LC_ALL": "C.UTF-8"}, check=True)
 
 
 def test_a_key_that_no_terminal_can_show_is_not_typed() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -20,7 +19,7 @@ from gpuspool.orchestrator.report.keys import TaskInput
 from gpuspool.orchestrator.text.cells import cut_end, cut_name, width
 from gpuspool.orchestrator.text.excerpts import excerpt, source_line
 from gpuspool.orchestrator.text.groups import MESSAGE_SHOWN
-from gpuspool.orchestrator.text.printable import one_line
+from gpuspool.orchestrator.text.printable import one_line, shell_word
 from gpuspool.orchestrator.text.words import count_of
 
 # The width of the narrowest terminal that people use.
@@ -73,15 +72,15 @@ def explain_command(spool: str, task: int, key: str | None = None) -> str:
 
     key: None where it is not known.
     """
-    return f"gpuspool explain {shlex.quote(spool)} {_typed(task, key)}"
+    return f"gpuspool explain {shell_word(spool)} {_typed(task, key)}"
 
 
 def _next_lines(found: Groups, spool: str) -> Iterator[str]:
     """What may be typed about all of it."""
     first = found.groups[0].shown[0].task
     word = _typed(first, _key_of(found.inputs.get(first)))
-    printed = f"gpuspool logs {shlex.quote(spool)} --task {word}"
-    again = f"gpuspool retry {shlex.quote(spool)}"
+    printed = f"gpuspool logs {shell_word(spool)} --task {word}"
+    again = f"gpuspool retry {shell_word(spool)}"
     them = "it" if found.n_tasks == 1 else "all of them"
     columns = max(map(len, (printed, again)))
     yield f"next: {printed:{columns}}  # what it printed"
@@ -97,7 +96,7 @@ def _typed(task: int, key: str | None) -> str:
         return f"'#{task}'"
     if key.isdigit() or key.startswith(("-", "#", "rank")):
         return f"'#{task}'"
-    return shlex.quote(key)
+    return shell_word(key)
 
 
 def _headline(group: Group) -> str:
