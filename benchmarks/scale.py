@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import fcntl
 import functools
+import multiprocessing
 import os
 import pty
 import select
@@ -33,8 +34,10 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from benchmarks import report, timed
 from benchmarks.spools import Busy, Pulse, Size, make_busy, make_dead, make_finished
@@ -82,6 +85,21 @@ WATCH_LIMIT = 4.0
 def explain_opens(ranks: int) -> int:
     """How many files `explain` may open."""
     return 4 * ranks + 3
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def elsewhere(make: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    """Make a spool in a process of its own.
+
+    What the kernel tells of a command's largest size begins with that of the process that started
+    it, so this one must stay small.
+    """
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawning) as pool:
+        return pool.submit(make, *args, **more).result()
 
 
 @dataclass(frozen=True)
@@ -243,7 +261,7 @@ def nothing(home: Path, table: Table, runs: int) -> None:
 def reading(size: Size, home: Path, table: Table, runs: int) -> None:
     """The verbs that read a finished run."""
     with timed.fresh(home / "reading") as folder:
-        make_finished(folder / SPOOL, size)
+        elsewhere(make_finished, folder / SPOOL, size)
         case = f"finished, {size.tasks:,} tasks x {size.ranks} ranks"
         for verb in ("status", "results"):
             looking(Verb(verb, (verb, SPOOL)), case, folder, table, runs, size)
@@ -252,7 +270,8 @@ def reading(size: Size, home: Path, table: Table, runs: int) -> None:
 def looking_at_work(size: Size, home: Path, table: Table, runs: int, watched_s: float) -> None:
     """The verbs that look, on a run that is at work, and has had its troubles."""
     with timed.fresh(home / "busy") as folder:
-        busy = make_busy(folder / SPOOL, size, size.tasks // FAILED_ONE_OF, myself())
+        failed = size.tasks // FAILED_ONE_OF
+        busy = elsewhere(make_busy, folder / SPOOL, size, failed, myself())
         case = f"at work, {size.tasks:,} tasks x {size.ranks} ranks"
         for verb in verbs_on(busy):
             looking(verb, case, folder, table, runs, size)
@@ -263,7 +282,7 @@ def many_failures(size: Size, home: Path, table: Table, runs: int) -> None:
     """The verbs that are about failures, on a run where every fifth task has failed."""
     failed = size.tasks // FAILED_ONE_OF_FEW
     with timed.fresh(home / "failing") as folder:
-        busy = make_busy(folder / SPOOL, size, failed, myself())
+        busy = elsewhere(make_busy, folder / SPOOL, size, failed, myself())
         case = f"{failed:,} failed of {size.tasks:,} tasks x {size.ranks} ranks"
         for verb in verbs_on(busy)[:3]:
             looking(verb, case, folder, table, runs, size)
@@ -348,7 +367,7 @@ def closing(count: int, home: Path, table: Table, runs: int) -> None:
 def _close_once(count: int, home: Path, gpuspool: Path) -> float:
     """A resume changes its spool, so each needs one of its own."""
     with timed.fresh(home / "closing") as folder:
-        make_dead(folder / SPOOL, count)
+        elsewhere(make_dead, folder / SPOOL, count)
         seconds = run(("resume", SPOOL, "--quiet"), folder, gpuspool).cpu_s
         n_closed = sum(1 for _ in (folder / SPOOL / "manifests").glob("*.orphans.jsonl"))
         assert n_closed == count, n_closed

@@ -29,7 +29,7 @@ from gpuspool.spool.claims import NOBODY, ClaimChain
 from gpuspool.spool.errors import SpoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_network
 from gpuspool.spool.identity import liveness
-from gpuspool.spool.journal import JournalReader
+from gpuspool.spool.journal import CHUNK_BYTES, JournalReader
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
     OLDER_FORMATS,
@@ -774,6 +774,8 @@ class View:
         is_unheard = listener is None
         wanted_from = math.inf if is_unheard else 0
         complete: list[int] = []
+        # From here on what was gathered is fed, so that of a long journal little is held.
+        feed_from = journal.offset + CHUNK_BYTES
         try:
             for at, line in self._briefs(journal):
                 state = line.state
@@ -782,6 +784,10 @@ class View:
                     if 0 <= task < n_tasks:
                         complete.append(task)
                         n_finished += 1
+                        if at >= feed_from:
+                            self.ledger.feed_complete(complete)
+                            complete.clear()
+                            feed_from = at + CHUNK_BYTES
                         continue
                 if state is _STARTED:
                     tasks = (line.task, *line.batch)

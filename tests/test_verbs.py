@@ -190,7 +190,6 @@ def test_failed_lists_tasks_and_why(box: Box) -> None:
     line = (JOBS / "plain.py").read_text().partition(source)[0].count("\n") + 1
     assert box.run("failed", "S").out.splitlines() == [
         f"2 tasks: exception, ValueError at plain.py:{line}",
-        f"      {source}",
         "  such as: t0 is bad",
         "  | Traceback (most recent call last):",
         f'  |   File "{JOBS / "plain.py"}", line {line}, in fails_until_fixed',

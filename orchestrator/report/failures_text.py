@@ -17,7 +17,7 @@ import msgspec
 from gpuspool.orchestrator.report.failures import Group, Groups, ShownTask
 from gpuspool.orchestrator.report.keys import TaskInput
 from gpuspool.orchestrator.text.cells import cut_end, cut_name, width
-from gpuspool.orchestrator.text.excerpts import excerpt, source_line
+from gpuspool.orchestrator.text.excerpts import excerpt, is_frame, source_line
 from gpuspool.orchestrator.text.groups import MESSAGE_SHOWN
 from gpuspool.orchestrator.text.printable import one_line, shell_word
 from gpuspool.orchestrator.text.words import count_of
@@ -110,10 +110,11 @@ def _headline(group: Group) -> str:
 def _group_lines(group: Group, inputs: Mapping[int, TaskInput], spool: str) -> Iterator[str]:
     yield _headline(group)
     error = group.first
-    source = source_line(error.traceback, error.where)
-    if source:
-        yield cut_end(f"      {source}", COLUMNS)
     told = excerpt(error.traceback)
+    source = source_line(error.traceback, error.where)
+    # A traceback with a single frame shows little else.
+    if source and sum(map(is_frame, told)) != 1:
+        yield cut_end(f"      {source}", COLUMNS)
     label = _label_of_message(group, inputs)
     if label and error.message:
         message = f"  {label}: {one_line(error.message)}"

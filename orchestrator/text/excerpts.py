@@ -35,6 +35,11 @@ _LIBRARY = re.compile(
 )
 
 
+def is_frame(line: str) -> bool:
+    """Whether a line of a traceback, or of stacks, says where a frame stands."""
+    return _FRAME.match(line) is not None
+
+
 def source_line(traceback: str, where: str) -> str:
     """The text of the line that raised, as far as a traceback has it; else "".
 
@@ -115,15 +120,15 @@ def _own_frames(section: Sequence[str], is_thread: bool) -> Iterator[str]:
 def _blocks(section: Sequence[str]) -> Iterator[list[str]]:
     """Each frame with the lines under it; any other line by itself."""
     block: list[str] = []
-    is_frame = False
+    in_frame = False
     for line in section:
-        if is_frame and _UNDER_A_FRAME.match(line) and not _FRAME.match(line):
+        if in_frame and _UNDER_A_FRAME.match(line) and not _FRAME.match(line):
             block.append(line)
             continue
         if block:
             yield block
         block = [line]
-        is_frame = _FRAME.match(line) is not None
+        in_frame = is_frame(line)
     if block:
         yield block
 
