@@ -169,7 +169,7 @@ def test_the_traceback_of_the_first_task_is_shown(tmp_path: Path) -> None:
     assert [line.removeprefix("  | ") for line in lines if line.startswith("  | ")] == (
         TRACEBACK.splitlines()
     )
-    assert not any(line.startswith("      ") for line in lines), "its one frame shows the line"
+    assert lines[1] == "  message: it is bad", "the one frame shows the line of source"
 
 
 def test_the_line_that_raised_stands_first_where_it_is_one_frame_of_several(tmp_path: Path) -> None:

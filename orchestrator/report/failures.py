@@ -175,7 +175,8 @@ def _told_elsewhere(view: View, tasks: list[int]) -> Iterator[tuple[int, Error, 
     for task in tasks:
         loss = found.get(task)
         if loss is not None:
-            yield task, loss.failure.error, rank_of(loss.attempt)
+            error = loss.failure.error
+            yield task, error, error.rank
         elif task in view.ledger.unreadable:
             yield task, task_unreadable(), None
         else:
