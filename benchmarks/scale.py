@@ -49,9 +49,13 @@ SPOOL = "spool"
 # No command here takes minutes; one that does has failed.
 PATIENCE_S = 600.0
 
-# With what a verb may end: `wait` and others tell how the run stands, and click's own code for a
-# verb that there is not.
+# With what click ends for a verb that there is not.
 NO_SUCH_VERB = 2
+
+# Before a command of which no output is kept. What the kernel tells of a command's largest size
+# begins with that of the process that started it, so this one must stay small: it reads nothing
+# that is large, and makes no spool itself.
+UNHEARD = ("/bin/sh", "-c", 'exec "$@" >/dev/null', "sh")
 
 # `status --watch` is let start for so many seconds, and measured for so many.
 WATCH_START_S = 4.0
@@ -92,11 +96,7 @@ T = TypeVar("T")
 
 
 def elsewhere(make: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-    """Make a spool in a process of its own.
-
-    What the kernel tells of a command's largest size begins with that of the process that started
-    it, so this one must stay small.
-    """
+    """Make a spool in a process of its own, since that grows; see `UNHEARD`."""
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawning) as pool:
         return pool.submit(make, *args, **more).result()
@@ -130,8 +130,8 @@ def has_verb(verb: str, gpuspool: Path) -> bool:
 
 
 def run(arguments: Sequence[str], folder: Path, gpuspool: Path) -> timed.Ended:
-    """A whole command, its start included."""
-    ended = timed.run([str(gpuspool), *arguments], folder, PATIENCE_S)
+    """A whole command, its start included; nobody reads what it prints."""
+    ended = timed.run([*UNHEARD, str(gpuspool), *arguments], folder, PATIENCE_S)
     assert ended is not None, arguments
     assert ended.code == 0, ended.complaint()
     return ended
@@ -148,7 +148,7 @@ def opens(arguments: Sequence[str], folder: Path, gpuspool: Path) -> int | None:
     if shutil.which("strace") is None:
         return None
     calls = folder / "calls"
-    trace = ["strace", "-f", "-qq", "-e", "trace=open,openat", "-o", str(calls)]
+    trace = [*UNHEARD, "strace", "-f", "-qq", "-e", "trace=open,openat", "-o", str(calls)]
     ended = timed.run([*trace, str(gpuspool), *arguments], folder, PATIENCE_S)
     assert ended is not None, arguments
     assert ended.code == 0, ended.complaint()
