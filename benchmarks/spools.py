@@ -62,6 +62,7 @@ from gpuspool.spool.records import (
     Run,
     TaskFailure,
     TaskLine,
+    Usage,
     place_name,
 )
 from gpuspool.spool.states import (
@@ -94,6 +95,9 @@ IN_HAND = 3
 
 # Of so many tasks one fails once, is put off, and completes in the same attempt.
 DEFERRED_ONE_OF = 40
+
+# So many minutes of each attempt tell in usage/ what it used.
+USAGE_LINES = 30
 
 # So many tasks of a busy run have failed somewhere and wait for a ruling.
 DOUBTFUL = 3
@@ -518,6 +522,9 @@ class _BusyMaker:
         )
         self._made.write(self._layout.intent(attempt), seal_pretty(intent))
         self._made.beat(attempt, self._made.gone, state=Phase.IDLE, at=THEN)
+        began = self._now - 60.0 * USAGE_LINES if epoch == LIVE else THEN
+        usage = (_usage(began + 60.0 * minute, minute) for minute in range(USAGE_LINES))
+        self._made.write(self._layout.usage(attempt), b"".join(map(encode, usage)))
 
     def _close(
         self, closing: Closing, journal_bytes: int, orphans: Sequence[TaskLine] = ()
@@ -540,7 +547,11 @@ class _BusyMaker:
         self._write_log(attempt, log)
         in_hand = [_task(task) for task in self._tasks[rank][end - IN_HAND : end]]
         held = TaskFailure(
-            task=in_hand[0].task, key=in_hand[0].key, error=_loss(attempt), line=in_hand[0]
+            task=in_hand[0].task,
+            key=in_hand[0].key,
+            error=_loss(attempt),
+            line=in_hand[0],
+            start=THEN,
         )
         closing = _closing(attempt, AttemptState.FAILED, Reason.LOST, by=BY_RESUME, held=[held])
         self._close(closing, n_bytes, in_hand[1:])
@@ -612,7 +623,7 @@ class _BusyMaker:
             device=_device(rank_of(second)),
             host=self._made.gone.host,
         )
-        return TaskFailure(task=line.task, key=line.key, error=error)
+        return TaskFailure(task=line.task, key=line.key, error=error, start=THEN)
 
     def _drain_second(self, rank: int, start: int, again: Sequence[TaskLine]) -> None:
         """start: where what this attempt tries again begins in the first ruling."""
@@ -672,7 +683,9 @@ class _BusyMaker:
             state=Phase.RUNNING,
             at=self._now,
             task=self._tasks[rank][stop - IN_HAND],
+            key=_key(self._tasks[rank][stop - IN_HAND]),
             task_since=self._now - 12.5,
+            in_hand=IN_HAND,
             done=stop - start,
         )
         self._made.write(self._layout.beat(attempt, 3), b"")
@@ -728,6 +741,20 @@ class _Log:
 
 def _device(rank: int) -> str:
     return f"GPU-{rank:08x}-3b1c-4e0f-9a77-5d2c8f60e1aa"
+
+
+def _usage(at: float, minute: int) -> Usage:
+    return Usage(
+        at=at,
+        done=10 * minute,
+        busy_s=55.0 * minute,
+        idle_s={"start": 0.5, "load": 4.5, "inputs": 2.0 * minute, "publish": 0.5 * minute},
+        rss=3_000_000_000,
+        cpu=1.1,
+        gpu=97.0,
+        gpu_mem=40_000_000_000,
+        gpu_mem_total=85_000_000_000,
+    )
 
 
 def _started(task: int, others: Iterable[int] = ()) -> JournalLine:

@@ -227,15 +227,24 @@ def _close(view: View, attempt: str, death: Death, by: str, failed: set[tuple[in
         at=time.time(),
         exit_code=exit_code_of(death),
         suspects=judgement.suspects,
-        failures=judgement.failures,
-        held=judgement.held,
+        failures=_with_starts(view, attempt, judgement.failures),
+        held=_with_starts(view, attempt, judgement.held),
         killed=judgement.killed,
+        killed_start=0.0 if judgement.killed is None else view.start_of(attempt, judgement.killed),
         error=error,
         journal_bytes=_bytes_read(view, attempt),
     )
     publish_closing(view.layout, closing, judgement.orphans)
     said = [*judgement.failures, *judgement.held]
     failed.update((failure.task, failure.round) for failure in said)
+
+
+def _with_starts(view: View, attempt: str, failures: list[TaskFailure]) -> list[TaskFailure]:
+    """These tasks that an attempt took along, with the time at which their call began."""
+    return [
+        msgspec.structs.replace(failure, start=view.start_of(attempt, failure.task))
+        for failure in failures
+    ]
 
 
 def _bytes_read(view: View, attempt: str) -> int | None:

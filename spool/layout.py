@@ -28,11 +28,15 @@ STATES = tuple(AttemptState)
 # The folders that every spool has. Those that only some have are made when they are needed.
 SUBDIRS = (
     "job", "manifests", "claims", "attempts", "parents", "beats", "heartbeat", "journal", *STATES,
-    "failed-tasks", "control", "events", "logs", "corrupt",
+    "failed-tasks", "control", "events", "usage", "logs", "corrupt",
 )  # fmt: skip
 
 # Those of them that spools of format 1 do not have before a start makes them.
 SINCE_FORMAT_2 = ("parents", "beats", "events")
+
+# Those of them that nobody needs. Spools of earlier versions lack them, and whoever wants to write
+# there makes them.
+DISPENSABLE = ("usage",)
 
 # The file that marks a folder of outputs as ours, and the beginning of the names of unfinished
 # outputs.
@@ -496,6 +500,10 @@ class Layout:
 
     def report(self, attempt: str) -> Path:
         return self.reports / f"{attempt}.jsonl"
+
+    def usage(self, attempt: str) -> Path:
+        """What the attempt used from moment to moment, for people."""
+        return self.root / "usage" / f"{attempt}.jsonl"
 
     def log(self, attempt: str) -> Path:
         return self.root / "logs" / f"{attempt}.log"

@@ -127,7 +127,8 @@ class TaskFailure(Record, frozen=True, kw_only=True):
     """A task that failed, as part of a closing or a ruling.
 
     In `failures` it is the verdict. In `held` it is one opinion, since the worker died with this
-    task in hand; `line` is then the task as it was claimed.
+    task in hand; `line` is then the task as it was claimed. start: when the call began in which it
+    failed last, 0 where that is not known.
     """
 
     task: int
@@ -135,6 +136,7 @@ class TaskFailure(Record, frozen=True, kw_only=True):
     key: str = ""
     error: Error
     line: TaskLine | None = None
+    start: float = 0.0
 
 
 class Claim(Record, frozen=True, kw_only=True):
@@ -193,11 +195,11 @@ class JournalLine(Record, frozen=True, kw_only=True):
     """Every other line of a journal: what happened to a task.
 
     start: when its call began. seconds: its share of the call, which is the call's duration divided
-    by the number of tasks in it. result: what the job returned, as JSON. outputs: the name below
-    OUT and the size of each. log: from which byte to which the attempt's log was written meanwhile.
-    batch: of a `started` line, the other tasks in hand; without any, its task runs alone; of a
-    `deferred` line, the other tasks of a call that raised. line: of a `held` line, the task as it
-    was claimed, for whoever gives it out again.
+    by the number of tasks in it; a `started` line has none. result: what the job returned, as JSON.
+    outputs: the name below OUT and the size of each. log: from which byte to which the attempt's
+    log was written meanwhile. batch: of a `started` line, the other tasks in hand; without any, its
+    task runs alone; of a `deferred` line, the other tasks of a call that raised. line: of a `held`
+    line, the task as it was claimed, for whoever gives it out again.
     """
 
     task: int
@@ -239,12 +241,14 @@ class JournalBrief(Record, frozen=True, kw_only=True):
     """The part of a journal line that the accounting needs; the rest is skipped, not decoded.
 
     A `JournalLine` or an `IdleLine`, which has no task. error: to be read as an `ErrorBrief`; only
-    that of a `held` line is.
+    that of a `held` line is. start: to be read as a number, of a few lines; a verdict counts
+    whatever it is.
     """
 
     state: LineState
     task: int = -1
     round: int = 0
+    start: msgspec.Raw = ZERO
     batch: tuple[int, ...] = ()
     claims: int = 0
     is_leaving: bool = False
@@ -252,13 +256,11 @@ class JournalBrief(Record, frozen=True, kw_only=True):
 
 
 class TimedBrief(JournalBrief, frozen=True, kw_only=True):
-    """A `JournalBrief` that also says when, for whoever tells people of that.
+    """A `JournalBrief` that also says how long, for whoever tells people of that.
 
-    It takes a third more time to decode. start, seconds: to be read as numbers, of a few lines; a
-    verdict counts whatever they are.
+    It takes a sixth more time to decode. seconds: to be read as `start`.
     """
 
-    start: msgspec.Raw = ZERO
     seconds: msgspec.Raw = ZERO
 
 
@@ -310,11 +312,12 @@ class Closing(Record, frozen=True, kw_only=True):
     exit_code: as its parent saw it, -N for signal N. suspects: how many tasks' records this death
     made worse; while there are any, the rank itself is not blamed. failures: the tasks that fail
     for good by it. held: those that it speaks against, and that are left to a ruling. killed: the
-    task that was certainly in hand when the attempt was killed by SIGKILL. error: why
-    the attempt itself failed, or why its job asked for a fresh process. close_error: what the job's
-    `close` raised, or that it took too long. stats: only where it closed itself. journal_bytes: how
-    long the journal was, up to the end of its last whole line, by the attempt's own count or as far
-    as whoever closed it had read; None where that was not told.
+    task that was certainly in hand when the attempt was killed by SIGKILL. killed_start: when its
+    call began, 0 where that is not known. error: why the attempt itself failed, or why its job
+    asked for a fresh process. close_error: what the job's `close` raised, or that it took too long.
+    stats: only where it closed itself. journal_bytes: how long the journal was, up to the end of
+    its last whole line, by the attempt's own count or as far as whoever closed it had read; None
+    where that was not told.
     """
 
     attempt: AttemptName
@@ -327,6 +330,7 @@ class Closing(Record, frozen=True, kw_only=True):
     failures: list[TaskFailure] = msgspec.field(default_factory=list, name="lost")
     held: list[TaskFailure] = msgspec.field(default_factory=list)
     killed: int | None = None
+    killed_start: float = 0.0
     error: Error | None = None
     close_error: Error | None = None
     stats: Stats | None = None
@@ -391,9 +395,10 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     """That an attempt lives, and what it is at. Replaced every few seconds.
 
     beat: a count; a reader asks only whether it moves. parent: a pid, as text. device: the value of
-    CUDA_VISIBLE_DEVICES. task, task_since: the first task of the call in hand, and since when.
-    done, failed: how many tasks so far. code: the name of the record of what it runs; of the last
-    heartbeat, of all that it ever ran.
+    CUDA_VISIBLE_DEVICES. task, key, task_since: the first task of the call in hand, and since when.
+    in_hand: how many tasks that call has, 0 where it is not told. done, failed: how many tasks so
+    far. code: the name of the record of what it runs; of the last heartbeat, of all that it ever
+    ran.
     """
 
     attempt: AttemptName
@@ -406,10 +411,34 @@ class Heartbeat(Identity, frozen=True, kw_only=True):
     device_uuid: str = ""
     job_sha256: str = ""
     task: int | None = None
+    key: str = ""
     task_since: float | None = None
+    in_hand: int = 0
     done: int = 0
     failed: int = 0
     code: CodeName = ""
+
+
+class Usage(Record, frozen=True, kw_only=True):
+    """A line of usage/: what an attempt has done by a moment, and what it uses at it. For people.
+
+    done: how many tasks are complete. busy_s, idle_s: as in `Stats`, with the call in hand up to
+    now. rss: the resident memory of its process and of all that this has started; what two of them
+    share counts twice. cpu: how many cores these kept busy since the line before, or since the
+    start. gpu: how busy its devices are, in percent, by whoever uses them. gpu_mem, gpu_mem_total:
+    how much of their memory is taken, by whoever, and how much there is. None of these three where
+    that is not told: gpu by MIG instances, and none of them on the CPU.
+    """
+
+    at: float
+    done: int = 0
+    busy_s: float = 0.0
+    idle_s: dict[str, float] = msgspec.field(default_factory=dict)
+    rss: int = 0
+    cpu: float = 0.0
+    gpu: float | None = None
+    gpu_mem: int | None = None
+    gpu_mem_total: int | None = None
 
 
 class Place(Record, frozen=True, kw_only=True):

@@ -54,6 +54,7 @@ from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.processes import run_mark
 from gpuspool.spool.publish import Owners, is_regular, listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import (
+    ZERO,
     Closing,
     ErrorBrief,
     Heartbeat,
@@ -67,8 +68,10 @@ from gpuspool.spool.records import (
     TaskFailure,
     TaskLine,
     TimedBrief,
+    Usage,
 )
 from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
+from gpuspool.spool.usage import last_usage
 
 # For so long after an attempt was closed its journal is read at each look, where it may grow: a
 # worker that stood still and was taken for dead may finish the task in hand before it notices.
@@ -202,12 +205,14 @@ def newest_parent(layout: Layout) -> int:
 class Started(msgspec.Struct, frozen=True):
     """The call that an attempt is in by its last `started` line.
 
-    tasks: all that it holds. left: how many of them have no line since.
+    tasks: all that it holds. left: how many of them have no line since. start: when it began, in
+    Unix seconds; 0 where that is not told.
     """
 
     tasks: tuple[int, ...]
     round: int
     left: int
+    start: float = 0.0
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -253,6 +258,9 @@ class Listener(Protocol):
         """A call with this task ended, as the line at an offset of a journal says; `start` and
         `seconds` as in a `JournalLine`. Returns the offset from which another line is wanted.
         """
+
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        """A call with so many tasks ended and gave none of them a verdict: it is called again."""
 
     def rest(self, attempt: str) -> None:
         """The attempt has nothing in hand from here on, until its next line."""
@@ -761,8 +769,8 @@ class View:
         """Read the new lines of a journal.
 
         Whoever looks at a run passes through this loop once for each finished task. Nearly all
-        lines say that a task is complete, in round 0. Where nobody listens these are gathered, and
-        the ledger takes them together.
+        lines say that a task is complete, in round 0, and nobody wants to hear of each. These are
+        gathered, and the ledger takes them together.
         """
         attempt = journal.attempt
         started = self.started
@@ -771,15 +779,17 @@ class View:
         n_finished = self.finished_by.get(attempt, 0)
         n_failed = self.failed_by.get(attempt, 0)
         listener = self.listener
-        is_unheard = listener is None
-        wanted_from = math.inf if is_unheard else 0
+        wanted_from = math.inf if listener is None else 0
         complete: list[int] = []
         # From here on what was gathered is fed, so that of a long journal little is held.
         feed_from = journal.offset + CHUNK_BYTES
+        # When the last call began that a line told of. Of all these only the last one is asked for.
+        began = ZERO
         try:
             for at, line in self._briefs(journal):
                 state = line.state
-                if state is _COMPLETE and is_unheard and not line.round and attempt not in started:
+                is_plain = state is _COMPLETE and not line.round and attempt not in started
+                if is_plain and at < wanted_from:
                     task = line.task
                     if 0 <= task < n_tasks:
                         complete.append(task)
@@ -792,13 +802,19 @@ class View:
                 if state is _STARTED:
                     tasks = (line.task, *line.batch)
                     started[attempt] = Started(tasks, line.round, len(tasks))
+                    began = line.start
                     continue
                 if attempt in started:
                     self._settle_started(attempt, line.task)
                 if state is _DEFERRED:
                     if line.batch:
                         started.pop(attempt, None)
-                        if listener is not None:
+                    if listener is not None and isinstance(line, TimedBrief):
+                        start, seconds = _number(line.start), _number(line.seconds)
+                        # Earlier versions did not tell.
+                        if start:
+                            listener.put_off(attempt, 1 + len(line.batch), start, seconds)
+                        if line.batch:
                             listener.split(attempt, at)
                     continue
                 if state is _IDLE:
@@ -833,6 +849,9 @@ class View:
         finally:
             # Also where reading raised in the middle: the lines before that are read and fed.
             self.ledger.feed_complete(complete)
+            if began is not ZERO and attempt in started:
+                start = _number(began)
+                started[attempt] = msgspec.structs.replace(started[attempt], start=start)
             if n_finished:
                 self.finished_by[attempt] = n_finished
             if n_failed:
@@ -1009,6 +1028,26 @@ class View:
     def heartbeat(self, attempt: str) -> Heartbeat | None:
         """An attempt's last heartbeat, as it stands now; None where none can be read."""
         return read_record(self.layout.heartbeat(attempt), Heartbeat)
+
+    def usage(self, attempt: str) -> Usage | None:
+        """What an attempt told last of what it uses, as it stands now; None where it told nothing.
+
+        Raises OSError.
+        """
+        return last_usage(self.layout, attempt)
+
+    def start_of(self, attempt: str, task: int) -> float:
+        """When the call of a task began that an attempt has in hand, in Unix seconds.
+
+        By its `started` line, else by its heartbeat; 0 where neither tells. Raises OSError.
+        """
+        call = self.started.get(attempt)
+        if call is not None and task in call.tasks and call.start:
+            return call.start
+        beat = self.heartbeat(attempt)
+        if beat is not None and beat.task == task and beat.attempt == attempt:
+            return beat.task_since or 0.0
+        return 0.0
 
     def options_of(self, attempt: str) -> Options:
         """What an attempt was told, which may differ from what the run was."""

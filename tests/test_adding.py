@@ -400,6 +400,9 @@ class Meanwhile:
             self._happen()
         return 0
 
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        pass
+
     def rest(self, attempt: str) -> None:
         pass
 

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import msgspec
+import pytest
 from spooling import (
     A0,
+    B0,
     begin,
     close,
     finish,
@@ -14,10 +17,15 @@ from spooling import (
     task,
     verdicts,
     view_of,
+    watch_opens,
 )
 
-from gpuspool.spool.death import MAX_KILLS, Witness
-from gpuspool.spool.records import Closing, JournalLine, TaskLine
+from gpuspool.spool.codec import encode
+from gpuspool.spool.death import MAX_KILLS, Crashed, Death, TimedOut, Witness
+from gpuspool.spool.identity import myself
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import replace
+from gpuspool.spool.records import Closing, Heartbeat, JournalLine, TaskLine
 from gpuspool.spool.view import View
 
 SEGV = Witness(-11, max_crashes=2)
@@ -133,3 +141,89 @@ def test_a_limit_that_was_lowered_fails_no_task_that_was_not_in_hand(tmp_path: P
     closing, left, _ = crash(tmp_path, tasks, Witness(-11, max_crashes=1), started=2)
     assert [failure.task for failure in closing.failures] == [2]
     assert left == tasks[:2]
+
+
+# When the call of a task began that is lost.
+
+
+def heartbeat(layout: Layout, index: int, since: float) -> None:
+    """The attempt told last that it has had this task in hand since then."""
+    record = Heartbeat(
+        **msgspec.structs.asdict(myself()),
+        attempt=A0,
+        beat=1,
+        parent="1",
+        device="",
+        state="running",
+        at=since,
+        task=index,
+        key=f"t{index}",
+        task_since=since,
+        in_hand=1,
+    )
+    replace(layout.heartbeat(A0), encode(record))
+
+
+def lost_at(
+    root: Path, by: str, death: Death, started: float | None, told: tuple[int, float] | None
+) -> Closing:
+    """The closing of an attempt with one task in hand.
+
+    started: what a `started` line says of its call. told: the task and the time in its heartbeat.
+    """
+    layout = make_spool(root / "s", [task(0), task(1)])
+    writer = begin(layout, A0)
+    take(layout, A0, 2)
+    finish(writer, 0)
+    if started is not None:
+        writer.append(JournalLine(task=1, round=0, state="started", start=started))
+    if told is not None:
+        heartbeat(layout, *told)
+    return close(view_of(layout), A0, by=by, death=death)
+
+
+DEATHS = {
+    "held": Crashed(SEGV),
+    "timeout": TimedOut("stacks"),
+    "failed": Crashed(Witness(-11, max_crashes=1)),
+    "killed": Crashed(KILL),
+}
+
+
+@pytest.mark.parametrize("by", ["parent", "resume", B0])
+@pytest.mark.parametrize("how", DEATHS)
+def test_whoever_closes_tells_when_the_call_of_a_lost_task_began(
+    tmp_path: Path, by: str, how: str
+) -> None:
+    closing = lost_at(tmp_path, by, DEATHS[how], 1700000000.5, (1, 1700000001.5))
+    assert closing.by == by
+    if how == "killed":
+        assert (closing.killed, closing.killed_start) == (1, 1700000000.5)
+        return
+    [lost] = closing.failures if how == "failed" else closing.held
+    assert (lost.task, lost.start) == (1, 1700000000.5)
+
+
+@pytest.mark.parametrize(
+    ("told", "start"), [((1, 1700000001.5), 1700000001.5), ((0, 1700000001.5), 0.0), (None, 0.0)]
+)
+def test_without_a_started_line_the_heartbeat_tells_if_it_is_of_that_task(
+    tmp_path: Path, told: tuple[int, float] | None, start: float
+) -> None:
+    [lost] = lost_at(tmp_path, "parent", Crashed(SEGV), None, told).held
+    assert (lost.task, lost.start) == (1, start)
+    killed = lost_at(tmp_path / "killed", "parent", Crashed(KILL), None, told)
+    assert killed.killed_start == start
+
+
+def test_no_heartbeat_is_read_where_no_task_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_spool(tmp_path / "s", [task(0), task(1)])
+    take(layout, A0, 2)
+    begin(layout, A0)
+    heartbeat(layout, 1, 1.5)
+    view = view_of(layout)
+    opened = watch_opens(monkeypatch)
+    close(view, A0)
+    assert str(layout.heartbeat(A0)) not in opened

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from spooling import A0, task
 
 from gpuspool.spool.records import Error, JournalLine, TaskLine
-from gpuspool.worker.beat import Doing
 from gpuspool.worker.call import LOG_FROM_S, Call
+from gpuspool.worker.clocks import Span
 from gpuspool.worker.context import Context, Task
+from gpuspool.worker.doing import Doing
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.execute import MOST_CALLS, STRETCH_S, Executor
 from gpuspool.worker.job import LoadedJob
@@ -46,13 +47,13 @@ class Kept:
     def announce(self, lines: list[TaskLine], loading: list[int]) -> None:
         self.announced.append(([line.task for line in lines], loading))
 
-    def note_split(self, lines: list[TaskLine], error: Error) -> None:
+    def note_split(self, lines: list[TaskLine], error: Error, span: Span) -> None:
         pass
 
     def publishing(self) -> None:
         pass
 
-    def pause(self, line: TaskLine) -> None:
+    def pause(self, line: TaskLine, span: Span) -> None:
         self.paused.append(line.task)
 
     def settle(self, line: TaskLine, verdict: JournalLine) -> None:

@@ -275,3 +275,46 @@ def test_few_tasks_give_a_compromise_and_many_give_the_law() -> None:
     assert abs(many.per_task) < 0.1
     constant = learn([(float(cost), 3.0 + 0.1 * (cost % 3)) for cost in range(1, 50)])
     assert constant.seconds(1, 1.0) == pytest.approx(constant.seconds(1, 49.0), rel=0.1)
+
+
+def put_off_until(moment: float, every_s: float, is_told: bool) -> Outlook:
+    """Rank 0 finishes a task a second. Rank 1 did so for ten, and takes steps of long ones then."""
+    forecast = Forecast(Work(0, 0.0))
+    for second in range(int(moment)):
+        forecast.take("r0", 0, second, float(second), 1.0)
+        if second < 10:
+            forecast.take("r1", 0, 1000 + second, float(second), 1.0)
+        elif is_told and second % every_s == 0:
+            forecast.put_off("r1", 1, float(second), every_s)
+        forecast.note(["r0", "r1"], second + 1.0)
+    done = Work(int(moment) + 10, moment + 10)
+    return forecast.outlook(
+        Work(1000, 1000.0), done, ["r0", "r1"], lambda task: 1.0, lambda name, n: [1.0], moment
+    )
+
+
+def test_a_rank_whose_calls_give_no_verdict_is_at_work() -> None:
+    told = put_off_until(100.0, 5.0, is_told=True)
+    silent = put_off_until(100.0, 5.0, is_told=False)
+    assert told.tasks_per_s is not None
+    assert silent.tasks_per_s is not None
+    # Two ranks at work, which finished 110 tasks in 200 s; where one is silent it does not count.
+    assert told.tasks_per_s == pytest.approx(2 * 110 / 200, rel=0.03)
+    assert silent.tasks_per_s == pytest.approx(110 / 110, rel=0.03)
+
+
+def test_tries_that_failed_are_part_of_the_work_and_say_nothing_of_how_long_a_task_takes() -> None:
+    forecast = Forecast(Work(0, 0.0))
+    # Each task takes 1 s, after a first try that has failed at once, or after 3 s.
+    now = 0.0
+    for task in range(20):
+        failed_s = 3.0 * (task % 2)
+        forecast.put_off("r0", 1, now, failed_s)
+        forecast.take("r0", 0, task, now + failed_s, 1.0)
+        now += failed_s + 1.0
+        forecast.note(["r0"], now)
+    outlook = forecast.outlook(
+        Work(40, 40.0), Work(20, 20.0), ["r0"], lambda task: 1.0, lambda name, n: [], now
+    )
+    assert outlook.tasks_per_s == pytest.approx(20 / now)
+    assert outlook.left_s == pytest.approx(now, rel=0.05)

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from typing import Any
 
 import msgspec
 import pytest
@@ -43,6 +44,7 @@ from gpuspool.spool.records import (
     Stats,
     TaskFailure,
     TaskLine,
+    Usage,
 )
 
 WHO = Identity(
@@ -79,7 +81,9 @@ SEALED: list[Record] = [
         state="failed",
         reason="crash",
         by="r",
-        failures=[TaskFailure(task=3, key="t3", error=FAILURE)],
+        failures=[TaskFailure(task=3, key="t3", error=FAILURE, start=1700000000.5)],
+        killed=4,
+        killed_start=1700000001.5,
     ),
     Closing(
         attempt=A0,
@@ -100,8 +104,11 @@ PLAIN: list[Record] = [
         state="running",
         at=1.5,
         task=17,
+        key="cat/ä 1.jpg",
+        in_hand=4,
         done=3,
     ),
+    Usage(at=1.5, done=3, busy_s=2.5, idle_s={"load": 0.5}, rss=4096, cpu=0.5, gpu=37.0),
     Intent(
         attempt=A0,
         epoch=2,
@@ -291,6 +298,39 @@ def test_the_error_of_damaged_bytes_says_why() -> None:
 def test_fields_of_a_later_version_are_ignored() -> None:
     data = b'{"attempt":"rank-0000.a00","start":0,"stop":4,"at":1.5,"since_version_9":[{"a":null}]}'
     assert decode(data, Claim) == Claim(attempt=A0, start=0, stop=4, at=1.5)
+
+
+IDENTITY = '"host":"n","boot_id":"b","pid_ns":"p","pid":1,"pid_start":2'
+# What earlier versions wrote, and what the fields say then that these did not know.
+EARLIER = [
+    (
+        f'{{{IDENTITY},"attempt":"{A0}","beat":1,"parent":"1","device":"","state":"running",'
+        '"at":1.5,"task":17,"task_since":1.0}',
+        Heartbeat,
+        {"task": 17, "key": "", "in_hand": 0},
+    ),
+    ('{"task":3,"round":0,"state":"deferred"}', JournalLine, {"start": 0.0, "seconds": 0.0}),
+    (
+        '{"task":3,"error":{"kind":"lost","type":"WorkerLost","message":"m"}}',
+        TaskFailure,
+        {"start": 0.0},
+    ),
+    (
+        f'{{"attempt":"{A0}","state":"failed","reason":"crash","by":"parent","killed":4}}',
+        Closing,
+        {"killed": 4, "killed_start": 0.0},
+    ),
+    ('{"at":1.5}', Usage, {"done": 0, "idle_s": {}, "gpu": None, "gpu_mem": None, "cpu": 0.0}),
+]
+
+
+@pytest.mark.parametrize("later", ["", ',"since_version_9":[{"a":null}]'])
+@pytest.mark.parametrize(("text", "kind", "says"), EARLIER, ids=lambda value: "")
+def test_records_of_other_versions_are_read(
+    text: str, kind: type[Record], says: dict[str, Any], later: str
+) -> None:
+    found = decode(f"{text[:-1]}{later}}}".encode(), kind)
+    assert {name: getattr(found, name) for name in says} == says
 
 
 def test_fields_that_hold_their_default_are_not_written() -> None:

@@ -61,7 +61,8 @@ def test_what_a_spool_hangs_on_is_restored(box: Box, name: str, how: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["claims", "heartbeat", "complete", "failed-tasks", "control", "logs", "corrupt"]
+    "name",
+    ["claims", "heartbeat", "complete", "failed-tasks", "control", "usage", "logs", "corrupt"],
 )
 def test_a_missing_folder_is_made_again(box: Box, name: str) -> None:
     half_done(box)

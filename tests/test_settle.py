@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from helpers import journal_lines, names, wait_until
 from spooling import A0, begin, indices, make_spool, read_journal, task
@@ -14,8 +15,9 @@ from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Closing, Error, JournalLine, Options
 from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 from gpuspool.worker.backlog import Backlog
-from gpuspool.worker.beat import Doing
+from gpuspool.worker.clocks import Span
 from gpuspool.worker.context import Task
+from gpuspool.worker.doing import Doing
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.scratch import Scratch
 from gpuspool.worker.settle import MOST_WAITING, TINY_S, Settler
@@ -266,3 +268,41 @@ def test_no_more_is_run_while_many_failures_are_held(tmp_path: Path) -> None:
     scene.settler.take_in_hand([task(0)])
     scene.fail(0)
     assert scene.settler.is_full
+
+
+def deferred(scene: Scene) -> list[Any]:
+    """What the journal says of calls that gave no verdict."""
+    found = [msgspec.json.decode(line) for line in lines_of(scene.layout)]
+    return [line for line in found if line["state"] == "deferred"]
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.EXCEPTION, ErrorKind.NOT_DONE, ErrorKind.RESTART])
+def test_of_a_call_without_a_verdict_the_journal_tells_when_it_was(
+    tmp_path: Path, kind: ErrorKind
+) -> None:
+    scene = Scene(tmp_path, retries=1)
+    # A fresh process is given to whom has used the one that he has.
+    scene.complete(0)
+    error = Error(kind=kind, type="ValueError", message="")
+    failed = LineState.FAILED
+    verdict = JournalLine(
+        task=4, round=0, state=failed, error=error, start=1700000000.5, seconds=2.5
+    )
+    scene.settler.settle(task(4), verdict)
+    [line] = deferred(scene)
+    assert (line["task"], line["start"], line["seconds"]) == (4, 1700000000.5, 2.5)
+    assert ("error" in line) == (kind is ErrorKind.EXCEPTION)
+
+
+def test_of_a_batch_that_is_split_and_a_task_that_waits_the_journal_tells_when_they_were(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path)
+    scene.settler.note_split([task(1), task(2)], ERROR, Span(1700000000.5, 1.25))
+    scene.settler.is_announcing = True
+    scene.settler.pause(task(3), Span(1700000009.5, 4.0))
+    split, paused = deferred(scene)
+    assert (split["task"], split["batch"]) == (1, [2])
+    assert (split["start"], split["seconds"]) == (1700000000.5, 1.25)
+    assert split["error"]["type"] == "ValueError"
+    assert (paused["task"], paused["start"], paused["seconds"]) == (3, 1700000009.5, 4.0)

@@ -620,9 +620,9 @@ def test_the_journal_of_a_closed_attempt_that_is_proved_dead_here_is_soon_not_op
 def test_a_started_line_tells_what_was_in_hand_and_counts_for_nothing(layout: Layout) -> None:
     writer = begin(layout, A0)
     finish(writer, 0)
-    writer.append(JournalLine(task=3, round=1, state="started"))
+    writer.append(JournalLine(task=3, round=1, state="started", start=1700000000.5))
     view = view_of(layout)
-    assert view.started == {A0: Started((3,), 1, 1)}
+    assert view.started == {A0: Started((3,), 1, 1, 1700000000.5)}
     assert view.finished_by == {A0: 1}
     assert verdicts(view) == "c---------"
 
@@ -756,3 +756,41 @@ def test_the_newest_epoch_says_what_job_runs(layout: Layout) -> None:
         layout.intent(name).write_bytes(seal_pretty(msgspec.structs.replace(intent, job=job)))
     assert isinstance(view_of(layout).intents[A0], Intent)
     assert view_of(layout).latest_job().sha256 == "new"
+
+
+class Heard:
+    """A listener that keeps what it hears of calls without a verdict."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, float, float]] = []
+        self.splits = 0
+
+    def take(self, attempt: str, at: int, task: int, start: float, seconds: float) -> int:
+        return 0
+
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        self.calls.append((attempt, tasks, start, seconds))
+
+    def rest(self, attempt: str) -> None:
+        pass
+
+    def failed(self, attempt: str, at: int, error: msgspec.Raw) -> None:
+        pass
+
+    def split(self, attempt: str, at: int) -> None:
+        self.splits += 1
+
+
+def test_a_listener_hears_of_calls_without_a_verdict(layout: Layout) -> None:
+    writer = begin(layout, A0)
+    deferred = JournalLine(task=3, round=0, state="deferred")
+    # Earlier versions did not say when it was.
+    writer.append(deferred)
+    writer.append(msgspec.structs.replace(deferred, start=10.0, seconds=2.5))
+    writer.append(msgspec.structs.replace(deferred, start=20.0, seconds=1.5, batch=[4, 5]))
+    view = View(layout, load_run(layout))
+    view.listener = heard = Heard()
+    view.refresh()
+    assert heard.calls == [(A0, 1, 10.0, 2.5), (A0, 3, 20.0, 1.5)]
+    assert heard.splits == 1
+    assert verdicts(view) == "----------"

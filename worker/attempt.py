@@ -73,7 +73,7 @@ from gpuspool.worker.say import for_people, say
 from gpuspool.worker.scratch import Scratch
 from gpuspool.worker.settle import Settler
 from gpuspool.worker.standing import Standing
-from gpuspool.worker.statistics import Statistics
+from gpuspool.worker.statistics import final_stats
 from gpuspool.worker.supply import Supply
 from gpuspool.worker.timer import Timer
 from gpuspool.worker.turns import Turns
@@ -126,7 +126,6 @@ class Attempt:
         self._end_children = functools.partial(
             children.end_all, self._marked_run, self.name, intent.parent.pid
         )
-        self._statistics = Statistics()
         self._drain = Drain(
             is_possible=not self._is_call,
             is_published=lambda: read_control(layout).stops(intent.epoch),
@@ -191,7 +190,6 @@ class Attempt:
             self._parent,
             self._standing,
             self._timer,
-            self._statistics,
             backlog,
             settler,
             idling,
@@ -260,11 +258,11 @@ class Attempt:
         writer = writer_name(self._marked_run, self.name)
         outputs = Outputs(out, writer, self._folders.check, held)
         context = self._make_context(outputs)
-        self._statistics.begin_load()
+        self._beat.doing.clocks.begin_load()
         try:
             job = self._preparation.load(context)
         finally:
-            self._statistics.end_load()
+            self._beat.doing.clocks.end_load()
         if isinstance(job, Error):
             return Ended(Reason(job.kind), job)
         self._executor = self._make_executor(job, context, outputs)
@@ -347,10 +345,9 @@ class Attempt:
         close, context = self._job_close
         # It shall find nothing of the job at work but what the job itself has started.
         self._executor.stop_loading()
-        self._statistics.begin_close()
+        self._beat.doing.clocks.begin_close()
         self._beat.doing.phase = Phase.CLOSING
-        self._beat.doing.task = None
-        self._beat.doing.task_since = None
+        self._beat.doing.let_go()
         try:
             self._journal.append(IdleLine(state=LineState.IDLE, claims=0, is_leaving=True))
             self._journal.flush()
@@ -384,9 +381,7 @@ class Attempt:
                 at=time.time(),
                 error=end.error,
                 close_error=close_error,
-                stats=self._statistics.final(
-                    self._beat.doing, self._preparation.device, self._executor
-                ),
+                stats=final_stats(self._beat.doing, self._preparation.device, self._executor),
                 journal_bytes=self._journal.n_bytes,
             )
             publish_closing(self._layout, closing, orphans)

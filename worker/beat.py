@@ -8,10 +8,12 @@ there is news, and without such a parent every few seconds.
 With each heartbeat it looks whether the job has imported more modules, which are part of the code
 that this run consists of (see `modules`).
 
+With the heartbeats that are its own it tells what the attempt uses, in usage/ (see `usage`).
+
 It shares with the main thread only what is made for that: the journal, `Drain`, `Standing`, and
 `Doing`, which the main thread alone writes. What goes wrong with the journal is kept there, and
-ends the attempt at the main thread's next step. A heartbeat or a record of modules that cannot be
-written is only logged, once: the work is worth more than the word of it.
+ends the attempt at the main thread's next step. A heartbeat, a line in usage/ or a record of
+modules that cannot be written is only logged, once: the work is worth more than the word of it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import os
 import threading
 import time
 
-import msgspec
 from msgspec.structs import asdict
 
 from gpuspool.spool import beats
@@ -33,13 +34,14 @@ from gpuspool.spool.liveness import ATTEMPT_BEATS
 from gpuspool.spool.publish import replace
 from gpuspool.spool.records import Heartbeat, Identity, Intent
 from gpuspool.spool.states import Phase
-from gpuspool.worker.devices import Device
+from gpuspool.worker.doing import Doing
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.modules import Modules
 from gpuspool.worker.nudges import PROMPT_S, UNNUDGED_LOOK_S, Nudges
 from gpuspool.worker.parent import Parent
 from gpuspool.worker.say import say
 from gpuspool.worker.standing import Standing
+from gpuspool.worker.usage import UsageLog
 
 # The journal is made durable so often: a power cut takes back so many seconds of verdicts at most.
 SYNC_S = 1.0
@@ -51,19 +53,6 @@ DRAIN_S = 5.0
 LOOKS_A_GRACE = 5
 # With a short lease everything is done more often: so many times in a lease.
 LOOKS_A_LEASE = 12
-
-
-class Doing(msgspec.Struct):
-    """What the main thread is at. It alone writes this; the beat reads."""
-
-    phase: Phase = Phase.LOADING
-    # The first task of the call, and since when in Unix seconds; None between calls.
-    task: int | None = None
-    task_since: float | None = None
-    # How many tasks got their verdict in this attempt, by verdict.
-    complete: int = 0
-    failed: int = 0
-    device: Device = msgspec.field(default_factory=Device)
 
 
 class Beat(threading.Thread):
@@ -105,6 +94,7 @@ class Beat(threading.Thread):
         self._number = 0
         # Whether the last heartbeat said that there is nothing to do.
         self._is_told_idle = False
+        self._usage = UsageLog(layout, intent)
         # What was said to be impossible.
         self._said: set[str] = set()
         self._end = threading.Event()
@@ -118,6 +108,7 @@ class Beat(threading.Thread):
         """The thread's own; call `start`."""
         self._prove(time.monotonic())
         self.beat()
+        self._tell_usage()
         while not self._end.wait(self._at_most(SYNC_S)):
             self._tick(time.monotonic())
 
@@ -157,6 +148,7 @@ class Beat(threading.Thread):
         if is_news or now - self._last_beat >= min(self._pause_s, self._heartbeat_s):
             self._pause_s *= 2
             self.beat()
+            self._tell_usage()
         if self._is_look_due(now):
             self._last_look = now
             self._drain.look()
@@ -197,6 +189,13 @@ class Beat(threading.Thread):
             except OSError as error:
                 self._say_once("write the heartbeat", error)
 
+    def _tell_usage(self) -> None:
+        """From this thread alone: the main one has better things to do."""
+        try:
+            self._usage.add(self.doing, time.monotonic())
+        except OSError as error:
+            self._say_once("write down what this process uses", error)
+
     def notice_modules(self) -> None:
         """Look whether the job has imported more modules. From both threads, as `beat`."""
         with self._lock:
@@ -219,6 +218,8 @@ class Beat(threading.Thread):
 
     def _record(self) -> Heartbeat:
         doing = self.doing
+        # Read once: the main thread goes on meanwhile.
+        line = doing.line
         return Heartbeat(
             **asdict(self._who),
             attempt=self._intent.attempt,
@@ -230,8 +231,10 @@ class Beat(threading.Thread):
             device_name=doing.device.name,
             device_uuid=doing.device.uuid,
             job_sha256=self._intent.job.sha256,
-            task=doing.task,
-            task_since=doing.task_since,
+            task=None if line is None else line.task,
+            key="" if line is None else line.key,
+            task_since=doing.since,
+            in_hand=0 if line is None else doing.n_tasks,
             done=doing.complete,
             failed=doing.failed,
             code=self._modules.code,

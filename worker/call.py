@@ -37,9 +37,10 @@ import msgspec
 from gpuspool.spool.errors import AttemptError, OutputError, ResultError
 from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
 from gpuspool.spool.states import ErrorKind, LineState
-from gpuspool.worker.beat import Doing
 from gpuspool.worker.causes import forget_frames
+from gpuspool.worker.clocks import Span
 from gpuspool.worker.context import Context, NotDone, Restart, Task
+from gpuspool.worker.doing import Doing
 from gpuspool.worker.job import LoadedJob
 from gpuspool.worker.outputs import Outputs
 from gpuspool.worker.prefetch import Prefetcher, threads_for
@@ -95,9 +96,9 @@ class Settles(Protocol):
 
     def publishing(self) -> None: ...
 
-    def note_split(self, lines: list[TaskLine], error: Error) -> None: ...
+    def note_split(self, lines: list[TaskLine], error: Error, span: Span) -> None: ...
 
-    def pause(self, line: TaskLine) -> None: ...
+    def pause(self, line: TaskLine, span: Span) -> None: ...
 
     def settle(self, line: TaskLine, verdict: JournalLine) -> None: ...
 
@@ -129,15 +130,13 @@ class Call:
 
         moved: the folder in which the run's input files were when it was made, and where it is now.
         """
-        # Seconds that all calls so far took in the job, and in waiting for inputs.
-        self.call_s = 0.0
-        self.inputs_s = 0.0
         self.outputs = outputs
         outputs.on_progress = settler.publishing
         self._job = job
         self._context = context
         self._run_seed = run_seed
         self._doing = doing
+        self._clock = doing.clocks.calls
         self._settler = settler
         self._mounts = mounts
         self._moved = moved
@@ -150,6 +149,8 @@ class Call:
         self._looked_at = -LOG_FROM_S
         # What the last call that raised raised.
         self.last_error: Error | None = None
+        # When the last call was that has left tasks unsettled.
+        self.span = Span(0.0, 0.0)
         # How many batches came back with another number of results than they had tasks.
         self.wrong_lengths = 0
         self.prefetcher: Prefetcher | None = None
@@ -191,13 +192,16 @@ class Call:
         lines, tasks, too_large = self._take_inputs(lines, is_alone)
         if not lines or self.is_over:
             return _end_of(too_large), too_large
+        self._doing.n_tasks = len(lines)
         start, clock = self._begin(lines[0])
         self.outputs.in_hand = {line.task for line in lines}
         self.outputs.redone = {line.task for line in lines if line.redo}
         results, raised = call_user_code(self._invoke, tasks)
         self.outputs.in_hand = ()
-        seconds = perf_counter() - clock
-        self.call_s += seconds
+        ended = perf_counter()
+        self._clock.stop(ended)
+        seconds = ended - clock
+        self.span = Span(start, _rounded(seconds / len(lines)))
         if raised is None and self.outputs.trouble is None:
             outcomes = [
                 self._outcome(line, result) for line, result in zip(lines, results, strict=True)
@@ -223,14 +227,13 @@ class Call:
         return failure.kind is ErrorKind.RESTART and self._settler.may_restart(lines)
 
     def note_split(self, lines: list[TaskLine], error: Error) -> None:
-        """A call with several tasks raised this, and they are run again in parts."""
-        self._settler.note_split(lines, error)
+        """The last call, with several tasks, raised this, and they are run again in parts."""
+        self._settler.note_split(lines, error, self.span)
 
-    def pause(self, line: TaskLine) -> None:
+    def pause(self, line: TaskLine, span: Span) -> None:
         """The call of a task that has no verdict is over, and its next one has to wait."""
-        self._doing.task = None
-        self._doing.task_since = None
-        self._settler.pause(line)
+        self._doing.let_go()
+        self._settler.pause(line, span)
 
     # This is `make` for one task, written for speed. An empty task costs 1.5 µs from here to its
     # verdict, and through `make` it would cost twice that, a quarter more in the whole run. What is
@@ -259,7 +262,10 @@ class Call:
         self.outputs.in_hand = ()
         ended = perf_counter()
         seconds = ended - clock
-        self.call_s += seconds
+        # As `Stopwatch.stop` does it, in the same order.
+        watch = self._clock
+        watch.total_s += seconds
+        watch.zero = None
         if raised is None and self.outputs.trouble is None:
             outcome = self._outcome(line, result)
         else:
@@ -267,6 +273,7 @@ class Call:
         if isinstance(outcome, Error) or self.outputs.asked or seconds >= LOG_FROM_S:
             if isinstance(outcome, Error) and outcome.kind in _OUT_OF_MEMORY:
                 self.outputs.discard()
+                self.span = Span(start, _rounded(seconds))
                 raise OutOfMemory
             self._finish([line], [outcome], start, seconds)
             return math.inf if self.is_over else ended
@@ -302,9 +309,12 @@ class Call:
             return lines, [self._task(line) for line in lines], []
         start = time()
         clock = perf_counter()
+        self._doing.clocks.inputs.start(clock)
         taken = [(line, *self.prefetcher.take(line)) for line in lines]
-        wait_s = perf_counter() - clock
-        self.inputs_s += wait_s
+        ended = perf_counter()
+        self._doing.clocks.inputs.stop(ended)
+        wait_s = ended - clock
+        self.span = Span(start, _rounded(wait_s / len(lines)))
         good: list[TaskLine] = []
         tasks: list[Task] = []
         too_large: list[TaskLine] = []
@@ -341,8 +351,11 @@ class Call:
         """Note that a call begins; returns (time of day, clock)."""
         start = time()
         clock = perf_counter()
-        self._doing.task = first.task
-        self._doing.task_since = start
+        self._doing.line = first
+        self._doing.since = start
+        # As `Stopwatch.start` does it.
+        watch = self._clock
+        watch.zero = clock - watch.total_s
         if clock - self._looked_at >= LOG_FROM_S:
             self._look_at_log()
         return start, clock

@@ -20,6 +20,7 @@ from typing import assert_never
 from gpuspool.spool.records import TaskLine
 from gpuspool.worker.batch_size import BatchSize
 from gpuspool.worker.call import Call, CallEnd, OutOfMemory
+from gpuspool.worker.clocks import Span
 from gpuspool.worker.devices import release_memory
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.job import LoadedJob
@@ -115,7 +116,7 @@ class Executor:
             try:
                 ended = self.call.make_single(line)
             except OutOfMemory:
-                self._run_alone(line)
+                self._run_alone(line, self.call.span)
                 ended = perf_counter()
             ran += 1
             if ended >= until or self._drain.is_requested:
@@ -173,16 +174,20 @@ class Executor:
         """
         if len(left) == 1 or len(left) < len(part):
             self._size.refused(1)
+            span = self.call.span
             for line in left:
-                self._run_alone(line)
+                self._run_alone(line, span)
             return []
         say(f"gpuspool: out of memory with {len(left)} tasks at once; they are run in parts")
         self._size.refused(len(left))
         release_memory()
         return _halves(left)
 
-    def _run_alone(self, line: TaskLine) -> None:
-        """Run a task for which memory ran out once more, with nothing beside it."""
+    def _run_alone(self, line: TaskLine, span: Span) -> None:
+        """Run a task for which memory ran out once more, with nothing beside it.
+
+        span: of the call in which it ran out.
+        """
         say(f"gpuspool: out of memory with task {line.key}; it is run once more, alone")
         if self._prefetcher is not None:
             self._prefetcher.drop()
@@ -190,7 +195,7 @@ class Executor:
         if self._turns is None:
             self.call.make([line], is_alone=True)
             return
-        self.call.pause(line)
+        self.call.pause(line, span)
         try:
             # Where a drain is asked for meanwhile the task stays without a verdict.
             if self._turns.begin(self._is_draining):

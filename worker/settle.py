@@ -46,7 +46,8 @@ from gpuspool.spool.records import Error, JournalLine, Options, TaskLine
 from gpuspool.spool.states import ErrorKind, LineState, Phase
 from gpuspool.spool.timeouts import is_limited
 from gpuspool.worker.backlog import Backlog
-from gpuspool.worker.beat import Doing
+from gpuspool.worker.clocks import Span
+from gpuspool.worker.doing import Doing
 from gpuspool.worker.drain import Cause, Drain
 from gpuspool.worker.limits import used_up
 from gpuspool.worker.say import cut, say
@@ -235,29 +236,25 @@ class Settler:
         self._doing.phase = Phase.PUBLISHING
         self._timer.publish()
 
-    def pause(self, line: TaskLine) -> None:
+    def pause(self, line: TaskLine, span: Span) -> None:
         """A task has to wait before it is called again: meanwhile no limit on time holds.
 
-        Where calls are announced, the journal is told that this task is not being called.
+        Where calls are announced, the journal is told that this task is not being called. span: of
+        the call that is over.
         """
         self._timer.end()
         if self.is_announcing or line.careful:
-            self._journal.append(
-                JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED)
-            )
+            self._journal.append(_deferred(line, span))
 
-    def note_split(self, lines: Sequence[TaskLine], error: Error) -> None:
-        """Tell whoever reads the journal that a batch raised, and that its tasks run in parts."""
+    def note_split(self, lines: Sequence[TaskLine], error: Error, span: Span) -> None:
+        """Tell whoever reads the journal that a batch raised, and that its tasks run in parts.
+
+        span: of its call.
+        """
         first, *others = lines
-        self._journal.append(
-            JournalLine(
-                task=first.task,
-                round=first.round,
-                state=LineState.DEFERRED,
-                error=error,
-                batch=[line.task for line in others],
-            )
-        )
+        batch = [line.task for line in others]
+        deferred = _deferred(first, span)
+        self._journal.append(msgspec.structs.replace(deferred, error=error, batch=batch))
 
     def settle_call(self, ends: Sequence[tuple[TaskLine, JournalLine]]) -> None:
         """Journal what is known of the tasks of a call that is over. Their lines share a write."""
@@ -284,38 +281,37 @@ class Settler:
             self._journal.sync()
             self.scratch.remove(line.task)
 
-    def _put_off(self, line: TaskLine) -> None:
+    def _put_off(self, line: TaskLine, span: Span) -> None:
         """A task needs another call: here, behind what was claimed, or in another start."""
         if self._drain.is_requested:
             # It stays in hand, and is given back when the attempt ends.
             return
-        self._let_wait(line)
+        self._let_wait(line, span)
         self._put_offs += 1
         self._other_ends += 1
         self._backlog.defer(msgspec.structs.replace(line, restarts=0), PUT_OFF_S)
 
-    def _give_back(self, line: TaskLine, error: Error) -> None:
+    def _give_back(self, line: TaskLine, error: Error, span: Span) -> None:
         """The job asks for a fresh process: the task goes back without a verdict."""
-        self._let_wait(line)
+        self._let_wait(line, span)
         self._given_back.append(msgspec.structs.replace(line, restarts=line.restarts + 1))
         if self.restart is None:
             self.restart = error
             why = f": {cut(error.message, LOGGED)}" if error.message else ""
             say(f"gpuspool: the job asks for a fresh process in task {line.key}{why}")
 
-    def _let_wait(self, line: TaskLine) -> None:
-        """A task is not in hand any more, and has no verdict."""
+    def _let_wait(self, line: TaskLine, span: Span) -> None:
+        """A task is not in hand any more, and has no verdict. span: of its call."""
         self._in_hand.remove(line)
         # It stays claimed. So from now on calls must say what is in hand.
         self.is_announcing = True
         self._may_wait = False
-        self._journal.append(
-            JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED)
-        )
+        self._journal.append(_deferred(line, span))
 
     def _settle_failed(self, line: TaskLine, verdict: JournalLine, error: Error) -> None:
+        span = Span(verdict.start, verdict.seconds)
         if error.kind is ErrorKind.NOT_DONE:
-            self._put_off(line)
+            self._put_off(line, span)
             return
         if self._drain.is_requested:
             # It stays in hand, and is given back when the attempt ends.
@@ -323,7 +319,7 @@ class Settler:
             return
         if error.kind is ErrorKind.RESTART:
             if self.may_restart([line]):
-                self._give_back(line, error)
+                self._give_back(line, error, span)
                 return
             error = _refused_restart(line, error)
         if self._doing.complete:
@@ -335,7 +331,7 @@ class Settler:
             tries = self._backlog.count_try(line)
             error = msgspec.structs.replace(error, tries=tries)
             if tries <= self._retries:
-                self._defer(line, error)
+                self._defer(line, error, span)
                 return
         self._other_ends += 1
         looks_like_stop = error.signal in signals.ENDING_NAMES or self._drain.is_deaf()
@@ -422,8 +418,8 @@ class Settler:
         told = f"{error.type}: {cut(error.message, LOGGED)}" if error.message else error.type
         say(f"gpuspool: task {line.key} failed here ({told}); it is tried {when}")
 
-    def _defer(self, line: TaskLine, error: Error) -> None:
-        """Give a failed task back to the backlog, for another try."""
+    def _defer(self, line: TaskLine, error: Error, span: Span) -> None:
+        """Give a failed task back to the backlog, for another try. span: of the one that failed."""
         wait_s = min(FIRST_RETRY_S * 2 ** (error.tries - 1), LONGEST_RETRY_S)
         wait_s *= random.uniform(1 - RETRY_SPREAD, 1 + RETRY_SPREAD)
         self._in_hand.remove(line)
@@ -431,9 +427,7 @@ class Settler:
         # what is.
         self.is_announcing = True
         self._may_wait = False
-        self._journal.append(
-            JournalLine(task=line.task, round=line.round, state=LineState.DEFERRED, error=error)
-        )
+        self._journal.append(msgspec.structs.replace(_deferred(line, span), error=error))
         self._backlog.defer(line, wait_s)
         say(
             f"gpuspool: task {line.key} failed ({error.type}), try {error.tries}; "
@@ -462,6 +456,17 @@ class Settler:
         left = [one.line for one in self._waiting]
         self._waiting.clear()
         return left
+
+
+def _deferred(line: TaskLine, span: Span) -> JournalLine:
+    """That a call of a task is over, and gave no verdict."""
+    return JournalLine(
+        task=line.task,
+        round=line.round,
+        state=LineState.DEFERRED,
+        start=span.start,
+        seconds=span.seconds,
+    )
 
 
 def _refused_restart(line: TaskLine, error: Error) -> Error:

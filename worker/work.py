@@ -20,7 +20,7 @@ from gpuspool.spool.publish import ring
 from gpuspool.spool.records import TaskLine
 from gpuspool.spool.states import Phase
 from gpuspool.worker.backlog import Backlog
-from gpuspool.worker.beat import Doing
+from gpuspool.worker.doing import Doing
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.execute import Executor
 from gpuspool.worker.idle import Idling, Word
@@ -29,7 +29,6 @@ from gpuspool.worker.say import say
 from gpuspool.worker.settle import Settler
 from gpuspool.worker.standing import Standing
 from gpuspool.worker.starting import NotNow
-from gpuspool.worker.statistics import Statistics
 from gpuspool.worker.timer import Timer
 
 # While a task waits for its retry the loop looks around so often: a drain must not wait for it.
@@ -74,7 +73,6 @@ class Work:
         parent: Parent,
         standing: Standing,
         timer: Timer,
-        statistics: Statistics,
         backlog: Backlog,
         settler: Settler,
         idling: Idling | None,
@@ -87,7 +85,6 @@ class Work:
         self._parent = parent
         self._standing = standing
         self._timer = timer
-        self._statistics = statistics
         self._backlog = backlog
         self._settler = settler
         self._idling = idling
@@ -191,6 +188,7 @@ class Work:
         if executor.window and not self._drain.is_requested:
             executor.look_ahead(self._backlog.ahead(lines, executor.batch_size, executor.window))
         began = perf_counter()
+        self._doing.clocks.runs.start(began)
         try:
             ran = executor.run(lines)
         except NotNow as trouble:
@@ -198,20 +196,19 @@ class Work:
             self._wait_out(trouble)
             return
         finally:
+            self._doing.clocks.runs.stop(perf_counter())
             self._timer.end()
             self._doing.phase = Phase.RUNNING
         self._journal.flush()
         took_s = perf_counter() - began
         self._put_back()
         self._settler.end_stretch(took_s, calls=ran if executor.is_stretching else 1)
-        self._statistics.add_run(took_s)
         self._backlog.learn(took_s, lines[:ran])
 
     def _put_back(self) -> None:
         """A call or a stretch is over: what has no verdict of it comes first again."""
         self._journal.flush()
-        self._doing.task = None
-        self._doing.task_since = None
+        self._doing.let_go()
         self._backlog.put_back(self._settler.release())
 
     def _wait_out(self, trouble: NotNow) -> None:

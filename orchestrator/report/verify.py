@@ -23,6 +23,7 @@ from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.code import damaged_records
 from gpuspool.spool.layout import (
+    DISPENSABLE,
     OLDER_FORMATS,
     OUT_MARK,
     SINCE_FORMAT_2,
@@ -96,7 +97,7 @@ def _check_names(view: View, found: Findings) -> None:
         found.problems.append(f"{name}: this planned manifest is missing")
     is_older = read_bytes(view.layout.format) in [text.encode() for text in OLDER_FORMATS]
     for name in SUBDIRS:
-        if is_older and name in SINCE_FORMAT_2:
+        if name in DISPENSABLE or (is_older and name in SINCE_FORMAT_2):
             continue
         path = view.layout.subdir(name)
         if not path.is_dir():

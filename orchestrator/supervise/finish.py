@@ -307,7 +307,8 @@ def _why_it_failed(view: View, ending: Ending, epoch: int) -> str:
     if ending is Ending.BROKEN or ending is Ending.OUTAGE:
         is_finished = view.ledger.is_finished_in
         for key in reversed([key for key in view.held if not is_finished(*key)]):
-            error, line = how_it_failed(view, key, view.held[key][-1])
+            failure = how_it_failed(view, key, view.held[key][-1])
+            error, line = failure.error, failure.line
             if line is not None:
                 text = f"{error.type}: {error.message}"
                 # Of an excused failure the message says more, namely what explains it.
@@ -484,4 +485,10 @@ def _attempt(view: View, name: str) -> dict[str, Any]:
         row["device"] = stats.device
         row["device_name"] = stats.device_name
         row["peak_memory_bytes"] = stats.peak_memory_bytes
+        return row
+    # It was killed, or was lost. What it told last is a moment old, and all that there is.
+    usage = view.usage(name)
+    if usage is not None:
+        row["seconds"] = round(usage.busy_s + sum(usage.idle_s.values()), 3)
+        row["busy_s"] = usage.busy_s
     return row

@@ -87,9 +87,9 @@ class _Times(msgspec.Struct):
 
     seen_at, news_at: when it was seen first, and when a line of it was read last, on the reader's
     clock. began, start: when its first and its last call began, on its own clock. tasks: some of
-    the last call; n_tasks: how many it had; took_s: how long it took. worked_s: how long the
-    attempt was at work before it waited for others last. is_resting: it waits for others now.
-    is_fresh: a line of it was read since the last look.
+    those that the last call finished; n_tasks: how many it had; took_s: how long it took. worked_s:
+    how long the attempt was at work before it waited for others last. is_resting: it waits for
+    others now. is_fresh: a line of it was read since the last look.
     """
 
     seen_at: float
@@ -151,25 +151,36 @@ class Forecast:
         start: when the call began, on the clock of the attempt. seconds: the task's share of it.
         Returns the offset from which on another line is wanted.
         """
+        times = self._hear(attempt, 1, start, seconds)
+        self._given += 1
+        if len(times.tasks) < MOST_OF_CALL:
+            times.tasks.append(task)
+        return at if seconds >= TINY_S else at + PASSED_OVER_BYTES
+
+    # A try that failed, a step of a long task, a batch that is split: none of these says how long a
+    # task takes. But the rank was at work meanwhile, and its next call begins after that.
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        """A call with so many tasks ended that have no verdict by it. The rest as for `take`."""
+        self._hear(attempt, tasks, start, seconds)
+
+    def _hear(self, attempt: str, tasks: int, start: float, seconds: float) -> _Times:
+        """Of so many tasks of a call something was read; seconds: the share of each."""
         times = self._times.setdefault(attempt, _Times(math.nan))
         times.is_fresh = True
         times.is_resting = False
         if times.began is None:
             times.began = self._recycled_at.pop(rank_of(attempt), start)
-        self._given += 1
         if start != times.start:
             self._keep_call(times)
             times.start, times.took_s, times.tasks, times.n_tasks = start, 0.0, [], 0
-        times.took_s += seconds
-        times.n_tasks += 1
-        if len(times.tasks) < MOST_OF_CALL:
-            times.tasks.append(task)
+        times.took_s += seconds * tasks
+        times.n_tasks += tasks
         self._longest_s = max(self._longest_s, times.took_s)
-        return at if seconds >= TINY_S else at + PASSED_OVER_BYTES
+        return times
 
     def _keep_call(self, times: _Times) -> None:
         """Keep the last call of an attempt to learn from, once it is over."""
-        if not times.n_tasks:
+        if not times.tasks:
             return
         self._n_calls += 1
         if self._n_calls % self._every == 0:
@@ -315,7 +326,7 @@ class Forecast:
         # apart are calls, by the mean of their tasks' costs.
         calls = list(self._samples)
         for times in self._times.values():
-            if times.n_tasks:
+            if times.tasks:
                 calls.append((times.tasks, times.took_s / times.n_tasks))
         samples = [(sum(map(cost_of, tasks)) / len(tasks), each_s) for tasks, each_s in calls]
         for call in overdue:

@@ -431,7 +431,7 @@ class Orchestrator:
         excused = self._judge.excused
         if excused and not self._was_excuse_told:
             held = self._view.held[excused[-1]]
-            error, _ = how_it_failed(self._view, excused[-1], held[-1])
+            error = how_it_failed(self._view, excused[-1], held[-1]).error
             tasks = count_of(len(excused), "task waits", "tasks wait")
             text = f"{tasks} for a file system in trouble, to be tried again: {error.message}"
             self._telling.tell("tasks_waiting", text)
@@ -485,7 +485,7 @@ class Orchestrator:
             return
         self._outage_told = snapshot.finished_last_at
         key = self._judge.doubtful[-1]
-        error, _ = how_it_failed(self._view, key, self._view.held[key][-1])
+        error = how_it_failed(self._view, key, self._view.held[key][-1]).error
         text = (
             f"nothing was finished for {quiet_s:.0f} s, and on every rank tasks fail (the last by "
             f"{error.type}: {error.message}). Something that all of them need may be away: no task "

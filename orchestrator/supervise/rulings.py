@@ -416,7 +416,7 @@ class Judge:
         failures: list[TaskFailure] = []
         for key, finding in self._findings.items():
             self._credit -= self._view.held[key][-1].is_excused
-            _, line = how_it_failed(self._view, key, self._view.held[key][-1])
+            line = how_it_failed(self._view, key, self._view.held[key][-1]).line
             if finding is Finding.AGAIN and line is not None:
                 again.append(self._again(key, line))
             else:
@@ -458,35 +458,45 @@ class Judge:
         """
         held = self._opinions_held(key) or self._view.held[key]
         told = next(filter(self._is_confirmed, reversed(held)), held[-1])
-        error, line = how_it_failed(self._view, key, told)
+        failure = how_it_failed(self._view, key, told)
         identity = self._view.identity(told.attempt)
         error = msgspec.structs.replace(
-            error,
+            failure.error,
             tries=len(held),
             attempts=[one.attempt for one in held],
             rank=rank_of(told.attempt),
             device=self._device(told.attempt),
-            host=error.host or (identity.host if identity is not None else ""),
+            host=failure.error.host or (identity.host if identity is not None else ""),
         )
-        name = line.key if line is not None else ""
-        return TaskFailure(task=key[0], round=key[1], key=name, error=error)
+        name = failure.line.key if failure.line is not None else ""
+        return TaskFailure(task=key[0], round=key[1], key=name, error=error, start=failure.start)
 
 
-def how_it_failed(view: View, key: Key, held: Held) -> tuple[Error, TaskLine | None]:
-    """One failure of a doubtful task, and its line; in few words where these cannot be read.
+class Failure(msgspec.Struct, frozen=True):
+    """How a doubtful task failed once.
 
-    The line is None where no manifest describes the task either. Raises OSError.
+    line: the task's, None where nothing describes it any more. start: when the call began, 0 where
+    that is not known.
     """
+
+    error: Error
+    line: TaskLine | None
+    start: float = 0.0
+
+
+def how_it_failed(view: View, key: Key, held: Held) -> Failure:
+    """One failure of a doubtful task; in few words where its own cannot be read. Raises OSError."""
     if held.at is None:
         opinion = _opinion_in(view.closed[held.attempt], key)
         if opinion is not None:
-            return opinion.error, opinion.line
+            return Failure(opinion.error, opinion.line, opinion.start)
     else:
         record = read_line(view, held.attempt, held.at)
         if record is not None and record.error is not None:
-            return record.error, record.line
+            return Failure(record.error, record.line, record.start)
     message = f"it failed in {held.attempt}, whose words cannot be read any more"
-    return Error(kind=ErrorKind.LOST, type="Failed", message=message), _described(view, key)
+    error = Error(kind=ErrorKind.LOST, type="Failed", message=message)
+    return Failure(error, _described(view, key))
 
 
 def _opinion_in(closing: Closing, key: Key) -> TaskFailure | None:

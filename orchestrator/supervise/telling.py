@@ -98,6 +98,11 @@ class Telling:
             return sys.maxsize
         return self._forecast.take(attempt, at, task, start, seconds)
 
+    def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
+        """As `Listener.put_off`."""
+        if self._forecast is not None:
+            self._forecast.put_off(attempt, tasks, start, seconds)
+
     def rest(self, attempt: str) -> None:
         """As `Listener.rest`."""
         if self._forecast is not None:

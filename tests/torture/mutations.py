@@ -24,8 +24,8 @@ from pathlib import Path
 # "root".
 PLACES = (
     "FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal", "parents", "beats",
-    "heartbeat", "complete", "failed", "stopped", "failed-tasks", "control", "events", "logs",
-    "summary.json", "orchestrator.lock", "root",
+    "heartbeat", "complete", "failed", "stopped", "failed-tasks", "control", "events", "usage",
+    "logs", "summary.json", "orchestrator.lock", "root",
 )  # fmt: skip
 DECISIVE = {"FORMAT", "run.json", "job", "manifests", "claims", "attempts", "journal"}
 FOREIGN = (
