@@ -1,6 +1,8 @@
 """`python -m benchmarks`: every bench for every system, side by side, several times over.
 
 Each repetition goes round all systems, so that a machine that grows slower does so for all of them.
+Each system has a HOME that lasts over the whole run, and is used once before anything is measured:
+what it makes at its first use is there, as on a user's machine.
 Figures are medians and ranges of one run. Figures of different runs must not be compared.
 """
 
@@ -95,6 +97,9 @@ def run_all(options: argparse.Namespace, home: Path) -> list[Point]:
     sizes = QUICK if options.quick else FULL
     peers = chosen(options.peer, options.quick)
     points: list[Point] = []
+    for peer in peers:
+        if not peer.why_not():
+            benches.warm_up(Setting("warm-up", peer, sizes, home))
     wanted = options.bench or [bench for bench in BENCHES if not (options.quick and bench in SLOW)]
     for bench in wanted:
         for repetition in range(options.runs or (1 if options.quick else 3)):

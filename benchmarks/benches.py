@@ -47,6 +47,17 @@ def throughput(setting: Setting) -> Iterator[Point]:
         yield setting.point("", "without start-up", "tasks/s", rate, f"up to N={most}")
 
 
+def warm_up(setting: Setting) -> None:
+    """Let a system make what it keeps from its first use on, as far as it does a trivial bench."""
+    if "startup" not in setting.peer.benches:
+        return
+    with timed.fresh(setting.folder()) as folder:
+        traces.write_tasks(folder, [0.0] * 2)
+        # What is wrong with it will be told by what is measured.
+        with contextlib.suppress(OSError, ValueError, AssertionError, IndexError):
+            whole(setting, 2, WORKERS, folder, PATIENCE_S, "startup")
+
+
 def startup(setting: Setting) -> Iterator[Point]:
     """Two trivial tasks on two workers, whole command."""
     yield from _startup(setting, "startup")

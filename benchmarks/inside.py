@@ -196,7 +196,7 @@ def _traced(setting: Setting, n: int, world: int = 2) -> int:
             "-o",
             str(table),
         ]
-        ended = timed.run([*trace, *argv], folder, PATIENCE_S)
+        ended = timed.run([*trace, *argv], folder, PATIENCE_S, **setting.surroundings())
         assert ended is not None
         assert ended.code == 0, ended.complaint()
         return _metadata_calls(table)

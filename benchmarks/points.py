@@ -45,6 +45,15 @@ class Setting:
     def folder(self) -> Path:
         return self.home / f"{self.bench}-{self.peer.slug}"
 
+    # Systems keep things in HOME that they make when they are first used: GNU parallel asks its
+    # machine for the longest command line, which takes as long as all else that it does at a start.
+    # Nobody has that more than once.
+    def surroundings(self) -> dict[str, str]:
+        """The variables of the peer's environment that last over all of its runs."""
+        home = self.home / "homes" / self.peer.slug
+        home.mkdir(parents=True, exist_ok=True)
+        return {"HOME": str(home)}
+
 
 def command(
     setting: Setting, n: int, workers: int, folder: Path, bench: str = ""
@@ -64,7 +73,7 @@ def command(
     ]
     if not peer.has_command:
         return script, {}
-    asked = timed.run(script, folder, patience_s=60)
+    asked = timed.run(script, folder, patience_s=60, **setting.surroundings())
     if asked is None or asked.code:
         raise ValueError(f"{peer.adapter} did not answer: {asked and asked.complaint()}")
     answer: dict[str, object] = json.loads(asked.last_line)
@@ -76,7 +85,7 @@ def command(
 def start(setting: Setting, n: int, workers: int, folder: Path) -> Running:
     """Start the peer on the tasks that FOLDER/lines holds."""
     argv, _ = command(setting, n, workers, folder)
-    return Running(argv, folder)
+    return Running(argv, folder, **setting.surroundings())
 
 
 def whole(
@@ -84,7 +93,7 @@ def whole(
 ) -> tuple[Ended | None, str]:
     """(the whole command, what is wrong with its end: "" if it did every task and said so)."""
     argv, answer = command(setting, n, workers, folder, bench)
-    ended = timed.run(argv, folder, patience_s)
+    ended = timed.run(argv, folder, patience_s, **setting.surroundings())
     if ended is None:
         return None, f"not over after {patience_s:.0f} s"
     if ended.code:

@@ -113,15 +113,19 @@ def splice(page: str, figures: Sequence[Figure], told: str) -> str:
     Each stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
     """
     for bench in dict.fromkeys(figure.bench for figure in figures):
-        start, end = f"<!-- {bench} -->", f"<!-- end of {bench} -->"
-        before, found, rest = page.partition(start)
-        _, ended, after = rest.partition(end)
-        if found and ended:
-            tables = table([figure for figure in figures if figure.bench == bench]).partition(
-                "\n\n"
-            )[2]
-            page = f"{before}{start}\n{tables}{told}\n{end}{after}"
+        tables = table([figure for figure in figures if figure.bench == bench])
+        page = replace_part(page, bench, f"{tables.partition(chr(10) * 2)[2]}{told}\n")
     return page
+
+
+def replace_part(page: str, name: str, text: str) -> str:
+    """A page with this text between `<!-- NAME -->` and `<!-- end of NAME -->`, if it has these."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(start)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        return page
+    return f"{before}{start}\n{text}{end}{after}"
 
 
 def _one_table(figures: Sequence[Figure]) -> str:

@@ -1,49 +1,47 @@
 """`python -m benchmarks.scale`: what looking at large spools costs, and closing many dead attempts.
 
 Printed are CPU seconds of the whole command, since those hardly depend on what else the machine
-does, and how many files of the spool it opened, since on a network file system each open is a round
-trip. With `--against DIR`, the root of another checkout that has a `.venv` of its own, each figure
-stands beside that of the other version, measured right after it on the same files.
+does; how many files of the spool it opened, since on a network file system each open is a round
+trip; and the most memory that it held. Each figure stands beside its limit, if there is one, and
+whether it is met. Of `status --watch`, which looks again and again, it is the part of a core that
+it takes while 64 ranks go on working.
 
-The spools are made by hand, in the bytes that a run would have left: to run a million tasks first
-would take longer than all else here.
+With `--against DIR`, the root of another checkout that has a `.venv` of its own, each figure stands
+beside that of the other version, measured right after it on the same files. A verb that a version
+does not have is left out, and said to be.
+
+The spools are made by hand (`spools.py`): to run a million tasks first would take longer than all
+else here.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import functools
+import multiprocessing
+import os
+import pty
+import select
 import shutil
+import signal
+import struct
+import subprocess
 import sys
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from msgspec import Raw
-from msgspec.structs import asdict, replace
-
-from benchmarks import timed
-from gpuspool.spool.codec import encode, seal, seal_lines, seal_pretty
+from benchmarks import report, timed
+from benchmarks.spools import Busy, Pulse, Size, make_busy, make_dead, make_finished
 from gpuspool.spool.identity import myself
-from gpuspool.spool.layout import FORMAT_TEXT, OUT_MARK, SUBDIRS, Layout, attempt_name, rank_name
-from gpuspool.spool.records import (
-    Claim,
-    Closing,
-    Fingerprint,
-    Heartbeat,
-    Identity,
-    Intent,
-    Job,
-    JournalHead,
-    JournalLine,
-    Options,
-    Record,
-    Run,
-    TaskLine,
-)
-from gpuspool.spool.states import AttemptState, JobKind, LineState, Phase, Reason
 
 # The name of a spool in the folder that a command runs in.
 SPOOL = "spool"
@@ -51,174 +49,98 @@ SPOOL = "spool"
 # No command here takes minutes; one that does has failed.
 PATIENCE_S = 600.0
 
-# When all that the spools tell of happened, in Unix seconds.
-THEN = 1.7e9
+# With what click ends for a verb that there is not.
+NO_SUCH_VERB = 2
 
-JOB = Job(kind=JobKind.COMMAND, spec="true", name="true", command=["true"])
+# Before a command of which no output is kept. What the kernel tells of a command's largest size
+# begins with that of the process that started it, so this one must stay small: it reads nothing
+# that is large, and makes no spool itself.
+UNHEARD = ("/bin/sh", "-c", 'exec "$@" >/dev/null', "sh")
 
+# `status --watch` is let start for so many seconds, and measured for so many.
+WATCH_START_S = 4.0
+WATCHED_S = 30.0
+WATCHED_QUICK_S = 3.0
 
-@dataclass(frozen=True)
-class Size:
-    """A finished run. A claim has few tasks where each took long."""
+# The terminal in which it is watched: lines, columns.
+TERMINAL = (50, 120)
 
-    tasks: int
-    ranks: int
-    tasks_a_claim: int
-
-
-# The last two are what the targets are about. The first beside the second shows whether opens grow
-# with the number of tasks.
+# The last two of these are what the targets are about. The first beside the second shows whether
+# opens grow with the number of tasks.
 FULL = (Size(25_000, 64, 4), Size(100_000, 64, 4), Size(1_000_000, 2, 64))
 QUICK = (Size(400, 4, 4), Size(1_600, 4, 4))
 DEAD_FULL = (50, 100, 200, 400, 800)
 DEAD_QUICK = (2, 4)
 
+# How many tasks of a busy run have failed; and of one with very many failures.
+FAILED_ONE_OF = 100
+FAILED_ONE_OF_FEW = 5
 
-def make_finished(root: Path, size: Size) -> None:
-    """The spool of a run that is over: every task complete, every attempt closed by itself."""
-    made = _Maker(root, size.ranks)
-    for rank in range(size.ranks):
-        tasks = range(rank, size.tasks, size.ranks)
-        attempt = attempt_name(rank, 0)
-        made.plan(rank, tasks)
-        made.work(attempt, tasks, size.tasks_a_claim)
-        closing = Closing(
-            attempt=attempt,
-            state=AttemptState.COMPLETE,
-            reason=Reason.FINISHED,
-            by=attempt,
-            at=THEN,
-        )
-        made.write(made.layout.orphans(attempt), seal(closing))
-        made.write(made.layout.status(closing.state, attempt), encode(closing))
-    made.finish(size.tasks)
+# The size for which there are limits.
+JUDGED = (100_000, 64)
+
+# The most CPU seconds that a verb may take at that size.
+CPU_LIMITS = {"status": 0.3, "failed": 0.3, "explain a task": 0.35, "explain a rank": 0.35}
+
+# The most that `status --watch` may take, in percent of a core.
+WATCH_LIMIT = 4.0
 
 
-def make_dead(root: Path, count: int) -> None:
-    """A spool on which so many ranks died together, each after the last of its four tasks.
-
-    A resume has to close them all, and then finds nothing left to run: what it costs is closing.
-    """
-    made = _Maker(root, count)
-    for rank in range(count):
-        tasks = range(rank, 4 * count, count)
-        made.plan(rank, tasks)
-        made.work(attempt_name(rank, 0), tasks, len(tasks))
-    made.finish(4 * count)
+def explain_opens(ranks: int) -> int:
+    """How many files `explain` may open."""
+    return 4 * ranks + 3
 
 
-class _Maker:
-    """Writes a spool as it is, without the care for crashes that a real one takes."""
-
-    def __init__(self, root: Path, ranks: int) -> None:
-        self.layout = Layout(root)
-        self._ranks = ranks
-        self._checksums: list[int] = []
-        # A process of this host and boot that is gone: no process began with the first tick.
-        self._gone: Identity = replace(myself(), pid_start=1)
-        for name in SUBDIRS:
-            self.layout.subdir(name).mkdir(parents=True)
-        self.layout.outputs.mkdir()
-
-    @staticmethod
-    def write(path: Path, data: bytes) -> None:
-        path.write_bytes(data)
-
-    def plan(self, rank: int, tasks: Iterable[int]) -> None:
-        """The manifest of a rank."""
-        data = _sealed(
-            TaskLine(task=task, key=f"t{task}", payload=Raw(b'"input-%d"' % task), cost=1.0)
-            for task in tasks
-        )
-        self._checksums.append(zlib.crc32(data))
-        self.write(self.layout.manifest(rank_name(rank)), data)
-        self.layout.claims(rank_name(rank)).mkdir()
-
-    def work(self, attempt: str, tasks: Sequence[int], tasks_a_claim: int) -> None:
-        """An attempt that claimed and completed all tasks of its rank, in order."""
-        layout = self.layout
-        manifest = attempt.rpartition(".")[0]
-        for start in range(0, len(tasks), tasks_a_claim):
-            stop = min(start + tasks_a_claim, len(tasks))
-            claim = Claim(attempt=attempt, start=start, stop=stop, at=THEN)
-            self.write(layout.claim(manifest, start), encode(claim))
-        intent = Intent(
-            attempt=attempt,
-            epoch=0,
-            device="",
-            world_size=self._ranks,
-            argv=["gpuspool-worker"],
-            parent=self._gone,
-            job=JOB,
-            options=Options(),
-            environment={},
-            at=THEN,
-        )
-        self.write(layout.intent(attempt), seal_pretty(intent))
-        head = JournalHead(**asdict(self._gone), attempt=attempt)
-        lines = _sealed(
-            JournalLine(
-                task=task,
-                round=0,
-                state=LineState.COMPLETE,
-                start=THEN + 0.01 * task,
-                seconds=0.01,
-                result=Raw(b'{"label":"cat","score":0.9%d}' % task),
-            )
-            for task in tasks
-        )
-        self.write(layout.journal(attempt), seal(head) + lines)
-        heartbeat = Heartbeat(
-            **asdict(self._gone),
-            attempt=attempt,
-            beat=1,
-            parent="",
-            device="",
-            state=Phase.IDLE,
-            at=THEN,
-        )
-        self.write(layout.heartbeat(attempt), encode(heartbeat))
-
-    def finish(self, tasks: int) -> None:
-        """run.json, which makes a spool of all this."""
-        run_id = "0123456789abcdef"
-        self.write(self.layout.outputs / OUT_MARK, f"{run_id}\n".encode())
-        run = Run(
-            id=run_id,
-            job=JOB,
-            args={},
-            tasks=tasks,
-            cost=float(tasks),
-            fingerprint=Fingerprint(job_sha256="", args_sha256="", tasks_sha256="", seed=0, out=""),
-            options=Options(ranks=1),
-            submit_dir=str(self.layout.root.parent),
-            out=None,
-            created_at=THEN,
-            versions={},
-            argv=["gpuspool", "run"],
-            manifests=self._ranks,
-            manifests_crc32=self._checksums,
-        )
-        self.write(self.layout.format, FORMAT_TEXT.encode())
-        self.write(self.layout.run_copy, seal_pretty(run))
-        self.write(self.layout.run, seal_pretty(run))
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def _sealed(records: Iterable[Record]) -> bytes:
-    return b"".join(seal_lines(records))
+def elsewhere(make: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    """Make a spool in a process of its own, since that grows; see `UNHEARD`."""
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawning) as pool:
+        return pool.submit(make, *args, **more).result()
 
 
-def cpu_s(arguments: Sequence[str], folder: Path, gpuspool: Path) -> float:
-    """The CPU seconds of a whole command, its start included."""
-    ended = timed.run([str(gpuspool), *arguments], folder, PATIENCE_S)
+@dataclass(frozen=True)
+class Verb:
+    """A command that looks at a spool. words: the first is the verb that the version must have."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+def verbs_on(busy: Busy) -> list[Verb]:
+    """What is asked of a busy run."""
+    return [
+        Verb("status", ("status", SPOOL)),
+        Verb("failed", ("failed", SPOOL)),
+        Verb("explain a task", ("explain", SPOOL, busy.failed_key)),
+        Verb("explain a rank", ("explain", SPOOL, "rank", "0")),
+        Verb("logs of a task", ("logs", SPOOL, "--task", busy.failed_key)),
+        Verb("results", ("results", SPOOL)),
+    ]
+
+
+@functools.cache
+def has_verb(verb: str, gpuspool: Path) -> bool:
+    """Whether a version has this verb."""
+    done = subprocess.run([gpuspool, verb, "--help"], capture_output=True, check=False)
+    return done.returncode != NO_SUCH_VERB
+
+
+def run(arguments: Sequence[str], folder: Path, gpuspool: Path) -> timed.Ended:
+    """A whole command, its start included; nobody reads what it prints."""
+    ended = timed.run([*UNHEARD, str(gpuspool), *arguments], folder, PATIENCE_S)
     assert ended is not None, arguments
     assert ended.code == 0, ended.complaint()
-    return ended.cpu_s
+    return ended
 
 
-def least_cpu_s(runs: int, arguments: Sequence[str], folder: Path, gpuspool: Path) -> float:
-    """The CPU seconds of a command that changes nothing, in the best of some runs."""
-    return min(cpu_s(arguments, folder, gpuspool) for _ in range(runs))
+def best(runs: int, arguments: Sequence[str], folder: Path, gpuspool: Path) -> timed.Ended:
+    """A command that changes nothing, in that of some runs which took the least CPU."""
+    several = (run(arguments, folder, gpuspool) for _ in range(runs))
+    return min(several, key=lambda ended: ended.cpu_s)
 
 
 def opens(arguments: Sequence[str], folder: Path, gpuspool: Path) -> int | None:
@@ -226,7 +148,7 @@ def opens(arguments: Sequence[str], folder: Path, gpuspool: Path) -> int | None:
     if shutil.which("strace") is None:
         return None
     calls = folder / "calls"
-    trace = ["strace", "-f", "-qq", "-e", "trace=open,openat", "-o", str(calls)]
+    trace = [*UNHEARD, "strace", "-f", "-qq", "-e", "trace=open,openat", "-o", str(calls)]
     ended = timed.run([*trace, str(gpuspool), *arguments], folder, PATIENCE_S)
     assert ended is not None, arguments
     assert ended.code == 0, ended.complaint()
@@ -235,60 +157,218 @@ def opens(arguments: Sequence[str], folder: Path, gpuspool: Path) -> int | None:
         return sum(beginning in line for line in lines)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A figure of each version that was measured, None where it could not be. limit: of ours."""
+
+    what: str
+    figures: tuple[float | None, ...]
+    limit: float | None = None
+
+    def cells(self) -> list[str]:
+        """The figures as text; of two versions their ratio too; the limit, and how ours is."""
+        cells = [_cell(figure) for figure in self.figures]
+        ours = self.figures[0]
+        if len(self.figures) > 1:
+            theirs = self.figures[1]
+            cells.append(f"{ours / theirs:.3f}" if ours and theirs else "–")
+        cells.append("–" if self.limit is None else _cell(self.limit))
+        is_judged = self.limit is not None and ours is not None
+        cells.append("–" if not is_judged else self._verdict())
+        return cells
+
+    def _verdict(self) -> str:
+        ours = self.figures[0]
+        assert ours is not None
+        assert self.limit is not None
+        return "met" if ours <= self.limit else "not met"
+
+
 class Table:
-    """Figures, a line for each: of this version, and of the other if there is one."""
+    """Figures, a line for each, printed as they come."""
 
     def __init__(self, versions: Sequence[Path]) -> None:
-        self._versions = versions
-        names = ["this"]
+        self.versions = versions
+        self.rows: list[Row] = []
+        self.names = ["this"]
         if len(versions) > 1:
-            names += ["other", "ratio"]
-        print(f"{'':44}" + "".join(f"{name:>12}" for name in names), flush=True)
+            self.names += ["other", "ratio"]
+        self.names += ["limit", "is it met"]
+        print(f"{'':60}" + "".join(f"{name:>10}" for name in self.names), flush=True)
 
-    def add(self, what: str, measure: Callable[[Path], float | None]) -> None:
-        figures = [measure(gpuspool) for gpuspool in self._versions]
-        cells = [_cell(figure) for figure in figures]
-        if len(figures) > 1 and None not in figures:
-            ours, theirs = figures
-            assert ours is not None
-            assert theirs is not None
-            cells.append(f"{ours / theirs:.3f}")
-        print(f"{what:44}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
+    def add(self, what: str, figures: Sequence[float | None], limit: float | None = None) -> None:
+        row = Row(what, tuple(figures), limit)
+        self.rows.append(row)
+        print(f"{what:60}" + "".join(f"{cell:>10}" for cell in row.cells()), flush=True)
+
+    def measure(
+        self, what: str, measure: Callable[[Path], float | None], limit: float | None = None
+    ) -> None:
+        """Add what is measured of each version."""
+        self.add(what, [measure(gpuspool) for gpuspool in self.versions], limit)
+
+    def skip(self, what: str, reason: str) -> None:
+        """Say that there is no figure."""
+        print(f"{what:60}  left out: {reason}", flush=True)
+
+    def markdown(self) -> str:
+        """The table for a page."""
+        text = f"| what | {' | '.join(self.names)} |\n|---|{'---|' * len(self.names)}\n"
+        return text + "".join(f"| {row.what} | {' | '.join(row.cells())} |\n" for row in self.rows)
 
 
 def _cell(figure: float | None) -> str:
     if figure is None:
-        return "no strace"
+        return "–"
     if isinstance(figure, int):
-        return str(figure)
+        return f"{figure:,}"
     return f"{figure:.2f}"
+
+
+def looking(verb: Verb, case: str, folder: Path, table: Table, runs: int, size: Size) -> None:
+    """What one verb costs on the spool in a folder."""
+    what = f"{verb.name}, {case}"
+    if not has_verb(verb.words[0], table.versions[0]):
+        table.skip(what, f"this version has no `gpuspool {verb.words[0]}`")
+        return
+    ended = [
+        best(runs, verb.words, folder, gpuspool) if has_verb(verb.words[0], gpuspool) else None
+        for gpuspool in table.versions
+    ]
+    is_judged = (size.tasks, size.ranks) == JUDGED
+    cpu_limit = CPU_LIMITS.get(verb.name) if is_judged else None
+    table.add(f"{what}: CPU s", [one and one.cpu_s for one in ended], cpu_limit)
+    n_opens = [
+        opens(verb.words, folder, gpuspool) if has_verb(verb.words[0], gpuspool) else None
+        for gpuspool in table.versions
+    ]
+    open_limit = explain_opens(size.ranks) if verb.words[0] == "explain" else None
+    table.add(f"{what}: opens", n_opens, open_limit)
+    table.add(f"{what}: MB", [one and round(one.peak_mb) for one in ended])
+
+
+def nothing(home: Path, table: Table, runs: int) -> None:
+    """What a command takes that reads no spool. CPU seconds grow on a busy machine, and this tells
+    how much of the other figures that is.
+    """
+    with timed.fresh(home / "nothing") as folder:
+        table.measure(
+            "--help, without a spool: CPU s",
+            lambda gpuspool: best(runs, ("--help",), folder, gpuspool).cpu_s,
+        )
 
 
 def reading(size: Size, home: Path, table: Table, runs: int) -> None:
     """The verbs that read a finished run."""
     with timed.fresh(home / "reading") as folder:
-        make_finished(folder / SPOOL, size)
+        elsewhere(make_finished, folder / SPOOL, size)
+        case = f"finished, {size.tasks:,} tasks x {size.ranks} ranks"
         for verb in ("status", "results"):
-            command = (verb, SPOOL)
-            case = f"{verb}, {size.tasks:,} tasks x {size.ranks} ranks"
-            table.add(f"{case}: CPU s", partial(least_cpu_s, runs, command, folder))
-            table.add(f"{case}: opens", partial(opens, command, folder))
+            looking(Verb(verb, (verb, SPOOL)), case, folder, table, runs, size)
+
+
+def looking_at_work(size: Size, home: Path, table: Table, runs: int, watched_s: float) -> None:
+    """The verbs that look, on a run that is at work, and has had its troubles."""
+    with timed.fresh(home / "busy") as folder:
+        failed = size.tasks // FAILED_ONE_OF
+        busy = elsewhere(make_busy, folder / SPOOL, size, failed, myself())
+        case = f"at work, {size.tasks:,} tasks x {size.ranks} ranks"
+        for verb in verbs_on(busy):
+            looking(verb, case, folder, table, runs, size)
+        watching(case, folder, table, watched_s, size)
+
+
+def many_failures(size: Size, home: Path, table: Table, runs: int) -> None:
+    """The verbs that are about failures, on a run where every fifth task has failed."""
+    failed = size.tasks // FAILED_ONE_OF_FEW
+    with timed.fresh(home / "failing") as folder:
+        busy = elsewhere(make_busy, folder / SPOOL, size, failed, myself())
+        case = f"{failed:,} failed of {size.tasks:,} tasks x {size.ranks} ranks"
+        for verb in verbs_on(busy)[:3]:
+            looking(verb, case, folder, table, runs, size)
+
+
+# Watching.
+
+
+def watching(case: str, folder: Path, table: Table, seconds: float, size: Size) -> None:
+    """What `status --watch` takes in a terminal, in percent of a core, while the ranks go on."""
+    limit = WATCH_LIMIT if size.ranks == JUDGED[1] else None
+    with Pulse(folder / SPOOL):
+        table.measure(
+            f"status --watch, {case}: % of a core",
+            lambda gpuspool: share_of_core(folder, gpuspool, seconds),
+            limit,
+        )
+
+
+def share_of_core(folder: Path, gpuspool: Path, seconds: float) -> float:
+    """The CPU time of `status --watch` over the time that passes, in percent, after its start."""
+    with in_terminal([str(gpuspool), "status", "--watch", SPOOL], folder) as watch:
+        time.sleep(WATCH_START_S)
+        before_s, began = cpu_of(watch.pid), time.monotonic()
+        time.sleep(seconds)
+        after_s, took_s = cpu_of(watch.pid), time.monotonic() - began
+        assert watch.poll() is None, "the watch has ended"
+    return 100 * (after_s - before_s) / took_s
+
+
+def cpu_of(pid: int) -> float:
+    """The CPU seconds that the threads of a live process have taken so far."""
+    # /proc/PID/stat counts in hundredths, which is too coarse here.
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+@contextlib.contextmanager
+def in_terminal(argv: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a terminal that somebody reads, until the block ends; then Ctrl-C ends it."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *TERMINAL, 0, 0))
+    surroundings = timed.environment(folder, os.path.dirname(argv[0])) | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        argv, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=surroundings,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    reader = threading.Thread(target=_read_all, args=(ours,), daemon=True)
+    reader.start()
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join()
+        os.close(ours)
+
+
+def _read_all(fd: int) -> None:
+    """Read what a terminal shows until nobody writes to it any more."""
+    with contextlib.suppress(OSError):
+        while select.select([fd], [], [])[0] and os.read(fd, 65536):
+            pass
+
+
+# Closing.
 
 
 def closing(count: int, home: Path, table: Table, runs: int) -> None:
     """A resume that has to close so many dead attempts."""
-    table.add(f"resume, {count} dead attempts: CPU s", partial(_least_closing, runs, count, home))
-
-
-def _least_closing(runs: int, count: int, home: Path, gpuspool: Path) -> float:
-    return min(_close_once(count, home, gpuspool) for _ in range(runs))
+    table.measure(
+        f"resume, {count} dead attempts: CPU s",
+        lambda gpuspool: min(_close_once(count, home, gpuspool) for _ in range(runs)),
+    )
 
 
 def _close_once(count: int, home: Path, gpuspool: Path) -> float:
     """A resume changes its spool, so each needs one of its own."""
     with timed.fresh(home / "closing") as folder:
-        make_dead(folder / SPOOL, count)
-        seconds = cpu_s(("resume", SPOOL, "--quiet"), folder, gpuspool)
+        elsewhere(make_dead, folder / SPOOL, count)
+        seconds = run(("resume", SPOOL, "--quiet"), folder, gpuspool).cpu_s
         n_closed = sum(1 for _ in (folder / SPOOL / "manifests").glob("*.orphans.jsonl"))
         assert n_closed == count, n_closed
     return seconds
@@ -305,9 +385,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small spools: a smoke test")
     parser.add_argument("--runs", type=int, default=3, help="of which the least counts; default 3")
     parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(PARTS),
+        default=list(PARTS),
+        metavar="PART",
+        help=f"measure no more than these: {', '.join(PARTS)}",
+    )
+    parser.add_argument(
         "--home", type=Path, help="where the spools are made; default a new folder in TMPDIR"
     )
+    parser.add_argument("--doc", type=Path, help="put the table into this page")
     return parser.parse_args(argv)
+
+
+# What is measured, in this order.
+PARTS = ("finished", "at work", "failing", "closing")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -315,16 +408,25 @@ def main(argv: list[str] | None = None) -> int:
     versions = [Path(sys.executable).with_name("gpuspool")]
     if options.against is not None:
         versions.append(options.against.resolve() / ".venv" / "bin" / "gpuspool")
-    sizes, dead = FULL, DEAD_FULL
+    sizes, dead, watched_s = FULL, DEAD_FULL, WATCHED_S
     if options.quick:
-        sizes, dead = QUICK, DEAD_QUICK
+        sizes, dead, watched_s = QUICK, DEAD_QUICK, WATCHED_QUICK_S
     table = Table(versions)
     with tempfile.TemporaryDirectory(prefix="scale-", dir=options.home) as made:
         home = Path(made).resolve()
+        nothing(home, table, options.runs)
         for size in sizes:
-            reading(size, home, table, options.runs)
-        for count in dead:
+            if "finished" in options.only:
+                reading(size, home, table, options.runs)
+            if "at work" in options.only:
+                looking_at_work(size, home, table, options.runs, watched_s)
+        if "failing" in options.only:
+            many_failures(sizes[1], home, table, options.runs)
+        for count in dead if "closing" in options.only else ():
             closing(count, home, table, options.runs)
+    if options.doc is not None:
+        page = options.doc.read_text()
+        options.doc.write_text(report.replace_part(page, "scale", table.markdown()))
     return 0
 
 

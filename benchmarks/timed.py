@@ -70,7 +70,10 @@ def environment(folder: Path, bin_folder: str) -> dict[str, str]:
 
 
 class Running:
-    """A command in a session of its own, its output in files beside the folder."""
+    """A command in a session of its own, its output in files beside the folder.
+
+    variables: of its environment, beside those of `environment` or in their place.
+    """
 
     def __init__(self, argv: Sequence[str], folder: Path, **variables: str) -> None:
         self.folder = folder
@@ -155,9 +158,9 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def run(argv: Sequence[str], folder: Path, patience_s: float) -> Ended | None:
+def run(argv: Sequence[str], folder: Path, patience_s: float, **variables: str) -> Ended | None:
     """Run a whole command; None if it did not end in time."""
-    return Running(argv, folder).wait(patience_s)
+    return Running(argv, folder, **variables).wait(patience_s)
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float, poll_s: float = POLL_S) -> bool:

@@ -24,7 +24,7 @@ stopped        else; `resume` goes on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from gpuspool.spool.states import LineState, RunState, Verdict
 
@@ -90,6 +90,24 @@ class Ledger:
         elif state is _FAILED:
             self.failed_round[task] = max(round_, self.failed_round.get(task, -1))
             self._judge(task)
+
+    def feed_complete(self, tasks: Iterable[int]) -> None:
+        """Take lines of round 0 that say of these tasks, all of them the run's, that each is
+        complete.
+
+        As many calls of `feed` do, in a fraction of the time: nearly all lines are such ones.
+        """
+        complete = self.complete
+        failed = self._failed
+        is_plain = not self.redone and self._costs is None
+        n_new = 0
+        for task in tasks:
+            if is_plain and not complete[task] and task not in failed:
+                complete[task] = 1
+                n_new += 1
+            else:
+                self.feed(task, 0, _COMPLETE)
+        self.n_complete += n_new
 
     def raise_round(self, task: int, round_: int) -> None:
         """A retry manifest gives this task another round; IndexError as for `feed`."""

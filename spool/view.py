@@ -29,7 +29,7 @@ from gpuspool.spool.claims import NOBODY, ClaimChain
 from gpuspool.spool.errors import SpoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_network
 from gpuspool.spool.identity import liveness
-from gpuspool.spool.journal import JournalReader
+from gpuspool.spool.journal import CHUNK_BYTES, JournalReader
 from gpuspool.spool.layout import (
     FORMAT_TEXT,
     OLDER_FORMATS,
@@ -68,6 +68,7 @@ from gpuspool.spool.records import (
     Run,
     TaskFailure,
     TaskLine,
+    TimedBrief,
     Usage,
 )
 from gpuspool.spool.states import AttemptState, ErrorKind, Life, LineState, Reason
@@ -90,6 +91,7 @@ UNREADABLE = "unreadable"
 
 # Looking up a member of an enum costs some 100 ns, a name of this module 20. `View._follow` needs
 # these for every line of every journal.
+_COMPLETE = LineState.COMPLETE
 _STARTED = LineState.STARTED
 _DEFERRED = LineState.DEFERRED
 _HELD = LineState.HELD
@@ -229,6 +231,14 @@ class Held(msgspec.Struct, frozen=True):
     is_excused: bool = False
 
 
+class FailedLine(msgspec.Struct, frozen=True):
+    """Where the line of a journal stands that says that a task has failed, and in which round."""
+
+    attempt: str
+    at: int
+    round: int
+
+
 class PutAside(msgspec.Struct, frozen=True):
     """A line of a file that names a task which the run does not have, or not yet.
 
@@ -302,14 +312,23 @@ def _order(attempt: str) -> tuple[int, int]:
     return parse_attempt(attempt) or (0, 0)
 
 
+def _rank_of_line(line: FailedLine) -> tuple[int, tuple[int, int], int]:
+    """Of two lines that say that a task failed, the one for which this is greater counts.
+
+    Journals are read in the order of a listing, so it must not matter which was read first.
+    """
+    return line.round, _order(line.attempt), line.at
+
+
 class View:
     """What stands in a spool, as of the last `refresh`. Read its attributes, never change them.
 
     attempts, open_attempts: names in the order of rank and number. closed: how each closed attempt
     ended. started: the call that an attempt is in. leaving: those that call their job for no task
     any more. unsettled: closed attempts whose journals may be seen longer in a moment. finished_by,
-    failed_by: how many tasks an attempt finished, and how many of these failed. failed_at: of tasks
-    of which a journal says that they failed, the attempt. rulings: what was ruled, by manifest.
+    failed_by: how many tasks an attempt finished, and how many of these failed. failed_lines: of
+    tasks of which a journal says that they failed, the line of the newest round, and of several the
+    last by attempt and offset. rulings: what was ruled, by manifest.
     held: by (task, round), where a task failed without a verdict. failed_in: by attempt, these
     tasks. owners: who owns the run record, the intents and the manifests that were read.
     """
@@ -343,7 +362,7 @@ class View:
         self._released: dict[str, int] = {}
         self.finished_by: dict[str, int] = {}
         self.failed_by: dict[str, int] = {}
-        self.failed_at: dict[int, str] = {}
+        self.failed_lines: dict[int, FailedLine] = {}
         self.rulings: dict[str, Ruling] = {}
         self.held: dict[tuple[int, int], list[Held]] = {}
         self.failed_in: dict[str, list[tuple[int, int]]] = {}
@@ -811,20 +830,37 @@ class View:
     def _follow(self, journal: JournalReader) -> None:
         """Read the new lines of a journal.
 
-        Whoever looks at a run passes through this loop once for each finished task.
+        Whoever looks at a run passes through this loop once for each finished task. Nearly all
+        lines say that a task is complete, in round 0, and nobody wants to hear of each. These are
+        gathered, and the ledger takes them together.
         """
         attempt = journal.attempt
         started = self.started
         feed = self.ledger.feed
+        n_tasks = self.ledger.tasks
         n_finished = self.finished_by.get(attempt, 0)
         n_failed = self.failed_by.get(attempt, 0)
         listener = self.listener
         wanted_from = math.inf if listener is None else 0
+        complete: list[int] = []
+        # From here on what was gathered is fed, so that of a long journal little is held.
+        feed_from = journal.offset + CHUNK_BYTES
         # When the last call began that a line told of. Of all these only the last one is asked for.
         began = ZERO
         try:
-            for at, line in journal.read(JournalBrief):
+            for at, line in self._briefs(journal):
                 state = line.state
+                is_plain = state is _COMPLETE and not line.round and attempt not in started
+                if is_plain and at < wanted_from:
+                    task = line.task
+                    if 0 <= task < n_tasks:
+                        complete.append(task)
+                        n_finished += 1
+                        if at >= feed_from:
+                            self.ledger.feed_complete(complete)
+                            complete.clear()
+                            feed_from = at + CHUNK_BYTES
+                        continue
                 if state is _STARTED:
                     tasks = (line.task, *line.batch)
                     started[attempt] = Started(tasks, line.round, len(tasks))
@@ -835,7 +871,7 @@ class View:
                 if state is _DEFERRED:
                     if line.batch:
                         started.pop(attempt, None)
-                    if listener is not None:
+                    if listener is not None and isinstance(line, TimedBrief):
                         start, seconds = _number(line.start), _number(line.seconds)
                         # Earlier versions did not tell.
                         if start:
@@ -852,7 +888,7 @@ class View:
                     if listener is not None:
                         listener.rest(attempt)
                     continue
-                if at >= wanted_from and listener is not None:
+                if at >= wanted_from and isinstance(line, TimedBrief) and listener is not None:
                     start, seconds = _number(line.start), _number(line.seconds)
                     wanted_from = listener.take(attempt, at, line.task, start, seconds)
                 if state is _HELD:
@@ -865,7 +901,7 @@ class View:
                 n_finished += 1
                 if state is _FAILED:
                     n_failed += 1
-                    self.failed_at[line.task] = attempt
+                    self._add_failed_line(line.task, FailedLine(attempt, at, line.round))
                     if listener is not None:
                         listener.failed(attempt, at, line.error)
                 try:
@@ -874,6 +910,7 @@ class View:
                     self._feed(journal.path, at, line.task, line.round, state)
         finally:
             # Also where reading raised in the middle: the lines before that are read and fed.
+            self.ledger.feed_complete(complete)
             if began is not ZERO and attempt in started:
                 start = _number(began)
                 started[attempt] = msgspec.structs.replace(started[attempt], start=start)
@@ -881,6 +918,18 @@ class View:
                 self.finished_by[attempt] = n_finished
             if n_failed:
                 self.failed_by[attempt] = n_failed
+
+    def _briefs(self, journal: JournalReader) -> Iterator[tuple[int, JournalBrief]]:
+        """The new lines of a journal, with their times where somebody listens."""
+        if self.listener is None:
+            return journal.read(JournalBrief)
+        return journal.read(TimedBrief)
+
+    def _add_failed_line(self, task: int, line: FailedLine) -> None:
+        """Note where it stands that a task has failed, if no other line tells that better."""
+        known = self.failed_lines.get(task)
+        if known is None or _rank_of_line(known) < _rank_of_line(line):
+            self.failed_lines[task] = line
 
     def _settle_started(self, attempt: str, task: int) -> None:
         """A task of the call that an attempt is in has a line now."""

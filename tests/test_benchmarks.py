@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # benchmarks is a folder of the checkout, and no installed package.
 sys.path.append(str(ROOT))
 
-from benchmarks import paired, peers, report, targets, timed, traces  # noqa: E402
+from benchmarks import paired, peers, points, report, targets, timed, traces  # noqa: E402
 from benchmarks.__main__ import BENCHES, SLOW, arguments, main, run_all  # noqa: E402
 from benchmarks.points import Point, growing  # noqa: E402
 from benchmarks.sizes import QUICK  # noqa: E402
@@ -202,6 +202,34 @@ def test_a_peer_that_is_not_installed_is_named_with_the_reason(
         "dask": "pip: no network",
     }
     assert "| ray | not installed" in report.table(report.gather(points))
+
+
+def test_a_system_finds_what_it_left_in_its_home_at_first_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And another system does not; what is measured is never the first use."""
+    adapter = tmp_path / "adapters" / "with_first_use.py"
+    adapter.parent.mkdir()
+    adapter.write_text(
+        "import json, os, pathlib, sys\n"
+        "mark = pathlib.Path(os.environ['HOME'], 'used')\n"
+        "is_first = not mark.exists()\n"
+        "mark.touch()\n"
+        "print(json.dumps({'done': 0 if is_first else int(sys.argv[2])}))\n"
+    )
+    monkeypatch.setattr(points, "HERE", tmp_path)
+    made = [
+        peers.Peer(name, "with_first_use.py", "nothing", ("startup",), variant=f"_{name}")
+        for name in ("one", "other")
+    ]
+    monkeypatch.setattr(peers, "PEERS", tuple(made))
+    slugs = [peer.slug for peer in made]
+    found = run_all(arguments(["--peer", *slugs, "--bench", "startup"]), tmp_path / "home")
+    whole = [point for point in found if point.metric == "whole command"]
+    assert [point.peer for point in whole] == ["one", "other"] * 3
+    assert [point.note for point in whole] == [""] * 6
+    homes = {path.parent.name for path in (tmp_path / "home").rglob("used")}
+    assert homes == set(slugs)
 
 
 def test_an_unknown_peer_or_bench_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,29 @@ def test_a_failure_counts_in_the_newest_round_alone() -> None:
     assert ledger.is_finished
 
 
+@pytest.mark.parametrize("before", ["nothing", "failures", "costs", "a redo"])
+def test_complete_tasks_that_are_fed_together_count_as_one_by_one(before: str) -> None:
+    ledgers = fed(5, (3, 0, "complete")), fed(5, (3, 0, "complete"))
+    tasks = [0, 3, 1, 0]
+    for ledger in ledgers:
+        if before == "failures":
+            ledger.feed(1, 0, LineState.FAILED)
+            ledger.feed(2, 0, LineState.FAILED)
+        if before == "costs":
+            ledger.weigh([1.0, 2.0, 4.0, 8.0, 16.0])
+        if before == "a redo":
+            ledger.redo(0, 1)
+    ledgers[0].feed_complete(tasks)
+    for index in tasks:
+        ledgers[1].feed(index, 0, LineState.COMPLETE)
+    together, single = (
+        (one.n_complete, one.n_failed, one.duplicates, one.cost_finished, bytes(one.complete))
+        for one in ledgers
+    )
+    assert together == single
+    assert together[2] == (1 if before == "a redo" else 2)
+
+
 def test_a_round_is_never_lowered() -> None:
     ledger = fed(1, (0, 1, "failed"))
     ledger.raise_round(0, 2)

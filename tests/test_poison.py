@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 from helpers import JOBS, Box, assert_sound, names, record, start_gated, wait_until, waiting
 
-from gpuspool.orchestrator.report.failures import SHOWN, failures_text
-from gpuspool.orchestrator.report.results import Result
 from gpuspool.orchestrator.supervise.drain import most_failed
 from gpuspool.spool.exits import signal_of
 from gpuspool.spool.oom import OomWatch, find_counter
-from gpuspool.spool.records import Error
 
 
 def test_a_task_that_crashes_its_worker_is_told_with_all_that_is_known(box: Box) -> None:
@@ -129,30 +126,6 @@ def test_a_limit_of_failures_that_makes_no_sense_is_refused(box: Box, text: str)
 )
 def test_a_signal_is_told_however_it_came_as_an_exit_code(code: int, name: str) -> None:
     assert signal_of(code) == name
-
-
-def failure(
-    key: str, kind: str = "exception", type_: str = "ValueError", where: str = "job.py:3"
-) -> Result:
-    error = Error(kind=kind, type=type_, message=f"{key} is bad", where=where)
-    fields = {"index": 0, "key": key, "state": "failed", "seconds": None, "rank": 0, "outputs": []}
-    return Result(**fields, result=None, error=error)  # type: ignore[arg-type]
-
-
-def test_failures_are_grouped_by_kind_type_and_line_the_largest_group_first() -> None:
-    results = [
-        failure("a", where="job.py:9"),
-        *(failure(f"b{i}") for i in range(SHOWN + 2)),
-        failure("c", "timeout"),
-    ]
-    lines = failures_text(results).splitlines()
-    assert lines[0] == f"{SHOWN + 2} tasks: exception, ValueError at job.py:3"
-    assert lines[1] == "    b0  exception  ValueError: b0 is bad"
-    assert lines[SHOWN + 1] == "    … and 2 more; `--json` lists all"
-    assert [line for line in lines if not line.startswith(" ")][1:] == [
-        "1 task: exception, ValueError at job.py:9",
-        "1 task: timeout, ValueError at job.py:3",
-    ]
 
 
 # Whether the kernel's out-of-memory killer did it.

@@ -4,6 +4,7 @@ Nothing here is about speed: counts of descriptors, opens and bytes are compared
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from helpers import GPUSPOOL, PATIENCE_S
+from helpers import GPUSPOOL, PATIENCE_S, wait_until
 from msgspec import Raw
-from spooling import A0, begin, intend, make_spool
+from spooling import A0, begin, intend, living_process, make_spool
 
 from gpuspool.orchestrator.report.logs import Logs
 from gpuspool.orchestrator.report.places import WINDOW_BYTES
@@ -26,7 +27,8 @@ from gpuspool.spool.view import open_view
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # benchmarks is a folder of the checkout, and no installed package
 
-from benchmarks.scale import Size, make_finished  # noqa: E402
+from benchmarks.scale import Row, has_verb  # noqa: E402
+from benchmarks.spools import Pulse, Size, make_busy, make_finished  # noqa: E402
 
 RANKS = 1100
 DESCRIPTORS = 256
@@ -72,6 +74,7 @@ def note(event, arguments):
     if event == "open" and str(arguments[0]).startswith(sys.argv[1]):
         opened.append(arguments[0])
 
+from gpuspool.orchestrator.report.failures import group_failures
 from gpuspool.orchestrator.report.results import Results
 from gpuspool.orchestrator.report.status import status
 from gpuspool.spool.view import open_view
@@ -80,6 +83,8 @@ sys.addaudithook(note)
 view = open_view(sys.argv[1], reads_claims=False)
 if sys.argv[2] == "status":
     status(view)
+elif sys.argv[2] == "failed":
+    assert group_failures(view, 20).n_tasks == view.ledger.n_failed
 else:
     assert sum(1 for _ in Results(view)) == view.run.tasks
 print(len(opened))
@@ -95,13 +100,22 @@ def opens(verb: str, spool: Path) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("verb", ["status", "results"])
+@pytest.mark.parametrize("verb", ["status", "failed", "results"])
 def test_opens_grow_with_ranks_and_not_with_tasks(verb: str, tmp_path: Path) -> None:
     few, many, wider = tmp_path / "few", tmp_path / "many", tmp_path / "wider"
     make_finished(few, Size(tasks=40, ranks=4, tasks_a_claim=2))
     make_finished(many, Size(tasks=4000, ranks=4, tasks_a_claim=2))
     make_finished(wider, Size(tasks=40, ranks=8, tasks_a_claim=2))
     assert 4 < opens(verb, few) == opens(verb, many) < opens(verb, wider)
+
+
+@pytest.mark.parametrize("verb", ["status", "failed"])
+def test_opens_do_not_grow_with_failures(verb: str, tmp_path: Path) -> None:
+    few, many = tmp_path / "few", tmp_path / "many"
+    with living_process() as alive:
+        make_busy(few, Size(tasks=2000, ranks=4, tasks_a_claim=4), 16, alive)
+        make_busy(many, Size(tasks=2000, ranks=4, tasks_a_claim=4), 400, alive)
+        assert 4 < opens(verb, few) == opens(verb, many)
 
 
 def peak_bytes(read: str, spool: Path) -> int:
@@ -165,27 +179,93 @@ def test_a_large_log_is_not_held_whole(tmp_path: Path) -> None:
     assert peak_bytes("log", layout.root) < 8 * READ_BYTES
 
 
+# The bench, and what it measures on.
+
+
+@pytest.mark.parametrize(("tasks", "ranks", "failed"), [(400, 4, 16), (403, 5, 60), (120, 2, 7)])
+def test_a_spool_of_a_run_at_work_is_as_a_run_leaves_it(
+    tasks: int, ranks: int, failed: int, tmp_path: Path
+) -> None:
+    spool = tmp_path / "S"
+    with living_process() as alive:
+        made = make_busy(spool, Size(tasks, ranks, 4), failed, alive)
+        verified = with_few_descriptors("verify", spool).splitlines()
+        assert verified == [
+            f"0 problems; {made.complete} complete, {made.failed} failed of {tasks}"
+        ]
+        now = json.loads(with_few_descriptors("status", "--json", spool))
+        results = [json.loads(line) for line in with_few_descriptors("results", spool).splitlines()]
+        told = with_few_descriptors("failed", spool)
+        log = with_few_descriptors("logs", "--task", made.failed_key, spool)
+    assert (now["state"], now["doubtful"]) == ("running", made.doubtful)
+    assert [row["state"] for row in now["ranks"]] == ["running"] * ranks
+    left = made.running + made.doubtful + 2 * ranks
+    assert made.complete + made.failed + left == tasks
+    states = {result["key"]: result["state"] for result in results}
+    assert states[made.failed_key] == "failed"
+    assert states[made.retaken_key] == "complete"
+    assert states[made.running_key] == states[made.waiting_key] == "missing"
+    counts = re.findall(r"^(\d+) tasks?: ", told, re.MULTILINE)
+    assert sum(map(int, counts)) == failed
+    assert made.failed_key in log
+
+
+def test_a_run_at_work_goes_on_while_it_is_watched(tmp_path: Path) -> None:
+    spool = tmp_path / "S"
+    with living_process() as alive:
+        made = make_busy(spool, Size(200, 2, 4), 4, alive)
+        before = {path.name: path.stat().st_size for path in (spool / "journal").iterdir()}
+        beats = set(os.listdir(spool / "beats"))
+        with Pulse(spool):
+            wait_until(lambda: beats.isdisjoint(os.listdir(spool / "beats")))
+        after = {path.name: path.stat().st_size for path in (spool / "journal").iterdir()}
+        assert sum(after[name] > before[name] for name in after) == 2
+        verified = with_few_descriptors("verify", spool)
+    assert verified.startswith(f"0 problems; {made.complete} complete")
+
+
 def test_the_bench_measures_two_versions_side_by_side(tmp_path: Path) -> None:
     """This version against itself; what it prints is looked at, not how large the figures are."""
     home = tmp_path / "home"
     home.mkdir()
     (tmp_path / ".venv").symlink_to(sys.prefix)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- scale -->\nold\n<!-- end of scale -->\nafter\n")
     command = [sys.executable, "-m", "benchmarks.scale", "--quick", "--runs", "1"]
     done = subprocess.run(
-        [*command, "--home", home, "--against", tmp_path],
+        [*command, "--home", home, "--against", tmp_path, "--doc", page],
         cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [re.split("  +", line) for line in done.stdout.splitlines()[1:]]
-    assert [row[0] for row in rows if "opens" not in row[0]] == [
-        "status, 400 tasks x 4 ranks: CPU s",
-        "results, 400 tasks x 4 ranks: CPU s",
-        "status, 1,600 tasks x 4 ranks: CPU s",
-        "results, 1,600 tasks x 4 ranks: CPU s",
-        "resume, 2 dead attempts: CPU s",
-        "resume, 4 dead attempts: CPU s",
-    ]
-    for what, ours, theirs, *_ in rows:
+    measured = {row[0]: row[1:] for row in rows if not row[1].startswith("left out: ")}
+    left_out = {row[0]: row[1] for row in rows if row[1].startswith("left out: ")}
+    for case in ("400 tasks x 4 ranks", "1,600 tasks x 4 ranks"):
+        for verb in ("status", "failed", "results", "logs of a task", "explain a task"):
+            what = f"{verb}, at work, {case}"
+            verb = verb.split()[0]
+            if what in left_out:
+                assert left_out[what] == f"left out: this version has no `gpuspool {verb}`"
+                assert not has_verb(verb, Path(GPUSPOOL))
+                continue
+            assert {f"{what}: CPU s", f"{what}: opens", f"{what}: MB"} <= measured.keys()
+        assert f"status --watch, at work, {case}: % of a core" in measured
+    assert {"resume, 2 dead attempts: CPU s", "resume, 4 dead attempts: CPU s"} <= measured.keys()
+    for what, (ours, theirs, *_) in measured.items():
         if "opens" in what:
             assert ours == theirs, what
+    table = page.read_text()
+    assert table.startswith("before\n<!-- scale -->\n| what | this | other | ratio | limit | is it")
+    assert table.endswith("|\n<!-- end of scale -->\nafter\n")
+    assert table.count("\n| ") == 1 + len(measured)
     assert list(home.iterdir()) == [], "the bench left something behind"
+
+
+@pytest.mark.parametrize(
+    ("figure", "limit", "verdict"),
+    [(0.3, 0.3, "met"), (0.31, 0.3, "not met"), (5, None, "–"), (None, 7, "–")],
+)
+def test_a_figure_is_held_against_its_limit(
+    figure: float | None, limit: float | None, verdict: str
+) -> None:
+    assert Row("what", (figure,), limit).cells()[-1] == verdict

@@ -194,7 +194,7 @@ def test_a_stream_that_cannot_say_a_key_says_it_escaped(box: Box) -> None:
     writer.append(JournalLine(task=0, round=0, state=LineState.FAILED, error=error))
     done = gpuspool(box, "failed S", "", setup="export PYTHONIOENCODING=latin-1")
     assert done.returncode == 0
-    assert b"\xe4\\u4e2d  exception  \xd6: \xfc" in done.stdout
+    assert b"1 task: exception, \xd6\n  message: \xfc\n    \xe4\\u4e2d  #0  0\n" in done.stdout
     # JSON is UTF-8, whatever the terminal is.
     done = gpuspool(box, "results S", "", setup="export PYTHONIOENCODING=latin-1")
     assert json.loads(done.stdout.splitlines()[0])["key"] == "ä中"

@@ -89,7 +89,9 @@ def test_an_error_without_a_message_is_told_by_its_type_and_line(box: Box) -> No
         "The failed task: AssertionError at bare.py:2. `gpuspool failed spool-job` tells why, "
         "`gpuspool retry spool-job` runs it again; after a fix of the job add --keep-done."
     )
-    assert box.run("failed").out.splitlines()[-1].endswith("  exception  AssertionError")
+    told = box.run("failed").out
+    assert told.startswith("1 task: exception, AssertionError at bare.py:2\n")
+    assert "message" not in told
 
 
 def test_a_verdict_without_a_second_opinion_is_told_too(box: Box) -> None:

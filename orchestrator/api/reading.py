@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from gpuspool.orchestrator.api.in_queue import SlurmQueue, unheard
 from gpuspool.orchestrator.plan.locate import find_spool, find_spools
 from gpuspool.orchestrator.report.explain import explain_attempt, explain_rank, explain_task
-from gpuspool.orchestrator.report.failures import failed_results
+from gpuspool.orchestrator.report.failures import Groups, failed_results, group_failures
 from gpuspool.orchestrator.report.finding import is_attempt
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
 from gpuspool.orchestrator.report.outlook import Prospect
@@ -227,13 +227,26 @@ def results(spool: Spool = None) -> Iterator[Result]:
 
 def failed(spool: Spool = None) -> list[Result]:
     """The results of the tasks that failed for good, in input order; each has an `error`."""
-    return failed_and_doubtful(spool)[0]
+    return list(failed_results(_view(spool)))
 
 
-def failed_and_doubtful(spool: Spool = None) -> tuple[list[Result], int]:
-    """As `failed`, and how many more tasks failed somewhere and have no verdict yet."""
+def failed_and_doubtful(spool: Spool = None) -> tuple[Iterator[Result], list[int]]:
+    """As `failed`, one by one; and the tasks that failed somewhere and have no verdict yet."""
     view = _view(spool)
-    return list(failed_results(view)), len(doubtful(view))
+    return failed_results(view), _doubtful_tasks(view)
+
+
+def failed_groups(spool: Spool = None, most_with_tasks: int = 0) -> tuple[Groups, list[int]]:
+    """The failed tasks in groups, as `gpuspool failed` shows them; and the doubtful ones.
+
+    most_with_tasks: of so many groups the keys and payloads of the first few tasks are looked up.
+    """
+    view = _view(spool)
+    return group_failures(view, most_with_tasks), _doubtful_tasks(view)
+
+
+def _doubtful_tasks(view: View) -> list[int]:
+    return sorted(task for task, _ in doubtful(view))
 
 
 def explain(

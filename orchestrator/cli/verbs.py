@@ -467,28 +467,47 @@ def logs(
 @as_json
 @debug
 def failed(spool: str | None, as_json: bool) -> None:
-    """Which tasks failed, and why: by kind and by the line that raised."""
+    """Which tasks failed, and why: each kind of failure once, with the line that raised."""
+    spool = _looked_at(spool)
+    tell = _tell_failed_as_json if as_json else _tell_failed
+    has_failed, doubtful = tell(spool)
+    if doubtful:
+        from gpuspool.orchestrator.report.failures_text import explain_command
+        from gpuspool.orchestrator.report.status import doubtful_text
+
+        more = f"`{explain_command(spool, doubtful[0])}` tells of one"
+        say(f"{doubtful_text(len(doubtful))}; {more}")
+    elif not has_failed:
+        say(f"no task of {spool} has failed")
+
+
+def _tell_failed(spool: str) -> tuple[bool, list[int]]:
+    """Print the failed tasks in groups; returns whether there are any, and the doubtful tasks."""
     from gpuspool.orchestrator.api import reading
-    from gpuspool.orchestrator.report.failures import failures_text
-    from gpuspool.orchestrator.report.results import encode_result
-    from gpuspool.orchestrator.report.status import doubtful_text
+    from gpuspool.orchestrator.report.failures_text import MOST_WITH_TASKS, failures_text
     from gpuspool.spool.layout import Layout
 
-    spool = _looked_at(spool)
-    found, n_doubtful = reading.failed_and_doubtful(spool)
-    if as_json:
-        write = sys.stdout.buffer.write
-        for result in found:
-            write(plain_json(encode_result(result)) + b"\n")
-    else:
-        click.echo(failures_text(found), nl=False)
-        if found:
-            folder = os.path.join(spool, Layout(spool).failed_tasks.name)
-            say(f"{folder} has a file with the traceback of each")
-    if n_doubtful:
-        say(f"{doubtful_text(n_doubtful)}; `gpuspool logs {spool}` tells what they said")
-    elif not found:
-        say(f"no task of {spool} has failed")
+    found, doubtful = reading.failed_groups(spool, MOST_WITH_TASKS)
+    for line in failures_text(found, spool):
+        click.echo(line)
+    if found.groups:
+        folder = os.path.join(spool, Layout(spool).failed_tasks.name)
+        say(f"{folder} has a file with the traceback of each")
+    return bool(found.groups), doubtful
+
+
+def _tell_failed_as_json(spool: str) -> tuple[bool, list[int]]:
+    """As `_tell_failed`, but a JSON object for each task."""
+    from gpuspool.orchestrator.api import reading
+    from gpuspool.orchestrator.report.results import encode_result
+
+    write = sys.stdout.buffer.write
+    found, doubtful = reading.failed_and_doubtful(spool)
+    has_failed = False
+    for result in found:
+        has_failed = True
+        write(plain_json(encode_result(result)) + b"\n")
+    return has_failed, doubtful
 
 
 @cli.command()

@@ -45,8 +45,12 @@ NOWHERE = -1
 class Places:
     """The line of each task of a view, as it was refreshed last, that tells what became of it."""
 
-    def __init__(self, view: View) -> None:
-        """Reads every journal once, as far as the view has read it."""
+    def __init__(self, view: View, *, only_failed: bool = False) -> None:
+        """Reads every journal once, as far as the view has read it.
+
+        only_failed: only those that say of a task that it failed; the other tasks then have no
+        place.
+        """
         self._view = view
         n_tasks = view.ledger.tasks
         names = [name for name in view.attempts if name in view.journals]
@@ -58,7 +62,8 @@ class Places:
         self._start = array.array("q", [0]) * n_tasks
         self._stop = array.array("q", [0]) * n_tasks
         for number, attempt in enumerate(names):
-            self._find_in(number, attempt)
+            if not only_failed or view.failed_by.get(attempt):
+                self._find_in(number, attempt)
 
     def _find_in(self, number: int, attempt: str) -> None:
         """Note the lines of one journal that tell what became of their tasks.

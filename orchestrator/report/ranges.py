@@ -4,18 +4,20 @@ Guarantees: a file is opened once for each call and closed before the call retur
 thousand journals holds one descriptor at a time. No link is followed and no fifo waited for. Errors
 that may pass are tried again, as everywhere in a spool.
 
-Called by `places`, for the journal lines of some tasks, and by `logs`.
+Called by `places` and `failures`, for the journal lines of some tasks, and by `logs`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpuspool.spool.publish import naming, open_plain, patiently, read_bytes
+from gpuspool.spool.publish import OpenFile, naming, open_plain, patiently, read_bytes
 
 # A half-open range of bytes of a file: start, stop.
 Range = tuple[int, int]
@@ -26,6 +28,10 @@ GAP_BYTES = 4 * 1024
 
 # One call reads at most this much, unless a single range is longer. Larger calls are no faster.
 READ_BYTES = 1024 * 1024
+
+# So much is read for lines of which only the beginning is known: many lines where they lie close
+# together, and little more than needed where they do not.
+LINES_BYTES = 64 * 1024
 
 
 def read_ranges(path: Path, ranges: Sequence[Range]) -> list[bytes]:
@@ -105,6 +111,36 @@ def _read_whole(fd: int, start: int, stop: int) -> bytes:
         parts.append(part)
         at += len(part)
     return b"".join(parts)
+
+
+def read_lines(path: Path, starts: Sequence[int]) -> Iterator[list[bytes]]:
+    """The lines of a file that begin at these offsets, newlines included, some at a time.
+
+    starts: in order. A line that the file does not hold whole is left out, and so are all lines of
+    a file that does not exist, or is no file. Raises OSError.
+    """
+    first = 0
+    size = LINES_BYTES
+    with contextlib.closing(OpenFile(path)) as file:
+        while first < len(starts):
+            begin = starts[first]
+            data = file.read(begin, size)
+            lines: list[bytes] = []
+            for start in itertools.islice(starts, first, None):
+                end = data.find(b"\n", start - begin) + 1
+                if end == 0:
+                    break
+                lines.append(data[start - begin : end])
+            first += len(lines)
+            if lines:
+                yield lines
+                size = LINES_BYTES
+            elif len(data) < size:
+                # The file ends before this line does, or before it begins.
+                first += 1
+                size = LINES_BYTES
+            else:
+                size *= 2
 
 
 def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

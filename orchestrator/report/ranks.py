@@ -349,7 +349,7 @@ def _count_by_rank(view: View, rows: list[dict[str, Any]]) -> None:
 def _ranks_of_failed(view: View) -> Iterator[int]:
     """For each failed task, as far as that is known, the rank on which it failed last."""
     ledger = view.ledger
-    rank_at = {task: rank_of(attempt) for task, attempt in view.failed_at.items()}
+    rank_at = {task: rank_of(line.attempt) for task, line in view.failed_lines.items()}
     for closing in view.closed.values():
         for failure in closing.failures:
             if failure.round == ledger.round_of(failure.task):

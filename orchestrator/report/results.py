@@ -103,7 +103,7 @@ class Published(msgspec.Struct, frozen=True):
     outputs: tuple[tuple[str, int], ...]
 
 
-class _Loss(msgspec.Struct, frozen=True):
+class Loss(msgspec.Struct, frozen=True):
     """A task that a closing failed: its worker died with it in hand, or took too long over it."""
 
     attempt: str
@@ -113,12 +113,16 @@ class _Loss(msgspec.Struct, frozen=True):
 class Results:
     """The results of all tasks of a view, as it was refreshed last; it can be iterated again."""
 
-    def __init__(self, view: View) -> None:
-        """Finds where each task's line stands, in one pass over the journals. Raises OSError."""
+    def __init__(self, view: View, *, only_failed: bool = False) -> None:
+        """Finds where each task's line stands, in one pass over the journals. Raises OSError.
+
+        only_failed: no more than `failed` will be asked for. Journals that tell of no failure are
+        not read then.
+        """
         self._view = view
         self._keys = read_keys(view)
-        self._places = Places(view)
-        self._losses = _losses(view)
+        self._places = Places(view, only_failed=only_failed)
+        self._losses = losses(view)
         self._codes: dict[str, str | None] = {}
 
     def __iter__(self) -> Iterator[Result]:
@@ -223,7 +227,7 @@ class Results:
             case Verdict.COMPLETE:
                 # Its result is not null but unknown, which must not pass for a result.
                 result.state = ResultState.COMPLETE
-                result.error = _line_unreadable()
+                result.error = line_unreadable()
             case Verdict.FAILED:
                 result.state = ResultState.FAILED
                 loss = self._losses.get(task)
@@ -231,9 +235,9 @@ class Results:
                     self._add_attempt(result, loss.attempt)
                     result.error = loss.failure.error
                 elif task in ledger.unreadable:
-                    result.error = _task_unreadable()
+                    result.error = task_unreadable()
                 else:
-                    result.error = _line_unreadable()
+                    result.error = line_unreadable()
             case unknown:
                 assert_never(unknown)
         return result
@@ -244,13 +248,13 @@ class Results:
         result.code = self._code(attempt)
 
 
-def _losses(view: View) -> dict[int, _Loss]:
+def losses(view: View) -> dict[int, Loss]:
     """By task: the closing or the ruling that failed it in the newest round."""
-    found: dict[int, _Loss] = {}
+    found: dict[int, Loss] = {}
     for attempt, failure in _failures(view):
         known = found.get(failure.task)
         if known is None or failure.round >= known.failure.round:
-            found[failure.task] = _Loss(attempt, failure)
+            found[failure.task] = Loss(attempt, failure)
     return found
 
 
@@ -264,11 +268,13 @@ def _failures(view: View) -> Iterator[tuple[str, TaskFailure]]:
             yield failure.error.attempts[-1], failure
 
 
-def _task_unreadable() -> Error:
+def task_unreadable() -> Error:
+    """Why a task has failed that no readable manifest line describes."""
     message = "no readable manifest line describes this task any more; see corrupt/"
     return Error(kind=ErrorKind.UNREADABLE, type="TaskUnreadable", message=message)
 
 
-def _line_unreadable() -> Error:
+def line_unreadable() -> Error:
+    """What stands in place of an error, or of a result, whose line cannot be read any more."""
     message = "the journal line that tells more of this task cannot be read; see `gpuspool verify`"
     return Error(kind=ErrorKind.UNREADABLE, type="LineUnreadable", message=message)

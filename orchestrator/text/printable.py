@@ -8,12 +8,14 @@ newline could forge a line of ours, and a character that turns the direction of 
 - `printable` is for text of several lines, whose newlines and tabs are meant.
 - `one_line` is for a name or a message in a line of ours.
 - `plain_json` is for JSON: it stays the same value, byte for byte once it is parsed.
+- `shell_word` is for a word of a command that people copy.
 - `recordable` is for what people find in a record: text that UTF-8 can say.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 
 # What changes more of a terminal than the place where it stands: the control characters of ASCII
 # (C0 and DEL) and of Latin-1 (C1), the marks, embeddings, overrides and isolates that turn the
@@ -48,6 +50,17 @@ def one_line(text: str) -> str:
     return _UNSAFE_IN_A_LINE.sub(_escape, text)
 
 
+def shell_word(text: str) -> str:
+    """The text as one word of a shell's command, which means the same when it is typed.
+
+    What is not safe for a terminal stands as bash has it in $'…'.
+    """
+    if one_line(text) == text:
+        return shlex.quote(text)
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{_UNSAFE_IN_A_LINE.sub(_escape_for_shell, quoted)}'"
+
+
 def plain_json(data: bytes) -> bytes:
     """JSON text that says the same, with what is not safe for a terminal as \\u202e.
 
@@ -69,6 +82,14 @@ def _escape(match: re.Match[str]) -> str:
         return "\\t"
     if number <= 0xFF:
         return f"\\x{number:02x}"
+    return f"\\u{number:04x}"
+
+
+def _escape_for_shell(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    # It stands for a byte that is not UTF-8.
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"\\x{number - 0xDC00:02x}"
     return f"\\u{number:04x}"
 
 
