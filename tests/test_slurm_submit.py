@@ -297,7 +297,9 @@ def test_what_slurm_does_not_take_is_told_in_its_words(box: Box, slurm: Cluster)
         (["--sbatch", "--bogus"], "unrecognized option '--bogus'"),
     ):
         assert words in submit(box, *options, code=2)
-    job = submit(box)
+    box.environment["SBATCH_PARTITION"] = "nope"
+    assert "invalid partition specified: nope" in submit(box, code=2), "as a profile says"
+    job = submit(box, "--partition", "main")
     slurm.wait_for(job, "COMPLETED")
     assert_sound(box, "S", 12)
 

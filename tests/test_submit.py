@@ -178,15 +178,36 @@ def test_nothing_of_the_job_around_reaches_the_one_that_is_submitted(
 ) -> None:
     queue.add("sbatch", f"env > {box / 'env'}; echo 7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    monkeypatch.setenv("SBATCH_PARTITION", "old")
+    monkeypatch.setenv("SBATCH_OUTPUT", "old")
     monkeypatch.setenv("SLURM_CLUSTERS", "one")
     monkeypatch.setenv("MODULES", "cuda")
     submit()
     told = (box / "env").read_text()
     assert "SLURM_RESTART_COUNT" not in told
-    assert "SBATCH_PARTITION" not in told
+    assert "SBATCH_OUTPUT" not in told
     assert "SLURM_CLUSTERS=one" in told
     assert "MODULES=cuda" in told
+
+
+def test_what_a_profile_says_of_jobs_holds_where_the_script_does_not_say_it(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, box: Box
+) -> None:
+    queue.add("sbatch", f"env > {box / 'env'}; {SBATCH.format(queue=queue.file)}")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "ours")
+    monkeypatch.setenv("SBATCH_PARTITION", "big")
+    monkeypatch.setenv("SBATCH_QOS", "low")
+    monkeypatch.setenv("SBATCH_GPUS", "8")
+    submit(qos="high")
+    told = (box / "env").read_text()
+    assert "SBATCH_ACCOUNT=ours" in told
+    assert "SBATCH_PARTITION=big" in told
+    assert "SBATCH_QOS" not in told
+    assert "SBATCH_GPUS" not in told
+    assert queue.called("sinfo")[-1].endswith("-p big"), "whose nodes tell the cores of a GPU"
+    queue.states()
+    (box / "env").unlink()
+    gpuspool.resubmit("S")
+    assert "SBATCH_ACCOUNT=ours" in (box / "env").read_text()
 
 
 # What a real Slurm does seldom.
