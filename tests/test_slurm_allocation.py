@@ -157,3 +157,19 @@ def test_no_verb_that_runs_is_started_elsewhere_than_on_the_node(box: Box, verb:
     assert "srun gpuspool" in done.err
     assert tree(box.home) == before
     assert "complete" in box.run("status", "S", env=SALLOC).out
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["a start", "a dry run"])
+def test_a_job_that_was_started_again_does_not_begin_its_run_anew(
+    box: Box, dry_run: list[str]
+) -> None:
+    """As after the failure of a node: the script says --fresh, and so it does once more."""
+    command = ["run", f"{JOBS}/plain.py:double", "--lines", box.lines(2), "--spool", "S", "--fresh"]
+    again = {**SCRIPT, "SLURMD_NODENAME": "", "SLURM_JOB_NODELIST": "", "SLURM_RESTART_COUNT": "1"}
+    box.run(*command, "--time-limit", "1h", env=again)
+    before = tree(box.home)
+    done = box.run(*command, *dry_run, env=again, code=2)
+    assert "Slurm has started this job again (1 time" in done.err
+    assert "Leave --fresh out" in done.err
+    assert tree(box.home) == before
+    box.run(*command, "--dry-run", env={**again, "SLURM_RESTART_COUNT": "0"})

@@ -26,7 +26,7 @@ from gpuspool.orchestrator.plan.locate import at_home, default_spool, find_spool
 from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import Request, make_request
-from gpuspool.orchestrator.slurm.allocation import refuse_misplaced
+from gpuspool.orchestrator.slurm.allocation import refuse_misplaced, refuse_to_begin_again
 from gpuspool.orchestrator.supervise.drain import ASKED, order_drain
 from gpuspool.orchestrator.text.progress import say, warn
 from gpuspool.orchestrator.text.words import count_of
@@ -122,6 +122,8 @@ def run(
         key_field=key_field,
         null=null,
     )
+    if fresh and is_made(layout):
+        refuse_to_begin_again(layout.root, os.environ)
     if dry_run:
         return preview(
             layout,

@@ -18,7 +18,9 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import Scheduler
 
@@ -123,6 +125,24 @@ def _numbers(ranges: str) -> list[str]:
             raise ValueError(ranges)
         found += [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
     return found
+
+
+def refuse_to_begin_again(spool: Path, environment: Mapping[str, str]) -> None:
+    """Raise UsageError where --fresh would move a run aside that this job has begun itself.
+
+    spool: the spool that is there. After the failure of a node, say, Slurm starts the same script
+    again, and with it the same words.
+    """
+    restarts = restarts_in(environment)
+    if job_id_in(environment) is None or not restarts:
+        return
+    times = count_of(restarts, "time")
+    raise UsageError(
+        f"Slurm has started this job again ({times}, SLURM_RESTART_COUNT), and --fresh would begin "
+        f"the run anew although {spool} may hold what the job did before. Leave --fresh out of the "
+        "job's script to go on with that. To begin anew, submit a new job; from inside of a job "
+        "that was started again, `unset SLURM_RESTART_COUNT` before."
+    )
 
 
 def refuse_misplaced() -> None:
