@@ -29,7 +29,7 @@ from gpuspool.orchestrator.plan.request import Request, make_request
 from gpuspool.orchestrator.slurm.allocation import refuse_misplaced, refuse_to_begin_again
 from gpuspool.orchestrator.supervise.drain import ASKED, order_drain
 from gpuspool.orchestrator.text.progress import say, warn
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.parents import may_any_parent_live
@@ -328,7 +328,9 @@ def _go_on(
     job = view.latest_job()
     refuse_seed_api(view)
     source: bytes | None = None
-    ways_on = KEEP_DONE if reads_source else f"`gpuspool resume {layout.root} --keep-done` goes on."
+    ways_on = KEEP_DONE
+    if not reads_source:
+        ways_on = f"{to_type('resume', layout.root, '--keep-done')} goes on."
     if reads_source and job.kind is not JobKind.COMMAND and Path(job.file).exists():
         job, source = with_source(job, Path(job.file))
     refuse_changed_job(view, job, source, keep_done, ways_on)

@@ -20,6 +20,7 @@ import msgspec
 
 from gpuspool.orchestrator.slurm.commands import ask, configured_number
 from gpuspool.orchestrator.slurm.script import Array, array_range, variables_for
+from gpuspool.orchestrator.text.words import to_type
 from gpuspool.spool.errors import GpuspoolError
 from gpuspool.spool.publish import read_bytes
 
@@ -146,8 +147,8 @@ def _found_after_all(
     if isinstance(alive, str):
         raise GpuspoolError(
             f"nobody knows whether the jobs were submitted. sbatch: {trouble}\nsqueue: {alive}\n"
-            f"Once Slurm answers, `gpuspool resume {script.parent.parent} --slurm` submits what is "
-            f"missing.{before_that(submitted)}"
+            f"Once Slurm answers, {to_type('resume', script.parent.parent, '--slurm')} submits "
+            f"what is missing.{before_that(submitted)}"
         )
     new = sorted(set(alive) - before)
     return new[-1] if new else None
