@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from helpers import JOBS, Box, assert_sound, names, record, tree
 from slurm_stubs import Stubs, failing_stubs
+from spooling import admit, living_process
 
 import gpuspool
 from gpuspool import Submission
@@ -30,6 +31,7 @@ from gpuspool.orchestrator.slurm.submitting import (
 )
 from gpuspool.spool.errors import GpuspoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_of_one_host
+from gpuspool.spool.layout import Layout
 
 DOUBLE = f"{JOBS}/plain.py:double"
 CONFIG = "MaxArraySize            = {largest}"
@@ -305,6 +307,26 @@ def test_what_waits_in_the_queue_is_pointed_to_where_nothing_runs(queue: Queue, 
     assert f"squeue --me {name}" in box.run("wait", "S", code=4).err
     assert f"scancel --me {name} --state=PENDING" in box.run("drain", "S").err
     assert box.run("status", "S", "--json").err == ""
+
+
+def test_elements_that_drain_are_told_and_what_to_do(queue: Queue, box: Box) -> None:
+    """To Slurm they run, so that nothing is missing yet."""
+    submit()
+    queue.states("RUNNING", "RUNNING", "PENDING")
+    layout = Layout(box / "S")
+    with living_process() as who:
+        admit(layout, 0, who, job_id="100_0")
+        admit(layout, 1, who, job_id="100_1")
+        assert "drain" not in gpuspool.resubmit("S").message
+        gpuspool.drain("S")
+        admit(layout, 2, who, job_id="100_2")
+        message = gpuspool.resubmit("S").message
+        assert "3 elements of" in message
+        assert "2 of them drain, by an order from before" in message
+        assert "`gpuspool resume S --slurm` submits what is missing then" in message
+        assert "2 of them drain" in submit(elements=4).message
+    queue.states("RUNNING", "RUNNING", "PENDING")
+    assert "drain" not in gpuspool.resubmit("S").message, "they have ended"
 
 
 def test_a_resume_outside_of_slurm_tells_that_it_submits_nothing(queue: Queue, box: Box) -> None:

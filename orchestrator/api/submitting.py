@@ -68,6 +68,7 @@ from gpuspool.orchestrator.text.words import count_of, quoted_path, short_path, 
 from gpuspool.spool.errors import GpuspoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_network, is_of_one_host
 from gpuspool.spool.layout import Layout, parse_slurm_script
+from gpuspool.spool.parents import Parents
 from gpuspool.spool.publish import (
     listdir,
     make_subfolder,
@@ -78,7 +79,7 @@ from gpuspool.spool.publish import (
 )
 from gpuspool.spool.records import Options
 from gpuspool.spool.trust import Trust, refuse_unsafe, trust_in
-from gpuspool.spool.view import View, load_run, open_view
+from gpuspool.spool.view import View, load_run, open_view, read_control
 
 # So many GPUs a whole node is taken for where sinfo does not tell. The plan is only a beginning:
 # ranks without tasks of their own take them from others.
@@ -253,7 +254,7 @@ def submit(
         return _nothing_left(view)
     alive = _alive_or_refuse(view)
     if len(alive) >= elements:
-        return _enough(view, len(alive))
+        return _enough(view, alive)
     if setup_lines is not None:
         make_subfolder(layout.slurm)
         replace(layout.slurm_setup, setup_lines, durable=True)
@@ -299,7 +300,7 @@ def resubmit(
         )
     alive = _alive_or_refuse(view)
     if len(alive) >= array.elements:
-        return _enough(view, len(alive))
+        return _enough(view, alive)
     return _submit(view, script, array.elements, array.at_once, alive)
 
 
@@ -552,6 +553,9 @@ def _submit(
     if alive:
         what = "more element"
         those_there = f" ({len(alive)} of the {elements} are pending or running)"
+    draining = _about_draining(view, alive)
+    if draining:
+        those_there += f"; {draining}"
     message = (
         f"submitted {count_of(missing, what)} as Slurm job {', '.join(jobs)}, by "
         f"{short_path(script)}{those_there}.\n{to_type('status', root)} tells how the run stands, "
@@ -582,10 +586,38 @@ def _refused(script: Path, done: Submitted, is_new: bool) -> str:
     return f"{what}{later}{before_that(done.jobs)}"
 
 
-def _enough(view: View, n_alive: int) -> Submission:
+def _enough(view: View, alive: list[str]) -> Submission:
     root = view.layout.root
-    message = f"nothing submitted: {count_of(n_alive, 'element')} of {root} are pending or running"
+    elements = count_of(len(alive), "element")
+    message = f"nothing submitted: {elements} of {root} are pending or running"
+    draining = _about_draining(view, alive)
+    if draining:
+        message += f"; {draining}"
     return Submission(root, None, [], 0, message)
+
+
+def _about_draining(view: View, alive: list[str]) -> str:
+    """How many elements that Slurm has are about to end since a drain was ordered, and what to do.
+
+    "" where none is. Slurm does not know of that: to it they run. alive: the ids of their arrays.
+    """
+    parents = Parents(view.layout).refresh()
+    ordered = read_control(view.layout).drain
+    jobs: set[str] = set()
+    for epoch in parents.maybe_alive():
+        parent = parents.known[epoch]
+        if epoch <= ordered and parent is not None and parent.scheduler is not None:
+            jobs.add(parent.scheduler.job)
+    # The id of an element begins with that of its array.
+    n_draining = sum(job.partition("_")[0] in alive for job in jobs)
+    if not n_draining:
+        return ""
+    them = "1 of them drains" if n_draining == 1 else f"{n_draining} of them drain"
+    again = to_type("resume", view.layout.root, "--slurm")
+    return (
+        f"{them}, by an order from before, and will end without being started again. Once "
+        f"{to_type('status', view.layout.root)} shows that, {again} submits what is missing then"
+    )
 
 
 def _nothing_left(view: View) -> Submission:
