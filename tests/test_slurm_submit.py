@@ -112,8 +112,9 @@ def test_an_element_knows_when_its_job_ends(
 
 
 @one_node
-def test_a_job_without_limit_has_none(box: Box, slurm: Cluster) -> None:
-    job = submit(box, "--time", "UNLIMITED")
+@pytest.mark.parametrize("time", [["--time", "UNLIMITED"], []], ids=["as asked", "partition"])
+def test_a_job_without_limit_has_none(box: Box, slurm: Cluster, time: list[str]) -> None:
+    job = submit(box, *time)
     slurm.wait_for(job, "COMPLETED", "FAILED")
     assert f"Slurm job {job}_0 has no time limit" in said(box, job)
 
