@@ -36,6 +36,9 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 # No cluster has more nodes than this, and a list that names more is none.
 _MOST_NODES = 100_000
 
+# What the other starts of an array are called whose number is not told.
+_ANY_ELEMENT = "each of the elements of its array"
+
 # How many nodes a message names.
 _SHOWN_NODES = 4
 
@@ -193,6 +196,21 @@ def warning_of_idle_nodes(environment: Mapping[str, str]) -> str | None:
         f"this is one of the {_named(nodes, n_nodes)} of Slurm job {job_id_in(environment)}; "
         "`srun --ntasks-per-node=1 gpuspool …` uses all"
     )
+
+
+def others_in(environment: Mapping[str, str]) -> str:
+    """Which other starts of the same command the Slurm job around this process has, perhaps on
+    other nodes: "each of the 100 elements of its array"; "" where there can be none.
+    """
+    if job_id_in(environment) is None:
+        return ""
+    elements = environment.get("SLURM_ARRAY_TASK_COUNT", "")
+    if environment.get("SLURM_ARRAY_TASK_ID") and elements != "1":
+        return f"each of the {elements} elements of its array" if elements else _ANY_ELEMENT
+    n_nodes = _node_count(environment, nodes_in(environment))
+    if n_nodes > 1 and environment.get("SLURM_STEP_ID"):
+        return f"the start on each of its {n_nodes} nodes"
+    return ""
 
 
 def _node_count(environment: Mapping[str, str], nodes: list[str]) -> int:
