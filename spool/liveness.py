@@ -19,6 +19,9 @@ may be inside a long C call that holds the interpreter's lock, and then its beat
 
 A parent that has written its end is gone, whatever its process does: it has seen off all that it
 started. If others wrote that end (LOST), a beat that moves afterwards is believed more than they.
+
+A parent that lives on this host and has not beaten for a lease is stopped, or hangs. It is not
+dead, and what lives of its attempts is its own. But what dies of them others close.
 """
 
 from __future__ import annotations
@@ -219,11 +222,24 @@ class FailureDetector:
         return found
 
     def is_dead_orphan(self, attempt: str) -> bool:
-        """Whether an attempt is proved dead, and so is its parent, which else would close it."""
+        """Whether an attempt is proved dead, and nobody knows of a parent that will close it."""
         # Both are asked always, so that their leases run side by side.
         life = self.life(attempt)
-        parent_life = self.parent_life(attempt)
-        return life is Life.DEAD and parent_life is Life.DEAD
+        is_left = self.is_left_by_parent(attempt)
+        return life is Life.DEAD and is_left
+
+    def is_left_by_parent(self, attempt: str) -> bool:
+        """Whether the parent of an attempt is proved dead, or has done nothing for a lease.
+
+        One that lives on this host may be stopped (Ctrl-Z), or hang in the kernel. What lives of
+        its attempts is its own all the same. But it does not close what dies, and others may wait
+        for the tasks of that until somebody presses a key.
+        """
+        # Both are asked always, so that the beat is counted from the first look on.
+        life = self.parent_life(attempt)
+        intent = self.view.intents.get(attempt)
+        is_silent = intent is not None and self.is_parent_silent(intent.epoch)
+        return life is Life.DEAD or (life is Life.ALIVE and is_silent)
 
     def is_copied(self, attempt: str) -> bool:
         """Whether the attempt ran in another folder, on this host, of which this one is a copy.

@@ -42,6 +42,7 @@ from gpuspool.spool.records import (
     ParentEnd,
     Place,
     Run,
+    Scheduler,
     TaskLine,
 )
 from gpuspool.spool.states import LineState
@@ -205,8 +206,12 @@ def admit(
     lease_s: float = 120.0,
     job: Job = JOB,
     at: float = 1700000000.0,
+    job_id: str = "",
 ) -> Parent:
-    """Publish that a process is the parent of an epoch, with one slot on the CPU, in this spool."""
+    """Publish that a process is the parent of an epoch, with one slot on the CPU, in this spool.
+
+    job_id: the Slurm job that it runs in, "" for none.
+    """
     parent = Parent(
         **msgspec.structs.asdict(who),
         epoch=epoch,
@@ -217,6 +222,7 @@ def admit(
         lease_s=lease_s,
         folder=folder_id(layout.root),
         job_sha256=job.sha256,
+        scheduler=Scheduler(kind="slurm", job=job_id) if job_id else None,
     )
     assert publish(layout.parent(epoch), seal_pretty(parent))
     return parent

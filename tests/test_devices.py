@@ -35,6 +35,13 @@ def test_each_inherited_token_is_one_rank() -> None:
     assert assigned(" GPU-aaaa , GPU-bbbb ") == ["GPU-aaaa", "GPU-bbbb"]
 
 
+def test_a_device_that_is_named_twice_has_one_rank() -> None:
+    assert assigned("GPU-aaaa,GPU-aaaa,GPU-bbbb") == ["GPU-aaaa", "GPU-bbbb"]
+    assert assigned("0,1,0") == ["0", "1"]
+    pool = find_pool(None, {"CUDA_VISIBLE_DEVICES": "0,1,0"})
+    assert pool.in_words.endswith("left out, since it names a device again: 0")
+
+
 def test_fewer_ranks_than_devices_take_the_first() -> None:
     assert assigned("2,3", ranks=1) == ["2"]
 

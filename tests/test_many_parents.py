@@ -308,6 +308,30 @@ def test_a_host_that_stood_still_and_was_taken_for_dead_goes_on(
     assert len(starts.attempts_of(1)) == 1 + whole
 
 
+def test_what_a_stopped_parent_lets_lie_others_close_and_it_goes_on_when_it_wakes(
+    starts: Starts,
+) -> None:
+    """As after a Ctrl-Z in the terminal of one of two starts on a host."""
+    starts.plan(*["do"] * 6)
+    lease = ("--lease", limit(1))
+    stopped, other = starts.start(*lease), starts.start(*lease)
+    starts.wait_for(2)
+    (first,) = starts.attempts_of(stopped)
+    (worker,) = starts.pids_of(stopped)
+    starts.signal(stopped, signal.SIGSTOP)
+    kill(worker)
+    wait_until(lambda: f"{first} ended: it died while its parent" in starts.told(other))
+    assert not starts.layout.parent_end(stopped).exists(), "it is not taken for dead"
+    starts.signal(stopped, signal.SIGCONT)
+    wait_until(lambda: len(starts.attempts_of(stopped)) == 2)
+    starts.wait_for(3)
+    starts.open()
+    starts.end(stopped, 0)
+    starts.end(other, 0)
+    assert_sound(starts.box, "S", 6)
+    assert names(starts.layout.subdir("failed")) == [f"{first}.json"]
+
+
 # Orders for all.
 
 

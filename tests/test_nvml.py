@@ -43,6 +43,15 @@ def test_every_card_is_a_rank_by_the_number_that_libraries_expect(
     assert "gpuspool: 4 tasks on 2 ranks (0, 1: listed by NVML), S\n" in done.err
 
 
+def test_a_number_and_the_uuid_of_the_same_card_are_one_device(box: Box, nvml: Nvml) -> None:
+    env = nvml.lists(TWO, CUDA_VISIBLE_DEVICES="0,GPU-aaaa,GPU-bbbb")
+    done = run(box, env)
+    assert given(box) == ["0", "GPU-bbbb"]
+    assert "left out, since it names a device again: GPU-aaaa" in done.err
+    refused = run(box, nvml.lists(TWO), "--devices", "0,GPU-aaaa", code=2)
+    assert "GPU-aaaa names a device that stands there already" in refused.err
+
+
 def test_a_dry_run_tells_the_devices_and_why(box: Box, nvml: Nvml) -> None:
     done = run(box, nvml.lists(TWO), "--dry-run")
     assert "devices: 0, 1 (listed by NVML)" in done.err + done.out

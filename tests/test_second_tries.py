@@ -101,7 +101,7 @@ def test_an_edited_input_is_named_with_what_computes_it_again(inputs: Box) -> No
     inputs.write("in/2.txt", "longer")
     refusal = said(inputs, *RUN)
     assert "0 new, 0 gone, 1 changed\n  changed: 2.txt\n" in refusal
-    assert f"`gpuspool redo {inputs / 'S'} 2.txt` computes what changed again" in refusal
+    assert "`gpuspool redo S 2.txt` computes what changed again" in refusal
     assert "--keep-done leaves the old results as they are" in refusal
     assert "--add" not in refusal
     assert "resume" not in refusal
@@ -119,7 +119,7 @@ def test_an_input_of_the_same_size_is_named_until_it_is_redone(inputs: Box) -> N
     inputs.write("in/3.txt", "yyy")
     warning = said(inputs, *RUN, code=0)
     assert "warning: 2 inputs changed after their tasks had run: 1.txt, 3.txt. What" in warning
-    assert f"`gpuspool redo {inputs / 'S'} 1.txt 3.txt` does that" in warning
+    assert "`gpuspool redo S 1.txt 3.txt` does that" in warning
     inputs.run("redo", "S", "1.txt")
     warning = said(inputs, *RUN, code=0)
     assert "1 input changed after its task had run: 3.txt." in warning

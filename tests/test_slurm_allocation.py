@@ -1,11 +1,14 @@
 """What the environment says of a Slurm job, and where gpuspool must not be started in one."""
 
+import tempfile
+
 import pytest
 from helpers import JOBS, Box, tree
 
 from gpuspool.orchestrator.slurm.allocation import (
     expand_nodes,
     misplacement,
+    others_in,
     scheduler_in,
     warning_of_idle_nodes,
 )
@@ -157,3 +160,58 @@ def test_no_verb_that_runs_is_started_elsewhere_than_on_the_node(box: Box, verb:
     assert "srun gpuspool" in done.err
     assert tree(box.home) == before
     assert "complete" in box.run("status", "S", env=SALLOC).out
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["a start", "a dry run"])
+def test_a_job_that_was_started_again_does_not_begin_its_run_anew(
+    box: Box, dry_run: list[str]
+) -> None:
+    """As after the failure of a node: the script says --fresh, and so it does once more."""
+    command = ["run", f"{JOBS}/plain.py:double", "--lines", box.lines(2), "--spool", "S", "--fresh"]
+    again = {**SCRIPT, "SLURMD_NODENAME": "", "SLURM_JOB_NODELIST": "", "SLURM_RESTART_COUNT": "1"}
+    box.run(*command, "--time-limit", "1h", env=again)
+    before = tree(box.home)
+    done = box.run(*command, *dry_run, env=again, code=2)
+    assert "Slurm has started this job again (1 time" in done.err
+    assert "Leave --fresh out" in done.err
+    assert tree(box.home) == before
+    box.run(*command, "--dry-run", env={**again, "SLURM_RESTART_COUNT": "0"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "others"),
+    [
+        ({}, ""),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "9"}, ""),
+        (SCRIPT, ""),
+        (TWO_NODES, ""),
+        ({**SCRIPT, "SLURM_STEP_ID": "0"}, ""),
+        ({**ELEMENT, "SLURM_ARRAY_TASK_COUNT": "1"}, ""),
+        ({**ELEMENT, "SLURM_ARRAY_TASK_COUNT": "100"}, "each of the 100 elements of its array"),
+        (ELEMENT, "each of the elements of its array"),
+        (TASK, "the start on each of its 2 nodes"),
+    ],
+)
+def test_an_array_and_a_job_of_several_nodes_have_other_starts(
+    environment: dict[str, str], others: str
+) -> None:
+    assert others_in(environment) == others
+
+
+def test_an_element_warns_of_a_spool_that_others_cannot_see(box: Box) -> None:
+    """Each of a hundred would make its own, and do all of the work."""
+    command = ["run", f"{JOBS}/plain.py:double", "--lines", box.lines(2), "--time-limit", "1h"]
+    element = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
+    element["SLURM_ARRAY_TASK_COUNT"] = "100"
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        spool = ["--spool", f"{memory}/S"]
+        told = box.run(*command, *spool, env=element).err
+        assert f"warning: the spool {memory}/S lies on tmpfs, which no other node can see" in told
+        assert "each of the 100 elements of its array" in told
+        assert "folder of outputs" not in told, "it lies in the spool"
+        alone = box.run(*command, *spool, env={**element, "SLURM_ARRAY_TASK_COUNT": "1"}).err
+        assert "no other node" not in alone
+        out = ["--spool", f"{memory}/T", "--out", f"{memory}/out"]
+        told = box.run(*command, *out, env=element).err
+        assert f"the folder of outputs {memory}/out lies on tmpfs" in told
+        assert "with --out." in told

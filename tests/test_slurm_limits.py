@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from slurm_stubs import Stubs, failing_stubs
 
 from gpuspool.orchestrator.slurm.commands import ask, outside_any_job
-from gpuspool.orchestrator.slurm.limits import grace_within, limit_within
+from gpuspool.orchestrator.slurm.limits import grace_within, limit_within, with_limits_of_job
 from gpuspool.orchestrator.slurm.own_job import OwnJob, own_job_in
 from gpuspool.orchestrator.slurm.times import seconds_left
+from gpuspool.spool.records import Options
 
 JOB = {"SLURM_JOB_ID": "17"}
 KILL_WAIT = 'echo "KillWait                = 30 sec"'
@@ -82,6 +83,17 @@ def test_commands_are_asked_as_if_there_were_no_job() -> None:
     }
     kept = {"PATH", "SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
     assert outside_any_job(environment).keys() == kept
+
+
+@pytest.mark.parametrize("left", ["UNLIMITED", "365-00:00:00", "364-23:59:24", "310-00:00:00"])
+def test_a_year_is_how_squeue_says_of_an_element_that_it_has_no_limit(
+    stubs: Stubs, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    monkeypatch.setenv("PATH", stubs.path)
+    stubs.add("squeue", f"echo '17|15|3|{left}'")
+    options, told = with_limits_of_job(Options(), {}, JOB)
+    assert options.time_limit_s is None
+    assert told == ["Slurm job 15_3 has no time limit, and neither has this start"]
 
 
 def test_a_command_that_answers_too_late_is_ended(

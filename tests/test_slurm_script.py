@@ -16,6 +16,7 @@ from gpuspool.orchestrator.slurm.script import (
     further_options,
     quoted,
     refuse_path,
+    variables_for,
 )
 from gpuspool.orchestrator.slurm.times import seconds_of, slurm_time
 from gpuspool.spool.errors import UsageError
@@ -205,6 +206,40 @@ def test_further_options_begin_with_an_option(words: str) -> None:
 @pytest.mark.parametrize("words", ["--nice=5", "--mail-type=END", "-w n1", "-m block"])
 def test_names_that_begin_alike_are_no_reason_to_refuse(words: str) -> None:
     assert further_options(shlex.split(words))
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "counts"),
+    [
+        ("", "SBATCH_ACCOUNT", True),
+        ("", "SBATCH_RESERVATION", True),
+        ("", "SBATCH_CONSTRAINT", True),
+        ("#SBATCH --time=2", "SBATCH_PARTITION", True),
+        ("#SBATCH --account=a", "SBATCH_ACCOUNT", False),
+        ("#SBATCH --nodes=1 -A a", "SBATCH_ACCOUNT", False),
+        ("#SBATCH -pgpu", "SBATCH_PARTITION", False),
+        ('#SBATCH "--constraint=a&b"', "SBATCH_CONSTRAINT", False),
+        ("#SBATCH --reservation=r", "SBATCH_RESERVATION", False),
+        ("#SBATCH --time=2", "SBATCH_TIMELIMIT", False),
+        ("#SBATCH --mem=0", "SBATCH_MEM_PER_CPU", False),
+        ("#SBATCH --cpus-per-task=4", "SBATCH_CPUS_PER_GPU", False),
+        ("echo --account=a", "SBATCH_ACCOUNT", True),
+        ("", "SLURM_JOB_ID", False),
+        *(
+            ("", f"SBATCH_{name}", False)
+            for name in (
+                *("ARRAY_INX", "CLUSTERS", "JOB_NAME", "WAIT", "EXPORT", "OPEN_MODE", "OUTPUT"),
+                *("ERROR", "NO_REQUEUE", "REQUEUE", "SIGNAL", "GRES", "GPUS", "GPUS_PER_NODE"),
+                *("MEM_BIND_LIST", "CPU_BIND_TYPE"),
+            )
+        ),
+    ],
+)
+def test_a_variable_counts_where_it_overrides_no_line_and_nothing_that_is_relied_on(
+    script: str, name: str, counts: bool
+) -> None:
+    given = {name: "x", "PATH": "/bin"}
+    assert variables_for(script.encode(), given) == ({name: "x"} if counts else {})
 
 
 def test_a_script_says_how_many_elements_it_has() -> None:

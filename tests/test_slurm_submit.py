@@ -112,8 +112,9 @@ def test_an_element_knows_when_its_job_ends(
 
 
 @one_node
-def test_a_job_without_limit_has_none(box: Box, slurm: Cluster) -> None:
-    job = submit(box, "--time", "UNLIMITED")
+@pytest.mark.parametrize("time", [["--time", "UNLIMITED"], []], ids=["as asked", "partition"])
+def test_a_job_without_limit_has_none(box: Box, slurm: Cluster, time: list[str]) -> None:
+    job = submit(box, *time)
     slurm.wait_for(job, "COMPLETED", "FAILED")
     assert f"Slurm job {job}_0 has no time limit" in said(box, job)
 
@@ -318,7 +319,9 @@ def test_what_slurm_does_not_take_is_told_in_its_words(box: Box, slurm: Cluster)
         (["--sbatch", "--bogus"], "unrecognized option '--bogus'"),
     ):
         assert words in submit(box, *options, code=2)
-    job = submit(box)
+    box.environment["SBATCH_PARTITION"] = "nope"
+    assert "invalid partition specified: nope" in submit(box, code=2), "as a profile says"
+    job = submit(box, "--partition", "main")
     slurm.wait_for(job, "COMPLETED")
     assert_sound(box, "S", 12)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from helpers import JOBS, Box, Started, assert_sound, names, record, tree, wait_until, waiting
 from slurm_stubs import Stubs, failing_stubs
+from spooling import admit, living_process
 
 import gpuspool
 from gpuspool import Submission
@@ -33,6 +34,7 @@ from gpuspool.orchestrator.slurm.submitting import (
 )
 from gpuspool.spool.errors import GpuspoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_of_one_host
+from gpuspool.spool.layout import Layout
 from gpuspool.spool.view import open_view
 
 DOUBLE = f"{JOBS}/plain.py:double"
@@ -211,15 +213,36 @@ def test_nothing_of_the_job_around_reaches_the_one_that_is_submitted(
 ) -> None:
     queue.add("sbatch", f"env > {box / 'env'}; echo 7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    monkeypatch.setenv("SBATCH_PARTITION", "old")
+    monkeypatch.setenv("SBATCH_OUTPUT", "old")
     monkeypatch.setenv("SLURM_CLUSTERS", "one")
     monkeypatch.setenv("MODULES", "cuda")
     submit()
     told = (box / "env").read_text()
     assert "SLURM_RESTART_COUNT" not in told
-    assert "SBATCH_PARTITION" not in told
+    assert "SBATCH_OUTPUT" not in told
     assert "SLURM_CLUSTERS=one" in told
     assert "MODULES=cuda" in told
+
+
+def test_what_a_profile_says_of_jobs_holds_where_the_script_does_not_say_it(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, box: Box
+) -> None:
+    queue.add("sbatch", f"env > {box / 'env'}; {SBATCH.format(queue=queue.file)}")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "ours")
+    monkeypatch.setenv("SBATCH_PARTITION", "big")
+    monkeypatch.setenv("SBATCH_QOS", "low")
+    monkeypatch.setenv("SBATCH_GPUS", "8")
+    submit(qos="high")
+    told = (box / "env").read_text()
+    assert "SBATCH_ACCOUNT=ours" in told
+    assert "SBATCH_PARTITION=big" in told
+    assert "SBATCH_QOS" not in told
+    assert "SBATCH_GPUS" not in told
+    assert queue.called("sinfo")[-1].endswith("-p big"), "whose nodes tell the cores of a GPU"
+    queue.states()
+    (box / "env").unlink()
+    gpuspool.resubmit("S")
+    assert "SBATCH_ACCOUNT=ours" in (box / "env").read_text()
 
 
 # What a real Slurm does seldom.
@@ -511,6 +534,26 @@ def test_what_was_heard_of_the_queue_is_forgotten_once_the_run_lives(queue: Queu
     assert looks.with_look(STOPPED)["queued"] is None
 
 
+def test_elements_that_drain_are_told_and_what_to_do(queue: Queue, box: Box) -> None:
+    """To Slurm they run, so that nothing is missing yet."""
+    submit()
+    queue.states("RUNNING", "RUNNING", "PENDING")
+    layout = Layout(box / "S")
+    with living_process() as who:
+        admit(layout, 0, who, job_id="100_0")
+        admit(layout, 1, who, job_id="100_1")
+        assert "drain" not in gpuspool.resubmit("S").message
+        gpuspool.drain("S")
+        admit(layout, 2, who, job_id="100_2")
+        message = gpuspool.resubmit("S").message
+        assert "3 elements of" in message
+        assert "2 of them drain, by an order from before" in message
+        assert "`gpuspool resume S --slurm` submits what is missing then" in message
+        assert "2 of them drain" in submit(elements=4).message
+    queue.states("RUNNING", "RUNNING", "PENDING")
+    assert "drain" not in gpuspool.resubmit("S").message, "they have ended"
+
+
 def test_a_resume_outside_of_slurm_tells_that_it_submits_nothing(queue: Queue, box: Box) -> None:
     submit()
     words = ["resume", "S", "--time-limit", "0", "--devices", "cpu"]
@@ -527,7 +570,7 @@ def test_without_squeue_nothing_is_submitted_again(queue: Queue, box: Box) -> No
     for words in (command("--elements", "4"), ["resume", "S", "--slurm"]):
         done = box.run(*words, code=2)
         assert "Unable to contact slurm controller" in done.err
-        assert f"sbatch {box / 'S'}/slurm/0001.sh" in done.err
+        assert "`sbatch S/slurm/0001.sh`" in done.err
     assert len(queue.called("sbatch")) == 1
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from gpuspool.orchestrator.report.advice import quoted
 from gpuspool.orchestrator.report.table import list_lines, one_line_of, table_lines
-from gpuspool.orchestrator.text.printable import one_line
+from gpuspool.orchestrator.text.printable import one_line, shell_word
 
 STATES = ("complete", "failed", "running", "silent", "stopped")
 
@@ -108,7 +107,7 @@ def hostile(draw: random.Random) -> dict[str, Any]:
     ]  # fmt: skip
     return run_of(
         ranks, parents=parents, job=words(draw, 300), state=draw.choice(STATES),
-        next=f"gpuspool status --watch {quoted('/' + words(draw, 300))}",
+        next=f"gpuspool status --watch {shell_word('/' + words(draw, 300))}",
         message=draw.choice([None, words(draw, 300)]), left_alone=draw.choice([0, 2]),
         damage=[words(draw, 300)] * draw.choice([0, 1, 50]), doubtful=draw.choice([0, 7]),
         elapsed_s=draw.choice([None, 1e8]), spool=f"/{words(draw, 300)}",
@@ -224,7 +223,7 @@ def test_the_command_works_when_it_is_copied(name: str, is_long: bool, tmp_path:
     program.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
     program.chmod(0o755)
     path = f"/{'d 漢' * 70}/{name}" if is_long else name
-    now = run_of([rank(0)], next=f"gpuspool logs {quoted(path)} --last 20")
+    now = run_of([rank(0)], next=f"gpuspool logs {shell_word(path)} --last 20")
     lines = table_lines(now)
     at = next((at for at, line in enumerate(lines) if line.startswith("next:")), None)
     if at is None:

@@ -46,6 +46,8 @@ ALIVE_HERE = "alive here"
 DEAD_HERE = "dead here"
 BEATS_ELSEWHERE = "beats elsewhere"
 SILENT_ELSEWHERE = "silent elsewhere"
+# Only a parent's: it lives here, and does not beat, as one that was stopped by Ctrl-Z.
+STOPPED_HERE = "stopped here"
 # Only an attempt's: it has an intent, and no journal yet.
 NOT_BEGUN = "not begun"
 # Only a parent's: it said that it ended, and its process lives on, as one that used the Python API.
@@ -65,6 +67,7 @@ SOMEBODYS = dict.fromkeys(NOBODYS, Life.ELSEWHERE)
 # parent -> attempt -> how another parent of this host sees it once a lease is over.
 TABLE = {
     ALIVE_HERE: SOMEBODYS,
+    STOPPED_HERE: SOMEBODYS | {DEAD_HERE: Life.DEAD},
     BEATS_ELSEWHERE: SOMEBODYS,
     DEAD_HERE: NOBODYS,
     SILENT_ELSEWHERE: NOBODYS,
@@ -79,6 +82,7 @@ AT_ONCE = {
     for attempt in TABLE[parent]
     if parent == SILENT_ELSEWHERE or attempt == NOT_BEGUN
 } | {(parent, SILENT_ELSEWHERE): Life.ELSEWHERE for parent in TABLE}
+AT_ONCE[STOPPED_HERE, DEAD_HERE] = Life.ELSEWHERE
 
 CASES = [(parent, attempt) for parent in TABLE for attempt in TABLE[parent]]
 each_case = pytest.mark.parametrize(
@@ -105,6 +109,8 @@ class Scene:
     def play(self, parent: str, attempt: str, options: Options | None = None) -> None:
         """Let there be the attempt and its parent. options: of the attempt."""
         who = self._process(parent, epoch_name(THEIRS), 0)
+        if parent == ALIVE_HERE:
+            self._beat(epoch_name(THEIRS))
         admit(self.layout, THEIRS, who)
         intend(self.layout, A0, epoch=THEIRS, parent=who, options=options)
         if parent == ENDED:
@@ -117,15 +123,21 @@ class Scene:
             self.attempt_pid = process.pid
 
     def _process(self, what: str, name: str, number: int) -> Identity:
-        if what in (ALIVE_HERE, ENDED, UNKNOWN):
+        if what in (ALIVE_HERE, STOPPED_HERE, ENDED, UNKNOWN):
             return self._stack.enter_context(living_process())
         if what == DEAD_HERE:
             return dead_process()
+        if what == BEATS_ELSEWHERE:
+            self._beat(name)
+        else:
+            Beat(self.layout, name).move()
+        return elsewhere(number)
+
+    def _beat(self, name: str) -> None:
+        """Let somebody beat from now on."""
         beat = Beat(self.layout, name)
         beat.move()
-        if what == BEATS_ELSEWHERE:
-            self._beats.append(beat)
-        return elsewhere(number)
+        self._beats.append(beat)
 
     def workers(self) -> Workers:
         """Those of a parent that looks at the spool for the first time."""
@@ -234,6 +246,16 @@ def test_what_was_silent_and_beats_again_is_not_dead(scene: Scene) -> None:
     scene.layout.beat(epoch_name(THEIRS), 1).touch()
     scene.let_pass(LEASE_S / LOOKS_A_LEASE)
     assert others.life(A0) is Life.ELSEWHERE, "its parent vouches for it"
+
+
+def test_what_a_stopped_parent_has_left_is_its_own_again_once_that_wakes(scene: Scene) -> None:
+    scene.play(STOPPED_HERE, DEAD_HERE)
+    others = scene.workers().others
+    scene.let_a_lease_pass(lambda: others.life(A0))
+    assert others.life(A0) is Life.DEAD
+    scene.layout.beat(epoch_name(THEIRS), 1).touch()
+    scene.let_pass(LEASE_S / LOOKS_A_LEASE)
+    assert others.life(A0) is Life.ELSEWHERE
 
 
 # The parent itself.

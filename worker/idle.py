@@ -268,7 +268,7 @@ class Idling:
         return len(unruled) == view.ledger.tasks - view.ledger.n_finished
 
     def _find_dead(self, detector: FailureDetector) -> dict[str, Death]:
-        """The attempts that are proved dead and that no parent will close, with how they died."""
+        """The attempts that are proved dead and that no parent closes, with how they died."""
         deaths: dict[str, Death] = {}
         for attempt in detector.view.open_attempts:
             if attempt != self._intent.attempt and detector.is_dead_orphan(attempt):

@@ -43,7 +43,7 @@ from gpuspool.orchestrator.plan.devices import Pool
 from gpuspool.orchestrator.plan.imports import why_one_first
 from gpuspool.orchestrator.plan.options import options_of_start
 from gpuspool.orchestrator.plan.slots import Slot
-from gpuspool.orchestrator.slurm.allocation import scheduler_now
+from gpuspool.orchestrator.slurm.allocation import others_in, scheduler_now
 from gpuspool.orchestrator.slurm.limits import with_limits_of_job
 from gpuspool.orchestrator.slurm.requeue import requeue as requeue_job
 from gpuspool.orchestrator.supervise.doctor import warnings_of
@@ -61,10 +61,11 @@ from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.code import publish_code, read_code
 from gpuspool.spool.codec import pretty, seal_pretty
 from gpuspool.spool.errors import OrchestratorLive
+from gpuspool.spool.file_system import file_system_type, is_network, is_of_one_host
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import copy_name
 from gpuspool.spool.manifest import publish_manifest
-from gpuspool.spool.open_folder import folder_id
+from gpuspool.spool.open_folder import folder_id, out_of
 from gpuspool.spool.parents import being_parent, may_any_parent_live
 from gpuspool.spool.publish import publish, replace
 from gpuspool.spool.records import Job, Parent, ParentEnd, Place, Run, TaskLine
@@ -130,6 +131,7 @@ def supervise(
             admission.close()
             telling = Telling(layout, parent.epoch, progress, folders.spool.check)
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
+            _warn(progress, *_of_one_host_alone(view))
             if given_round:
                 progress.say(given_round)
             telling.tell("devices", _what_starts(view, len(slots), pool))
@@ -412,6 +414,33 @@ def _own_choice(job: Job, slots: list[Slot]) -> str | None:
             if "CUDA_VISIBLE_DEVICES=" in word:
                 return f"the command sets CUDA_VISIBLE_DEVICES itself, for all ranks alike: {word}"
     return None
+
+
+def _of_one_host_alone(view: View) -> list[str]:
+    """A warning for each of the spool and OUT that other starts of this Slurm job may not see.
+
+    These would not be refused anything: each would find no spool, make one, and do all of the work.
+    """
+    others = others_in(os.environ)
+    if not others:
+        return []
+    told: list[str] = []
+    for what, option, folder in (
+        ("the spool", "--spool", view.layout.root),
+        ("the folder of outputs", "--out", out_of(view.layout, view.run)),
+    ):
+        kind = file_system_type(folder)
+        if not kind or is_network(kind) or (option == "--out" and view.run.out is None):
+            continue
+        sees = "which no other node can see" if is_of_one_host(kind) else "a disk of this node"
+        told.append(
+            f"{what} {folder} lies on {kind}, {sees}. If this job has other nodes too, {others} "
+            "finds or makes a folder of its own at that path, and where that is the spool it does "
+            f"ALL of the work again. Stop this job, and name a folder that all nodes share with "
+            f"{option}. If one node runs all of it, or exports that folder to the others, all is "
+            "well"
+        )
+    return told
 
 
 def _changed_meanwhile(view: View, job: Job) -> str | None:

@@ -7,6 +7,7 @@ is refused with a list. Nothing is changed before the last reason to refuse has 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from gpuspool.orchestrator.api.presence import (
@@ -38,7 +39,7 @@ from gpuspool.orchestrator.plan.slots import Slot, make_slots
 from gpuspool.orchestrator.slurm.allocation import scheduler_now
 from gpuspool.orchestrator.supervise.lock import hold
 from gpuspool.orchestrator.text.progress import say, warn
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
@@ -243,10 +244,11 @@ def refuse_another_request(
     root = view.layout.root
     if not keep_done and is_from_another_file(view, request.job):
         file = Path(request.job.file)
+        another = shlex.quote(f"{root.name}-{file.stem}")
         raise UsageError(
             f"{root} holds the run of another job: {view.latest_job().spec} before, "
             f"{request.job.spec} now.\n"
-            f"Name another spool for this one, e.g. --spool {root.name}-{file.stem}. --fresh "
+            f"Name another spool for this one, e.g. --spool {another}. --fresh "
             f"renames the old one and starts anew. If {file.name} is the same job as before in a "
             "new file, --keep-done goes on with it."
         )
@@ -321,5 +323,5 @@ def refuse_other_tasks(view: View, tasks: TaskList, *, keep_done: bool, add: boo
     n_mended = sum(verdict(task) is Verdict.FAILED for task in found.changed)
     if n_mended:
         inputs = count_of(n_mended, "failed input has", "failed inputs have")
-        warn(f"{inputs} changed; `gpuspool retry {root}` gives them another round")
+        warn(f"{inputs} changed; {to_type('retry', root)} gives them another round")
     return found

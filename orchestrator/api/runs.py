@@ -26,10 +26,10 @@ from gpuspool.orchestrator.plan.locate import at_home, default_spool, find_spool
 from gpuspool.orchestrator.plan.matching import root_chooser
 from gpuspool.orchestrator.plan.options import RunOptions, StartOptions, shows_options, without_none
 from gpuspool.orchestrator.plan.request import Request, make_request
-from gpuspool.orchestrator.slurm.allocation import refuse_misplaced
+from gpuspool.orchestrator.slurm.allocation import refuse_misplaced, refuse_to_begin_again
 from gpuspool.orchestrator.supervise.drain import ASKED, order_drain
 from gpuspool.orchestrator.text.progress import say, warn
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.parents import may_any_parent_live
@@ -122,6 +122,8 @@ def run(
         key_field=key_field,
         null=null,
     )
+    if fresh and is_made(layout):
+        refuse_to_begin_again(layout.root, os.environ)
     if dry_run:
         return preview(
             layout,
@@ -326,7 +328,9 @@ def _go_on(
     job = view.latest_job()
     refuse_seed_api(view)
     source: bytes | None = None
-    ways_on = KEEP_DONE if reads_source else f"`gpuspool resume {layout.root} --keep-done` goes on."
+    ways_on = KEEP_DONE
+    if not reads_source:
+        ways_on = f"{to_type('resume', layout.root, '--keep-done')} goes on."
     if reads_source and job.kind is not JobKind.COMMAND and Path(job.file).exists():
         job, source = with_source(job, Path(job.file))
     refuse_changed_job(view, job, source, keep_done, ways_on)

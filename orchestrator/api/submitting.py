@@ -64,10 +64,11 @@ from gpuspool.orchestrator.slurm.submitting import (
     submit_arrays,
 )
 from gpuspool.orchestrator.text.progress import say, warn
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, quoted_path, short_path, to_type
 from gpuspool.spool.errors import GpuspoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_network, is_of_one_host
 from gpuspool.spool.layout import Layout, parse_slurm_script
+from gpuspool.spool.parents import Parents
 from gpuspool.spool.publish import (
     listdir,
     make_subfolder,
@@ -78,7 +79,7 @@ from gpuspool.spool.publish import (
 )
 from gpuspool.spool.records import Options
 from gpuspool.spool.trust import Trust, refuse_unsafe, trust_in
-from gpuspool.spool.view import View, load_run, open_view
+from gpuspool.spool.view import View, load_run, open_view, read_control
 
 # So many GPUs a whole node is taken for where sinfo does not tell. The plan is only a beginning:
 # ranks without tasks of their own take them from others.
@@ -253,7 +254,7 @@ def submit(
         return _nothing_left(view)
     alive = _alive_or_refuse(view)
     if len(alive) >= elements:
-        return _enough(view, len(alive))
+        return _enough(view, alive)
     if setup_lines is not None:
         make_subfolder(layout.slurm)
         replace(layout.slurm_setup, setup_lines, durable=True)
@@ -295,11 +296,11 @@ def resubmit(
     if array is None:
         raise UsageError(
             f"{script} does not say how many elements it has, in a line such as #SBATCH "
-            f"--array=0-15%4. Put one in, or `sbatch {shlex.quote(str(script))}` as it is."
+            f"--array=0-15%4. Put one in, or `sbatch {quoted_path(script)}` as it is."
         )
     alive = _alive_or_refuse(view)
     if len(alive) >= array.elements:
-        return _enough(view, len(alive))
+        return _enough(view, alive)
     return _submit(view, script, array.elements, array.at_once, alive)
 
 
@@ -368,8 +369,8 @@ def _refuse_changed_code(view: View, request: Request, keep_done: bool) -> None:
     ways_on = (
         "Elements run the spool's copy of the job. To have it replaced, start the run once in a "
         "job of its own: `gpuspool run` with the same words and --keep-done. It stops workers with "
-        f"the old one. Once it has begun, `gpuspool resume {root} --slurm`. --fresh starts anew, "
-        "and another --spool makes a second run."
+        f"the old one. Once it has begun, {to_type('resume', root, '--slurm')}. --fresh starts "
+        "anew, and another --spool makes a second run."
     )
     refuse_changed_job(view, job, request.source, False, ways_on)
 
@@ -385,8 +386,8 @@ def _refuse_moved(layout: Layout, script: Path, named: str | None) -> None:
             return
     raise UsageError(
         f"{script} starts elements that join {named}, and not {layout.root}: the spool was moved. "
-        f"`gpuspool submit`, with the job and the inputs as before and --spool {layout.root}, "
-        "writes a new script."
+        f"`gpuspool submit`, with the job and the inputs as before and --spool "
+        f"{quoted_path(layout.root)}, writes a new script."
     )
 
 
@@ -499,8 +500,8 @@ def _alive_or_refuse(view: View) -> list[str]:
         numbers = _script_numbers(view.layout)
         hint = ""
         if numbers:
-            script = shlex.quote(str(view.layout.slurm_script(numbers[-1])))
-            hint = f" `sbatch {script}` submits all: elements too many only add ranks to the run."
+            script = view.layout.slurm_script(numbers[-1])
+            hint = f" `sbatch {quoted_path(script)}` submits all: elements too many only add ranks."
         raise UsageError(
             "nobody knows which elements of this run are pending or running, so none was "
             f"submitted: {alive}\nTry again once squeue answers.{hint}"
@@ -548,16 +549,18 @@ def _submit(
     if done.refusal:
         raise UsageError(_refused(script, done, is_new))
     jobs = done.jobs
-    spool = _short(root)
     what, those_there = "element", ""
     if alive:
         what = "more element"
         those_there = f" ({len(alive)} of the {elements} are pending or running)"
+    draining = _about_draining(view, alive)
+    if draining:
+        those_there += f"; {draining}"
     message = (
         f"submitted {count_of(missing, what)} as Slurm job {', '.join(jobs)}, by "
-        f"{_short(script)}{those_there}.\n`gpuspool status {spool}` tells how the run stands, "
-        f"`squeue --me -n {name}` what Slurm has of it, `gpuspool resume {spool} --slurm` submits "
-        "what was lost."
+        f"{short_path(script)}{those_there}.\n{to_type('status', root)} tells how the run stands, "
+        f"`squeue --me -n {name}` what Slurm has of it, {to_type('resume', root, '--slurm')} "
+        "submits what was lost."
     )
     return Submission(root, script, jobs, missing, message)
 
@@ -575,33 +578,53 @@ def _refused(script: Path, done: Submitted, is_new: bool) -> str:
             f"{what}So the script is removed again; --dry-run shows it. Give the command again, "
             "with other options, or later."
         )
-    spool = shlex.quote(str(script.parent.parent))
+    again = to_type("resume", script.parent.parent, "--slurm")
     later = (
         "If an option is wrong, submit again with the right one. If the trouble was Slurm's, "
-        f"`gpuspool resume {spool} --slurm` submits the same script again later."
+        f"{again} submits the same script again later."
     )
     return f"{what}{later}{before_that(done.jobs)}"
 
 
-def _short(path: Path) -> str:
-    """A path as seen from the current folder, while there is one."""
-    try:
-        return os.path.relpath(path)
-    except OSError:
-        return os.fspath(path)
-
-
-def _enough(view: View, n_alive: int) -> Submission:
+def _enough(view: View, alive: list[str]) -> Submission:
     root = view.layout.root
-    message = f"nothing submitted: {count_of(n_alive, 'element')} of {root} are pending or running"
+    elements = count_of(len(alive), "element")
+    message = f"nothing submitted: {elements} of {root} are pending or running"
+    draining = _about_draining(view, alive)
+    if draining:
+        message += f"; {draining}"
     return Submission(root, None, [], 0, message)
+
+
+def _about_draining(view: View, alive: list[str]) -> str:
+    """How many elements that Slurm has are about to end since a drain was ordered, and what to do.
+
+    "" where none is. Slurm does not know of that: to it they run. alive: the ids of their arrays.
+    """
+    parents = Parents(view.layout).refresh()
+    ordered = read_control(view.layout).drain
+    jobs: set[str] = set()
+    for epoch in parents.maybe_alive():
+        parent = parents.known[epoch]
+        if epoch <= ordered and parent is not None and parent.scheduler is not None:
+            jobs.add(parent.scheduler.job)
+    # The id of an element begins with that of its array.
+    n_draining = sum(job.partition("_")[0] in alive for job in jobs)
+    if not n_draining:
+        return ""
+    them = "1 of them drains" if n_draining == 1 else f"{n_draining} of them drain"
+    again = to_type("resume", view.layout.root, "--slurm")
+    return (
+        f"{them}, by an order from before, and will end without being started again. Once "
+        f"{to_type('status', view.layout.root)} shows that, {again} submits what is missing then"
+    )
 
 
 def _nothing_left(view: View) -> Submission:
     root = view.layout.root
     message = f"nothing submitted: every task of {root} has a verdict"
     if view.ledger.n_failed:
-        message += f", and {view.ledger.n_failed} failed (`gpuspool failed {root}`)"
+        message += f", and {view.ledger.n_failed} failed ({to_type('failed', root)})"
     return Submission(root, None, [], 0, message)
 
 

@@ -21,6 +21,7 @@ from gpuspool.orchestrator.plan.holds import refuse_in_spool
 from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.plan.matching import beside_spool
 from gpuspool.orchestrator.plan.out import holds_anything, make_out, mark_out
+from gpuspool.orchestrator.text.words import to_type
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import OrchestratorLive, UsageError
 from gpuspool.spool.layout import OUT_MARK
@@ -80,7 +81,7 @@ def refuse_out(view: View, remakes: bool = False) -> Lack:
             f"{len(published)} outputs of finished tasks were published in {out}, which {what}. "
             "Mount its file system or move it back, then run the same command again. If it was "
             "moved for good, add --out-moved-to DIR. If it was deleted, "
-            f"`gpuspool redo {view.layout.root} --missing-outputs` computes them again."
+            f"{to_type('redo', view.layout.root, '--missing-outputs')} computes them again."
         )
     # Whoever made the run may have died before it made OUT.
     if holds_anything(out) and view.run.out is not None and not published:

@@ -39,7 +39,7 @@ from gpuspool.orchestrator.cli.options import (
 from gpuspool.orchestrator.cli.streams import RunEnded
 from gpuspool.orchestrator.text.printable import one_line, plain_json, printable
 from gpuspool.orchestrator.text.progress import say
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool import __version__
 from gpuspool.spool.errors import (
     EXIT_COMPLETE,
@@ -237,7 +237,7 @@ def resume(
     if scheduler_now() is None and _jobs_in_slurm(root):
         # Who types this on a login node seldom wants the work to be done there.
         where = f"this start works here, on {os.uname().nodename}"
-        say(f"{where}; `gpuspool resume {os.path.relpath(root)} --slurm` submits jobs instead")
+        say(f"{where}; {to_type('resume', root, '--slurm')} submits jobs instead")
     _end(runs.resume(spool, **given), as_json)
 
 
@@ -300,7 +300,7 @@ def add(spool: str, inputs: tuple[str, ...], **given: Any) -> None:
         say(f"nothing added to {spool}: it has all of these inputs")
         return
     them = "it" if n_added == 1 else "them"
-    hint = f"`gpuspool resume {spool}` runs {them}"
+    hint = f"{to_type('resume', spool)} runs {them}"
     if may_any_parent_live(Layout(spool)):
         hint = f"the live run takes {them}"
     say(f"{count_of(n_added, 'task')} added to {spool}; {hint}")
@@ -318,7 +318,7 @@ def drain(spool: str | None, trust_owner: tuple[str, ...]) -> None:
     is_under_way = reading.is_under_way(spool)
     root = runs.drain(spool, trust_owner=trust_owner)
     if is_under_way:
-        say(f"draining {root}; `gpuspool wait` returns when it has stopped")
+        say(f"draining {root}; {to_type('wait', root)} returns when it has stopped")
     else:
         say(f"nothing of {root} is seen at work, so there is nothing to stop")
     jobs = _jobs_in_slurm(root)

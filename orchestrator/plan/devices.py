@@ -168,7 +168,14 @@ def _find_pool(devices: str | None, environment: Mapping[str, str]) -> Pool:
     # "GPU-1b2c…" that it may be: two ways to name one device could give it to two ranks.
     if inherited is not None:
         _refuse_outside(wanted, inherited)
-    return Pool(wanted, "--devices", _uuids_of_indices(wanted, environment))
+    uuids = _uuids_of_indices(wanted, environment)
+    _, repeats = _apart_from_repeats(wanted, uuids)
+    if repeats:
+        raise UsageError(
+            f"--devices {devices}: {', '.join(repeats)} names a device that stands there already. "
+            "For several ranks on a device say --ranks-per-gpu."
+        )
+    return Pool(wanted, "--devices", uuids)
 
 
 def _tokens(devices: str) -> list[str]:
@@ -202,7 +209,12 @@ def _inherited(environment: Mapping[str, str]) -> Pool | None:
         tokens = _visible(value)
         if not tokens:
             return Pool([], f'{name}="{value}" hides all devices{_though(environment)}')
-        return Pool(tokens, f"{name}={value}", _uuids_of_indices(tokens, environment))
+        uuids = _uuids_of_indices(tokens, environment)
+        tokens, repeats = _apart_from_repeats(tokens, uuids)
+        why = f"{name}={value}"
+        if repeats:
+            why += f"; left out, since it names a device again: {', '.join(repeats)}"
+        return Pool(tokens, why, uuids)
     value = environment.get(ROCR)
     if value is None:
         return None
@@ -210,6 +222,22 @@ def _inherited(environment: Mapping[str, str]) -> Pool | None:
     if not places:
         return Pool([], f'{ROCR}="{value}" hides all devices{_though(environment)}')
     return Pool(places, f"places in {ROCR}={value}")
+
+
+def _apart_from_repeats(tokens: list[str], uuids: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """The first token of each device, and those that name one again: two ranks would share it.
+
+    uuids: of tokens that are indices, as far as that is known.
+    """
+    first: dict[str, str] = {}
+    repeats: list[str] = []
+    for token in tokens:
+        device = uuids.get(token, token)
+        if device in first:
+            repeats.append(token)
+        else:
+            first[device] = token
+    return list(first.values()), repeats
 
 
 def _visible(value: str) -> list[str]:

@@ -17,6 +17,7 @@ from gpuspool.orchestrator.plan.inputs import TaskList
 from gpuspool.orchestrator.plan.locate import command_name
 from gpuspool.orchestrator.plan.matching import Matching
 from gpuspool.orchestrator.plan.request import Request
+from gpuspool.orchestrator.text.words import to_type
 from gpuspool.spool.open_folder import read_mark
 from gpuspool.spool.publish import listdir, read_bytes
 from gpuspool.spool.records import Job, TaskLine
@@ -165,7 +166,6 @@ def task_difference(view: View, differing: Matching, names: TaskList) -> str:
     ):
         if keys:
             text += f"\n  {what}: {', '.join(keys)}"
-    root = view.layout.root
     ways: list[str] = []
     if changed and names.root:
         ways.append(f"{redo_command(view, changed_keys)} computes what changed again")
@@ -173,7 +173,7 @@ def task_difference(view: View, differing: Matching, names: TaskList) -> str:
     if new:
         ways.append("--add takes the new ones into the run")
     if new or gone or not names.root:
-        ways.append(f"`gpuspool resume {root}` goes on with the run as it is")
+        ways.append(f"{to_type('resume', view.layout.root)} goes on with the run as it is")
     ways.append("--fresh starts anew (the old spool is renamed)")
     return f"{text}\n{', '.join(ways)}, and another --spool makes a second run."
 
@@ -184,7 +184,7 @@ def redo_command(view: View, keys: list[str]) -> str:
     keys: as `keys_of` gives them. Where these are not all, the user has to write them.
     """
     words = "KEY…" if ELLIPSIS in keys else shlex.join(keys)
-    return f"`gpuspool redo {view.layout.root} {words}`"
+    return to_type("redo", view.layout.root, words)
 
 
 def keys_of(tasks: Iterable[TaskLine], indices: list[int]) -> list[str]:

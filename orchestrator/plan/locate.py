@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpuspool.orchestrator.text.words import to_type
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Job
@@ -146,10 +147,10 @@ def refuse_no_spool(verb: str, spool: str | os.PathLike[str] | None, words: Sequ
     is_misspelt = os.path.basename(typed.rstrip("/")).startswith("spool-")
     if not found or is_misspelt or (words and len(found) > 1):
         return
-    name = str(found[0]) if len(found) == 1 else "SPOOL"
+    name = found[0] if len(found) == 1 else "SPOOL"
     raise UsageError(
         f"{typed!r} is taken for SPOOL, which comes first: "
-        f"`gpuspool {verb} {name} {shlex.join([typed, *words])}`"
+        f"{to_type(verb, name, shlex.join([typed, *words]))}"
     )
 
 

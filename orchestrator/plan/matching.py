@@ -195,12 +195,12 @@ def _refuse_other_files(view: View, now: str, paths: list[str]) -> None:
     for path in paths:
         of_run = os.path.join(before, os.path.relpath(path, now))
         if Path(of_run).exists() and not os.path.samefile(of_run, path):
+            another = shlex.quote(f"{view.layout.root.name}-{os.path.basename(now)}")
             raise UsageError(
                 f"{view.layout.root} is the run of the files in {before}, and {path} is another "
-                f"file than {of_run}. Name another spool for this one, e.g. --spool "
-                f"{view.layout.root.name}-{os.path.basename(now)}. If they are copies of the "
-                f"run's files, which it shall read from now on, say --key-root {now}. Nothing was "
-                "run."
+                f"file than {of_run}. Name another spool for this one, e.g. --spool {another}. If "
+                "they are copies of the run's files, which it shall read from now on, say "
+                f"--key-root {shlex.quote(now)}. Nothing was run."
             )
 
 

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from gpuspool.orchestrator.text.progress import duration
+from gpuspool.orchestrator.text.words import quoted_path
 from gpuspool.spool.parents import LOST
 from gpuspool.spool.states import Ending, Reason, RunState
 
@@ -54,7 +54,7 @@ def state_in_words(now: dict[str, Any]) -> str:
 
 def next_command(now: dict[str, Any], spool: str) -> str:
     """The command worth typing now, as a shell takes it. spool: as the user named it."""
-    name = quoted(spool)
+    name = quoted_path(spool)
     match RunState(now["state"]):
         case RunState.COMPLETE:
             return f"gpuspool results {name}"
@@ -82,23 +82,3 @@ def _fails_to_load(now: dict[str, Any]) -> bool:
     if now["tasks"]["complete"] or not ranks:
         return False
     return all(Reason.LOAD in (row["ended"], row["restart_cause"]) for row in ranks)
-
-
-def quoted(path: str) -> str:
-    """A path as a word of a shell, whatever characters it has, and never taken for an option.
-
-    What a terminal should not be sent is written as bash and zsh read it in $'…'.
-    """
-    if path.startswith("-"):
-        path = f"./{path}"
-    if path.isprintable():
-        return shlex.quote(path)
-    letters = [_escaped(byte) for byte in path.encode(errors="surrogateescape")]
-    return f"$'{''.join(letters)}'"
-
-
-def _escaped(byte: int) -> str:
-    letter = chr(byte)
-    if letter in "\\'":
-        return f"\\{letter}"
-    return letter if letter.isascii() and letter.isprintable() else f"\\x{byte:02x}"

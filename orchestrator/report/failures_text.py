@@ -20,7 +20,7 @@ from gpuspool.orchestrator.text.cells import cut_end, cut_name, width
 from gpuspool.orchestrator.text.excerpts import excerpt, is_frame, source_line
 from gpuspool.orchestrator.text.groups import MESSAGE_SHOWN
 from gpuspool.orchestrator.text.printable import one_line, shell_word
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, quoted_path
 
 # The width of the narrowest terminal that people use.
 COLUMNS = 80
@@ -72,15 +72,15 @@ def explain_command(spool: str, task: int, key: str | None = None) -> str:
 
     key: None where it is not known.
     """
-    return f"gpuspool explain {shell_word(spool)} {_typed(task, key)}"
+    return f"gpuspool explain {quoted_path(spool)} {_typed(task, key)}"
 
 
 def _next_lines(found: Groups, spool: str) -> Iterator[str]:
     """What may be typed about all of it."""
     first = found.groups[0].shown[0].task
     word = _typed(first, _key_of(found.inputs.get(first)))
-    printed = f"gpuspool logs {shell_word(spool)} --task {word}"
-    again = f"gpuspool retry {shell_word(spool)}"
+    printed = f"gpuspool logs {quoted_path(spool)} --task {word}"
+    again = f"gpuspool retry {quoted_path(spool)}"
     them = "it" if found.n_tasks == 1 else "all of them"
     columns = max(map(len, (printed, again)))
     yield f"next: {printed:{columns}}  # what it printed"

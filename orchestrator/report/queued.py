@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuspool.orchestrator.report.advice import quoted
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, quoted_path
 
 # What goes on with a run that has stopped.
 RESUME = "gpuspool resume"
@@ -29,9 +28,9 @@ def with_queue(now: dict[str, Any], queued: dict[str, Any] | None, spool: str) -
     told = {**now, "queued": queued}
     if _to_come(told) is not None:
         told["says"] = "queued"
-        told["next"] = f"gpuspool wait {quoted(spool)}"
+        told["next"] = f"gpuspool wait {quoted_path(spool)}"
     elif queued is not None and not is_queued(told) and now.get("next", "").startswith(RESUME):
-        told["next"] = f"{RESUME} {quoted(spool)} --slurm"
+        told["next"] = f"{RESUME} {quoted_path(spool)} --slurm"
     return told
 
 

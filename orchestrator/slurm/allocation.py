@@ -18,7 +18,9 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import Scheduler
 
@@ -33,6 +35,9 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 
 # No cluster has more nodes than this, and a list that names more is none.
 _MOST_NODES = 100_000
+
+# What the other starts of an array are called whose number is not told.
+_ANY_ELEMENT = "each of the elements of its array"
 
 # How many nodes a message names.
 _SHOWN_NODES = 4
@@ -125,6 +130,24 @@ def _numbers(ranges: str) -> list[str]:
     return found
 
 
+def refuse_to_begin_again(spool: Path, environment: Mapping[str, str]) -> None:
+    """Raise UsageError where --fresh would move a run aside that this job has begun itself.
+
+    spool: the spool that is there. After the failure of a node, say, Slurm starts the same script
+    again, and with it the same words.
+    """
+    restarts = restarts_in(environment)
+    if job_id_in(environment) is None or not restarts:
+        return
+    times = count_of(restarts, "time")
+    raise UsageError(
+        f"Slurm has started this job again ({times}, SLURM_RESTART_COUNT), and --fresh would begin "
+        f"the run anew although {spool} may hold what the job did before. Leave --fresh out of the "
+        "job's script to go on with that. To begin anew, submit a new job; from inside of a job "
+        "that was started again, `unset SLURM_RESTART_COUNT` before."
+    )
+
+
 def refuse_misplaced() -> None:
     """Raise UsageError where this process would leave most of its Slurm job idle."""
     trouble = misplacement(os.environ, os.uname().nodename)
@@ -173,6 +196,21 @@ def warning_of_idle_nodes(environment: Mapping[str, str]) -> str | None:
         f"this is one of the {_named(nodes, n_nodes)} of Slurm job {job_id_in(environment)}; "
         "`srun --ntasks-per-node=1 gpuspool …` uses all"
     )
+
+
+def others_in(environment: Mapping[str, str]) -> str:
+    """Which other starts of the same command the Slurm job around this process has, perhaps on
+    other nodes: "each of the 100 elements of its array"; "" where there can be none.
+    """
+    if job_id_in(environment) is None:
+        return ""
+    elements = environment.get("SLURM_ARRAY_TASK_COUNT", "")
+    if environment.get("SLURM_ARRAY_TASK_ID") and elements != "1":
+        return f"each of the {elements} elements of its array" if elements else _ANY_ELEMENT
+    n_nodes = _node_count(environment, nodes_in(environment))
+    if n_nodes > 1 and environment.get("SLURM_STEP_ID"):
+        return f"the start on each of its {n_nodes} nodes"
+    return ""
 
 
 def _node_count(environment: Mapping[str, str], nodes: list[str]) -> int:

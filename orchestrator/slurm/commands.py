@@ -22,7 +22,8 @@ from gpuspool.spool.signals import children_can_be_awaited
 ASK_S = 10.0
 
 # Variables with these beginnings change what Slurm's commands do or print. Inside a job they also
-# describe that job, and sbatch would hand them down to the one that it submits.
+# describe that job, and sbatch would hand them down to the one that it submits. Whoever calls
+# sbatch says which of its own are meant after all.
 _CHANGING = ("SLURM_", "SBATCH_", "SQUEUE_", "SINFO_")
 
 # These say which Slurm is meant, and who asks.
@@ -40,10 +41,13 @@ class Answer(msgspec.Struct, frozen=True):
     err: str = ""
 
 
-def ask(words: Sequence[str], timeout_s: float = ASK_S) -> Answer:
+def ask(
+    words: Sequence[str], timeout_s: float = ASK_S, variables: Mapping[str, str] | None = None
+) -> Answer:
     """Run a command of Slurm's with nothing on its stdin. It is killed after `timeout_s` seconds.
 
-    words: the command and its arguments; the first is looked up on PATH.
+    words: the command and its arguments; the first is looked up on PATH. variables: are set for it
+    beside those of `outside_any_job`.
     """
     name = words[0]
     try:
@@ -54,7 +58,7 @@ def ask(words: Sequence[str], timeout_s: float = ASK_S) -> Answer:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=timeout_s,
-                env=outside_any_job(os.environ),
+                env={**outside_any_job(os.environ), **(variables or {})},
                 check=False,
             )
     except subprocess.TimeoutExpired as late:

@@ -10,7 +10,6 @@ Called when a run is started, once it is known that it may.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +26,10 @@ from gpuspool.spool.records import Options
 # Between the end of the grace and that of the job a parent sees its workers off, closes attempts
 # and asks Slurm to start the job again.
 MARGIN_S = 30.0
+
+# Of an element of an array without a time limit squeue tells the time that is left as a year, less
+# what has passed. No site allows so long a job, so from here on that is no limit.
+UNLIMITED_S = 300 * 86400.0
 
 # However short the time is, at least this part of it is for work.
 LEAST_WORK = 0.5
@@ -83,7 +86,7 @@ def _time_limit(job_id: str, own: OwnJob | str, grace_s: float) -> tuple[float |
     left_s = seconds_left(own.time_left)
     if left_s is None:
         return None, _no_limit(own.key, f"squeue says {own.time_left!r}")
-    if left_s == math.inf:
+    if left_s >= UNLIMITED_S:
         return None, f"Slurm job {own.key} has no time limit, and neither has this start"
     limit_s = limit_within(left_s, grace_s)
     return limit_s, (

@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -51,6 +51,43 @@ _OURS = {
 
 # These need no quotes in a line of options.
 _PLAIN = re.compile(r"[A-Za-z0-9_./%=:,@+-]+")
+
+# By variables such as SBATCH_ACCOUNT a shell's profile gives sbatch options. sbatch lets them win
+# over the lines of a script. These would change what gpuspool relies on, whatever the script says:
+# which jobs there are and how they are found, where they print, whether they start again, and which
+# GPUs they have. The last two are told to jobs by Slurm itself, and are no options.
+_NOT_HANDED_ON = re.compile(
+    "SBATCH_(ARRAY_INX|CLUSTERS|JOB_NAME|NODES|NTASKS|WAIT|TEST_ONLY|DEPENDENCY"
+    "|EXPORT|EXPORT_FILE|GET_USER_ENV|OPEN_MODE|OUTPUT|ERROR|INPUT"
+    "|NO_KILL|NO_REQUEUE|REQUEUE|SIGNAL"
+    "|GRES|GPUS|GPUS_PER_.*|TRES_PER_TASK"
+    "|MEM_BIND.*|CPU_BIND.*)"
+)
+
+# Some of these variables are named otherwise than their options. And some options exclude others,
+# so that a variable must not say one where the script says another.
+_CORES = ("--cpus-per-task", "-c", "--cpus-per-gpu")
+_MEMORY = ("--mem", "--mem-per-cpu", "--mem-per-gpu")
+_OPTIONS_OF = {
+    "SBATCH_ACCOUNT": ("--account", "-A"),
+    "SBATCH_CONSTRAINT": ("--constraint", "-C"),
+    "SBATCH_CORE_SPEC": ("--core-spec", "-S", "--thread-spec"),
+    "SBATCH_CPUS_PER_GPU": _CORES,
+    "SBATCH_CPUS_PER_TASK": _CORES,
+    "SBATCH_DISTRIBUTION": ("--distribution", "-m"),
+    "SBATCH_EXCLUSIVE": ("--exclusive", "--oversubscribe", "-s"),
+    "SBATCH_LICENSES": ("--licenses", "-L"),
+    "SBATCH_MEM_PER_CPU": _MEMORY,
+    "SBATCH_MEM_PER_GPU": _MEMORY,
+    "SBATCH_MEM_PER_NODE": _MEMORY,
+    "SBATCH_OVERCOMMIT": ("--overcommit", "-O"),
+    "SBATCH_PARTITION": ("--partition", "-p"),
+    "SBATCH_QOS": ("--qos", "-q"),
+    "SBATCH_REQ_SWITCH": ("--switches",),
+    "SBATCH_THREAD_SPEC": ("--core-spec", "-S", "--thread-spec"),
+    "SBATCH_TIMELIMIT": ("--time", "-t"),
+    "SBATCH_WAIT4SWITCH": ("--switches",),
+}
 
 _ARRAY = re.compile(rb"^#SBATCH --array=0-(\d{1,9})(?:%(\d{1,9}))?$", re.MULTILINE)
 
@@ -188,6 +225,37 @@ def spool_in(script: bytes) -> str | None:
     except ValueError:
         return None
     return words[0]
+
+
+def variables_for(script: bytes, environment: Mapping[str, str]) -> dict[str, str]:
+    """Of the variables that give sbatch options those that may count beside a script.
+
+    A site's profile, or a user's, may name the account, the partition and more in this way, and
+    without them Slurm may refuse all jobs. What the script says itself it is to say alone.
+    """
+    said = _options_in(script)
+    found: dict[str, str] = {}
+    for name, value in environment.items():
+        if not name.startswith("SBATCH_") or _NOT_HANDED_ON.fullmatch(name):
+            continue
+        usual = "--" + name.removeprefix("SBATCH_").lower().replace("_", "-")
+        if said.isdisjoint(_OPTIONS_OF.get(name, (usual,))):
+            found[name] = value
+    return found
+
+
+def _options_in(script: bytes) -> set[str]:
+    """The options that the lines of a script name, without their values."""
+    found: set[str] = set()
+    for line in os.fsdecode(script).splitlines():
+        if line.startswith("#SBATCH"):
+            for word in line.split()[1:]:
+                word = word.lstrip('"')
+                if word.startswith("--"):
+                    found.add(word.partition("=")[0].rstrip('"'))
+                elif word.startswith("-"):
+                    found.add(word[:2])
+    return found
 
 
 def further_options(words: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ only once squeue was asked for jobs of this run that were not there before.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ import msgspec
 
 from gpuspool.orchestrator.slurm.commands import ask, configured_number
 from gpuspool.orchestrator.slurm.elements import elements_of
-from gpuspool.orchestrator.slurm.script import Array, array_range
+from gpuspool.orchestrator.slurm.script import Array, array_range, variables_for
+from gpuspool.orchestrator.text.words import to_type
 from gpuspool.spool.errors import GpuspoolError
+from gpuspool.spool.publish import read_bytes
 
 # How long sbatch may take. Sites let it look at many things before a job is accepted.
 SBATCH_S = 60.0
@@ -93,9 +96,11 @@ def submit_arrays(
     """
     done = Submitted([], [])
     before = set(known)
+    variables = variables_for(read_bytes(script) or b"", os.environ)
     for array in arrays:
         option = f"--array={array_range(array.elements, array.at_once)}"
-        answer = ask(["sbatch", "--parsable", option, str(script)], SBATCH_S)
+        words = ["sbatch", "--parsable", option, str(script)]
+        answer = ask(words, SBATCH_S, variables)
         if answer.err:
             done.said.append(answer.err)
         job, trouble = id_in(answer.out), answer.trouble
@@ -129,8 +134,8 @@ def _found_after_all(
     if isinstance(alive, str):
         raise GpuspoolError(
             f"nobody knows whether the jobs were submitted. sbatch: {trouble}\nsqueue: {alive}\n"
-            f"Once Slurm answers, `gpuspool resume {script.parent.parent} --slurm` submits what is "
-            f"missing.{before_that(submitted)}"
+            f"Once Slurm answers, {to_type('resume', script.parent.parent, '--slurm')} submits "
+            f"what is missing.{before_that(submitted)}"
         )
     new = sorted(set(alive) - before)
     return new[-1] if new else None
@@ -142,7 +147,11 @@ def before_that(submitted: Sequence[str]) -> str:
 
 
 def node_shapes(partition: str) -> list[NodeShape]:
-    """What the nodes of these partitions have, "" for the default one; none where nobody tells."""
+    """What the nodes of these partitions have; none where nobody tells.
+
+    partition: "" for those of SBATCH_PARTITION, or else for the default one.
+    """
+    partition = partition or os.environ.get("SBATCH_PARTITION", "")
     words = ["sinfo", "-h", "-o", "%P|%c|%G"]
     if partition:
         words += ["-p", partition]

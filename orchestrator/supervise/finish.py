@@ -21,7 +21,7 @@ from gpuspool.orchestrator.supervise.rulings import how_it_failed
 from gpuspool.orchestrator.text.groups import Groups, describe
 from gpuspool.orchestrator.text.printable import one_line, recordable
 from gpuspool.orchestrator.text.progress import took
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, short_path, to_type
 from gpuspool.spool.blame import read_tail
 from gpuspool.spool.closing import FailedTask, failures_of, publish_copies
 from gpuspool.spool.codec import pretty
@@ -202,20 +202,12 @@ def _is_overtaken(view: View, record: FailedTask) -> bool:
     return bool(ledger.complete[record.task]) or record.round < ledger.round_of(record.task)
 
 
-def _short(path: str | os.PathLike[str]) -> str:
-    """A path as seen from the current folder, while there is one."""
-    try:
-        return os.path.relpath(path)
-    except OSError:
-        return os.fspath(path)
-
-
 def _message(view: View, ending: Ending, epoch: int, seconds: float) -> str:
     """What happened, with the counts."""
     counts = _counts(view)
     match ending:
         case Ending.FINISHED:
-            out = _short(out_of(view.layout, view.run))
+            out = short_path(out_of(view.layout, view.run))
             return f"{counts}, in {took(seconds)}. Outputs: {out}"
         case Ending.TOO_MANY_FAILED:
             return f"stopped early, since --max-failed is reached: {counts}."
@@ -260,9 +252,9 @@ def _about_failures(view: View, groups: Groups) -> str:
     n_failed = view.ledger.n_failed
     if not n_failed:
         return ""
-    root = _short(view.layout.root)
+    root = view.layout.root
     them = "it" if n_failed == 1 else "them"
-    text = f"`gpuspool failed {root}` tells why, `gpuspool retry {root}` runs {them} again"
+    text = f"{to_type('failed', root)} tells why, {to_type('retry', root)} runs {them} again"
     text += f"{_after_a_fix(view)}."
     largest = groups.largest()
     if largest is None:
@@ -278,17 +270,18 @@ def _about_failures(view: View, groups: Groups) -> str:
 
 def _go_on(view: View, ending: Ending) -> str:
     """How to go on with a run that was not finished."""
-    root = _short(view.layout.root)
+    root = view.layout.root
     if ending is Ending.TOO_MANY_FAILED:
-        return f"Or go on with a higher --max-failed: `gpuspool resume {root} --max-failed N`."
+        higher = to_type("resume", root, "--max-failed", "N")
+        return f"Or go on with a higher --max-failed: {higher}."
     is_submitted = any(map(parse_slurm_script, listdir(view.layout.slurm)))
     if is_submitted and ending in (Ending.DRAINED, Ending.INTERRUPTED, Ending.STOPPED):
         # Without --slurm it would work where it is typed, which is often the login node.
-        return f"`gpuspool resume {root} --slurm` goes on: it submits what is missing."
+        return f"{to_type('resume', root, '--slurm')} goes on: it submits what is missing."
     hint = ""
     if ending in (Ending.LOAD, Ending.GAVE_UP, Ending.BROKEN, Ending.OUTAGE):
         hint = _after_a_fix(view)
-    return f"Go on with the same command or `gpuspool resume {root}`{hint}."
+    return f"Go on with the same command or {to_type('resume', root)}{hint}."
 
 
 def _after_a_fix(view: View) -> str:

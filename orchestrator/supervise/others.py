@@ -5,10 +5,11 @@ table, elsewhere by a lease.
 
 - As long as the parent of such an attempt is not proved dead, the attempt is that parent's alone.
   Here it is ELSEWHERE, whatever is known of its process, and is neither closed nor signalled,
-  killed or timed out.
+  killed or timed out. There is one exception: where the parent lives on this host and has done
+  nothing for a lease, since it is stopped or hangs, what dies of its attempts is DEAD here too.
 - An attempt that lives on this host and whose parent is dead is adopted: it is watched and
   signalled like a child. In `Others`, ALIVE means just that.
-- One that is dead, and its parent too, is DEAD, and whoever sees that first closes it.
+- One that is dead, and its parent dead or silent, is DEAD, and whoever sees that first closes it.
 
 What this process started itself is in `children.py`.
 """
@@ -47,16 +48,20 @@ class Others:
         return [name for name in self._view.open_attempts if name not in self._children]
 
     def life(self, attempt: str) -> Life:
-        """DEAD if the attempt and its parent are proved dead, ALIVE if it is adopted here.
+        """DEAD if the attempt is proved dead and its parent will not see to it, ALIVE if it is
+        adopted here.
 
         All else is ELSEWHERE, and none of this process's business.
         """
         # Both are asked always, so that their leases run side by side.
         found = self.detector.life(attempt)
         parent_life = self.detector.parent_life(attempt)
+        is_left = self.detector.is_left_by_parent(attempt)
         if self._view.intents.get(attempt) is None:
             # Its intent is damaged: whose it is nobody can tell, and so it is anybody's.
             return found
+        if found is Life.DEAD and is_left:
+            return Life.DEAD
         return found if parent_life is Life.DEAD else Life.ELSEWHERE
 
     def newly_adopted(self) -> list[str]:

@@ -317,6 +317,8 @@ class Workers:
             return "it could not be started"
         if closing.attempt in self.children:
             return "it hangs in the kernel"
+        if not self.others.is_parent_dead(closing.attempt):
+            return "it died while its parent, which lives, did nothing (is that stopped?)"
         return "its orchestrator and then it itself died"
 
     def reap(self, on_slow: OnSlow) -> list[Closing]:

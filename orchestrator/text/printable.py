@@ -53,7 +53,7 @@ def one_line(text: str) -> str:
 def shell_word(text: str) -> str:
     """The text as one word of a shell's command, which means the same when it is typed.
 
-    What is not safe for a terminal stands as bash has it in $'…'.
+    What is not safe for a terminal stands byte by byte as bash and zsh have it in $'…'.
     """
     if one_line(text) == text:
         return shlex.quote(text)
@@ -86,11 +86,10 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def _escape_for_shell(match: re.Match[str]) -> str:
-    number = ord(match[0])
-    # It stands for a byte that is not UTF-8.
-    if 0xDC80 <= number <= 0xDCFF:
-        return f"\\x{number - 0xDC00:02x}"
-    return f"\\u{number:04x}"
+    # A surrogate stands for a byte that is not UTF-8. Some stand for none, and no shell has them.
+    is_byte = "\udc80" <= match[0] <= "\udcff"
+    letter = match[0].encode(errors="surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in letter)
 
 
 def _escape_utf8(match: re.Match[bytes]) -> bytes:
