@@ -12,6 +12,7 @@ from rich.cells import cell_len
 
 from gpuspool.orchestrator.report.table import list_lines, one_line_of, table_lines
 from gpuspool.orchestrator.text.printable import one_line, shell_word
+from gpuspool.orchestrator.text.words import quoted_path
 
 STATES = ("complete", "failed", "running", "silent", "stopped")
 
@@ -223,7 +224,7 @@ def test_the_command_works_when_it_is_copied(name: str, is_long: bool, tmp_path:
     program.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
     program.chmod(0o755)
     path = f"/{'d 漢' * 70}/{name}" if is_long else name
-    now = run_of([rank(0)], next=f"gpuspool logs {shell_word(path)} --last 20")
+    now = run_of([rank(0)], next=f"gpuspool logs {quoted_path(path)} --last 20")
     lines = table_lines(now)
     at = next((at for at, line in enumerate(lines) if line.startswith("next:")), None)
     if at is None:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.report.finding import is_attempt, parse_rank
+from gpuspool.orchestrator.text.printable import shell_word
+from gpuspool.orchestrator.text.words import to_type
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
 
@@ -70,8 +72,8 @@ def _spool_of(words: Sequence[str], about: Sequence[str]) -> str | None:
             f"one task or rank at a time: {shlex.join([*words, *about])!r} names more. {_EXAMPLE}"
         )
     if not _is_spool(words[0]) and about and _is_spool(about[-1]):
-        swapped = shlex.join([about[-1], words[0]])
-        raise UsageError(f"SPOOL comes first: `gpuspool explain {swapped}`")
+        swapped = to_type("explain", about[-1], shell_word(words[0]))
+        raise UsageError(f"SPOOL comes first: {swapped}")
     return words[0]
 
 

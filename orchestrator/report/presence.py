@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-
 from gpuspool.orchestrator.report.parents import Beats
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.layout import epoch_name, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import CPU
@@ -81,7 +78,7 @@ class Presence:
 
     def who_goes_on(self) -> str:
         """Why nothing new is begun, and what to do about that; "" where a parent is at work."""
-        resume = f"`gpuspool resume {spool_word(self._view)}` goes on"
+        resume = f"{to_type('resume', self._view.layout.root)} goes on"
         if self.is_draining:
             return f"the run is being drained, and takes nothing new; {resume}"
         if self.parents:
@@ -91,13 +88,6 @@ class Presence:
             they = count_of(workers, "worker goes", "workers go")
             return f"what started the run is gone, and {they} on without it; {resume} too"
         return f"nobody is at work; {resume}"
-
-
-def spool_word(view: View) -> str:
-    """How to name a spool in a command that is typed here."""
-    path = os.fspath(view.layout.root)
-    here = os.path.relpath(path)
-    return shlex.quote(path if here.startswith("..") else here)
 
 
 def where(view: View, attempt: str) -> str:

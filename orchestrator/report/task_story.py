@@ -15,9 +15,9 @@ from enum import StrEnum
 from gpuspool.orchestrator.report.endings import ending, frames_of, in_words
 from gpuspool.orchestrator.report.history import Given, History, Told, read_history
 from gpuspool.orchestrator.report.keys import TaskKey
-from gpuspool.orchestrator.report.presence import Presence, spool_word, where
+from gpuspool.orchestrator.report.presence import Presence, where
 from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.layout import is_added, is_planned, is_retry, is_ruling, parse_orphans, rank_of
 from gpuspool.spool.records import Claim, Closing, Error, Heartbeat, TaskFailure
@@ -361,10 +361,10 @@ class _Teller:
     def _stands_failed(self) -> tuple[str, str]:
         if self._history.is_unreadable:
             text = "failed: no readable line of a manifest describes it any more"
-            return text, f"`gpuspool verify {self._spool}` tells what is damaged"
+            return text, f"{self._to_type('verify')} tells what is damaged"
         error = self._last_error()
         why = "" if error is None else f": {in_words(error)}"
-        then = f"`gpuspool retry {self._spool}` gives it another round"
+        then = f"{self._to_type('retry')} gives it another round"
         return f"failed for good{why}", f"{then}; after a fix of the job add --keep-done"
 
     def _stands_held_back(self) -> tuple[str, str]:
@@ -497,9 +497,8 @@ class _Teller:
         ]
         return max(errors, key=lambda pair: pair[0])[1] if errors else None
 
-    @property
-    def _spool(self) -> str:
-        return spool_word(self._view)
+    def _to_type(self, verb: str) -> str:
+        return to_type(verb, self._view.layout.root)
 
 
 def _n_in_hand(beat: Heartbeat) -> int:
