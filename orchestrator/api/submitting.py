@@ -214,6 +214,7 @@ def submit(
         more=tuple(_split(sbatch)),
         has_setup=setup_lines is not None,
         requeue=requeue,
+        on_cpu=no_gres and request.options.devices is None and not _asks_for_gpus(sbatch),
         leave_when_idle_s=given.get("leave_when_idle_s"),
         trusted=trusted,
         gres=_gres(gres, no_gres, gpus_per_element, whole_nodes, request.options),
@@ -431,6 +432,11 @@ def _gres(gres: str, no_gres: bool, gpus: int | None, whole_nodes: bool, options
     if gres or no_gres or whole_nodes or options.devices == "cpu":
         return gres
     return f"gpu:{gpus or 1}"
+
+
+def _asks_for_gpus(sbatch: str) -> bool:
+    """Whether further options of sbatch's ask for GPUs in a way of their own, as --gpus does."""
+    return any(word in sbatch for word in ("gpu", "gres", "tres", "-G"))
 
 
 def _with_shape(wish: Wish, options: Options) -> tuple[Wish, int]:
