@@ -449,6 +449,18 @@ def test_elements_that_ask_for_no_gpu_use_none(
     assert script.read_text().endswith(f" join {box / 'S'}{joins_with}\n")
 
 
+def test_elements_whose_time_is_up_for_good_are_told_of(
+    queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(time="4h")
+    told = capsys.readouterr().err
+    assert "before its time (4h) is over, and is not started again then: --requeue N" in told
+    for options in ({"time": "4h", "requeue": 3}, {}):
+        queue.states()
+        submit(**options)
+        assert "--requeue" not in capsys.readouterr().err
+
+
 # What is refused.
 
 

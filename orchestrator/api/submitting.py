@@ -224,6 +224,7 @@ def submit(
     wish, ranks = _with_shape(wish, request.options)
     _warn_of_imports(elements)
     if dry_run:
+        _tell_of_time(wish)
         return _preview(
             layout,
             request,
@@ -260,6 +261,7 @@ def submit(
         make_subfolder(layout.slurm)
         replace(layout.slurm_setup, setup_lines, durable=True)
     script = _publish_script(layout, batch_script(wish, view.run.id, layout, _python()))
+    _tell_of_time(wish)
     return _submit(view, script, elements, max_at_once, alive, is_new=True)
 
 
@@ -456,6 +458,15 @@ def _with_shape(wish: Wish, options: Options) -> tuple[Wish, int]:
     if cpus is None and not wish.whole_nodes:
         cpus = fair_cpus(shapes, gpus) if gpus else ranks
     return msgspec.structs.replace(wish, cpus=cpus), ranks
+
+
+def _tell_of_time(wish: Wish) -> None:
+    """Say that elements with a time limit are not started again, where nobody asked for that."""
+    if wish.time and not wish.requeue:
+        say(
+            f"each element drains shortly before its time ({wish.time}) is over, and is not started "
+            "again then: --requeue N has Slurm do that, up to N times"
+        )
 
 
 def _warn_of_imports(elements: int) -> None:
