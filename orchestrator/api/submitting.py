@@ -464,8 +464,8 @@ def _tell_of_time(wish: Wish) -> None:
     """Say that elements with a time limit are not started again, where nobody asked for that."""
     if wish.time and not wish.requeue:
         say(
-            f"each element drains shortly before its time ({wish.time}) is over, and is not started "
-            "again then: --requeue N has Slurm do that, up to N times"
+            f"each element drains shortly before its time ({wish.time}) is over, and is not "
+            "started again then: --requeue N has Slurm do that, up to N times"
         )
 
 
