@@ -13,6 +13,7 @@ from spooling import (
     begin,
     close,
     dead_process,
+    elsewhere,
     intend,
     living_process,
     make_spool,
@@ -56,6 +57,18 @@ def drained_by(layout: Layout, job: Job, *older: int, brings_code: bool = False)
     telling = Telling(layout, OURS, Silent(), lambda: None)
     meet_others(view, workers, job, older, telling, brings_code=brings_code)
     return read_control(layout).drain
+
+
+def test_who_is_ordered_to_end_on_another_host_is_told_of_as_such(layout: Layout) -> None:
+    """The one that runs the new job already goes on beside this start."""
+    admit(layout, 2, elsewhere(0))
+    intend(layout, A0, epoch=2, parent=elsewhere(0))
+    admit(layout, 5, elsewhere(1), job=NEWER)
+    intend(layout, B0, epoch=5, parent=elsewhere(1), job=NEWER)
+    assert drained_by(layout, NEWER, 2, 5) == 2
+    told = layout.events(OURS).read_text()
+    assert f"{A0} on host elsewhere: stops for the new code, if it is at work, once" in told
+    assert f"{B0} on host elsewhere: may be at work" in told
 
 
 def test_who_runs_the_same_job_goes_on(layout: Layout, living: Identity) -> None:

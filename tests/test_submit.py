@@ -655,6 +655,37 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(queue: Queue, box: Box) -
     assert "would submit" in box.run(*command("--dry-run")).err
 
 
+@pytest.mark.parametrize(
+    ("options", "joins_with"),
+    [
+        ({"no_gres": True}, " --devices cpu"),
+        ({"no_gres": True, "requeue": 3}, " --devices cpu --requeue 3"),
+        ({"no_gres": True, "devices": "0,1"}, ""),
+        ({"no_gres": True, "sbatch": "--gpus-per-node=2"}, ""),
+        ({}, ""),
+    ],
+)
+def test_elements_that_ask_for_no_gpu_use_none(
+    queue: Queue, box: Box, options: dict[str, Any], joins_with: str
+) -> None:
+    """A site without device cgroups shows each job all GPUs of its node."""
+    script = submit(**options).script
+    assert script is not None
+    assert script.read_text().endswith(f" join {box / 'S'}{joins_with}\n")
+
+
+def test_elements_whose_time_is_up_for_good_are_told_of(
+    queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(time="4h")
+    told = capsys.readouterr().err
+    assert "before its time (4h) is over, and is not started again then: --requeue N" in told
+    for options in ({"time": "4h", "requeue": 3}, {}):
+        queue.states()
+        submit(**options)
+        assert "--requeue" not in capsys.readouterr().err
+
+
 # What is refused.
 
 

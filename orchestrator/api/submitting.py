@@ -214,6 +214,7 @@ def submit(
         more=tuple(_split(sbatch)),
         has_setup=setup_lines is not None,
         requeue=requeue,
+        on_cpu=no_gres and request.options.devices is None and not _asks_for_gpus(sbatch),
         leave_when_idle_s=given.get("leave_when_idle_s"),
         trusted=trusted,
         gres=_gres(gres, no_gres, gpus_per_element, whole_nodes, request.options),
@@ -223,6 +224,7 @@ def submit(
     wish, ranks = _with_shape(wish, request.options)
     _warn_of_imports(elements)
     if dry_run:
+        _tell_of_time(wish)
         return _preview(
             layout,
             request,
@@ -259,6 +261,7 @@ def submit(
         make_subfolder(layout.slurm)
         replace(layout.slurm_setup, setup_lines, durable=True)
     script = _publish_script(layout, batch_script(wish, view.run.id, layout, _python()))
+    _tell_of_time(wish)
     return _submit(view, script, elements, max_at_once, alive, is_new=True)
 
 
@@ -433,6 +436,11 @@ def _gres(gres: str, no_gres: bool, gpus: int | None, whole_nodes: bool, options
     return f"gpu:{gpus or 1}"
 
 
+def _asks_for_gpus(sbatch: str) -> bool:
+    """Whether further options of sbatch's ask for GPUs in a way of their own, as --gpus does."""
+    return any(word in sbatch for word in ("gpu", "gres", "tres", "-G"))
+
+
 def _with_shape(wish: Wish, options: Options) -> tuple[Wish, int]:
     """The wish with its number of cores, and how many ranks each element is planned for.
 
@@ -450,6 +458,15 @@ def _with_shape(wish: Wish, options: Options) -> tuple[Wish, int]:
     if cpus is None and not wish.whole_nodes:
         cpus = fair_cpus(shapes, gpus) if gpus else ranks
     return msgspec.structs.replace(wish, cpus=cpus), ranks
+
+
+def _tell_of_time(wish: Wish) -> None:
+    """Say that elements with a time limit are not started again, where nobody asked for that."""
+    if wish.time and not wish.requeue:
+        say(
+            f"each element drains shortly before its time ({wish.time}) is over, and is not "
+            "started again then: --requeue N has Slurm do that, up to N times"
+        )
 
 
 def _warn_of_imports(elements: int) -> None:

@@ -168,7 +168,7 @@ def run(
     metavar="SPEC",
     help="As --gres of sbatch, e.g. gpu:a100:2, instead of --gpus-per-element.",
 )
-@option("--no-gres", group=SLURM, is_flag=True, help="Ask for no GPU.")
+@option("--no-gres", group=SLURM, is_flag=True, help="Ask for no GPU, and use none.")
 @option(
     "--sbatch",
     group=SLURM,

@@ -101,8 +101,9 @@ class Wish(msgspec.Struct, frozen=True):
     sbatch; "" for none. whole_nodes: all of a node, its memory too. cpus: cores for each; None
     leaves that to Slurm. time, partition, account, qos: as sbatch takes them, "" for its defaults.
     more: the words of further options. has_setup: the user's own lines come first. requeue: how
-    often an element has itself started again. leave_when_idle_s: after how long without anything to
-    do an element ends; None for never. trusted: the users whose spool is accepted.
+    often an element has itself started again. on_cpu: it leaves all GPUs alone that it sees.
+    leave_when_idle_s: after how long without anything to do an element ends; None for never.
+    trusted: the users whose spool is accepted.
     """
 
     elements: int
@@ -117,6 +118,7 @@ class Wish(msgspec.Struct, frozen=True):
     more: tuple[str, ...] = ()
     has_setup: bool = False
     requeue: int = 0
+    on_cpu: bool = False
     leave_when_idle_s: float | None = None
     trusted: tuple[str, ...] = ()
 
@@ -145,6 +147,8 @@ def batch_script(wish: Wish, run_id: str, layout: Layout, python: str) -> bytes:
         lines.append(f". {shlex.quote(str(layout.slurm_setup))}")
     spool = shlex.quote(str(layout.root))
     command = f"exec {shlex.quote(python)} -P -m gpuspool join {spool}"
+    if wish.on_cpu:
+        command += " --devices cpu"
     if wish.requeue:
         command += f" --requeue {wish.requeue}"
     if wish.leave_when_idle_s is not None:

@@ -50,7 +50,7 @@ def meet_others(
         how = "stops for the new code once its tasks in hand are done"
     tell_of_adopted(workers, telling, how)
     unproved = [attempt for attempt in living if lives[attempt] is not Life.ALIVE]
-    _tell_of_unproved(view, workers, telling, unproved)
+    _tell_of_unproved(view, workers, telling, unproved, -1 if outdated is None else outdated)
 
 
 def tell_of_adopted(workers: Workers, telling: Telling, how: str = "goes on") -> None:
@@ -60,10 +60,12 @@ def tell_of_adopted(workers: Workers, telling: Telling, how: str = "goes on") ->
 
 
 def _tell_of_unproved(
-    view: View, workers: Workers, telling: Telling, attempts: Iterable[str]
+    view: View, workers: Workers, telling: Telling, attempts: Iterable[str], drained: int
 ) -> None:
     """Tell of the attempts of parents elsewhere, which only a lease can judge: a line for each
     parent.
+
+    drained: the newest epoch that was just ordered to drain, -1 for none.
     """
     by_parent: dict[int, list[str]] = {}
     for attempt in attempts:
@@ -74,9 +76,12 @@ def _tell_of_unproved(
         intent = view.intents.get(names[0])
         where = "elsewhere" if intent is None else f"on host {intent.parent.host}"
         lease_s = workers.others.lease_s(names[0])
+        what = "may be at work"
+        if intent is not None and intent.epoch <= drained:
+            what = "stops for the new code, if it is at work, once its tasks in hand are done"
         text = (
-            f"{', '.join(names)} {where}: may be at work; what it has in hand is given to others "
-            f"only once its beat has stood still for {lease_s:.0f} s"
+            f"{', '.join(names)} {where}: {what}; what it has in hand is given to others only once "
+            f"its beat has stood still for {lease_s:.0f} s"
         )
         telling.tell("waiting", text, attempts=names)
 

@@ -146,7 +146,13 @@ def _writer(view: View, attempt: str) -> str | None:
 
 
 def _is_copied(view: View, intent: Intent) -> bool:
-    """Whether an attempt ran in a folder of which this spool is a copy."""
+    """Whether an attempt ran in a folder of which this spool is a copy.
+
+    Of an attempt elsewhere too, by the inodes alone, unlike where it is judged who is dead
+    (`is_of_another_folder`): there a wrong yes would close what lives. Here it leaves some hidden
+    files where they are, while a wrong no would remove what a worker of the original, on a host of
+    which nothing can be known, is writing.
+    """
     here = folder_id(view.layout.root)
     return not is_same_folder(intent.folder, here, is_here(intent.parent))
 
