@@ -73,7 +73,7 @@ def gpuspool(
 @pytest.fixture
 def spool(box: Box) -> Layout:
     """The spool S of `PRINTING`, made by a real run, so that it can be run again."""
-    command = ["run", f"{JOBS}/gates.py:gated", "--tasks", box.tasks(["a", "bad"]), "--spool", "S"]
+    command = ["run", f"{JOBS}/plain.py:noisy", "--tasks", box.tasks(["a", "bad"]), "--spool", "S"]
     box.run(*command, "--keep-going", code=3)
     log = next((box / "S" / "logs").glob("*.log"))
     log.write_bytes(b"hello\n" + log.read_bytes())

@@ -458,8 +458,14 @@ def logs(
     """What the workers printed: all of them, one rank, or while one task ran."""
     from gpuspool.orchestrator.api import reading
 
-    for piece in reading.logs(_looked_at(spool), rank, key, last, follow):
+    spool = _looked_at(spool)
+    is_empty = True
+    for piece in reading.logs(spool, rank, key, last, follow):
         click.echo(printable(piece), nl=False)
+        is_empty = False
+    if is_empty and key is not None:
+        # Of tasks that take a few milliseconds nobody notes what they printed.
+        say(f"nothing is known that {key} printed; {to_type('logs', spool)} shows all there is")
 
 
 @cli.command()

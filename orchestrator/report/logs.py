@@ -133,7 +133,6 @@ def _task_log(view: View, task: int) -> Iterator[str]:
     headers = _Headers()
     for attempt, _, line in view.lines_of(task):
         if line.task == task and line.log is not None:
-            yield headers.new(attempt)
             for text in _text(view, attempt, *line.log):
                 if text:
                     yield headers.under(attempt, text)

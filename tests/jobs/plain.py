@@ -64,12 +64,17 @@ def write(task, ctx):
 
 
 def noisy(task, ctx):
-    """Says something on both streams, and takes long enough (10 ms) to have its log kept."""
+    """Says something on both streams, and takes long enough (10 ms) to have its log kept.
+
+    "bad" ones fail.
+    """
     until = time.perf_counter() + 0.02
     print(f"out of {task.key}")
     print(f"err of {task.key}", file=sys.stderr)
     while time.perf_counter() < until:
         pass
+    if task.payload == "bad":
+        raise ValueError("bad")
 
 
 def note(path, text):
