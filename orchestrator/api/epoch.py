@@ -121,8 +121,9 @@ def supervise(
         job = _repair_and_publish_job(view, job, source)
         _record_moves(view, out_moved_to, inputs_root, writers)
         given_round = _claim_out_for(view, again)
-        folders = RunFolders(view)
-        progress = make_progress(quiet)
+        # Whatever fails from here on, neither is left to a caller of the Python API, who lives on.
+        folders = stack.enter_context(contextlib.closing(RunFolders(view)))
+        progress = stack.enter_context(contextlib.closing(make_progress(quiet)))
         parent = _take_epoch(view, slots, job, options.lease_s, command)
         stack.enter_context(being_parent(layout, parent.epoch))
         with _ended_in_any_case(view, folders, progress, parent.epoch) as epoch:
@@ -179,6 +180,7 @@ def _ended_in_any_case(
     try:
         yield noted
     finally:
+        # It is closed again, without any effect, once the block is left for good.
         progress.close()
         # Nothing is written where the spool is gone: another run's may be at its path.
         with contextlib.suppress(OSError):
@@ -186,7 +188,6 @@ def _ended_in_any_case(
             _say_ended(view, epoch, noted.outcome)
             if noted.orchestrator is not None:
                 noted.orchestrator.end()
-        folders.close()
 
 
 def _take_epoch(view: View, slots: list[Slot], job: Job, lease_s: float, command: str) -> Parent:
