@@ -71,6 +71,21 @@ def test_who_is_ordered_to_end_on_another_host_is_told_of_as_such(layout: Layout
     assert f"{B0} on host elsewhere: may be at work" in told
 
 
+def test_a_start_tells_beside_whom_it_works(layout: Layout, living: Identity) -> None:
+    """Whoever types the command again sees that it is at work already."""
+    admit(layout, 2, living)
+    admit(layout, 3, elsewhere(0), job_id="17_3")
+    drained_by(layout, JOB, 2, 3)
+    told = layout.events(OURS).read_text()
+    first = f"pid {living.pid} on host {living.host}"
+    assert f"beside 2 other starts of this run: {first}, Slurm job 17_3 on host elsewhere" in told
+
+
+def test_a_start_alone_tells_of_nobody(layout: Layout) -> None:
+    drained_by(layout, JOB)
+    assert not layout.events(OURS).exists() or "beside" not in layout.events(OURS).read_text()
+
+
 def test_who_runs_the_same_job_goes_on(layout: Layout, living: Identity) -> None:
     admit(layout, 2, living)
     intend(layout, A0, epoch=2, parent=living)

@@ -1,7 +1,9 @@
 """gpuspool as people call it from Python: scripts of their own, run as they would run them."""
 
 import ast
+import errno
 import inspect
+import os
 import pydoc
 import sys
 from pathlib import Path
@@ -464,3 +466,18 @@ def test_a_start_that_is_not_admitted_is_an_error_of_its_own(
     ):
         gpuspool.resume(box / "S", quiet=True)
     assert live.value.exit_code == 6
+
+
+def test_a_start_that_cannot_take_its_epoch_holds_no_folder_open(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program goes on, and another start of it may work."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("gpuspool.orchestrator.api.epoch._take_epoch", full)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="no space left"):
+        gpuspool.run(f"{PLAIN}:double", items=["1"], spool=box / "S", devices="cpu", quiet=True)
+    assert sorted(os.listdir("/proc/self/fd")) == before

@@ -717,6 +717,13 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
     assert queue.called("sbatch") == []
 
 
+def test_who_says_no_number_of_elements_is_told_what_one_is(queue: Queue, box: Box) -> None:
+    done = box.run("submit", DOUBLE, "--lines", box.lines(2), "--spool", "S", code=2)
+    assert "--elements N is missing" in done.err
+    assert "--elements 4" in done.err
+    assert not (box / "S").exists()
+
+
 def test_without_sbatch_nothing_is_made(box: Box) -> None:
     words = ["submit", DOUBLE, "--lines", box.lines(2), "--elements", "1", "--spool", "S"]
     done = box.run(*words, env={"PATH": "/nonexistent"}, code=2)
@@ -738,7 +745,7 @@ def test_one_element_is_warned_of_a_folder_that_its_node_may_not_see(
 ) -> None:
     monkeypatch.setattr(api, "file_system_type", lambda _: kind)
     submit(elements=1)
-    assert f"lies on {kind}, a file system of this host's" in capsys.readouterr().err
+    assert f"lies on {kind}, a disk of this host. The jobs work only if" in capsys.readouterr().err
 
 
 def test_a_disk_of_this_host_is_warned_of(
@@ -746,7 +753,10 @@ def test_a_disk_of_this_host_is_warned_of(
 ) -> None:
     monkeypatch.setattr(api, "file_system_type", lambda _: "ext4")
     submit()
-    assert "lies on ext4, a file system of this host's" in capsys.readouterr().err
+    assert (
+        "lies on ext4, a disk of this host. The jobs work only if this host exports"
+        in capsys.readouterr().err
+    )
 
 
 def test_memory_is_a_file_system_that_only_this_host_sees() -> None:

@@ -122,9 +122,10 @@ def supervise(
         job = _repair_and_publish_job(view, job, source)
         _record_moves(view, out_moved_to, inputs_root, writers)
         given_round = _claim_out_for(view, again)
-        folders = RunFolders(view)
+        # Whatever fails from here on, neither is left to a caller of the Python API, who lives on.
+        folders = stack.enter_context(contextlib.closing(RunFolders(view)))
         progress = make_progress(quiet, LiveTable(view))
-        stack.callback(progress.close)
+        stack.enter_context(contextlib.closing(progress))
         parent = _take_epoch(view, slots, job, options.lease_s, command)
         stack.enter_context(being_parent(layout, parent.epoch))
         with _ended_in_any_case(view, folders, progress, parent.epoch) as epoch:
@@ -189,8 +190,8 @@ def _ended_in_any_case(
             progress.close()
             if noted.orchestrator is not None:
                 noted.orchestrator.end()
+        # It is closed again, without any effect, once the block is left for good.
         progress.close()
-        folders.close()
 
 
 def _take_epoch(view: View, slots: list[Slot], job: Job, lease_s: float, command: str) -> Parent:

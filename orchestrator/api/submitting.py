@@ -346,8 +346,8 @@ def _refuse_unshared(layout: Layout, request: Request, elements: int) -> None:
             )
         if kind and not is_network(kind):
             warn(
-                f"{what} {folder} lies on {kind}, a file system of this host's. The nodes must see "
-                "the same folder at the same path, as they do where this host exports it to them"
+                f"{what} {folder} lies on {kind}, a disk of this host. The jobs work only if this "
+                "host exports that folder to all nodes, at the same path"
             )
 
 

@@ -133,9 +133,8 @@ def run(
     "--elements",
     group=SLURM,
     type=int,
-    required=True,
     metavar="N",
-    help="How many jobs, each of them one process on one node.",
+    help="How many jobs, each of them one process on one node. Has to be given.",
 )
 @option(
     "--gpus-per-element", group=SLURM, type=int, metavar="N", help="GPUs of each job. Default 1."
@@ -200,6 +199,12 @@ def submit(
     """
     from gpuspool.orchestrator.api import submitting
 
+    if given["elements"] is None:
+        raise UsageError(
+            "--elements N is missing: how many jobs Slurm shall start for this run. Each of them, "
+            "an element, is one process on one node, with one GPU unless --gpus-per-element says "
+            "otherwise, and they share the tasks: --elements 4, for example."
+        )
     job, inputs, command = _job_of(ctx, job_and_inputs)
     submission = submitting.submit(
         job, inputs, command=command, args=dict(map(pair, args)), **given

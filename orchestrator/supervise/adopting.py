@@ -1,7 +1,7 @@
 """What a parent does about attempts that it finds open when it starts.
 
-1. Attempts whose parents may be alive go on beside its own. Those of other hosts, of which nothing
-   is known yet, are told.
+1. Attempts whose parents may be alive go on beside its own. These parents are told, and so are the
+   attempts of other hosts, of which nothing is known yet.
 2. Those that live on this host without a parent are adopted, and none is started in their place.
 3. Where any of them run other code than this start, the parents that run it are ordered to drain,
    on whatever host: they finish what is in hand, and all the rest is for the new code.
@@ -16,10 +16,14 @@ from collections.abc import Collection, Iterable
 from gpuspool.orchestrator.supervise.drain import NEW_CODE, order_drain
 from gpuspool.orchestrator.supervise.telling import Telling
 from gpuspool.orchestrator.supervise.workers import Workers
+from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.code import conflicts, read_code
-from gpuspool.spool.records import Job
+from gpuspool.spool.records import Job, Parent
 from gpuspool.spool.states import Life
 from gpuspool.spool.view import View
+
+# So many other starts are named, the oldest first.
+SHOWN_STARTS = 4
 
 
 def meet_others(
@@ -38,6 +42,7 @@ def meet_others(
     """
     others = workers.others
     others.detector.look()
+    _tell_of_starts(workers, older, telling)
     lives = {attempt: workers.life(attempt) for attempt in others.open_attempts()}
     living = [attempt for attempt, life in lives.items() if life is not Life.DEAD]
     how = "goes on"
@@ -57,6 +62,30 @@ def tell_of_adopted(workers: Workers, telling: Telling, how: str = "goes on") ->
     """Tell of each attempt that is adopted since this was called last. Raises OSError."""
     for attempt in workers.others.newly_adopted():
         telling.tell("adopted", f"{attempt} outlived its parent and {how}", attempt=attempt)
+
+
+def _tell_of_starts(workers: Workers, older: Collection[int], telling: Telling) -> None:
+    """Tell which other starts this one works beside, as far as none of them is known to be over.
+
+    Whoever types a command again, since nothing seemed to happen, shall see what happens already.
+    """
+    if not older:
+        return
+    parents = [workers.others.detector.parents.known.get(epoch) for epoch in sorted(older)]
+    names = [_start_in_words(parent) for parent in parents[:SHOWN_STARTS]]
+    if len(parents) > SHOWN_STARTS:
+        names.append("…")
+    text = f"beside {count_of(len(parents), 'other start')} of this run: {', '.join(names)}"
+    telling.tell("beside", text, epochs=sorted(older))
+
+
+def _start_in_words(parent: Parent | None) -> str:
+    if parent is None:
+        return "one whose record cannot be read"
+    where = f"on host {parent.host}"
+    if parent.scheduler is not None:
+        return f"Slurm job {parent.scheduler.job} {where}"
+    return f"pid {parent.pid} {where}"
 
 
 def _tell_of_unproved(
