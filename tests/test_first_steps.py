@@ -63,4 +63,4 @@ def test_the_page_of_the_first_hour_has_the_commands_of_its_script() -> None:
     for _, commands in module.STEPS:
         for command in commands:
             assert f"\n$ {command}\n" in page, command
-    assert "Traceback" not in page
+    assert "\nTraceback" not in page, "what a program of ours would print"

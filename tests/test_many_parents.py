@@ -346,7 +346,7 @@ def test_a_drain_stops_all_parents_and_wait_says_so(starts: Starts) -> None:
     for epoch in epochs:
         assert "gpuspool resume S" in starts.end(epoch, 4).err
     assert len(starts.ran()) == 3
-    assert "stopped  3 complete" in starts.run("wait", "S", code=4).out
+    assert "stopped (drained by order)  37 %" in starts.run("wait", "S", code=4).out
     assert record(starts.spool / "summary.json")["how"] == "stopped", "the last one says so"
     starts.end(starts.start(), 0)
     assert_sound(starts.box, "S", 8)

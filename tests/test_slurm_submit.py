@@ -154,7 +154,7 @@ def test_who_waits_right_after_submit_returns_once_the_run_is_complete(
     box: Box, slurm: Cluster
 ) -> None:
     submit(box)
-    assert "  complete  12 complete" in box.run("wait", "S").out
+    assert "  complete  100 %" in box.run("wait", "S").out
 
 
 @one_node

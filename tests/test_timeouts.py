@@ -73,8 +73,10 @@ def test_a_task_that_hangs_fails_with_every_threads_stack(box: Box, how: str) ->
     )
     for attempt in error["attempts"]:
         assert "in hang" in (box / "S" / "logs" / f"{attempt}.log").read_text()
-    line = box.run("failed", "S").out.splitlines()[1]
-    assert line.split()[:3] == ["t2", "timeout", "TaskTimeout:"]
+    told = box.run("failed", "S").out
+    assert told.startswith("1 task: timeout, TaskTimeout at harsh.py:")
+    assert "\n  message: took longer than " in told
+    assert "\n    t2  #2  " in told
 
 
 def test_a_batch_that_hangs_is_run_again_alone_and_only_the_culprit_fails(box: Box) -> None:
