@@ -7,7 +7,8 @@ some. Times are Unix seconds and durations are seconds, both floats; sizes are b
 Nothing here reads or writes a file: `codec` makes bytes of records, `publish` makes files of bytes.
 """
 
-from __future__ import annotations
+# Unlike in all other modules annotations are no strings here, because msgspec would compile each of
+# them again, in every process, before it decodes the first record of a kind.
 
 from typing import Annotated, Any, Literal
 

@@ -1,8 +1,8 @@
 """The worker: one process that runs tasks on the device it was given.
 
-Users import `Context` and `Task` for annotations. Everything else here is called by `__main__`,
-which the orchestrator starts. A worker imports nothing of the orchestrator: all that it needs to
-know stands in the spool.
+What users import from here, such as `Task` for annotations, they find in `gpuspool`. Everything
+else is called by `__main__`, which the orchestrator starts and which is the first to be imported. A
+worker imports nothing of the orchestrator: all that it needs to know stands in the spool.
 
 What to open for what, from the top down:
 
@@ -13,7 +13,3 @@ What to open for what, from the top down:
 - `settle`: what the journal is told of each task.
 - `beat`, `drain`, `parent`, `standing`, `timer`, `children`: what goes on beside the work.
 """
-
-from gpuspool.worker.context import Context, Task
-
-__all__ = ["Context", "Task"]

@@ -25,7 +25,6 @@ import linecache
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
 from types import CodeType, ModuleType
 
 import msgspec
@@ -176,7 +175,9 @@ def _is_written_below(path: str, folder: str) -> bool:
     return not any(part.startswith(".") for part in path[len(folder) :].split("/"))
 
 
-class _KeptModules(MetaPathFinder):
+# A finder is whatever has this method. It has no base class, because importlib.abc imports tempfile
+# and much else, which would take a tenth of a worker's start.
+class _KeptModules:
     """Finds the modules whose files are not any more what they were when the run began."""
 
     def __init__(self, kept: dict[str, CodeFile], folder: str) -> None:

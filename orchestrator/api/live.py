@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from gpuspool.orchestrator.report.picture import picture
-from gpuspool.orchestrator.report.status import status
 from gpuspool.orchestrator.text.progress import SoFar, headline
 from gpuspool.orchestrator.text.screen import Drawing, Line
 from gpuspool.spool.liveness import FailureDetector
@@ -23,6 +21,11 @@ class LiveTable:
 
     def look(self, so_far: SoFar) -> Drawing:
         """How the run stands now, as a drawing that needs the view no more. Raises OSError."""
+        # Imported once the workers have been started: by then nobody waits for it, and most runs
+        # draw no table at all.
+        from gpuspool.orchestrator.report.picture import picture
+        from gpuspool.orchestrator.report.status import status
+
         if self._detector is None:
             self._detector = FailureDetector(self._view)
         # What the loop has learnt of the run since it began tells more than a single look. What to

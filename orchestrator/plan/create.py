@@ -276,10 +276,10 @@ def _build(layout: Layout, run: Run, request: Request) -> dict[str, bytes]:
     checksums = [zlib.crc32(data) for data in manifests.values()]
     record = seal_pretty(msgspec.structs.replace(run, manifests_crc32=checksums))
     made.append(write_file(layout.run_copy, record))
-    _sync(layout, made)
     # The last file is linked into place like those that follow in the life of the spool, so that a
     # file system without hard links is found out here and not by the first worker.
-    publish(layout.run, record)
+    publish(layout.run, record, durable=False)
+    _sync([*made, layout.run])
     return manifests
 
 
@@ -292,11 +292,9 @@ def _manifests(request: Request, ranks: int) -> dict[str, bytes]:
     return manifests
 
 
-def _sync(layout: Layout, made: list[Path]) -> None:
-    """Make files durable, and their names in all folders but the root, which `publish` syncs."""
+def _sync(made: list[Path]) -> None:
+    """Make files durable, and their names in all folders."""
     for path in made:
         fsync_file(path)
-    folders = {path.parent for path in made}
-    folders.discard(layout.root)
-    for folder in folders:
+    for folder in {path.parent for path in made}:
         fsync_dir(folder)

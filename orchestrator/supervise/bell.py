@@ -32,13 +32,19 @@ QUIET_S = 1.0
 # The same span on a network, where each look costs the server a listing of some folders.
 NETWORK_S = 2.0
 
-# Watchdog is not started before this: importing it and starting its threads takes a tenth of a
-# second of CPU, which a short run should not pay for.
-EARLY_S = 0.25
+# Watchdog is not started before this: importing it and starting its threads takes a twentieth of a
+# second of CPU, which a short run should not pay for. On a slow or busy machine even two tasks that
+# do nothing take most of a second.
+EARLY_S = 1.0
 
-# Until then the times of the folders are looked at this often. Two files that are published within
-# one tick of the kernel's clock may ring once; what the first ring showed late is seen then.
+# Until then the times of the folders are looked at this often at first. Two files that are
+# published within one tick of the kernel's clock may ring once; what the first ring showed late is
+# seen then.
 EARLY_LOOK_S = 0.003
+
+# Later they are looked at more rarely: what is seen late by this part of the time that has passed
+# makes no run noticeably longer, and all looks together cost less than watchdog.
+EARLY_LATENESS = 0.02
 
 # The longest wait that is passed on: poll(2) counts milliseconds in an int.
 LONGEST_S = 86400.0
@@ -65,7 +71,7 @@ class Bell:
         # The folders whose times are looked at until an observer watches them; then none.
         self._folders: list[Path] = []
         self._times: list[int] = []
-        self._watch_at = 0.0
+        self._began = 0.0
         is_far = is_network(file_system_type(root))
         self.quiet_s = poll_s or (NETWORK_S if is_far else QUIET_S)
         self._is_poll = poll_s > 0 or is_far
@@ -80,7 +86,7 @@ class Bell:
         """
         if not self._is_poll:
             self._folders = list(folders)
-            self._watch_at = time.monotonic() + EARLY_S
+            self._began = time.monotonic()
             self._has_changed()
 
     def _has_changed(self) -> bool:
@@ -158,12 +164,13 @@ class Bell:
         until = time.monotonic() + timeout_s
         while True:
             now = time.monotonic()
-            if now >= self._watch_at:
+            if now >= self._began + EARLY_S:
                 folders = self._folders
                 self._folders = []
                 self.watch(folders)
                 return
-            if now >= until or self._sleep(min(EARLY_LOOK_S, until - now), pids):
+            look_s = max(EARLY_LOOK_S, EARLY_LATENESS * (now - self._began))
+            if now >= until or self._sleep(min(look_s, until - now), pids):
                 return
             if self._has_changed():
                 return
