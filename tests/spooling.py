@@ -365,8 +365,10 @@ def living_process() -> Iterator[Identity]:
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
         who = identity_of(process.pid)
         assert who is not None
-        yield who
-        process.kill()
+        try:
+            yield who
+        finally:
+            process.kill()
 
 
 def elsewhere(number: int = 0) -> Identity:

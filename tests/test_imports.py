@@ -40,9 +40,9 @@ SPOOL_ORDER = (
     "closing",
 )
 WORKER_ORDER = (
-    "causes context devices drain folders gpu nudges reports resources say standing starting "
+    "causes context drain folders gpu imported nudges reports resources say standing starting "
     "supply",
-    "clocks modules",
+    "clocks devices modules",
     "backlog batch_size children doing leaving limits memory parent pinning scratch turns warmup",
     "usage",
     "beat idle outputs results timer",

@@ -79,7 +79,7 @@ def test_a_worker_that_stays_stopped_while_it_loads_has_not_taken_too_long(box: 
     command += ["--arg", f"starts={box / 'starts'}", "--arg", f"gate={box / 'gate'}"]
     command += ["--arg", "stop=SIGSTOP", "--spool", "S", "--stall-timeout", "1s"]
     started = box.start(*command)
-    wait_until((box / "starts").exists)
+    wait_until(lambda: (box / "starts").exists() and (box / "starts").read_text().strip())
     # The first process is stopped now, or about to be. The next finds the gate and is left alone.
     wait_until(lambda: is_stopped(int((box / "starts").read_text().split()[0])))
     (box / "gate").touch()

@@ -542,7 +542,7 @@ def test_elements_that_drain_are_told_and_what_to_do(queue: Queue, box: Box) -> 
     with living_process() as who:
         admit(layout, 0, who, job_id="100_0")
         admit(layout, 1, who, job_id="100_1")
-        assert "drain" not in gpuspool.resubmit("S").message
+        assert "of them drain" not in gpuspool.resubmit("S").message
         gpuspool.drain("S")
         admit(layout, 2, who, job_id="100_2")
         message = gpuspool.resubmit("S").message
@@ -551,7 +551,7 @@ def test_elements_that_drain_are_told_and_what_to_do(queue: Queue, box: Box) -> 
         assert "`gpuspool resume S --slurm` submits what is missing then" in message
         assert "2 of them drain" in submit(elements=4).message
     queue.states("RUNNING", "RUNNING", "PENDING")
-    assert "drain" not in gpuspool.resubmit("S").message, "they have ended"
+    assert "of them drain" not in gpuspool.resubmit("S").message, "they have ended"
 
 
 def test_a_resume_outside_of_slurm_tells_that_it_submits_nothing(queue: Queue, box: Box) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from gpuspool.spool.errors import DeviceError
+from gpuspool.worker.imported import imported
 
 # With the value "off", what torch sees is not compared with what the worker was given.
 CHECK_VARIABLE = "GPUSPOOL_DEVICE_CHECK"
@@ -163,7 +164,7 @@ def release_memory() -> None:
         if torch is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
     with contextlib.suppress(Exception):
-        cupy = sys.modules.get("cupy")
+        cupy: Any = imported("cupy")
         if cupy is not None:
             cupy.get_default_memory_pool().free_all_blocks()
 

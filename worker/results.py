@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ from gpuspool.spool.states import ErrorKind
 from gpuspool.worker import children
 from gpuspool.worker.causes import causes
 from gpuspool.worker.context import NotDone, Restart
+from gpuspool.worker.imported import imported
 from gpuspool.worker.memory import is_device_oom, is_host_oom
 from gpuspool.worker.say import cut
 
@@ -273,7 +273,7 @@ def _signal_behind(error: BaseException) -> str:
     `subprocess.run(check=True)` says so, and Python itself where SIGINT is not handled.
     """
     # A job that never imported the module cannot have met its exception.
-    module = sys.modules.get("subprocess")
+    module = imported("subprocess")
     for cause in causes(error):
         if isinstance(cause, KeyboardInterrupt):
             return "SIGINT"
@@ -317,7 +317,7 @@ def _message(error: BaseException) -> str:
 def _explanation(error: BaseException, text: str) -> str:
     """What helps with an error whose own text leads nowhere, in parentheses; else ""."""
     # A job that never imported the module cannot have met its exception.
-    pickle = sys.modules.get("pickle")
+    pickle = imported("pickle")
     if pickle is not None and isinstance(error, pickle.UnpicklingError):
         found = _NAMES_MAIN.search(text)
         how = " with weights_only=False"

@@ -133,9 +133,13 @@ def _task_log(view: View, task: int) -> Iterator[str]:
     headers = _Headers()
     for attempt, _, line in view.lines_of(task):
         if line.task == task and line.log is not None:
-            for text in _text(view, attempt, *line.log):
-                if text:
-                    yield headers.under(attempt, text)
+            is_told = False
+            for text in filter(None, _text(view, attempt, *line.log)):
+                # Each try has a header, so that a second one in the same attempt is told apart.
+                if not is_told:
+                    yield headers.new(attempt)
+                    is_told = True
+                yield headers.under(attempt, text)
 
 
 def _text(view: View, attempt: str, start: int, stop: int) -> Iterator[str]:
