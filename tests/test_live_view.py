@@ -157,7 +157,7 @@ def test_what_the_terminal_says_of_its_size_counts_more_than_an_old_variable(
 
 def test_a_run_shows_its_ranks_and_leaves_one_table_and_its_last_lines(box: Box) -> None:
     terminal = Terminal(box, *gated(box, ["wait", "wait", *"abcd"], "--ranks", "2"))
-    terminal.wait_for("4 of 6", "rank  ")
+    terminal.wait_for("2 running", "rank  ")
     wait_for_frames(terminal, 3)
     assert tables_in(terminal.everything) == 1
     open_gate(box)
@@ -190,7 +190,7 @@ def test_a_message_stands_above_the_table(box: Box) -> None:
 
 def test_the_last_table_of_a_drained_run_shows_that_it_stopped(box: Box) -> None:
     terminal = Terminal(box, *gated(box, ["wait", "a", "b"], "--ranks", "1"))
-    terminal.wait_for("2 of 3", "rank  ")
+    terminal.wait_for("1 running", "rank  ")
     terminal.press("\x03")
     wait_until(lambda: '"draining"' in story(box / "S"))
     open_gate(box)
