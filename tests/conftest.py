@@ -17,7 +17,7 @@ from hypothesis import settings
 from slurm.cluster import Cluster, why_not
 
 # The files of tests that wait longer than they work.
-WAITING = ("test_torture", "test_slurm", "test_sick", "test_stops", "test_benchmarks")
+WAITING = ("test_torture", "test_slurm", "test_sick", "test_stops", "test_budgets")
 # How long one example takes says more of the machine than of the code.
 settings.register_profile("gpuspool", deadline=None)
 settings.load_profile("gpuspool")

@@ -30,8 +30,8 @@ sys.path.append(str(ROOT))  # benchmarks is a folder of the checkout, and no ins
 from benchmarks.scale import Row, has_verb  # noqa: E402
 from benchmarks.spools import Pulse, Size, make_busy, make_finished  # noqa: E402
 
-RANKS = 1100
-DESCRIPTORS = 256
+RANKS = 300
+DESCRIPTORS = 64
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,10 @@ def test_every_verb_reads_more_journals_than_it_may_open(wide: Path) -> None:
     ]
     assert {result["state"] for result in results} == {"complete"}
     assert with_few_descriptors("failed", wide) == f"gpuspool: no task of {wide} has failed\n"
-    assert with_few_descriptors("verify", wide).startswith("0 problems; 1100 complete")
+    assert with_few_descriptors("verify", wide).startswith(f"0 problems; {RANKS} complete")
     assert with_few_descriptors("logs", wide).count("==> ") == RANKS
     assert "nothing is known that t7 printed" in with_few_descriptors("logs", "--task", "t7", wide)
-    assert "1,100 complete, 0 failed" in with_few_descriptors("wait", wide)
+    assert f"{RANKS} complete, 0 failed" in with_few_descriptors("wait", wide)
 
 
 COUNT_OPENS = """
@@ -224,6 +224,7 @@ def test_a_run_at_work_goes_on_while_it_is_watched(tmp_path: Path) -> None:
     assert verified.startswith(f"0 problems; {made.complete} complete")
 
 
+@pytest.mark.slow
 def test_the_bench_measures_two_versions_side_by_side(tmp_path: Path) -> None:
     """This version against itself; what it prints is looked at, not how large the figures are."""
     home = tmp_path / "home"
