@@ -57,12 +57,12 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_eight_processes_that_hammer_one_manifest_get_each_task_once(tmp_path: Path) -> None:
-    layout = make_spool(tmp_path / "s", 800)
-    got = race(hammer, *((layout.root, rank, 800) for rank in range(8)))
+    layout = make_spool(tmp_path / "s", 400)
+    got = race(hammer, *((layout.root, rank, 400) for rank in range(8)))
     everything = sorted((claim for part in got for claim in part), key=lambda claim: claim[1])
     positions = [position for _, start, stop in everything for position in range(start, stop)]
-    assert positions == list(range(800))
-    assert spans(chain_of(layout, 800)) == everything, "a chain read afresh tells the same"
+    assert positions == list(range(400))
+    assert spans(chain_of(layout, 400)) == everything, "a chain read afresh tells the same"
     assert sum(bool(part) for part in got) > 1
     assert hidden_files(layout.root) == []
 

@@ -1,14 +1,16 @@
 """What a shell completes behind `gpuspool`, and what `run --help` shows."""
 
+import functools
 import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 from helpers import GPUSPOOL, JOBS, Box
 
 COMPLETE = """
-eval "$(gpuspool completion bash)"
+eval "$SCRIPT"
 compopt() { echo "compopt $*"; }
 COMP_WORDS=(%s) COMP_CWORD=%d
 _gpuspool_completion gpuspool
@@ -16,11 +18,19 @@ printf '%%s\\n' "${COMPREPLY[@]}"
 """
 
 
+@functools.cache
+def script() -> str:
+    """What a line of a bashrc evaluates."""
+    command = [GPUSPOOL, "completion", "bash"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def complete(box: Box, *words: str, cwd: Path | None = None) -> list[str]:
     """What bash offers for the last of these words."""
-    script = COMPLETE % (shlex.join(["gpuspool", *words]), len(words))
+    asked = COMPLETE % (shlex.join(["gpuspool", *words]), len(words))
     path = f"{Path(GPUSPOOL).parent}:{os.environ['PATH']}"
-    done = box.run("-c", script, program=("bash",), env={"PATH": path}, cwd=cwd)
+    env = {"PATH": path, "SCRIPT": script()}
+    done = box.run("-c", asked, program=("bash",), env=env, cwd=cwd)
     assert done.err == ""
     return done.out.split()
 

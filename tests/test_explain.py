@@ -389,7 +389,7 @@ def test_a_rank_tells_what_it_is_at_and_what_its_list_has_left(box: Box) -> None
 
 
 def test_a_rank_that_has_nothing_to_do_says_for_what_it_waits(box: Box) -> None:
-    started, _ = start_gated(box, ["wait"], "--ranks", "2", "--lease", "12s")
+    started, _ = start_gated(box, ["wait", "a", "b"], "--ranks", "2", "--lease", "12s")
     wait_until(lambda: len(waiting(box)) == 1)
     idle = wait_until(
         lambda: next((one for one in (rank(box, 0), rank(box, 1)) if one["state"] == "idle"), None)

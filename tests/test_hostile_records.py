@@ -5,12 +5,13 @@ verbs take a spool of anybody, so every name that a file is found or made by is 
 read.
 """
 
+import contextlib
 import os
 import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def set_field(path: Path, line: int | None, field: str, value: Any) -> None:
     path.write_bytes(b"".join(lines))
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.sampled_from(FIELDS), hostile)
 def test_no_name_in_a_record_leads_anywhere_else(
     finished: Path, field: tuple[str, int | None, str], name: str
@@ -155,20 +156,13 @@ def check_that_nothing_leads_elsewhere(
         if file == "run.json":
             shutil.copy(root / file, root / "job" / "run.json")
         before = outside(Path(top), root)
-        for call in (
-            gpuspool.status,
-            gpuspool.verify,
-            lambda spool: "".join(gpuspool.logs(spool)),
-            lambda spool: check_outputs(list(gpuspool.results(spool))),
-            lambda spool: check_outputs(gpuspool.failed(spool)),
+        writers: list[Callable[[Path], object]] = [
             lambda spool: gpuspool.resume(spool, quiet=True, keep_done=True),
             gpuspool.drain,
-            gpuspool.verify,
-        ):
-            try:
+        ]
+        for call in (*READERS, *writers, gpuspool.verify):
+            with contextlib.suppress(GpuspoolError):
                 call(root)
-            except GpuspoolError:
-                continue
         assert outside(Path(top), root) == before
 
 
@@ -184,10 +178,20 @@ def outside(top: Path, root: Path) -> dict[str, bytes | None]:
     return {name: data for name, data in everything if not name.startswith(f"{inside}/")}
 
 
-def check_outputs(results: list[gpuspool.Result]) -> None:
+def check_outputs(results: Iterable[gpuspool.Result]) -> None:
     for result in results:
         for name in result.outputs:
             assert leads_out(name) is None
+
+
+# All that only reads a spool, without the cost of a process.
+READERS: list[Callable[[Path], object]] = [
+    gpuspool.status,
+    gpuspool.verify,
+    lambda spool: "".join(gpuspool.logs(spool)),
+    lambda spool: check_outputs(gpuspool.results(spool)),
+    lambda spool: check_outputs(gpuspool.failed(spool)),
+]
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -289,8 +293,10 @@ def test_a_start_writes_through_nothing_that_was_planted(box: Box, kind: str, na
         os.link(victim, path)
     else:
         path.mkdir()
-    for verb in ("resume", "status", "verify", "results", "logs", "failed"):
-        box.run(verb, "S", code=None)
+    box.run("resume", "S", code=None)
+    for read in READERS:
+        with contextlib.suppress(GpuspoolError):
+            read(box / "S")
     assert victim.read_text() == "precious"
 
 

@@ -263,7 +263,7 @@ def test_whoever_is_overtaken_while_it_looks_at_out_goes_on_with_the_run_that_is
 
 # Races: each takes place as often as this, between two processes that do the same.
 
-ROUNDS = 50
+ROUNDS = 25
 SLOTS = [Slot(0), Slot(1)]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from plain import note
 
-PATIENCE_S = 60
+# Longer than a test waits: no test passes because a gate gave up.
+PATIENCE_S = 300
 # Longer than half of the moment that a failure waits before it is a verdict. See `MOMENT_S` of
 # `gpuspool.spool.signals`.
 SLOW_S = 0.4
