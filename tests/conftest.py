@@ -12,12 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from helpers import TESTS, Box, Nvml
 from hypothesis import settings
 from slurm.cluster import Cluster, why_not
 
 # The files of tests that wait longer than they work.
 WAITING = ("test_torture", "test_slurm", "test_sick", "test_stops", "test_budgets")
+# The files of tests about how a command starts, its streams, its signals, its limits and what it
+# finds around it: they execute the installed program. In the others a warm process forks it.
+EXECUTING = (
+    *("test_standard_streams", "test_environment", "test_locales", "test_inherited_signals"),
+    *("test_ways_in", "test_first_", "test_completion", "test_errors", "test_kills", "test_stops"),
+    *("test_pinning", "test_nvml", "test_containers", "test_slurm", "test_limits", "test_run"),
+    *("test_starting", "test_fresh_processes", "test_wheel", "test_torture"),
+)
 # How long one example takes says more of the machine than of the code.
 settings.register_profile("gpuspool", deadline=None)
 settings.load_profile("gpuspool")
@@ -28,11 +37,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.path.name.startswith(WAITING))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> Iterator[None]:
+    """They end with the tests."""
+    yield
+    warm.stop()
+
+
 @pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
+def box(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Box]:
     home = tmp_path / "home"
     home.mkdir()
-    one = Box(home)
+    one = Box(home, forks=not request.path.name.startswith(EXECUTING))
     yield one
     one.kill_all()
 

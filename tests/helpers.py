@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import warm
 
 import gpuspool
 from gpuspool.orchestrator.plan.devices import find_pool
@@ -102,7 +103,7 @@ class Done:
 class Started:
     """A command that may still run."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stem: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | warm.Child, stem: Path) -> None:
         self.process, self._stem = process, stem
 
     @property
@@ -131,10 +132,14 @@ class Started:
 
 
 class Box:
-    """One test's folder, in which commands are run."""
+    """One test's folder, in which commands are run.
 
-    def __init__(self, home: Path) -> None:
+    forks: `gpuspool` is forked from a warm process where that makes no difference; see warm.py.
+    """
+
+    def __init__(self, home: Path, *, forks: bool = False) -> None:
         self.home = home
+        self._forks = forks
         self._started: list[Started] = []
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(OUR_VARIABLES)
@@ -181,20 +186,27 @@ class Box:
         stem = self.home.parent / f"{self.home.name}-cli" / f"{len(self._started)}"
         stem.parent.mkdir(exist_ok=True)
         stem.with_suffix(".in").write_text(stdin or "")
-        environment = {**self.environment, **(env or {})}
+        given = {**self.environment, **(env or {})}
+        environment = {name: value for name, value in given.items() if value is not None}
+        words, folder = [*map(str, args)], cwd or self.home
+        process: subprocess.Popen[bytes] | warm.Child | None = None
         with (
             open(stem.with_suffix(".in"), "rb") as source,
             open(stem.with_suffix(".out"), "wb") as out,
             open(stem.with_suffix(".err"), "wb") as err,
         ):
-            process = subprocess.Popen(
-                [*program, *map(str, args)],
-                stdin=source,
-                stdout=out,
-                stderr=err,
-                cwd=cwd or self.home,
-                env={name: value for name, value in environment.items() if value is not None},
-            )
+            if self._forks and program == (GPUSPOOL,):
+                streams = (source.fileno(), out.fileno(), err.fileno())
+                process = warm.start(words, folder, environment, streams)
+            if process is None:
+                process = subprocess.Popen(
+                    [*program, *words],
+                    stdin=source,
+                    stdout=out,
+                    stderr=err,
+                    cwd=folder,
+                    env=environment,
+                )
         self._started.append(Started(process, stem))
         return self._started[-1]
 
@@ -222,8 +234,16 @@ class Box:
 
     def processes(self) -> list[int]:
         """The pids of all living processes that this box started, directly or not."""
+        # These have no mark that others can read.
+        forked = {
+            started.pid
+            for started in self._started
+            if isinstance(started.process, warm.Child) and not started.process.has_ended()
+        }
         return [
-            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_ours(pid)
+            pid
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if pid in forked or self._is_ours(pid)
         ]
 
     def _is_ours(self, pid: int) -> bool:

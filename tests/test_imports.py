@@ -200,6 +200,25 @@ def test_starting_a_worker_loads_nothing_heavy(box: Box) -> None:
     assert not loaded(done.err) & {"tempfile", "shutil", "subprocess", "logging", "asyncio"}
 
 
+IMPORT_EACH_SECOND = """
+import os, sys
+import gpuspool.orchestrator.cli.main
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        __import__(name)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+
+
+def test_each_module_that_a_verb_imports_late_may_be_the_first(box: Box) -> None:
+    """Most tests run verbs in a process that has imported all of them."""
+    late = [name for name in MODULES if name.startswith("gpuspool.orchestrator.api.")]
+    assert len(late) > 5
+    box.run("-c", IMPORT_EACH_SECOND, *late, program=(sys.executable,))
+
+
 def test_looking_at_a_spool_loads_nothing_heavy(box: Box) -> None:
     box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3), "--spool", "S")
     gpuspool = Path(sys.executable).with_name("gpuspool")
