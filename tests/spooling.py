@@ -363,9 +363,9 @@ def living_process() -> Iterator[Identity]:
     Somebody else may end it before.
     """
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
-        who = identity_of(process.pid)
-        assert who is not None
         try:
+            who = identity_of(process.pid)
+            assert who is not None
             yield who
         finally:
             process.kill()

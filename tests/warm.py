@@ -61,12 +61,12 @@ class Child:
             os.close(self._pidfd)
         return self.returncode
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
             self._ends_within(timeout)
         code = self.poll()
         if code is None:
-            raise subprocess.TimeoutExpired("gpuspool", timeout)
+            raise subprocess.TimeoutExpired("gpuspool", timeout or 0)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -77,7 +77,7 @@ class Child:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def _ends_within(self, seconds: float) -> bool:
+    def _ends_within(self, seconds: float | None) -> bool:
         return bool(select.select([self._pidfd], [], [], seconds)[0])
 
 
