@@ -23,7 +23,7 @@ test: $(STAMP) lint
 # root, and say so where they do not have it.
 torture: $(STAMP)
 	@sh scripts/test_packages.sh
-	$(BIN)/pytest -n 4 -m slow
+	GPUSPOOL_TESTS_EXECUTE=1 $(BIN)/pytest -n 8 --dist worksteal -m "slow or not slow"
 	cd tests && $(CURDIR)/$(BIN)/python -m torture --lanes 2
 
 # Peers go into venvs of their own below benchmarks/. All benches together take hours:
