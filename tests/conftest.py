@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,10 @@ EXECUTING = (
 # How long one example takes says more of the machine than of the code.
 settings.register_profile("gpuspool", deadline=None)
 settings.load_profile("gpuspool")
+# Where the tests run in the background of a shell, Ctrl-C and Ctrl-\\ are ignored, and would be by
+# all that the tests start. What is handled here is not ignored there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from gpuspool.spool.errors import DeviceError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Error, Intent
-from gpuspool.spool.signals import moment_after
+from gpuspool.spool.signals import ENDING_NAMES, moment_after
 from gpuspool.spool.states import ErrorKind, Phase
 from gpuspool.worker.beat import Beat
 from gpuspool.worker.causes import forget_frames
@@ -23,7 +23,7 @@ from gpuspool.worker.devices import Device, check_devices
 from gpuspool.worker.drain import Drain
 from gpuspool.worker.job import CopyUnreadable, LoadedJob, load_job
 from gpuspool.worker.pinning import Pinning
-from gpuspool.worker.results import call_user_code, to_error
+from gpuspool.worker.results import call_user_code, signal_behind, to_error
 from gpuspool.worker.say import say
 from gpuspool.worker.timer import Timer
 from gpuspool.worker.trouble import raise_trouble_at
@@ -60,7 +60,8 @@ class Preparation:
             if isinstance(raised, (Drained, CopyUnreadable)):
                 raise raised
             self._refuse_trouble_of_spool(raised)
-            if self._drain.is_told_within(moment_after(self._drain.is_deaf())):
+            looks_like_stop = signal_behind(raised) in ENDING_NAMES or self._drain.is_deaf()
+            if self._drain.is_told_within(moment_after(looks_like_stop)):
                 raise Drained
             return judge_load(raised)
         assert isinstance(job, LoadedJob)

@@ -254,7 +254,7 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
             trace = _clean(error.said)
         signal = signal_of(error.status)
     else:
-        signal = _signal_behind(error)
+        signal = signal_behind(error)
     return Error(
         kind=_kind(error),
         type=_clean(type(error).__name__),
@@ -267,7 +267,7 @@ def to_error(error: BaseException, tries: int = 1) -> Error:
     )
 
 
-def _signal_behind(error: BaseException) -> str:
+def signal_behind(error: BaseException) -> str:
     """The name of the signal that ended a process, where an exception says that one did; else "".
 
     `subprocess.run(check=True)` says so, and Python itself where SIGINT is not handled.
