@@ -96,7 +96,7 @@ def _throughput(known: Known) -> Iterator[Target]:
 
 def _startup(known: Known) -> Iterator[Target]:
     mine = known.median("startup", OURS, "2 tasks", "whole command")
-    for peer, limit in (("GNU parallel", 1.0), ("our floor", 2.0)):
+    for peer, limit in (("GNU parallel", 1.3), ("our floor", 2.0)):
         theirs = known.median("startup", peer, "2 tasks", "whole command")
         if mine and theirs:
             yield Target(f"start-up of 2 tasks against {peer}", mine / theirs, limit)

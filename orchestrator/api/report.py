@@ -40,7 +40,7 @@ class Report:
         return f"{table}\n{self.message}"
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The table that a notebook shows in place of `repr`, as HTML; all text is escaped."""
         # Imported here, since few have a notebook.
         from html import escape
 

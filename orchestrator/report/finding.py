@@ -19,11 +19,10 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from gpuspool.orchestrator.plan.locate import at_home
-from gpuspool.orchestrator.report.keys import TaskKey
+from gpuspool.orchestrator.report.keys import TaskInput, TaskKey
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import ATTEMPT_PATTERN, is_added, is_planned
 from gpuspool.spool.manifest import Manifest
-from gpuspool.spool.records import Record
 from gpuspool.spool.view import View
 
 # So many keys that are like a word are offered.
@@ -40,14 +39,6 @@ MOST_NAMED = 5
 _INDEX = re.compile(r"#?(\d{1,9})", re.ASCII)
 _RANK = re.compile(r"rank[- ]0*(\d{1,9})", re.ASCII)
 _ATTEMPT = re.compile(ATTEMPT_PATTERN, re.ASCII)
-
-
-class _TaskInput(Record, frozen=True, kw_only=True):
-    """What a manifest line says of a task and its input; the rest is skipped, not decoded."""
-
-    task: int
-    key: str
-    payload: msgspec.Raw
 
 
 def find_task(view: View, word: str) -> int:
@@ -106,7 +97,7 @@ def _by_input(view: View, word: str) -> dict[int, str]:
     paths = _paths(view, word)
     for text in filter(None, map(_json, paths)):
         for manifest in _manifests(view):
-            for line in manifest.lines_with(text, _TaskInput):
+            for line in manifest.lines_with(text, TaskInput):
                 if _input(line.payload) in paths and 0 <= line.task < view.ledger.tasks:
                     found[line.task] = line.key
     return found

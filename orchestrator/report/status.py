@@ -57,12 +57,10 @@ def status(
     _add_slots_waiting(view, parents, ranks)
     held = doubtful(view)
     at_work = [row for row in parents if is_at_work(row)]
-    is_running = bool(view.unsettled) or any(row["state"] == LIVE for row in parents)
-    is_running |= any(row["is_proved_alive"] for row in ranks)
-    is_running |= any(beats.is_fresh(name) for name, life in lives.items() if life is not Life.DEAD)
-    is_live = is_running or bool(at_work)
+    is_heard_of = _is_heard_of(view, parents, ranks, lives, beats)
+    is_live = is_heard_of or bool(at_work)
     is_live |= any(life is not Life.DEAD for life in lives.values())
-    state = run_state(view.ledger, is_live, not is_running)
+    state = run_state(view.ledger, is_live, not is_heard_of)
     began_at, ended_at = _times(view, parents, is_live)
     epochs = [intent.epoch for intent in view.intents.values() if intent is not None]
     now: dict[str, Any] = {
@@ -100,6 +98,22 @@ def status(
     now["says"] = state_in_words(now)
     now["next"] = next_command(now, os.fspath(named or view.layout.root))
     return now
+
+
+def _is_heard_of(
+    view: View,
+    parents: list[dict[str, Any]],
+    ranks: list[dict[str, Any]],
+    lives: Mapping[str, Life],
+    beats: Beats,
+) -> bool:
+    """Whether somebody is proved to be at work, or was heard of lately."""
+    return (
+        bool(view.unsettled)
+        or any(row["state"] == LIVE for row in parents)
+        or any(row["is_proved_alive"] for row in ranks)
+        or any(beats.is_fresh(name) for name, life in lives.items() if life is not Life.DEAD)
+    )
 
 
 def _tasks(ledger: Ledger, ranks: list[dict[str, Any]]) -> dict[str, int]:

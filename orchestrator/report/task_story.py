@@ -397,7 +397,7 @@ class _Teller:
         return self._with_silence(attempt, life, now, then)
 
     def _with_silence(self, attempt: str, life: Life, now: str, then: str) -> tuple[str, str]:
-        """The same, with what is to be said of an attempt on another host."""
+        """`now` and `then`, with the silence of an attempt on another host added."""
         silent_s = self._presence.silent_s(attempt) if life is Life.ELSEWHERE else None
         if silent_s is None:
             return now, then

@@ -68,7 +68,7 @@ class History:
         return [self._past_of(self._slots[number]) for number in range(self._n_own)]
 
     def past_elsewhere(self, epochs: Collection[int]) -> list[RankPast]:
-        """Likewise of the slots of other parents that are in play, as of the last `past`.
+        """What became of the attempts in other parents' slots, as of the last call of `past`.
 
         epochs: of the parents that are there. Nobody will have another opinion in the slots of one
         that has gone, but for an attempt that it has left behind and that is open yet. If they

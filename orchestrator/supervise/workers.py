@@ -138,7 +138,7 @@ class Workers:
         return [*self.children.running().values(), *self.others.running().values()]
 
     def known_pids(self) -> list[int]:
-        """Likewise as of the last look, by the table of processes alone: reads nothing."""
+        """As `pids`, as of the last look: by the table of processes, without reading the spool."""
         return [*self.children.running().values(), *self.others.adopted_running().values()]
 
     def cared_for(self) -> list[str]:
