@@ -92,6 +92,14 @@ PEERS = (
         is_durable=True,
         quick=True,
     ),
+    Peer(
+        "gpuspool's libraries, imported", "with_imports.py", "nothing", ("startup",),
+        quick=True, variant="_libraries",
+    ),
+    Peer(
+        "gpuspool itself, imported", "with_imports.py", "nothing", ("startup",),
+        quick=True, variant="_modules",
+    ),
     Peer("multiprocessing.Pool", "with_pool.py", "nothing", _LIBRARY, quick=True),
     Peer("joblib", "with_joblib.py", "nothing", _LIBRARY, ("joblib",)),
     Peer(
