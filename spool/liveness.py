@@ -336,12 +336,22 @@ class FailureDetector:
 
         Elsewhere that proves it dead. Here it may be stopped (Ctrl-Z), or hang in the kernel.
         """
-        parent = self.parents.known.get(epoch)
+        return self.parent_still_s(epoch) > self.parent_lease_s(epoch)
+
+    def parent_still_s(self, epoch: int) -> float:
+        """For how many seconds the beat of a parent is known to have stood still."""
+        return self._watch.still_s(epoch_name(epoch))
+
+    def parent_lease_s(self, epoch: int) -> float:
+        """For how long the beat of a parent may stand still.
+
+        It may have been started with a longer lease than is asked for now, and beat accordingly.
+        """
         lease_s = self._watch.lease_s
-        if parent is not None:
-            # It may have been started with a longer lease, and beat accordingly.
-            lease_s = max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
-        return self._watch.still_s(epoch_name(epoch)) > lease_s
+        parent = self.parents.known.get(epoch)
+        if parent is None:
+            return lease_s
+        return max(lease_s, BEATS * parent.lease_s / PARENT_BEATS)
 
     def _must_confirm_parent(self, attempt: str) -> bool:
         """Whether the folders must be listed anew before a parent elsewhere counts as dead.

@@ -127,6 +127,31 @@ def test_who_is_elsewhere_gathers_as_long_as_its_beat_has_not_stood_still_for_a_
     assert company.is_gatherer, "who was proved dead once is not judged again"
 
 
+def test_who_is_quiet_for_half_a_lease_is_named_once_until_it_beats(
+    layout: Layout, clock: Clock
+) -> None:
+    admit(layout, 6, elsewhere())
+    company = company_of(layout)
+    company.look()
+    named: list[int] = []
+
+    def look() -> None:
+        company.look()
+        named.extend(quiet.epoch for quiet in company.newly_quiet())
+        if named:
+            # Time stands still from then on, so that the lease does not end.
+            clock.now -= LEASE_S / LOOKS_A_LEASE
+
+    for number in range(2):
+        layout.beat(epoch_name(6), number).touch()
+        look()
+        assert named == [], "it has just beaten"
+        clock.let_a_lease_pass(look)
+        assert named == [6]
+        assert company.others == [6], "half a lease proves nothing"
+        named.clear()
+
+
 def test_who_lives_here_and_does_nothing_is_no_gatherer(
     layout: Layout, clock: Clock, living: Callable[[], Identity]
 ) -> None:

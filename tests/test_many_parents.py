@@ -606,6 +606,26 @@ def test_after_the_crash_of_another_host_its_run_is_finished_and_can_be_made_ane
     assert_sound(starts.box, "S", 4)
 
 
+def test_whoever_waits_for_the_tasks_of_a_silent_host_is_told_so(starts: Starts) -> None:
+    """Nothing else would tell why nothing goes on, from the crash of that host to its lease."""
+    starts.plan("do", "do")
+    lease = limit(3)
+    crashed = starts.start_elsewhere("--lease", lease)
+    starts.wait_for(1)
+    here = starts.start("--lease", lease)
+    starts.wait_for(2)
+    (worker,) = starts.pids_of(0)
+    kill(crashed.pid)
+    kill(worker)
+    crashed.wait(-signal.SIGKILL)
+    starts.open()
+    done = starts.end(here, 0)
+    told = [line for line in done.err.splitlines() if "has not been heard of for" in line]
+    assert len(told) == 1, done.err
+    assert f"pid {crashed.pid} on host other" in told[0]
+    assert_sound(starts.box, "S", 2)
+
+
 def test_a_start_anew_waits_until_it_is_proved_that_another_host_has_crashed(
     starts: Starts,
 ) -> None:

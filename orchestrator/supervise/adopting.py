@@ -72,14 +72,15 @@ def _tell_of_starts(workers: Workers, older: Collection[int], telling: Telling) 
     if not older:
         return
     parents = [workers.others.detector.parents.known.get(epoch) for epoch in sorted(older)]
-    names = [_start_in_words(parent) for parent in parents[:SHOWN_STARTS]]
+    names = [start_in_words(parent) for parent in parents[:SHOWN_STARTS]]
     if len(parents) > SHOWN_STARTS:
         names.append("…")
     text = f"beside {count_of(len(parents), 'other start')} of this run: {', '.join(names)}"
     telling.tell("beside", text, epochs=sorted(older))
 
 
-def _start_in_words(parent: Parent | None) -> str:
+def start_in_words(parent: Parent | None) -> str:
+    """Which start a parent is, for people. None: its record cannot be read."""
     if parent is None:
         return "one whose record cannot be read"
     where = f"on host {parent.host}"

@@ -11,11 +11,25 @@ on.
 
 from __future__ import annotations
 
+import msgspec
+
 from gpuspool.spool.identity import is_here
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.publish import remove_quietly
 from gpuspool.spool.states import Life
+
+# Whoever lives beats several times in such a part of a lease, and that is seen too, even where a
+# network file system shows a listing a minute late.
+QUIET_PART = 0.5
+
+
+class Quiet(msgspec.Struct, frozen=True):
+    """A parent of which nothing was heard for so long, and for how long that may be, in seconds."""
+
+    epoch: int
+    silent_s: float
+    lease_s: float
 
 
 class Company:
@@ -38,6 +52,8 @@ class Company:
         self.was_taken_for_dead = False
         # Whether they have said so, and it could not be taken back: the spool cannot be written to.
         self._is_said_lost = False
+        # The others that `newly_quiet` has named, and that have not beaten since.
+        self._quiet: set[int] = set()
         # The others that have ended or died, as of the last look.
         self._known_gone: set[int] = set()
 
@@ -99,6 +115,20 @@ class Company:
         """Whether a parent is, or was, one of this host."""
         parent = self._detector.parents.known.get(epoch)
         return parent is not None and is_here(parent)
+
+    def newly_quiet(self) -> list[Quiet]:
+        """The others that have not beaten for a good part of a lease, each once until it beats."""
+        found: list[Quiet] = []
+        quiet: set[int] = set()
+        for epoch in self.others:
+            silent_s = self._detector.parent_still_s(epoch)
+            lease_s = self._detector.parent_lease_s(epoch)
+            if silent_s > QUIET_PART * lease_s:
+                quiet.add(epoch)
+                if epoch not in self._quiet:
+                    found.append(Quiet(epoch, silent_s, lease_s))
+        self._quiet = quiet
+        return found
 
     @property
     def is_alone(self) -> bool:

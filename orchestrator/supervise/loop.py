@@ -30,7 +30,7 @@ from typing import assert_never
 
 from gpuspool.orchestrator.plan.slots import Slot
 from gpuspool.orchestrator.supervise import decide as d
-from gpuspool.orchestrator.supervise.adopting import meet_others, tell_of_adopted
+from gpuspool.orchestrator.supervise.adopting import meet_others, start_in_words, tell_of_adopted
 from gpuspool.orchestrator.supervise.bell import Bell
 from gpuspool.orchestrator.supervise.company import Company
 from gpuspool.orchestrator.supervise.drain import Cause, Drain, DrainWatch, most_failed, order_drain
@@ -447,6 +447,13 @@ class Orchestrator:
                 "goes on; what its workers had in hand may be done by others"
             )
             self._telling.tell("taken_for_dead", text)
+        for quiet in self._company.newly_quiet():
+            parent = self._workers.others.detector.parents.known.get(quiet.epoch)
+            text = (
+                f"{start_in_words(parent)} has not been heard of for {quiet.silent_s:.0f} s; once "
+                f"that is {quiet.lease_s:.0f} s, others go on with what it leaves"
+            )
+            self._telling.tell("waiting", text, epochs=[quiet.epoch])
         self._control = read_control(self._view.layout)
         return has_listed
 
