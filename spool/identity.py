@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from gpuspool.spool.errors import UsageError
@@ -100,6 +101,14 @@ def _boot_offset() -> int:
             ticks = os.sysconf("SC_CLK_TCK")
             return int(seconds) * ticks + int(nanoseconds) * ticks // 1_000_000_000
     return 0
+
+
+def own_age_s() -> float:
+    """The seconds since this process was started, those of its interpreter's start included."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    # The clock shows what the kernel adds to it, and the identity holds the start without that.
+    now_s = time.clock_gettime(time.CLOCK_BOOTTIME) - _boot_offset() / ticks
+    return max(0.0, now_s - myself().pid_start / ticks)
 
 
 def identity_of(pid: int) -> Identity | None:

@@ -1,5 +1,6 @@
 """Process 1 of a container, other namespaces, and a run inside a task of another run."""
 
+import json
 import os
 import shutil
 import signal
@@ -101,6 +102,8 @@ def test_a_worker_in_another_time_namespace_is_not_proved_dead(box: Box) -> None
     os.kill(child_of(started.pid), signal.SIGKILL)
     started.process.wait()
     pid = identities(box / "S")["rank-0000.a00"]
+    usage = json.loads((box / "S/usage/rank-0000.a00.jsonl").read_text().splitlines()[0])
+    assert usage["idle_s"]["start"] < 100000, "the shift is no part of its age"
     resumed = box.start("resume", "S")
     wait_until(lambda: "rank-0000.a00" in resumed.err)
     assert "rank-0000.a00 outlived its parent and goes on" in resumed.err

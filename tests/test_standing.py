@@ -1,7 +1,10 @@
 """Whether an attempt was closed by another: when it looks, and what it finds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+from helpers import wait_until
 from spooling import A0, make_spool
 
 from gpuspool.spool.closing import publish_closing
@@ -32,11 +35,27 @@ def test_after_a_silence_of_a_lease_it_looks(tmp_path: Path) -> None:
     assert standing.was_closed_meanwhile()
 
 
-def test_in_doubt_it_looks_once(tmp_path: Path) -> None:
+def test_what_was_decided_in_a_silence_and_published_after_it_is_seen(tmp_path: Path) -> None:
+    """Whoever took this attempt for dead may need seconds to write that, on a busy disk."""
     layout = make_spool(tmp_path / "s", 1)
     standing = Standing(layout, A0, lease_s=120.0)
     standing.doubt()
-    assert not standing.was_closed_meanwhile()
+    assert not standing.was_closed_meanwhile(), "it has not been written yet"
+    close(layout)
+    wait_until(standing.was_closed_meanwhile)
+
+
+def test_a_lease_after_a_doubt_it_looks_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_spool(tmp_path / "s", 1)
+    now = [1000.0]
+    monkeypatch.setattr("gpuspool.worker.standing.time", SimpleNamespace(monotonic=lambda: now[0]))
+    standing = Standing(layout, A0, lease_s=120.0)
+    standing.doubt()
+    for _ in range(2):
+        assert not standing.was_closed_meanwhile()
+        now[0] += 60.0
     close(layout)
     assert not standing.was_closed_meanwhile()
     standing.doubt()

@@ -12,7 +12,7 @@ from time import perf_counter
 
 import msgspec
 
-from gpuspool.worker.resources import age_s
+from gpuspool.spool.identity import own_age_s
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -76,7 +76,7 @@ class Clocks:
         self.runs = Stopwatch()
         self.calls = Stopwatch()
         self.inputs = Stopwatch()
-        self._began = perf_counter() - age_s()
+        self._began = perf_counter() - own_age_s()
         # When the job began to be loaded, when it was, and when its `close` was called; None before
         # that.
         self._loads_at: float | None = None

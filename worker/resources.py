@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-
-from gpuspool.spool.identity import myself
 
 # So many files of /proc are looked at to find what this process has started. A command of some
 # processes takes a dozen; what starts thousands is counted in part.
@@ -21,12 +18,6 @@ MOST_LOOKED_AT = 1000
 
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-
-def age_s() -> float:
-    """The seconds since this process was started, those of its interpreter's start included."""
-    started_s = myself().pid_start / _TICKS_A_SECOND
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
 
 
 def peak_resident_bytes() -> int:

@@ -9,11 +9,15 @@ it may have removed the files that it was writing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import listdir
+
+# While there is doubt, the listing is looked at so often at most: tasks may take microseconds.
+LOOK_S = 0.1
 
 
 class Standing:
@@ -33,8 +37,12 @@ class Standing:
         self._manifests = layout.manifests
         self._orphans = layout.orphans(attempt).name
         self._lease_s = lease_s
+        # Whether there is a new reason to look.
         self._is_in_doubt = False
-        self._looked_at = time.monotonic()
+        self._asked_at = time.monotonic()
+        # Until when each step looks, and when one did last.
+        self._looks_until = -math.inf
+        self._looked_at = -math.inf
 
     def doubt(self) -> None:
         """There is a reason to look: the next `was_closed_meanwhile` does, whatever the time."""
@@ -63,12 +71,17 @@ class Standing:
         """Look if there is doubt, or if a lease has passed since the last call. Else False.
 
         Between two calls shorter than a lease apart nobody can have taken the silence for death, so
-        the loop may ask at each step.
+        the loop may ask at each step. What was decided in a longer silence may be published after
+        this process woke, since a busy disk takes seconds for that. So for another lease it looks
+        again and again.
         """
         now = time.monotonic()
-        silence_s = now - self._looked_at
-        self._looked_at = now
-        if not self._is_in_doubt and silence_s < self._lease_s:
+        silence_s = now - self._asked_at
+        self._asked_at = now
+        if self._is_in_doubt or silence_s >= self._lease_s:
+            self._is_in_doubt = False
+            self._looks_until = now + self._lease_s
+        elif now >= self._looks_until or now - self._looked_at < LOOK_S:
             return False
-        self._is_in_doubt = False
+        self._looked_at = now
         return self.is_closed()

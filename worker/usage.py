@@ -19,13 +19,14 @@ import os
 import time
 
 from gpuspool.spool.codec import encode
+from gpuspool.spool.identity import own_age_s
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import make_subfolder, naming, open_to_append, out_of_the_way
 from gpuspool.spool.records import Intent, Usage
 from gpuspool.spool.states import Phase
 from gpuspool.worker.doing import Doing
 from gpuspool.worker.gpu import NOTHING, Gpus, names_of
-from gpuspool.worker.resources import age_s, family
+from gpuspool.worker.resources import family
 
 # So long after the start of an attempt each beat is worth a line: then somebody watches who wants
 # to know whether all is well. Later there is one a minute, some 250 kB a day.
@@ -52,7 +53,7 @@ class UsageLog:
         self._began = time.monotonic()
         # When the last line was due, and up to when and how much processor time is told.
         self._last = -SELDOM_S
-        self._told_at = self._began - age_s()
+        self._told_at = self._began - own_age_s()
         self._told_cpu_s = 0.0
 
     def add(self, doing: Doing, now: float) -> None:

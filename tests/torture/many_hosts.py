@@ -377,9 +377,11 @@ class Trial:
         return command is not None
 
     def _terminate(self) -> bool:
+        # Before the signal: a worker that has no handler yet is closed in a moment.
+        now = time.time()
         command = self._signal_one(signal.SIGTERM)
         if command is not None:
-            self._told[command] = time.time()
+            self._told[command] = now
         return command is not None
 
     def _signal_one(self, number: int) -> Command | None:
