@@ -404,8 +404,9 @@ class Trial:
         if not self._busy():
             return False
         self._note("drain")
-        self._box.run("drain", "S")
+        # Before the order: those who obey may be closed before the command that gave it has ended.
         self._drains.append(time.time())
+        self._box.run("drain", "S")
         ordered = [command for machine in self._awake() for command in machine.running]
         wait_until(lambda: self._are_over(ordered), PATIENCE_S)
         for _ in range(self._rng.choice((1, 2))):
