@@ -71,12 +71,13 @@ def test_outputs_of_every_kind(box: Box) -> None:
 
 
 def test_whatever_user_code_raises_fails_that_task_alone(box: Box) -> None:
-    kinds = ["exit", "interrupt", "own", "chained", "bytes", "none", "more"]
+    kinds = ["exit", "interrupt", "own", "chained", "bytes", "mute", "nowhere", "none", "more"]
     found = run_odd(box, "raises", kinds, "--keep-going", code=3)
-    assert [found[kind]["error"]["type"] for kind in kinds[:5]] == [
-        "SystemExit", "KeyboardInterrupt", "Own", "ValueError", "ValueError",
+    assert [found[kind]["error"]["type"] for kind in kinds[:7]] == [
+        "SystemExit", "KeyboardInterrupt", "Own", "ValueError", "ValueError", "Mute", "Nowhere",
     ]  # fmt: skip
-    assert [found[kind]["result"] for kind in kinds[5:]] == ["fine", "fine"]
+    assert [found[kind]["error"]["kind"] for kind in kinds[:7]] == ["exception"] * 7
+    assert [found[kind]["result"] for kind in kinds[7:]] == ["fine", "fine"]
     chained = found["chained"]["error"]["traceback"]
     assert chained.index("KeyError: 'missing'") < chained.index("ValueError: because of another")
     assert f'File "{ODD}"' in chained

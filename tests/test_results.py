@@ -16,7 +16,7 @@ from gpuspool.spool.codec import MAX_DEPTH, seal, unseal
 from gpuspool.spool.errors import CommandFailed, CommandOutOfMemory, OutputError, ResultError
 from gpuspool.spool.layout import RESULT_BYTES, TRACEBACK_BYTES
 from gpuspool.spool.records import NO_JSON, JournalBrief, JournalLine
-from gpuspool.worker.results import MESSAGE_BYTES, to_error, to_json
+from gpuspool.worker.results import MESSAGE_BYTES, call_user_code, to_error, to_json
 
 
 def kept(result: Any) -> Any:
@@ -267,6 +267,58 @@ def test_an_error_that_cannot_be_worded_is_recorded_all_the_same() -> None:
 
     record = to_error(raised(Broken()))
     assert (record.kind, record.type) == ("exception", "Broken")
+
+
+class _Odd(Exception):
+    """Raises whatever it is asked."""
+
+    __notes__ = property(lambda self: 1 / 0)
+    __class__ = property(lambda self: 1 / 0)
+    __cause__ = property(lambda self: 1 / 0)
+    args = property(lambda self: 1 / 0)
+
+
+class _OddOSError(OSError):
+    errno = property(lambda self: 1 / 0)
+    filename = property(lambda self: 1 / 0)
+
+
+def _from_nowhere() -> type[Exception]:
+    """An exception whose class has no module: the code was run without a `__name__`."""
+    space: dict[str, Any] = {"__builtins__": {"Exception": Exception, "type": type}}
+    exec("E = type('E', (Exception,), {})", space)
+    kind: type[Exception] = space["E"]
+    return kind
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        _Odd,
+        _OddOSError,
+        _from_nowhere(),
+        type("E", (Exception,), {"__module__": None}),
+        type("E", (Exception,), {"__module__": 5}),
+        type("E", (Exception,), {"__notes__": property(lambda self: 1 / 0)}),
+        type("E", (Exception,), {"__str__": lambda self: 5}),
+        type("E", (ExceptionGroup,), {"exceptions": property(lambda self: 1 / 0)}),
+        type("E", (SyntaxError,), {"lineno": "x", "text": 5, "filename": 7, "offset": ()}),
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_an_exception_that_raises_what_it_is_asked_is_recorded_all_the_same(
+    kind: type[Exception],
+) -> None:
+    def of_the_user() -> None:
+        raise kind("q", [ValueError()]) if issubclass(kind, ExceptionGroup) else kind("q")
+
+    _, odd = call_user_code(of_the_user)
+    assert odd is not None
+    error = to_error(odd)
+    assert error.type == kind.__name__
+    assert error.where.startswith("test_results.py:")
+    assert "in of_the_user" in error.traceback
+    assert seal(JournalLine(task=1, round=0, state="failed", error=error)).count(b"\n") == 1
 
 
 def test_what_our_own_errors_say_needs_no_traceback() -> None:

@@ -37,7 +37,7 @@ import msgspec
 from gpuspool.spool.errors import AttemptError, OutputError, ResultError
 from gpuspool.spool.records import NO_JSON, Error, JournalLine, TaskLine
 from gpuspool.spool.states import ErrorKind, LineState
-from gpuspool.worker.causes import forget_frames
+from gpuspool.worker.causes import forget_frames, members
 from gpuspool.worker.clocks import Span
 from gpuspool.worker.context import Context, NotDone, Restart, Task
 from gpuspool.worker.doing import Doing
@@ -408,16 +408,25 @@ class Call:
         if asked is not None:
             # No failure, so there is nothing to look for.
             return _record(asked)
-        try:
-            self.outputs.check()
-            outputs = self.outputs
-            raise_trouble(raised, outputs.folders(), outputs.root, outputs.probe)
-            error = self._excused(to_error(raised), raised, lines)
-        except (OSError, AttemptError, NotNow):
+        error: Error
+        error, trouble = call_user_code(self._look_into, raised, lines)
+        if isinstance(trouble, (OSError, AttemptError, NotNow)):
             self.outputs.discard()
-            raise
+            raise trouble
+        if trouble is not None:
+            # The exception cannot be asked what it says of the world.
+            error = to_error(raised)
         forget_frames(raised)
         return error
+
+    def _look_into(self, raised: BaseException, lines: Sequence[TaskLine]) -> Error:
+        """The record of what user code raised. Raises what `_error_of` does, and whatever else an
+        exception of a user's class raises when it is asked.
+        """
+        self.outputs.check()
+        outputs = self.outputs
+        raise_trouble(raised, outputs.folders(), outputs.root, outputs.probe)
+        return self._excused(to_error(raised), raised, lines)
 
     def _excused(self, error: Error, raised: BaseException, lines: Sequence[TaskLine]) -> Error:
         """The error of these tasks, of the kind "io" where a file system in trouble explains it.
@@ -539,10 +548,11 @@ def _asked_by(raised: BaseException) -> BaseException | None:
 
     Of a group, as asyncio.TaskGroup raises, the first, if it consists of nothing else.
     """
-    if isinstance(raised, BaseExceptionGroup):
-        asked = [_asked_by(one) for one in raised.exceptions]
+    # By its true class: an exception of the user's may have a `__class__` that raises.
+    if issubclass(type(raised), BaseExceptionGroup):
+        asked = [_asked_by(one) for one in members(raised)]
         return None if None in asked else asked[0]
-    return raised if isinstance(raised, (NotDone, Restart)) else None
+    return raised if issubclass(type(raised), (NotDone, Restart)) else None
 
 
 def _record(raised: BaseException) -> Error:

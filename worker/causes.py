@@ -19,6 +19,13 @@ MOST_CAUSES = 100
 # end the generator.
 _SLEEPERS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
+# What the interpreter itself keeps of an exception. Its class may be the user's, and mean something
+# else by these names.
+_CAUSE = vars(BaseException)["__cause__"].__get__
+_CONTEXT = vars(BaseException)["__context__"].__get__
+_MEMBERS = vars(BaseExceptionGroup)["exceptions"].__get__
+_TRACEBACK = vars(BaseException)["__traceback__"].__get__
+
 
 def causes(raised: BaseException) -> Iterator[BaseException]:
     """The exception, and those behind it, the nearest first.
@@ -34,11 +41,18 @@ def causes(raised: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(error))
         yield error
-        for other in (error.__cause__, error.__context__):
+        for other in (_CAUSE(error), _CONTEXT(error)):
             if other is not None:
                 waiting.append(other)
-        if isinstance(error, BaseExceptionGroup):
-            waiting.extend(error.exceptions)
+        waiting.extend(members(error))
+
+
+def members(error: BaseException) -> tuple[BaseException, ...]:
+    """The members of a group; none where it is none."""
+    if not issubclass(type(error), BaseExceptionGroup):
+        return ()
+    found: tuple[BaseException, ...] = _MEMBERS(error)
+    return found
 
 
 # The frames in which an exception was raised hold what the call worked on: inputs and tensors,
@@ -54,7 +68,7 @@ def forget_frames(raised: BaseException) -> None:
     To be called once a record was made of it, outside of the code that raised.
     """
     for error in causes(raised):
-        _clear(error.__traceback__)
+        _clear(_TRACEBACK(error))
         # Not by an assignment, nor by the exception's own method: a frozen dataclass refuses the
         # one, and a class of the user's may have another meaning for the other.
         BaseException.with_traceback(error, None)

@@ -71,7 +71,10 @@ def _is_of_host(error: BaseException) -> bool:
 
 def _name(kind: type) -> tuple[str, str]:
     """The package that a class comes from, and its name there."""
-    return kind.__module__.partition(".")[0], kind.__name__
+    # A class that `exec` made may come from nowhere.
+    module = getattr(kind, "__module__", None)
+    package = module.partition(".")[0] if isinstance(module, str) else ""
+    return package, kind.__name__
 
 
 def _always(_: BaseException) -> bool:

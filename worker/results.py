@@ -13,7 +13,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -36,10 +36,14 @@ from gpuspool.worker.imported import imported
 from gpuspool.worker.memory import is_device_oom, is_host_oom
 from gpuspool.worker.say import cut
 
+T = TypeVar("T")
+
 # So many characters of a value that JSON cannot hold are shown: a whole path, and not an array.
 VALUE_SHOWN = 300
 # The message of an error is cut here: some libraries put a whole array into it.
 MESSAGE_BYTES = 4096
+# The message of an exception that cannot be asked for it.
+UNTOLD = "<the exception cannot be formatted>"
 # Where our own frames of a traceback come from,
 _OURS = str(Path(__file__).parent)
 # those of the standard library,
@@ -242,29 +246,52 @@ def _to_utf8(text: str) -> bytes:
 
 
 def to_error(error: BaseException, tries: int = 1) -> Error:
-    """The record of what user code raised. Its kind comes from its type, and those behind it."""
-    trace = ""
-    if not isinstance(error, TaskError):
-        trace = _traceback(error)
-    exit_code = None
-    signal = ""
-    if isinstance(error, CommandFailed):
-        exit_code = error.status
-        if error.said:
-            trace = _clean(error.said)
-        signal = signal_of(error.status)
+    """The record of what user code raised. Its kind comes from its type, and those behind it.
+
+    What cannot be told of an exception is left out or said to be untold, and the rest is told.
+    """
+    command = _as_command(error)
+    if command is None:
+        exit_code = None
+        signal = _asked(error, signal_behind, "")
+        is_plain = issubclass(type(error), TaskError)
+        trace = "" if is_plain else _asked(error, _traceback, _bare_traceback(error))
     else:
-        signal = signal_behind(error)
+        exit_code = command.status
+        signal = signal_of(command.status)
+        trace = _clean(command.said)
     return Error(
-        kind=_kind(error),
-        type=_clean(type(error).__name__),
-        message=_message(error),
-        where=_where(error),
+        kind=_asked(error, _kind, ErrorKind.EXCEPTION),
+        type=_asked(error, _type_name, "Exception"),
+        message=_asked(error, _message, UNTOLD),
+        where=_asked(error, _where, ""),
         traceback=trace,
         tries=tries,
         exit_code=exit_code,
         signal=signal,
     )
+
+
+# An exception is an object of the user's. Its `__str__`, `__notes__` or `__class__`, its class, or
+# the loader of a module in its traceback may raise, or be of a type that the standard library does
+# not reckon with: an exception of a class that `exec` made has no `__module__`. That must not take
+# the task's failure along, or the worker would end for it.
+def _asked(error: BaseException, tell: Callable[[BaseException], T], otherwise: T) -> T:
+    """What `tell` tells of an exception; `otherwise` where that raises."""
+    told, trouble = call_user_code(tell, error)
+    return otherwise if trouble is not None else told
+
+
+def _as_command(error: BaseException) -> CommandFailed | None:
+    """The failure of a command, by its true class; None for anything else."""
+    if not issubclass(type(error), CommandFailed):
+        return None
+    assert isinstance(error, CommandFailed)
+    return error
+
+
+def _type_name(error: BaseException) -> str:
+    return _clean(type(error).__name__)
 
 
 def signal_behind(error: BaseException) -> str:
@@ -366,6 +393,17 @@ def _traceback(error: BaseException) -> str:
     if explanation:
         text = f"{text}{explanation}\n"
     return text[-TRACEBACK_BYTES:]
+
+
+def _bare_traceback(error: BaseException) -> str:
+    """A traceback of places alone, for an exception that the standard library cannot format."""
+    lines = ["Traceback (most recent call last):"]
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        if not code.co_filename.startswith(_OURS):
+            lines.append(f'  File "{code.co_filename}", line {line}, in {code.co_name}')
+    lines.append(f"{_asked(error, _type_name, 'Exception')}: {UNTOLD}\n")
+    return _clean("\n".join(lines))[-TRACEBACK_BYTES:]
 
 
 def _clean(text: str) -> str:
