@@ -136,6 +136,20 @@ def test_a_rank_that_hangs_is_not_counted_on_for_ever() -> None:
     assert late.tasks_per_s == pytest.approx(1.0)
 
 
+def test_where_all_ranks_hang_ever_less_is_finished_a_second() -> None:
+    costs = [1.0] * 40
+    lines = played(costs, [1.0] * 40, load_s=(0.0, 0.0))
+    # What began ten seconds after the start never ends.
+    lines = [line if line[0] < 10 else (line[0], 1e6, *line[2:]) for line in lines]
+    [before, later, late] = told(lines, costs, [10.0, 60.0, 300.0])
+    rates = [outlook.tasks_per_s for outlook in (before, later, late)]
+    assert rates[0] == pytest.approx(2.0)
+    assert rates[1] is not None
+    assert rates[1] < 0.5
+    assert rates[2] is not None
+    assert rates[2] < 0.1
+
+
 def test_what_was_finished_before_this_start_says_nothing_of_its_pace() -> None:
     # 100 tasks were finished by an earlier start; this one finds 100 more.
     costs = [1.0] * 200

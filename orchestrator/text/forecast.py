@@ -282,11 +282,12 @@ class Forecast:
         if overdue:
             law = self._law_of(cost_of, overdue)
         spent_s = self._spent_s + sum(times.spent_s for times in self._times.values())
-        rate = len(calls) * done.tasks / spent_s if spent_s > 0 else None
         done_s = law.seconds(done.tasks, done.cost)
         for call in overdue:
             spent_s += call.begun_s
             done_s += law.seconds(call.tasks, call.cost)
+        # With what has taken too long already: where all ranks hang, less and less is finished.
+        rate = len(calls) * done.tasks / spent_s if spent_s > 0 else None
         whole_s = law.seconds(whole.tasks, whole.cost)
         # Costs may be so large that they cannot be reckoned with.
         is_known = 0 < done_s < math.inf and 0 < whole_s < math.inf
