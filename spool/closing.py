@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 
 import msgspec
 
-from gpuspool.spool.blame import judge, scene_of
+from gpuspool.spool.blame import Scene, judge, scene_of
 from gpuspool.spool.codec import pretty
-from gpuspool.spool.death import Death, TimedOut, ending_of, exit_code_of
+from gpuspool.spool.death import Death, TimedOut, Told, ending_of, exit_code_of
 from gpuspool.spool.journal import JournalReader, link_empty_journal
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import publish_orphans
@@ -210,14 +210,6 @@ def _close(view: View, attempt: str, death: Death, by: str, failed: set[tuple[in
     started = view.started.get(attempt)
     is_leaving = attempt in view.leaving
     judgement = judge(death, orphans, started, view.options_of(attempt), scene, is_leaving)
-    error = None
-    if isinstance(death, TimedOut):
-        error = Error(
-            kind=ErrorKind.TIMEOUT,
-            type="Timeout",
-            message=f"it took too long; {scene}",
-            traceback=death.stacks,
-        )
     state, reason = ending_of(death)
     closing = Closing(
         attempt=attempt,
@@ -231,12 +223,24 @@ def _close(view: View, attempt: str, death: Death, by: str, failed: set[tuple[in
         held=_with_starts(view, attempt, judgement.held),
         killed=judgement.killed,
         killed_start=0.0 if judgement.killed is None else view.start_of(attempt, judgement.killed),
-        error=error,
+        error=_error_of(death, scene),
         journal_bytes=_bytes_read(view, attempt),
     )
     publish_closing(view.layout, closing, judgement.orphans)
     said = [*judgement.failures, *judgement.held]
     failed.update((failure.task, failure.round) for failure in said)
+
+
+def _error_of(death: Death, scene: Scene) -> Error | None:
+    """What a closing tells of an attempt in which a call took too long; None for other deaths."""
+    match death:
+        case TimedOut(stacks):
+            message = f"it took too long; {scene}"
+        case Told(stacks) if stacks:
+            message = f"it was told to stop, and its call took too long; {scene}"
+        case _:
+            return None
+    return Error(kind=ErrorKind.TIMEOUT, type="Timeout", message=message, traceback=stacks)
 
 
 def _with_starts(view: View, attempt: str, failures: list[TaskFailure]) -> list[TaskFailure]:

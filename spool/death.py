@@ -88,7 +88,12 @@ class TimedOut(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """Its parent told it to stop, so nobody is to blame."""
+    """Its parent told it to stop, so nobody is to blame.
+
+    stacks: where every thread stood when its own timer ended it all the same; "" if it did not.
+    """
+
+    stacks: str = ""
 
 
 class NeverStarted(msgspec.Struct, frozen=True):
@@ -116,7 +121,7 @@ def classify(evidence: Evidence) -> Death:
     """How an attempt died, by the table above."""
     # First: a call that a stop has cut off from its processes may hang until its time is over.
     if evidence.was_told:
-        return Told()
+        return Told(evidence.stacks)
     if evidence.is_overdue:
         return TimedOut(evidence.stacks)
     if evidence.stacks:

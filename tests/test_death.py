@@ -31,6 +31,7 @@ STACKS = "Thread 0x1 (most recent call first): ..."
 # above it, and the death.
 ROWS: list[tuple[Evidence, Death]] = [
     (Evidence(was_told=True, exit_code=-15), Told()),
+    (Evidence(was_told=True, stacks=STACKS, exit_code=1), Told(STACKS)),
     (Evidence(stacks=STACKS), TimedOut(STACKS)),
     (Evidence(stacks=STACKS, exit_code=1), TimedOut(STACKS, 1)),
     (Evidence(is_overdue=True, exit_code=-9), TimedOut()),

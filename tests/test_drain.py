@@ -5,6 +5,7 @@ left running.
 import os
 import signal
 import stat
+import time
 from pathlib import Path
 
 import msgspec
@@ -30,10 +31,12 @@ from spooling import intend, make_spool
 from gpuspool.orchestrator.supervise.drain import (
     ASKED,
     NEW_CODE,
+    SAME_SIGNAL_S,
     Cause,
     Drain,
     DrainWatch,
     order_drain,
+    signals_to,
 )
 from gpuspool.spool.identity import myself
 from gpuspool.spool.layout import Layout
@@ -212,10 +215,13 @@ def test_trouble_that_lasts_ends_the_workers_before_the_run(box: Box) -> None:
 def test_a_second_interrupt_kills(box: Box) -> None:
     started, command = start_gated(box, PAYLOADS, "--ranks", "2")
     wait_until(lambda: len(waiting(box)) == 2)
+    began = time.monotonic()
     started.signal(signal.SIGINT)
     wait_until(lambda: "SIGINT received" in started.err)
+    wait_until(lambda: time.monotonic() > began + 2 * SAME_SIGNAL_S)
     started.signal(signal.SIGINT)
     done = started.wait(130)
+    assert "SIGINT received twice: workers are killed" in done.err
     assert "interrupted with 0 of 10 tasks complete" in done.err
     assert box.processes() == []
     assert {
@@ -224,6 +230,20 @@ def test_a_second_interrupt_kills(box: Box) -> None:
     (box / "gate").touch()
     box.run(*command)
     assert_sound(box, "S", len(PAYLOADS))
+
+
+def test_an_interrupt_that_is_passed_on_too_is_one() -> None:
+    """As by `timeout --foreground`, which gets the terminal's, and passes it on."""
+    received: list[int] = []
+    with signals_to(received):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGINT, signal.SIGTERM]
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + SAME_SIGNAL_S)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received.count(signal.SIGINT) == 2
 
 
 def test_a_task_that_outlives_the_grace_is_killed_and_nobody_is_blamed(box: Box) -> None:

@@ -168,6 +168,8 @@ def test_a_call_that_hangs_after_a_stop_does_not_time_out(box: Box) -> None:
     wait_until(lambda: ready(box))
     started.signal(signal.SIGTERM)
     assert_given_back(box, started, command, 1)
+    assert "it was told to stop, and its call took too long; no task is blamed" in started.err
+    assert "in hangs" in (box / "S/logs/rank-0000.a00.log").read_text(), "where it hung"
 
 
 HANGS = """

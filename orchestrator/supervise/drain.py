@@ -31,6 +31,11 @@ from gpuspool.spool.signals import STOP_SIGNALS
 from gpuspool.spool.states import Ending
 from gpuspool.spool.view import Control
 
+# A signal that comes again so soon is the same one: a terminal sends it to all in the foreground,
+# and timeout(1), srun and shells pass it on to the process that has it already. Nobody presses a
+# key twice as fast.
+SAME_SIGNAL_S = 0.1
+
 # Why a run drains that a person told so, and as an order says it.
 ASKED = "asked"
 # A later start brought new code.
@@ -195,6 +200,7 @@ def describe_order(order: DrainOrder | None) -> str:
 def signals_to(received: list[int]) -> Iterator[None]:
     """Append the number of each signal that ends a run to `received`, as long as the block lasts.
 
+    One that is passed on to this process beside the way in which it came is appended once.
     The handlers that were there before are restored. Off the main thread, where Python allows no
     handlers, nothing is changed and nothing is received.
     """
@@ -202,8 +208,13 @@ def signals_to(received: list[int]) -> Iterator[None]:
         yield
         return
 
+    came_at: dict[int, float] = {}
+
     def receive(number: int, _: FrameType | None) -> None:
-        received.append(number)
+        now = time.monotonic()
+        if now - came_at.get(number, -math.inf) >= SAME_SIGNAL_S:
+            came_at[number] = now
+            received.append(number)
 
     old = {number: signal.signal(number, receive) for number in _signals_to_take()}
     try:

@@ -459,8 +459,10 @@ class Orchestrator:
 
     def _pass_on(self, drain: Drain) -> None:
         """Tell of a drain: the workers of this host, whoever else it is for, and then people."""
-        # A second Ctrl-C only ends the grace, and the workers are about to be killed for it.
         if drain.is_interrupted:
+            # The workers know already, and are about to be killed.
+            text = f"{drain.why}: workers are killed; what they had in hand is done again later"
+            self._telling.tell("draining", text, why=drain.why)
             return
         self._workers.tell_to_stop()
         # A signal does not reach a worker whose job takes it for itself, so those look into

@@ -43,7 +43,7 @@ from gpuspool.spool.processes import kill_marked, run_mark
 from gpuspool.spool.publish import open_to_append
 from gpuspool.spool.records import Closing
 from gpuspool.spool.signals import is_ending, moment_after
-from gpuspool.spool.states import BY_PARENT, BY_RESUME, Life, Reason
+from gpuspool.spool.states import BY_PARENT, BY_RESUME, ErrorKind, Life, Reason
 from gpuspool.spool.timeouts import STACKS_SIGNAL
 from gpuspool.spool.view import View
 
@@ -309,6 +309,8 @@ class Workers:
     def _describe_end(self, closing: Closing, evidence: Evidence) -> str:
         if closing.reason is Reason.TIMEOUT:
             return _describe_timeout(closing)
+        if closing.error is not None and closing.error.kind is ErrorKind.TIMEOUT:
+            return "it was told to stop, and its call took too long; no task is blamed"
         if evidence.exit_code is not None:
             where = " in the job's `close`" if closing.attempt in self._view.leaving else ""
             log = read_tail(self._view.layout, closing.attempt)
