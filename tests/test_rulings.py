@@ -1,7 +1,9 @@
 """Rulings: what becomes of tasks that failed without a verdict, on spools made by hand."""
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import wait_until
@@ -22,7 +24,12 @@ from spooling import (
     view_of,
 )
 
-from gpuspool.orchestrator.supervise.opinions import EXCUSED_AT_ONCE, EXCUSED_FOR_EACH
+from gpuspool.orchestrator.supervise.opinions import (
+    EXCUSED_AT_ONCE,
+    EXCUSED_FOR_EACH,
+    NEWS_S,
+    unproved_pause_s,
+)
 from gpuspool.orchestrator.supervise.rulings import Judge
 from gpuspool.spool.death import Crashed, Death, TimedOut, Witness
 from gpuspool.spool.identity import myself
@@ -169,6 +176,35 @@ def test_a_rank_that_another_place_has_got_proves_nothing_of_the_first(layout: L
     take(layout, B0, 2, f"{A0}.orphans")
     finish(journal, 2)
     assert rule(view) == [], "only one place has confirmed it"
+
+
+def test_what_no_place_can_prove_just_now_is_tried_ever_more_seldom(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is left is bad, but for a long task in hand: each try costs a fresh process."""
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr("gpuspool.orchestrator.supervise.rulings.time", clock)
+    attempt(layout, attempt_name(9, 0), 8)
+    for rank in range(6):
+        name = attempt_name(rank, 0)
+        intend(layout, name)
+        hold(begin(layout, name), 1)
+        close(view_of(layout), name)
+    judge = Judge(view_of(layout), 0, max_crashes=2)
+
+    def is_due(is_somebody_free: bool) -> bool:
+        judge.look(frozenset({DEVICE}), frozenset(), is_somebody_free)
+        return bool(judge._findings)
+
+    assert is_due(is_somebody_free=False), "where others complete tasks, a place may be proved"
+    assert not is_due(is_somebody_free=True)
+    now[0] += unproved_pause_s(6) - 0.1
+    assert not is_due(is_somebody_free=True)
+    now[0] += 0.2
+    assert is_due(is_somebody_free=True)
+    pauses = [unproved_pause_s(opinions) for opinions in (2, 3, 4, 5, 20)]
+    assert pauses == [0.0, 1.0, 2.0, 4.0, NEWS_S]
 
 
 def test_what_failed_before_this_start_is_no_late_opinion(layout: Layout) -> None:

@@ -103,6 +103,10 @@ EXCUSED_AT_ONCE = 20.0
 EXCUSED_A_SECOND = 1.0
 EXCUSED_FOR_EACH = 2.0
 
+# A task that failed in several places, where no place can prove itself any more, is tried again
+# after so many seconds, and after twice as long each time, up to NEWS_S.
+FIRST_UNPROVED_S = 1.0
+
 # A place in doubt waits for the second opinions about its tasks before it gets another process, but
 # no longer than this while others get on.
 NEWS_S = 300.0
@@ -369,9 +373,18 @@ def excuse_pause_s(times: int) -> float:
     return _doubled(FIRST_EXCUSE_S, times)
 
 
-def _doubled(first_s: float, times: int) -> float:
+def unproved_pause_s(n_opinions: int) -> float:
+    """How long a task waits that failed so many times, where no place can prove itself just now.
+
+    All other tasks are in hand, so another failure would prove nothing: that it completes after all
+    is all that can be found out. Meanwhile each try may take a process that loads the job anew.
+    """
+    return _doubled(FIRST_UNPROVED_S, n_opinions - OPINIONS, NEWS_S)
+
+
+def _doubled(first_s: float, times: int, most_s: float = MOST_PAUSE_S) -> float:
     """The pause after so many failures: after one it is `first_s`, then twice as long each time."""
     if times < 1:
         return 0.0
     doublings = min(times - 1, 16)
-    return min(first_s * 2.0**doublings, MOST_PAUSE_S)
+    return min(first_s * 2.0**doublings, most_s)

@@ -30,6 +30,7 @@ from gpuspool.orchestrator.supervise.opinions import (
     Opinion,
     excuse_pause_s,
     rule,
+    unproved_pause_s,
 )
 from gpuspool.spool.closing import copy_of, publish_failed_task
 from gpuspool.spool.codec import unseal
@@ -139,7 +140,7 @@ class Judge:
         unruled = set(self._view.unruled())
         self._findings = {}
         for key in self.doubtful:
-            finding = self._rule(key, ground, is_with_nobody=key in unruled)
+            finding = self._rule(key, ground, key in unruled, is_somebody_free)
             if finding is not Finding.WAIT:
                 self._findings[key] = finding
         self._ration(now)
@@ -223,10 +224,13 @@ class Judge:
             self.do_processes_break,
         )
 
-    def _rule(self, key: Key, ground: Ground, is_with_nobody: bool) -> Finding:
+    def _rule(
+        self, key: Key, ground: Ground, is_with_nobody: bool, is_somebody_free: bool
+    ) -> Finding:
         """What is to be done with a doubtful task now; WAIT where that is nothing.
 
         is_with_nobody: its last failure was not ruled yet, so no worker has it or may claim it.
+        is_somebody_free: a rank waits for work, as there is none left to claim.
         """
         held = self._view.held[key]
         if len(held) < OPINIONS and not is_with_nobody:
@@ -244,6 +248,9 @@ class Judge:
             return finding
         if not is_with_nobody or self._is_worth_waiting(held[-1], opinions, ground, least):
             return Finding.WAIT
+        if is_somebody_free and not self.is_last:
+            pause_s = unproved_pause_s(len(opinions))
+            return Finding.AGAIN if ground.now >= opinions[-1].since_s + pause_s else Finding.WAIT
         return Finding.AGAIN
 
     def _is_worth_waiting(
