@@ -3,6 +3,7 @@
 Every line is safe for a terminal and fits into it, whatever keys, hosts, devices, jobs and paths
 there are. A column is as wide as what stands in it. What is the same for all ranks is said once.
 Where not everything fits, hosts, devices and notes are cut before the key is, and numbers never.
+Where that is not enough, whole columns are left out, those of least use first.
 
 - `table_lines`: all that `gpuspool status` prints.
 - `one_line_of`: the run in one line.
@@ -31,6 +32,7 @@ from gpuspool.orchestrator.text.cells import (
     cut_front,
     cut_middle,
     cut_name,
+    cut_words,
     left,
     right,
     width,
@@ -72,21 +74,29 @@ class Column(msgspec.Struct):
 
     cells: one for each row, safe for a terminal. usual, least: to how many cells it may be cut
     where lines are too long, at first and at worst; by default it may not. cut: how. is_number: it
-    stands at the right. is_key: it is what the others are about, and cut after them.
+    stands at the right. is_key: it is what the others are about, and cut after them. left_out:
+    where lines are too long even so, the column with the highest number is left out first; one with
+    0 never is.
     """
 
     name: str
     cells: list[str]
     usual: int = 1000
     least: int = 1000
-    cut: Callable[[str, int], str] = cut_end
+    cut: Callable[[str, int], str] = cut_words
     is_number: bool = False
     is_key: bool = False
+    left_out: int = 0
 
     @property
     def natural(self) -> int:
         """How wide it is if nothing is cut."""
         return max(map(width, (self.name, *self.cells)))
+
+    @property
+    def narrowest(self) -> int:
+        """How wide it is if it is cut as far as it may be."""
+        return min(self.natural, max(self.least, width(self.name)))
 
     @property
     def is_empty(self) -> bool:
@@ -111,8 +121,8 @@ def table_lines(now: dict[str, Any], columns: int = 80, most_lines: int | None =
             *_damage(now["damage"], columns, DAMAGE_SHOWN),
             *foot,
         ]
-        return [cut_end(line, columns) for line in lines]
-    return [cut_end(line, columns) for line in _fitted(now, columns, most_lines, head, foot)]
+        return [cut_words(line, columns) for line in lines]
+    return [cut_words(line, columns) for line in _fitted(now, columns, most_lines, head, foot)]
 
 
 # Where lines are few, the head comes first, then the command, then some ranks, then what is said
@@ -220,11 +230,11 @@ def _parent_columns(rows: list[dict[str, Any]]) -> list[Column]:
     return [
         Column("parent", [str(row["epoch"]) for row in rows], is_number=True),
         Column("state", [_parent_state(row) for row in rows]),
-        Column("host", _short_hosts([row["host"] for row in rows]), 16, 8, cut_middle),
-        Column("job", [one_line(row["job"] or "") for row in rows], 12, 6, cut_middle),
-        Column("pid", ["" if row["pid"] is None else str(row["pid"]) for row in rows]),
-        Column("since", [_clock(row["since"]) for row in rows]),
-        Column("slots", [_slots(row["slots"]) for row in rows], 12, 6),
+        Column("host", _short_hosts([row["host"] for row in rows]), 16, 8, cut_middle, left_out=1),
+        Column("job", [one_line(row["job"] or "") for row in rows], 12, 6, cut_middle, left_out=2),
+        Column("pid", ["" if row["pid"] is None else str(row["pid"]) for row in rows], left_out=4),
+        Column("since", [_clock(row["since"]) for row in rows], left_out=3),
+        Column("slots", [_slots(row["slots"]) for row in rows], 12, 6, cut_end, left_out=5),
     ]
 
 
@@ -320,21 +330,26 @@ def _rank_columns(
     ]
     if not _one_of(rows, "device"):
         devices = [_tokens((row["device"] or "").split(",")) for row in shown]
-        found.append(Column("device", devices, 12, 5, cut_front))
+        found.append(Column("device", devices, 12, 5, cut_front, left_out=7))
     if not _one_of(rows, "host"):
         hosts = _short_hosts([row["host"] for row in shown])
-        found.append(Column("host", hosts, 16, 7, cut_middle))
+        found.append(Column("host", hosts, 16, 7, cut_middle, left_out=6))
+    ages = [_age(row["task_s"]) for row in shown]
+    failed = [f"{row['failed']:,}" for row in shown]
+    # That none has failed is told by the head.
+    failed_left_out = 2 if {*failed, sums["failed"]} != {"0"} else 8
     found += [
-        Column("done", [f"{row['done']:,}" for row in shown], is_number=True),
-        Column("failed", [f"{row['failed']:,}" for row in shown], is_number=True),
-        Column("for", [_age(row["task_s"]) for row in shown], is_number=True),
-        Column("task", [_task(row) for row in shown], 12, 8, _cut_task, is_key=True),
-        Column("note", [one_line(row["note"]) for row in shown], 26, 12),
+        Column("done", [f"{row['done']:,}" for row in shown], is_number=True, left_out=1),
+        Column("failed", failed, is_number=True, left_out=failed_left_out),
+        Column("for", ages, is_number=True, left_out=4),
+        Column("task", [_task(row) for row in shown], 12, 8, _cut_task, is_key=True, left_out=5),
+        Column("note", [one_line(row["note"]) for row in shown], 26, 12, left_out=3),
     ]
     for column in found:
         column.cells.append(sums.get(column.name, ""))
         if column.is_key:
             column.least = max(column.least, width(column.cells[-1]))
+            column.usual = max(column.usual, column.least)
     return [column for column in found if not column.is_empty or column.name == "state"]
 
 
@@ -415,6 +430,7 @@ def _short_hosts(hosts: Sequence[str | None]) -> list[str]:
 
 def _drawn(table: list[Column], columns: int) -> list[str]:
     """The lines of a table, the names of its columns first, in at most so many cells."""
+    table = _fitting(table, columns)
     widths = _widths(table, columns)
     names = [column.name for column in table]
     n_rows = len(table[0].cells)
@@ -427,6 +443,17 @@ def _drawn(table: list[Column], columns: int) -> list[str]:
             cells.append(right(cut, cells_wide) if column.is_number else left(cut, cells_wide))
         lines.append(GAP.join(cells).rstrip())
     return lines
+
+
+def _fitting(table: list[Column], columns: int) -> list[Column]:
+    """The columns that fit into so many cells, as far as it can be: those of least use left out."""
+    shown = list(table)
+    while sum(column.narrowest + len(GAP) for column in shown) - len(GAP) > columns:
+        least_used = max(shown, key=lambda column: column.left_out)
+        if not least_used.left_out:
+            break
+        shown.remove(least_used)
+    return shown
 
 
 def _widths(table: list[Column], columns: int) -> list[int]:
@@ -513,12 +540,12 @@ def list_lines(runs: list[dict[str, Any]], columns: int = 80) -> list[str]:
         return []
     table = [
         Column("state", [one_line(run.get("says", "cannot be read")) for run in runs], 20, 9),
-        Column("done", [_share(run) for run in runs], is_number=True),
-        Column("failed", [_failed(run) for run in runs], is_number=True),
-        Column("time", [_list_time(run) for run in runs], is_number=True),
-        Column("spool", [_list_name(run) for run in runs], 16, 8, is_key=True),
+        Column("done", [_share(run) for run in runs], is_number=True, left_out=1),
+        Column("failed", [_failed(run) for run in runs], is_number=True, left_out=2),
+        Column("time", [_list_time(run) for run in runs], is_number=True, left_out=3),
+        Column("spool", [_list_name(run) for run in runs], 16, 8, cut_end, is_key=True),
     ]
-    return [cut_end(line, columns) for line in _drawn(table, columns)]
+    return [cut_words(line, columns) for line in _drawn(table, columns)]
 
 
 def _share(run: dict[str, Any]) -> str:
