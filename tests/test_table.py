@@ -202,6 +202,22 @@ def test_ranks_in_trouble_are_shown_first_where_lines_are_few() -> None:
     assert lines[11].startswith("next: ")
 
 
+def test_a_rank_that_runs_a_task_is_not_hidden_behind_those_that_do_not() -> None:
+    nothing = {"task": None, "key": None, "in_hand": 0, "task_s": None}
+    ranks = [rank(number, state="idle", **nothing) for number in range(64)]
+    ranks[7].update(state="complete", ended="finished", note="1 restart: crash")
+    ranks[8].update(state="complete", ended="failed", note="crash", trouble=1)
+    ranks[20].update(note="1 restart: crash", trouble=1)
+    ranks[30] = rank(30)
+    ranks[31] = rank(31, state="publishing", note="1 restart: crash", trouble=1)
+    ranks[40].update(state="silent", note="silent 62 s", trouble=2)
+    ranks[50].update(state="loading")
+    lines = table_lines(run_of(ranks), most_lines=13)
+    shown = [line.split()[0] for line in lines[3:10]]
+    assert shown == ["40", "31", "30", "50", "20", "0", "1"]
+    assert lines[10] == "… and 57 more ranks: 55 idle, 2 complete"
+
+
 def numbers_in(text: str) -> set[str]:
     return set(re.findall(r"[\d.,:]*\d", text))
 

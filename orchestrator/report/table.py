@@ -24,7 +24,7 @@ import msgspec
 
 from gpuspool.orchestrator.report.parents import LIVE, SILENT, is_at_work
 from gpuspool.orchestrator.report.queued import queued_lines
-from gpuspool.orchestrator.report.ranks import FINE
+from gpuspool.orchestrator.report.ranks import FINE, TROUBLED
 from gpuspool.orchestrator.report.status import doubtful_text
 from gpuspool.orchestrator.text.cells import (
     CUT,
@@ -42,7 +42,7 @@ from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.progress import about, duration, rate_of
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.records import CPU
-from gpuspool.spool.states import RunState
+from gpuspool.spool.states import Ending, Phase, RunState
 
 # Between two columns.
 GAP = "  "
@@ -107,7 +107,7 @@ def table_lines(now: dict[str, Any], columns: int = 80, most_lines: int | None =
     """How a run stands, in lines of at most so many cells, each safe for a terminal.
 
     now: what `status` returned. most_lines: never more than these; ranks in trouble come first
-    then, and the others are counted. "next" is left out where it is "".
+    then, next those that run a task, and the others are counted. "next" is left out where it is "".
     """
     columns = max(columns, 1)
     head = _head(now, columns)
@@ -311,13 +311,29 @@ def _ranks(now: dict[str, Any], columns: int, most: int | None) -> list[str]:
     rest: list[dict[str, Any]] = []
     if most is not None and len(rows) + 2 + len(more) > most:
         more = more if most >= LEAST_TABLE + len(more) else []
-        in_order = sorted(rows, key=lambda row: (-row["trouble"], row["rank"]))
+        in_order = sorted(rows, key=_by_interest)
         n_shown = max(0, min(len(rows), most - 3 - len(more)))
         shown, rest = in_order[:n_shown], in_order[n_shown:]
     lines = _drawn(_rank_columns(shown, rows, sums), columns)
     if rest:
         lines.insert(len(lines) - 1, _and_more("rank", "more" if shown else "", rest))
     return [*lines, *more]
+
+
+def _by_interest(row: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Where a rank stands among those that are shown first: those in trouble, then those that run a
+    task, then the others that may yet, idle ones, and those that have ended.
+    """
+    trouble = row["trouble"] if row["trouble"] >= TROUBLED else FINE
+    if row["ended"] is not None:
+        turn = 3
+    elif row["state"] in (Phase.IDLE, Phase.CLOSING):
+        turn = 2
+    elif row["state"] in (Phase.RUNNING, Phase.PUBLISHING):
+        turn = 0
+    else:
+        turn = 1
+    return -trouble, turn, -row["trouble"], row["rank"]
 
 
 def _rank_columns(
