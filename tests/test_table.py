@@ -295,6 +295,43 @@ def test_the_rest_of_the_ranks_is_counted_in_whole_numbers() -> None:
         assert numbers_in(line) <= numbers_in(whole), (columns, line)
 
 
+@pytest.mark.parametrize("columns", [200, 80, 60, 40, 30])
+def test_a_damage_is_told_by_its_file_and_byte(columns: int) -> None:
+    spool = f"/{'deep/' * 20}spool-x"
+    path = f"{spool}/journal/rank-0001.a02.jsonl"
+    bytes_ = [0, 21816, 43632]
+    damage = [f"{path}, byte {at}: the line does not end with its checksum" for at in bytes_]
+    lines = table_lines(run_of([rank(0)], spool=spool, damage=damage), columns)
+    told = [line for line in lines if line.startswith("damaged: ")]
+    assert [line.partition(", byte ")[2].partition(":")[0] for line in told] == [
+        "0",
+        "21816",
+        "43632",
+    ]
+    assert all("02.jsonl, byte " in line for line in told)
+    if columns >= 60:
+        assert all(line.startswith("damaged: journal/rank-0001.a02.jsonl, byte ") for line in told)
+    if columns == 200:
+        assert told[0].endswith(": the line does not end with its checksum")
+
+
+def test_what_is_no_place_in_a_file_is_told_as_far_as_it_fits() -> None:
+    found = table_lines(run_of([rank(0)], damage=["/elsewhere/x is gone"]))
+    assert "damaged: /elsewhere/x is gone" in found
+
+
+@pytest.mark.parametrize("ending", ["finished", "drained", "stopped"])
+def test_what_a_start_said_at_its_end_is_not_told_where_it_does_not_hold_any_more(
+    ending: str,
+) -> None:
+    """A run was finished, and then a damage took what some of its tasks had."""
+    now = run_of([rank(0)], state="stopped", says="stopped", ending=ending)
+    now["message"] = "51 of 67 tasks complete, 16 failed, in 7.3 s."
+    assert not [line for line in table_lines(now) if "51 of 67" in line]
+    now["ending"] = "stuck"
+    assert now["message"] in table_lines(now)
+
+
 def test_parents_in_trouble_are_shown_first_and_the_rest_counted() -> None:
     parents = [parent(epoch) for epoch in range(64)]
     parents[30].update(state="silent", silent_s=62.0)

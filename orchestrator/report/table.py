@@ -65,6 +65,12 @@ COMMAND_LINES = 12
 _SPECIAL = re.compile(r"[^\w@%+=:,./-]")
 _PIECE = re.compile(r"\\.|.")
 
+# What stands before the file of a damage, and where its bytes are told in it.
+DAMAGED = "damaged: "
+_PLACE = re.compile(r"(.*?)(, byte \d+)(?=: )")
+# With fewer cells the end of a file's name tells nothing.
+LEAST_NAME = 8
+
 # A table of ranks is worth its two lines (names and sums) from so many lines on.
 LEAST_TABLE = 4
 
@@ -118,7 +124,7 @@ def table_lines(now: dict[str, Any], columns: int = 80, most_lines: int | None =
             *_parents(now["parents"], columns, PARENTS_SHOWN),
             *_remarks(now, columns),
             *_ranks(now, columns, None),
-            *_damage(now["damage"], columns, DAMAGE_SHOWN),
+            *_damage(now, columns, DAMAGE_SHOWN),
             *foot,
         ]
         return [cut_words(line, columns) for line in lines]
@@ -137,7 +143,7 @@ def _fitted(
         foot = []
     free -= len(foot)
     wanted = len(_ranks(now, columns, None))
-    remarks = [*_remarks(now, columns), *_damage(now["damage"], columns, 1)]
+    remarks = [*_remarks(now, columns), *_damage(now, columns, 1)]
     remarks = remarks[: max(0, free - min(wanted, LEAST_TABLE))]
     free -= len(remarks)
     parents = _parents(now["parents"], columns, PARENTS_SHOWN)
@@ -149,6 +155,10 @@ def _fitted(
 
 
 # The head.
+
+# What was said at such an end tells nothing: that a run was drained is known by now, and one that
+# was finished and is not any more, by damage or with new tasks, has other counts than it had then.
+_NO_NEWS = (Ending.DRAINED, Ending.STOPPED, Ending.FINISHED)
 
 
 def _head(now: dict[str, Any], columns: int) -> list[str]:
@@ -163,9 +173,8 @@ def _head(now: dict[str, Any], columns: int) -> list[str]:
         second = [counts, where] if where else [counts]
         second = [line for text in second for line in wrap(text, columns)]
     message = one_line((now["message"] or "").partition("\n")[0])
-    # What was said at the end of a run that is finished, or was drained, is known by now.
-    is_news = now["state"] == RunState.STOPPED and now["ending"] not in ("drained", "stopped")
-    why = [cut_end(message, columns)] if message and is_news else []
+    is_news = now["state"] == RunState.STOPPED and now["ending"] not in _NO_NEWS
+    why = [cut_words(message, columns)] if message and is_news else []
     return [*(wrap(first, columns) if width(first) > columns else [first]), *second, *why]
 
 
@@ -287,14 +296,36 @@ def _remarks(now: dict[str, Any], columns: int) -> list[str]:
     return [line for text in texts for line in wrap(text, columns)]
 
 
-def _damage(found: list[str], columns: int, most: int) -> list[str]:
-    """Damaged files, at most so many. The end of a line tells where and what."""
+def _damage(now: dict[str, Any], columns: int, most: int) -> list[str]:
+    """Damaged files, at most so many."""
+    found = now["damage"]
     shown = found if len(found) <= most else found[: most - 1]
-    lines = [f"damaged: {cut_middle(one_line(text), columns - 9)}" for text in shown]
+    lines = [_damaged(one_line(_within(now["spool"], text)), columns) for text in shown]
     n_more = len(found) - len(shown)
     if n_more:
-        lines.append(f"damaged: {n_more} {'more ' if shown else ''}places; `gpuspool verify`")
+        lines.append(f"{DAMAGED}{n_more} {'more ' if shown else ''}places; `gpuspool verify`")
     return lines
+
+
+def _within(spool: str, text: str) -> str:
+    """A text that begins with a path, which is told as it is below the spool."""
+    return text.removeprefix(f"{spool.rstrip('/')}/")
+
+
+# Several lines mostly tell of the same file and the same fault, so the bytes are what must stay,
+# then the file's name.
+def _damaged(text: str, columns: int) -> str:
+    """Which file is damaged and where; then, as far as there is room, what is wrong there."""
+    room = columns - len(DAMAGED)
+    place = _PLACE.match(text)
+    if place is None:
+        return f"{DAMAGED}{cut_middle(text, room)}"
+    if width(place[0]) + 1 < room:
+        return f"{DAMAGED}{cut_words(text, room)}"
+    room_of_name = room - width(place[2])
+    if room_of_name < LEAST_NAME:
+        return f"{DAMAGED}{cut_middle(place[0], room)}"
+    return f"{DAMAGED}{cut_front(place[1], room_of_name)}{place[2]}"
 
 
 # Ranks.
