@@ -462,6 +462,46 @@ def test_a_watch_ends_with_the_run_and_leaves_its_last_table(box: Box) -> None:
         assert any("2 complete" in line for line in one.everything)
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["timeout 1000 {watch}; echo rc $?", "set -m; stty tostop; {watch} & wait $!; echo rc $?"],
+    ids=["timeout", "job"],
+)
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_watch_in_the_background_tells_the_state_in_lines(
+    box: Box, shell: str, script: str
+) -> None:
+    started = box.start(*gated(box, ["wait", "a"], "--ranks", "1")[1:])
+    wait_until(lambda: waiting(box))
+    script = script.format(watch=f"{GPUSPOOL} status --watch S")
+    terminal = Terminal(box, shell, "-c", script, columns=200)
+    terminal.wait_for("running  ")
+    open_gate(box)
+    started.wait(0)
+    terminal.wait(0)
+    # A shell may tell of the end of its job, too.
+    first, last, *_ = terminal.everything
+    assert first.startswith("running  ")
+    assert last.startswith("complete  100 %")
+    assert "rc 0" in terminal.everything
+    assert "\x1b" not in terminal.text
+
+
+def test_a_watch_that_comes_from_the_background_draws_its_table_below_the_lines(box: Box) -> None:
+    stage(box / "S", 2, "running")
+    watching = f"{GPUSPOOL} status --watch S"
+    script = f"set -m; {watching} & while [ ! -e front ]; do :; done; fg"
+    terminal = Terminal(box, "bash", "-c", script, columns=200)
+    terminal.wait_for("running  40 %")
+    assert tables_in(terminal.everything) == 0
+    (box / "front").touch()
+    lines = terminal.wait_for("rank  ", " sum ")
+    assert lines[0].startswith("running  40 %")
+    terminal.press("\x03")
+    terminal.wait()
+    assert tables_in(terminal.everything) == 1
+
+
 def test_a_watch_waits_for_a_spool_that_is_not_there_yet(box: Box) -> None:
     terminal, unnamed = watch(box, "spool-S"), watch(box)
     terminal.wait_for("spool-S is not there yet")
