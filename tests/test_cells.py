@@ -10,6 +10,7 @@ from gpuspool.orchestrator.text.cells import (
     cut_front,
     cut_middle,
     cut_name,
+    cut_words,
     left,
     right,
     width,
@@ -30,7 +31,7 @@ def test_a_sequence_that_is_drawn_as_one_emoji_counts_at_least_its_cells() -> No
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)
-@pytest.mark.parametrize("cut", [cut_end, cut_front, cut_middle, cut_name])
+@pytest.mark.parametrize("cut", [cut_end, cut_front, cut_middle, cut_name, cut_words])
 def test_what_is_cut_fits_and_what_fits_is_not_cut(cut, alphabet: str) -> None:  # type: ignore[no-untyped-def]
     draw = random.Random(alphabet)
     for _ in range(300):
@@ -49,6 +50,15 @@ def test_a_path_is_told_by_its_end_and_a_name_by_both() -> None:
     assert cut_name("sequence-of-ecoli-0001", 11) == "seque…-0001"
     assert cut_front("GPU-3f2a81c0", 5) == "…81c0"
     assert cut_end("does not load", 6) == "does …"
+
+
+@pytest.mark.parametrize(
+    ("most", "found"),
+    [(18, "silent 1,068.5 s …"), (17, "silent 1,068.5 s…"), (15, "silent 1,068.5…"),
+     (14, "silent …"), (10, "silent …"), (8, "silent …"), (7, "silent…"), (1, "…"), (0, "")],
+)  # fmt: skip
+def test_a_number_in_a_sentence_is_whole_or_left_out(most: int, found: str) -> None:
+    assert cut_words("silent 1,068.5 s and more", most) == found
 
 
 def test_wide_text_is_put_at_either_side() -> None:

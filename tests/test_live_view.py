@@ -29,10 +29,12 @@ from spooling import view_of
 from stages import STAGES, stage
 from terminal import Glass, Terminal, cells
 
+from gpuspool.orchestrator.api.live import LiveTable
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.report.picture import picture
 from gpuspool.orchestrator.report.status import status
 from gpuspool.orchestrator.text.notebook import as_html
+from gpuspool.orchestrator.text.progress import SoFar
 from gpuspool.orchestrator.text.screen import Line, _Frame, size_of
 
 # What stands in every table of ranks, and once in each.
@@ -107,6 +109,18 @@ def test_only_a_rank_in_trouble_has_a_colour(tmp_path: Path) -> None:
     assert not any(row.is_trouble for row in picture(now, 80, 40))
 
 
+@pytest.mark.parametrize("how", STAGES)
+def test_the_time_left_is_told_only_while_the_run_goes_on(tmp_path: Path, how: str) -> None:
+    """A start that was drained knows how long the rest would take, and nobody waits for that."""
+    table = LiveTable(view_of(stage(tmp_path / "S", 2, how)))
+    so_far = SoFar(20, 8, 0, 0.4, tasks_per_s=2.0, left_s=6.0, note="", took_s=4.0)
+    drawn = "\n".join(line.text for line in table.look(so_far)(80, 24))
+    told = ", 0:06 left, 2.0 tasks/s" in drawn
+    assert told is (how in ("running", "trouble"))
+    assert ("left" in drawn) is told
+    assert ("tasks/s" in drawn) is told
+
+
 def test_a_name_that_looks_like_trouble_has_no_colour(tmp_path: Path) -> None:
     now = status(view_of(stage(tmp_path / "S", 2, "trouble")))
     for row in now["ranks"]:
@@ -165,6 +179,7 @@ def test_a_run_shows_its_ranks_and_leaves_one_table_and_its_last_lines(box: Box)
     lines = terminal.everything
     assert tables_in(lines) == 1, lines
     assert any("6 of 6" in line and "100 %" in line for line in lines)
+    assert not [line for line in lines if " left" in line]
     assert "complete" in "\n".join(lines)
     assert "running" not in "\n".join(line for line in lines if RANKS.match(line) is None).replace(
         "0 running", ""
@@ -445,6 +460,46 @@ def test_a_watch_ends_with_the_run_and_leaves_its_last_table(box: Box) -> None:
         one.wait(0)
         assert tables_in(one.everything) == 1
         assert any("2 complete" in line for line in one.everything)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["timeout 1000 {watch}; echo rc $?", "set -m; stty tostop; {watch} & wait $!; echo rc $?"],
+    ids=["timeout", "job"],
+)
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_watch_in_the_background_tells_the_state_in_lines(
+    box: Box, shell: str, script: str
+) -> None:
+    started = box.start(*gated(box, ["wait", "a"], "--ranks", "1")[1:])
+    wait_until(lambda: waiting(box))
+    script = script.format(watch=f"{GPUSPOOL} status --watch S")
+    terminal = Terminal(box, shell, "-c", script, columns=200)
+    terminal.wait_for("running  ")
+    open_gate(box)
+    started.wait(0)
+    terminal.wait(0)
+    # A shell may tell of the end of its job, too.
+    first, last, *_ = terminal.everything
+    assert first.startswith("running  ")
+    assert last.startswith("complete  100 %")
+    assert "rc 0" in terminal.everything
+    assert "\x1b" not in terminal.text
+
+
+def test_a_watch_that_comes_from_the_background_draws_its_table_below_the_lines(box: Box) -> None:
+    stage(box / "S", 2, "running")
+    watching = f"{GPUSPOOL} status --watch S"
+    script = f"set -m; {watching} & while [ ! -e front ]; do :; done; fg"
+    terminal = Terminal(box, "bash", "-c", script, columns=200)
+    terminal.wait_for("running  40 %")
+    assert tables_in(terminal.everything) == 0
+    (box / "front").touch()
+    lines = terminal.wait_for("rank  ", " sum ")
+    assert lines[0].startswith("running  40 %")
+    terminal.press("\x03")
+    terminal.wait()
+    assert tables_in(terminal.everything) == 1
 
 
 def test_a_watch_waits_for_a_spool_that_is_not_there_yet(box: Box) -> None:

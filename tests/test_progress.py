@@ -34,6 +34,11 @@ def test_what_is_not_known_is_not_told(capsys: pytest.CaptureFixture[str]) -> No
     assert "of 100 tasks (0 %) 2 ranks" in capsys.readouterr().err
 
 
+def test_where_no_task_is_left_no_time_is(capsys: pytest.CaptureFixture[str]) -> None:
+    Lines().update(so_far(complete=30, share=1.0, tasks_per_s=None, left_s=0.0))
+    assert "of 100 tasks (100 %) 2 ranks" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("rate", "text"), [(1500.0, "1,500 tasks/s"), (0.5, "30.0 tasks/min"), (0.001, "3.6 tasks/h")]
 )

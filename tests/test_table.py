@@ -202,6 +202,136 @@ def test_ranks_in_trouble_are_shown_first_where_lines_are_few() -> None:
     assert lines[11].startswith("next: ")
 
 
+def test_a_rank_that_runs_a_task_is_not_hidden_behind_those_that_do_not() -> None:
+    nothing = {"task": None, "key": None, "in_hand": 0, "task_s": None}
+    ranks = [rank(number, state="idle", **nothing) for number in range(64)]
+    ranks[7].update(state="complete", ended="finished", note="1 restart: crash")
+    ranks[8].update(state="complete", ended="failed", note="crash", trouble=1)
+    ranks[20].update(note="1 restart: crash", trouble=1)
+    ranks[30] = rank(30)
+    ranks[31] = rank(31, state="publishing", note="1 restart: crash", trouble=1)
+    ranks[40].update(state="silent", note="silent 62 s", trouble=2)
+    ranks[50].update(state="loading")
+    lines = table_lines(run_of(ranks), most_lines=13)
+    shown = [line.split()[0] for line in lines[3:10]]
+    assert shown == ["40", "31", "30", "50", "20", "0", "1"]
+    assert lines[10] == "… and 57 more ranks: 55 idle, 2 complete"
+
+
+def numbers_in(text: str) -> set[str]:
+    return set(re.findall(r"[\d.,:]*\d", text))
+
+
+@pytest.mark.parametrize("columns", range(16, 121))
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_table_that_is_too_wide_loses_whole_columns_and_no_number(
+    size: str, columns: int
+) -> None:
+    is_large = size == "large"
+    ranks = [
+        rank(60 + number, device=f"GPU-deadbeef-{number:04}", host=f"longnodename-a{number}.site",
+             state="publishing" if is_large else "running", done=1234567 if is_large else 7,
+             failed=12345 if is_large else 0, task_s=36050.0 if is_large else 5.0,
+             in_hand=512 if is_large else 1, key=f"images/train-{number}.jpg",
+             note=("", "silent 12345 s", "time-out in 58 s")[number] if is_large else "")
+        for number in range(3)
+    ]  # fmt: skip
+    now = run_of(ranks)
+    whole = table_lines(now, 300)
+    at = next(at for at, line in enumerate(whole) if line.lstrip().startswith("rank"))
+    names = whole[at].split()
+    numbers = numbers_in(" ".join(whole[at:]))
+    table = [line for line in table_lines(now, columns) if re.match(r"rank| *6\d  | sum", line)]
+    assert len(table) == 5
+    assert max(map(len, table)) <= columns
+    shown = table[0].split()
+    assert shown[:2] == ["rank", "state"]
+    assert [name for name in names if name in shown] == shown, "a name is whole"
+    # Of keys, devices and hosts the beginning is cut; any other number stands in the whole table.
+    if not {"device", "host", "task"} & set(shown):
+        assert numbers_in(" ".join(table)) <= numbers
+    # What is of less use is not there unless all that is of more use is.
+    by_use = ["rank", "state", "done", "failed", "note", "for", "task", "host", "device"]
+    if not is_large:
+        by_use = [name for name in by_use if name not in ("failed", "note")] + ["failed"]
+    assert set(shown) == set(by_use[: len(shown)])
+    if "task" in shown:
+        assert f"{now['tasks']['running']:,} running" in table[-1]
+
+
+def test_what_is_left_out_of_a_narrow_table_of_parents_is_whole_columns() -> None:
+    parents = [parent(epoch, pid=4194304 + epoch, slots=["cpu"] * 8) for epoch in range(3)]
+    parents[1].update(state="silent", silent_s=12345.0)
+    shown = []
+    for columns in (80, 40, 30, 25):
+        lines = table_lines(run_of([rank(0)], parents=parents), columns)
+        at = next(at for at, line in enumerate(lines) if line.startswith("parent"))
+        shown.append(lines[at].split())
+        assert "silent 12345 s" in lines[at + 1]
+    assert shown == [
+        ["parent", "state", "host", "job", "pid", "since", "slots"],
+        ["parent", "state", "host", "job"],
+        ["parent", "state", "host"],
+        ["parent", "state"],
+    ]
+
+
+def test_a_list_in_a_narrow_window_keeps_states_and_spools() -> None:
+    runs = [run_of([rank(0, done=1234567, failed=89)], spool="/s/spool-twelve")]
+    names = [list_lines(runs, columns)[0].split() for columns in (60, 40, 30, 24)]
+    assert names[0] == ["state", "done", "failed", "time", "spool"]
+    assert names[1:] == [["state", "done", "failed", "time", "spool"], ["state", "done", "spool"],
+                         ["state", "done", "spool"]]  # fmt: skip
+
+
+def test_the_rest_of_the_ranks_is_counted_in_whole_numbers() -> None:
+    ranks = [rank(number, state="idle" if number % 2 else "running") for number in range(64)]
+    for columns in range(24, 60):
+        lines = table_lines(run_of(ranks), columns, 14)
+        [line] = [line for line in lines if line.startswith("… and ")]
+        # In a narrow window the head takes more lines, so that more ranks are counted.
+        n_more = int(line.split()[2])
+        whole = f"… and {n_more} more ranks: 32 idle, {n_more - 32} running"
+        assert numbers_in(line) <= numbers_in(whole), (columns, line)
+
+
+@pytest.mark.parametrize("columns", [200, 80, 60, 40, 30])
+def test_a_damage_is_told_by_its_file_and_byte(columns: int) -> None:
+    spool = f"/{'deep/' * 20}spool-x"
+    path = f"{spool}/journal/rank-0001.a02.jsonl"
+    bytes_ = [0, 21816, 43632]
+    damage = [f"{path}, byte {at}: the line does not end with its checksum" for at in bytes_]
+    lines = table_lines(run_of([rank(0)], spool=spool, damage=damage), columns)
+    told = [line for line in lines if line.startswith("damaged: ")]
+    assert [line.partition(", byte ")[2].partition(":")[0] for line in told] == [
+        "0",
+        "21816",
+        "43632",
+    ]
+    assert all("02.jsonl, byte " in line for line in told)
+    if columns >= 60:
+        assert all(line.startswith("damaged: journal/rank-0001.a02.jsonl, byte ") for line in told)
+    if columns == 200:
+        assert told[0].endswith(": the line does not end with its checksum")
+
+
+def test_what_is_no_place_in_a_file_is_told_as_far_as_it_fits() -> None:
+    found = table_lines(run_of([rank(0)], damage=["/elsewhere/x is gone"]))
+    assert "damaged: /elsewhere/x is gone" in found
+
+
+@pytest.mark.parametrize("ending", ["finished", "drained", "stopped"])
+def test_what_a_start_said_at_its_end_is_not_told_where_it_does_not_hold_any_more(
+    ending: str,
+) -> None:
+    """A run was finished, and then a damage took what some of its tasks had."""
+    now = run_of([rank(0)], state="stopped", says="stopped", ending=ending)
+    now["message"] = "51 of 67 tasks complete, 16 failed, in 7.3 s."
+    assert not [line for line in table_lines(now) if "51 of 67" in line]
+    now["ending"] = "stuck"
+    assert now["message"] in table_lines(now)
+
+
 def test_parents_in_trouble_are_shown_first_and_the_rest_counted() -> None:
     parents = [parent(epoch) for epoch in range(64)]
     parents[30].update(state="silent", silent_s=62.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpuspool.orchestrator.text.forecast import Outlook
 from gpuspool.orchestrator.text.progress import SoFar, headline
 from gpuspool.orchestrator.text.screen import Drawing, Line
 from gpuspool.spool.liveness import FailureDetector
@@ -28,14 +29,12 @@ class LiveTable:
 
         if self._detector is None:
             self._detector = FailureDetector(self._view)
-        # What the loop has learnt of the run since it began tells more than a single look. What to
-        # type next is told by the last line.
-        now = {
-            **status(self._view, self._detector),
-            "next": "",
-            "left_s": so_far.left_s,
-            "tasks_per_s": so_far.tasks_per_s,
-        }
+        # What the loop has learnt of the run since it began tells more than a single look. It is
+        # left out as ever where nothing is left, or the run stops.
+        outlook = Outlook(so_far.share, so_far.tasks_per_s, so_far.left_s)
+        now = status(self._view, self._detector, outlook=lambda _: outlook)
+        # What to type next is told by the last line.
+        now["next"] = ""
 
         def draw(columns: int, most_lines: int) -> list[Line]:
             if most_lines == 1:

@@ -47,46 +47,66 @@ class Records:
         pass
 
 
-class Lines:
-    """A line at first, every LINE_S seconds, and when the run's state has changed."""
+class Due:
+    """Says when a line is due: at first, every LINE_S seconds, and when the run's state changed."""
 
     def __init__(self) -> None:
         self._last = 0.0
         self._state = ""
 
-    def tell(self, text: str) -> None:
-        say(one_line(text))
-        # What comes next is told at once: it may be another run.
+    def begin_anew(self) -> None:
+        """What comes next is due at once: it may be another run."""
         self._state = ""
 
-    def show(self, now: dict[str, Any]) -> None:
+    def is_due(self, now: dict[str, Any]) -> bool:
+        """Whether this is to be told; the caller does."""
         moment = time.monotonic()
         if now["state"] == self._state and moment - self._last < LINE_S:
-            return
+            return False
         self._state = now["state"]
         self._last = moment
-        click.echo(one_line_of(now))
-        sys.stdout.flush()
+        return True
+
+
+class Lines:
+    """Lines, where nothing can be drawn."""
+
+    def __init__(self) -> None:
+        self._due = Due()
+
+    def tell(self, text: str) -> None:
+        say(one_line(text))
+        self._due.begin_anew()
+
+    def show(self, now: dict[str, Any]) -> None:
+        if self._due.is_due(now):
+            click.echo(one_line_of(now))
+            sys.stdout.flush()
 
     def end(self) -> None:
         pass
 
 
 class Table:
-    """A table that is drawn again in place; the last one stays."""
+    """A table that is drawn again in place; the last one stays. In the background it has lines."""
 
     def __init__(self) -> None:
         sys.stdout.flush()
         self._screen = Screen(sys.stdout)
+        self._due = Due()
 
     def tell(self, text: str) -> None:
         self._screen.say(f"gpuspool: {one_line(text)}")
+        self._due.begin_anew()
         self._refuse_closed()
 
+    # The screen gets the table in the background too: it is what is drawn first after `fg`.
     def show(self, now: dict[str, Any]) -> None:
         if WATCH in now["next"]:
             now = {**now, "next": ""}
         self._screen.show(lambda columns, most_lines: picture(now, columns, most_lines))
+        if self._screen.is_behind and self._due.is_due(now):
+            self._screen.say(one_line_of(now))
         self._refuse_closed()
 
     def end(self) -> None:

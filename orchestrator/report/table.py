@@ -3,6 +3,7 @@
 Every line is safe for a terminal and fits into it, whatever keys, hosts, devices, jobs and paths
 there are. A column is as wide as what stands in it. What is the same for all ranks is said once.
 Where not everything fits, hosts, devices and notes are cut before the key is, and numbers never.
+Where that is not enough, whole columns are left out, those of least use first.
 
 - `table_lines`: all that `gpuspool status` prints.
 - `one_line_of`: the run in one line.
@@ -23,7 +24,7 @@ import msgspec
 
 from gpuspool.orchestrator.report.parents import LIVE, SILENT, is_at_work
 from gpuspool.orchestrator.report.queued import queued_lines
-from gpuspool.orchestrator.report.ranks import FINE
+from gpuspool.orchestrator.report.ranks import FINE, TROUBLED
 from gpuspool.orchestrator.report.status import doubtful_text
 from gpuspool.orchestrator.text.cells import (
     CUT,
@@ -31,6 +32,7 @@ from gpuspool.orchestrator.text.cells import (
     cut_front,
     cut_middle,
     cut_name,
+    cut_words,
     left,
     right,
     width,
@@ -40,7 +42,7 @@ from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.progress import about, duration, rate_of
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.records import CPU
-from gpuspool.spool.states import RunState
+from gpuspool.spool.states import Ending, Phase, RunState
 
 # Between two columns.
 GAP = "  "
@@ -63,6 +65,12 @@ COMMAND_LINES = 12
 _SPECIAL = re.compile(r"[^\w@%+=:,./-]")
 _PIECE = re.compile(r"\\.|.")
 
+# What stands before the file of a damage, and where its bytes are told in it.
+DAMAGED = "damaged: "
+_PLACE = re.compile(r"(.*?)(, byte \d+)(?=: )")
+# With fewer cells the end of a file's name tells nothing.
+LEAST_NAME = 8
+
 # A table of ranks is worth its two lines (names and sums) from so many lines on.
 LEAST_TABLE = 4
 
@@ -72,21 +80,29 @@ class Column(msgspec.Struct):
 
     cells: one for each row, safe for a terminal. usual, least: to how many cells it may be cut
     where lines are too long, at first and at worst; by default it may not. cut: how. is_number: it
-    stands at the right. is_key: it is what the others are about, and cut after them.
+    stands at the right. is_key: it is what the others are about, and cut after them. left_out:
+    where lines are too long even so, the column with the highest number is left out first; one with
+    0 never is.
     """
 
     name: str
     cells: list[str]
     usual: int = 1000
     least: int = 1000
-    cut: Callable[[str, int], str] = cut_end
+    cut: Callable[[str, int], str] = cut_words
     is_number: bool = False
     is_key: bool = False
+    left_out: int = 0
 
     @property
     def natural(self) -> int:
         """How wide it is if nothing is cut."""
         return max(map(width, (self.name, *self.cells)))
+
+    @property
+    def narrowest(self) -> int:
+        """How wide it is if it is cut as far as it may be."""
+        return min(self.natural, max(self.least, width(self.name)))
 
     @property
     def is_empty(self) -> bool:
@@ -97,7 +113,7 @@ def table_lines(now: dict[str, Any], columns: int = 80, most_lines: int | None =
     """How a run stands, in lines of at most so many cells, each safe for a terminal.
 
     now: what `status` returned. most_lines: never more than these; ranks in trouble come first
-    then, and the others are counted. "next" is left out where it is "".
+    then, next those that run a task, and the others are counted. "next" is left out where it is "".
     """
     columns = max(columns, 1)
     head = _head(now, columns)
@@ -108,11 +124,11 @@ def table_lines(now: dict[str, Any], columns: int = 80, most_lines: int | None =
             *_parents(now["parents"], columns, PARENTS_SHOWN),
             *_remarks(now, columns),
             *_ranks(now, columns, None),
-            *_damage(now["damage"], columns, DAMAGE_SHOWN),
+            *_damage(now, columns, DAMAGE_SHOWN),
             *foot,
         ]
-        return [cut_end(line, columns) for line in lines]
-    return [cut_end(line, columns) for line in _fitted(now, columns, most_lines, head, foot)]
+        return [cut_words(line, columns) for line in lines]
+    return [cut_words(line, columns) for line in _fitted(now, columns, most_lines, head, foot)]
 
 
 # Where lines are few, the head comes first, then the command, then some ranks, then what is said
@@ -127,7 +143,7 @@ def _fitted(
         foot = []
     free -= len(foot)
     wanted = len(_ranks(now, columns, None))
-    remarks = [*_remarks(now, columns), *_damage(now["damage"], columns, 1)]
+    remarks = [*_remarks(now, columns), *_damage(now, columns, 1)]
     remarks = remarks[: max(0, free - min(wanted, LEAST_TABLE))]
     free -= len(remarks)
     parents = _parents(now["parents"], columns, PARENTS_SHOWN)
@@ -139,6 +155,10 @@ def _fitted(
 
 
 # The head.
+
+# What was said at such an end tells nothing: that a run was drained is known by now, and one that
+# was finished and is not any more, by damage or with new tasks, has other counts than it had then.
+_NO_NEWS = (Ending.DRAINED, Ending.STOPPED, Ending.FINISHED)
 
 
 def _head(now: dict[str, Any], columns: int) -> list[str]:
@@ -153,9 +173,8 @@ def _head(now: dict[str, Any], columns: int) -> list[str]:
         second = [counts, where] if where else [counts]
         second = [line for text in second for line in wrap(text, columns)]
     message = one_line((now["message"] or "").partition("\n")[0])
-    # What was said at the end of a run that is finished, or was drained, is known by now.
-    is_news = now["state"] == RunState.STOPPED and now["ending"] not in ("drained", "stopped")
-    why = [cut_end(message, columns)] if message and is_news else []
+    is_news = now["state"] == RunState.STOPPED and now["ending"] not in _NO_NEWS
+    why = [cut_words(message, columns)] if message and is_news else []
     return [*(wrap(first, columns) if width(first) > columns else [first]), *second, *why]
 
 
@@ -220,11 +239,11 @@ def _parent_columns(rows: list[dict[str, Any]]) -> list[Column]:
     return [
         Column("parent", [str(row["epoch"]) for row in rows], is_number=True),
         Column("state", [_parent_state(row) for row in rows]),
-        Column("host", _short_hosts([row["host"] for row in rows]), 16, 8, cut_middle),
-        Column("job", [one_line(row["job"] or "") for row in rows], 12, 6, cut_middle),
-        Column("pid", ["" if row["pid"] is None else str(row["pid"]) for row in rows]),
-        Column("since", [_clock(row["since"]) for row in rows]),
-        Column("slots", [_slots(row["slots"]) for row in rows], 12, 6),
+        Column("host", _short_hosts([row["host"] for row in rows]), 16, 8, cut_middle, left_out=1),
+        Column("job", [one_line(row["job"] or "") for row in rows], 12, 6, cut_middle, left_out=2),
+        Column("pid", ["" if row["pid"] is None else str(row["pid"]) for row in rows], left_out=4),
+        Column("since", [_clock(row["since"]) for row in rows], left_out=3),
+        Column("slots", [_slots(row["slots"]) for row in rows], 12, 6, cut_end, left_out=5),
     ]
 
 
@@ -277,14 +296,36 @@ def _remarks(now: dict[str, Any], columns: int) -> list[str]:
     return [line for text in texts for line in wrap(text, columns)]
 
 
-def _damage(found: list[str], columns: int, most: int) -> list[str]:
-    """Damaged files, at most so many. The end of a line tells where and what."""
+def _damage(now: dict[str, Any], columns: int, most: int) -> list[str]:
+    """Damaged files, at most so many."""
+    found = now["damage"]
     shown = found if len(found) <= most else found[: most - 1]
-    lines = [f"damaged: {cut_middle(one_line(text), columns - 9)}" for text in shown]
+    lines = [_damaged(one_line(_within(now["spool"], text)), columns) for text in shown]
     n_more = len(found) - len(shown)
     if n_more:
-        lines.append(f"damaged: {n_more} {'more ' if shown else ''}places; `gpuspool verify`")
+        lines.append(f"{DAMAGED}{n_more} {'more ' if shown else ''}places; `gpuspool verify`")
     return lines
+
+
+def _within(spool: str, text: str) -> str:
+    """A text that begins with a path, which is told as it is below the spool."""
+    return text.removeprefix(f"{spool.rstrip('/')}/")
+
+
+# Several lines mostly tell of the same file and the same fault, so the bytes are what must stay,
+# then the file's name.
+def _damaged(text: str, columns: int) -> str:
+    """Which file is damaged and where; then, as far as there is room, what is wrong there."""
+    room = columns - len(DAMAGED)
+    place = _PLACE.match(text)
+    if place is None:
+        return f"{DAMAGED}{cut_middle(text, room)}"
+    if width(place[0]) + 1 < room:
+        return f"{DAMAGED}{cut_words(text, room)}"
+    room_of_name = room - width(place[2])
+    if room_of_name < LEAST_NAME:
+        return f"{DAMAGED}{cut_middle(place[0], room)}"
+    return f"{DAMAGED}{cut_front(place[1], room_of_name)}{place[2]}"
 
 
 # Ranks.
@@ -301,13 +342,29 @@ def _ranks(now: dict[str, Any], columns: int, most: int | None) -> list[str]:
     rest: list[dict[str, Any]] = []
     if most is not None and len(rows) + 2 + len(more) > most:
         more = more if most >= LEAST_TABLE + len(more) else []
-        in_order = sorted(rows, key=lambda row: (-row["trouble"], row["rank"]))
+        in_order = sorted(rows, key=_by_interest)
         n_shown = max(0, min(len(rows), most - 3 - len(more)))
         shown, rest = in_order[:n_shown], in_order[n_shown:]
     lines = _drawn(_rank_columns(shown, rows, sums), columns)
     if rest:
         lines.insert(len(lines) - 1, _and_more("rank", "more" if shown else "", rest))
     return [*lines, *more]
+
+
+def _by_interest(row: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Where a rank stands among those that are shown first: those in trouble, then those that run a
+    task, then the others that may yet, idle ones, and those that have ended.
+    """
+    trouble = row["trouble"] if row["trouble"] >= TROUBLED else FINE
+    if row["ended"] is not None:
+        turn = 3
+    elif row["state"] in (Phase.IDLE, Phase.CLOSING):
+        turn = 2
+    elif row["state"] in (Phase.RUNNING, Phase.PUBLISHING):
+        turn = 0
+    else:
+        turn = 1
+    return -trouble, turn, -row["trouble"], row["rank"]
 
 
 def _rank_columns(
@@ -320,21 +377,26 @@ def _rank_columns(
     ]
     if not _one_of(rows, "device"):
         devices = [_tokens((row["device"] or "").split(",")) for row in shown]
-        found.append(Column("device", devices, 12, 5, cut_front))
+        found.append(Column("device", devices, 12, 5, cut_front, left_out=7))
     if not _one_of(rows, "host"):
         hosts = _short_hosts([row["host"] for row in shown])
-        found.append(Column("host", hosts, 16, 7, cut_middle))
+        found.append(Column("host", hosts, 16, 7, cut_middle, left_out=6))
+    ages = [_age(row["task_s"]) for row in shown]
+    failed = [f"{row['failed']:,}" for row in shown]
+    # That none has failed is told by the head.
+    failed_left_out = 2 if {*failed, sums["failed"]} != {"0"} else 8
     found += [
-        Column("done", [f"{row['done']:,}" for row in shown], is_number=True),
-        Column("failed", [f"{row['failed']:,}" for row in shown], is_number=True),
-        Column("for", [_age(row["task_s"]) for row in shown], is_number=True),
-        Column("task", [_task(row) for row in shown], 12, 8, _cut_task, is_key=True),
-        Column("note", [one_line(row["note"]) for row in shown], 26, 12),
+        Column("done", [f"{row['done']:,}" for row in shown], is_number=True, left_out=1),
+        Column("failed", failed, is_number=True, left_out=failed_left_out),
+        Column("for", ages, is_number=True, left_out=4),
+        Column("task", [_task(row) for row in shown], 12, 8, _cut_task, is_key=True, left_out=5),
+        Column("note", [one_line(row["note"]) for row in shown], 26, 12, left_out=3),
     ]
     for column in found:
         column.cells.append(sums.get(column.name, ""))
         if column.is_key:
             column.least = max(column.least, width(column.cells[-1]))
+            column.usual = max(column.usual, column.least)
     return [column for column in found if not column.is_empty or column.name == "state"]
 
 
@@ -415,6 +477,7 @@ def _short_hosts(hosts: Sequence[str | None]) -> list[str]:
 
 def _drawn(table: list[Column], columns: int) -> list[str]:
     """The lines of a table, the names of its columns first, in at most so many cells."""
+    table = _fitting(table, columns)
     widths = _widths(table, columns)
     names = [column.name for column in table]
     n_rows = len(table[0].cells)
@@ -427,6 +490,17 @@ def _drawn(table: list[Column], columns: int) -> list[str]:
             cells.append(right(cut, cells_wide) if column.is_number else left(cut, cells_wide))
         lines.append(GAP.join(cells).rstrip())
     return lines
+
+
+def _fitting(table: list[Column], columns: int) -> list[Column]:
+    """The columns that fit into so many cells, as far as it can be: those of least use left out."""
+    shown = list(table)
+    while sum(column.narrowest + len(GAP) for column in shown) - len(GAP) > columns:
+        least_used = max(shown, key=lambda column: column.left_out)
+        if not least_used.left_out:
+            break
+        shown.remove(least_used)
+    return shown
 
 
 def _widths(table: list[Column], columns: int) -> list[int]:
@@ -513,12 +587,12 @@ def list_lines(runs: list[dict[str, Any]], columns: int = 80) -> list[str]:
         return []
     table = [
         Column("state", [one_line(run.get("says", "cannot be read")) for run in runs], 20, 9),
-        Column("done", [_share(run) for run in runs], is_number=True),
-        Column("failed", [_failed(run) for run in runs], is_number=True),
-        Column("time", [_list_time(run) for run in runs], is_number=True),
-        Column("spool", [_list_name(run) for run in runs], 16, 8, is_key=True),
+        Column("done", [_share(run) for run in runs], is_number=True, left_out=1),
+        Column("failed", [_failed(run) for run in runs], is_number=True, left_out=2),
+        Column("time", [_list_time(run) for run in runs], is_number=True, left_out=3),
+        Column("spool", [_list_name(run) for run in runs], 16, 8, cut_end, is_key=True),
     ]
-    return [cut_end(line, columns) for line in _drawn(table, columns)]
+    return [cut_words(line, columns) for line in _drawn(table, columns)]
 
 
 def _share(run: dict[str, Any]) -> str:

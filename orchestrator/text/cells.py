@@ -10,6 +10,7 @@ The text must be safe for a terminal already, as `printable.one_line` makes it.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 # What stands for all that was cut out.
@@ -21,6 +22,9 @@ _WIDE = ("W", "F")
 _NO_CELL = ("Mn", "Me")
 # It asks for the emoji of the character before it, which then takes two cells.
 _AS_EMOJI = "\ufe0f"
+
+# A count, a time, or another number with what is written within it.
+_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 
 
 def width(text: str) -> int:
@@ -43,6 +47,21 @@ def cut_end(text: str, most: int) -> str:
     if width(text) <= most:
         return text
     return f"{_beginning(text, most - 1)}{CUT}" if most > 0 else ""
+
+
+def cut_words(text: str, most: int) -> str:
+    """As `cut_end`, for a text with numbers in it: one is whole or left out, since its first digits
+    would be another number.
+    """
+    if width(text) <= most:
+        return text
+    if most <= 0:
+        return ""
+    kept = len(_beginning(text, most - 1))
+    for number in _NUMBER.finditer(text):
+        if number.start() < kept < number.end():
+            kept = number.start()
+    return f"{text[:kept]}{CUT}"
 
 
 def cut_front(text: str, most: int) -> str:

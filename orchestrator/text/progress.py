@@ -78,8 +78,9 @@ class SoFar(msgspec.Struct, frozen=True):
 
     @property
     def left(self) -> str:
-        """How long it takes yet; "" where that is not known."""
-        return "" if self.left_s is None else f"{duration(self.left_s)} left"
+        """How long it takes yet; "" where that is not known, and where no task is left."""
+        is_over = self.complete + self.failed >= self.total
+        return "" if self.left_s is None or is_over else f"{duration(self.left_s)} left"
 
 
 def rate_of(tasks_per_s: float | None) -> str:

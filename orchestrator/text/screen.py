@@ -119,10 +119,17 @@ class Screen:
         self._giving_back = contextlib.ExitStack()
         # Of the thread alone.
         self._frame = _Frame()
-        # Whether the process was in the background at the last look.
-        self.is_behind = False
+        self._was_behind = False
         # Why nothing can be written any more; None as long as it can.
         self.error: OSError | None = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the process is in the background now, where no table is drawn.
+
+        What is said is printed all the same, so whoever shows a table says a line instead.
+        """
+        return _is_in_background(self._fd)
 
     @property
     def is_ready(self) -> bool:
@@ -213,13 +220,13 @@ class Screen:
         self, drawing: Drawing | None, above: list[str], *, is_new: bool, is_last: bool
     ) -> str:
         """What is to be written now; "" for nothing."""
-        was_behind = self.is_behind
-        self.is_behind = _is_in_background(self._fd)
-        if self._was_continued or was_behind or self.is_behind:
+        was_behind = self._was_behind
+        is_behind = self._was_behind = self.is_behind
+        if self._was_continued or was_behind or is_behind:
             self._was_continued = False
             # What stands on the terminal now is somebody else's.
             self._frame.forget()
-        if drawing is None or self.is_behind:
+        if drawing is None or is_behind:
             return "".join(f"{line}\n" for line in above)
         size = size_of(self._fd)
         if not (is_new or above or is_last or was_behind or size != self._frame.size):
