@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuspool.orchestrator.report.parents import Beats
+from gpuspool.orchestrator.report.parents import Beats, is_parent_live
 from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.layout import epoch_name, rank_of
 from gpuspool.spool.liveness import FailureDetector
@@ -53,6 +53,18 @@ class Presence:
                 if self._detector.epoch_life(epoch) is not Life.DEAD
             ]
         return self._parents
+
+    @property
+    def live(self) -> list[int]:
+        """The epochs of the parents that are proved alive, or were heard of lately."""
+        if self._beats is None:
+            self._beats = Beats(self._view)
+        known = self.parents
+        return [epoch for epoch in known if is_parent_live(self._detector, self._beats, epoch)]
+
+    def may_begin(self, epoch: int) -> bool:
+        """Whether a parent begins something new: it was not told to drain."""
+        return not read_control(self._view.layout).stops(epoch)
 
     @property
     def is_finished(self) -> bool:

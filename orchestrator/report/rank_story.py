@@ -12,6 +12,7 @@ from typing import Any
 from gpuspool.orchestrator.report.endings import ending, frames_of
 from gpuspool.orchestrator.report.keys import TaskKey
 from gpuspool.orchestrator.report.presence import Presence, place
+from gpuspool.orchestrator.report.ranks import RESTARTING, is_given_up, may_be_followed
 from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import claim_of
@@ -43,7 +44,7 @@ def rank_story(view: View, rank: int, attempt: str | None = None) -> Story:
 
     Raises UsageError for a rank or an attempt that the run does not have, OSError.
     """
-    names = _attempts_of(view, rank)
+    names = every = _attempts_of(view, rank)
     if not names and rank_name(rank) not in view.manifests:
         raise UsageError(_unknown_rank(view, rank))
     if attempt is not None:
@@ -51,9 +52,9 @@ def rank_story(view: View, rank: int, attempt: str | None = None) -> Story:
             known = ", ".join(names) or "none has been started"
             raise UsageError(f"{view.layout.root} has no {attempt}; of rank {rank}: {known}.")
         names = [attempt]
-    view.read_intents(names)
-    view.follow(names)
-    teller = _Teller(view, rank, names)
+    view.read_intents(every)
+    view.follow(every)
+    teller = _Teller(view, rank, names, every)
     state = teller.state()
     now, then = teller.standing(state)
     return Story(
@@ -88,12 +89,16 @@ def _unknown_rank(view: View, rank: int) -> str:
 
 
 class _Teller:
-    """Tells of some attempts of a rank, whose intents and journals were read."""
+    """Tells of some attempts of a rank.
 
-    def __init__(self, view: View, rank: int, names: list[str]) -> None:
+    names: these. every: all of the rank, whose intents and journals were read.
+    """
+
+    def __init__(self, view: View, rank: int, names: list[str], every: list[str]) -> None:
         self._view = view
         self._rank = rank
         self._names = names
+        self._every = every
         self._presence = Presence(view)
         self._parents: dict[int, Parent | None] = {}
 
@@ -189,11 +194,36 @@ class _Teller:
         newest = self._names[-1]
         closing = self._view.closed.get(newest)
         if closing is not None:
-            return str(closing.state)
+            return RESTARTING if self._is_about_to_start(closing) else str(closing.state)
         if self._presence.life(newest) is Life.DEAD:
             return LOST
         beat = self._view.heartbeat(newest)
         return "starting" if beat is None else str(beat.state)
+
+    def _is_about_to_start(self, closing: Closing) -> bool:
+        """Whether the parent of the last attempt starts the next one."""
+        intent = self._view.intents.get(closing.attempt)
+        parents = self._presence
+        if self._next_of(closing.attempt) is not None or intent is None:
+            return False
+        if intent.epoch not in parents.live or parents.is_finished:
+            return False
+        if not may_be_followed(self._view, self._every, closing):
+            return False
+        return parents.may_begin(intent.epoch) and self._is_anything_unclaimed()
+
+    def _next_of(self, attempt: str) -> str | None:
+        """The attempt of the rank that came after this one."""
+        later = self._every[self._every.index(attempt) + 1 :]
+        return later[0] if later else None
+
+    def _is_anything_unclaimed(self) -> bool:
+        """Whether any list has tasks that nobody has claimed."""
+        for name, manifest in self._view.manifests.items():
+            size = len(manifest)
+            if size and claim_of(self._view.layout, name, size - 1, size)[0] is None:
+                return True
+        return False
 
     def standing(self, state: str) -> tuple[str, str]:
         """(how it stands, what happens next)."""
@@ -264,20 +294,28 @@ class _Teller:
         now = f"nothing of it runs; {count_of(n_done, 'task')} complete in all"
         if closing.state is AttemptState.COMPLETE or self._presence.is_finished:
             return now, ""
+        later = self._next_of(closing.attempt)
+        if later is not None:
+            return now, f"{later} came after it"
         goes_on = self._presence.who_goes_on()
         if goes_on:
             return now, goes_on
         intent = self._view.intents.get(closing.attempt)
         if intent is not None and intent.epoch not in self._presence.parents:
             return now, "its parent is gone; others have their own ranks and do its tasks"
+        if is_given_up(self._view, self._every):
+            return now, "its parent starts no other; other ranks do its tasks"
+        if closing.reason is Reason.HANDOVER:
+            return now, "its parent says who tries these tasks"
+        then = "its parent starts another"
         match closing.reason:
             case Reason.LOAD | Reason.DEVICE | Reason.IO | Reason.FAILURES | Reason.CRASH:
                 most = self._view.options_of(closing.attempt).max_restarts
-                then = f"its parent starts another, as far as --max-restarts {most} allows"
+                then += f", as far as --max-restarts {most} allows"
             case Reason.DRAINED | Reason.KILLED:
-                then = "its parent starts another, unless it drains"
-            case _:
-                then = "its parent starts another"
+                then += ", unless it drains"
+        if not self._is_anything_unclaimed():
+            return now, f"{then}, once there is something to do"
         return now, f"{then}; other ranks do its tasks meanwhile"
 
 
