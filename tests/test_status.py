@@ -371,6 +371,41 @@ def test_a_run_that_stopped_is_told_with_the_reason_and_the_next_command(
     assert now["next"] == f"gpuspool {command} 'a b'{more}"
 
 
+def test_where_tasks_only_failed_the_story_of_one_is_worth_reading(tmp_path: Path) -> None:
+    """Failures do not stand in logs."""
+    layout = make_spool(tmp_path / "s", 20)
+    admit(layout, 0, dead_process())
+    intend(layout, A0)
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="bad")
+    begin(layout, A0).append(
+        JournalLine(task=7, round=0, state=LineState.HELD, error=error, line=task(7))
+    )
+    close_as(layout, A0, Reason.FAILURES)
+    say_ended(layout, 0, "broken")
+    assert status(view_of(layout), named="s")["next"] == "gpuspool explain s '#7'"
+
+
+def test_what_a_run_said_at_its_end_is_not_told_once_it_is_not_so(tmp_path: Path) -> None:
+    """It was finished; a task was added since."""
+    layout = make_spool(tmp_path / "s", 20)
+    admit(layout, 0, dead_process())
+    end = ParentEnd(how=Ending.FINISHED, exit_code=0, at=1.0, message="19 of 19 tasks complete")
+    assert publish(layout.parent_end(0), pretty(end))
+    now = status(view_of(layout))
+    assert now["message"] == "19 of 19 tasks complete"
+    assert "19 of 19" not in "\n".join(table_lines(now))
+
+
+def test_a_folder_in_the_place_of_an_intent_is_no_attempt(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 20)
+    admit(layout, 0, dead_process())
+    layout.intent(C0).mkdir()
+    now = status(view_of(layout))
+    assert (now["says"], now["ranks"]) == ("stopped (killed)", [])
+    assert len(now["damage"]) == 1
+    assert view_of(layout).next_number(2) == 1, "nobody can be started under its name"
+
+
 def test_a_run_that_was_killed_and_one_that_never_began_are_told_apart(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 20)
     assert status(view_of(layout))["says"] == "not started"

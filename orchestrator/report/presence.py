@@ -6,7 +6,7 @@ from gpuspool.orchestrator.report.parents import Beats, is_parent_live
 from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.layout import epoch_name, rank_of
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.records import CPU
+from gpuspool.spool.records import CPU, Heartbeat
 from gpuspool.spool.states import Ending, Life
 from gpuspool.spool.view import View, read_control
 
@@ -100,6 +100,18 @@ class Presence:
             they = count_of(workers, "worker goes", "workers go")
             return f"what started the run is gone, and {they} on without it; {resume} too"
         return f"nobody is at work; {resume}"
+
+
+def has_finished(view: View, attempt: str, beat: Heartbeat) -> bool:
+    """Whether the call that a heartbeat names is over by the journal of its attempt.
+
+    view: has followed that journal, which is newer than the heartbeat.
+    """
+    if beat.task is None or not 0 <= beat.task < view.ledger.tasks:
+        return False
+    call = view.started.get(attempt)
+    is_in_hand = call is not None and beat.task in call.tasks
+    return not is_in_hand and view.ledger.verdict(beat.task) is not None
 
 
 def where(view: View, attempt: str) -> str:

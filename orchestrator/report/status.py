@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuspool.orchestrator.report.advice import next_command, state_in_words
+from gpuspool.orchestrator.report.naming import name_of
 from gpuspool.orchestrator.report.outlook import InHand
 from gpuspool.orchestrator.report.parents import LIVE, Beats, is_at_work, parent_rows
 from gpuspool.orchestrator.report.ranks import Ranks
@@ -99,7 +100,8 @@ def status(
         now["left_s"] = None if found.left_s is None else round(found.left_s, 1)
         now["tasks_per_s"] = found.tasks_per_s
     now["says"] = state_in_words(now)
-    now["next"] = next_command(now, os.fspath(named or view.layout.root))
+    one = name_of(view, min(held)[0]) if held and state is RunState.STOPPED else None
+    now["next"] = next_command(now, os.fspath(named or view.layout.root), one)
     return now
 
 

@@ -40,7 +40,7 @@ from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.progress import about, duration, rate_of
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.records import CPU
-from gpuspool.spool.states import RunState
+from gpuspool.spool.states import Ending, RunState
 
 # Between two columns.
 GAP = "  "
@@ -108,7 +108,7 @@ def table_lines(now: dict[str, Any], columns: int = 80, most_lines: int | None =
             *_parents(now, columns, PARENTS_SHOWN),
             *_remarks(now, columns),
             *_ranks(now, columns, None),
-            *_damage(now["damage"], columns, DAMAGE_SHOWN),
+            *_damage(now, columns, DAMAGE_SHOWN),
             *foot,
         ]
         return [cut_end(line, columns) for line in lines]
@@ -127,7 +127,7 @@ def _fitted(
         foot = []
     free -= len(foot)
     wanted = len(_ranks(now, columns, None))
-    remarks = [*_remarks(now, columns), *_damage(now["damage"], columns, 1)]
+    remarks = [*_remarks(now, columns), *_damage(now, columns, 1)]
     remarks = remarks[: max(0, free - min(wanted, LEAST_TABLE))]
     free -= len(remarks)
     parents = _parents(now, columns, PARENTS_SHOWN)
@@ -154,7 +154,9 @@ def _head(now: dict[str, Any], columns: int) -> list[str]:
         second = [line for text in second for line in wrap(text, columns)]
     message = one_line((now["message"] or "").partition("\n")[0])
     # What was said at the end of a run that is finished, or was drained, is known by now.
-    is_news = now["state"] == RunState.STOPPED and now["ending"] not in ("drained", "stopped")
+    # One that said that it is finished, and is not any more, was added to, or is damaged.
+    is_known = now["ending"] in (Ending.DRAINED, Ending.STOPPED, Ending.FINISHED)
+    is_news = now["state"] == RunState.STOPPED and not is_known
     why = [cut_end(message, columns)] if message and is_news else []
     return [*(wrap(first, columns) if width(first) > columns else [first]), *second, *why]
 
@@ -265,9 +267,10 @@ def _remarks(now: dict[str, Any], columns: int) -> list[str]:
     texts = queued_lines(now)
     if now["left_alone"]:
         workers = count_of(now["left_alone"], "worker goes", "workers go")
+        them = "it" if now["left_alone"] == 1 else "them"
         texts.append(
-            f"{workers} on although what started them is gone: `gpuspool drain` stops them, and "
-            "the run's own command takes over"
+            f"{workers} on although what started {them} is gone: `gpuspool drain` stops {them}, "
+            "and the run's own command takes over"
         )
     if now["doubtful"]:
         text = doubtful_text(now["doubtful"])
@@ -282,14 +285,27 @@ def _remarks(now: dict[str, Any], columns: int) -> list[str]:
     return [line for text in texts for line in wrap(text, columns)]
 
 
-def _damage(found: list[str], columns: int, most: int) -> list[str]:
-    """Damaged files, at most so many. The end of a line tells where and what."""
+def _damage(now: dict[str, Any], columns: int, most: int) -> list[str]:
+    """Damaged files, at most so many.
+
+    Each has a line, which tells first in which file and where, as seen from the spool.
+    """
+    found = now["damage"]
     shown = found if len(found) <= most else found[: most - 1]
-    lines = [f"damaged: {cut_middle(one_line(text), columns - 9)}" for text in shown]
+    root = os.path.join(now["spool"], "")
+    lines = [_damage_line(one_line(text.removeprefix(root)), columns) for text in shown]
     n_more = len(found) - len(shown)
     if n_more:
         lines.append(f"damaged: {n_more} {'more ' if shown else ''}places; `gpuspool verify`")
     return lines
+
+
+def _damage_line(text: str, columns: int) -> str:
+    """A damage: of a long line the reason is cut first, then the front of the path."""
+    path, comma, rest = text.partition(", byte ")
+    where = f"{comma}{rest.partition(':')[0]}"
+    path = cut_front(path, max(1, columns - len("damaged: ") - width(where) - 1))
+    return cut_end(f"damaged: {path}{comma}{rest}", columns)
 
 
 # Ranks.
