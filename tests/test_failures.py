@@ -17,7 +17,7 @@ from spooling import A0, A1, B0, begin, intend, make_spool, task, view_of, watch
 from gpuspool.orchestrator.report.failures import SHOWN, failed_results, group_failures
 from gpuspool.orchestrator.report.failures_text import COLUMNS, MOST_WITH_TASKS, failures_text
 from gpuspool.orchestrator.report.finding import find_task
-from gpuspool.orchestrator.report.naming import Name, explain_command, name_of
+from gpuspool.orchestrator.report.naming import Name, Namer, explain_command
 from gpuspool.orchestrator.report.ranges import LINES_BYTES, read_lines
 from gpuspool.orchestrator.text.cells import width
 from gpuspool.orchestrator.text.groups import MOST_GROUPS, how_of
@@ -261,7 +261,7 @@ def test_a_spool_is_named_so_that_a_shell_finds_it(name: str, tmp_path: Path) ->
 def test_a_key_that_no_terminal_can_show_is_not_typed(tmp_path: Path) -> None:
     view = view_of(make_spool(tmp_path / "S", 5))
     for key in ("a\x1bb", "a\udc80", None):
-        assert explain_command("S", name_of(view, 4, key)) == "gpuspool explain S '#4'"
+        assert explain_command("S", Namer(view).name_of(4, key)) == "gpuspool explain S '#4'"
 
 
 def test_a_command_never_means_another_task_whose_key_is_a_number(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_command_never_means_another_task_whose_key_is_a_number(tmp_path: Path
     assert find_task(view, long) == 0
     assert [find_task(view, f"#{index}") for index in (1, 2, 3)] == [1, 2, 3]
     assert f"next: gpuspool logs S --task={long}  # what it printed" in lines
-    assert name_of(view, 0) == Name(long, is_plain=False), "it is looked up"
+    assert Namer(view).name_of(0) == Name(long, is_plain=False), "it is looked up"
 
 
 def test_a_task_of_which_no_line_is_left_has_its_number(tmp_path: Path) -> None:

@@ -516,6 +516,18 @@ def test_what_crashed_before_the_last_start_is_none_of_it(tmp_path: Path) -> Non
     assert status(view_of(layout))["elapsed_s"] == 60.0
 
 
+def test_a_clock_that_is_behind_does_not_take_the_time_back(tmp_path: Path) -> None:
+    """The hosts of the run are an hour ahead of whoever looks."""
+    layout = make_spool(tmp_path / "s", 20)
+    ahead = time.time() + 3600
+    admit(layout, 0, myself(), at=ahead)
+    intend(layout, A0)
+    begin(layout, A0)
+    beat(layout, A0, at=ahead + 63)
+    with being_parent(layout, 0):
+        assert status(view_of(layout))["elapsed_s"] == pytest.approx(63, abs=1)
+
+
 # Sums.
 
 

@@ -29,7 +29,7 @@ from gpuspool.orchestrator.report.explain import explain_attempt, explain_rank, 
 from gpuspool.orchestrator.report.failures import Groups, failed_results, group_failures
 from gpuspool.orchestrator.report.finding import is_attempt
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
-from gpuspool.orchestrator.report.naming import Name, name_of
+from gpuspool.orchestrator.report.naming import Name, Namer
 from gpuspool.orchestrator.report.outlook import Prospect
 from gpuspool.orchestrator.report.queued import is_queued
 from gpuspool.orchestrator.report.results import Result, Results
@@ -255,7 +255,7 @@ class Doubtful(NamedTuple):
 
 def _doubtful_tasks(view: View) -> Doubtful:
     tasks = [task for task, _ in doubtful(view)]
-    return Doubtful(len(tasks), name_of(view, min(tasks)) if tasks else None)
+    return Doubtful(len(tasks), Namer(view).name_of(min(tasks)) if tasks else None)
 
 
 def explain(

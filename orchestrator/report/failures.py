@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpuspool.orchestrator.report.keys import TaskInput, inputs_of
-from gpuspool.orchestrator.report.naming import Name, name_of
+from gpuspool.orchestrator.report.naming import Name, Namer
 from gpuspool.orchestrator.report.ranges import read_lines
 from gpuspool.orchestrator.report.results import (
     Result,
@@ -124,9 +124,10 @@ def group_failures(view: View, most_with_tasks: int) -> Groups:
         asked.update((shown.task, shown.rank) for shown in group.shown)
     inputs = inputs_of(view, asked)
     names: dict[int, Name] = {}
+    namer = Namer(view)
     for group in largest_first[:most_with_tasks]:
         task = group.shown[0].task
-        names[task] = name_of(view, task, inputs[task].key if task in inputs else None)
+        names[task] = namer.name_of(task, inputs[task].key if task in inputs else None)
     return Groups(largest_first, view.ledger.n_failed, n_left_out, inputs, names)
 
 

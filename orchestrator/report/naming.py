@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,20 +36,33 @@ class Name(NamedTuple):
 
 # Also a key may look like the number of a task, and keys come first. So where a number is another
 # task's key, the key of the task itself is named, however long that is.
-def name_of(view: View, task: int, key: str | None = None) -> Name:
-    """How to name a task in a command: by its key where that is short and plain, else by `#7`.
+class Namer:
+    """Tells how to name tasks of a view that has read its manifests."""
 
-    key: of the task; None where it is not known. view: has read the manifests.
-    """
-    if key is not None and _is_typed(key):
-        return Name(shell_word(key))
-    number = f"#{task}"
-    if by_key(view, number) in (None, task):
-        return Name(f"'{number}'")
-    if key is None:
-        lines = (manifest.find(task, TaskKey) for manifest in manifests_of(view))
-        key = next((line.key for line in lines if line is not None), number)
-    return Name(shell_word(key), is_plain=False)
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def name_of(self, task: int, key: str | None = None) -> Name:
+        """By its key where that is short and plain, else by its number, as `'#7'`.
+
+        key: of the task; None where it is not known.
+        """
+        if key is not None and _is_typed(key):
+            return Name(shell_word(key))
+        number = f"#{task}"
+        if not self._is_any_key_a_number or by_key(self._view, number) in (None, task):
+            return Name(f"'{number}'")
+        if key is None:
+            lines = (manifest.find(task, TaskKey) for manifest in manifests_of(self._view))
+            key = next((line.key for line in lines if line is not None), number)
+        return Name(shell_word(key), is_plain=False)
+
+    @functools.cached_property
+    def _is_any_key_a_number(self) -> bool:
+        """Whether a key may look like the number of a task, by one search for all of them."""
+        manifests = manifests_of(self._view)
+        found = (next(one.lines_with(b'"key":"#', TaskKey), None) for one in manifests)
+        return any(line is not None for line in found)
 
 
 def explain_command(spool: str, name: Name) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuspool.orchestrator.report.advice import next_command, state_in_words
-from gpuspool.orchestrator.report.naming import name_of
+from gpuspool.orchestrator.report.naming import Namer
 from gpuspool.orchestrator.report.outlook import InHand
 from gpuspool.orchestrator.report.parents import LIVE, Beats, is_at_work, parent_rows
 from gpuspool.orchestrator.report.ranks import Ranks
@@ -80,7 +80,7 @@ def status(
         "message": None,
         "began_at": began_at,
         "ended_at": ended_at,
-        "elapsed_s": _elapsed_s(began_at, ended_at, goes_on),
+        "elapsed_s": _elapsed_s(began_at, ended_at, goes_on, ranks),
         "left_s": None,
         "tasks_per_s": None,
         "parents": parents,
@@ -100,7 +100,7 @@ def status(
         now["left_s"] = None if found.left_s is None else round(found.left_s, 1)
         now["tasks_per_s"] = found.tasks_per_s
     now["says"] = state_in_words(now)
-    one = name_of(view, min(held)[0]) if held and state is RunState.STOPPED else None
+    one = Namer(view).name_of(min(held)[0]) if held and state is RunState.STOPPED else None
     now["next"] = next_command(now, os.fspath(named or view.layout.root), one)
     return now
 
@@ -227,10 +227,17 @@ def _end_of(view: View, row: dict[str, Any]) -> float | None:
     return last_sign(view, row["epoch"]) if said is None else said
 
 
-def _elapsed_s(began_at: float | None, ended_at: float | None, is_live: bool) -> float | None:
-    if began_at is None or (ended_at is None and not is_live):
+def _elapsed_s(
+    began_at: float | None, ended_at: float | None, goes_on: bool, ranks: list[dict[str, Any]]
+) -> float | None:
+    """How long a run has taken. ranks: the rows of the table."""
+    if began_at is None or (ended_at is None and not goes_on):
         return None
-    until = time.time() if ended_at is None else ended_at
+    until = ended_at
+    if until is None:
+        # Where the clock of this host is behind, what the ranks told last is newer than now.
+        ages_s = [row["beat_age_s"] for row in ranks if row["beat_age_s"] is not None]
+        until = time.time() - min([0.0, *ages_s])
     return round(max(0.0, until - began_at), 1)
 
 
