@@ -55,7 +55,7 @@ def texts(story: Story) -> list[str]:
         ([CRASH] * 4, "its parent starts no other; other ranks do its tasks"),
         ([{"reason": Reason.RECYCLED}], "its parent starts another; other ranks"),
         ([{"reason": Reason.DRAINED}], "its parent starts another, unless it drains; other"),
-        ([{"reason": Reason.HANDOVER}], "its parent says who tries these tasks"),
+        ([{"reason": Reason.HANDOVER}], "its parent decides who tries these tasks"),
         ([{"reason": Reason.FINISHED}], ""),
     ],
     ids=str,

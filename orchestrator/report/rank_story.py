@@ -317,7 +317,7 @@ class _Teller:
         if is_given_up(self._view, self._every):
             return now, "its parent starts no other; other ranks do its tasks"
         if closing.reason is Reason.HANDOVER:
-            return now, "its parent says who tries these tasks"
+            return now, "its parent decides who tries these tasks"
         then = "its parent starts another"
         match closing.reason:
             case Reason.LOAD | Reason.DEVICE | Reason.IO | Reason.FAILURES | Reason.CRASH:
