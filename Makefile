@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test torture bench gpu lint clean
+.PHONY: demo test torture bench gpu dist lint clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
@@ -38,6 +38,15 @@ bench: $(STAMP)
 gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu_checks.py --json benchmarks/gpu.json
 
+# The wheel and the source archive go into dist/, and both are tried as a stranger would.
+dist: $(VENV)/dist-installed
+	$(BIN)/python scripts/dist.py
+
+$(VENV)/dist-installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[test,dist]'
+	touch $@
+
 # The mirror shows how the code reads, and never fails: see decision 15.
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -57,4 +66,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) spool-* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist spool-* .pytest_cache .mypy_cache .ruff_cache
