@@ -31,6 +31,8 @@ ROOT = HERE.parent
 
 # The whole takes at most this.
 WHOLE_S = 480.0
+# So long NVML may take to tell whether there is a GPU. A driver that is sick may never answer.
+ASKING_S = 20.0
 # So long what a step has started may take to go once it was killed. What hangs in the driver may
 # never go: it is named, and left.
 END_S = 5.0
@@ -69,9 +71,9 @@ def all_steps(*, is_tiny: bool) -> tuple[Step, ...]:
     seconds = "2" if is_tiny else "12"
     return (
         Step("look", _script("gpu_look.py"), 35.0, is_needed=True),
-        Step("tests", PYTEST, 225.0),
+        Step("tests", PYTEST, 210.0),
         Step("usage", _script("gpu_usage.py", *tiny), 60.0),
-        Step("bench", _script("gpu.py", *tiny, "--seconds", seconds), 135.0),
+        Step("bench", _script("gpu.py", *tiny, "--seconds", seconds), 130.0),
     )
 
 
@@ -163,6 +165,24 @@ def kill_marked(mark: str, patience_s: float) -> list[int]:
     return pids
 
 
+def card_name(patience_s: float = ASKING_S) -> str | None:
+    """The name of the first GPU, "" where there is none, None where NVML answers too late."""
+    ask = "from benchmarks import gpu; found = gpu.find_gpu(); print(found[0] if found else '')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", ask], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=patience_s)
+    except subprocess.TimeoutExpired:
+        # What hangs in the driver may not go, so its end is not waited for without end.
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=END_S)
+        return None
+    return said.strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -173,8 +193,14 @@ def main() -> int:
         "--tiny", action="store_true", help="a tiny model on the CPU, to see that the steps work"
     )
     options = parser.parse_args()
-    found = gpu.find_gpu()
-    if found is None:
+    began = time.monotonic()
+    card = card_name()
+    if card is None:
+        print(
+            f"NVML does not answer within {ASKING_S:.0f} s, so nothing was tried. Try nvidia-smi."
+        )
+        return 1
+    if not card:
         print(gpu.NO_GPU)
         return 0
     steps = [
@@ -182,19 +208,18 @@ def main() -> int:
         for step in all_steps(is_tiny=options.tiny)
         if options.only is None or step.name in options.only
     ]
-    began = time.monotonic()
-    print(f"{found[0]}, {time.strftime('%Y-%m-%d')}\n", flush=True)
+    print(f"{card}, {time.strftime('%Y-%m-%d')}\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="gpu-checks-") as temporary:
         folder = Path(temporary).resolve() if options.logs is None else options.logs.resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        rows = run_steps(steps, folder)
+        rows = run_steps(steps, folder, WHOLE_S - (time.monotonic() - began))
     seconds = round(time.monotonic() - began, 1)
     n_failed = sum(row.result == FAILED for row in rows)
     n_not_run = sum(row.result == NOT_RUN for row in rows)
     print(f"\n{len(rows)} rows, {n_failed} failed, {n_not_run} not run, in {seconds:.0f} s")
     if options.json is not None:
         whole = {
-            "device": found[0], "date": time.strftime("%Y-%m-%d"), "seconds": seconds,
+            "device": card, "date": time.strftime("%Y-%m-%d"), "seconds": seconds,
             "rows": [asdict(row) for row in rows],
         }  # fmt: skip
         options.json.write_text(json.dumps(whole, indent=1) + "\n")
