@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import timed, traces
+from benchmarks import gpu_rows, timed, traces
 from benchmarks.peers import HERE
 
 RANKS_PER_GPU = (1, 2, 4)
@@ -31,16 +31,18 @@ SAMPLE_S = 0.1
 PATIENCE_S = 900.0
 JOB = HERE / "adapters" / "gpu_job.py"
 BATCH = {"full": 64, "tiny": 4}
+NO_GPU = "there is no GPU here (NVML finds none that this process may use): nothing was tried"
 
 
 class Busy:
-    """NVML's utilization of the first visible GPU, sampled by a thread; `between` gives the mean of
-    a time span.
+    """NVML's utilization and used memory of a GPU, sampled by a thread. `between` gives the mean
+    utilization of a time span in percent, `used_at` the memory in bytes about a moment.
     """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._samples: list[tuple[float, float]] = []
+        self._used: list[tuple[float, int]] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -48,9 +50,17 @@ class Busy:
         import pynvml
 
         while self._handle is not None and not self._end.wait(SAMPLE_S):
-            self._samples.append(
-                (time.time(), pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
-            )
+            # A MIG instance does not tell how busy it is.
+            with contextlib.suppress(pynvml.NVMLError):
+                used = pynvml.nvmlDeviceGetMemoryInfo(self._handle).used
+                self._used.append((time.time(), used))
+                busy = pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
+                self._samples.append((time.time(), busy))
+
+    def used_at(self, moment: float, near_s: float) -> int | None:
+        """What was sampled next to this moment, None where nothing was so near."""
+        inside = [(abs(at - moment), used) for at, used in self._used if abs(at - moment) <= near_s]
+        return min(inside)[1] if inside else None
 
     def between(self, start: float, end: float) -> float | None:
         inside = [value for at, value in self._samples if start <= at <= end]
@@ -83,6 +93,11 @@ def find_gpu() -> tuple[str, Any] | None:
         return str(pynvml.nvmlDeviceGetName(handle)), handle
     except pynvml.NVMLError:
         return None
+
+
+def first_visible() -> str:
+    """The first token of those that this process may use; without a list it is "0"."""
+    return (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
 
 
 def steady(folder: Path, batch: int) -> tuple[float, float, float]:
@@ -125,7 +140,7 @@ def bare(home: Path, size: str, seconds: float, handle: Any, visible: str) -> di
     with folder_in(home, "bare") as folder:
         device = "cuda:0" if visible else "cpu"
         argv = [sys.executable, str(JOB), device, size, str(seconds)]
-        return {"what": "bare loop", **measure(argv, folder, BATCH[size], handle, visible)}
+        return {"what": row_name(0), **measure(argv, folder, BATCH[size], handle, visible)}
 
 
 def spooled(
@@ -158,7 +173,28 @@ def spooled(
             visible,
         )
         assert found["said"]["tasks"]["complete"] == n, found
-    return {"what": f"gpuspool, {per_gpu} ranks a GPU", **found}
+    return {"what": row_name(per_gpu), **found}
+
+
+def row_name(per_gpu: int) -> str:
+    """What a row measures; 0 ranks are those of the bare loop."""
+    ranks = f"gpuspool, {per_gpu} rank{'s' if per_gpu > 1 else ''} a GPU"
+    return ranks if per_gpu else "bare loop"
+
+
+def as_row(row: dict[str, Any], base: dict[str, Any]) -> gpu_rows.Row:
+    """A figure as `make gpu` shows it, against the bare loop."""
+    share = 100 * row["tasks_per_s"] / base["tasks_per_s"] if base["tasks_per_s"] else None
+    busy = row["gpu_busy_percent"]
+    figure = f"{row['tasks_per_s']:,.0f} tasks/s"
+    if row is not base and share is not None:
+        figure = f"{share:.1f} % of the bare loop, {figure}"
+    if busy is not None:
+        figure += f", GPU busy {busy:.1f} %"
+    values = {
+        "tasks_per_s": row["tasks_per_s"], "of_bare_loop_percent": share, "gpu_busy_percent": busy,
+    }  # fmt: skip
+    return gpu_rows.Row(row["what"], gpu_rows.MEASURED, figure, round(row["seconds"], 1), values)
 
 
 def line(row: dict[str, Any], base: float) -> str:
@@ -178,15 +214,15 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=1, help="repetitions; default 1")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--rows", type=Path, help="add the figures as rows to this file")
     options = parser.parse_args()
     gpu = None if options.tiny else find_gpu()
     if gpu is None and not options.tiny:
-        print(
-            "there is no GPU here (NVML finds none that this process may use): nothing was measured"
-        )
+        print(NO_GPU)
         return 0
     name, handle = gpu or ("CPU, tiny model", None)
-    visible = "" if gpu is None else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    visible = "" if gpu is None else first_visible()
+    gpu_rows.plan(options.rows, *(row_name(per_gpu) for per_gpu in (0, *RANKS_PER_GPU)))
     size, rows = "tiny" if options.tiny else "full", []
     print(
         f"{name}\n\n| what | tasks/s | of the bare loop | GPU busy |\n|---|---|---|---|", flush=True
@@ -196,9 +232,11 @@ def main() -> int:
         for _ in range(options.runs):
             first = bare(home, size, options.seconds, handle, visible)
             rows.append(first)
+            gpu_rows.add(options.rows, as_row(first, first))
             print(line(first, first["tasks_per_s"]), flush=True)
             for per_gpu in RANKS_PER_GPU:
                 rows.append(spooled(home, size, first["said"]["done"], per_gpu, handle, visible))
+                gpu_rows.add(options.rows, as_row(rows[-1], first))
                 print(line(rows[-1], first["tasks_per_s"]), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps({"device": name, "rows": rows}, indent=1) + "\n")

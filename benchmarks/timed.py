@@ -101,6 +101,10 @@ class Running:
             os.close(pidfd)
             self.kill_and_reap()
 
+    def seconds_so_far(self) -> float:
+        """How long ago it was started."""
+        return time.perf_counter() - self.began
+
     def is_over(self) -> bool:
         """Whether it has ended. This does not reap it."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

@@ -17,4 +17,4 @@ liveness, death, blame      whether an attempt lives, how it died, what that doe
 closing, sweep, mending     how nothing is lost: the writing that follows from a death
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

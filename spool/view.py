@@ -128,6 +128,11 @@ def load_run(
     return found
 
 
+def is_of_older_format(layout: Layout) -> bool:
+    """Whether a spool is of a format that this version reads, and that a start replaces."""
+    return read_bytes(layout.format) in [name.encode() for name in OLDER_FORMATS]
+
+
 def _refuse_format(layout: Layout, text: bytes | None, run: Run | None) -> None:
     """Raise unless a FORMAT that is not ours is only damaged: a run record of ours still tells.
 
@@ -144,9 +149,10 @@ def _refuse_format(layout: Layout, text: bytes | None, run: Run | None) -> None:
         )
     is_another = text is not None and _ANOTHER_FORMAT.fullmatch(text) is not None
     if run is None or is_another:
+        readable = " and ".join(repr(name) for name in (*OLDER_FORMATS, FORMAT_TEXT))
         raise SpoolError(
-            f"{layout.root}: its FORMAT says {(text or b'')[:40]!r}, this version reads "
-            f"{FORMAT_TEXT!r}. Use the gpuspool version that wrote it."
+            f"{layout.root}: its FORMAT says {(text or b'')[:40]!r}, and this version reads "
+            f"{readable}. Use the gpuspool version that wrote it, or a newer one."
         )
 
 

@@ -251,7 +251,7 @@ except AttributeError as error:
 """
     )
     assert done.out.splitlines() == [
-        "[]", "Context Task 0.1.0", "module 'gpuspool' has no attribute 'absent'",
+        "[]", "Context Task 0.2.0", "module 'gpuspool' has no attribute 'absent'",
     ]  # fmt: skip
     assert MARK not in done.out
 

@@ -54,7 +54,9 @@ class Encoder:
     """The job."""
 
     def __init__(self, ctx):
-        self.model = Model(ctx.device, ctx.args["size"])
+        # The tiny one is for machines without a GPU, whatever this worker was given.
+        device = "cpu" if ctx.args["size"] == "tiny" else ctx.device
+        self.model = Model(device, ctx.args["size"])
         self.batch_size = self.model.size["batch"]
 
     def __call__(self, tasks, _ctx):

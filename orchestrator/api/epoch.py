@@ -63,7 +63,7 @@ from gpuspool.spool.codec import pretty, seal_pretty
 from gpuspool.spool.errors import OrchestratorLive
 from gpuspool.spool.file_system import file_system_type, is_network, is_of_one_host
 from gpuspool.spool.identity import myself
-from gpuspool.spool.layout import copy_name
+from gpuspool.spool.layout import FORMAT_TEXT, copy_name
 from gpuspool.spool.manifest import publish_manifest
 from gpuspool.spool.open_folder import folder_id, out_of
 from gpuspool.spool.parents import being_parent, may_any_parent_live
@@ -72,7 +72,7 @@ from gpuspool.spool.records import Job, Parent, ParentEnd, Place, Run, TaskLine
 from gpuspool.spool.signals import children_can_be_awaited
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import Trust
-from gpuspool.spool.view import View, load_run, read_control
+from gpuspool.spool.view import View, is_of_older_format, load_run, read_control
 
 
 def supervise(
@@ -119,6 +119,7 @@ def supervise(
         stack.enter_context(signals_to(received))
         stack.enter_context(children_can_be_awaited())
         view.use_run(_still_this_run(view))
+        was_older = is_of_older_format(layout)
         job = _repair_and_publish_job(view, job, source)
         _record_moves(view, out_moved_to, inputs_root, writers)
         given_round = _claim_out_for(view, again)
@@ -133,6 +134,8 @@ def supervise(
             telling = Telling(layout, parent.epoch, progress, folders.spool.check)
             _warn(progress, _own_choice(job, slots), lock_warning, *warnings_of(layout.root))
             _warn(progress, *_of_one_host_alone(view))
+            if was_older and not is_of_older_format(layout):
+                progress.say(_what_a_new_format_means())
             if given_round:
                 progress.say(given_round)
             telling.tell("devices", _what_starts(view, len(slots), pool))
@@ -256,6 +259,15 @@ def _what_starts(view: View, n_ranks: int, pool: Pool) -> str:
     with contextlib.suppress(OSError):
         spool = os.path.relpath(spool)
     return f"{tasks} on {count_of(n_ranks, 'rank')} ({pool.in_words}), {spool}"
+
+
+def _what_a_new_format_means() -> str:
+    """What the first start of this version on a spool of an earlier one tells."""
+    number = FORMAT_TEXT.split()[1]
+    return (
+        f"an earlier version made this spool; it is one of format {number} from now on, which that "
+        "version refuses. All that was done stays"
+    )
 
 
 def _still_this_run(view: View) -> Run:

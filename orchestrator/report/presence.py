@@ -95,10 +95,15 @@ class Presence:
             return f"the run is being drained, and takes nothing new; {resume}"
         if self.parents:
             return ""
-        workers = len(self.workers)
-        if workers:
-            they = count_of(workers, "worker goes", "workers go")
+        if any(self.life(name) is Life.ALIVE for name in self.workers):
+            they = count_of(len(self.workers), "worker goes", "workers go")
             return f"what started the run is gone, and {they} on without it; {resume} too"
+        if self.workers:
+            they = count_of(len(self.workers), "worker")
+            return (
+                f"what started the run is gone, and whether {they} on another host still "
+                f"{'live' if len(self.workers) > 1 else 'lives'} is not known; {resume} in any case"
+            )
         return f"nobody is at work; {resume}"
 
 

@@ -5,6 +5,7 @@ Of all journals only those of the rank are read, and of all intents too.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -140,7 +141,10 @@ class _Teller:
         ready_s = _ready_s(closing)
         if intent is not None and ready_s is not None:
             text = f"{name} ready after {ready_s:.1f} s"
-            yield Step(at=intent.at + ready_s, what="ready", text=text, attempt=name)
+            # What it took was counted in ticks of the kernel, by which a short attempt would have
+            # ended before it was ready.
+            at = min(intent.at + ready_s, closing.at or math.inf)
+            yield Step(at=at, what="ready", text=text, attempt=name)
 
     def _closing(self, name: str, closing: Closing) -> Step:
         text = f"{name} {ending(closing)}; {self._counts(name)}"

@@ -24,7 +24,7 @@ from gpuspool.spool.claims import NOBODY
 from gpuspool.spool.code import damaged_records
 from gpuspool.spool.layout import (
     DISPENSABLE,
-    OLDER_FORMATS,
+    FORMAT_TEXT,
     OUT_MARK,
     SINCE_FORMAT_2,
     STATES,
@@ -37,7 +37,7 @@ from gpuspool.spool.open_folder import out_of, out_trouble
 from gpuspool.spool.publish import listdir, read_bytes, read_record, read_sealed
 from gpuspool.spool.records import Closing, Run
 from gpuspool.spool.sweep import stranded_tasks
-from gpuspool.spool.view import UNREADABLE, View
+from gpuspool.spool.view import UNREADABLE, View, is_of_older_format
 
 
 @dataclass
@@ -95,7 +95,12 @@ def _check_names(view: View, found: Findings) -> None:
     """The planned manifests and the folders of a spool."""
     for name in view.missing_manifests():
         found.problems.append(f"{name}: this planned manifest is missing")
-    is_older = read_bytes(view.layout.format) in [text.encode() for text in OLDER_FORMATS]
+    is_older = is_of_older_format(view.layout)
+    if is_older:
+        found.notes.append(
+            f"{view.layout.format}: of an earlier version; the next start makes the spool one of "
+            f"format {FORMAT_TEXT.split()[1]}, which earlier versions refuse"
+        )
     for name in SUBDIRS:
         if name in DISPENSABLE or (is_older and name in SINCE_FORMAT_2):
             continue

@@ -20,7 +20,7 @@ from pathlib import Path
 from gpuspool.spool.code import damaged_records
 from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.errors import SpoolError
-from gpuspool.spool.layout import FORMAT_TEXT, OLDER_FORMATS, SUBDIRS, Layout
+from gpuspool.spool.layout import FORMAT_TEXT, SUBDIRS, Layout
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import (
     fsync_dir,
@@ -33,7 +33,7 @@ from gpuspool.spool.publish import (
 )
 from gpuspool.spool.records import Job, Run
 from gpuspool.spool.states import JobKind
-from gpuspool.spool.view import View
+from gpuspool.spool.view import View, is_of_older_format
 
 
 class DamageKeeper:
@@ -71,11 +71,10 @@ def repair(layout: Layout, run: Run) -> None:
     # that is whole says all that the other one does. Both may be damaged only since the caller read
     # one, so `run` is that reading, and not what stands there now.
     _make_folders(layout)
-    text = read_bytes(layout.format)
-    if text in [older.encode() for older in OLDER_FORMATS]:
+    if is_of_older_format(layout):
         # From here on versions that know that format alone refuse the spool.
         replace(layout.format, FORMAT_TEXT.encode(), durable=True)
-    elif text != FORMAT_TEXT.encode():
+    elif read_bytes(layout.format) != FORMAT_TEXT.encode():
         _restore(layout, layout.format, FORMAT_TEXT.encode())
     for path in (layout.run, layout.run_copy):
         if read_sealed(path, Run) is None:

@@ -5,6 +5,8 @@
  *   ?N             there is a handle, but whatever is asked of it fails with error N
  *   #MIG-a/MIG-b   MIG is enabled, with these instances; an empty name is a place without one
  * A UUID of "-" is a card that tells none. NVML_INIT is the error with which nothing begins.
+ * NVML_NAME is what every card is called; without it none tells. Where it is empty, a question for it
+ * is never answered.
  * NVML_CORES is the word of cores next to every card.
  * NVML_BUSY is how busy every card is, in percent; MIG instances do not tell. NVML_MEMORY is how many
  * bytes of each are taken, and how many it has: USED/ALL. Where NVML_HANGS is set, a question for these
@@ -133,6 +135,15 @@ int nvmlDeviceGetUUID(card *one, char *into, unsigned length) {
     if (one->error) return one->error;
     if (strcmp(one->uuid, "-") == 0) return NOT_SUPPORTED;
     snprintf(into, length, "%s", one->uuid);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetName(card *one, char *into, unsigned length) {
+    const char *name = getenv("NVML_NAME");
+    if (one->error) return one->error;
+    while (name != NULL && *name == 0) pause();
+    if (name == NULL) return NOT_SUPPORTED;
+    snprintf(into, length, "%s", name);
     return SUCCESS;
 }
 
