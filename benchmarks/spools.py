@@ -619,6 +619,7 @@ class _BusyMaker:
             _error(line.task),
             tries=2,
             attempts=[first, second],
+            attempt=second,
             rank=rank_of(second),
             device=_device(rank_of(second)),
             host=self._made.gone.host,
@@ -784,5 +785,6 @@ def _loss(attempt: str) -> Error:
         message=message,
         rank=rank_of(attempt),
         attempts=[attempt],
+        attempt=attempt,
         log_tail="loading\nSegmentation fault",
     )
