@@ -17,7 +17,8 @@ import msgspec
 from gpuspool.orchestrator.report.failures import Group, Groups, ShownTask
 from gpuspool.orchestrator.report.keys import TaskInput
 from gpuspool.orchestrator.text.cells import cut_end, cut_name, width
-from gpuspool.orchestrator.text.excerpts import excerpt, is_frame, source_line
+from gpuspool.orchestrator.text.excerpts import excerpt, log_end, source_line
+from gpuspool.orchestrator.text.frames import is_frame
 from gpuspool.orchestrator.text.groups import MESSAGE_SHOWN
 from gpuspool.orchestrator.text.printable import one_line, shell_word
 from gpuspool.orchestrator.text.words import count_of, quoted_path
@@ -32,7 +33,7 @@ MOST_WITH_TASKS = 20
 # What a task was given has at least so many cells where its key is long.
 INPUT_CELLS = 24
 
-# So many of the last lines of a log are shown where there is no traceback.
+# So many lines of the end of a log are shown where there is no traceback.
 LOG_LINES = 8
 
 # A key that is longer is not typed: the number of its task means the same.
@@ -122,8 +123,8 @@ def _group_lines(group: Group, inputs: Mapping[int, TaskInput], spool: str) -> I
         is_shown = any(error.message in line for line in told)
         yield cut_end(message, COLUMNS if is_shown else MESSAGE_SHOWN)
     if not told and error.log_tail:
-        told = excerpt(error.log_tail)[-LOG_LINES:]
-        yield f"  the end of the log of {one_line(error.attempts[-1])}:"
+        told = log_end(error.log_tail, LOG_LINES)
+        yield f"  the end of the log of {one_line(error.told_attempt)}:"
     yield from (f"  | {line}" for line in told)
     for shown in group.shown:
         yield _task_line(shown.task, inputs.get(shown.task))
