@@ -15,7 +15,7 @@ log.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -272,13 +272,25 @@ def read_tail(layout: Layout, attempt: str) -> str:
     lines = [_short(line) for line in data.decode(errors="replace").splitlines()]
     kept = list(_fitting(reversed(lines)))
     kept.reverse()
-    fatal = max((at for at, line in enumerate(lines) if line.startswith(_FATAL)), default=len(lines))
-    if fatal < len(lines) - len(kept):
-        for at in range(fatal, len(lines)):
-            if lines[at].startswith(_CRASHED):
-                kept = list(_fitting([lines[fatal], *lines[at:]]))
-                break
+    if not any(line.startswith(_FATAL) for line in kept):
+        kept = list(_fitting(_crash_in(lines))) or kept
     return "\n".join(kept)
+
+
+def _crash_in(lines: Sequence[str]) -> list[str]:
+    """The line that names the last crash in a log, and what follows on the thread that crashed.
+
+    Nothing where the log tells of no crash.
+    """
+    name = ""
+    found: list[str] = []
+    for at, line in enumerate(lines):
+        if line.startswith(_FATAL):
+            name = line
+        elif name and line.startswith(_CRASHED):
+            found = [name, *lines[at:]]
+            name = ""
+    return found
 
 
 def _fitting(lines: Iterable[str]) -> Iterator[str]:

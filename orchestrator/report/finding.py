@@ -21,7 +21,7 @@ import msgspec
 from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.report.keys import TaskInput, TaskKey
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import ATTEMPT_PATTERN, is_added, is_planned
+from gpuspool.spool.layout import ATTEMPT_PATTERN, is_original
 from gpuspool.spool.manifest import Manifest
 from gpuspool.spool.view import View
 
@@ -130,7 +130,7 @@ def _paths(view: View, word: str) -> list[str]:
 
 def _manifests(view: View) -> Iterator[Manifest]:
     """All manifests, those first in which nearly every task has its line."""
-    first = [name for name in view.manifests if is_planned(name) or is_added(name)]
+    first = [name for name in view.manifests if is_original(name)]
     for name in sorted(first):
         yield view.manifests[name]
     for name in sorted(view.manifests.keys() - set(first)):
@@ -158,7 +158,7 @@ def _unknown(view: View, word: str) -> str:
 
 def _keys(view: View) -> Iterator[str]:
     for manifest in _manifests(view):
-        if is_planned(manifest.name) or is_added(manifest.name):
+        if is_original(manifest.name):
             for line in manifest.records(TaskKey):
                 yield line.key
 
