@@ -14,6 +14,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 from spooling import A0, A1, B0, begin, intend, make_spool, task, view_of, watch_opens
 
+import gpuspool
 from gpuspool.orchestrator.report.failures import SHOWN, failed_results, group_failures
 from gpuspool.orchestrator.report.failures_text import (
     COLUMNS,
@@ -398,6 +399,22 @@ def test_all_verbs_name_one_attempt_for_a_failure_that_is_not_told_of_the_last(
     [copy] = failures_of(view, [], {0})
     assert copy.attempt == A0
     assert [shown.rank for group in group_failures(view, 1).groups for shown in group.shown] == [0]
+
+
+def test_status_counts_a_failure_at_the_rank_that_failed_names(tmp_path: Path) -> None:
+    """A journal, a closing and a ruling may all tell of one round; the journal counts."""
+    layout = make_spool(tmp_path / "S", 3)
+    fail(layout, B0, [(0, error())])
+    intend(layout, A0)
+    begin(layout, A0)
+    one = replace(error(), attempts=[B0, A0], attempt=A0, rank=0)
+    failures = [TaskFailure(task=index, key=f"t{index}", error=one) for index in (0, 1)]
+    assert publish_ruling(layout, "ruling-01", Ruling(epoch=0, failures=failures), [])
+    view = view_of(layout)
+    named = collections.Counter(result.rank for result in failed_results(view))
+    assert named == {0: 1, 1: 1}
+    rows = gpuspool.status(layout.root)["ranks"]
+    assert {row["rank"]: row["failed"] for row in rows} == named
 
 
 def test_a_ruling_that_names_no_attempt_is_told_all_the_same(tmp_path: Path) -> None:
