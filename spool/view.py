@@ -706,9 +706,14 @@ class View:
         if intent is not None and intent.attempt != attempt:
             intent = None
         self.intents[attempt] = intent
-        self._add_attempt(attempt)
         if intent is None:
             self.report(Damage(str(path), 0, "not the intent of an attempt"))
+            if not is_regular(path):
+                # A folder, say. No parent links one, so by this alone nobody was started; but the
+                # name is taken.
+                self._note_number(attempt)
+                return
+        self._add_attempt(attempt)
 
     def _add_attempt(self, attempt: str) -> None:
         """Note an attempt that left a trace."""
@@ -716,9 +721,13 @@ class View:
             return
         self._known_attempts.add(attempt)
         bisect.insort(self.attempts, attempt, key=_order)
+        self._note_number(attempt)
+        self._is_open_stale = True
+
+    def _note_number(self, attempt: str) -> None:
+        """Note that the number of an attempt is taken."""
         rank, number = _order(attempt)
         self._next_numbers[rank] = max(self._next_numbers.get(rank, 0), number + 1)
-        self._is_open_stale = True
 
     # Claims.
 

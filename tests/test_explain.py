@@ -201,6 +201,9 @@ def test_a_time_out_shows_the_users_frames_first(box: Box) -> None:
     assert story["now"].startswith("failed for good: TaskTimeout at harsh.py:")
     assert "log SPOOL" not in story["now"], "the story tells where"
     assert {rank(box, number)["next"] for number in (0, 1)} == {None}, "the run is finished"
+    other = rank(box, 1 if rank(box, 0)["attempts"][0]["reason"] == "timeout" else 0)
+    told = "\n".join(step["text"] for step in other["steps"])
+    assert "had failed in it" not in told, "it failed nothing"
 
 
 def test_a_limit_on_time_is_told_while_the_task_runs(box: Box) -> None:

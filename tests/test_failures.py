@@ -16,12 +16,9 @@ from spooling import A0, A1, B0, begin, intend, make_spool, task, view_of, watch
 
 import gpuspool
 from gpuspool.orchestrator.report.failures import SHOWN, failed_results, group_failures
-from gpuspool.orchestrator.report.failures_text import (
-    COLUMNS,
-    MOST_WITH_TASKS,
-    explain_command,
-    failures_text,
-)
+from gpuspool.orchestrator.report.failures_text import COLUMNS, MOST_WITH_TASKS, failures_text
+from gpuspool.orchestrator.report.finding import find_task
+from gpuspool.orchestrator.report.naming import Name, Namer, explain_command
 from gpuspool.orchestrator.report.ranges import LINES_BYTES, read_lines
 from gpuspool.orchestrator.text.cells import width
 from gpuspool.orchestrator.text.groups import MOST_GROUPS, how_of
@@ -165,6 +162,12 @@ def test_of_very_many_groups_the_smaller_ones_are_a_line_each(tmp_path: Path) ->
     assert "7 tasks in yet other groups; `--json` lists all" in lines
 
 
+def test_thousands_have_a_comma(tmp_path: Path) -> None:
+    lines = told(failed_spool(tmp_path, *[error()] * 1234))
+    assert lines[0].startswith("1,234 tasks: ")
+    assert any(line.startswith("    … and 1,") for line in lines)
+
+
 def test_the_traceback_of_the_first_task_is_shown(tmp_path: Path) -> None:
     others = TRACEBACK.replace("'k'", "'other'")
     lines = told(failed_spool(tmp_path, error(traceback=TRACEBACK), error(traceback=others)))
@@ -298,10 +301,23 @@ def test_a_spool_is_named_so_that_a_shell_finds_it(name: str, tmp_path: Path) ->
     subprocess.run(["bash", "-c", command], cwd=tmp_path, env={"LC_ALL": "C.UTF-8"}, check=True)
 
 
-def test_a_key_that_no_terminal_can_show_is_not_typed() -> None:
-    assert explain_command("S", 4, "a\x1bb") == "gpuspool explain S '#4'"
-    assert explain_command("S", 4, "a\udc80") == "gpuspool explain S '#4'"
-    assert explain_command("S", 4, None) == "gpuspool explain S '#4'"
+def test_a_key_that_no_terminal_can_show_is_not_typed(tmp_path: Path) -> None:
+    view = view_of(make_spool(tmp_path / "S", 5))
+    for key in ("a\x1bb", "a\udc80", None):
+        assert explain_command("S", Namer(view).name_of(4, key)) == "gpuspool explain S '#4'"
+
+
+def test_a_command_never_means_another_task_whose_key_is_a_number(tmp_path: Path) -> None:
+    long = "K" * 99
+    tasks = [task(0, key=long), task(1, key="#0"), task(2, key="#2"), task(3, key="#9")]
+    view = failed_spool(tmp_path, *[error(where=f"job.py:{n}") for n in range(4)], tasks=tasks)
+    lines = told(view)
+    asked = [line.partition("explain S ")[2] for line in lines if "explain" in line]
+    assert asked == [f"--task={long}", "'#1'", "'#2'", "'#3'"]
+    assert find_task(view, long) == 0
+    assert [find_task(view, f"#{index}") for index in (1, 2, 3)] == [1, 2, 3]
+    assert f"next: gpuspool logs S --task={long}  # what it printed" in lines
+    assert Namer(view).name_of(0) == Name(long, is_plain=False), "it is looked up"
 
 
 def test_a_task_of_which_no_line_is_left_has_its_number(tmp_path: Path) -> None:

@@ -556,6 +556,21 @@ def test_a_spool_that_is_made_anew_is_told_and_watched_on(box: Box) -> None:
     assert "Traceback" not in terminal.text
 
 
+def test_an_empty_folder_in_the_place_of_a_spool_is_no_run(box: Box) -> None:
+    """As where a file system was unmounted. Once it is back the watch goes on."""
+    stage(box / "S", 2, "running")
+    terminal = watch(box, "S")
+    terminal.wait_for("rank  ")
+    os.rename(box / "S", box / "T")
+    (box / "S").mkdir()
+    terminal.wait_for("S is not there any more")
+    os.rename(box / "T", box / "S")
+    wait_for_frames(terminal, 1)
+    assert terminal.process.poll() is None
+    terminal.kill()
+    assert "another run" not in "".join(terminal.everything)
+
+
 def test_a_spool_that_is_moved_away_is_told(box: Box) -> None:
     stage(box / "S", 2, "running")
     terminal = watch(box, "S")

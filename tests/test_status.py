@@ -192,6 +192,7 @@ CRASH = {"reason": Reason.CRASH, "exit_code": 3}
         ([{"reason": Reason.DEVICE}] * 4, "failed", "gave up: 4 times in a row, does not see"),
         ([{"reason": Reason.RECYCLED}], "restarting", "fresh process"),
         ([{"reason": Reason.DRAINED}], "stopped", "drained"),
+        ([{"reason": Reason.HANDOVER}], "stopped", "only doubtful tasks left"),
         ([{"reason": Reason.FINISHED}], "complete", ""),
     ],
     ids=str,
@@ -221,6 +222,23 @@ def test_a_rank_restarts_only_while_its_parent_is_at_work(tmp_path: Path) -> Non
     close_as(layout, A0, **CRASH)
     [row] = rows(status(view_of(layout)))
     assert (row["state"], row["note"]) == ("failed", "crash")
+
+
+def test_a_rank_gets_no_other_process_while_all_that_is_left_is_in_hand(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    admit(layout, 0, myself())
+    intend(layout, A0)
+    finish(begin(layout, A0), *range(7))
+    close_as(layout, A0, Reason.RECYCLED)
+    intend(layout, B0)
+    writer = begin(layout, B0)
+    for n_left, state in ((2, "restarting"), (1, "stopped")):
+        beat(layout, B0, task=8, task_since=time.time(), in_hand=1)
+        with being_parent(layout, 0):
+            row = rows(status(view_of(layout)))[0]
+        assert (n_left, row["state"]) == (n_left, state)
+        assert row["note"] == "fresh process"
+        finish(writer, 7)
 
 
 def test_restarts_of_an_earlier_start_are_not_told(tmp_path: Path) -> None:
@@ -353,6 +371,41 @@ def test_a_run_that_stopped_is_told_with_the_reason_and_the_next_command(
     assert now["next"] == f"gpuspool {command} 'a b'{more}"
 
 
+def test_where_tasks_only_failed_the_story_of_one_is_worth_reading(tmp_path: Path) -> None:
+    """Failures do not stand in logs."""
+    layout = make_spool(tmp_path / "s", 20)
+    admit(layout, 0, dead_process())
+    intend(layout, A0)
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="bad")
+    begin(layout, A0).append(
+        JournalLine(task=7, round=0, state=LineState.HELD, error=error, line=task(7))
+    )
+    close_as(layout, A0, Reason.FAILURES)
+    say_ended(layout, 0, "broken")
+    assert status(view_of(layout), named="s")["next"] == "gpuspool explain s '#7'"
+
+
+def test_what_a_run_said_at_its_end_is_not_told_once_it_is_not_so(tmp_path: Path) -> None:
+    """It was finished; a task was added since."""
+    layout = make_spool(tmp_path / "s", 20)
+    admit(layout, 0, dead_process())
+    end = ParentEnd(how=Ending.FINISHED, exit_code=0, at=1.0, message="19 of 19 tasks complete")
+    assert publish(layout.parent_end(0), pretty(end))
+    now = status(view_of(layout))
+    assert now["message"] == "19 of 19 tasks complete"
+    assert "19 of 19" not in "\n".join(table_lines(now))
+
+
+def test_a_folder_in_the_place_of_an_intent_is_no_attempt(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 20)
+    admit(layout, 0, dead_process())
+    layout.intent(C0).mkdir()
+    now = status(view_of(layout))
+    assert (now["says"], now["ranks"]) == ("stopped (killed)", [])
+    assert len(now["damage"]) == 1
+    assert view_of(layout).next_number(2) == 1, "nobody can be started under its name"
+
+
 def test_a_run_that_was_killed_and_one_that_never_began_are_told_apart(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 20)
     assert status(view_of(layout))["says"] == "not started"
@@ -402,6 +455,77 @@ def test_of_a_run_that_was_killed_the_last_sign_of_life_is_its_end(tmp_path: Pat
     assert status(view_of(layout))["elapsed_s"] == 63.0
     assert close_dead(view_of(layout), A0, by="resume") is not None
     assert status(view_of(layout))["elapsed_s"] == 63.0, "not when it was found"
+
+
+def test_a_killed_run_lasted_until_the_last_call_that_its_journals_tell(tmp_path: Path) -> None:
+    """The heartbeat may be several seconds older. A call's time is shared by its tasks."""
+    layout = make_spool(tmp_path / "s", 20)
+    gone = dead_process()
+    admit(layout, 0, gone)
+    intend(layout, A0, parent=gone)
+    writer = start_journal(layout, A0, gone)
+    assert writer is not None
+    beat(layout, A0, gone, at=1700000063.0)
+    for index in (0, 1):
+        line = JournalLine(
+            task=index, round=0, state=LineState.COMPLETE, start=1700000060.0, seconds=4.5
+        )
+        writer.append(line)
+    assert status(view_of(layout))["elapsed_s"] == 69.0
+    assert close_dead(view_of(layout), A0, by="resume") is not None
+    assert status(view_of(layout))["elapsed_s"] == 69.0, "not when it was found"
+
+
+@pytest.mark.parametrize("last_s", [30.0, 90.0])
+def test_a_finished_run_has_ended_though_a_parent_elsewhere_is_silent(
+    last_s: float, tmp_path: Path
+) -> None:
+    """Two hosts shared it, and the one that began first crashed before or after the other ended."""
+    layout = make_spool(tmp_path / "s", 2)
+    admit(layout, 0, elsewhere())
+    intend(layout, A0, parent=elsewhere())
+    writer = start_journal(layout, A0, elsewhere(1))
+    assert writer is not None
+    writer.append(
+        JournalLine(task=0, round=0, state=LineState.COMPLETE, start=1700000000.0, seconds=last_s)
+    )
+    admit(layout, 1, dead_process(), at=1700000010.0)
+    intend(layout, B0, epoch=1, parent=dead_process())
+    finish(begin(layout, B0), 1)
+    close_as(layout, B0, Reason.FINISHED)
+    end = ParentEnd(how=Ending.FINISHED, exit_code=0, at=1700000060.0)
+    assert publish(layout.parent_end(1), pretty(end))
+    now = status(view_of(layout))
+    assert [row["state"] for row in now["parents"]] == ["silent", "finished"]
+    assert (now["state"], now["elapsed_s"]) == ("complete", max(60.0, last_s))
+    assert now["ended_at"] == 1700000000.0 + max(60.0, last_s)
+    assert "silent" not in "\n".join(table_lines(now)).partition(" sum")[0].partition("rank ")[0]
+    assert rows(now)[0]["note"] == "", "nobody waits for it"
+
+
+def test_what_crashed_before_the_last_start_is_none_of_it(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 1)
+    admit(layout, 0, elsewhere())
+    intend(layout, A0, parent=elsewhere())
+    admit(layout, 1, dead_process(), at=1700000100.0)
+    intend(layout, B0, epoch=1, parent=dead_process())
+    finish(begin(layout, B0), 0)
+    close_as(layout, B0, Reason.FINISHED)
+    end = ParentEnd(how=Ending.FINISHED, exit_code=0, at=1700000160.0)
+    assert publish(layout.parent_end(1), pretty(end))
+    assert status(view_of(layout))["elapsed_s"] == 60.0
+
+
+def test_a_clock_that_is_behind_does_not_take_the_time_back(tmp_path: Path) -> None:
+    """The hosts of the run are an hour ahead of whoever looks."""
+    layout = make_spool(tmp_path / "s", 20)
+    ahead = time.time() + 3600
+    admit(layout, 0, myself(), at=ahead)
+    intend(layout, A0)
+    begin(layout, A0)
+    beat(layout, A0, at=ahead + 63)
+    with being_parent(layout, 0):
+        assert status(view_of(layout))["elapsed_s"] == pytest.approx(63, abs=1)
 
 
 # Sums.

@@ -57,6 +57,24 @@ def run_of(ranks: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     return {**now, **more}
 
 
+def test_of_a_damage_the_file_and_the_byte_are_kept() -> None:
+    found = [
+        f"/s/spool-x/journal/rank-0001.a{number:02d}.jsonl, byte 1234: no checksum, {'x' * 80}"
+        for number in range(3)
+    ]
+    lines = [line for line in table_lines(run_of([], damage=found)) if line.startswith("damaged: ")]
+    start = "damaged: journal/rank-0001.a02.jsonl, byte 1234: no checksum, xx"
+    assert lines[2].startswith(start)
+    assert lines[2].endswith("x…")
+    narrow = table_lines(run_of([], damage=found), 40)
+    assert "damaged: …rank-0001.a02.jsonl, byte 1234" in narrow
+
+
+def test_one_worker_that_goes_on_is_one() -> None:
+    text = "\n".join(table_lines(run_of([], left_alone=1), 400))
+    assert "1 worker goes on although what started it is gone: `gpuspool drain` stops it" in text
+
+
 def test_a_run_is_drawn_like_this() -> None:
     ranks = [
         rank(0, device="GPU-0000aaaa", key="0252.jpg", in_hand=32, done=46, failed=1),

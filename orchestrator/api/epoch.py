@@ -27,8 +27,8 @@ from typing import Any
 import msgspec
 
 from gpuspool.orchestrator.api.live import LiveTable
+from gpuspool.orchestrator.api.occupants import Occupants
 from gpuspool.orchestrator.api.opening import slots_for
-from gpuspool.orchestrator.api.presence import Presence
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.api.whereabouts import (
     claim_out,
@@ -289,7 +289,7 @@ def _record_moves(
     view: View,
     out_moved_to: str | os.PathLike[str] | None,
     inputs_root: str,
-    writers: Presence | None,
+    writers: Occupants | None,
 ) -> None:
     """Record where OUT and the input files are now, as `supervise` was told or can see.
 

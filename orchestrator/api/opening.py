@@ -10,8 +10,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from gpuspool.orchestrator.api.presence import (
-    Presence,
+from gpuspool.orchestrator.api.occupants import (
+    Occupants,
     describe_parent,
     in_words,
     parents_maybe_alive,
@@ -144,9 +144,9 @@ def _make(
         n_ranks = len(slots_for(request.options)[1])
     # Another start may make this very run in this moment, and its OUT. Then that is neither refused
     # for what it holds nor moved aside.
-    presence: Presence | None = None
+    occupants: Occupants | None = None
     try:
-        presence = refuse_to_make(
+        occupants = refuse_to_make(
             layout, request, trust, fresh=fresh, overwrite=overwrite, waits=True
         )
     except UsageError:
@@ -156,7 +156,7 @@ def _make(
         return None
     if fresh and layout.root.exists():
         with hold(layout):
-            _refuse_alive(layout, presence, waits=False)
+            _refuse_alive(layout, occupants, waits=False)
             move_aside(layout.root)
     if request.out is not None:
         clear_out(Path(request.out))
@@ -173,11 +173,11 @@ def refuse_to_make(
     fresh: bool,
     overwrite: bool,
     waits: bool = False,
-) -> Presence | None:
+) -> Occupants | None:
     """Raise UsageError or OrchestratorLive where a spool cannot be made. Changes nothing.
 
     waits: of --fresh, whether to wait for a lease where only that can prove that nobody is at work
-    on the spool that is to be moved aside. Returns the `Presence` that knows what the wait has
+    on the spool that is to be moved aside. Returns the `Occupants` that knows what the wait has
     proved, None where there was none.
     """
     if request.out is not None:
@@ -190,7 +190,7 @@ def refuse_to_make(
 
 def _refuse_to_move_aside(
     layout: Layout, request: Request, trust: Trust, waits: bool
-) -> Presence | None:
+) -> Occupants | None:
     """--fresh: refuse a spool that cannot be renamed, or of whose run anything may be alive.
 
     A worker that still lives has the spool's path, and would go on writing into the new spool. A
@@ -207,25 +207,25 @@ def _refuse_to_move_aside(
     return _refuse_alive(layout, None, waits=waits)
 
 
-def _refuse_alive(layout: Layout, presence: Presence | None, *, waits: bool) -> Presence | None:
+def _refuse_alive(layout: Layout, occupants: Occupants | None, *, waits: bool) -> Occupants | None:
     """Raise OrchestratorLive where a parent or an attempt is not proved dead.
 
-    presence: what an earlier call has returned, None at the first one. waits: whether to wait until
-    it is sure. Returns the presence that was asked, for a second look under the lock.
+    occupants: what an earlier call has returned, None at the first one. waits: whether to wait
+    until it is sure. Returns the occupants that were asked, for a second look under the lock.
     """
-    if presence is None and is_made(layout):
-        presence = Presence(open_view(layout.root, reads_claims=False))
-    if presence is None:
+    if occupants is None and is_made(layout):
+        occupants = Occupants(open_view(layout.root, reads_claims=False))
+    if occupants is None:
         # Of what has no run record it is not known what a lease is.
         who = ", ".join(map(describe_parent, parents_maybe_alive(layout)))
     else:
-        who = in_words(presence.wait() if waits else presence.look())
+        who = in_words(occupants.wait() if waits else occupants.look())
     if who:
         raise OrchestratorLive(
             f"{layout.root}: {who} may still be running. "
             "Stop them first with `gpuspool drain`, or choose another --spool."
         )
-    return presence
+    return occupants
 
 
 def alive_attempts(view: View) -> list[str]:

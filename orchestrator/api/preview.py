@@ -18,13 +18,13 @@ from typing import Any
 
 import msgspec
 
+from gpuspool.orchestrator.api.occupants import parents_maybe_alive
 from gpuspool.orchestrator.api.opening import (
     is_made,
     refuse_another_request,
     refuse_to_make,
     slots_for,
 )
-from gpuspool.orchestrator.api.presence import parents_maybe_alive
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.api.whereabouts import out_now, refuse_move, refuse_out
 from gpuspool.orchestrator.plan.adding import lines_to_add

@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuspool.orchestrator.api.in_queue import SlurmQueue, unheard
 from gpuspool.orchestrator.plan.locate import find_spool, find_spools
@@ -29,6 +29,7 @@ from gpuspool.orchestrator.report.explain import explain_attempt, explain_rank, 
 from gpuspool.orchestrator.report.failures import Groups, failed_results, group_failures
 from gpuspool.orchestrator.report.finding import is_attempt
 from gpuspool.orchestrator.report.logs import Logs, task_log_chunks
+from gpuspool.orchestrator.report.naming import Name, Namer
 from gpuspool.orchestrator.report.outlook import Prospect
 from gpuspool.orchestrator.report.queued import is_queued
 from gpuspool.orchestrator.report.results import Result, Results
@@ -230,13 +231,13 @@ def failed(spool: Spool = None) -> list[Result]:
     return list(failed_results(_view(spool)))
 
 
-def failed_and_doubtful(spool: Spool = None) -> tuple[Iterator[Result], list[int]]:
+def failed_and_doubtful(spool: Spool = None) -> tuple[Iterator[Result], Doubtful]:
     """As `failed`, one by one; and the tasks that failed somewhere and have no verdict yet."""
     view = _view(spool)
     return failed_results(view), _doubtful_tasks(view)
 
 
-def failed_groups(spool: Spool = None, most_with_tasks: int = 0) -> tuple[Groups, list[int]]:
+def failed_groups(spool: Spool = None, most_with_tasks: int = 0) -> tuple[Groups, Doubtful]:
     """The failed tasks in groups, as `gpuspool failed` shows them; and the doubtful ones.
 
     most_with_tasks: of so many groups the keys and payloads of the first few tasks are looked up.
@@ -245,8 +246,16 @@ def failed_groups(spool: Spool = None, most_with_tasks: int = 0) -> tuple[Groups
     return group_failures(view, most_with_tasks), _doubtful_tasks(view)
 
 
-def _doubtful_tasks(view: View) -> list[int]:
-    return sorted(task for task, _ in doubtful(view))
+class Doubtful(NamedTuple):
+    """How many tasks failed somewhere and have no verdict yet, and how the first is named."""
+
+    n_tasks: int
+    first: Name | None
+
+
+def _doubtful_tasks(view: View) -> Doubtful:
+    tasks = [task for task, _ in doubtful(view)]
+    return Doubtful(len(tasks), Namer(view).name_of(min(tasks)) if tasks else None)
 
 
 def explain(

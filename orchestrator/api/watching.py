@@ -20,6 +20,7 @@ from gpuspool.orchestrator.report.outlook import Prospect
 from gpuspool.orchestrator.report.queued import is_queued
 from gpuspool.orchestrator.report.status import status
 from gpuspool.spool.errors import FolderGone, GpuspoolError
+from gpuspool.spool.layout import Layout
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.states import UNDER_WAY, RunState
@@ -95,20 +96,26 @@ def _wait_until_there(root: Path) -> Iterator[Sight]:
 
 def _wait_until_back(root: Path) -> Iterator[Sight]:
     """Wait for a while for a spool that went away. Raises FolderGone."""
-    if root.exists():
+    if _is_spool(root):
         return
     yield News(
         f"{root} is not there any more: it was moved, removed or unmounted. Waiting "
         f"{GONE_S:.0f} s for what comes in its place"
     )
     until = time.monotonic() + GONE_S
-    while not root.exists():
+    while not _is_spool(root):
         if time.monotonic() > until:
             raise FolderGone(
                 f"{root} was moved, removed or unmounted while it was watched. Name the place "
                 "where it is now."
             )
         time.sleep(LOOK_S / 4)
+
+
+def _is_spool(root: Path) -> bool:
+    """Whether a spool is there: an empty folder may be a mount point of which the mount is gone."""
+    layout = Layout(root)
+    return layout.format.exists() or layout.run.exists()
 
 
 class _Gone(Exception):
@@ -138,7 +145,7 @@ class _Watched:
             try:
                 found = self._look()
             except _Gone:
-                if self._root.exists():
+                if _is_spool(self._root):
                     yield News(f"another run is at {self._root} now: it was made anew, or replaced")
                 return
             cost_s = time.thread_time() - began

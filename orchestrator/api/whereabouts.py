@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpuspool.orchestrator.api.presence import Presence, in_words
+from gpuspool.orchestrator.api.occupants import Occupants, in_words
 from gpuspool.orchestrator.plan.differences import is_out_of
 from gpuspool.orchestrator.plan.holds import refuse_in_spool
 from gpuspool.orchestrator.plan.locate import at_home
@@ -105,22 +105,22 @@ def out_now(
     return moved_to
 
 
-def record_move(view: View, moved_to: Path, presence: Presence | None = None) -> None:
+def record_move(view: View, moved_to: Path, occupants: Occupants | None = None) -> None:
     """Record, in both copies of run.json, that OUT is at another place now.
 
-    The names of outputs in the journals are relative to OUT, so nothing else changes. presence: who
-    was waited for already. Raises UsageError where that folder cannot be this run's OUT, and
+    The names of outputs in the journals are relative to OUT, so nothing else changes. occupants:
+    who was waited for already. Raises UsageError where that folder cannot be this run's OUT, and
     OrchestratorLive while somebody may still write to the old one.
     """
     out = _where(moved_to)
     if out == out_of(view.layout, view.run):
         return
-    refuse_move(view, out, presence)
+    refuse_move(view, out, occupants)
     mark_out(out, view.run.id)
     _record(view, msgspec.structs.replace(view.run, out=str(out)))
 
 
-def wait_for_writers(view: View, moved_to: Path) -> Presence | None:
+def wait_for_writers(view: View, moved_to: Path) -> Occupants | None:
     """Where OUT has moved, wait until it is sure whether anybody may still write to the old one.
 
     It may take a lease, for which nobody else should have to wait: so call it without the lock.
@@ -131,21 +131,21 @@ def wait_for_writers(view: View, moved_to: Path) -> Presence | None:
     if out == out_of(view.layout, view.run):
         return None
     _refuse_other_folders(view, out)
-    presence = Presence(view)
-    presence.wait()
-    return presence
+    occupants = Occupants(view)
+    occupants.wait()
+    return occupants
 
 
 def _where(moved_to: Path) -> Path:
     return Path(os.path.abspath(at_home(moved_to)))
 
 
-def refuse_move(view: View, out: Path, presence: Presence | None = None) -> None:
+def refuse_move(view: View, out: Path, occupants: Occupants | None = None) -> None:
     """Refuse an absolute path as that of OUT, as `record_move` tells. Changes nothing."""
     if out == out_of(view.layout, view.run):
         return
     _refuse_other_folders(view, out)
-    found = (presence or Presence(view)).look()
+    found = (occupants or Occupants(view)).look()
     if found:
         raise OrchestratorLive(
             f"{in_words(found)} may still write to {out_of(view.layout, view.run)}. "

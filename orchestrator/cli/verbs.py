@@ -52,6 +52,7 @@ from gpuspool.spool.errors import (
 from gpuspool.spool.states import RunState
 
 if TYPE_CHECKING:
+    from gpuspool.orchestrator.api.reading import Doubtful
     from gpuspool.orchestrator.api.report import Report
     from gpuspool.orchestrator.api.submitting import Submission
     from gpuspool.orchestrator.supervise.hosts.together import Diagnosis
@@ -482,17 +483,17 @@ def failed(spool: str | None, as_json: bool) -> None:
     spool = _looked_at(spool)
     tell = _tell_failed_as_json if as_json else _tell_failed
     has_failed, doubtful = tell(spool)
-    if doubtful:
-        from gpuspool.orchestrator.report.failures_text import explain_command
+    if doubtful.first is not None:
+        from gpuspool.orchestrator.report.naming import explain_command
         from gpuspool.orchestrator.report.status import doubtful_text
 
-        more = f"`{explain_command(spool, doubtful[0])}` tells of one"
-        say(f"{doubtful_text(len(doubtful))}; {more}")
+        more = f"`{explain_command(spool, doubtful.first)}` tells of one"
+        say(f"{doubtful_text(doubtful.n_tasks)}; {more}")
     elif not has_failed:
         say(f"no task of {spool} has failed")
 
 
-def _tell_failed(spool: str) -> tuple[bool, list[int]]:
+def _tell_failed(spool: str) -> tuple[bool, Doubtful]:
     """Print the failed tasks in groups; returns whether there are any, and the doubtful tasks."""
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.failures_text import MOST_WITH_TASKS, failures_text
@@ -507,7 +508,7 @@ def _tell_failed(spool: str) -> tuple[bool, list[int]]:
     return bool(found.groups), doubtful
 
 
-def _tell_failed_as_json(spool: str) -> tuple[bool, list[int]]:
+def _tell_failed_as_json(spool: str) -> tuple[bool, Doubtful]:
     """As `_tell_failed`, but a JSON object for each task."""
     from gpuspool.orchestrator.api import reading
     from gpuspool.orchestrator.report.results import encode_result

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpuspool.orchestrator.report.naming import Name, explain_command
 from gpuspool.orchestrator.text.progress import duration
 from gpuspool.orchestrator.text.words import quoted_path
 from gpuspool.spool.parents import LOST
@@ -28,8 +29,10 @@ _STOPPED: dict[str, str] = {
     "dead": "killed",
 }
 
-# Those of them after which the same would happen again: what the workers said tells why.
-_LOGS_TELL = (Ending.LOAD, Ending.GAVE_UP, Ending.STUCK, Ending.BROKEN, Ending.OUTAGE)
+# Those of them after which the same would happen again. Where tasks failed, the story of one tells
+# why, since failures do not stand in logs; else what the workers said does.
+_TASKS_TELL = (Ending.BROKEN, Ending.OUTAGE)
+_LOGS_TELL = (Ending.LOAD, Ending.GAVE_UP, Ending.STUCK, *_TASKS_TELL)
 
 
 def state_in_words(now: dict[str, Any]) -> str:
@@ -52,8 +55,11 @@ def state_in_words(now: dict[str, Any]) -> str:
             return f"stopped ({why})" if why else "stopped"
 
 
-def next_command(now: dict[str, Any], spool: str) -> str:
-    """The command worth typing now, as a shell takes it. spool: as the user named it."""
+def next_command(now: dict[str, Any], spool: str, doubtful: Name | None) -> str:
+    """The command worth typing now, as a shell takes it.
+
+    spool: as the user named it. doubtful: a task that failed and has no verdict.
+    """
     name = quoted_path(spool)
     match RunState(now["state"]):
         case RunState.COMPLETE:
@@ -69,6 +75,8 @@ def next_command(now: dict[str, Any], spool: str) -> str:
         case RunState.SILENT:
             return f"gpuspool wait {name}"
         case RunState.STOPPED:
+            if now["ending"] in _TASKS_TELL and doubtful is not None:
+                return explain_command(spool, doubtful)
             if now["ending"] in _LOGS_TELL:
                 return f"gpuspool logs {name} --last 20"
             if now["ending"] == Ending.TOO_MANY_FAILED:

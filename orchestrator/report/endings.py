@@ -43,7 +43,7 @@ def _reason(closing: Closing) -> str:
         case Reason.FAILURES:
             return "ended: too many tasks had failed in a row, which a fresh process may do better"
         case Reason.HANDOVER:
-            return "ended, so that another process tries the tasks that had failed in it"
+            return "ended: only doubtful tasks were left, which another process has to try"
         case Reason.RECYCLED:
             return f"ended: its job asked for a fresh process{_why(closing)}"
         case Reason.TIMEOUT:

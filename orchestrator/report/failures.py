@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gpuspool.orchestrator.report.keys import TaskInput, inputs_of
+from gpuspool.orchestrator.report.naming import Name, Namer
 from gpuspool.orchestrator.report.ranges import read_lines, records_in, report_unreadable
 from gpuspool.orchestrator.report.results import (
     Result,
@@ -80,13 +81,15 @@ class Groups:
     """All failures of a run by group, the largest group first.
 
     n_tasks: how many tasks failed. n_left_out: how many of them are in no group, since there were
-    too many groups before them. inputs: what is known of the tasks that the groups show.
+    too many groups before them. inputs: what is known of the tasks that the groups show. names: of
+    each group's first task.
     """
 
     groups: list[Group]
     n_tasks: int
     n_left_out: int
     inputs: Mapping[int, TaskInput]
+    names: Mapping[int, Name]
 
 
 def failed_results(view: View) -> Iterator[Result]:
@@ -116,7 +119,13 @@ def group_failures(view: View, most_with_tasks: int) -> Groups:
     asked: dict[int, int | None] = {}
     for group in largest_first[:most_with_tasks]:
         asked.update((shown.task, shown.rank) for shown in group.shown)
-    return Groups(largest_first, view.ledger.n_failed, n_left_out, inputs_of(view, asked))
+    inputs = inputs_of(view, asked)
+    names: dict[int, Name] = {}
+    namer = Namer(view)
+    for group in largest_first[:most_with_tasks]:
+        task = group.shown[0].task
+        names[task] = namer.name_of(task, inputs[task].key if task in inputs else None)
+    return Groups(largest_first, view.ledger.n_failed, n_left_out, inputs, names)
 
 
 def _failures(view: View) -> Iterator[tuple[int, Error, int | None]]:

@@ -16,12 +16,13 @@ import msgspec
 
 from gpuspool.orchestrator.report.failures import Group, Groups, ShownTask
 from gpuspool.orchestrator.report.keys import TaskInput
+from gpuspool.orchestrator.report.naming import explain_command
 from gpuspool.orchestrator.text.cells import cut_end, cut_name, width
 from gpuspool.orchestrator.text.excerpts import excerpt, log_end, source_line
 from gpuspool.orchestrator.text.frames import is_frame
 from gpuspool.orchestrator.text.groups import MESSAGE_SHOWN
-from gpuspool.orchestrator.text.printable import one_line, shell_word
-from gpuspool.orchestrator.text.words import count_of, quoted_path
+from gpuspool.orchestrator.text.printable import one_line
+from gpuspool.orchestrator.text.words import quoted_path
 
 # The width of the narrowest terminal that people use.
 COLUMNS = 80
@@ -35,9 +36,6 @@ INPUT_CELLS = 24
 
 # So many lines of the end of a log are shown where there is no traceback.
 LOG_LINES = 8
-
-# A key that is longer is not typed: the number of its task means the same.
-LONGEST_TYPED = 40
 
 # So much of a payload is looked at in order to show the beginning of it.
 PAYLOAD_BYTES = 1024
@@ -56,31 +54,22 @@ def failures_text(found: Groups, spool: str) -> Iterator[str]:
     if not found.groups:
         return
     for group in found.groups[:MOST_WITH_TASKS]:
-        yield from _group_lines(group, found.inputs, spool)
+        yield from _group_lines(group, found, spool)
         yield ""
     others = found.groups[MOST_WITH_TASKS:]
     yield from map(_headline, others)
     if found.n_left_out:
-        tasks = count_of(found.n_left_out, "task")
-        yield f"{tasks} in yet other groups; `--json` lists all"
+        yield f"{_tasks(found.n_left_out)} in yet other groups; `--json` lists all"
     if others:
         yield ""
     yield from _next_lines(found, spool)
 
 
-def explain_command(spool: str, task: int, key: str | None = None) -> str:
-    """The command that tells the story of one task, to be copied into a shell.
-
-    key: None where it is not known.
-    """
-    return f"gpuspool explain {quoted_path(spool)} {_typed(task, key)}"
-
-
 def _next_lines(found: Groups, spool: str) -> Iterator[str]:
     """What may be typed about all of it."""
-    first = found.groups[0].shown[0].task
-    word = _typed(first, _key_of(found.inputs.get(first)))
-    printed = f"gpuspool logs {quoted_path(spool)} --task {word}"
+    name = found.names[found.groups[0].shown[0].task]
+    option = f"--task {name.word}" if name.is_plain else f"--task={name.word}"
+    printed = f"gpuspool logs {quoted_path(spool)} {option}"
     again = f"gpuspool retry {quoted_path(spool)}"
     them = "it" if found.n_tasks == 1 else "all of them"
     columns = max(map(len, (printed, again)))
@@ -88,28 +77,21 @@ def _next_lines(found: Groups, spool: str) -> Iterator[str]:
     yield f"      {again:{columns}}  # {them} again"
 
 
-def _typed(task: int, key: str | None) -> str:
-    """How a task is named in a shell: by its key where that is short and plain.
-
-    What could be taken for an option, for the number of a task or for a rank is none.
-    """
-    if key is None or one_line(key) != key or width(key) > LONGEST_TYPED:
-        return f"'#{task}'"
-    if key.isdigit() or key.startswith(("-", "#", "rank")):
-        return f"'#{task}'"
-    return shell_word(key)
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"
 
 
 def _headline(group: Group) -> str:
     error = group.first
-    text = f"{count_of(group.count, 'task')}: {error.kind}, {error.type}"
+    text = f"{_tasks(group.count)}: {error.kind}, {error.type}"
     if error.where:
         text += f" at {error.where}"
     return one_line(text)
 
 
-def _group_lines(group: Group, inputs: Mapping[int, TaskInput], spool: str) -> Iterator[str]:
+def _group_lines(group: Group, found: Groups, spool: str) -> Iterator[str]:
     yield _headline(group)
+    inputs = found.inputs
     error = group.first
     told = excerpt(error.traceback)
     source = source_line(error.traceback, error.where)
@@ -132,9 +114,8 @@ def _group_lines(group: Group, inputs: Mapping[int, TaskInput], spool: str) -> I
             yield cut_end(f"      {one_line(shown.message)}", COLUMNS)
     n_more = group.count - len(group.shown)
     if n_more > 0:
-        yield f"    … and {n_more} more; `--json` lists all"
-    first = group.shown[0].task
-    yield f"  next: {explain_command(spool, first, _key_of(inputs.get(first)))}"
+        yield f"    … and {n_more:,} more; `--json` lists all"
+    yield f"  next: {explain_command(spool, found.names[group.shown[0].task])}"
 
 
 def _label_of_message(group: Group, inputs: Mapping[int, TaskInput]) -> str:

@@ -20,9 +20,9 @@ import msgspec
 
 from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.report.keys import TaskInput, TaskKey
+from gpuspool.orchestrator.report.naming import as_json, by_key, manifests_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import ATTEMPT_PATTERN, is_original
-from gpuspool.spool.manifest import Manifest
 from gpuspool.spool.view import View
 
 # So many keys that are like a word are offered.
@@ -48,7 +48,7 @@ def find_task(view: View, word: str) -> int:
     Raises UsageError where no task is meant, with the keys that are most like the word, and where
     several are.
     """
-    found = _by_key(view, word)
+    found = by_key(view, word)
     if found is not None:
         return found
     index = _INDEX.fullmatch(word)
@@ -80,23 +80,12 @@ def is_attempt(word: str) -> bool:
     return _ATTEMPT.fullmatch(word) is not None
 
 
-def _by_key(view: View, word: str) -> int | None:
-    text = _json(word)
-    if text is None:
-        return None
-    for manifest in _manifests(view):
-        for line in manifest.lines_with(b'"key":%b' % text, TaskKey):
-            if line.key == word and 0 <= line.task < view.ledger.tasks:
-                return line.task
-    return None
-
-
 def _by_input(view: View, word: str) -> dict[int, str]:
     """The tasks with this input, and their keys."""
     found: dict[int, str] = {}
     paths = _paths(view, word)
-    for text in filter(None, map(_json, paths)):
-        for manifest in _manifests(view):
+    for text in filter(None, map(as_json, paths)):
+        for manifest in manifests_of(view):
             for line in manifest.lines_with(text, TaskInput):
                 if _input(line.payload) in paths and 0 <= line.task < view.ledger.tasks:
                     found[line.task] = line.key
@@ -128,26 +117,11 @@ def _paths(view: View, word: str) -> list[str]:
     return list(paths)
 
 
-def _manifests(view: View) -> Iterator[Manifest]:
-    """All manifests, those first in which nearly every task has its line."""
-    first = [name for name in view.manifests if is_original(name)]
-    for name in sorted(first):
-        yield view.manifests[name]
-    for name in sorted(view.manifests.keys() - set(first)):
-        yield view.manifests[name]
-
-
-def _json(word: str) -> bytes | None:
-    """The word as it stands in JSON; None where no JSON holds it, since it is not UTF-8."""
-    try:
-        return msgspec.json.encode(word)
-    except UnicodeEncodeError:
-        return None
-
-
 def _unknown(view: View, word: str) -> str:
     """What is said of a word that means no task."""
     text = f"{view.layout.root} has no task {word!r:.120}."
+    if not view.ledger.tasks:
+        return f"{text} It has no tasks."
     if word.startswith("#"):
         return f"{text} Its tasks are #0 to #{view.ledger.tasks - 1}."
     near = nearest(_keys(view), word)
@@ -157,7 +131,7 @@ def _unknown(view: View, word: str) -> str:
 
 
 def _keys(view: View) -> Iterator[str]:
-    for manifest in _manifests(view):
+    for manifest in manifests_of(view):
         if is_original(manifest.name):
             for line in manifest.records(TaskKey):
                 yield line.key

@@ -101,18 +101,27 @@ def _row(
             # One that was lost did not say so itself, and nobody knows when it was.
             row["ended_at"] = None if end.how == LOST else end.at
         return row
+    if is_parent_live(detector, beats, epoch):
+        row["state"] = LIVE
+    elif detector.epoch_life(epoch) is not Life.DEAD:
+        row["state"] = SILENT
+        age_s = beats.age_s(epoch_name(epoch))
+        row["silent_s"] = None if age_s is None else round(age_s, 1)
+    return row
+
+
+def is_parent_live(detector: FailureDetector, beats: Beats, epoch: int) -> bool:
+    """Whether a parent that has not ended is proved alive, or beat lately on another host."""
     match detector.epoch_life(epoch):
         case Life.ALIVE:
-            row["state"] = LIVE
+            return True
         case Life.ELSEWHERE:
+            parent = detector.parents.known.get(epoch)
             lease_s = detector.lease_of_run_s if parent is None else parent.lease_s
             age_s = beats.age_s(epoch_name(epoch))
-            is_fresh = age_s is not None and age_s <= BEATS * lease_s / PARENT_BEATS
-            row["state"] = LIVE if is_fresh else SILENT
-            row["silent_s"] = None if is_fresh or age_s is None else round(age_s, 1)
+            return age_s is not None and age_s <= BEATS * lease_s / PARENT_BEATS
         case Life.DEAD:
-            pass
-    return row
+            return False
 
 
 def is_at_work(row: dict[str, Any]) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gpuspool.orchestrator.report.parents import Beats
+from gpuspool.orchestrator.report.parents import Beats, is_parent_live
 from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.layout import epoch_name, rank_of
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.records import CPU
+from gpuspool.spool.records import CPU, Heartbeat
 from gpuspool.spool.states import Ending, Life
 from gpuspool.spool.view import View, read_control
 
@@ -55,6 +55,18 @@ class Presence:
         return self._parents
 
     @property
+    def live(self) -> list[int]:
+        """The epochs of the parents that are proved alive, or were heard of lately."""
+        if self._beats is None:
+            self._beats = Beats(self._view)
+        known = self.parents
+        return [epoch for epoch in known if is_parent_live(self._detector, self._beats, epoch)]
+
+    def may_begin(self, epoch: int) -> bool:
+        """Whether a parent begins something new: it was not told to drain."""
+        return not read_control(self._view.layout).stops(epoch)
+
+    @property
     def is_finished(self) -> bool:
         """Whether the newest parent has said that every task has a verdict."""
         parents = self._detector.parents
@@ -88,6 +100,18 @@ class Presence:
             they = count_of(workers, "worker goes", "workers go")
             return f"what started the run is gone, and {they} on without it; {resume} too"
         return f"nobody is at work; {resume}"
+
+
+def has_finished(view: View, attempt: str, beat: Heartbeat) -> bool:
+    """Whether the call that a heartbeat names is over by the journal of its attempt.
+
+    view: has followed that journal, which is newer than the heartbeat.
+    """
+    if beat.task is None or not 0 <= beat.task < view.ledger.tasks:
+        return False
+    call = view.started.get(attempt)
+    is_in_hand = call is not None and beat.task in call.tasks
+    return not is_in_hand and view.ledger.verdict(beat.task) is not None
 
 
 def where(view: View, attempt: str) -> str:

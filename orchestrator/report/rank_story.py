@@ -11,13 +11,14 @@ from typing import Any
 
 from gpuspool.orchestrator.report.endings import ending, frames_of
 from gpuspool.orchestrator.report.keys import inputs_of
-from gpuspool.orchestrator.report.presence import Presence, place
+from gpuspool.orchestrator.report.presence import Presence, has_finished, place
+from gpuspool.orchestrator.report.ranks import RESTARTING, is_given_up, may_be_followed
 from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import claim_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import parse_attempt, parse_planned, rank_name, rank_of
-from gpuspool.spool.publish import listdir, read_sealed
+from gpuspool.spool.publish import is_regular, listdir, read_sealed
 from gpuspool.spool.records import Closing, Heartbeat, Intent, Parent
 from gpuspool.spool.states import AttemptState, Life, Phase, Reason
 from gpuspool.spool.view import View
@@ -43,7 +44,7 @@ def rank_story(view: View, rank: int, attempt: str | None = None) -> Story:
 
     Raises UsageError for a rank or an attempt that the run does not have, OSError.
     """
-    names = _attempts_of(view, rank)
+    names = every = _attempts_of(view, rank)
     if not names and rank_name(rank) not in view.manifests:
         raise UsageError(_unknown_rank(view, rank))
     if attempt is not None:
@@ -51,9 +52,9 @@ def rank_story(view: View, rank: int, attempt: str | None = None) -> Story:
             known = ", ".join(names) or "none has been started"
             raise UsageError(f"{view.layout.root} has no {attempt}; of rank {rank}: {known}.")
         names = [attempt]
-    view.read_intents(names)
-    view.follow(names)
-    teller = _Teller(view, rank, names)
+    view.read_intents(every)
+    view.follow(every)
+    teller = _Teller(view, rank, names, every)
     state = teller.state()
     now, then = teller.standing(state)
     return Story(
@@ -71,7 +72,7 @@ def _attempts_of(view: View, rank: int) -> list[str]:
     names = {name for name in view.closed if rank_of(name) == rank}
     for filename in listdir(view.layout.attempts):
         name = filename.removesuffix(".json")
-        if rank_of(name) == rank:
+        if rank_of(name) == rank and is_regular(view.layout.intent(name)):
             names.add(name)
     return sorted(names, key=lambda name: parse_attempt(name) or (0, 0))
 
@@ -88,12 +89,16 @@ def _unknown_rank(view: View, rank: int) -> str:
 
 
 class _Teller:
-    """Tells of some attempts of a rank, whose intents and journals were read."""
+    """Tells of some attempts of a rank.
 
-    def __init__(self, view: View, rank: int, names: list[str]) -> None:
+    names: these. every: all of the rank, whose intents and journals were read.
+    """
+
+    def __init__(self, view: View, rank: int, names: list[str], every: list[str]) -> None:
         self._view = view
         self._rank = rank
         self._names = names
+        self._every = every
         self._presence = Presence(view)
         self._parents: dict[int, Parent | None] = {}
 
@@ -161,13 +166,14 @@ class _Teller:
         """What programs are told of an attempt."""
         intent = self._view.intents.get(name)
         closing = self._view.closed.get(name)
+        ready_s = None if closing is None else _ready_s(closing)
         found: dict[str, Any] = {
             "attempt": name,
             "epoch": None if intent is None else intent.epoch,
             "device": None if intent is None else intent.device,
             "host": None if intent is None else intent.parent.host,
             "started": None if intent is None else intent.at,
-            "ready_s": None if closing is None else _ready_s(closing),
+            "ready_s": ready_s,
             "done": self._view.completed(name),
             "failed": self._view.failed_by.get(name, 0),
             "doubtful": len(self._view.failed_in.get(name, ())),
@@ -189,16 +195,43 @@ class _Teller:
         newest = self._names[-1]
         closing = self._view.closed.get(newest)
         if closing is not None:
-            return str(closing.state)
+            return RESTARTING if self._is_about_to_start(closing) else str(closing.state)
         if self._presence.life(newest) is Life.DEAD:
             return LOST
         beat = self._view.heartbeat(newest)
         return "starting" if beat is None else str(beat.state)
 
+    def _is_about_to_start(self, closing: Closing) -> bool:
+        """Whether the parent of the last attempt starts the next one."""
+        intent = self._view.intents.get(closing.attempt)
+        parents = self._presence
+        if self._next_of(closing.attempt) is not None or intent is None:
+            return False
+        if intent.epoch not in parents.live or parents.is_finished:
+            return False
+        if not may_be_followed(self._view, self._every, closing):
+            return False
+        return parents.may_begin(intent.epoch) and self._is_anything_unclaimed()
+
+    def _next_of(self, attempt: str) -> str | None:
+        """The attempt of the rank that came after this one."""
+        later = self._every[self._every.index(attempt) + 1 :]
+        return later[0] if later else None
+
+    def _is_anything_unclaimed(self) -> bool:
+        """Whether any list has tasks that nobody has claimed."""
+        for name, manifest in self._view.manifests.items():
+            size = len(manifest)
+            if size and claim_of(self._view.layout, name, size - 1, size)[0] is None:
+                return True
+        return False
+
     def standing(self, state: str) -> tuple[str, str]:
         """(how it stands, what happens next)."""
         if state == NOT_STARTED:
             now = f"no process of this rank was ever started; {self._own_list()}"
+            if self._presence.is_finished:
+                return now, ""
             return now, self._presence.who_goes_on() or "other ranks take what is in its list"
         newest = self._names[-1]
         closing = self._view.closed.get(newest)
@@ -214,7 +247,7 @@ class _Teller:
         beat = self._view.heartbeat(newest)
         if beat is None:
             return f"{newest} starts: it has not said yet what it is at", ""
-        now = f"{newest}: {self._doing(beat)}; {self._counts(newest)}"
+        now = f"{newest}: {self._doing(newest, beat)}; {self._counts(newest)}"
         if self._presence.life(newest) is Life.ELSEWHERE:
             silent_s = self._presence.silent_s(newest)
             if silent_s is not None:
@@ -228,15 +261,20 @@ class _Teller:
             then = self._own_list()
         return now, then
 
-    def _doing(self, beat: Heartbeat) -> str:
+    def _doing(self, attempt: str, beat: Heartbeat) -> str:
         ago = f"{max(0.0, time.time() - beat.at):.0f} s ago"
         if beat.state in _PHASES:
             return f"{_PHASES[beat.state]} (told {ago})"
         verb = "publishes the outputs of" if beat.state is Phase.PUBLISHING else "runs"
         if beat.task is None:
             return f"it looks for tasks (told {ago})"
+        key = beat.key or self._key(beat.task)
+        # The journal is newer than the heartbeat.
+        if has_finished(self._view, attempt, beat):
+            return f"it has finished {key} since it told what it is at, {ago}"
         since = "" if beat.task_since is None else f" since {clock(beat.task_since)}"
-        return f"it {verb} {self._key(beat.task)}{since} (told {ago})"
+        more = f" +{beat.in_hand - 1:,}" if beat.in_hand > 1 else ""
+        return f"it {verb} {key}{more}{since} (told {ago})"
 
     def _key(self, task: int) -> str:
         found = inputs_of(self._view, {task: self._rank}).get(task)
@@ -249,11 +287,14 @@ class _Teller:
         if manifest is None:
             return "it has no list of its own, and takes from those of others"
         size = len(manifest)
+        if not size:
+            return "its own list is empty"
         # The claim on the last position tells, or what lies before it.
         claim, stop = claim_of(self._view.layout, name, max(size - 1, 0), size)
         left = 0 if claim is not None else size - stop
         if not left:
-            return "all of its own list is claimed; it helps others"
+            helps = "; it helps others" if self._names else ""
+            return f"all of its own list is claimed{helps}"
         return f"{count_of(left, 'task')} of its own list are still unclaimed"
 
     def _stands_closed(self, closing: Closing) -> tuple[str, str]:
@@ -261,20 +302,28 @@ class _Teller:
         now = f"nothing of it runs; {count_of(n_done, 'task')} complete in all"
         if closing.state is AttemptState.COMPLETE or self._presence.is_finished:
             return now, ""
+        later = self._next_of(closing.attempt)
+        if later is not None:
+            return now, f"{later} came after it"
         goes_on = self._presence.who_goes_on()
         if goes_on:
             return now, goes_on
         intent = self._view.intents.get(closing.attempt)
         if intent is not None and intent.epoch not in self._presence.parents:
             return now, "its parent is gone; others have their own ranks and do its tasks"
+        if is_given_up(self._view, self._every):
+            return now, "its parent starts no other; other ranks do its tasks"
+        if closing.reason is Reason.HANDOVER:
+            return now, "its parent decides who tries these tasks"
+        then = "its parent starts another"
         match closing.reason:
             case Reason.LOAD | Reason.DEVICE | Reason.IO | Reason.FAILURES | Reason.CRASH:
                 most = self._view.options_of(closing.attempt).max_restarts
-                then = f"its parent starts another, as far as --max-restarts {most} allows"
+                then += f", as far as --max-restarts {most} allows"
             case Reason.DRAINED | Reason.KILLED:
-                then = "its parent starts another, unless it drains"
-            case _:
-                then = "its parent starts another"
+                then += ", unless it drains"
+        if not self._is_anything_unclaimed():
+            return now, f"{then}, once there is something to do"
         return now, f"{then}; other ranks do its tasks meanwhile"
 
 
@@ -283,4 +332,5 @@ def _ready_s(closing: Closing) -> float | None:
     stats = closing.stats
     if stats is None or not stats.ready:
         return None
-    return stats.idle_s.get("start", 0.0) + stats.idle_s.get("load", 0.0)
+    # The sum of two numbers of milliseconds has more digits than both.
+    return round(stats.idle_s.get("start", 0.0) + stats.idle_s.get("load", 0.0), 3)

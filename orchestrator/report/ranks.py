@@ -55,6 +55,8 @@ class Ranks:
         self._beats = beats
         self._parents = {row["epoch"]: row for row in parents}
         self._now = time.time()
+        # Every task is finished or in hand, as far as is known.
+        self._is_all_taken = view.ledger.is_finished
         self._of_rank: dict[int, list[str]] = defaultdict(list)
         for attempt in view.attempts:
             self._of_rank[rank_of(attempt)].append(attempt)
@@ -66,6 +68,14 @@ class Ranks:
         where the heartbeats do not have them. Raises OSError.
         """
         rows = [self._row(self._of_rank[rank]) for rank in sorted(self._of_rank)]
+        ledger = self._view.ledger
+        if sum(row["in_hand"] for row in rows) >= ledger.tasks - ledger.n_finished:
+            # Nothing is left that a further process could do, so none is started now.
+            self._is_all_taken = True
+            rows = [
+                self._row(self._of_rank[row["rank"]]) if row["state"] == RESTARTING else row
+                for row in rows
+            ]
         _count_by_rank(self._view, rows)
         if names_tasks:
             self._name_tasks(rows)
@@ -141,39 +151,9 @@ class Ranks:
     def _goes_on(self, attempts: list[str], closing: Closing) -> bool:
         """Whether the parent of a closed attempt is about to start the next one, by all signs."""
         parent = self._parent_of(attempts[-1])
-        is_at_end = closing.reason in (Reason.FINISHED, Reason.DRAINED)
-        if parent is None or parent["state"] != LIVE or parent["is_draining"] or is_at_end:
+        if parent is None or parent["state"] != LIVE or parent["is_draining"]:
             return False
-        return not self._view.ledger.is_finished and not self._is_given_up(attempts)
-
-    def _is_given_up(self, attempts: list[str]) -> bool:
-        most = self._view.options_of(attempts[-1]).max_restarts
-        return len(self._faults(attempts)) > most
-
-    def _faults(self, attempts: list[str]) -> list[Closing]:
-        """The last closings of a rank in a row that speak against it alone, the newest first.
-
-        These attempts of one start failed without a task in hand, and completed nothing.
-        """
-        found: list[Closing] = []
-        for closing in self._closings_of_start(attempts):
-            has_task = closing.suspects or closing.failures or closing.held
-            has_task = has_task or closing.attempt in self._view.failed_in
-            is_fault = closing.state is AttemptState.FAILED and not has_task
-            if not is_fault or self._view.completed(closing.attempt):
-                break
-            found.append(closing)
-        return found
-
-    def _closings_of_start(self, attempts: list[str]) -> Iterator[Closing]:
-        """How the attempts of a rank ended that its newest one's parent started, that one first."""
-        newest = self._view.intents.get(attempts[-1])
-        for attempt in reversed(attempts):
-            intent = self._view.intents.get(attempt)
-            if newest is None or intent is None or intent.epoch != newest.epoch:
-                break
-            if attempt in self._view.closed:
-                yield self._view.closed[attempt]
+        return not self._is_all_taken and may_be_followed(self._view, attempts, closing)
 
     def _failures(self, attempts: list[str], state: str) -> list[Closing]:
         """How the attempts of this start ended that failed and were followed by another one, or
@@ -181,7 +161,7 @@ class Ranks:
         """
         return [
             closing
-            for closing in self._closings_of_start(attempts)
+            for closing in closings_of_start(self._view, attempts)
             if closing.state is AttemptState.FAILED
             and (closing.attempt != attempts[-1] or state == RESTARTING)
         ]
@@ -241,10 +221,11 @@ class Ranks:
             parent = self._parent_of(row["attempt"])
             is_seen_to = parent is not None and is_at_work(parent)
             return ("its process is gone" if is_seen_to else ""), TROUBLED
-        if row["silent_s"] is not None:
+        is_waited_for = not self._view.ledger.is_finished
+        if row["silent_s"] is not None and is_waited_for:
             return f"silent {row['silent_s']:.0f} s", TROUBLED
         if row["state"] == SILENT:
-            return "silent", TROUBLED
+            return ("silent", TROUBLED) if is_waited_for else ("", FINE)
         if row["ended"] is not None and row["state"] != RESTARTING:
             return self._note_of_end(row, attempts)
         timeout = _note_of_timeout(row)
@@ -263,13 +244,60 @@ class Ranks:
     def _note_of_end(self, row: dict[str, Any], attempts: list[str]) -> tuple[str, int]:
         """The note of a rank that gets no other process, as far as is known."""
         closing = self._view.closed[row["attempt"]]
-        faults = self._faults(attempts)
-        if self._is_given_up(attempts):
+        faults = faults_of(self._view, attempts)
+        if is_given_up(self._view, attempts):
             return f"gave up: {_in_a_row(len(faults), why_ended(closing))}", LEFT
         if closing.state is AttemptState.FAILED:
             return why_ended(closing), NOTEWORTHY
         restarts = self._note_of_restarts(row)
         return restarts or ("" if closing.reason is Reason.FINISHED else why_ended(closing)), FINE
+
+
+# What follows an attempt that ended, as far as its rank alone tells. `explain` asks too.
+
+
+def may_be_followed(view: View, attempts: list[str], closing: Closing) -> bool:
+    """Whether a parent that is at work starts another process where the last of these attempts
+    ended, once there is something to do.
+
+    attempts: of a rank, whose journals were read. Which ranks try doubtful tasks that others left
+    is for the parent to say, so of one that left some nothing is told.
+    """
+    if closing.reason in (Reason.FINISHED, Reason.DRAINED, Reason.HANDOVER):
+        return False
+    return not is_given_up(view, attempts)
+
+
+def is_given_up(view: View, attempts: list[str]) -> bool:
+    """Whether so many attempts of a rank ended in vain that it gets no other one."""
+    return len(faults_of(view, attempts)) > view.options_of(attempts[-1]).max_restarts
+
+
+def faults_of(view: View, attempts: list[str]) -> list[Closing]:
+    """The last closings of a rank in a row that speak against it alone, the newest first.
+
+    These attempts of one start failed without a task in hand, and completed nothing.
+    """
+    found: list[Closing] = []
+    for closing in closings_of_start(view, attempts):
+        has_task = closing.suspects or closing.failures or closing.held
+        has_task = has_task or closing.attempt in view.failed_in
+        is_fault = closing.state is AttemptState.FAILED and not has_task
+        if not is_fault or view.completed(closing.attempt):
+            break
+        found.append(closing)
+    return found
+
+
+def closings_of_start(view: View, attempts: list[str]) -> Iterator[Closing]:
+    """How the attempts of a rank ended that its newest one's parent started, that one first."""
+    newest = view.intents.get(attempts[-1])
+    for attempt in reversed(attempts):
+        intent = view.intents.get(attempt)
+        if newest is None or intent is None or intent.epoch != newest.epoch:
+            break
+        if attempt in view.closed:
+            yield view.closed[attempt]
 
 
 def why_ended(closing: Closing) -> str:
@@ -297,7 +325,7 @@ def why_ended(closing: Closing) -> str:
         case Reason.FAILURES:
             return "tasks failed in a row"
         case Reason.HANDOVER:
-            return "others try what failed here"
+            return "only doubtful tasks left"
         case Reason.RECYCLED:
             return "fresh process"
         case Reason.KILLED:

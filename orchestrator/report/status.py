@@ -16,15 +16,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuspool.orchestrator.report.advice import next_command, state_in_words
+from gpuspool.orchestrator.report.naming import Namer
 from gpuspool.orchestrator.report.outlook import InHand
 from gpuspool.orchestrator.report.parents import LIVE, Beats, is_at_work, parent_rows
 from gpuspool.orchestrator.report.ranks import Ranks
+from gpuspool.orchestrator.report.signs import last_sign
 from gpuspool.orchestrator.text.forecast import Outlook
 from gpuspool.orchestrator.text.words import count_of
-from gpuspool.spool.layout import rank_of
 from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.liveness import FailureDetector
-from gpuspool.spool.states import BY_RESUME, Life, Phase, RunState
+from gpuspool.spool.states import Life, Phase, RunState
 from gpuspool.spool.view import View, read_control
 
 # Of the object that `gpuspool status --json` prints. A field that is added leaves it as it is.
@@ -61,7 +62,10 @@ def status(
     is_live = is_heard_of or bool(at_work)
     is_live |= any(life is not Life.DEAD for life in lives.values())
     state = run_state(view.ledger, is_live, not is_heard_of)
-    began_at, ended_at = _times(view, parents, is_live)
+    # Of a run whose every task has a verdict nobody who is silent does anything that is waited for.
+    is_over = state in (RunState.COMPLETE, RunState.FAILED)
+    goes_on = is_heard_of if is_over else is_live
+    began_at, ended_at = _times(view, parents, goes_on, is_over)
     epochs = [intent.epoch for intent in view.intents.values() if intent is not None]
     now: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -76,7 +80,7 @@ def status(
         "message": None,
         "began_at": began_at,
         "ended_at": ended_at,
-        "elapsed_s": _elapsed_s(began_at, ended_at, is_live),
+        "elapsed_s": _elapsed_s(began_at, ended_at, goes_on, ranks),
         "left_s": None,
         "tasks_per_s": None,
         "parents": parents,
@@ -96,7 +100,8 @@ def status(
         now["left_s"] = None if found.left_s is None else round(found.left_s, 1)
         now["tasks_per_s"] = found.tasks_per_s
     now["says"] = state_in_words(now)
-    now["next"] = next_command(now, os.fspath(named or view.layout.root))
+    one = Namer(view).name_of(min(held)[0]) if held and state is RunState.STOPPED else None
+    now["next"] = next_command(now, os.fspath(named or view.layout.root), one)
     return now
 
 
@@ -174,64 +179,65 @@ def _add_slots_waiting(
 
 # The present start goes on since the oldest parent at work began, or the last one did where only
 # its workers are left. One that is over began with the newest parent, or with whoever was at work
-# beside that, and lasted until the last of them had ended.
+# beside that, and lasted until the last of them had ended. Who was killed did not say when, so what
+# its attempts left tells. Of a run whose every task has a verdict a silent parent is one of these:
+# its host may have crashed long ago, and nobody would have to find out.
 def _times(
-    view: View, parents: list[dict[str, Any]], is_live: bool
+    view: View, parents: list[dict[str, Any]], goes_on: bool, is_over: bool
 ) -> tuple[float | None, float | None]:
-    """When the present start, else the last one, began and ended, in Unix seconds, where known."""
-    at_work = [row["since"] for row in parents if is_at_work(row) and row["since"] is not None]
-    if at_work:
-        return min(at_work), None
-    began_at, ended_at, oldest = _last_start(view, parents)
-    if is_live or began_at is None:
+    """When the present start, else the last one, began and ended, in Unix seconds, where known.
+
+    goes_on: somebody may be at work on it. is_over: every task has a verdict.
+    """
+    there = [row for row in parents if row["since"] is not None and is_at_work(row)]
+    if any(row["state"] == LIVE or not is_over for row in there):
+        return min(row["since"] for row in there), None
+    began_at, ended_at = _last_start(view, parents)
+    if goes_on or began_at is None:
         return began_at, None
-    if ended_at is None:
-        ended_at = _last_sign(view, oldest)
     return began_at, None if ended_at is None else max(began_at, ended_at)
 
 
-def _last_start(
-    view: View, parents: list[dict[str, Any]]
-) -> tuple[float | None, float | None, int]:
-    """When the last start began, when it said that it ended, and its first epoch."""
+def _last_start(view: View, parents: list[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """When the last start began, and when the last that was at work on it was heard of."""
     known = [row for row in parents if row["since"] is not None]
     if not known:
         begun = [
             (intent.epoch, intent.at) for intent in view.intents.values() if intent is not None
         ]
         epoch = max((epoch for epoch, _ in begun), default=-1)
-        return min((at for one, at in begun if one == epoch), default=None), None, epoch
-    newest = known[-1]
-    began_at, ended_at, oldest = newest["since"], newest["ended_at"], newest["epoch"]
+        began_at = min((at for one, at in begun if one == epoch), default=None)
+        return began_at, last_sign(view, epoch)
+    began_at, ended_at = known[-1]["since"], _end_of(view, known[-1])
     for row in reversed(known[:-1]):
-        if row["ended_at"] is None or row["ended_at"] <= began_at:
-            continue
-        began_at, oldest = min(began_at, row["since"]), row["epoch"]
-        if ended_at is not None:
-            ended_at = max(ended_at, row["ended_at"])
-    return began_at, ended_at, oldest
+        end = _end_of(view, row)
+        if end is not None and end > began_at:
+            began_at = min(began_at, row["since"])
+            ended_at = end if ended_at is None else max(ended_at, end)
+        elif row["ended_at"] is None:
+            # A run that is killed again and again has many such parents, of which each costs a look
+            # at the journals of its attempts.
+            break
+    return began_at, ended_at
 
 
-def _last_sign(view: View, oldest: int) -> float | None:
-    """When anything was heard last of the epochs from `oldest` on, whose parents were killed."""
-    newest = {rank_of(attempt): attempt for attempt in view.attempts}
-    signs: list[float] = []
-    for attempt in newest.values():
-        intent = view.intents.get(attempt)
-        if intent is None or intent.epoch < oldest:
-            continue
-        closing = view.closed.get(attempt)
-        if closing is not None and closing.by != BY_RESUME and closing.at:
-            signs.append(closing.at)
-        elif (heartbeat := view.heartbeat(attempt)) is not None:
-            signs.append(heartbeat.at)
-    return max(signs, default=None)
+def _end_of(view: View, row: dict[str, Any]) -> float | None:
+    """When a parent ended, by what it said, else by the last sign of its attempts."""
+    said: float | None = row["ended_at"]
+    return last_sign(view, row["epoch"]) if said is None else said
 
 
-def _elapsed_s(began_at: float | None, ended_at: float | None, is_live: bool) -> float | None:
-    if began_at is None or (ended_at is None and not is_live):
+def _elapsed_s(
+    began_at: float | None, ended_at: float | None, goes_on: bool, ranks: list[dict[str, Any]]
+) -> float | None:
+    """How long a run has taken. ranks: the rows of the table."""
+    if began_at is None or (ended_at is None and not goes_on):
         return None
-    until = time.time() if ended_at is None else ended_at
+    until = ended_at
+    if until is None:
+        # Where the clock of this host is behind, what the ranks told last is newer than now.
+        ages_s = [row["beat_age_s"] for row in ranks if row["beat_age_s"] is not None]
+        until = time.time() - min([0.0, *ages_s])
     return round(max(0.0, until - began_at), 1)
 
 

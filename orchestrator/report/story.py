@@ -7,6 +7,7 @@ unless all of it is of today.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -31,7 +32,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened.
 
     at: in Unix seconds; None where that was not written down. what: one word for programs. text,
-    details: for people; the details are lines that say more.
+    details: for people; the details are lines that say more. makes: names of what there is by this
+    step, and not before. needs: what it came after. Nobody is told these two.
     """
 
     at: float | None
@@ -39,6 +41,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     attempt: str | None = None
     details: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 class Story(msgspec.Struct, kw_only=True):
@@ -56,15 +60,48 @@ class Story(msgspec.Struct, kw_only=True):
     next: str = ""
 
 
+# Clocks of hosts differ, and are set back. So what must have come before something does, whatever
+# the times say, and only what is known of neither way goes by its time.
 def in_order(steps: Iterable[Step]) -> list[Step]:
-    """The steps by their times; one without a time stays behind its attempt's step before it."""
-    last: dict[str | None, float] = {}
-    keyed: list[tuple[float, Step]] = []
-    for step in steps:
-        at = last.get(step.attempt, 0.0) if step.at is None else step.at
-        last[step.attempt] = at
-        keyed.append((at, step))
-    return [step for _, step in sorted(keyed, key=lambda pair: pair[0])]
+    """The steps by their times, but none before what it needs, nor before its attempt's step before
+    it. One without a time stays behind that.
+    """
+    told = list(steps)
+    followers: list[list[int]] = [[] for _ in told]
+    n_awaited = [0] * len(told)
+    times: list[float] = []
+    makers: dict[str, list[int]] = {}
+    for at, step in enumerate(told):
+        for token in step.makes:
+            makers.setdefault(token, []).append(at)
+    newest: dict[str | None, int] = {}
+    for at, step in enumerate(told):
+        before = newest.get(step.attempt)
+        newest[step.attempt] = at
+        needed = {maker for token in step.needs for maker in makers.get(token, ())}
+        if before is not None and step.attempt is not None:
+            needed.add(before)
+        for other in needed - {at}:
+            followers[other].append(at)
+            n_awaited[at] += 1
+        known = 0.0 if before is None else times[before]
+        times.append(known if step.at is None else step.at)
+    ready = [(times[at], at) for at in range(len(told)) if not n_awaited[at]]
+    heapq.heapify(ready)
+    found: list[Step] = []
+    left = dict.fromkeys(range(len(told)))
+    while left:
+        # Damaged files may say that two steps need each other.
+        _, at = heapq.heappop(ready) if ready else (0.0, next(iter(left)))
+        if at not in left:
+            continue
+        del left[at]
+        found.append(told[at])
+        for follower in followers[at]:
+            n_awaited[follower] -= 1
+            if not n_awaited[follower]:
+                heapq.heappush(ready, (times[follower], follower))
+    return found
 
 
 def story_json(story: Story, spool: str) -> dict[str, Any]:
@@ -74,10 +111,16 @@ def story_json(story: Story, spool: str) -> dict[str, Any]:
         "spool": spool,
         **story.facts,
         "state": story.state,
-        "steps": [msgspec.to_builtins(step) for step in story.steps],
+        "steps": [_step_json(step) for step in story.steps],
         "now": story.now,
         "next": story.next or None,
     }
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    told: dict[str, Any] = msgspec.to_builtins(step)
+    del told["makes"], told["needs"]
+    return told
 
 
 def story_text(story: Story) -> str:

@@ -121,7 +121,7 @@ def table_lines(now: dict[str, Any], columns: int = 80, most_lines: int | None =
     if most_lines is None:
         lines = [
             *head,
-            *_parents(now["parents"], columns, PARENTS_SHOWN),
+            *_parents(now, columns, PARENTS_SHOWN),
             *_remarks(now, columns),
             *_ranks(now, columns, None),
             *_damage(now, columns, DAMAGE_SHOWN),
@@ -146,10 +146,10 @@ def _fitted(
     remarks = [*_remarks(now, columns), *_damage(now, columns, 1)]
     remarks = remarks[: max(0, free - min(wanted, LEAST_TABLE))]
     free -= len(remarks)
-    parents = _parents(now["parents"], columns, PARENTS_SHOWN)
+    parents = _parents(now, columns, PARENTS_SHOWN)
     room = max(0, free - min(wanted, LEAST_TABLE))
     if len(parents) > room:
-        parents = _parents(now["parents"], columns, room - 1)[:room]
+        parents = _parents(now, columns, room - 1)[:room]
     free -= len(parents)
     return [*head, *parents, *remarks, *_ranks(now, columns, free), *foot]
 
@@ -221,9 +221,14 @@ def _one_of(ranks: list[dict[str, Any]], name: str) -> str:
 # Parents.
 
 
-def _parents(rows: list[dict[str, Any]], columns: int, most: int) -> list[str]:
-    """Those at work, where they are several: in trouble first, at most so many."""
-    there = [row for row in rows if is_at_work(row)]
+def _parents(now: dict[str, Any], columns: int, most: int) -> list[str]:
+    """Those at work, where they are several: in trouble first, at most so many.
+
+    Of a finished run nobody waits for one that is silent.
+    """
+    there = [row for row in now["parents"] if is_at_work(row)]
+    if now["state"] in (RunState.COMPLETE, RunState.FAILED):
+        there = [row for row in there if row["state"] == LIVE]
     if len(there) < 2 and all(row["state"] == LIVE for row in there):
         return []
     in_order = sorted(there, key=lambda row: row["state"] == LIVE)
@@ -279,9 +284,10 @@ def _remarks(now: dict[str, Any], columns: int) -> list[str]:
     texts = queued_lines(now)
     if now["left_alone"]:
         workers = count_of(now["left_alone"], "worker goes", "workers go")
+        them = "it" if now["left_alone"] == 1 else "them"
         texts.append(
-            f"{workers} on although what started them is gone: `gpuspool drain` stops them, and "
-            "the run's own command takes over"
+            f"{workers} on although what started {them} is gone: `gpuspool drain` stops {them}, "
+            "and the run's own command takes over"
         )
     if now["doubtful"]:
         text = doubtful_text(now["doubtful"])

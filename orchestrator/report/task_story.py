@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 from gpuspool.orchestrator.report.endings import ending, frames_of, in_words
 from gpuspool.orchestrator.report.history import Given, History, Told, read_history
 from gpuspool.orchestrator.report.keys import TaskKey
-from gpuspool.orchestrator.report.presence import Presence, where
+from gpuspool.orchestrator.report.presence import Presence, has_finished, where
 from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
 from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.claims import NOBODY
@@ -95,14 +96,31 @@ class _Teller:
             yield from self._ruling(failure)
 
     def _in_attempt(self, attempt: str, round_: int) -> Iterator[Step]:
-        """What an attempt did with the task in one round."""
-        for given in self._history.given:
-            claim = given.claim
-            if claim is not None and claim.attempt == attempt and given.line.round == round_:
-                yield self._claiming(given, claim)
-        for told in self._history.told:
-            if told.attempt == attempt and told.line.round == round_:
-                yield self._telling(told)
+        """What an attempt did with the task in one round.
+
+        It may claim a task again that failed there, by a list that says how often it had.
+        """
+        told = [
+            one for one in self._history.told if one.attempt == attempt and one.line.round == round_
+        ]
+        claims = [
+            (given, given.claim)
+            for given in self._history.given
+            if given.claim is not None
+            and given.claim.attempt == attempt
+            and given.line.round == round_
+        ]
+        n_held = 0
+        for given, claim in sorted(claims, key=lambda pair: pair[1].number):
+            n_known = sum(name == attempt for name, _ in given.line.failed_in)
+            while told and n_held < n_known:
+                one = told.pop(0)
+                n_held += one.line.state is LineState.HELD
+                yield self._telling(one, n_held)
+            yield self._claiming(given, claim)
+        for one in told:
+            n_held += one.line.state is LineState.HELD
+            yield self._telling(one, n_held)
 
     def _giving(self, given: Given) -> Iterator[Step]:
         """That a manifest gave the task out, unless it is that of a closing, told with that."""
@@ -111,28 +129,31 @@ class _Teller:
         if is_planned(name):
             text = f"planned for rank {int(name.removeprefix('rank-'))}, {place}"
             text += self._order(given)
-            yield Step(at=self._view.run.created_at, what="planned", text=text)
+            yield Step(at=self._view.run.created_at, what="planned", text=text, makes=(name,))
         elif is_added(name):
             added = self._view.manifests[name].added
             at = None if added is None else added.at
-            yield Step(at=at, what="added", text=f"added to the run, {place} of {name}")
+            text = f"added to the run, {place} of {name}"
+            yield Step(at=at, what="added", text=text, makes=(name,))
         elif is_retry(name):
             word = "redone" if given.line.redo else "retried"
             verb = "redo" if given.line.redo else "retry"
             text = f"`gpuspool {verb}` gave it round {given.line.round}, {place} of {name}"
-            yield Step(at=self._written_at(name), what=word, text=text)
+            yield Step(at=self._written_at(name), what=word, text=text, makes=(name,))
         elif is_ruling(name):
             ruling = self._view.rulings.get(name)
             at = self._written_at(name) if ruling is None else ruling.at
             failed = [attempt for attempt, _ in given.line.failed_in]
             again = "elsewhere" if failed else "again"
             known = f" after {', '.join(failed)}" if failed else ""
-            yield Step(at=at, what="ruled", text=f"ruled: to be tried {again}{known} ({name})")
+            text = f"ruled: to be tried {again}{known} ({name})"
+            needs = _failures_in(failed, given.line.round)
+            yield Step(at=at, what="ruled", text=text, makes=(name,), needs=needs)
         elif parse_orphans(name) is None:
             text = (
                 f"nobody had it, and no list offered it: it was given out again, {place} of {name}"
             )
-            yield Step(at=self._written_at(name), what="swept", text=text)
+            yield Step(at=self._written_at(name), what="swept", text=text, makes=(name,))
 
     def _order(self, given: Given) -> str:
         """Why a planned task stands where it does."""
@@ -154,7 +175,7 @@ class _Teller:
     def _claiming(self, given: Given, claim: Claim) -> Step:
         if claim.attempt == NOBODY:
             text = "claimed, but the claim cannot be read: nobody holds it"
-            return Step(at=None, what="claimed", text=text)
+            return Step(at=None, what="claimed", text=text, needs=(given.manifest,))
         source = self._source(given, claim.attempt)
         others = claim.stop - claim.start - 1
         beside = f", with {count_of(others, 'other')}" if others else ""
@@ -162,7 +183,8 @@ class _Teller:
         closing = self._view.closed.get(claim.attempt)
         if closing is not None and claim.number == 0 and claim.at > closing.at > 0:
             text = "claimed for nobody, in the place of claims that a power cut took back"
-        return Step(at=claim.at, what="claimed", text=text, attempt=claim.attempt)
+        needs = (given.manifest,)
+        return Step(at=claim.at, what="claimed", text=text, attempt=claim.attempt, needs=needs)
 
     def _source(self, given: Given, attempt: str) -> str:
         """From where an attempt took it, if that is not its own list."""
@@ -174,7 +196,8 @@ class _Teller:
             return "" if rank == rank_of(attempt) else f", from rank {rank}'s list"
         return f", from {given.manifest}"
 
-    def _telling(self, told: Told) -> Step:
+    def _telling(self, told: Told, n_held: int) -> Step:
+        """What a line of a journal says. n_held: how often the task failed there by then."""
         line = told.line
         attempt = told.attempt
         others = len(line.batch)
@@ -186,9 +209,10 @@ class _Teller:
             case LineState.DEFERRED:
                 return self._deferring(told)
             case LineState.HELD:
-                return self._failing(told, "held", f"failed on {attempt}")
+                makes = (_failure_in(attempt, line.round, n_held),)
+                return self._failing(told, "held", f"failed on {attempt}", makes)
             case LineState.FAILED:
-                return self._failing(told, "failed", f"failed for good on {attempt}")
+                return self._failing(told, "failed", f"failed for good on {attempt}", ())
             case LineState.COMPLETE:
                 return self._completing(told)
             case LineState.IDLE:
@@ -207,7 +231,7 @@ class _Teller:
             text = f"try {error.tries} failed on {attempt} ({in_words(error)}); it waits there"
             text += " for another"
             what = "deferred"
-        elif self._asked_to_restart(attempt):
+        elif self._asked_to_restart(told):
             text = f"no verdict on {attempt}: the job asked for a fresh process"
             what = "restart"
         else:
@@ -217,13 +241,23 @@ class _Teller:
             what = "deferred"
         return Step(at=at, what=what, text=text, attempt=attempt, details=details)
 
-    def _asked_to_restart(self, attempt: str) -> bool:
-        closing = self._view.closed.get(attempt)
+    def _asked_to_restart(self, told: Told) -> bool:
+        """Whether the job asked for a fresh process in this very call of the task.
+
+        The attempt ended for that, after whatever other calls that gave no verdict. Only a task in
+        which it was asked for is given back with a count of that, and is not called again before.
+        """
+        closing = self._view.closed.get(told.attempt)
         if closing is None or closing.reason is not Reason.RECYCLED or closing.error is None:
             return False
-        return closing.error.kind is ErrorKind.RESTART
+        last = [one for one in self._history.told if one.attempt == told.attempt][-1]
+        is_counted = any(
+            one.line.restarts and parse_orphans(one.manifest) == told.attempt
+            for one in self._history.given
+        )
+        return closing.error.kind is ErrorKind.RESTART and told is last and is_counted
 
-    def _failing(self, told: Told, what: str, text: str) -> Step:
+    def _failing(self, told: Told, what: str, text: str, makes: tuple[str, ...]) -> Step:
         error = told.line.error
         details: tuple[str, ...] = ()
         if error is not None:
@@ -234,7 +268,7 @@ class _Teller:
                 text += "; a file system in trouble is to blame, and not the task"
             details = frames_of(error)
         at = told.line.start + told.line.seconds if told.line.start else None
-        return Step(at=at, what=what, text=text, attempt=told.attempt, details=details)
+        return Step(at=at, what=what, text=text, attempt=told.attempt, details=details, makes=makes)
 
     def _completing(self, told: Told) -> Step:
         line = told.line
@@ -280,14 +314,18 @@ class _Teller:
         else:
             return
         at = closing.at or None
-        yield Step(at=at, what="ended", text=text, attempt=attempt, details=details)
+        makes = tuple(one.manifest for one in left)
+        makes += tuple(_failure_in(attempt, one.round, 0) for one in opinions)
+        yield Step(at=at, what="ended", text=text, attempt=attempt, details=details, makes=makes)
 
     def _ruling(self, failure: TaskFailure) -> Iterator[Step]:
         for name, ruling in self._view.rulings.items():
             if failure in ruling.failures:
                 n_places = count_of(len(failure.error.attempts), "attempt")
                 text = f"ruled: it has failed for good, in {n_places}: {in_words(failure.error)}"
-                yield Step(at=ruling.at, what="failed", text=f"{text} ({name})")
+                text = f"{text} ({name})"
+                needs = _failures_in(failure.error.attempts, failure.round)
+                yield Step(at=ruling.at, what="failed", text=text, needs=needs)
 
     # How it stands.
 
@@ -451,6 +489,8 @@ class _Teller:
             text = f" as number {holder.position - claim.start + 1} of {n_tasks}"
         if beat is None:
             return text
+        if has_finished(self._view, _claimer(holder), beat):
+            return f"{text}, and has finished task #{beat.task} since it told, {_ago(beat.at)}"
         if beat.task is not None:
             return f"{text}, and is at task #{beat.task} (told {_ago(beat.at)})"
         return f"{text}, and is {beat.state} (told {_ago(beat.at)})"
@@ -507,6 +547,19 @@ class _Teller:
 
     def _to_type(self, verb: str) -> str:
         return to_type(verb, self._view.layout.root)
+
+
+# What a ruling knows of: each failure in an attempt, and the one of which that died.
+def _failures_in(attempts: Sequence[str], round_: int) -> tuple[str, ...]:
+    names: list[str] = []
+    for attempt, count in Counter(attempts).items():
+        names += (_failure_in(attempt, round_, number) for number in range(count + 1))
+    return tuple(names)
+
+
+def _failure_in(attempt: str, round_: int, number: int) -> str:
+    """A name for the failure of this number in an attempt; 0 is the one of which it died."""
+    return f"failure {number} in {attempt}, round {round_}"
 
 
 def _n_in_hand(beat: Heartbeat) -> int:

@@ -33,7 +33,7 @@ class MaybeAlive(msgspec.Struct, frozen=True):
     life: Life
 
 
-class Presence:
+class Occupants:
     """Who may be at work on a run.
 
     Keep one from the first look to the last, since what a lease has proved is known to it alone.
@@ -101,7 +101,7 @@ def describe_parent(parent: Parent | None) -> str:
 def parents_maybe_alive(layout: Layout) -> list[Parent | None]:
     """The parents that are not proved dead at a single look, None for a record that is damaged.
 
-    For where there is no run record, which would tell the lease that `Presence` judges by, and for
+    For where there is no run record, which would tell the lease that `Occupants` judges by, and for
     who only shows what there is. Raises OSError.
     """
     parents = Parents(layout).refresh()
