@@ -113,7 +113,7 @@ def test_only_a_rank_in_trouble_has_a_colour(tmp_path: Path) -> None:
 def test_the_time_left_is_told_only_while_the_run_goes_on(tmp_path: Path, how: str) -> None:
     """A start that was drained knows how long the rest would take, and nobody waits for that."""
     table = LiveTable(view_of(stage(tmp_path / "S", 2, how)))
-    so_far = SoFar(20, 8, 0, 0.4, tasks_per_s=2.0, left_s=6.0, note="", took_s=4.0)
+    so_far = SoFar(20, 8, 0, tasks_per_s=2.0, left_s=6.0, note="", took_s=4.0)
     drawn = "\n".join(line.text for line in table.look(so_far)(80, 24))
     told = ", 0:06 left, 2.0 tasks/s" in drawn
     assert told is (how in ("running", "trouble"))
