@@ -149,6 +149,25 @@ def test_messages_scroll_above_the_table() -> None:
     assert glass.shown == ["said 4", "one", "two 4"]
 
 
+def test_a_message_that_is_too_wide_goes_on_in_the_next_line() -> None:
+    size = 20, 8
+    glass, frame = Glass(*size), _Frame()
+    said = ["gpuspool: 全角文字 and other words, to be read to the end", "\tprinted by the job"]
+    for above in ([], said):
+        drawn = frame.draw([Line("one"), Line("two")], above, size, is_last=False)
+        glass.feed(drawn.replace("\n", "\r\n"))
+    assert [*glass.history, *glass.shown] == [
+        "gpuspool: 全角文字",
+        "  and other words,",
+        "  to be read to the",
+        "  end",
+        "        printed by",
+        "the job",
+        "one",
+        "two",
+    ]
+
+
 def test_what_the_terminal_says_of_its_size_counts_more_than_an_old_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -195,6 +214,8 @@ def test_a_message_stands_above_the_table(box: Box) -> None:
     kill(pid)
     shown = terminal.wait_until(lambda lines: f"{attempt} ended" in "".join(lines))
     shown = terminal.wait_for("rank  ")
+    text = f"{attempt} ended: killed by SIGKILL (t0 in hand); what it had not finished is given out"
+    assert f"gpuspool: {text} again" in " ".join(line.strip() for line in shown), shown
     said = next(at for at, line in enumerate(shown) if f"{attempt} ended" in line)
     table = next(at for at, line in enumerate(shown) if line.lstrip().startswith("rank  "))
     assert said < table
