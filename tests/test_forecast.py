@@ -318,6 +318,18 @@ def test_who_was_heard_of_long_ago_has_been_at_its_task_since() -> None:
     assert outlook.left_s == pytest.approx(1.0)
 
 
+def test_a_call_that_takes_longer_than_expected_goes_on_for_half_of_what_it_is_late_by() -> None:
+    forecast = Forecast(Work(0, 0.0))
+    for task in range(5):
+        forecast.take("r0", task * LINE_BYTES, task, 10.0 * task, 10.0)
+    forecast.note(["r0"], 80.0, {"r0": 50.0})
+    outlook = forecast.outlook(
+        Work(6, 6.0), Work(5, 5.0), ["r0"], lambda task: 1.0, lambda name, n: [1.0], 80.0
+    )
+    # With the last task in hand for 30 s, the six take 80 / 6 s on average.
+    assert outlook.left_s == pytest.approx((30.0 - 80 / 6) / 2)
+
+
 def put_off_until(moment: float, every_s: float, is_told: bool) -> Outlook:
     """Rank 0 finishes a task a second. Rank 1 did so for ten, and takes steps of long ones then."""
     forecast = Forecast(Work(0, 0.0))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
 import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ from spooling import view_of
 from stages import STAGES, stage
 from terminal import Glass, Terminal, cells
 
+from gpuspool.orchestrator.api import watching
 from gpuspool.orchestrator.api.live import LiveTable
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.report.picture import picture
@@ -233,7 +237,11 @@ def test_the_last_table_of_a_drained_run_shows_that_it_stopped(box: Box) -> None
     terminal.wait()
     lines = terminal.everything
     assert tables_in(lines) == 1
-    assert not [line for line in lines if re.match(r" *0 +(running|idle)", line)], lines
+    said = " ".join(line.strip() for line in lines)
+    assert "SIGINT received: workers finish the tasks in hand" in said
+    assert "a second Ctrl-C kills them at once, and the same command goes on later" in said
+    assert any(re.match(r"\S+:gated  stopped \(drained\)  \d+ % after ", line) for line in lines)
+    assert [line.split()[:2] for line in lines if re.match(r" *0 +\w", line)] == [["0", "stopped"]]
 
 
 @pytest.mark.parametrize("verb", ["resume", "join"])
@@ -617,6 +625,40 @@ def test_with_json_a_watch_prints_one_object_a_look(box: Box) -> None:
     assert states[0] == "running"
     assert states[-1] == "complete"
     assert set(states) == {"running", "complete"}
+
+
+def test_a_file_system_in_trouble_is_given_ten_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path / "S", 2, "running")
+    clock = [1000.0]
+    # From the first of these moments on every look fails, to the second one.
+    trouble = [math.inf, math.inf]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    def look(*args: Any, **more: Any) -> dict[str, Any]:
+        if trouble[0] <= clock[0] < trouble[1]:
+            raise OSError(errno.EIO, "Input/output error")
+        return status(*args, **more)
+
+    time = SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0], thread_time=lambda: 0.0)
+    monkeypatch.setattr(watching, "time", time)
+    monkeypatch.setattr(watching, "status", look)
+    sights = watching.watch(str(tmp_path / "S"))
+    assert isinstance(next(sights), dict)
+    trouble[:] = [clock[0], clock[0] + 590.0]
+    told = next(sights)
+    assert isinstance(told, watching.News)
+    assert "looking again for 10 minutes at most" in told.text
+    assert isinstance(next(sights), dict), "it has healed"
+    assert clock[0] >= trouble[1]
+    trouble[:] = [clock[0], math.inf]
+    assert isinstance(next(sights), watching.News)
+    with pytest.raises(OSError, match="Input/output error"):
+        next(sights)
+    assert 600.0 < clock[0] - trouble[0] < 620.0
 
 
 def test_a_watch_whose_terminal_is_gone_ends(box: Box) -> None:
