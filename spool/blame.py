@@ -8,8 +8,8 @@ A crash or a time-out of a task that was certainly in hand is one opinion: it is
 orchestrator rules what becomes of it, since the process or the device may be to blame. A SIGKILL
 comes from outside far more often than from a task, so it is counted, and believed at last.
 
-`judge` is pure. `scene_of` reads what a failure's record tells people: device, host, end of the
-log.
+`judge` is pure, and so is `certain_in_hand`, which tells people which task that was. `scene_of`
+reads what a failure's record tells people: device, host, end of the log.
 """
 
 from __future__ import annotations
@@ -111,6 +111,14 @@ def judge(
             # With a limit of time every call has its `started` line, so a worker that timed out
             # without one had nothing in hand. All other deaths blame nobody.
             return Judgement(orphans)
+
+
+def certain_in_hand(orphans: list[TaskLine], started: Started | None) -> TaskLine | None:
+    """The one of these tasks that an attempt was at for sure when it died; None if there is none.
+
+    orphans: all that it had claimed and not finished. started: as for `judge`.
+    """
+    return _in_hand(orphans, started).certain if orphans else None
 
 
 def _in_hand(orphans: list[TaskLine], started: Started | None) -> _InHand:
