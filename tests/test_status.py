@@ -603,6 +603,18 @@ def test_time_left_is_told_from_the_journals(kind: str, n_tasks: int, tmp_path: 
     assert pace / 1.2 < now["tasks_per_s"] < pace * 1.2
 
 
+def test_what_a_rank_is_at_is_partly_done_for_whoever_looks_for_the_first_time(
+    tmp_path: Path,
+) -> None:
+    """Of tasks of 100 s the last one is in hand for 90 s, as the heartbeat alone tells."""
+    layout = make_spool(tmp_path / "s", 6)
+    played(layout, [1.0] * 6, 100.0, 1, 5 / 6)
+    beat(layout, A0, elsewhere(1), task=5, task_since=time.time() - 90.0, in_hand=1)
+    now = next(reading.follow_status(layout.root))
+    assert now["ranks"][0]["in_hand"] == 1
+    assert 5.0 < now["left_s"] < 11.0
+
+
 def _make_prospect(prospects: list[Prospect], view: View) -> None:
     prospects.append(Prospect(view))
 
