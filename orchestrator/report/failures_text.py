@@ -72,13 +72,13 @@ def explain_command(spool: str, task: int, key: str | None = None) -> str:
 
     key: None where it is not known.
     """
-    return f"gpuspool explain {quoted_path(spool)} {_typed(task, key)}"
+    return f"gpuspool explain {quoted_path(spool)} {typed_task(task, key)}"
 
 
 def _next_lines(found: Groups, spool: str) -> Iterator[str]:
     """What may be typed about all of it."""
     first = found.groups[0].shown[0].task
-    word = _typed(first, _key_of(found.inputs.get(first)))
+    word = typed_task(first, _key_of(found.inputs.get(first)))
     printed = f"gpuspool logs {quoted_path(spool)} --task {word}"
     again = f"gpuspool retry {quoted_path(spool)}"
     them = "it" if found.n_tasks == 1 else "all of them"
@@ -87,7 +87,7 @@ def _next_lines(found: Groups, spool: str) -> Iterator[str]:
     yield f"      {again:{columns}}  # {them} again"
 
 
-def _typed(task: int, key: str | None) -> str:
+def typed_task(task: int, key: str | None) -> str:
     """How a task is named in a shell: by its key where that is short and plain.
 
     What could be taken for an option, for the number of a task or for a rank is none.
