@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import array
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -97,6 +97,10 @@ class Calls:
     def end(self) -> float:
         """When the last one ended, in Unix seconds; 0 where there is none."""
         return self.begins[-1] + self.durations[-1] if self.begins else 0.0
+
+    def rows(self) -> Iterator[tuple[int, float, float, int]]:
+        """(task, begin, duration, outcome) of each, in order."""
+        return zip(self.tasks, self.begins, self.durations, self.outcomes, strict=True)
 
     def are_all_complete(self) -> bool:
         return self.outcomes.count(Outcome.COMPLETE) == len(self.outcomes)

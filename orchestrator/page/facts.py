@@ -41,7 +41,7 @@ from gpuspool.orchestrator.report.keys import SEARCHED, TaskKey, read_keys
 from gpuspool.orchestrator.report.ranks import why_ended
 from gpuspool.orchestrator.report.status import status
 from gpuspool.orchestrator.text.groups import How, how_of
-from gpuspool.orchestrator.text.printable import one_line, printable
+from gpuspool.orchestrator.text.printable import one_line, printable, shell_word
 from gpuspool.orchestrator.text.words import count_of, quoted_path
 from gpuspool.spool import __version__
 from gpuspool.spool.layout import parse_attempt, rank_name, rank_of
@@ -265,7 +265,7 @@ class _Facts:
                     "done": self._view.completed(attempt.name),
                     "failed": failed,
                     "state": _state(attempt),
-                    "why": told(_why(attempt)),
+                    "why": told(why_of(attempt)),
                     "says": told(_says(attempt), MESSAGE_LETTERS),
                     "pauses": [
                         [self._units(until - offset), number[cause]]
@@ -602,7 +602,8 @@ def _state(attempt: Attempt) -> str:
     return "running" if attempt.is_alive else "lost"
 
 
-def _why(attempt: Attempt) -> str:
+def why_of(attempt: Attempt) -> str:
+    """Why an attempt ended, in a word or two; "" of one that lives."""
     if attempt.closing is None:
         return "" if attempt.is_alive else "its process is gone"
     return why_ended(attempt.closing)
@@ -637,8 +638,6 @@ def _without_secrets(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def _command(argv: Sequence[str]) -> str:
     """A command line as it is typed, without the values of what is called a secret."""
-    from gpuspool.orchestrator.text.printable import shell_word
-
     words: list[str] = []
     is_secret = False
     for number, word in enumerate(argv):

@@ -33,8 +33,7 @@ def completions(attempts: Sequence[Attempt], axis: Axis, ledger: Ledger) -> list
     for attempt in attempts:
         calls = attempt.calls
         offset = axis.offset(attempt.began)
-        rows = zip(calls.tasks, calls.begins, calls.durations, calls.outcomes, strict=True)
-        for task, begin, duration, outcome in rows:
+        for task, begin, duration, outcome in calls.rows():
             if outcome or seen[task]:
                 continue
             seen[task] = 1
