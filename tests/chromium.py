@@ -99,7 +99,7 @@ class Browser:
         page.call("Emulation.setEmulatedMedia", features=features)
         page.url = path.resolve().as_uri()
         page.call("Page.navigate", url=page.url)
-        page.wait("document.documentElement.dataset.drawn === 'yes'")
+        page.wait("document.documentElement?.dataset.drawn === 'yes'")
         return page
 
 

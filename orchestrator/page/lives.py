@@ -27,6 +27,9 @@ from gpuspool.spool.states import BY_PARENT, Life
 from gpuspool.spool.usage import all_usage
 from gpuspool.spool.view import View
 
+# Seconds in records are rounded to a microsecond or a few, so their sums differ by some such part.
+ROUNDED = 1e-3
+
 _NOTHING: dict[str, float] = {}
 
 
@@ -215,10 +218,9 @@ class _Reader:
         for cause in IDLE:
             spent[cause] = max(0.0, idle.get(cause, 0.0))
         told = sum(spent.values())
-        if told > seconds > 0.0 and closing is not None and closing.stats is not None:
-            # The shares of a call are rounded.
-            seconds = told
-        spent[Cause.UNTOLD] = max(0.0, seconds - told)
+        # What is told is rounded, so less than this is nothing.
+        if seconds - told > ROUNDED * seconds:
+            spent[Cause.UNTOLD] = seconds - told
         return {cause: seconds for cause, seconds in spent.items() if seconds > 0.0}
 
     def _pauses(

@@ -36,7 +36,19 @@ async function unpack() {
   const text = document.getElementById("data").textContent.trim();
   const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return JSON.parse(await new Response(stream).text());
+  const all = await new Response(stream).arrayBuffer();
+  const length = new DataView(all).getUint32(0, true);
+  const data = JSON.parse(new TextDecoder().decode(new Uint8Array(all, 4, length)));
+  if (data.calls) {
+    const total = data.calls.counts.reduce((sum, one) => sum + one, 0);
+    const column = (number) => {
+      const plane = (byte) => new Uint8Array(all, 4 + length + (4 * number + byte) * total, total);
+      const [first, second, third, fourth] = [0, 1, 2, 3].map(plane);
+      return Int32Array.from({ length: total }, (_, i) => first[i] | second[i] << 8 | third[i] << 16 | fourth[i] << 24);
+    };
+    [data.calls.gaps, data.calls.durations, data.calls.steps] = [0, 1, 2].map(column);
+  }
+  return data;
 }
 
 // Numbers as people read them.
@@ -88,7 +100,7 @@ function elapsed(seconds, step) {
   const [h, m, s] = [Math.floor(total / 3600), Math.floor(total / 60) % 60, total % 60];
   if (step < 60) return h ? `${h}:${String(m).padStart(2, "0")}:${String(s).padStart(2, "0")}` : `${m}:${String(s).padStart(2, "0")} min`;
   if (step >= 86400) return `${Math.round(total / 86400)} d`;
-  return h ? (m || step < 3600 ? `${h} h ${m} min` : `${h} h`) : `${m} min`;
+  return h ? (m ? `${h} h ${m} min` : `${h} h`) : `${m} min`;
 }
 const STEPS = [60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 432000, 864000];
 function tickStep(span, most) {
@@ -160,7 +172,7 @@ function header(data) {
     el("div", { class: "top" }, el("h1", {}, meta.job), el("span", { class: `badge is-${meta.state}` }, meta.says)),
     el("p", { id: "headline" }, `${plain(tiles.complete)} of ${count(tiles.total, "task")} complete${tiles.failed ? `, ${plain(tiles.failed)} failed` : ""}${time}${where}.`),
   );
-  if (meta.message && meta.state !== "complete") node.append(el("p", { class: "soft" }, meta.message.split("\n")[0]));
+  if (meta.message && meta.state === "stopped") node.append(el("p", { class: "soft" }, meta.message.split("\n")[0]));
   if (meta.state !== "complete") node.append(el("p", {}, "Next: ", el("code", {}, meta.next)));
   for (const note of data.notes) node.append(el("p", { class: "note" }, note));
   return node;
@@ -172,7 +184,7 @@ function tilesOf(data) {
   const rows = [
     [plain(t.complete), `of ${count(t.total, "task")} complete, ${share(t.complete, t.total)}`],
     [plain(t.failed), "failed", t.failed > 0],
-    [duration(t.lived_s), t.starts > 1 ? `at work, in ${count(t.starts, "start")}; ${duration(t.wall_s)} by the clock` : "elapsed"],
+    [duration(t.lived_s), `${t.wall_s > 1.02 * t.lived_s ? `at work, of ${duration(t.wall_s)} by the clock` : "elapsed"}${t.starts > 1 ? `; ${count(t.starts, "start")}` : ""}`],
     [plain(t.ranks), `ranks on ${count(t.hosts, "host")}`],
     [hours(t.rank_s), "of ranks, all together"],
     [share(t.busy_s, t.rank_s), "of that in calls of the job"],
@@ -191,7 +203,7 @@ function hoursOf(data) {
   const total = data.hours.reduce((sum, [, seconds]) => sum + seconds, 0);
   if (!(total > 0)) return null;
   const bar = el("div", { class: "hours", role: "img", id: "hours" });
-  const keys = el("ul", { class: "keys" });
+  const keys = el("ul", { class: "keys meanings" });
   const words = [];
   for (const [cause, seconds] of data.hours) {
     const [name, meaning] = CAUSES[cause];
@@ -205,7 +217,7 @@ function hoursOf(data) {
     }
     bar.append(part);
     words.push(`${name} ${share(seconds, total)}`);
-    keys.append(el("li", { title: meaning, "data-cause": cause, "data-seconds": String(seconds) }, el("span", { class: "swatch", colour: cause }), el("span", {}, `${meaning}`), el("b", {}, `${hours(seconds)}, ${share(seconds, total)}`)));
+    keys.append(el("li", { "data-cause": cause, "data-seconds": String(seconds) }, el("span", { class: "swatch", colour: cause }), el("div", {}, el("b", {}, `${name}: ${hours(seconds)}, ${share(seconds, total)}`), el("span", { class: "soft" }, meaning))));
   }
   bar.setAttribute("aria-label", words.join(", "));
   return el("section", {}, el("h2", {}, "Where the rank-hours went"), el("p", { class: "hint" }, `${hours(total)} of all ranks together, from the start of each process to its end.`), bar, keys);
@@ -224,9 +236,9 @@ function spread(data) {
     let last = attempt.began;
     let task = 0;
     for (let i = 0; i < n; i++, at++) {
-      last += data.calls.gaps[at];
+      last += data.calls.gaps[at] >>> 0;
       attempt.begins[i] = last;
-      last += data.calls.durations[at];
+      last += data.calls.durations[at] >>> 0;
       attempt.ends[i] = last;
       task += data.calls.steps[at];
       attempt.tasks[i] = task;
@@ -323,7 +335,7 @@ class Timeline {
       this.labels(pen, first, last, top);
       this.drawChosen(pen, top);
     });
-    paint(this.axis, 24, (pen, width, h) => drawTicks(pen, this, h));
+    paint(this.axis, this.data.meta.cuts.length ? 38 : 24, (pen, width, h) => drawTicks(pen, this, h));
     const { low, high } = this.view;
     this.shown.textContent = this.view.isWhole ? `${duration(this.view.length)}, all of it` : `${duration(high - low)} of ${duration(this.view.length)}, from ${clock(wallTime(this.data.meta, low))}`;
     this.canvas.dataset.view = JSON.stringify({ low, high, left: GUTTER, width: this.width, lane: this.laneHeight, ranks: this.lanes.map((lane) => lane.rank), scroll: this.scroller.scrollTop });
@@ -409,18 +421,24 @@ class Timeline {
       for (; at < stop; at++) cover[at] += Math.min(stop, at + 1) - Math.max(x0, at);
     }
     if (any) {
-      pen.fillStyle = palette.done;
+      const shade = (from, to, level) => {
+        pen.fillStyle = palette.card;
+        pen.fillRect(GUTTER + from, y + space, to - from, thick);
+        pen.fillStyle = palette.done;
+        pen.globalAlpha = 0.2 + 0.8 * level / 12;
+        pen.fillRect(GUTTER + from, y + space, to - from, thick);
+        pen.globalAlpha = 1;
+      };
       let start = 0, level = 0;
       for (let at = 0; at <= columns; at++) {
         const now = cover[at] > 0 ? Math.max(2, Math.min(12, Math.round(cover[at] * 12))) : 0;
         cover[at] = 0;
         if (now === level) continue;
-        if (level) { pen.globalAlpha = 0.2 + 0.8 * level / 12; pen.fillRect(GUTTER + start, y + space, at - start, thick); }
+        if (level) shade(start, at, level);
         start = at;
         level = now;
       }
-      if (level) { pen.globalAlpha = 0.2 + 0.8 * level / 12; pen.fillRect(GUTTER + start, y + space, columns - start, thick); }
-      pen.globalAlpha = 1;
+      if (level) shade(start, columns, level);
     }
     for (let i = 0; i < ticksAt.length; i += 2) {
       pen.fillStyle = palette[OUTCOME_COLOURS[ticksAt[i + 1]]];
@@ -617,7 +635,7 @@ function drawTicks(pen, plot, height) {
     const x = plot.x(where);
     if (x < GUTTER || x > GUTTER + plot.width) continue;
     pen.fillStyle = palette.soft;
-    pen.fillText(`⋯ ${duration(pause)} ⋯`, x, 21);
+    pen.fillText(`nothing ran for ${duration(pause)}`, Math.max(x, GUTTER + 60), 28);
   }
 }
 
@@ -714,7 +732,7 @@ function histogramOf(data) {
   if (!times) return null;
   const canvas = el("canvas", { class: "plot", role: "img", "aria-label": `Times of ${count(times.count, "call")}: median ${duration(times.median)}, 90th percentile ${duration(times.p90)}, 99th ${duration(times.p99)}` });
   const draw = () => paint(canvas, 190, (pen, width, height) => {
-    const left = 50, right = 14, foot = height - 26, head = 26;
+    const left = 62, right = 14, foot = height - 26, head = 26;
     const n = times.counts.length, bar = (width - left - right) / n;
     const top = Math.max(...times.counts);
     pen.fillStyle = palette.grid;
@@ -724,8 +742,9 @@ function histogramOf(data) {
     pen.fillStyle = palette.soft;
     pen.fillRect(left, foot, width - left - right, 1);
     pen.textAlign = "right";
+    pen.font = "11px system-ui, 'DejaVu Sans', sans-serif";
     pen.fillText(plain(top), left - 6, head);
-    pen.fillText("0", left - 6, foot);
+    pen.fillText("0", left - 6, foot - 2);
     pen.textAlign = "center";
     const every = Math.max(1, Math.round(n / Math.max(2, Math.floor((width - left) / 110))));
     for (let i = 0; i <= n; i += every) pen.fillText(duration(times.edges[i]), Math.min(left + i * bar, width - 30), foot + 14);
@@ -772,7 +791,7 @@ function slowestOf(data) {
   const columns = [
     ["task", "key", keyOf], ["number", "n", (row) => `#${row.task}`], ["time", "n", (row) => duration(row.seconds)],
     ["cost", "n", (row) => row.cost === null ? "–" : plain(row.cost)],
-    ["time for 1 of cost", "n", (row) => row.cost ? duration(row.seconds / row.cost) : "–"],
+    ["time / cost", "n", (row) => row.cost ? duration(row.seconds / row.cost) : "–"],
     ["came of it", "", outcome], ["attempt", "", (row) => row.attempt], ["host", "", (row) => row.host],
     ["began", "", (row) => clock(wallTime(data.meta, row.at * data.meta.unit))],
   ];
