@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from helpers import PATIENCE_S, wait_until
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -57,9 +60,13 @@ class Browser:
         self._numbers = itertools.count(1)
         self.pages: dict[str, Page] = {}
 
-    def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self.call("Browser.close")
+    def close(self, *, is_last: bool = False) -> None:
+        """Leave the browser. is_last: and end it."""
+        for page in list(self.pages.values()):
+            page.close()
+        if is_last:
+            with contextlib.suppress(ConnectionClosed):
+                self.call("Browser.close")
         self._socket.close()
 
     def call(self, method: str, session: str = "", **params: Any) -> Any:
@@ -189,23 +196,16 @@ class Page:
 @contextlib.contextmanager
 def start_browser(home: Path) -> Iterator[Browser]:
     """A browser whose profile lies in a folder, until the block ends."""
-    program = find_chromium()
-    assert program is not None
-    home.mkdir(parents=True, exist_ok=True)
-    log = open(home / "chromium.log", "wb")
+    log = open_log(home)
     process = subprocess.Popen(
-        [program, *FLAGS, f"--user-data-dir={home / 'profile'}", "about:blank"],
-        stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        command_of(home), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+    )
     try:
-        port = home / "profile" / "DevToolsActivePort"
-        wait_until(lambda: port.exists() and port.read_text().count("\n") >= 1, poll=0.02)
-        number, path = port.read_text().split("\n")[:2]
-        browser = Browser(f"ws://127.0.0.1:{number}{path}")
+        browser = Browser(wait_until(lambda: url_of(home), poll=0.02))
         try:
             yield browser
         finally:
-            browser.close()
+            browser.close(is_last=True)
     finally:
         process.terminate()
         try:
@@ -214,3 +214,76 @@ def start_browser(home: Path) -> Iterator[Browser]:
             process.kill()
             process.wait()
         log.close()
+
+
+def open_log(home: Path) -> BinaryIO:
+    home.mkdir(parents=True, exist_ok=True)
+    return open(home / "chromium.log", "wb")
+
+
+def command_of(home: Path) -> list[str]:
+    program = find_chromium()
+    assert program is not None
+    return [program, *FLAGS, f"--user-data-dir={home / 'profile'}", "about:blank"]
+
+
+def url_of(home: Path) -> str | None:
+    """Where a browser listens, once it does."""
+    try:
+        lines = (home / "profile" / "DevToolsActivePort").read_text().split("\n")
+    except FileNotFoundError:
+        return None
+    return f"ws://127.0.0.1:{lines[0]}{lines[1]}" if len(lines) > 1 else None
+
+
+# Ends a browser once nobody holds the other end of the pipe any more, however those ended.
+_WATCH = '"$@" & read -r _ < "$FIFO"; kill $!; wait'
+
+
+@contextlib.contextmanager
+def shared_browser(folder: Path) -> Iterator[Browser]:
+    """A browser that all processes use which name this folder, started by the first of them.
+
+    Its start costs more than most tests. It ends when the last of them has left, or died.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        held, browser = _join(folder) or _start(folder)
+    try:
+        yield browser
+    finally:
+        browser.close()
+        os.close(held)
+
+
+def _join(folder: Path) -> tuple[int, Browser] | None:
+    """Take hold of the newest browser of a folder, if there is one that lives."""
+    homes = sorted(folder.glob("browser-*"))
+    if not homes:
+        return None
+    try:
+        held = os.open(homes[-1] / "fifo", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        url = url_of(homes[-1])
+        return None if url is None else (held, Browser(url))
+    except OSError:
+        os.close(held)
+        return None
+
+
+def _start(folder: Path) -> tuple[int, Browser]:
+    home = folder / f"browser-{len(list(folder.glob('browser-*'))):04d}"
+    log = open_log(home)
+    os.mkfifo(home / "fifo")
+    subprocess.Popen(
+        ["/bin/bash", "-c", _WATCH, "bash", *command_of(home)],
+        stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "FIFO": str(home / "fifo")},
+    )  # fmt: skip
+    log.close()
+    # Waits until the other side reads.
+    held = os.open(home / "fifo", os.O_WRONLY)
+    return held, Browser(wait_until(lambda: url_of(home), poll=0.02))
