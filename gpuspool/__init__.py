@@ -2,7 +2,7 @@
 
 Start a run: `run`, `resume`, `join`, `retry`, `redo`, `add`, `drain`; on a cluster `submit`,
 `resubmit`. Look at it: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`;
-`doctor`. They return `Report`, `Submission`, `Result`, `Findings` and `Check`; their options are
+`doctor`. Hand it on: `report`. They return `Report`, `Submission`, `Result`, `Findings` and `Check`; their options are
 those of `RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
 
 In a job: `Task` and `Context` for annotations, `NotDone` and `Restart`. For programs that had a
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from gpuspool.spool import __version__
 
 if TYPE_CHECKING:
+    from gpuspool.orchestrator.api.handing_on import report
     from gpuspool.orchestrator.api.reading import (
         doctor,
         explain,
@@ -101,6 +102,7 @@ __all__ = [
     "join",
     "logs",
     "redo",
+    "report",
     "resubmit",
     "results",
     "resume",
@@ -133,6 +135,7 @@ _HOMES = {
     "explain": "gpuspool.orchestrator.api.reading",
     "failed": "gpuspool.orchestrator.api.reading",
     "logs": "gpuspool.orchestrator.api.reading",
+    "report": "gpuspool.orchestrator.api.handing_on",
     "results": "gpuspool.orchestrator.api.reading",
     "resume": "gpuspool.orchestrator.api.runs",
     "join": "gpuspool.orchestrator.api.runs",

@@ -56,7 +56,8 @@ class Browser:
     """A running browser. Use `start_browser`."""
 
     def __init__(self, url: str) -> None:
-        self._socket = connect(url, max_size=None, compression=None)
+        self._stack = contextlib.ExitStack()
+        self._socket = self._stack.enter_context(connect(url, max_size=None, compression=None))
         self._numbers = itertools.count(1)
         self.pages: dict[str, Page] = {}
 
@@ -67,7 +68,7 @@ class Browser:
         if is_last:
             with contextlib.suppress(ConnectionClosed):
                 self.call("Browser.close")
-        self._socket.close()
+        self._stack.close()
 
     def call(self, method: str, session: str = "", **params: Any) -> Any:
         """Ask the browser, or a page of it, for something, and return its answer."""
@@ -236,8 +237,9 @@ def url_of(home: Path) -> str | None:
     return f"ws://127.0.0.1:{lines[0]}{lines[1]}" if len(lines) > 1 else None
 
 
-# Ends a browser once nobody holds the other end of the pipe any more, however those ended.
-_WATCH = '"$@" & read -r _ < "$FIFO"; kill $!; wait'
+# Ends a browser once nobody holds the other end of the pipe any more, however those ended. It goes
+# on beside whoever started it, and is nobody's child.
+_WATCH = '{ "$@" & read -r _ < "$FIFO"; kill $!; wait; } &'
 
 
 @contextlib.contextmanager
@@ -278,9 +280,9 @@ def _start(folder: Path) -> tuple[int, Browser]:
     home = folder / f"browser-{len(list(folder.glob('browser-*'))):04d}"
     log = open_log(home)
     os.mkfifo(home / "fifo")
-    subprocess.Popen(
+    subprocess.run(
         ["/bin/bash", "-c", _WATCH, "bash", *command_of(home)],
-        stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+        stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, check=True,
         env={**os.environ, "FIFO": str(home / "fifo")},
     )  # fmt: skip
     log.close()

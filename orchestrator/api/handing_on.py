@@ -23,7 +23,7 @@ from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.publish import replace_streamed, write_all
-from gpuspool.spool.view import open_view
+from gpuspool.spool.view import load_view
 
 # What stands for standard output in place of a file's name.
 STDOUT = "-"
@@ -76,10 +76,11 @@ def write_report(
     for path, pieces in ((output, _page), (trace, _trace), (joblog, _joblog)):
         if path is not None:
             wanted.append((os.fspath(path), pieces))
+    view = load_view(root, reads_claims=False)
     paths = [path for path, _ in wanted]
     for path in paths:
         _refuse(path, paths)
-    run = read_run(open_view(root, reads_claims=False), named)
+    run = read_run(view.refresh(), named)
     written: list[Path] = []
     for path, pieces_of in wanted:
         pieces = pieces_of(run)
@@ -138,7 +139,7 @@ def _write(path: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
         sys.stdout.buffer.flush()
         return False
     try:
-        if _is_device(path):
+        if _is_stream(path):
             _write_to(path, pieces())
             return False
         replace_streamed(Path(os.path.abspath(path)), pieces)
@@ -151,7 +152,14 @@ def _write(path: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
     return True
 
 
-def _is_device(path: str) -> bool:
+def _is_stream(path: str) -> bool:
+    """Whether a name stands for something to write to. Such a name must never be replaced.
+
+    /dev/stdout is a link, and where it leads may be a plain file.
+    """
+    absolute = os.path.abspath(path)
+    if absolute in ("/dev/stdout", "/dev/stderr") or absolute.startswith(("/dev/fd/", "/proc/")):
+        return True
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
@@ -159,7 +167,7 @@ def _is_device(path: str) -> bool:
 
 
 def _write_to(path: str, pieces: Iterable[bytes]) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
         for piece in pieces:
             write_all(fd, piece)
