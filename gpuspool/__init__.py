@@ -2,8 +2,9 @@
 
 Start a run: `run`, `resume`, `join`, `retry`, `redo`, `add`, `drain`; on a cluster `submit`,
 `resubmit`. Look at it: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`;
-`doctor`. Hand it on: `report`. They return `Report`, `Submission`, `Result`, `Findings` and `Check`; their options are
-those of `RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
+`doctor`. Hand it on: `report`. They return `Report`, `Submission`, `Result`, `Findings` and
+`Check`; their options are those of `RunOptions` and `StartOptions`. What goes wrong is a
+`GpuspoolError`.
 
 In a job: `Task` and `Context` for annotations, `NotDone` and `Restart`. For programs that had a
 coordinator of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.

@@ -91,9 +91,7 @@ class Browser:
         if page is not None and "method" in event:
             page.take(event["method"], event["params"])
 
-    def open(
-        self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False
-    ) -> Page:
+    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
         """Open a file in a tab of its own, and wait until the page has drawn itself."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -177,7 +175,9 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **more)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
-    def picture(self, path: Path, *, whole: bool = False, clip: dict[str, float] | None = None) -> None:
+    def picture(
+        self, path: Path, *, whole: bool = False, clip: dict[str, float] | None = None
+    ) -> None:
         """Save what is seen as a PNG. whole: all of the page, however long."""
         params: dict[str, Any] = {"format": "png", "captureBeyondViewport": whole}
         if clip is not None:

@@ -56,7 +56,9 @@ class Played:
             payload = self.payloads[index] if self.payloads else index
             raw = msgspec.Raw(msgspec.json.encode(payload))
             lines.append(task(index, key=key, payload=raw, cost=1.0 + index))
-        self.layout = make_spool(self.root, *(lines[rank :: self.ranks] for rank in range(self.ranks)))
+        self.layout = make_spool(
+            self.root, *(lines[rank :: self.ranks] for rank in range(self.ranks))
+        )
         if self.job is not JOB:
             run = msgspec.structs.replace(some_run(len(lines), self.ranks), job=self.job)
             replace(self.layout.run, seal_pretty(run))
@@ -132,8 +134,8 @@ class Played:
         told = idle_s if idle_s is not None else {"start": 0.1}
         rest = max(0.0, seconds - busy - sum(told.values()))
         stats = Stats(
-            done=len(calls), seconds=seconds, busy_s=busy, idle_s={**told, "work": rest}, ready=True,
-            device_name="NVIDIA H100", peak_memory_bytes=1_500_000_000,
+            done=len(calls), seconds=seconds, busy_s=busy, idle_s={**told, "work": rest},
+            ready=True, device_name="NVIDIA H100", peak_memory_bytes=1_500_000_000,
         )  # fmt: skip
         closing = Closing(
             attempt=name, state=state, reason=reason, by=by or name, at=T0 + ended,
@@ -144,11 +146,11 @@ class Played:
         return name
 
 
-def call(index: int, start: float, seconds: float, state: str = "complete", **more: Any) -> JournalLine:
+def call(
+    index: int, start: float, seconds: float, state: str = "complete", **more: Any
+) -> JournalLine:
     """The line of a call that began so long after T0."""
-    return JournalLine(
-        task=index, round=0, state=state, start=T0 + start, seconds=seconds, **more
-    )
+    return JournalLine(task=index, round=0, state=state, start=T0 + start, seconds=seconds, **more)
 
 
 def batch(indices: Sequence[int], start: float, seconds: float) -> list[JournalLine]:

@@ -206,7 +206,9 @@ def played(root: Path, **more: Any) -> Played:
     made.start(1, 0.0, "n2")
     died = TaskFailure(
         task=7, key="k7", start=T0 + 5.0,
-        error=error("died", kind="lost", type="WorkerLost", exit_code=-11, attempts=["rank-0001.a00"]),
+        error=error(
+            "died", kind="lost", type="WorkerLost", exit_code=-11, attempts=["rank-0001.a00"]
+        ),
     )  # fmt: skip
     usage = [Usage(at=T0 + 4.0, rss=1000, cpu=0.5, gpu=75.0, gpu_mem=2000, gpu_mem_total=4000)]
     failed = call(6, 4.0, 0.5, "failed", error=error("exit code 3", kind="exit", exit_code=3))
@@ -312,7 +314,13 @@ def test_gnu_parallel_goes_on_with_the_list(tmp_path: Path, box: Box) -> None:
     log = tmp_path / "log"
     joblog(played(tmp_path / "S"), log)
     done = box.run(
-        "--resume-failed", "--joblog", log, "echo", ":::", *map(str, range(8)), program=("parallel",)
+        "--resume-failed",
+        "--joblog",
+        log,
+        "echo",
+        ":::",
+        *map(str, range(8)),
+        program=("parallel",),
     )
     assert sorted(done.out.split()) == ["6", "7"]
 

@@ -79,7 +79,12 @@ def test_a_batch_that_raised_is_one_call_and_its_parts_follow(tmp_path: Path) ->
     ]
     played.attempt(0, 0, 8.0, lines, 14.0)
     calls = only(played)
-    assert list(calls.outcomes) == [Outcome.AGAIN, Outcome.COMPLETE, Outcome.FAILED, Outcome.COMPLETE]
+    assert list(calls.outcomes) == [
+        Outcome.AGAIN,
+        Outcome.COMPLETE,
+        Outcome.FAILED,
+        Outcome.COMPLETE,
+    ]
     assert calls.durations[0] == pytest.approx(1.5)
     assert_none_overlap(calls)
 
@@ -147,7 +152,9 @@ def test_a_short_pause_is_not_cut() -> None:
 
 def test_the_causes_add_up_to_how_long_each_attempt_lived(tmp_path: Path) -> None:
     played = Played(tmp_path / "S", ["a", "b", "c", "d"], ranks=2)
-    played.attempt(0, 0, 0.0, [call(0, 3.0, 4.0), call(2, 7.5, 1.0)], 10.0, idle_s={"start": 1.0, "load": 2.0})
+    played.attempt(
+        0, 0, 0.0, [call(0, 3.0, 4.0), call(2, 7.5, 1.0)], 10.0, idle_s={"start": 1.0, "load": 2.0}
+    )
     hung = TaskFailure(task=1, key="b", error=error("hung", kind="timeout"), start=T0 + 3.0)
     usage = [Usage(at=T0 + 2.5, busy_s=0.0, idle_s={"start": 1.0, "load": 1.5}, rss=5_000_000)]
     played.attempt(
@@ -242,7 +249,17 @@ def test_the_longest_calls_come_first_with_what_they_cost(tmp_path: Path) -> Non
 
 
 def test_what_is_called_a_secret_is_not_handed_on() -> None:
-    argv = ["/bin/gpuspool", "run", "j.py:J", "--arg", "hf_token=abc", "--api-key", "xyz", "--ranks", "2"]
+    argv = [
+        "/bin/gpuspool",
+        "run",
+        "j.py:J",
+        "--arg",
+        "hf_token=abc",
+        "--api-key",
+        "xyz",
+        "--ranks",
+        "2",
+    ]
     assert facts._command(argv) == (
         "gpuspool run j.py:J --arg hf_token=(not shown) --api-key (not shown) --ranks 2"
     )
@@ -279,3 +296,15 @@ def test_the_policy_names_the_one_script_and_the_one_style(tmp_path: Path) -> No
     assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy[1]
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_process_that_is_loaded_and_has_nothing_to_do_is_not_drawn_as_loading(
+    tmp_path: Path,
+) -> None:
+    played = Played(tmp_path / "S", ["a"])
+    idle_s = {"start": 1.0, "load": 2.0}
+    played.attempt(0, 0, 0.0, [call(0, 50.0, 1.0)], 52.0, idle_s=idle_s)
+    (attempt,) = read_run(view_of(played), "S").attempts
+    assert [(round(until - T0, 3), cause) for until, cause in attempt.pauses] == [
+        (1.0, Cause.START), (3.0, Cause.LOAD), (52.0, Cause.WORK),
+    ]  # fmt: skip

@@ -56,16 +56,29 @@ def view_of(page: Page) -> Any:
 def point_at(page: Page, rank: int, seconds: float) -> str:
     """Point at a moment on the axis, in the lane of a rank; returns what the page says to that."""
     page.js("document.getElementById('timeline').scrollIntoView({block: 'center'})")
-    box = page.js("(({left, top}) => ({left, top}))(document.getElementById('timeline').getBoundingClientRect())")
+    box = page.js(BOX)
     view = view_of(page)
     lane = view["ranks"].index(rank)
-    x = box["left"] + view["left"] + (seconds - view["low"]) / (view["high"] - view["low"]) * view["width"]
+    x = (
+        box["left"]
+        + view["left"]
+        + (seconds - view["low"]) / (view["high"] - view["low"]) * view["width"]
+    )
     y = box["top"] + (lane + 0.5) * view["lane"] - view["scroll"]
     page.move_to(x, y)
-    text: str = page.js("document.getElementById('tip').hidden ? '' : document.getElementById('tip').innerText")
+    text: str = page.js(
+        "document.getElementById('tip').hidden ? '' : document.getElementById('tip').innerText"
+    )
     return text
 
 
+# Where the timeline lies in the window.
+BOX = """(() => {
+  const {left, top} = document.getElementById('timeline').getBoundingClientRect();
+  return {left, top};
+})()"""
+
+# The ranks in whose lanes anything is drawn.
 DRAWN = """(() => {
   const canvas = document.getElementById('timeline');
   const view = JSON.parse(canvas.dataset.view);
@@ -76,7 +89,9 @@ DRAWN = """(() => {
     const from = 4 * (y * canvas.width + Math.ceil(view.left * ratio));
     const row = all.slice(from, from + 4 * Math.floor(view.width * ratio));
     const colours = new Set();
-    for (let at = 0; at < row.length; at += 4) if (row[at + 3]) colours.add(row.slice(at, at + 3).join());
+    for (let at = 0; at < row.length; at += 4) {
+      if (row[at + 3]) colours.add(row.slice(at, at + 3).join());
+    }
     return colours.size >= 2;
   });
 })()"""
@@ -99,7 +114,8 @@ def hours(page: Page) -> dict[str, float]:
 def bar_widths(page: Page) -> dict[str, float]:
     """The width of each part of the bar, as a share of all of it."""
     widths: list[float] = page.js(
-        "[...document.querySelectorAll('#hours > div')].map((one) => one.getBoundingClientRect().width)"
+        "[...document.querySelectorAll('#hours > div')]"
+        ".map((one) => one.getBoundingClientRect().width)"
     )
     return dict(zip(hours(page), (width / sum(widths) for width in widths), strict=True))
 
@@ -122,7 +138,9 @@ def first_moment(spool: Path) -> float:
 def test_a_finished_run_as_its_journals_tell_it(box: Box, browser: Browser) -> None:
     lines = box.tasks([*range(12), "fail", *range(5)])
     spool = box / "S"
-    box.run("run", f"{JOBS}/napping.py:Nap", "--tasks", lines, "--ranks", "2", "--spool", "S", code=3)
+    box.run(
+        "run", f"{JOBS}/napping.py:Nap", "--tasks", lines, "--ranks", "2", "--spool", "S", code=3
+    )
     page = open_page(browser, spool)
     assert_every_rank_is_drawn(page, [0, 1])
     text = page.text()
@@ -153,7 +171,9 @@ def test_a_finished_run_as_its_journals_tell_it(box: Box, browser: Browser) -> N
 
 def test_the_bar_of_hours_is_how_long_the_attempts_lived(box: Box, browser: Browser) -> None:
     lines = box.tasks(["crash", *range(60)])
-    box.run("run", f"{JOBS}/napping.py:Nap", "--tasks", lines, "--ranks", "2", "--spool", "S", code=3)
+    box.run(
+        "run", f"{JOBS}/napping.py:Nap", "--tasks", lines, "--ranks", "2", "--spool", "S", code=3
+    )
     spool = box / "S"
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     ticks = os.sysconf("SC_CLK_TCK")
@@ -216,8 +236,9 @@ def test_a_run_of_several_hosts_with_gpus_and_a_hang(tmp_path: Path, browser: Br
     for host in range(3):
         played.start(host, 0.1 * host, f"gpu{host}")
         usage = [
-            Usage(at=T0 + at, busy_s=at - 2.0, idle_s={"start": 1.0, "load": 1.0}, rss=2_000_000_000,
-                  cpu=1.0, gpu=80.0 + host, gpu_mem=30_000_000_000, gpu_mem_total=80_000_000_000)
+            Usage(at=T0 + at, busy_s=at - 2.0, idle_s={"start": 1.0, "load": 1.0},
+                  rss=2_000_000_000, cpu=1.0, gpu=80.0 + host, gpu_mem=30_000_000_000,
+                  gpu_mem_total=80_000_000_000)
             for at in (4.0, 8.0, 12.0)
         ]  # fmt: skip
         lines = [call(host + 3 * i, 2.0 + 2.5 * i, 2.4) for i in range(3)]
@@ -254,17 +275,21 @@ def test_a_run_of_several_hosts_with_gpus_and_a_hang(tmp_path: Path, browser: Br
 def test_hostile_names_are_text(tmp_path: Path, browser: Browser) -> None:
     keys = [
         "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "sep\u2028and\u2029",
-        "\x1b[31mred\x1b[0m", "\u202egnp.exe", "<!--<script>", "%DATA%", "'\"><svg onload=alert(3)>",
-        "javascript:alert(4)",
+        "\x1b[31mred\x1b[0m", "\u202egnp.exe", "<!--<script>", "%DATA%",
+        "'\"><svg onload=alert(3)>", "javascript:alert(4)",
     ]  # fmt: skip
     played = Played(tmp_path / "S", keys)
     lines = [
-        call(i, 1.0 + i, 0.9, "failed" if i % 2 else "complete", error=error(key) if i % 2 else None)
+        call(
+            i, 1.0 + i, 0.9, "failed" if i % 2 else "complete", error=error(key) if i % 2 else None
+        )
         for i, key in enumerate(keys)
     ]
     played.attempt(0, 0, 0.0, lines, 12.0, host="<script>alert(5)</script>", device="<b>0</b>")
     page = open_page(browser, played.root)
-    for number, key in enumerate(["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>"]):
+    for number, key in enumerate(
+        ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>"]
+    ):
         told = point_at(page, 0, 1.4 + number)
         assert told.split("\n")[0] == key
         assert "host <script>alert(5)</script>, device <b>0</b>" in told
@@ -322,7 +347,7 @@ def test_the_wheel_and_the_keys_lead_to_a_task(tmp_path: Path, browser: Browser)
     middle = 5.0 + 0.5 * 700 + 0.2
     point_at(page, 1, middle)
     whole = view_of(page)["high"]
-    box = page.js("(({left, top}) => ({left, top}))(document.getElementById('timeline').getBoundingClientRect())")
+    box = page.js(BOX)
     view = view_of(page)
     x = box["left"] + view["left"] + middle / whole * view["width"]
     y = box["top"] + 1.5 * view["lane"]

@@ -73,9 +73,9 @@ def write_report(
     if output is None and trace is None and joblog is None:
         output = Layout(root).report_page
     wanted: list[tuple[str, Callable[[Run], Callable[[], Iterable[bytes]]]]] = []
-    for path, pieces in ((output, _page), (trace, _trace), (joblog, _joblog)):
-        if path is not None:
-            wanted.append((os.fspath(path), pieces))
+    for asked, maker in ((output, _page), (trace, _trace), (joblog, _joblog)):
+        if asked is not None:
+            wanted.append((os.fspath(asked), maker))
     view = load_view(root, reads_claims=False)
     paths = [path for path, _ in wanted]
     for path in paths:

@@ -559,9 +559,7 @@ def results(spool: str | None, **_: Any) -> None:
     help="Write the finished tasks as --joblog of GNU parallel does.",
 )
 @debug
-def report(
-    spool: str | None, output: str | None, trace: str | None, joblog: str | None
-) -> None:
+def report(spool: str | None, output: str | None, trace: str | None, joblog: str | None) -> None:
     """Write a run as one HTML file to hand on: figures, a timeline, failures, how it was run.
 
     With --trace or --joblog alone no page is written.

@@ -29,25 +29,18 @@ import msgspec
 from gpuspool.orchestrator.page.axis import Axis
 from gpuspool.orchestrator.page.calls import Outcome, read_calls
 from gpuspool.orchestrator.page.lives import Attempt, Cause, read_attempts
-from gpuspool.orchestrator.page.sums import (
-    POINTS,
-    Used,
-    completions,
-    rank_bins,
-    times_of,
-    used_by,
-)
+from gpuspool.orchestrator.page.sums import POINTS, Used, completions, rank_bins, times_of, used_by
 from gpuspool.orchestrator.report.endings import ending
 from gpuspool.orchestrator.report.failures import each_failure
 from gpuspool.orchestrator.report.failures_text import explain_command, typed_task
-from gpuspool.orchestrator.report.keys import SEARCHED, TaskKey, read_keys
+from gpuspool.orchestrator.report.keys import SEARCHED, read_keys
 from gpuspool.orchestrator.report.ranks import why_ended
 from gpuspool.orchestrator.report.status import status
 from gpuspool.orchestrator.text.groups import How, how_of
 from gpuspool.orchestrator.text.printable import one_line, printable, shell_word
 from gpuspool.orchestrator.text.words import count_of, quoted_path
 from gpuspool.spool import __version__
-from gpuspool.spool.layout import parse_attempt, rank_name, rank_of
+from gpuspool.spool.layout import parse_attempt, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.open_folder import out_of
 from gpuspool.spool.records import Error, Options, Record
@@ -75,10 +68,9 @@ TRACEBACK_LETTERS = 4000
 KEY_LETTERS = 300
 MESSAGE_LETTERS = 2000
 
-# Times on the axis are whole numbers of a unit, a power of ten in seconds. It is fine enough to tell
-# the three digits of a usual call that a page shows, and to draw it in its place if the axis is
-# made a hundred times as long. A finer one would only make the file larger: in 100,000 calls of
-# 0.2 s each digit takes 70 kB.
+# Times on the axis are whole numbers of a unit, a power of ten in seconds. It is fine enough to
+# tell the digits of a usual call that a page shows, and to draw the call in its place if the axis
+# is made a hundred times as long. A finer one would only make the file larger.
 UNITS_A_CALL = 200
 UNITS_AN_AXIS = 1e5
 # What four bytes hold.
@@ -307,10 +299,11 @@ class _Facts:
     def _units(self, seconds: float) -> int:
         return max(0, round(seconds / self._unit))
 
-    # As numbers that are mostly small, or alike, since few bytes are left of such once they are
-    # compressed: three columns of four bytes a call. Of the calls of each attempt, in order: how long after the end of the one before,
-    # or the beginning of the attempt, it began; how long it took; how much its task's number
-    # exceeds that of the one before. A call that is rounded never begins before the last has ended.
+    # Three columns of four bytes a call, of numbers that are mostly small, or alike, since few
+    # bytes are left of such once they are compressed. Of the calls of each attempt, in order: how
+    # long after the end of the one before, or the beginning of the attempt, it began; how long it
+    # took; how much its task's number exceeds that of the one before. A call that is rounded never
+    # begins before the last has ended.
     def _each_call(self) -> dict[str, Any]:
         gaps = array.array("I")
         durations = array.array("I")
@@ -495,7 +488,7 @@ class _Facts:
         for attempt in self._attempts:
             if attempt.closing is not None and attempt.closing.stats is not None:
                 versions |= attempt.closing.stats.versions
-        facts = {
+        facts: dict[str, str | float] = {
             "command": _command(run.argv),
             "job": _job_text(job),
             "sha256 of the job": job.sha256,
@@ -524,7 +517,7 @@ class _Facts:
             "command": told(row["command"] or ""),
             "host": told(row["host"] or ""),
             "job": told(row["job"] or ""),
-            "slots": told(", ".join(row["slots"])),
+            "slots": told(_counted(row["slots"])),
             "since": row["since"],
             "ended_at": row["ended_at"],
             "state": told(row["state"]),
@@ -566,8 +559,8 @@ class _Facts:
         if not draws_each:
             calls = count_of(self._run.n_calls, "call")
             notes.append(
-                f"There are too many calls to draw each ({calls}). The timeline shows how busy each "
-                "rank was, and names the slowest calls and the failed tasks alone."
+                f"There are too many calls to draw each ({calls}). The timeline shows how busy "
+                "each rank was, and names the slowest calls and the failed tasks alone."
             )
         if now["doubtful"]:
             tasks = count_of(now["doubtful"], "task has", "tasks have")
@@ -644,6 +637,12 @@ def _job_text(job: Any) -> str:
             return f"{job.spec} ({job.file})" if job.file else job.spec
 
 
+def _counted(names: Sequence[str]) -> str:
+    """Names in their order, each once: "2 × 0, 2 × 1"."""
+    counts = Counter(names)
+    return ", ".join(name if n == 1 else f"{n} × {name}" for name, n in counts.items())
+
+
 def _plain(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
@@ -667,5 +666,7 @@ def _command(argv: Sequence[str]) -> str:
             words.append(f"{shell_word(name)}={HIDDEN}")
         else:
             words.append(shell_word(word))
-        is_secret = not is_secret and not equals and bool(re.match(r"-", word) and _SECRET.search(word))
+        is_secret = (
+            not is_secret and not equals and bool(re.match(r"-", word) and _SECRET.search(word))
+        )
     return " ".join(words)

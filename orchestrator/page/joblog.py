@@ -1,4 +1,4 @@
-"""The finished tasks of a run as GNU parallel's --joblog has them, for whoever has scripts for that.
+"""The finished tasks of a run as GNU parallel's --joblog has them, for who has scripts for that.
 
 One line for each task that is complete or failed, in the order in which they ended, with the
 columns Seq, Host, Starttime, JobRuntime, Send, Receive, Exitval, Signal and Command, between which

@@ -161,9 +161,8 @@ class _Reader:
         ended: float | None = None
         if self._is_alive:
             ended = self._now
-        elif closing is not None and 0.0 < closing.at < LATEST:
-            if closing.by in (BY_PARENT, self._name):
-                ended = closing.at
+        elif closing is not None and closing.by in (BY_PARENT, self._name):
+            ended = closing.at if 0.0 < closing.at < LATEST else None
         if ended is None:
             ended = self._last_sign(open_call)
         began: float | None = None
@@ -228,19 +227,22 @@ class _Reader:
     ) -> list[tuple[float, Cause]]:
         """What it waited for, from moment to moment.
 
-        Until the first call it starts and loads. Then each line in usage/ tells what most of the
-        time went into since the one before. Behind the last call it waits for work, or for nothing
-        that anybody tells of.
+        It starts and loads, and then waits for its first task. From the first call on each line in
+        usage/ tells what most of the time went into since the one before. Behind the last call it
+        waits for work, or for nothing that anybody tells of.
         """
         calls = self._calls
         pauses: list[tuple[float, Cause]] = []
         start_s = spent.get(Cause.START, 0.0)
         first = calls.begins[0] if len(calls) else ended
         last = calls.end if len(calls) else ended
+        load_s = spent.get(Cause.LOAD, 0.0)
         if start_s:
             pauses.append((min(began + start_s, first), Cause.START))
-        is_told = Cause.LOAD in spent or Cause.START in spent
-        pauses.append((first, Cause.LOAD if is_told else Cause.UNTOLD))
+        if load_s:
+            pauses.append((min(began + start_s + load_s, first), Cause.LOAD))
+        waited = max((Cause.WORK, Cause.INPUTS), key=lambda cause: spent.get(cause, 0.0))
+        pauses.append((first, waited if waited in spent else Cause.UNTOLD))
         before = _NOTHING
         for line in self._usage:
             if first < line.at < last:

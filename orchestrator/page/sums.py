@@ -1,4 +1,4 @@
-"""What many calls amount to: how many a second, how long, how busy each rank was, how much was used.
+"""What many calls amount to: how many a second, how long, how busy ranks were, what they used.
 
 Each figure is a list of as many numbers as a picture is wide, however long the run was.
 """
@@ -149,7 +149,9 @@ def rank_bins(attempts: Iterable[Attempt], axis: Axis) -> dict[str, list[int]]:
     shares = [min(100, max(0, round(100 * seconds / width))) for seconds in busy]
     # A bin in which anything ran shall be seen.
     return {
-        "busy": [max(share, 1) if seconds else share for share, seconds in zip(shares, busy, strict=True)],
+        "busy": [
+            max(share, 1) if seconds else share for share, seconds in zip(shares, busy, strict=True)
+        ],
         "ended": ended,
         "failed": failed,
     }

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 
 class Nap:
@@ -22,6 +23,6 @@ class Nap:
                 case "crash":
                     os.kill(os.getpid(), signal.SIGSEGV)
                 case "wait":
-                    while not os.path.exists(ctx.args["gate"]):
+                    while not Path(ctx.args["gate"]).exists():
                         time.sleep(0.01)
         return [task.index for task in tasks]
