@@ -308,3 +308,19 @@ def test_a_process_that_is_loaded_and_has_nothing_to_do_is_not_drawn_as_loading(
     assert [(round(until - T0, 3), cause) for until, cause in attempt.pauses] == [
         (1.0, Cause.START), (3.0, Cause.LOAD), (52.0, Cause.WORK),
     ]  # fmt: skip
+
+
+def test_what_nobody_can_have_used_makes_no_figure_of_it(tmp_path: Path) -> None:
+    played = Played(tmp_path / "S", ["a"])
+    usage = [
+        Usage(
+            at=T0 + 2.0, busy_s=1e308, idle_s={"start": 1e308, "load": -5.0}, gpu=1e308, cpu=-1.0
+        ),
+        Usage(at=1e308, busy_s=1.0, rss=10**18),
+    ]
+    played.attempt(
+        0, 0, 0.0, [call(0, 1.0, 1.0)], 9.0, usage=usage, reason=Reason.CRASH,
+        state=AttemptState.FAILED, by="parent", has_stats=False,
+    )  # fmt: skip
+    made = read_facts(played)
+    assert sum(seconds for _, seconds in made["hours"]) == pytest.approx(7.0, abs=2.0)

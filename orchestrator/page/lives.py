@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from gpuspool.orchestrator.page.calls import (
     LATEST,
+    LONGEST_S,
     ROUNDING_S,
     Calls,
     OpenCall,
@@ -167,10 +168,11 @@ class _Reader:
             ended = self._last_sign(open_call)
         began: float | None = None
         if closing is not None and closing.stats is not None and ended is not None:
-            return ended - closing.stats.seconds, ended
+            return ended - _sane(closing.stats.seconds), ended
         if self._usage:
             first = self._usage[0]
-            began = first.at - first.busy_s - sum(first.idle_s.values()) + calls.moved_s
+            age = _sane(first.busy_s) + sum(map(_sane, first.idle_s.values()))
+            began = first.at - age + calls.moved_s
         elif self._intent is not None and 0.0 < self._intent.at < LATEST:
             began = self._intent.at + calls.moved_s
         elif len(calls):
@@ -202,8 +204,8 @@ class _Reader:
         in_hand = calls.total_s(Outcome.IN_HAND)
         idle: dict[str, float] = _NOTHING
         if closing is not None and closing.stats is not None:
-            seconds = closing.stats.seconds
-            busy = closing.stats.busy_s
+            seconds = _sane(closing.stats.seconds)
+            busy = _sane(closing.stats.busy_s)
             idle = closing.stats.idle_s
         else:
             seconds = lived_s
@@ -212,10 +214,10 @@ class _Reader:
             if self._usage:
                 last = self._usage[-1]
                 idle = last.idle_s
-                busy = max(busy, last.busy_s)
+                busy = max(busy, _sane(last.busy_s))
         spent = {Cause.DONE: max(0.0, busy - again - lost), Cause.AGAIN: again, Cause.LOST: lost}
         for cause in IDLE:
-            spent[cause] = max(0.0, idle.get(cause, 0.0))
+            spent[cause] = _sane(idle.get(cause, 0.0))
         told = sum(spent.values())
         # What is told is rounded, so less than this is nothing.
         if seconds - told > ROUNDED * seconds:
@@ -259,6 +261,11 @@ class _Reader:
         if close_s:
             pauses.append((ended, Cause.CLOSE))
         return _without_repeats(pauses)
+
+
+def _sane(seconds: float) -> float:
+    """A duration that somebody told, 0 where nothing can take so long."""
+    return seconds if 0.0 <= seconds < LONGEST_S else 0.0
 
 
 def _most(before: dict[str, float], now: dict[str, float]) -> Cause:
