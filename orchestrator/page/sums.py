@@ -102,7 +102,9 @@ def _first_from(values: list[float], edge: float, start: int) -> int:
 def _edges(least: float, most: float) -> list[float]:
     """The edges of the bars: of one width where the times are alike, else growing by a factor."""
     if most <= least:
-        return [least, max(most, least + 1e-6)]
+        # One thin bar in the middle, and not one that fills all.
+        width = max(least, 1e-6) / BARS
+        return [max(0.0, least + width * (number - BARS / 2)) for number in range(BARS + 1)]
     floor = max(least, most * 1e-7, 1e-6)
     if most / floor < 10.0:
         width = (most - least) / BARS
