@@ -82,6 +82,10 @@ JUDGED = (100_000, 64)
 # The most CPU seconds that a verb may take at that size.
 CPU_LIMITS = {"status": 0.3, "failed": 0.3, "explain a task": 0.35, "explain a rank": 0.35}
 
+# The most CPU seconds that a page may take beside reading the spool, and the most MB that it may
+# have. Up to 200,000 calls each is in it; above that it holds 800 bins for each rank.
+PAGE_LIMITS = {(100_000, 64): (1.1, 1.7), (1_000_000, 2): (4.9, 0.06)}
+
 # The most that `status --watch` may take, in percent of a core.
 WATCH_LIMIT = 4.0
 
@@ -265,6 +269,20 @@ def reading(size: Size, home: Path, table: Table, runs: int) -> None:
         case = f"finished, {size.tasks:,} tasks x {size.ranks} ranks"
         for verb in ("status", "results"):
             looking(Verb(verb, (verb, SPOOL)), case, folder, table, runs, size)
+        handing_on(case, folder, table, runs, size)
+
+
+def handing_on(case: str, folder: Path, table: Table, runs: int, size: Size) -> None:
+    """The page of a run: what it costs beside `status`, which reads the same, and its size."""
+    looking(Verb("report", ("report", SPOOL)), case, folder, table, runs, size)
+    if not has_verb("report", table.versions[0]):
+        return
+    ours = table.versions[0]
+    seconds = [best(runs, (verb, SPOOL), folder, ours).cpu_s for verb in ("report", "status")]
+    limits = PAGE_LIMITS.get((size.tasks, size.ranks), (None, None))
+    table.add(f"report less status, {case}: CPU s", [seconds[0] - seconds[1]], limits[0])
+    megabytes = (folder / SPOOL / "report.html").stat().st_size / 1e6
+    table.add(f"report, {case}: MB of the file", [megabytes], limits[1])
 
 
 def looking_at_work(size: Size, home: Path, table: Table, runs: int, watched_s: float) -> None:

@@ -2,8 +2,9 @@
 
 Start a run: `run`, `resume`, `join`, `retry`, `redo`, `add`, `drain`; on a cluster `submit`,
 `resubmit`. Look at it: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`;
-`doctor`. They return `Report`, `Submission`, `Result`, `Findings` and `Check`; their options are
-those of `RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
+`doctor`. Hand it on: `report`. They return `Report`, `Submission`, `Result`, `Findings` and
+`Check`; their options are those of `RunOptions` and `StartOptions`. What goes wrong is a
+`GpuspoolError`.
 
 In a job: `Task` and `Context` for annotations, `NotDone` and `Restart`. For programs that had a
 coordinator of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gpuspool.spool import __version__
 
 if TYPE_CHECKING:
+    from gpuspool.orchestrator.api.handing_on import report
     from gpuspool.orchestrator.api.reading import (
         doctor,
         explain,
@@ -101,6 +103,7 @@ __all__ = [
     "join",
     "logs",
     "redo",
+    "report",
     "resubmit",
     "results",
     "resume",
@@ -133,6 +136,7 @@ _HOMES = {
     "explain": "gpuspool.orchestrator.api.reading",
     "failed": "gpuspool.orchestrator.api.reading",
     "logs": "gpuspool.orchestrator.api.reading",
+    "report": "gpuspool.orchestrator.api.handing_on",
     "results": "gpuspool.orchestrator.api.reading",
     "resume": "gpuspool.orchestrator.api.runs",
     "join": "gpuspool.orchestrator.api.runs",

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Some tests need more than Python: strace; a C compiler for the shim that makes system calls fail;
-# Slurm, of which they start one of their own; FUSE; tmux. Where that is possible they are installed;
+# Slurm, of which they start one of their own; FUSE; tmux; Chromium. Where that is possible they are installed;
 # elsewhere those tests are skipped and say why.
 set -u
 PATH="$PATH:/usr/sbin:/sbin"
@@ -21,6 +21,12 @@ pkg-config pkg-config
 tmux tmux
 END
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
+    # Elsewhere than in Debian it has other names, see tests/chromium.py.
+    for program in chromium chromium-browser google-chrome chrome; do
+        command -v "$program" >/dev/null && return
+    done
+    # What it writes pages in: without any font it draws boxes.
+    echo chromium fonts-dejavu-core
 }
 
 install() {

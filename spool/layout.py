@@ -421,6 +421,11 @@ class Layout:
         return self.root / "summary.json"
 
     @property
+    def report_page(self) -> Path:
+        """The run as one HTML file; exists only where somebody asked for it."""
+        return self.root / "report.html"
+
+    @property
     def lock(self) -> Path:
         return self.root / "orchestrator.lock"
 

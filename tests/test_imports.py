@@ -61,10 +61,11 @@ FOLDERS_ABOVE = {
     "plan": {"text"},
     "slurm": {"text", "plan"},
     "report": {"text", "plan", "slurm"},
+    "page": {"text", "plan", "slurm", "report"},
     "supervise": {"text", "plan", "slurm"},
-    "api": {"text", "plan", "slurm", "report", "supervise"},
+    "api": {"text", "plan", "slurm", "report", "page", "supervise"},
     "gpu_coordinator": {"text", "plan", "slurm", "report", "supervise"},
-    "cli": {"text", "plan", "slurm", "report", "supervise", "api"},
+    "cli": {"text", "plan", "slurm", "report", "page", "supervise", "api"},
 }
 
 
@@ -224,7 +225,7 @@ def test_each_module_that_a_verb_imports_late_may_be_the_first(box: Box) -> None
 def test_looking_at_a_spool_loads_nothing_heavy(box: Box) -> None:
     box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3), "--spool", "S")
     gpuspool = Path(sys.executable).with_name("gpuspool")
-    for verb in (["status", "--json"], ["results"], ["verify"], ["failed"], ["logs"]):
+    for verb in (["status", "--json"], ["results"], ["verify"], ["failed"], ["logs"], ["report"]):
         done = box.run("-X", "importtime", gpuspool, *verb, "S", program=(sys.executable,))
         assert not loaded(done.err) & {*HEAVY, "gpuspool.worker", "pynvml"}, verb
 

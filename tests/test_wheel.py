@@ -69,6 +69,8 @@ def test_the_wheel_holds_the_packages_their_types_and_nothing_else(wheel: Path) 
     ours = {name for name in names if ".dist-info/" not in name}
     assert {"gpuspool/__init__.py", "gpuspool/py.typed", "gpuspool/worker/__main__.py"} <= ours
     assert {name.partition("/")[0] for name in ours} == {"gpuspool"}
+    page = "gpuspool/orchestrator/page"
+    assert {f"{page}/page.html", f"{page}/page.css", f"{page}/page.js"} <= ours
 
 
 def test_installing_beside_a_torch_pulls_no_second_one(

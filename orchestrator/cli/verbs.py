@@ -39,7 +39,7 @@ from gpuspool.orchestrator.cli.options import (
 from gpuspool.orchestrator.cli.streams import RunEnded
 from gpuspool.orchestrator.text.printable import one_line, plain_json, printable
 from gpuspool.orchestrator.text.progress import say
-from gpuspool.orchestrator.text.words import count_of, to_type
+from gpuspool.orchestrator.text.words import count_of, short_path, to_type
 from gpuspool.spool import __version__
 from gpuspool.spool.errors import (
     EXIT_COMPLETE,
@@ -536,6 +536,40 @@ def results(spool: str | None, **_: Any) -> None:
     for result in reading.results(spool):
         write(plain_json(encode_result(result)) + b"\n")
     _warn_of_out(spool)
+
+
+@cli.command()
+@spool_argument
+@option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Where the page goes. Default SPOOL/report.html; - is standard output.",
+)
+@option(
+    "--trace",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Write a trace for Perfetto and chrome://tracing; compressed where FILE ends with .gz.",
+)
+@option(
+    "--joblog",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Write the finished tasks as --joblog of GNU parallel does.",
+)
+@debug
+def report(spool: str | None, output: str | None, trace: str | None, joblog: str | None) -> None:
+    """Write a run as one HTML file to hand on: figures, a timeline, failures, how it was run.
+
+    With --trace or --joblog alone no page is written.
+    """
+    from gpuspool.orchestrator.api import handing_on
+
+    spool = _looked_at(spool)
+    for path in handing_on.write_report(spool, output, trace=trace, joblog=joblog):
+        say(f"wrote {short_path(path)}")
 
 
 @cli.command()

@@ -106,7 +106,7 @@ def group_failures(view: View, most_with_tasks: int) -> Groups:
     """
     groups: dict[How, Group] = {}
     n_left_out = 0
-    for task, error, rank in _failures(view):
+    for task, error, rank in each_failure(view):
         how = how_of(error)
         group = groups.get(how)
         if group is None:
@@ -128,7 +128,7 @@ def group_failures(view: View, most_with_tasks: int) -> Groups:
     return Groups(largest_first, view.ledger.n_failed, n_left_out, inputs, names)
 
 
-def _failures(view: View) -> Iterator[tuple[int, Error, int | None]]:
+def each_failure(view: View) -> Iterator[tuple[int, Error, int | None]]:
     """(task, error, rank on which it failed last) of each failed task, each once, in no order.
 
     The order of the sources is that of `Results`: what a journal says of the newest round, else
@@ -171,7 +171,7 @@ def _errors_in(
 
 
 def _told_elsewhere(view: View, tasks: list[int]) -> Iterator[tuple[int, Error, int | None]]:
-    """As `_failures`, of tasks of which no journal tells the failure that counts."""
+    """As `each_failure`, of tasks of which no journal tells the failure that counts."""
     found = losses(view)
     for task in tasks:
         loss = found.get(task)

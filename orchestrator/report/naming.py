@@ -33,6 +33,11 @@ class Name(NamedTuple):
     word: str
     is_plain: bool = True
 
+    @property
+    def option(self) -> str:
+        """The option that names the task."""
+        return f"--task {self.word}" if self.is_plain else f"--task={self.word}"
+
 
 # Also a key may look like the number of a task, and keys come first. So where a number is another
 # task's key, the key of the task itself is named, however long that is.
@@ -67,8 +72,24 @@ class Namer:
 
 def explain_command(spool: str, name: Name) -> str:
     """The command that tells the story of one task, to be copied into a shell."""
-    word = name.word if name.is_plain else f"--task={name.word}"
+    word = name.word if name.is_plain else name.option
     return f"gpuspool explain {quoted_path(spool)} {word}"
+
+
+def logs_command(spool: str, name: Name) -> str:
+    """The command that prints what one task printed, to be copied into a shell."""
+    return f"gpuspool logs {quoted_path(spool)} {name.option}"
+
+
+def redo_command(spool: str, key: str | None) -> str:
+    """The command that does a task again, to be copied into a shell; "" where none can be typed.
+
+    `redo` takes keys alone.
+    """
+    if not key or one_line(key) != key:
+        return ""
+    ends_options = "-- " if key.startswith("-") else ""
+    return f"gpuspool redo {quoted_path(spool)} {ends_options}{shell_word(key)}"
 
 
 def _is_typed(key: str) -> bool:

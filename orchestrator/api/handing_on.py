@@ -1,0 +1,175 @@
+"""Handing a run on: `report`, which writes it as a page, as a trace or as a list of jobs.
+
+It reads the files of a spool as the verbs of `reading` do, in the middle of a run and long after
+it. Each file that it writes becomes visible in one step, rename(2), whatever was there before; a
+kill leaves none that is half written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from gpuspool.orchestrator.page.facts import Run, facts_of, read_run
+from gpuspool.orchestrator.page.joblog import joblog_pieces
+from gpuspool.orchestrator.page.render import render
+from gpuspool.orchestrator.page.trace import trace_pieces
+from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.layout import Layout
+from gpuspool.spool.publish import replace_streamed, write_all
+from gpuspool.spool.view import load_view
+
+# What stands for standard output in place of a file's name.
+STDOUT = "-"
+
+# What the file system says where nobody may write: then another place may do.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+# Makes zlib write what gunzip reads.
+_GZIP_BITS = 16 + zlib.MAX_WBITS
+
+StrPath = str | os.PathLike[str]
+
+
+def report(
+    spool: StrPath | None = None,
+    output: StrPath | None = None,
+    *,
+    trace: StrPath | None = None,
+    joblog: StrPath | None = None,
+) -> Path | None:
+    """Write a run as one HTML file, and return its path; docs/report.md shows one.
+
+    spool: None for the only ./spool-*. output: None for `SPOOL/report.html`. trace: a trace for
+    Perfetto, compressed where the name ends with .gz. joblog: the finished tasks as GNU parallel
+    lists them. Where one of these two is asked for and no `output`, no page is written, and None is
+    returned. A "-" is standard output.
+
+    Raises UsageError where there is no spool or a file cannot be written there, SpoolError where
+    the spool cannot be read, and OSError where a file system fails.
+    """
+    write_report(spool, output, trace=trace, joblog=joblog)
+    if output is None:
+        return None if trace or joblog else Layout(find_spool(spool)).report_page
+    return None if os.fspath(output) == STDOUT else Path(output)
+
+
+def write_report(
+    spool: StrPath | None,
+    output: StrPath | None,
+    *,
+    trace: StrPath | None = None,
+    joblog: StrPath | None = None,
+) -> list[Path]:
+    """As `report`; returns the files that were written."""
+    root = find_spool(spool)
+    named = os.fspath(root)
+    if output is None and trace is None and joblog is None:
+        output = Layout(root).report_page
+    wanted: list[tuple[str, Callable[[Run], Callable[[], Iterable[bytes]]]]] = []
+    for asked, maker in ((output, _page), (trace, _trace), (joblog, _joblog)):
+        if asked is not None:
+            wanted.append((os.fspath(asked), maker))
+    view = load_view(root, reads_claims=False)
+    paths = [path for path, _ in wanted]
+    for path in paths:
+        _refuse(path, paths)
+    run = read_run(view.refresh(), named)
+    written: list[Path] = []
+    for path, pieces_of in wanted:
+        pieces = pieces_of(run)
+        if path.endswith(".gz"):
+            pieces = _compressed(pieces)
+        if _write(path, pieces):
+            written.append(Path(path))
+    return written
+
+
+def _page(run: Run) -> Callable[[], Iterable[bytes]]:
+    page = render(facts_of(run))
+    return lambda: [page]
+
+
+def _trace(run: Run) -> Callable[[], Iterable[bytes]]:
+    return lambda: trace_pieces(run)
+
+
+def _joblog(run: Run) -> Callable[[], Iterable[bytes]]:
+    return lambda: joblog_pieces(run)
+
+
+def _compressed(pieces: Callable[[], Iterable[bytes]]) -> Callable[[], Iterable[bytes]]:
+    def compressed() -> Iterator[bytes]:
+        packer = zlib.compressobj(wbits=_GZIP_BITS)
+        for piece in pieces():
+            yield packer.compress(piece)
+        yield packer.flush()
+
+    return compressed
+
+
+def _refuse(path: str, paths: list[str]) -> None:
+    """Raise UsageError for a name that no file can get, before anything is read."""
+    if not path:
+        raise UsageError("the name of a file to write is empty. Name one.")
+    if paths.count(path) > 1:
+        raise UsageError(f"{path} is named twice. Each file has a name of its own.")
+    if path == STDOUT:
+        return
+    if os.path.isdir(path):
+        raise UsageError(f"{path} is a folder. Name a file in it, such as {path}/report.html.")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise UsageError(f"{path} cannot be written: there is no folder {folder}. Make it first.")
+
+
+def _write(path: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
+    """Write a file in one step. What is no plain file, such as /dev/stdout or a pipe, is written
+    to. Returns whether a file was made.
+    """
+    if path == STDOUT:
+        for piece in pieces():
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return False
+    try:
+        if _is_stream(path):
+            _write_to(path, pieces())
+            return False
+        replace_streamed(Path(os.path.abspath(path)), pieces)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}. Name another file, with -o for the page."
+        ) from None
+    return True
+
+
+def _is_stream(path: str) -> bool:
+    """Whether a name stands for something to write to. Such a name must never be replaced.
+
+    /dev/stdout is a link, and where it leads may be a plain file.
+    """
+    absolute = os.path.abspath(path)
+    if absolute in ("/dev/stdout", "/dev/stderr") or absolute.startswith(("/dev/fd/", "/proc/")):
+        return True
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _write_to(path: str, pieces: Iterable[bytes]) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        for piece in pieces:
+            write_all(fd, piece)
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""A finished or running spool as one file to hand on: a page, a trace, a list of jobs."""
