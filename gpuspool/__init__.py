@@ -2,8 +2,9 @@
 
 Start a run: `run`, `resume`, `join`, `retry`, `redo`, `add`, `drain`; on a cluster `submit`,
 `resubmit`. Look at it: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`;
-`doctor`. They return `Report`, `Submission`, `Result`, `Findings` and `Check`; their options are
-those of `RunOptions` and `StartOptions`. What goes wrong is a `GpuspoolError`.
+`doctor`. Hand it on: `export`, `stack`. They return `Report`, `Submission`, `Result`, `Findings`
+and `Check`; their options are those of `RunOptions` and `StartOptions`. What goes wrong is a
+`GpuspoolError`.
 
 In a job: `Task` and `Context` for annotations, `NotDone` and `Restart`. For programs that had a
 coordinator of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gpuspool.spool import __version__
 
 if TYPE_CHECKING:
+    from gpuspool.orchestrator.api.exporting import export, stack
     from gpuspool.orchestrator.api.reading import (
         doctor,
         explain,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         DevicesChanged,
         FolderGone,
         GpuspoolError,
+        Incomplete,
         JobDamaged,
         OrchestratorLive,
         OutputError,
@@ -73,6 +76,7 @@ __all__ = [
     "FolderGone",
     "GPUProcessCoordinator",
     "GpuspoolError",
+    "Incomplete",
     "JobDamaged",
     "NotDone",
     "OrchestratorLive",
@@ -97,6 +101,7 @@ __all__ = [
     "doctor",
     "drain",
     "explain",
+    "export",
     "failed",
     "join",
     "logs",
@@ -106,6 +111,7 @@ __all__ = [
     "resume",
     "retry",
     "run",
+    "stack",
     "status",
     "submit",
     "verify",
@@ -131,6 +137,8 @@ _HOMES = {
     "doctor": "gpuspool.orchestrator.api.reading",
     "drain": "gpuspool.orchestrator.api.runs",
     "explain": "gpuspool.orchestrator.api.reading",
+    "export": "gpuspool.orchestrator.api.exporting",
+    "stack": "gpuspool.orchestrator.api.exporting",
     "failed": "gpuspool.orchestrator.api.reading",
     "logs": "gpuspool.orchestrator.api.reading",
     "results": "gpuspool.orchestrator.api.reading",

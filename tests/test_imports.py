@@ -17,8 +17,8 @@ PACKAGES = ("orchestrator", "worker", "spool")
 FILES = sorted(
     chain(ROOT.glob("gpuspool/*.py"), *((ROOT / package).rglob("*.py") for package in PACKAGES))
 )
-HEAVY = {"torch", "rich", "watchdog", "numpy"}
-ONE_FILE = {"torch", "rich", "watchdog", "filelock"}
+HEAVY = {"torch", "rich", "watchdog", "numpy", "pyarrow", "pandas"}
+ONE_FILE = {"torch", "rich", "watchdog", "filelock", "pyarrow", "pandas"}
 # Both sides ask NVML, and share no code but the protocol.
 ONE_FILE_EACH = {"pynvml": {"gpuspool.orchestrator.plan.nvml", "gpuspool.worker.gpu"}}
 # click's decorators are the command line; its one package is the boundary.
@@ -62,9 +62,10 @@ FOLDERS_ABOVE = {
     "slurm": {"text", "plan"},
     "report": {"text", "plan", "slurm"},
     "supervise": {"text", "plan", "slurm"},
-    "api": {"text", "plan", "slurm", "report", "supervise"},
+    "export": {"text", "plan", "slurm", "report"},
+    "api": {"text", "plan", "slurm", "report", "export", "supervise"},
     "gpu_coordinator": {"text", "plan", "slurm", "report", "supervise"},
-    "cli": {"text", "plan", "slurm", "report", "supervise", "api"},
+    "cli": {"text", "plan", "slurm", "report", "export", "supervise", "api"},
 }
 
 
@@ -224,7 +225,15 @@ def test_each_module_that_a_verb_imports_late_may_be_the_first(box: Box) -> None
 def test_looking_at_a_spool_loads_nothing_heavy(box: Box) -> None:
     box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3), "--spool", "S")
     gpuspool = Path(sys.executable).with_name("gpuspool")
-    for verb in (["status", "--json"], ["results"], ["verify"], ["failed"], ["logs"]):
+    verbs = [
+        "status --json",
+        "results",
+        "results --format csv --flatten",
+        "verify",
+        "failed",
+        "logs",
+    ]
+    for verb in map(str.split, verbs):
         done = box.run("-X", "importtime", gpuspool, *verb, "S", program=(sys.executable,))
         assert not loaded(done.err) & {*HEAVY, "gpuspool.worker", "pynvml"}, verb
 
