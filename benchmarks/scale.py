@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import fcntl
 import functools
+import importlib.util
 import multiprocessing
 import os
 import pty
@@ -42,6 +43,8 @@ from typing import ParamSpec, TypeVar
 from benchmarks import report, timed
 from benchmarks.spools import Busy, Pulse, Size, make_busy, make_dead, make_finished
 from gpuspool.spool.identity import myself
+
+FORMATS = ("jsonl", "csv", "parquet")
 
 # The name of a spool in the folder that a command runs in.
 SPOOL = "spool"
@@ -85,6 +88,12 @@ CPU_LIMITS = {"status": 0.3, "failed": 0.3, "explain a task": 0.35, "explain a r
 # The most CPU seconds that a page may take beside reading the spool, and the most MB that it may
 # have. Up to 200,000 calls each is in it; above that it holds 800 bins for each rank.
 PAGE_LIMITS = {(100_000, 64): (1.1, 1.7), (1_000_000, 2): (4.9, 0.06)}
+
+# The size for which there are limits of writing a table, and the most CPU seconds and MB that each
+# format may take there.
+WRITTEN = (1_000_000, 2)
+WRITING_CPU_LIMIT = 6.0
+WRITING_MB_LIMIT = 400
 
 # The most that `status --watch` may take, in percent of a core.
 WATCH_LIMIT = 4.0
@@ -285,6 +294,43 @@ def handing_on(case: str, folder: Path, table: Table, runs: int, size: Size) -> 
     table.add(f"report, {case}: MB of the file", [megabytes], limits[1])
 
 
+def tables() -> list[Verb]:
+    """The formats of a table, and what makes most work of it."""
+    formats = ("jsonl", "csv") if importlib.util.find_spec("pyarrow") is None else FORMATS
+    found = [
+        Verb(f"results -o x.{name}", ("results", SPOOL, "-o", f"x.{name}")) for name in formats
+    ]
+    return found + [Verb(f"{verb.name} --flatten", (*verb.words, "--flatten")) for verb in found]
+
+
+def writing(size: Size, home: Path, table: Table, runs: int) -> None:
+    """What a table of a finished run costs, in each format."""
+    with timed.fresh(home / "writing") as folder:
+        elsewhere(make_finished, folder / SPOOL, size)
+        for verb in tables():
+            what = f"{verb.name}, finished, {size.tasks:,} tasks x {size.ranks} ranks"
+            if not _has_tables(table.versions[0]):
+                table.skip(what, "this version writes no tables")
+                continue
+            ended = [
+                best(runs, verb.words, folder, gpuspool) if _has_tables(gpuspool) else None
+                for gpuspool in table.versions
+            ]
+            # To flatten is another question, for which nobody has set a limit.
+            is_judged = (size.tasks, size.ranks) == WRITTEN and "--flatten" not in verb.words
+            cpu_limit = WRITING_CPU_LIMIT if is_judged else None
+            mb_limit = WRITING_MB_LIMIT if (size.tasks, size.ranks) == WRITTEN else None
+            table.add(f"{what}: CPU s", [one and one.cpu_s for one in ended], cpu_limit)
+            table.add(f"{what}: MB", [one and round(one.peak_mb) for one in ended], mb_limit)
+
+
+@functools.cache
+def _has_tables(gpuspool: Path) -> bool:
+    """Whether `results` of a version writes tables."""
+    done = subprocess.run([gpuspool, "results", "--help"], capture_output=True, check=False)
+    return b"--flatten" in done.stdout
+
+
 def looking_at_work(size: Size, home: Path, table: Table, runs: int, watched_s: float) -> None:
     """The verbs that look, on a run that is at work, and has had its troubles."""
     with timed.fresh(home / "busy") as folder:
@@ -418,7 +464,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 # What is measured, in this order.
-PARTS = ("finished", "at work", "failing", "closing")
+PARTS = ("finished", "written", "at work", "failing", "closing")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -436,6 +482,8 @@ def main(argv: list[str] | None = None) -> int:
         for size in sizes:
             if "finished" in options.only:
                 reading(size, home, table, options.runs)
+            if "written" in options.only:
+                writing(size, home, table, options.runs)
             if "at work" in options.only:
                 looking_at_work(size, home, table, options.runs, watched_s)
         if "failing" in options.only:

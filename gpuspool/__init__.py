@@ -2,9 +2,9 @@
 
 Start a run: `run`, `resume`, `join`, `retry`, `redo`, `add`, `drain`; on a cluster `submit`,
 `resubmit`. Look at it: `status`, `explain`, `wait`, `results`, `failed`, `logs`, `verify`;
-`doctor`. Hand it on: `report`. They return `Report`, `Submission`, `Result`, `Findings` and
-`Check`; their options are those of `RunOptions` and `StartOptions`. What goes wrong is a
-`GpuspoolError`.
+`doctor`. Hand it on: `report`, `export`, `stack`. They return `Report`, `Submission`, `Result`,
+`Findings` and `Check`; their options are those of `RunOptions` and `StartOptions`. What goes wrong
+is a `GpuspoolError`.
 
 In a job: `Task` and `Context` for annotations, `NotDone` and `Restart`. For programs that had a
 coordinator of processes: `GPUProcessCoordinator`. docs/python-api.md describes all of it.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gpuspool.spool import __version__
 
 if TYPE_CHECKING:
+    from gpuspool.orchestrator.api.exporting import export, stack
     from gpuspool.orchestrator.api.handing_on import report
     from gpuspool.orchestrator.api.reading import (
         doctor,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         DevicesChanged,
         FolderGone,
         GpuspoolError,
+        Incomplete,
         JobDamaged,
         OrchestratorLive,
         OutputError,
@@ -75,6 +77,7 @@ __all__ = [
     "FolderGone",
     "GPUProcessCoordinator",
     "GpuspoolError",
+    "Incomplete",
     "JobDamaged",
     "NotDone",
     "OrchestratorLive",
@@ -99,6 +102,7 @@ __all__ = [
     "doctor",
     "drain",
     "explain",
+    "export",
     "failed",
     "join",
     "logs",
@@ -109,6 +113,7 @@ __all__ = [
     "resume",
     "retry",
     "run",
+    "stack",
     "status",
     "submit",
     "verify",
@@ -134,6 +139,8 @@ _HOMES = {
     "doctor": "gpuspool.orchestrator.api.reading",
     "drain": "gpuspool.orchestrator.api.runs",
     "explain": "gpuspool.orchestrator.api.reading",
+    "export": "gpuspool.orchestrator.api.exporting",
+    "stack": "gpuspool.orchestrator.api.exporting",
     "failed": "gpuspool.orchestrator.api.reading",
     "logs": "gpuspool.orchestrator.api.reading",
     "report": "gpuspool.orchestrator.api.handing_on",

@@ -6,6 +6,7 @@
     ├── UsageError                     2   the request cannot be granted; nothing was changed
     ├── SpoolError                     5   the spool is damaged, or another version wrote it
     │   └── Damaged (ValueError)       5   these bytes are not the record that should stand there
+    ├── Incomplete                     3   not every task is complete, and that was asked for
     ├── OrchestratorLive               6   somebody may be at work whom this would disturb
     ├── SyncError (OSError)            1   fsync(2) failed: nobody knows what is on the disk
     ├── FolderGone (OSError)           1   the spool, or OUT, is not the folder that it was
@@ -28,8 +29,8 @@
 failed` names the error of each task. Outside of the tree stand on purpose: an OSError of the file
 system, which is passed on as it is; a TypeError or ValueError for an argument of a wrong type in
 the worker's context and in the API of `GPUProcessCoordinator`; and private signals that nobody else
-ever sees, such as `Drained` of a worker's warm-up, `OutOfMemory` of a call and `Silent` of a
-meeting of doctors.
+ever sees, such as `Drained` of a worker's warm-up, `OutOfMemory` of a call, `Silent` of a
+meeting of doctors and `NpyError` of a file that is stacked.
 
 A message says what happened, to which path, rank or task, and what to do next, in this order. Every
 error survives pickling. All parts of gpuspool import this module; it imports nothing.
@@ -95,6 +96,12 @@ class SpoolError(GpuspoolError):
 
 class Damaged(SpoolError, ValueError):
     """These bytes are not the record that should stand there; the message says why."""
+
+
+class Incomplete(GpuspoolError):
+    """Results were wanted only if every task is complete, and some are not. Nothing was written."""
+
+    exit_code = EXIT_SOME_FAILED
 
 
 class OrchestratorLive(GpuspoolError):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from msgspec.structs import asdict
 
-from gpuspool.spool.codec import R, seal, seal_lines, unseal_lines
+from gpuspool.spool.codec import R, reread_lines, seal, seal_lines, unseal_lines
 from gpuspool.spool.errors import SyncError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import Damage, OnDamage
@@ -192,6 +192,14 @@ class JournalReader:
         """
         for at, data in self._new_chunks():
             yield from unseal_lines(data, at, kind, self._refuse)
+
+    def reread(self, kind: type[R]) -> Iterator[tuple[int, R]]:
+        """As `read`, of a journal in which a reader of this process has just met no damage.
+
+        Its checksums are not looked at again, which saves half of the time. Raises OSError.
+        """
+        for at, data in self._new_chunks():
+            yield from reread_lines(data, at, kind, self._refuse)
 
     def find(self, task: int, kind: type[R]) -> Iterator[tuple[int, R]]:
         """(offset, record) of each new line that names a task: as its own, or in its `batch`.

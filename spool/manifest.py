@@ -180,6 +180,10 @@ class Manifest:
         """
         return self.records(TaskLine, start, stop)
 
+    def holds(self, text: bytes) -> bool:
+        """Whether these bytes stand anywhere in it."""
+        return text in self._data
+
     def find(self, task: int, kind: type[R]) -> R | None:
         """The first line of a task as a record of some kind; None where no readable one is found.
 

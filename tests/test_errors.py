@@ -29,6 +29,7 @@ PRIVATE = {
     "NotAllCame",
     "NotNow",
     "NotStartable",
+    "NpyError",
     "OutOfMemory",
     "Silent",
     "WrongLength",

@@ -17,8 +17,8 @@ PACKAGES = ("orchestrator", "worker", "spool")
 FILES = sorted(
     chain(ROOT.glob("gpuspool/*.py"), *((ROOT / package).rglob("*.py") for package in PACKAGES))
 )
-HEAVY = {"torch", "rich", "watchdog", "numpy"}
-ONE_FILE = {"torch", "rich", "watchdog", "filelock"}
+HEAVY = {"torch", "rich", "watchdog", "numpy", "pyarrow", "pandas"}
+ONE_FILE = {"torch", "rich", "watchdog", "filelock", "pyarrow", "pandas"}
 # Both sides ask NVML, and share no code but the protocol.
 ONE_FILE_EACH = {"pynvml": {"gpuspool.orchestrator.plan.nvml", "gpuspool.worker.gpu"}}
 # click's decorators are the command line; its one package is the boundary.
@@ -63,9 +63,10 @@ FOLDERS_ABOVE = {
     "report": {"text", "plan", "slurm"},
     "page": {"text", "plan", "slurm", "report"},
     "supervise": {"text", "plan", "slurm"},
-    "api": {"text", "plan", "slurm", "report", "page", "supervise"},
+    "export": {"text", "plan", "slurm", "report"},
+    "api": {"text", "plan", "slurm", "report", "page", "export", "supervise"},
     "gpu_coordinator": {"text", "plan", "slurm", "report", "supervise"},
-    "cli": {"text", "plan", "slurm", "report", "page", "supervise", "api"},
+    "cli": {"text", "plan", "slurm", "report", "page", "export", "supervise", "api"},
 }
 
 
@@ -225,7 +226,16 @@ def test_each_module_that_a_verb_imports_late_may_be_the_first(box: Box) -> None
 def test_looking_at_a_spool_loads_nothing_heavy(box: Box) -> None:
     box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3), "--spool", "S")
     gpuspool = Path(sys.executable).with_name("gpuspool")
-    for verb in (["status", "--json"], ["results"], ["verify"], ["failed"], ["logs"], ["report"]):
+    verbs = [
+        "status --json",
+        "results",
+        "results --format csv --flatten",
+        "verify",
+        "failed",
+        "logs",
+        "report",
+    ]
+    for verb in map(str.split, verbs):
         done = box.run("-X", "importtime", gpuspool, *verb, "S", program=(sys.executable,))
         assert not loaded(done.err) & {*HEAVY, "gpuspool.worker", "pynvml"}, verb
 

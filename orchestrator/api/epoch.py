@@ -74,6 +74,10 @@ from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import Trust
 from gpuspool.spool.view import View, is_of_older_format, load_run, read_control
 
+# What a start made of its ranks is told of those that took so many seconds. Most of a shorter one
+# is the start of Python and the loading of the job, whatever that is, and nobody would act on it.
+EFFICIENCY_FROM_S = 20.0
+
 
 def supervise(
     view: View,
@@ -158,11 +162,16 @@ def supervise(
                 one_first,
                 brings_code=brings_code,
             )
+            began = time.monotonic()
             outcome = epoch.outcome = orchestrator.run()
+            took_s = time.monotonic() - began
             _warn(progress, _changed_meanwhile(view, job))
     if requeue and _is_requeue_due(view, orchestrator.drain, received):
         requeue_job(requeue, outcome.message.splitlines()[0], say)
-    return _report(view, outcome)
+    efficiency = ""
+    if progress.is_shown and took_s >= EFFICIENCY_FROM_S:
+        efficiency = _efficiency(view, parent.epoch, took_s)
+    return _report(view, outcome, efficiency)
 
 
 class _Epoch:
@@ -474,7 +483,17 @@ def _warn(progress: Progress, *warnings: str | None) -> None:
             progress.say(f"warning: {text}")
 
 
-def _report(view: View, outcome: Outcome) -> Report:
+def _efficiency(view: View, epoch: int, took_s: float) -> str:
+    """What this start made of its ranks, for people; "" where there is nothing to tell."""
+    # Imported once the run is over: by then nobody waits for it.
+    from gpuspool.orchestrator.report.efficiency import efficiency_text
+
+    with contextlib.suppress(OSError):
+        return efficiency_text(view, epoch, took_s)
+    return ""
+
+
+def _report(view: View, outcome: Outcome, efficiency: str) -> Report:
     ledger = view.ledger
     counts = {"total": ledger.tasks, "complete": ledger.n_complete, "failed": ledger.n_failed}
-    return Report(view.layout.root, outcome.exit_code, counts, outcome.message)
+    return Report(view.layout.root, outcome.exit_code, counts, outcome.message, efficiency)

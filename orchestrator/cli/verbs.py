@@ -38,7 +38,7 @@ from gpuspool.orchestrator.cli.options import (
 )
 from gpuspool.orchestrator.cli.streams import RunEnded
 from gpuspool.orchestrator.text.printable import one_line, plain_json, printable
-from gpuspool.orchestrator.text.progress import say
+from gpuspool.orchestrator.text.progress import say, write_message
 from gpuspool.orchestrator.text.words import count_of, short_path, to_type
 from gpuspool.spool import __version__
 from gpuspool.spool.errors import (
@@ -93,6 +93,23 @@ Examples:
   gpuspool submit embed.py:Embed --lines urls.txt --elements 4 --whole-nodes --partition gpu
   gpuspool submit 'images/*.jpg' --elements 8 --gres gpu:a100:2 --dry-run -- ./predict {input}
 """
+
+
+RESULTS_EPILOGUE = """\
+Examples:
+  gpuspool results > results.jsonl
+  gpuspool results -o results.parquet --flatten
+  gpuspool results --format csv --state failed | column -ts,
+  gpuspool results --stack embeddings.npy
+
+Without -o the table goes to standard output. Parquet and .arrow need pyarrow:
+  pip install 'gpuspool[arrow]'
+"""
+
+# As `export.table.Format` and `report.results.ResultState` have them; they are not imported for
+# every verb.
+FORMATS = ("jsonl", "csv", "parquet")
+STATES = ("complete", "failed", "missing")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -522,19 +539,88 @@ def _tell_failed_as_json(spool: str) -> tuple[bool, Doubtful]:
     return has_failed, doubtful
 
 
-@cli.command()
+@cli.command(epilog=RESULTS_EPILOGUE, cls=GroupedVerb)
 @spool_argument
+@option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Write a table into FILE, which appears whole or not at all; - is standard output.",
+)
+@option(
+    "--format",
+    "format_",
+    type=click.Choice(FORMATS),
+    help="The format of the table. Default: as the name of FILE ends.",
+)
+@option(
+    "--flatten",
+    is_flag=True,
+    help="In the table a column for each scalar at the top of the results.",
+)
+@option(
+    "--state",
+    "states",
+    type=click.Choice(STATES),
+    multiple=True,
+    help="Only tasks with this verdict. Can be repeated.",
+)
+@option(
+    "--require-complete",
+    is_flag=True,
+    help="Write nothing, and end with exit code 3, unless every task is complete.",
+)
+@option(
+    "--stack",
+    "stacked",
+    metavar="FILE",
+    multiple=True,
+    shell_complete=completion.files,
+    help="Put the .npy outputs of all tasks into FILE, which ends in .npy or .arrow. Can be "
+    "repeated.",
+)
+@option(
+    "--suffix",
+    metavar="TEXT",
+    help="How the outputs end that --stack takes, where tasks have several. Default .npy.",
+)
 @as_json
 @debug
-def results(spool: str | None, **_: Any) -> None:
-    """One JSON line for each task, in input order, with or without --json."""
-    from gpuspool.orchestrator.api import reading
-    from gpuspool.orchestrator.report.results import encode_result
+def results(
+    spool: str | None,
+    output: str | None,
+    format_: str | None,
+    flatten: bool,
+    states: tuple[str, ...],
+    require_complete: bool,
+    stacked: tuple[str, ...],
+    suffix: str | None,
+    **_: Any,
+) -> None:
+    """What became of each task, in input order: one JSON line each, with or without --json.
 
+    With -o or --format a table with fixed columns, for other programs. With --stack the arrays that
+    the tasks wrote, in one file.
+    """
+    from gpuspool.orchestrator.cli import tables
+
+    is_table = output is not None or format_ is not None
+    if flatten and not is_table:
+        raise UsageError("--flatten is of a table: say -o FILE, or --format.")
+    if suffix is not None and not stacked:
+        raise UsageError("--suffix is of --stack, which is not given.")
+    if stacked and (states or flatten):
+        option_ = "--flatten" if flatten else "--state"
+        if not is_table:
+            raise UsageError(f"{option_} is of a table; --stack takes complete tasks alone.")
     spool = _looked_at(spool)
-    write = sys.stdout.buffer.write
-    for result in reading.results(spool):
-        write(plain_json(encode_result(result)) + b"\n")
+    if is_table:
+        tables.write_table(spool, output, format_, states, flatten, require_complete)
+    if stacked:
+        tables.write_stack(spool, stacked, suffix, require_complete)
+    if not is_table and not stacked:
+        tables.print_results(spool, states, require_complete)
     _warn_of_out(spool)
 
 
@@ -807,6 +893,9 @@ def _end(report: Report, as_json: bool, *, is_told: bool = False) -> NoReturn:
     is_told: the message is all that was asked for, so it is an error if nobody can be told.
     """
     if not as_json:
+        # The last line is what people look for, and what they type next.
+        if report.efficiency:
+            write_message(report.efficiency)
         if not say(report.message) and is_told:
             sys.exit(GpuspoolError.exit_code)
         raise RunEnded(report.exit_code)

@@ -18,13 +18,17 @@ from __future__ import annotations
 
 import array
 import itertools
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from gpuspool.orchestrator.report.ranges import read_ranges, records_in, report_unreadable
+import msgspec
+
+from gpuspool.orchestrator.report.ranges import Range, read_ranges, records_in, report_unreadable
 from gpuspool.spool.codec import R
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.ledger import Ledger
-from gpuspool.spool.records import JournalBrief
+from gpuspool.spool.records import NO_JSON, Record
 from gpuspool.spool.states import LineState, Verdict
 from gpuspool.spool.view import View
 
@@ -36,19 +40,48 @@ WINDOW_TASKS = 16 * 1024
 # The lines of a window have together at most so many bytes, unless a single one has more.
 WINDOW_BYTES = 4 * 1024 * 1024
 
+# Ranges that touch each other are cut from what was read as one, up to so many bytes: one that the
+# file does not hold whole any more costs all of them a second reading.
+JOINED_BYTES = 64 * 1024
+
+# So many results are heard at once. Each keeps the chunk of a journal that it was read from.
+HEARD = 8 * 1024
+
 # The number of a journal that stands for "no journal tells of this task".
 NOWHERE = -1
+
+
+class _Verdict(Record, frozen=True, kw_only=True):
+    """What a journal line says of the verdict on its task; the rest is skipped, not decoded."""
+
+    state: LineState
+    task: int = NOWHERE
+    round: int = 0
+
+
+class _VerdictWithResult(_Verdict, frozen=True, kw_only=True):
+    """The same with what the job returned."""
+
+    result: msgspec.Raw = NO_JSON
 
 
 class Places:
     """The line of each task of a view, as it was refreshed last, that tells what became of it."""
 
-    def __init__(self, view: View, *, only_failed: bool = False) -> None:
+    def __init__(
+        self,
+        view: View,
+        *,
+        only_failed: bool = False,
+        hear: Callable[[list[msgspec.Raw]], None] | None = None,
+    ) -> None:
         """Reads every journal once, as far as the view has read it.
 
         only_failed: only those that say of a task that it failed; the other tasks then have no
-        place.
+        place. hear: called with the results of complete tasks, some at a time and in no order that
+        means anything: what it learns of all of them costs no further reading.
         """
+        self._hear = hear
         self._view = view
         n_tasks = view.ledger.tasks
         names = [name for name in view.attempts if name in view.journals]
@@ -59,12 +92,18 @@ class Places:
         self._journal = array.array("i", [NOWHERE]) * n_tasks
         self._start = array.array("q", [0]) * n_tasks
         self._stop = array.array("q", [0]) * n_tasks
+        damaged = {damage.path for damage in view.damage}
         for number, attempt in enumerate(names):
             if not only_failed or view.failed_by.get(attempt):
-                self._find_in(number, attempt)
+                is_whole = view.journals[attempt].path not in damaged
+                self._find_in(number, attempt, is_whole)
 
-    def _find_in(self, number: int, attempt: str) -> None:
+    # The view has checked every line a moment ago, and whoever reads a result checks its line once
+    # more. So here the checksums are not looked at, where the view has met no damage.
+    def _find_in(self, number: int, attempt: str, is_whole: bool) -> None:
         """Note the lines of one journal that tell what became of their tasks.
+
+        is_whole: the view has met no damage in it.
 
         A line stops where the next readable one starts, or where the view stopped reading. So
         damaged lines in between are part of the range. They are skipped again when it is read.
@@ -85,11 +124,15 @@ class Places:
 
         reader = JournalReader(self._view.layout, attempt, self._view.report)
         end = self._view.journals[attempt].offset
-        behind = (end, JournalBrief(task=NOWHERE, round=0, state=complete))
-        lines = itertools.chain(reader.read(JournalBrief), [behind])
+        behind = (end, _Verdict(state=complete))
+        kind = _Verdict if self._hear is None else _VerdictWithResult
+        there = reader.reread(kind) if is_whole else reader.read(kind)
+        lines: Iterator[tuple[int, Any]] = itertools.chain(there, [behind])
+        hear = self._hear
+        heard: list[msgspec.Raw] = []
         for (start, line), (stop, _) in itertools.pairwise(lines):
             if start >= end:
-                return
+                break
             task = line.task
             if not 0 <= task < n_tasks:
                 continue
@@ -103,24 +146,40 @@ class Places:
                 journals[task] = number
                 starts[task] = start
                 stops[task] = stop
+                if hear is not None and line.result:
+                    heard.append(line.result)
+                    if len(heard) == HEARD:
+                        hear(heard)
+                        heard = []
+        if hear is not None and heard:
+            hear(heard)
 
     def windows(self, tasks: Iterable[int]) -> Iterator[list[int]]:
         """The tasks in the order given, as many at a time as may be read at once."""
+        rest = iter(tasks)
+        while some := list(itertools.islice(rest, WINDOW_TASKS)):
+            if self._n_bytes(some) <= WINDOW_BYTES:
+                yield some
+            else:
+                yield from self._smaller(some)
+
+    def _n_bytes(self, tasks: list[int]) -> int:
+        """How many bytes the lines of some tasks have together."""
+        return sum(map(self._stop.__getitem__, tasks)) - sum(map(self._start.__getitem__, tasks))
+
+    def _smaller(self, tasks: list[int]) -> Iterator[list[int]]:
+        """The tasks in parts whose lines have together at most WINDOW_BYTES."""
         window: list[int] = []
         n_bytes = 0
-        starts = self._start
-        stops = self._stop
         for task in tasks:
-            size = stops[task] - starts[task]
-            is_full = len(window) == WINDOW_TASKS or n_bytes + size > WINDOW_BYTES
-            if is_full and window:
+            size = self._stop[task] - self._start[task]
+            if window and n_bytes + size > WINDOW_BYTES:
                 yield window
                 window = []
                 n_bytes = 0
             window.append(task)
             n_bytes += size
-        if window:
-            yield window
+        yield window
 
     def writers(self, window: list[int]) -> list[str | None]:
         """For each task of a window the attempt that wrote its line; None where it has none."""
@@ -141,11 +200,10 @@ class Places:
 
     def _by_journal(self, tasks: list[int]) -> dict[int, list[int]]:
         """The tasks that have a line, by the number of the journal in which it stands."""
-        found: dict[int, list[int]] = {}
-        for task in tasks:
-            number = self._journal[task]
-            if number != NOWHERE:
-                found.setdefault(number, []).append(task)
+        found: defaultdict[int, list[int]] = defaultdict(list)
+        for task, number in zip(tasks, map(self._journal.__getitem__, tasks), strict=True):
+            found[number].append(task)
+        found.pop(NOWHERE, None)
         return found
 
     def _read_from(self, attempt: str, tasks: list[int], kind: type[R]) -> dict[int, R]:
@@ -155,12 +213,11 @@ class Places:
         if that finds fewer lines than it was given is each looked at, to say which.
         """
         path = self._view.layout.journal(attempt)
-        ranges = [(self._start[task], self._stop[task]) for task in tasks]
-        lines = read_ranges(path, ranges)
-        records = records_in(b"".join(lines), kind)
+        records = records_in(b"".join(read_ranges(path, self._joined_ranges(tasks))), kind)
         if len(records) == len(tasks):
             return dict(zip(tasks, records, strict=True))
 
+        lines = read_ranges(path, [(self._start[task], self._stop[task]) for task in tasks])
         found: dict[int, R] = {}
         for task, line in zip(tasks, lines, strict=True):
             readable = records_in(line, kind)
@@ -169,6 +226,24 @@ class Places:
             else:
                 report_unreadable(self._view, path, self._start[task], task)
         return found
+
+    def _joined_ranges(self, tasks: list[int]) -> list[Range]:
+        """Where the lines of these tasks stand, which are in the order of their journal.
+
+        Lines that touch each other, as most do, are one range.
+        """
+        joined: list[Range] = []
+        begin = end = 0
+        for start, stop in zip(
+            map(self._start.__getitem__, tasks), map(self._stop.__getitem__, tasks), strict=True
+        ):
+            if start != end or stop - begin > JOINED_BYTES:
+                if end:
+                    joined.append((begin, end))
+                begin = start
+            end = stop
+        joined.append((begin, end))
+        return joined
 
 
 def _is_verdict(ledger: Ledger, task: int, round_: int) -> bool:

@@ -11,7 +11,7 @@ so a view without them will do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, assert_never
 
@@ -73,10 +73,14 @@ def encode_result(result: Result) -> bytes:
     return _encoder.encode(result)
 
 
-class _Outcome(Record, frozen=True, kw_only=True):
-    """What a result takes from the line that tells a verdict; the rest is skipped, not decoded."""
+class Outcome(Record, frozen=True, kw_only=True):
+    """What a result takes from the line that tells a verdict; the rest is skipped, not decoded.
+
+    start: when the call began, in Unix seconds, 0 where that is not told.
+    """
 
     state: ResultState
+    start: float = 0.0
     seconds: float = 0.0
     result: msgspec.Raw = NULL
     error: Error | None = None
@@ -116,15 +120,21 @@ class Loss(msgspec.Struct, frozen=True):
 class Results:
     """The results of all tasks of a view, as it was refreshed last; it can be iterated again."""
 
-    def __init__(self, view: View, *, only_failed: bool = False) -> None:
+    def __init__(
+        self,
+        view: View,
+        *,
+        only_failed: bool = False,
+        hear: Callable[[list[msgspec.Raw]], None] | None = None,
+    ) -> None:
         """Finds where each task's line stands, in one pass over the journals. Raises OSError.
 
         only_failed: no more than `failed` will be asked for. Journals that tell of no failure are
-        not read then.
+        not read then. hear: as for `Places`.
         """
         self._view = view
         self._keys = read_keys(view)
-        self._places = Places(view, only_failed=only_failed)
+        self._places = Places(view, only_failed=only_failed, hear=hear)
         self._losses = losses(view)
         self._codes: dict[str, str | None] = {}
 
@@ -167,12 +177,12 @@ class Results:
         # known, so that each task asked for gives one result, and one bad sector does not end the
         # listing of a million.
         for window in self._places.windows(tasks):
-            outcomes = self._places.read(window, _Outcome)
+            outcomes = self._places.read(window, Outcome)
             writers = self._places.writers(window)
             for task, attempt in zip(window, writers, strict=True):
                 outcome = outcomes.get(task)
                 if outcome is None:
-                    yield self._without_line(task, attempt)
+                    yield self.without_line(task, attempt)
                     continue
                 assert attempt is not None, task
                 yield Result(
@@ -186,8 +196,32 @@ class Results:
                     rank=rank_of(attempt),
                     attempt=attempt,
                     code=self._code(attempt),
-                    outputs=self._outputs(task, outcome),
+                    outputs=self.outputs_of(task, outcome),
                 )
+
+    def windows(
+        self, tasks: Iterable[int]
+    ) -> Iterator[tuple[list[int], list[str | None], list[Outcome | None]]]:
+        """(tasks, whose line each has, these lines) of some tasks at a time, in the order given.
+
+        A task without a line, and one whose line cannot be read any more, has None. What is known
+        of it `without_line` tells. For whoever makes columns of a million of them.
+        """
+        for window in self._places.windows(tasks):
+            outcomes = self._places.read(window, Outcome)
+            yield window, self._places.writers(window), list(map(outcomes.get, window))
+
+    def keys_of(self, tasks: Iterable[int]) -> list[str | None]:
+        """The keys of some tasks, None where no readable line has one."""
+        keys = self._keys
+        return [keys[task] for task in tasks]
+
+    def failed_start(self, task: int) -> float:
+        """When the call began in which a task failed that a closing or a ruling failed, in Unix
+        seconds; 0 where that is not known, or the task did not fail in that way.
+        """
+        loss = self._losses.get(task)
+        return 0.0 if loss is None else loss.failure.start
 
     def _code(self, attempt: str) -> str | None:
         """The name of the record of what an attempt ran, by its last heartbeat, else its intent."""
@@ -200,7 +234,7 @@ class Results:
             self._codes[attempt] = told or None
         return self._codes[attempt]
 
-    def _outputs(self, task: int, outcome: _Outcome) -> list[str]:
+    def outputs_of(self, task: int, outcome: Outcome) -> list[str]:
         """The names of a task's outputs. One that does not lie below OUT is reported, not told.
 
         Whoever joins these names to OUT would read another file, or write to one.
@@ -215,7 +249,7 @@ class Results:
             self._view.report(Damage(str(self._view.layout.journals), 0, text))
         return names
 
-    def _without_line(self, task: int, attempt: str | None) -> Result:
+    def without_line(self, task: int, attempt: str | None) -> Result:
         """The result of a task that no journal tells of, or none that can still be read.
 
         attempt: whose line it was that cannot be read any more, None where there was none.

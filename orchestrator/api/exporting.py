@@ -1,0 +1,151 @@
+"""Handing results on: `export` writes a table, `stack` puts the arrays of all tasks into one file.
+
+As the functions of `reading`, they need no GPU and no orchestrator, work in the middle of a run and
+long after it, and write nothing into the spool. The files that they write appear whole or not at
+all. They raise what those raise, and UsageError where a library is missing that a format needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from gpuspool.orchestrator.export.saved import saved
+from gpuspool.orchestrator.export.stack import NPY, Stacked
+from gpuspool.orchestrator.export.stack import stack as stack_view
+from gpuspool.orchestrator.export.table import Format, Table, write_table
+from gpuspool.orchestrator.plan.locate import find_spool
+from gpuspool.orchestrator.report.results import ResultState
+from gpuspool.orchestrator.text.words import count_of, to_type
+from gpuspool.spool.errors import Incomplete, UsageError
+from gpuspool.spool.view import View, open_view
+
+Spool = str | os.PathLike[str] | None
+File = str | os.PathLike[str]
+
+
+def export(
+    spool: Spool,
+    file: File,
+    format: str | None = None,
+    *,
+    states: str | Iterable[str] = (),
+    flatten: bool = False,
+    require_complete: bool = False,
+) -> int:
+    """Write what became of each task as a table into a file; returns how many rows it has.
+
+    docs/results.md tells the columns. The file appears whole, or not at all.
+
+    spool: the spool's folder; None: the only ./spool-* there is.
+    file: the path of the file. One that is there is replaced.
+    format: "jsonl", "csv" or "parquet". Default: as the name of the file ends.
+    states: only tasks with these: "complete", "failed", "missing". Default: all.
+    flatten: a column for each scalar at the top of the results.
+    require_complete: raise Incomplete, and write nothing, unless every task is complete.
+    """
+    path = Path(file)
+    chosen = format_of(path, format)
+    wanted = states_of(states)
+    view = open_view(find_spool(spool), reads_claims=False)
+    if require_complete:
+        refuse_incomplete(view)
+    if chosen is Format.PARQUET and path.exists() and not path.is_file():
+        raise UsageError(f"{file} is no plain file, and Parquet cannot be written piece by piece.")
+    with saved(path) as opened:
+        return _write(view, wanted, chosen, opened, flatten, require_complete)
+
+
+def export_to(
+    spool: Spool,
+    opened: BinaryIO,
+    format: str,
+    *,
+    states: str | Iterable[str] = (),
+    flatten: bool = False,
+    require_complete: bool = False,
+) -> int:
+    """As `export`, into something that is open already; csv and jsonl alone."""
+    view = open_view(find_spool(spool), reads_claims=False)
+    if require_complete:
+        refuse_incomplete(view)
+    return _write(view, states_of(states), Format(format), opened, flatten, require_complete)
+
+
+def _write(
+    view: View,
+    states: Collection[ResultState],
+    format_: Format,
+    file: BinaryIO,
+    is_flat: bool,
+    is_complete_required: bool,
+) -> int:
+    table = Table(view, states, is_flat=is_flat)
+    rows = write_table(table, format_, file)
+    if table.unreadable and is_complete_required:
+        raise Incomplete(
+            f"{view.layout.root}: every task is complete, but of {table.unreadable} the result "
+            f"cannot be read any more; {to_type('verify', view.layout.root)} tells why. Nothing "
+            "was written."
+        )
+    return rows
+
+
+def stack(
+    spool: Spool, files: File | Iterable[File], *, suffix: str = NPY, require_complete: bool = False
+) -> Stacked:
+    """Put the arrays that all complete tasks wrote, an output of each, into one file.
+
+    docs/results.md tells how rows and ids come about. The files appear whole, or not at all.
+
+    spool: the spool's folder; None: the only ./spool-* there is.
+    files: one or more, whose names end in `.npy` or `.arrow`. Beside x.npy the ids of its rows are
+        written into x.ids.txt.
+    suffix: how the outputs end that are meant.
+    require_complete: raise Incomplete, and write nothing, unless every task is complete.
+    """
+    several = [files] if isinstance(files, (str, os.PathLike)) else files
+    view = open_view(find_spool(spool), reads_claims=False)
+    if require_complete:
+        refuse_incomplete(view)
+    return stack_view(view, [Path(file) for file in several], suffix)
+
+
+def format_of(path: Path | None, format: str | None) -> Format:
+    """The format that was named, else that of which a file's name is. Raises UsageError."""
+    names = [str(one) for one in Format]
+    found = format
+    if found is None and path is not None:
+        found = path.suffix.removeprefix(".").lower()
+        found = {"ndjson": "jsonl", "pq": "parquet"}.get(found, found)
+    if found not in names:
+        named = f"{path} does not tell the format" if format is None else f"format {format!r}"
+        raise UsageError(f"{named}: say --format {'|'.join(names)}, or end the name so.")
+    return Format(found)
+
+
+def states_of(states: str | Iterable[str]) -> list[ResultState]:
+    """The states that were named. Raises UsageError for any other word."""
+    words = [states] if isinstance(states, str) else list(states)
+    known = [str(state) for state in ResultState]
+    for word in words:
+        if word not in known:
+            raise UsageError(f"state {word!r:.40} is none of {', '.join(known)}.")
+    return [ResultState(word) for word in words]
+
+
+def refuse_incomplete(view: View) -> None:
+    """Raise Incomplete unless every task is complete."""
+    ledger = view.ledger
+    if ledger.n_complete == ledger.tasks:
+        return
+    root = view.layout.root
+    n_missing = ledger.tasks - ledger.n_finished
+    facts = f"{ledger.n_failed} failed, {n_missing} without a verdict"
+    ways = to_type("failed" if ledger.n_failed else "status", root)
+    raise Incomplete(
+        f"{root}: {ledger.n_complete} of {count_of(ledger.tasks, 'task')} are complete ({facts}), "
+        f"so nothing was written. {ways} tells more."
+    )

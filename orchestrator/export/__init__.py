@@ -1,0 +1,1 @@
+"""The results of a run as a file for other programs. Nothing here writes to a spool."""
