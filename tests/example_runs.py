@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ def needs(*libraries: str) -> pytest.MarkDecorator:
     )
 
 
-def tiny_model(box: Box, kind: str) -> Path:
-    """A folder with a tiny model as transformers saves it; jobs/tiny_models.py has the kinds."""
-    box.run(JOBS / "tiny_models.py", kind, f"tiny-{kind}", program=PYTHON)
-    return box / f"tiny-{kind}"
+def tiny_model(kind: str, folder: Path) -> Path:
+    """Make a tiny model as transformers saves it; jobs/tiny_models.py has the kinds."""
+    subprocess.run([*PYTHON, JOBS / "tiny_models.py", kind, folder], check=True)
+    return folder
 
 
 def run_and_kill(box: Box, command: list[str | Path], spool: str, lines: int = 1) -> set[int]:

@@ -13,7 +13,7 @@ pytestmark = needs("accelerate", "transformers")
 
 @pytest.fixture
 def command(box: Box) -> list[str | Path]:
-    model = tiny_model(box, "llama")
+    model = tiny_model("llama", box / "tiny")
     prompts = [{"id": f"p/{i}", "prompt": "The sea" + " and" * (i % 5)} for i in range(64)]
     box.write("prompts.jsonl", "".join(json.dumps(prompt) + "\n" for prompt in prompts))
     command = ["run", f"{EXAMPLE}/generate.py:Generate", "--tasks", "prompts.jsonl"]

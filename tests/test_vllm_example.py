@@ -130,7 +130,7 @@ def test_the_requests_of_the_example_are_a_batch(stand_in: Box) -> None:
     reason="vLLM is not installed; examples/vllm/README.md tells how to try it without a GPU",
 )
 def test_vllm_itself_answers_after_a_kill_half_way(box: Box) -> None:
-    model = tiny_model(box, "llama")
+    model = tiny_model("llama", box / "tiny")
     box.environment.update(VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
     write(box, *(request(f"r{i}", "hello", max_tokens=32) for i in range(400)))
     engine = 'engine={"max_model_len": 128, "enforce_eager": true}'
