@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+EXAMPLES := $(VENV)/installed-for-examples
 
 .PHONY: demo test torture bench gpu dist lint clean
 
@@ -14,7 +15,7 @@ demo: $(STAMP)
 # the tests, which are compiled once before that; an inherited PYTHONDONTWRITEBYTECODE would prevent
 # it. What is wrong with a test the run itself says.
 test: export PYTHONDONTWRITEBYTECODE =
-test: $(STAMP) lint
+test: $(STAMP) $(EXAMPLES) lint
 	@sh scripts/test_packages.sh
 	@$(BIN)/pytest --collect-only -q >/dev/null || true
 	$(BIN)/pytest -n 8 --dist worksteal
@@ -63,6 +64,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@quiet=--quiet; [ -t 1 ] && quiet=; set -x; $(BIN)/python -m pip install $$quiet \
 		--disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+# What the examples and recipes use; without it their tests are skipped.
+$(EXAMPLES): $(STAMP)
+	@echo "Once: transformers, accelerate and Lightning for the tests of the examples, 250 MB on disk."
+	@quiet=--quiet; [ -t 1 ] && quiet=; set -x; $(BIN)/python -m pip install $$quiet \
+		--disable-pip-version-check -c constraints.txt -e '.[examples]'
 	touch $@
 
 clean:

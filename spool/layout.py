@@ -133,6 +133,13 @@ def orphans_name(attempt: str) -> str:
     return f"{attempt}.orphans"
 
 
+def parse_log(filename: str) -> str | None:
+    """The attempt whose log this is: `rank-0003.a01.log` -> `rank-0003.a01`; None for others."""
+    attempt = filename.removesuffix(".log")
+    is_log = attempt != filename and parse_attempt(attempt) is not None
+    return attempt if is_log else None
+
+
 def parse_orphans(manifest: str) -> str | None:
     """The attempt that this manifest closes, None where it is no orphans manifest."""
     match = _ORPHANS.fullmatch(manifest)

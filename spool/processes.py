@@ -3,6 +3,11 @@
 A worker and all that it starts bear a mark in their environment: `<run id>.<folder>/<attempt>`,
 where the folder is that of the spool, as device and inode. It is there since a copy of a spool has
 attempts with the same names.
+
+Some programs have no environment that others can read: one that shows a title of its own in ps
+(setproctitle, as the processes of vLLM do) writes it over the memory in which the kernel looks for
+the environment. They are known by the log of their attempt, which stdout or stderr still leads to.
+What has neither is not found: a program with a title that redirected both.
 """
 
 from __future__ import annotations
@@ -12,6 +17,9 @@ import os
 import signal
 from collections.abc import Container, Iterator
 from pathlib import Path
+
+from gpuspool.spool.layout import parse_log
+from gpuspool.spool.open_folder import folder_id
 
 # The environment variable that holds the mark.
 MARK = "GPUSPOOL_ATTEMPT"
@@ -50,11 +58,17 @@ def kill_marked(marked_run: str, attempts: Container[str], spare: Container[int]
     It finds what a job started in a session of its own, which no process group reaches.
     """
     count = 0
-    for pid, mark in _marked():
-        run, _, attempt = mark.partition("/")
-        if run == marked_run and attempt in attempts and pid not in spare:
-            count += 1
-            _kill(pid)
+    for pid in _pids():
+        if pid in spare:
+            continue
+        # What is gone has nothing to tell, and what others may not look into is not ours.
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid == os.geteuid() and any(
+                run == marked_run and attempt in attempts
+                for run, attempt in _marks(pid, marked_run)
+            ):
+                count += 1
+                _kill(pid)
     return count
 
 
@@ -83,14 +97,22 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _marked() -> Iterator[tuple[int, str]]:
-    """(pid, mark) for every mark of every process that this user may look into."""
+def _marks(pid: int, marked_run: str) -> Iterator[tuple[str, str]]:
+    """(run, attempt) for every attempt that a process belongs to. Raises OSError.
+
+    marked_run: the run that is asked about; an attempt that a log tells of is said to be of it if
+    the log lies in its spool.
+    """
     begin = f"{MARK}=".encode()
-    for pid in _pids():
+    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+        if entry.startswith(begin):
+            for mark in entry[len(begin) :].decode(errors="replace").split():
+                run, _, attempt = mark.partition("/")
+                yield run, attempt
+    for stream in (1, 2):
+        # A process may have closed one of them, and a log may have been removed.
         with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
-                continue
-            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                if entry.startswith(begin):
-                    for mark in entry[len(begin) :].decode(errors="replace").split():
-                        yield pid, mark
+            log = Path(os.readlink(f"/proc/{pid}/fd/{stream}"))
+            logged = parse_log(log.name)
+            if logged and marked_run.endswith(f".{folder_id(log.parent.parent)}"):
+                yield marked_run, logged

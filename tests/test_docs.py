@@ -10,7 +10,12 @@ from gpuspool.orchestrator.cli.verbs import cli
 from gpuspool.spool import layout
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")])
+PAGES = sorted(
+    [
+        *(*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")),
+        *(*ROOT.glob("examples/README.md"), *ROOT.glob("examples/*/README.md")),
+    ]
+)
 OPTIONS = [
     (verb, option)
     for verb, command in sorted(cli.commands.items())

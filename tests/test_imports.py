@@ -28,12 +28,12 @@ ONE_PACKAGE = {"click": "gpuspool.orchestrator.cli"}
 # one line know nothing of each other. A module that is missing here fails the test.
 SPOOL_ORDER = (
     "states errors file_system placeholders signals",
-    "layout exits oom cores processes",
+    "layout exits oom cores",
     "records",
     "codec ledger identity death",
     "publish values",
     "beats code open_folder usage",
-    "manifest parents timeouts trust",
+    "manifest parents processes timeouts trust",
     "claims journal",
     "view",
     "liveness blame sweep mending",

@@ -27,6 +27,7 @@ from gpuspool.spool.layout import (
     parse_control,
     parse_generation,
     parse_hidden_output,
+    parse_log,
     parse_numbered,
     parse_orphans,
     parse_parent,
@@ -92,6 +93,7 @@ def test_attempts_parse_back(rank: int, number: int) -> None:
     assert parse_attempt(name) == (rank, number)
     assert rank_of(name) == rank
     assert name.startswith(rank_name(rank))
+    assert parse_log(Layout(Path("S")).log(name).name) == name
     assert parse_orphans(orphans_name(name)) == name
     assert all(map(is_manifest, (rank_name(rank), orphans_name(name))))
     assert not is_manifest(name)
@@ -154,6 +156,7 @@ NO_ATTEMPTS = [
 @pytest.mark.parametrize("name", [*NO_ATTEMPTS, "rank-0003.a00\n"])
 def test_what_is_no_attempt_does_not_parse(name: str) -> None:
     assert parse_attempt(name) is None
+    assert parse_log(f"{name}.log") is None
     assert rank_of(name) == -1
 
 

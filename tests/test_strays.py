@@ -60,6 +60,52 @@ def test_what_a_worker_that_died_left_is_gone_before_the_next_begins(box: Box) -
     assert box.processes() == []
 
 
+TITLED = """
+import os, subprocess, sys, time
+HIDE = '''
+import ctypes, os, re, sys, time
+# As setproctitle does: the kernel shows this memory as the environment.
+begin, end = [int(text) for text in open("/proc/self/stat").read().split()[49:51]]
+ctypes.memset(begin, 0, end - begin)
+open(sys.argv[1], "w").write(str(os.getpid()))
+time.sleep(1000)
+'''
+def job(task, ctx):
+    child = ctx.args["child"]
+    if os.path.exists(child):
+        return "again"
+    subprocess.Popen([sys.executable, "-c", HIDE, child + ".new"], start_new_session=True)
+    while not os.path.exists(child + ".new") or not open(child + ".new").read():
+        time.sleep(0.01)
+    os.rename(child + ".new", child)
+    time.sleep(1000)
+"""
+
+
+def test_a_child_without_a_readable_environment_is_gone_when_the_next_start_begins(
+    box: Box,
+) -> None:
+    """vLLM's processes are such children: they would keep the memory of the GPU."""
+    box.write("job.py", TITLED)
+    child = box / "child"
+    command = ["run", "job.py:job", "--lines", box.lines(1), "--arg", f"child={child}"]
+    started = box.start(*command, "--spool", "S")
+    wait_until(child.exists)
+    pid = int(child.read_text())
+    # Only the worker and its parent are found by the environment.
+    box.kill_all()
+    started.wait(-signal.SIGKILL)
+    try:
+        assert is_alive(pid)
+        assert MARK.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+        box.run(*command, "--spool", "S")
+        assert not is_alive(pid)
+        assert [one["result"] for one in box.results("S")] == ["again"]
+    finally:
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize(("how", "left"), [("returns", 0), ("exits", 7), ("raises", 1)])
 def test_a_forked_child_that_comes_back_from_the_job_is_no_second_worker(
     box: Box, how: str, left: int

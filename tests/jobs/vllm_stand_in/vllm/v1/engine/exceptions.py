@@ -1,0 +1,5 @@
+from vllm.exceptions import VLLMError
+
+
+class EngineDeadError(VLLMError):
+    pass
