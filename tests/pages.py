@@ -158,6 +158,6 @@ def missing(shown: list[str], printed: str) -> str | None:
 def _plain(line: str) -> str:
     """A line without what changes from run to run: numbers, times, hashes, widths, folders."""
     line = re.sub(r"(?<![\w.-])/[\w/.-]+/", "", line)
-    line = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{12,}\b", "#", line)
+    line = re.sub(r"\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{12,}\b", "#", line)
     line = re.sub(r"\d+(?:[.,:]\d+)*", "#", line)
     return " ".join(line.replace("in # s", "in #").split())
