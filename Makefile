@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test torture bench gpu lint clean
+.PHONY: demo test docs torture bench gpu lint clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
@@ -18,6 +18,11 @@ test: $(STAMP) lint
 	@sh scripts/test_packages.sh
 	@$(BIN)/pytest --collect-only -q >/dev/null || true
 	$(BIN)/pytest -n 8 --dist worksteal
+
+# A site of all pages, which needs no network. Whatever sphinx has to say is an error.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -n -q -c docs . build/docs
+	@echo "Open build/docs/docs/index.html"
 
 # Takes an hour or more on two cores; docs/reliability.md says what it does. Some rows need
 # root, and say so where they do not have it.
@@ -57,4 +62,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) spool-* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) spool-* build/docs .pytest_cache .mypy_cache .ruff_cache

@@ -32,6 +32,8 @@ html_title = "gpuspool"
 # The sources lie beside the code anyway.
 html_copy_source = False
 html_show_sourcelink = False
+# A search that showed pieces of pages would have to fetch them, which no browser does from a file.
+html_show_search_summary = False
 # Quotes in docstrings are Python's.
 smartquotes = False
 # Anchors as GitHub makes them, for all headings that links may name.
@@ -66,7 +68,7 @@ def add_navigation(_: Sphinx, page: str, source: list[str]) -> None:
             found = normpath(join("/", page, "..", target))
             if found not in listed:
                 listed.add(found)
-                entries.append(f"{name.replace('`', '')} <{found}>")
+                entries.append(f"{' '.join(name.replace('`', '').split())} <{found}>")
         if entries:
             caption = "" if caption.startswith("#") else f":caption: {caption}\n"
             tables.append(f"```{{toctree}}\n:hidden:\n{caption}\n" + "\n".join(entries) + "\n```\n")
