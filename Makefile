@@ -21,7 +21,7 @@ test: $(STAMP) lint
 
 # A site of all pages, which needs no network. Whatever sphinx has to say is an error.
 docs: $(STAMP)
-	$(BIN)/python -m sphinx -W --keep-going -n -q -c docs . build/docs
+	$(BIN)/python -m sphinx -W --keep-going -n -E -q -c docs . build/docs
 	@echo "Open build/docs/docs/index.html"
 
 # Takes an hour or more on two cores; docs/reliability.md says what it does. Some rows need
