@@ -68,3 +68,39 @@ def test_a_changed_message_would_be_found() -> None:
     (text,) = [found for found in [text_of(ast.parse(code, mode="eval").body)] if found]
     assert stands_in("the job changed since … was made:", text)
     assert not stands_in("the job has changed since … was made:", text)
+
+
+# What a run says of itself while it goes on, and at its end.
+SPEAKING = ("notices", "finish", "loop", "firsts", "waits", "workers")
+# Texts of these that are a part of another one, or say all there is to say.
+CLEAR = (
+    *("… tells why, … runs … again", "… of the … failed tasks", "Go on with the same command"),
+    *("… on device …, log …", "Or go on with a higher --max-failed", "… goes on: it submits what"),
+    *("; after a fix of the job", "… ended (…), see …", "it was told to stop by a signal"),
+    *("… was told to stop by a signal", "…, in …. Outputs: …", "The last that failed was task"),
+    *("… tasks failed, --max-failed", "every task fails, and none", "; a second Ctrl-C kills"),
+    *("task … fails: ", "; task … fails: ", "nothing was finished for … minutes", "importing and"),
+    *("… (more failures like this", "; it is tried again elsewhere", "other kinds of failures"),
+    *("starting: its process has not", "waiting for another process", "waiting for the input"),
+    *("it took too long and was killed", "its orchestrator and then", "it died while its parent"),
+    *("it could not be started", "it hangs in the kernel"),
+)
+
+
+def test_whatever_a_run_says_of_itself_is_explained() -> None:
+    said: list[str] = []
+    for name in SPEAKING:
+        tree = ast.parse((ROOT / "orchestrator" / "supervise" / f"{name}.py").read_text())
+        # Docstrings, and the parts of what was looked at as a whole.
+        seen = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            text = text_of(node)
+            if text is not None and id(node) not in seen:
+                seen |= {id(part) for part in ast.walk(node)}
+                said.append(text)
+    sentences = [text for text in said if len(text.split()) >= 5]
+    assert len(sentences) > 40
+    known = [text for text in sentences if any(stands_in(one, text) for one in EXPLAINED)]
+    clear = [text for text in sentences if text.startswith(CLEAR)]
+    assert [text for text in sentences if text not in known + clear] == []
+    assert [one for one in CLEAR if not any(text.startswith(one) for text in sentences)] == []
