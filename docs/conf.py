@@ -24,7 +24,7 @@ project_copyright = "the gpuspool authors, MIT licence"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 include_patterns = [
     *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *("docs/**.md", "examples/*/README.md", "benchmarks/README.md"),
+    *("docs/**.md", "examples/README.md", "examples/*/README.md", "benchmarks/README.md"),
 ]
 root_doc = "docs/index"
 html_theme = "furo"
@@ -41,8 +41,8 @@ myst_heading_anchors = 5
 # Sphinx would highlight these as what they are not: `$` lines mixed with what was printed.
 suppress_warnings = ["misc.highlighting_failure"]
 
-# The pages whose lists of links are the site's navigation.
-CONTENTS = ("docs/index", "docs/decisions/README")
+# The pages whose lists of links, or first columns of tables, are the site's navigation.
+CONTENTS = ("docs/index", "docs/decisions/README", "examples/README")
 
 # Types are shown as they stand in the signatures. What they link to is only what this site has, as
 # the standard library's inventory would have to be downloaded.
@@ -65,7 +65,7 @@ def add_navigation(_: Sphinx, page: str, source: list[str]) -> None:
     for section in re.split(r"^## ", source[0], flags=re.MULTILINE):
         caption, _, body = section.partition("\n")
         entries = []
-        for name, target in re.findall(r"^- \[([^]]+)\]\(([^)#:]+)\.md\)", body, re.MULTILINE):
+        for name, target in re.findall(r"^[-|] \[([^]]+)\]\(([^)#:]+)\.md\)", body, re.MULTILINE):
             found = normpath(join("/", page, "..", target))
             if found not in listed:
                 listed.add(found)

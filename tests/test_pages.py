@@ -15,7 +15,8 @@ PAGES = [
     str(path.relative_to(ROOT))
     for path in sorted(
         [
-            *(*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")),
+            *(*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")),
+            *(*ROOT.glob("examples/README.md"), *ROOT.glob("examples/*/README.md")),
             ROOT / "benchmarks" / "README.md",
         ]
     )

@@ -21,7 +21,7 @@ PAGES = sorted(
     [
         *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
         *DOCS.rglob("*.md"),
-        *ROOT.glob("examples/*/README.md"),
+        *(*ROOT.glob("examples/README.md"), *ROOT.glob("examples/*/README.md")),
         ROOT / "benchmarks" / "README.md",
     ]
 )
@@ -110,7 +110,8 @@ def test_a_link_names_a_file_and_no_folder() -> None:
 
 def test_the_contents_list_every_page() -> None:
     listed = {page for page, _ in links_of(DOCS / "index.md")}
-    listed |= {page for page, _ in links_of(DOCS / "decisions" / "README.md")}
+    for lists in (DOCS / "decisions" / "README.md", ROOT / "examples" / "README.md"):
+        listed |= {page for page, _ in links_of(lists)} if lists in listed else set()
     assert sorted(set(PAGES) - listed - {DOCS / "index.md"}) == []
 
 
