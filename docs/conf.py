@@ -85,7 +85,10 @@ def as_rest(*event: object) -> None:
     """Turn a docstring of ours into what autodoc reads: code in backquotes, lists of parameters."""
     lines = event[-1]
     assert isinstance(lines, list)
-    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", "\n".join(lines))
+    # Outside of backquotes these characters are what they are, and no markup.
+    pieces = re.split(r"(`[^`]+`)", "\n".join(lines))
+    pieces[::2] = [re.sub(r"[*|]|(?<=\w)_\b", r"\\\g<0>", piece) for piece in pieces[::2]]
+    text = "".join(f"`{piece}`" if piece.startswith("`") else piece for piece in pieces)
     paragraphs = [
         re.sub(rf"^({NAMES}): ", r"``\1``\n    ", paragraph, flags=re.MULTILINE)
         if PARAMETERS.fullmatch(paragraph)

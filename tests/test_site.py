@@ -156,6 +156,6 @@ def test_parameters_in_docstrings_become_a_list() -> None:
         *("What ``it`` does.", "", "``one``", "    a thing: this."),
         *("``two, three``", "    others,", "    which go on."),
     ]
-    prose = ["One thing: this", "and no list of parameters."]
+    prose = ["One *thing*: this_ and `that_*`", "and no list of parameters."]
     conf.as_rest(prose)
-    assert prose == ["One thing: this", "and no list of parameters."]
+    assert prose == [r"One \*thing\*: this\_ and ``that_*``", "and no list of parameters."]
