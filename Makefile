@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 EXAMPLES := $(VENV)/installed-for-examples
 
-.PHONY: demo test torture bench gpu dist lint clean
+.PHONY: demo test docs torture bench gpu dist lint clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
@@ -19,6 +19,11 @@ test: $(STAMP) $(EXAMPLES) lint
 	@sh scripts/test_packages.sh
 	@$(BIN)/pytest --collect-only -q >/dev/null || true
 	$(BIN)/pytest -n 8 --dist worksteal
+
+# A site of all pages, which needs no network. Whatever sphinx has to say is an error.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -n -E -q -c docs . build/docs
+	@echo "Open build/docs/docs/index.html"
 
 # Takes an hour or more on two cores; docs/reliability.md says what it does. Some rows need
 # root, and say so where they do not have it.
@@ -74,4 +79,4 @@ $(EXAMPLES): $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist spool-* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist spool-* build/docs .pytest_cache .mypy_cache .ruff_cache

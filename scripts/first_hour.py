@@ -44,8 +44,12 @@ RUN = "gpuspool run measure.py:Measure 'probes/*.txt' --ranks 2 --arg unit=10 -q
 
 SECOND = RUN.replace("-q", "-q --spool spool-again")
 
-# What is said before some commands, and these commands.
-STEPS: list[tuple[str, list[str]]] = [
+# What the tests are told of commands whose output is not the same everywhere; see tests/pages.py.
+OTHER_DISKS = "other file systems are told by other names"
+OTHER_RANKS = "which rank gets which task differs from run to run"
+OTHER_MOMENTS = "it depends on how far the run is when it is killed"
+# What is said before some commands, these commands, and why a test may see something else.
+STEPS: list[tuple[str, list[str], str]] = [
     (
         "120 files of our own, two of which are empty, and a class of our own. It is written as if "
         "for one file.",
@@ -54,25 +58,35 @@ STEPS: list[tuple[str, list[str]]] = [
             "> probes/130.txt; > probes/200.txt",
             f"cat > measure.py <<'END'\n{JOB}END",
         ],
+        "",
     ),
-    ("Is this a good place for a run?", ["gpuspool doctor"]),
+    ("Is this a good place for a run?", ["gpuspool doctor"], OTHER_DISKS),
     (
         "The name of the class is not quite right. Then: what would happen?",
         [RUN.replace(":Measure", ":measures"), f"{RUN} --dry-run"],
+        "",
     ),
     (
         "Now really. `-q` leaves out the progress bar, which a page cannot show.",
         [f'{RUN}; echo "exit code $?"'],
+        "",
     ),
     (
         "Two files failed, each in two processes. What is wrong, and where? An empty file has no "
-        "mean. What was printed meanwhile is there too.",
-        ["gpuspool failed", "gpuspool logs -n 2", "gpuspool logs --task 101.txt"],
+        "mean.",
+        ["gpuspool failed"],
+        "",
+    ),
+    (
+        "What was printed meanwhile is there too.",
+        ["gpuspool logs -n 2", "gpuspool logs --task 101.txt"],
+        OTHER_RANKS,
     ),
     (
         "The class is fixed: an empty file gives no result. The same command notices that it "
         "changed, and asks. What is done stays done.",
         [FIX, RUN, "gpuspool retry --keep-done -q"],
+        "",
     ),
     (
         "118 outputs, 120 results: for an empty file the class returns before it asks for one.",
@@ -81,10 +95,12 @@ STEPS: list[tuple[str, list[str]]] = [
             "gpuspool results | head -2",
             'gpuspool results | grep -c \'"state":"complete"\'',
         ],
+        "",
     ),
     (
         "Ten more files came in. The same command sees that they are new, and `--add` takes them.",
         ["for i in $(seq 301 310); do seq $i > probes/$i.txt; done", RUN, f"{RUN} --add"],
+        "",
     ),
     (
         "An output was deleted by mistake.",
@@ -93,6 +109,7 @@ STEPS: list[tuple[str, list[str]]] = [
             "gpuspool verify",
             "gpuspool redo spool-Measure --missing-outputs -q",
         ],
+        "",
     ),
     (
         "A second run is stopped after two seconds, as by Ctrl-C. Then its orchestrator is killed "
@@ -105,6 +122,7 @@ STEPS: list[tuple[str, list[str]]] = [
             "gpuspool wait spool-again | head -1",
             SECOND,
         ],
+        OTHER_MOMENTS,
     ),
     (
         "And with a script of one's own instead of a class:",
@@ -112,8 +130,13 @@ STEPS: list[tuple[str, list[str]]] = [
             "gpuspool run 'probes/*.txt' --ranks 2 -q -- cp {input} {output}.copy",
             "ls spool-cp/outputs | head -2",
         ],
+        "",
     ),
 ]
+
+TAIL = """\
+Next: [ten minutes](start.md) with a model of your own, or [watching a run](status.md).
+"""
 
 HEAD = """\
 # A new user's first hour
@@ -128,11 +151,13 @@ def main() -> int:
     """Run all steps and write the page to the path that is given."""
     page = [HEAD]
     with tempfile.TemporaryDirectory(prefix="first-hour-") as folder:
-        for prose, commands in STEPS:
-            page.append(f"{textwrap.fill(prose, WIDTH)}\n\n```console\n")
+        for prose, commands, why in STEPS:
+            remark = f"<!-- not compared: {why} -->\n" if why else ""
+            page.append(f"{textwrap.fill(prose, WIDTH)}\n\n{remark}```console\n")
             page += [_shown(command, folder) for command in commands]
             page.append("```\n\n")
-    Path(sys.argv[1]).write_text("".join(page).rstrip() + "\n")
+    page.append(TAIL)
+    Path(sys.argv[1]).write_text("".join(page))
     return 0
 
 

@@ -1,34 +1,12 @@
-"""What the README and the page of the first hour tell people to type, typed."""
+"""The README's job for GPUs, and the page of the first hour; test_pages.py types the rest."""
 
 import importlib.util
-import os
 import re
 from pathlib import Path
 
-from helpers import GPUSPOOL, Box, names
+from helpers import Box, names
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def test_the_first_job_of_the_readme(box: Box) -> None:
-    page = (ROOT / "README.md").read_text()
-    section = page.partition("## A first job\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 3
-    path = f"{Path(GPUSPOOL).parent}:{os.environ['PATH']}"
-    told = ""
-    for block in blocks:
-        lines = re.sub(r"^(gpuspool: |Go on |5050).*\n", "", block, flags=re.MULTILINE)
-        script = re.sub(r"^\$ ", "", lines, flags=re.MULTILINE)
-        done = box.run("-c", script, program=("bash",), env={"PATH": path}, code=0)
-        told += done.out + done.err
-    assert "200 of 200 tasks complete" in told
-    assert "\n5050\n" in told
-    assert '"result":{"lines":99}' in told
-    # What the page shows of the stop is what is said.
-    for line in section.splitlines():
-        if line.startswith(("gpuspool: SIGINT", "Go on ")):
-            assert line in told
 
 
 def test_the_readmes_job_for_gpus_needs_nothing_but_torch(box: Box) -> None:
@@ -60,7 +38,7 @@ def test_the_page_of_the_first_hour_has_the_commands_of_its_script() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     page = (ROOT / "docs" / "first-hour.md").read_text()
-    for _, commands in module.STEPS:
+    for _, commands, _ in module.STEPS:
         for command in commands:
             assert f"\n$ {command}\n" in page, command
     assert "\nTraceback" not in page, "what a program of ours would print"
