@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpuspool.orchestrator.report.parents import Beats, is_parent_live
 from gpuspool.orchestrator.text.words import count_of, to_type
+from gpuspool.spool.identity import is_here, is_stopped
 from gpuspool.spool.layout import epoch_name, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import CPU, Heartbeat
@@ -84,22 +85,44 @@ class Presence:
 
     @property
     def is_draining(self) -> bool:
-        """Whether all parents that may be there are to finish what is in hand, and no more."""
+        """Whether all parents that may be there are to finish what is in hand, and no more; or all
+        workers, where there is no such parent.
+        """
         control = read_control(self._view.layout)
-        return bool(self.parents) and all(map(control.stops, self.parents))
+        epochs = self.parents
+        if not epochs:
+            intents = map(self._view.intents.get, self.workers)
+            epochs = [intent.epoch for intent in intents if intent is not None]
+        return bool(epochs) and all(map(control.stops, epochs))
 
     def who_goes_on(self) -> str:
         """Why nothing new is begun, and what to do about that; "" where a parent is at work."""
         resume = f"{to_type('resume', self._view.layout.root)} goes on"
         if self.is_draining:
+            if not self.parents:
+                return (
+                    "what started the run is gone, and its workers drain: nobody ends one that "
+                    f"hangs; {resume}"
+                )
             return f"the run is being drained, and takes nothing new; {resume}"
         if self.parents:
-            return ""
+            return self._who_is_woken()
         workers = len(self.workers)
         if workers:
             they = count_of(workers, "worker goes", "workers go")
             return f"what started the run is gone, and {they} on without it; {resume} too"
         return f"nobody is at work; {resume}"
+
+    def _who_is_woken(self) -> str:
+        """What is told where all parents that may be at work are stopped on this host, else ""."""
+        known = [self._detector.parents.known.get(epoch) for epoch in self.parents]
+        pids = [one.pid for one in known if one is not None and is_here(one)]
+        if len(pids) < len(known) or not all(map(is_stopped, pids)):
+            return ""
+        wake = f"`kill -CONT {' '.join(map(str, pids))}`"
+        return (
+            f"what started the run is stopped, as by Ctrl-Z; `fg` in its shell or {wake} wakes it"
+        )
 
 
 def has_finished(view: View, attempt: str, beat: Heartbeat) -> bool:

@@ -48,6 +48,8 @@ LEAST_PART = 0.001
 BEGUN_LEAST_S = 0.2
 # A call that takes longer than expected is expected to go on for this part of what it is late by.
 OVERDUE_PART = 0.5
+# Before so many calls have ended the longest of them tells nothing of others.
+LEAST_ENDED = 5
 # A rank whose silence is so many times longer than any that ended is not counted on any more,
 SILENT_TIMES = 4.0
 # but no silence that is shorter than this tells anything.
@@ -76,11 +78,14 @@ class Outlook(msgspec.Struct, frozen=True):
     """How a run gets on: the finished share of its work, 0 to 1, and the rest where it is known.
 
     tasks_per_s: how many are finished a second, by the ranks that work now. left_s: until the last.
+    longest_s: how long the longest task took that was seen to end, once some were; of a call of
+    several tasks its share.
     """
 
     share: float
     tasks_per_s: float | None = None
     left_s: float | None = None
+    longest_s: float | None = None
 
 
 class _Times(msgspec.Struct):
@@ -135,6 +140,8 @@ class Forecast:
         self._samples: list[tuple[list[int], float]] = []
         self._every = 1
         self._n_calls = 0
+        # How many calls were heard of.
+        self._n_begun = 0
         # How many lines were given, and how long their tasks took together.
         self._given = 0
         self._given_s = 0.0
@@ -149,6 +156,8 @@ class Forecast:
         # The longest waits that ended: for the first line of a rank, and for another.
         self._longest_first_s = 0.0
         self._longest_s = 0.0
+        # The longest share that a task had of a call that ended.
+        self._longest_task_s = 0.0
 
     # What the view reads.
 
@@ -180,10 +189,12 @@ class Forecast:
             times.began = self._recycled_at.pop(rank_of(attempt), start)
         if start != times.start:
             self._keep_call(times)
+            self._n_begun += 1
             times.start, times.took_s, times.tasks, times.n_tasks = start, 0.0, [], 0
         times.took_s += seconds * tasks
         times.n_tasks += tasks
         self._longest_s = max(self._longest_s, times.took_s)
+        self._longest_task_s = max(self._longest_task_s, seconds)
         return times
 
     def _is_known(self, task: int) -> bool:
@@ -253,6 +264,14 @@ class Forecast:
 
     # What is told.
 
+    @property
+    def longest_task_s(self) -> float | None:
+        """How long the longest task took of the calls that were seen to end; None before some were.
+
+        Of a call of several tasks each took its share.
+        """
+        return self._longest_task_s if self._n_begun >= LEAST_ENDED else None
+
     def outlook(
         self,
         whole: Work,
@@ -296,7 +315,7 @@ class Forecast:
         share = min(1.0, law.seconds(finished.tasks, finished.cost) / whole_s)
         left = Work(whole.tasks - finished.tasks, max(0.0, whole.cost - finished.cost))
         left_s = _until_the_last(left, law, spent_s / done_s, calls)
-        return Outlook(share, rate, left_s)
+        return Outlook(share, rate, left_s, self.longest_task_s)
 
     def _counted_on(self, working: Collection[str], now: float) -> list[str]:
         """The open attempts that get on, as far as can be told; where none seems to, those that
