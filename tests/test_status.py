@@ -240,13 +240,44 @@ def test_a_rank_gets_no_other_process_while_all_that_is_left_is_in_hand(tmp_path
     close_as(layout, A0, Reason.RECYCLED)
     intend(layout, B0)
     writer = begin(layout, B0)
-    for n_left, state in ((2, "restarting"), (1, "stopped")):
+    for n_left, state in ((2, "restarting"), (1, "waiting")):
         beat(layout, B0, task=8, task_since=time.time(), in_hand=1)
         with being_parent(layout, 0):
             row = rows(status(view_of(layout)))[0]
         assert (n_left, row["state"]) == (n_left, state)
         assert row["note"] == "fresh process"
         finish(writer, 7)
+
+
+def test_a_rank_waits_while_all_that_is_left_is_in_hand_or_in_doubt(tmp_path: Path) -> None:
+    """A task in doubt that is tried now is both, and counts once."""
+    layout = make_spool(tmp_path / "s", 9)
+    admit(layout, 0, myself())
+    intend(layout, A0)
+    writer = begin(layout, A0)
+    finish(writer, *range(5))
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="bad")
+    for index in (5, 6):
+        writer.append(
+            JournalLine(
+                task=index,
+                round=0,
+                state=LineState.HELD,
+                start=1.7e9,
+                error=error,
+                line=task(index),
+            )
+        )
+    close_as(layout, A0, **CRASH)
+    intend(layout, B0)
+    writer = begin(layout, B0)
+    for in_hand, n_done, state in ((5, 0, "restarting"), (8, 0, "restarting"), (8, 1, "waiting")):
+        finish(writer, *range(7, 7 + n_done))
+        beat(layout, B0, task=in_hand, task_since=time.time(), in_hand=1)
+        with being_parent(layout, 0):
+            row = rows(status(view_of(layout)))[0]
+        assert row["state"] == state
+    assert row["note"] == "waits: 2 tasks in doubt"
 
 
 def test_restarts_of_an_earlier_start_are_not_told(tmp_path: Path) -> None:

@@ -26,21 +26,32 @@ class Presence:
         """Whether an open attempt lives. Its intent was read."""
         return self._detector.life(attempt)
 
-    def silent_s(self, attempt: str) -> float | None:
-        """For how long nothing was heard of an attempt elsewhere, nor of its parent; None: lately.
+    def silence(self, attempt: str) -> str:
+        """`it was heard last 62 s ago, and is not proved dead`, of an attempt elsewhere that beat
+        long ago, as did its parent; "" of all others.
 
-        By two clocks, so that it is for people alone. 0 where nobody has ever beaten.
+        By two clocks, so that it is for people alone.
         """
+        if self.life(attempt) is not Life.ELSEWHERE:
+            return ""
         if self._beats is None:
             self._beats = Beats(self._view)
         if self._beats.is_fresh(attempt):
-            return None
+            return ""
         names = [attempt]
         intent = self._view.intents.get(attempt)
         if intent is not None:
             names.append(epoch_name(intent.epoch))
         ages = [age for age in map(self._beats.age_s, names) if age is not None]
-        return min(ages, default=0.0)
+        heard = f"was heard last {min(ages):.0f} s ago" if ages else "was never heard"
+        return f"it {heard}, and is not proved dead"
+
+    def standstill(self, attempt: str) -> str:
+        """What is told of an attempt here whose process is stopped, "" of all others."""
+        identity = self._view.identity(attempt)
+        if identity is None or self.life(attempt) is not Life.ALIVE or not is_stopped(identity.pid):
+            return ""
+        return f"its process is stopped, and `kill -CONT {identity.pid}` wakes it"
 
     @property
     def parents(self) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from gpuspool.orchestrator.report.keys import keys_at_hand
@@ -30,6 +30,8 @@ from gpuspool.spool.view import View
 # The states of ranks that are no `AttemptState` and no `Phase`; SILENT is another one.
 # Its newest attempt is closed, and its parent is about to start the next one.
 RESTARTING = "restarting"
+# The same, but all that is left is in hand or in doubt, and there is nothing to do for it.
+HELD_UP = "waiting"
 STARTING = "starting"
 LOST = "lost"
 
@@ -58,9 +60,17 @@ class Ranks:
     """Makes the rows of one look."""
 
     def __init__(
-        self, view: View, lives: Mapping[str, Life], beats: Beats, parents: list[dict[str, Any]]
+        self,
+        view: View,
+        lives: Mapping[str, Life],
+        beats: Beats,
+        parents: list[dict[str, Any]],
+        doubtful: Collection[int] = (),
     ) -> None:
-        """lives: of the open attempts. parents: the rows of all parents."""
+        """lives: of the open attempts. parents: the rows of all parents. doubtful: the tasks that
+        failed somewhere and have no verdict.
+        """
+        self._doubtful = frozenset(doubtful)
         self._view = view
         self._lives = lives
         self._beats = beats
@@ -71,8 +81,8 @@ class Ranks:
         )
         # From how old a heartbeat on a process here has told nothing for long; None: not asked yet.
         self._late_s: float | None = None
-        # Every task is finished or in hand, as far as is known.
-        self._is_all_taken = view.ledger.is_finished
+        # Every task is finished, in hand or in doubt, as far as is known.
+        self._is_all_taken = False
         self._of_rank: dict[int, list[str]] = defaultdict(list)
         for attempt in view.attempts:
             self._of_rank[rank_of(attempt)].append(attempt)
@@ -85,7 +95,9 @@ class Ranks:
         """
         rows = [self._row(self._of_rank[rank]) for rank in sorted(self._of_rank)]
         ledger = self._view.ledger
-        if sum(row["in_hand"] for row in rows) >= ledger.tasks - ledger.n_finished:
+        # A task in doubt runs alone.
+        taken = sum(row["in_hand"] for row in rows if row["task"] not in self._doubtful)
+        if taken + len(self._doubtful) >= ledger.tasks - ledger.n_finished:
             # Nothing is left that a further process could do, so none is started now.
             self._is_all_taken = True
             rows = [
@@ -158,7 +170,9 @@ class Ranks:
         `Phase`, or one of the words above.
         """
         if closing is not None:
-            return RESTARTING if self._goes_on(attempts, closing) else str(closing.state)
+            if not self._goes_on(attempts, closing):
+                return str(closing.state)
+            return HELD_UP if self._is_all_taken else RESTARTING
         if life is Life.DEAD:
             return LOST
         if life is Life.ELSEWHERE and not self._beats.is_fresh(attempts[-1]):
@@ -166,11 +180,13 @@ class Ranks:
         return STARTING if heartbeat is None else str(heartbeat.state)
 
     def _goes_on(self, attempts: list[str], closing: Closing) -> bool:
-        """Whether the parent of a closed attempt is about to start the next one, by all signs."""
+        """Whether the parent of a closed attempt starts the next one, once there is work for it, by
+        all signs.
+        """
         parent = self._parent_of(attempts[-1])
         if parent is None or parent["state"] != LIVE or parent["is_draining"]:
             return False
-        return not self._is_all_taken and may_be_followed(self._view, attempts, closing)
+        return not self._view.ledger.is_finished and may_be_followed(self._view, attempts, closing)
 
     def _failures(self, attempts: list[str], state: str) -> list[Closing]:
         """How the attempts of this start ended that failed and were followed by another one, or
@@ -245,6 +261,8 @@ class Ranks:
             return f"silent {row['silent_s']:.0f} s", TROUBLED
         if row["state"] == SILENT:
             return ("silent", TROUBLED) if is_waited_for else ("", FINE)
+        if row["state"] == HELD_UP and row["ended"] is not None and self._doubtful:
+            return f"waits: {count_of(len(self._doubtful), 'task')} in doubt", NOTEWORTHY
         if row["ended"] is not None and row["state"] != RESTARTING:
             return self._note_of_end(row, attempts)
         timeout = _note_of_timeout(row)

@@ -54,9 +54,10 @@ def status(
     control = read_control(view.layout)
     parents = parent_rows(detector, beats, control)
     lives = {attempt: detector.life(attempt) for attempt in view.open_attempts}
-    ranks = Ranks(view, lives, beats, parents).rows(names_tasks=names_tasks)
-    _add_slots_waiting(view, parents, ranks)
     held = doubtful(view)
+    in_doubt = [task for task, _ in held]
+    ranks = Ranks(view, lives, beats, parents, in_doubt).rows(names_tasks=names_tasks)
+    _add_slots_waiting(view, parents, ranks)
     at_work = [row for row in parents if is_at_work(row)]
     is_heard_of = _is_heard_of(view, parents, ranks, lives, beats)
     is_live = is_heard_of or bool(at_work)

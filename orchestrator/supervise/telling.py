@@ -147,6 +147,7 @@ class Telling:
         share = ledger.n_finished / max(1, ledger.tasks)
         tasks_per_s: float | None = None
         left_s: float | None = None
+        longest_s: float | None = None
         if self._forecast is not None:
             outlook = self._forecast.outlook(
                 Work(ledger.tasks, self._cost),
@@ -157,6 +158,7 @@ class Telling:
                 time.monotonic(),
             )
             share, tasks_per_s, left_s = outlook.share, outlook.tasks_per_s, outlook.left_s
+            longest_s = outlook.longest_s
         return SoFar(
             total=ledger.tasks,
             complete=ledger.n_complete,
@@ -165,6 +167,7 @@ class Telling:
             tasks_per_s=tasks_per_s,
             left_s=left_s,
             note=count_of(len(view.open_attempts), "rank"),
+            longest_s=longest_s,
         )
 
     def _weigh(self, view: View) -> None:

@@ -52,7 +52,8 @@ class SoFar(msgspec.Struct, frozen=True):
 
     share: of the work, 0 to 1, that is finished. tasks_per_s: how many are finished a second now.
     left_s: until the last is finished. Both are None where they are not known. note: follows at the
-    end. took_s: how long it took, once it has ended.
+    end. took_s: how long it took, once it has ended. longest_s: how long the longest task took so
+    far, where that is known.
     """
 
     total: int
@@ -63,6 +64,7 @@ class SoFar(msgspec.Struct, frozen=True):
     left_s: float | None
     note: str
     took_s: float | None = None
+    longest_s: float | None = None
 
     @property
     def percent(self) -> str:
