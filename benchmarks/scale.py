@@ -76,7 +76,7 @@ DEAD_QUICK = (2, 4)
 FAILED_ONE_OF = 100
 FAILED_ONE_OF_FEW = 5
 
-# The size for which there are limits.
+# The (tasks, ranks) of the spool for which there are limits.
 JUDGED = (100_000, 64)
 
 # The most CPU seconds that a verb may take at that size.

@@ -257,22 +257,24 @@ class _Maker:
 
     def begin(self, attempt: str, epoch: int = 0, who: Identity | None = None) -> None:
         """The intent of an attempt, and its last heartbeat, at nothing."""
-        self.write(self.layout.intent(attempt), seal_pretty(self._intent(attempt, epoch, who)))
+        self.intend(attempt, epoch, who or self.gone)
         self.beat(attempt, who or self.gone, state=Phase.IDLE, at=THEN)
 
-    def _intent(self, attempt: str, epoch: int, who: Identity | None) -> Intent:
-        return Intent(
+    def intend(self, attempt: str, epoch: int, parent: Identity, **more: Any) -> None:
+        """The intent of an attempt."""
+        fields = {"device": "", "options": Options(), **more}
+        intent = Intent(
             attempt=attempt,
             epoch=epoch,
-            device="",
             world_size=self._ranks,
             argv=["gpuspool-worker"],
-            parent=who or self.gone,
+            parent=parent,
             job=JOB,
-            options=Options(),
             environment={},
             at=THEN,
+            **fields,
         )
+        self.write(self.layout.intent(attempt), seal_pretty(intent))
 
     def beat(self, attempt: str, who: Identity, **more: Any) -> None:
         """The heartbeat of an attempt; the last one that is written counts."""
@@ -506,21 +508,15 @@ class _BusyMaker:
 
     def _begin(self, attempt: str, epoch: int) -> None:
         rank = rank_of(attempt)
-        intent = Intent(
-            attempt=attempt,
-            epoch=epoch,
+        self._made.intend(
+            attempt,
+            epoch,
+            self._alive if epoch == LIVE else self._made.gone,
             device=_device(rank),
-            world_size=self._size.ranks,
             local_rank=rank,
-            argv=["gpuspool-worker"],
-            parent=self._alive if epoch == LIVE else self._made.gone,
-            job=JOB,
             options=Options(keep_going=epoch == DRAINED),
-            environment={},
-            at=THEN,
             folder=self._folder,
         )
-        self._made.write(self._layout.intent(attempt), seal_pretty(intent))
         self._made.beat(attempt, self._made.gone, state=Phase.IDLE, at=THEN)
         began = self._now - 60.0 * USAGE_LINES if epoch == LIVE else THEN
         usage = (_usage(began + 60.0 * minute, minute) for minute in range(USAGE_LINES))
@@ -619,6 +615,7 @@ class _BusyMaker:
             _error(line.task),
             tries=2,
             attempts=[first, second],
+            attempt=second,
             rank=rank_of(second),
             device=_device(rank_of(second)),
             host=self._made.gone.host,
@@ -784,5 +781,6 @@ def _loss(attempt: str) -> Error:
         message=message,
         rank=rank_of(attempt),
         attempts=[attempt],
+        attempt=attempt,
         log_tail="loading\nSegmentation fault",
     )

@@ -6,7 +6,8 @@ again.
 The commands are really run, on the Slurm of the tests (`tests/slurm`), which needs root and the
 packages of `scripts/test_packages.sh`. It takes some three minutes, most of them for the lease of
 the node that is gone. What they print is written below each, between two marks of the page. Only
-the folder's name is replaced, and long outputs are cut in their middle.
+the folder's name is replaced, what is said of the disk, which is that of one machine, is left out,
+and long outputs are cut in their middle.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WIDTH = 120
 # What the page calls the folder in which the commands run.
 HOME = "/data"
 # What is so only because all nodes are this machine, and would mislead a reader.
-LEFT_OUT = "a file system of this host's"
+LEFT_OUT = ", a disk of this "
 SPOOL = "spool-Count"
 # Of an output that is longer than twice this, the lines in the middle are left out.
 SHOWN_LINES = 9
@@ -106,10 +107,12 @@ def done_by(box: Box) -> set[str]:
 STEPS = (
     Step(
         "A job that takes a second for each of 400 texts; three elements with a GPU each, on a "
-        "cluster of four nodes.",
+        "cluster of four nodes. (Here these are one machine with one disk. What gpuspool says of "
+        "that is left out.)",
         (
             "gpuspool submit count.py:Count 'texts/*.txt' --elements 3 --time 1h --requeue 20",
             SQUEUE,
+            STATUS,
         ),
     ),
     Step("While it runs, on the login node:", (SQUEUE, STATUS), wait_for_work),

@@ -8,11 +8,14 @@ A crash or a time-out of a task that was certainly in hand is one opinion: it is
 orchestrator rules what becomes of it, since the process or the device may be to blame. A SIGKILL
 comes from outside far more often than from a task, so it is counted, and believed at last.
 
-`judge` is pure. `scene_of` reads what a failure's record tells people: device, host, end of the
-log.
+`judge` is pure, and so is `certain_in_hand`, which tells people which task that was. `scene_of`
+reads what a failure's record tells people: device, host, end of the log.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -29,6 +32,17 @@ from gpuspool.spool.view import Started, View
 # and small where a thousand tasks fail.
 TAIL_BYTES = 4096
 TAIL_LINES = 40
+
+# So much of it is looked at for that. A crash ends its stacks with the names of all extension
+# modules on one line, which is longer than the record where a job has imported many; and the stacks
+# of a process with a hundred threads take so much.
+LOOKED_AT_BYTES = 64 * 1024
+# So many characters of a line are kept, since others say more than the rest of it.
+LINE_KEPT = 400
+
+# How faulthandler begins to tell of a crash, and where it tells of the thread that crashed.
+_FATAL = "Fatal Python error: "
+_CRASHED = "Current thread 0x"
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -97,6 +111,14 @@ def judge(
             # With a limit of time every call has its `started` line, so a worker that timed out
             # without one had nothing in hand. All other deaths blame nobody.
             return Judgement(orphans)
+
+
+def certain_in_hand(orphans: list[TaskLine], started: Started | None) -> TaskLine | None:
+    """The one of these tasks that an attempt was at for sure when it died; None if there is none.
+
+    orphans: all that it had claimed and not finished. started: as for `judge`.
+    """
+    return _in_hand(orphans, started).certain if orphans else None
 
 
 def _in_hand(orphans: list[TaskLine], started: Started | None) -> _InHand:
@@ -220,6 +242,7 @@ def _fail(task: TaskLine, error: Error, scene: Scene) -> TaskFailure:
         device=scene.device,
         host=scene.host,
         attempts=[scene.attempt],
+        attempt=scene.attempt,
         log_tail=scene.log_tail,
     )
     return TaskFailure(task=task.task, round=task.round, key=task.key, error=error, line=task)
@@ -243,11 +266,50 @@ def scene_of(view: View, attempt: str) -> Scene:
 
 
 def read_tail(layout: Layout, attempt: str) -> str:
-    """The last lines of an attempt's log, "" where it has none."""
+    """The last lines of an attempt's log, "" where it has none.
+
+    Where a crash has left more stacks than there is room for, its name and the beginning of the
+    stack of the thread that crashed.
+    """
     path = layout.log(attempt)
     try:
         size = path.stat().st_size
     except OSError:
         return ""
-    data = read_bytes(path, max(0, size - TAIL_BYTES)) or b""
-    return "\n".join(data.decode(errors="replace").splitlines()[-TAIL_LINES:])
+    data = read_bytes(path, max(0, size - LOOKED_AT_BYTES)) or b""
+    lines = [_short(line) for line in data.decode(errors="replace").splitlines()]
+    kept = list(_fitting(reversed(lines)))
+    kept.reverse()
+    if not any(line.startswith(_FATAL) for line in kept):
+        kept = list(_fitting(_crash_in(lines))) or kept
+    return "\n".join(kept)
+
+
+def _crash_in(lines: Sequence[str]) -> list[str]:
+    """The line that names the last crash in a log, and what follows on the thread that crashed.
+
+    Nothing where the log tells of no crash.
+    """
+    name = ""
+    found: list[str] = []
+    for at, line in enumerate(lines):
+        if line.startswith(_FATAL):
+            name = line
+        elif name and line.startswith(_CRASHED):
+            found = [name, *lines[at:]]
+            name = ""
+    return found
+
+
+def _fitting(lines: Iterable[str]) -> Iterator[str]:
+    """The first of the lines, as many as a record has room for."""
+    n_bytes = 0
+    for line in itertools.islice(lines, TAIL_LINES):
+        n_bytes += len(line.encode()) + 1
+        if n_bytes > TAIL_BYTES:
+            return
+        yield line
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= LINE_KEPT else f"{line[: LINE_KEPT - 1]}…"

@@ -98,7 +98,7 @@ def failures_of(view: View, attempts: Iterable[str], tasks: Set[int]) -> list[Fa
     for ruling in view.rulings.values():
         for failure in ruling.failures:
             if failure.task in tasks:
-                told.append(copy_of(failure, failure.error.attempts[-1], ruling.at))
+                told.append(copy_of(failure, failure.error.told_attempt, ruling.at))
     found: dict[int, FailedTask] = {}
     for one in told:
         if one.round >= view.ledger.failed_round.get(one.task, 0):

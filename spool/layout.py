@@ -159,6 +159,14 @@ def is_planned(manifest: str) -> bool:
     return _PLANNED.fullmatch(manifest) is not None
 
 
+def parse_planned(manifest: str) -> int | None:
+    """The rank that a manifest was planned for, None where it is no planned one."""
+    match = _PLANNED.fullmatch(manifest)
+    if match is None:
+        return None
+    return int(match[1])
+
+
 def is_ruling(manifest: str) -> bool:
     """Whether a manifest is one of the orchestrator's rulings."""
     return manifest.startswith("ruling-")
@@ -167,6 +175,11 @@ def is_ruling(manifest: str) -> bool:
 def is_added(manifest: str) -> bool:
     """Whether a manifest holds tasks that were added to the run."""
     return manifest.startswith("added-")
+
+
+def is_original(manifest: str) -> bool:
+    """Whether a manifest gives out its tasks for the first time; the others repeat some of them."""
+    return is_planned(manifest) or is_added(manifest)
 
 
 def is_retry(manifest: str) -> bool:
@@ -180,7 +193,7 @@ def may_offer_doubtful(manifest: str) -> bool:
     Those of a planned manifest and added ones were never tried, and those of a retry have just
     begun a round.
     """
-    return not (is_planned(manifest) or is_added(manifest) or is_retry(manifest))
+    return not (is_original(manifest) or is_retry(manifest))
 
 
 def is_manifest(name: str) -> bool:

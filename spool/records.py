@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gpuspool.spool.layout import ATTEMPT_PATTERN, COPY_PATTERN
+from gpuspool.spool.layout import ATTEMPT_PATTERN, COPY_PATTERN, rank_of
 from gpuspool.spool.states import AttemptState, ErrorKind, JobKind, LineState, Phase, Reason
 
 # Names in a record that files are found or made by. A record that holds any other name is none that
@@ -105,8 +105,9 @@ class Error(Record, frozen=True, kw_only=True):
     the signal behind it.
 
     The remaining fields are told of tasks that a ruling failed, or that took their worker along.
-    attempts: those in which it failed; rank, device and host are the last one's. log_tail: the end
-    of the last one's log, where that died.
+    attempts: those in which it failed, in order. attempt: the one of which all else is told, which
+    need not be the last; rank, device and host are its own. log_tail: the end of its log, where it
+    died.
     """
 
     kind: ErrorKind
@@ -121,7 +122,20 @@ class Error(Record, frozen=True, kw_only=True):
     device: str = ""
     host: str = ""
     attempts: list[str] = msgspec.field(default_factory=list)
+    attempt: str = ""
     log_tail: str = ""
+
+    @property
+    def told_attempt(self) -> str:
+        """The attempt of which it tells, "" where it does not say.
+
+        Earlier versions recorded the rank of that attempt and not its number. Of several attempts
+        of the rank it is taken for the last.
+        """
+        if self.attempt:
+            return self.attempt
+        own = [name for name in self.attempts if self.rank in (None, rank_of(name))]
+        return own[-1] if own else ""
 
 
 class TaskFailure(Record, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ from gpuspool.spool.layout import (
     Layout,
     is_added,
     is_manifest,
-    is_planned,
+    is_original,
     is_retry,
     numbered_name,
     orphans_name,
@@ -1149,7 +1149,7 @@ class View:
     def planned_tasks(self) -> Iterator[TaskLine]:
         """The tasks as they were first given out; other manifests only repeat some of them."""
         for name, manifest in self.manifests.items():
-            if is_planned(name) or is_added(name):
+            if is_original(name):
                 yield from manifest.tasks()
 
     def retried_tasks(self) -> Iterator[TaskLine]:

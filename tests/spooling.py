@@ -139,6 +139,7 @@ def intend(
     options: Options | None = None,
     job: Job = JOB,
     uuids: Sequence[str] = (),
+    is_doubted: bool = False,
 ) -> Intent:
     """Publish the intent to start an attempt in the slot that bears the number of its rank.
 
@@ -158,6 +159,7 @@ def intend(
         at=1700000000.5,
         device_uuids=list(uuids),
         job_id=job_id,
+        is_doubted=is_doubted,
     )
     assert publish(layout.intent(attempt), seal_pretty(intent))
     return intent

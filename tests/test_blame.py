@@ -20,6 +20,7 @@ from spooling import (
     watch_opens,
 )
 
+from gpuspool.spool.blame import LINE_KEPT, TAIL_BYTES, TAIL_LINES, read_tail
 from gpuspool.spool.codec import encode
 from gpuspool.spool.death import MAX_KILLS, Crashed, Death, TimedOut, Witness
 from gpuspool.spool.identity import myself
@@ -227,3 +228,51 @@ def test_no_heartbeat_is_read_where_no_task_is_lost(
     opened = watch_opens(monkeypatch)
     close(view, A0)
     assert str(layout.heartbeat(A0)) not in opened
+
+
+def tail_of(layout: Layout, log: str) -> list[str]:
+    layout.log(A0).write_text(log)
+    return read_tail(layout, A0).split("\n")
+
+
+def crash_log(stack: str, others: str = "", after: str = "") -> str:
+    head = "Fatal Python error: Segmentation fault\n\n"
+    return f"{head}{others}Current thread 0x1 (most recent call first):\n{stack}\n{after}"
+
+
+def frames(count: int, folder: str = "/a") -> str:
+    return "".join(f'  File "{folder}/net.py", line {n} in forward\n' for n in range(count))
+
+
+def test_of_a_log_its_last_lines_are_kept(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 1)
+    assert tail_of(layout, "".join(f"{n}\n" for n in range(99))) == [str(n) for n in range(59, 99)]
+    assert tail_of(layout, "x" * 500 + "\nlast") == ["x" * (LINE_KEPT - 1) + "…", "last"]
+    long = tail_of(layout, "".join(f"{n:300}\n" for n in range(99)))
+    assert long == [f"{n:300}" for n in range(99 - TAIL_BYTES // 301, 99)]
+    assert tail_of(layout, "") == [""]
+
+
+def test_a_long_line_behind_the_stacks_of_a_crash_does_not_displace_them(tmp_path: Path) -> None:
+    """A job that has imported torch or scipy leaves one of some thousand characters there."""
+    modules = f"Extension modules: {', '.join(f'scipy.part{n}' for n in range(900))}\n"
+    kept = tail_of(make_spool(tmp_path / "s", 1), crash_log(frames(2), after=modules))
+    assert kept[0] == "Fatal Python error: Segmentation fault"
+    assert kept[3:5] == frames(2).splitlines()
+
+
+@pytest.mark.parametrize("folder", ["/a", f"/{'b' * 200}"])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_of_a_crash_with_long_stacks_the_thread_that_crashed_is_kept(
+    tmp_path: Path, folder: str, is_before: bool
+) -> None:
+    other = f"Thread 0x2 (most recent call first):\n{frames(60)}\n"
+    log = crash_log(frames(60, folder), *([other] if is_before else ["", other]))
+    kept = tail_of(make_spool(tmp_path / "s", 1), f"said\n{log}")
+    assert kept[:2] == [
+        "Fatal Python error: Segmentation fault",
+        "Current thread 0x1 (most recent call first):",
+    ]
+    assert kept[2:12] == frames(60, folder).splitlines()[:10]
+    assert len(kept) <= TAIL_LINES
+    assert len("\n".join(kept).encode()) <= TAIL_BYTES

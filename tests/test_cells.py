@@ -11,6 +11,7 @@ from gpuspool.orchestrator.text.cells import (
     cut_middle,
     cut_name,
     cut_words,
+    fold,
     left,
     right,
     width,
@@ -69,3 +70,28 @@ def test_wide_text_is_put_at_either_side() -> None:
 def test_a_sentence_is_wrapped_and_its_longest_word_cut() -> None:
     assert wrap("one two three", 7) == ["one two", "three"]
     assert wrap("x" * 20, 7) == ["xxx…xxx"]
+
+
+def test_a_line_is_folded_at_words_and_goes_on_indented() -> None:
+    assert fold("one two three", 7) == ["one two", "three"]
+    assert fold("one two three four", 9) == ["one two", "  three", "  four"]
+    assert fold("  File one.py, line 2", 16) == ["  File one.py,", "    line 2"]
+    assert fold("", 7) == [""]
+    assert fold("fits all", 8) == ["fits all"]
+    assert fold("ends in   ", 8) == ["ends in"]
+
+
+def test_a_word_that_is_longer_than_a_line_is_broken_and_not_cut() -> None:
+    assert fold("see " + "x" * 20, 9) == ["see", "  xxxxxxx", "  xxxxxxx", "  xxxxxx"]
+
+
+@pytest.mark.parametrize("alphabet", [f"{alphabet}   " for alphabet in ALPHABETS])
+def test_what_is_folded_fits_and_nothing_of_it_is_lost(alphabet: str) -> None:
+    draw = random.Random(alphabet)
+    for _ in range(300):
+        text = "".join(draw.choice(alphabet) for _ in range(draw.randrange(80)))
+        columns = draw.randrange(2, 45)
+        lines = fold(text, columns)
+        assert all(cell_len(line) <= columns for line in lines)
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert fold("漢字", 1) == ["漢", "字"], "wider than the window"

@@ -14,6 +14,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 from spooling import A0, A1, B0, begin, intend, make_spool, task, view_of, watch_opens
 
+import gpuspool
 from gpuspool.orchestrator.report.failures import SHOWN, failed_results, group_failures
 from gpuspool.orchestrator.report.failures_text import COLUMNS, MOST_WITH_TASKS, failures_text
 from gpuspool.orchestrator.report.finding import find_task
@@ -22,6 +23,7 @@ from gpuspool.orchestrator.report.ranges import LINES_BYTES, read_lines
 from gpuspool.orchestrator.text.cells import width
 from gpuspool.orchestrator.text.groups import MOST_GROUPS, how_of
 from gpuspool.orchestrator.text.printable import one_line, shell_word
+from gpuspool.spool.closing import failures_of
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import publish_manifest, publish_ruling
 from gpuspool.spool.records import Error, JournalLine, Ruling, TaskFailure, TaskLine
@@ -183,13 +185,54 @@ def test_the_line_that_raised_stands_first_where_it_is_one_frame_of_several(tmp_
     assert lines.count("  |     return table[task.key]") == 1
 
 
-def test_the_end_of_the_log_is_shown_of_what_left_no_traceback(tmp_path: Path) -> None:
-    lost = error(
-        kind=ErrorKind.LOST, where="", attempts=[A0, A1], log_tail="loading\nSegmentation fault"
-    )
-    lines = told(failed_spool(tmp_path, lost))
-    assert f"  the end of the log of {A1}:" in lines
+def lost(**more: object) -> Error:
+    return error(kind=ErrorKind.LOST, where="", log_tail="loading\nSegmentation fault", **more)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "more", "named"),
+    [
+        ([A0, A1], {"attempt": A0, "rank": 0}, A0),
+        ([A0, B0], {"attempt": A0, "rank": 0}, A0),
+        # As earlier versions wrote them.
+        ([A0, B0], {"rank": 0}, A0),
+        ([A0, A1], {"rank": 0}, A1),
+        ([A0, B0], {}, B0),
+    ],
+)
+def test_the_log_whose_end_is_shown_is_named(
+    attempts: list[str], more: dict[str, object], named: str, tmp_path: Path
+) -> None:
+    """Seen: the end of one attempt's log stood under the name of another one."""
+    lines = told(failed_spool(tmp_path, lost(attempts=attempts, **more)))
+    assert f"  the end of the log of {named}:" in lines
     assert "  | Segmentation fault" in lines
+
+
+def test_the_line_of_the_job_that_crashed_is_shown_of_a_real_crash(box: Box) -> None:
+    box.write(
+        "job.py",
+        """
+import faulthandler
+def job(task, ctx):
+    print("ready", flush=True)
+    if task.key == "t1":
+        faulthandler._sigsegv()
+""",
+    )
+    box.run("run", "job.py:job", "--tasks", box.tasks([0, 1, 2]), "--spool", "S", code=3)
+    [result] = [one for one in box.results("S") if one["state"] == "failed"]
+    told_of = result["error"]["attempt"]
+    assert told_of in result["error"]["attempts"]
+    assert result["attempt"] == told_of
+    assert f"attempt {told_of}," in result["error"]["message"]
+    lines = box.run("failed", "S").out.splitlines()
+    at = lines.index(f"  the end of the log of {told_of}:")
+    shown = lines[at + 1 :]
+    fatal = shown.index("  | Fatal Python error: Segmentation fault")
+    assert shown[fatal + 1].startswith("  | Current thread 0x")
+    assert any('job.py", line 6 in job' in line for line in shown[fatal + 2 : fatal + 5])
+    assert "job.py:6 in job" in box.run("explain", "S", "t1").out
 
 
 # Tasks, and what they were given.
@@ -319,7 +362,7 @@ def test_of_several_failures_the_newest_round_counts_wherever_it_is_told(tmp_pat
     fail(layout, A0, ((index, error(where="old")) for index in range(6)))
     assert publish_manifest(layout, "retry-01", rounds)
     fail(layout, A1, [(1, error(where="new")), (2, error(where="new"))], round_=1)
-    ruled = replace(error(where="ruled"), attempts=[A0, A1])
+    ruled = replace(error(where="ruled"), attempts=[A0, A1], attempt=A0)
     failures = [TaskFailure(task=index, round=1, key=f"t{index}", error=ruled) for index in (3, 4)]
     assert publish_ruling(layout, "ruling-01", Ruling(epoch=0, failures=failures), [])
     view = view_of(layout)
@@ -353,6 +396,52 @@ def test_a_failure_whose_line_is_damaged_since_it_was_read_is_told_as_unreadable
     assert group_counts(view) == how_counts(view)
     assert group_counts(view)["unreadable", "LineUnreadable", ""] == 1
     assert any("task 1 was whole" in str(damage) for damage in view.damage)
+
+
+def test_all_verbs_name_one_attempt_for_a_failure_that_is_not_told_of_the_last(
+    tmp_path: Path,
+) -> None:
+    """Seen: a result of one rank whose error told of another."""
+    layout = make_spool(tmp_path / "S", 2)
+    for name in (A0, B0):
+        intend(layout, name)
+        begin(layout, name)
+    one = replace(error(), attempts=[A0, B0], attempt=A0, rank=0)
+    ruling = Ruling(epoch=0, failures=[TaskFailure(task=0, key="t0", error=one)])
+    assert publish_ruling(layout, "ruling-01", ruling, [])
+    view = view_of(layout)
+    [result] = failed_results(view)
+    assert (result.attempt, result.rank) == (A0, 0)
+    [copy] = failures_of(view, [], {0})
+    assert copy.attempt == A0
+    assert [shown.rank for group in group_failures(view, 1).groups for shown in group.shown] == [0]
+
+
+def test_status_counts_a_failure_at_the_rank_that_failed_names(tmp_path: Path) -> None:
+    """A journal, a closing and a ruling may all tell of one round; the journal counts."""
+    layout = make_spool(tmp_path / "S", 3)
+    fail(layout, B0, [(0, error())])
+    intend(layout, A0)
+    begin(layout, A0)
+    one = replace(error(), attempts=[B0, A0], attempt=A0, rank=0)
+    failures = [TaskFailure(task=index, key=f"t{index}", error=one) for index in (0, 1)]
+    assert publish_ruling(layout, "ruling-01", Ruling(epoch=0, failures=failures), [])
+    view = view_of(layout)
+    named = collections.Counter(result.rank for result in failed_results(view))
+    assert named == {0: 1, 1: 1}
+    rows = gpuspool.status(layout.root)["ranks"]
+    assert {row["rank"]: row["failed"] for row in rows} == named
+
+
+def test_a_ruling_that_names_no_attempt_is_told_all_the_same(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "S", 2)
+    ruling = Ruling(epoch=0, failures=[TaskFailure(task=0, key="t0", error=error())])
+    assert publish_ruling(layout, "ruling-01", ruling, [])
+    view = view_of(layout)
+    [result] = failed_results(view)
+    assert (result.attempt, result.rank, result.error) == (None, None, error())
+    assert failures_of(view, [], {0})
+    assert told(view)
 
 
 def test_nothing_is_said_of_a_run_without_failures(tmp_path: Path) -> None:

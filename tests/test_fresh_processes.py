@@ -343,6 +343,7 @@ def test_who_dies_in_close_takes_no_task_along(box: Box, end: str) -> None:
         assert not record.get("lost")
     assert len(closed(box)) == len(records(box)) > 1
     assert "in the job's `close`; what it had not finished" in done.err
+    assert " in hand)" not in done.err
     assert [one["state"] for one in box.results("S")] == ["complete"] * 4
     assert is_sound(box)
 

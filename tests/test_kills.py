@@ -6,6 +6,7 @@ same victim at the same kind of moment.
 """
 
 import random
+import re
 import signal
 from collections.abc import Callable
 from hashlib import sha256
@@ -226,11 +227,21 @@ def test_a_worker_that_dies_is_restarted_and_nobody_is_blamed(box: Box) -> None:
         f"gate={box / 'gate'}",
     ]
     done = box.run(*command, "--spool", "S")
-    assert "rank-0000.a00 ended: killed by SIGKILL" in done.err
+    told = "rank-0000.a00 ended: killed by SIGKILL (t2 in hand); what it had not finished is given"
+    assert told in done.err
     assert_sound(box, "S", len(payloads))
     closing = record(box / "S" / "failed" / "rank-0000.a00.json")
     assert (closing["reason"], closing["exit_code"], closing["by"]) == ("crash", -9, "parent")
     assert names(box / "S" / "attempts") == ["rank-0000.a00.json", "rank-0000.a01.json"]
+
+
+def test_a_worker_that_dies_in_a_batch_names_no_task_since_it_may_be_any_of_them(box: Box) -> None:
+    tasks = box.tasks(["a", "segv", "c", "d"])
+    command = ["run", f"{JOBS}/gates.py:Segfault", "--tasks", tasks, "--ranks", "1", "--spool", "S"]
+    done = box.run(*command, code=3)
+    ends = re.findall(r"rank-0000\.a0\d ended: killed by SIGSEGV[^;]*; what", done.err)
+    assert "in hand" not in ends[0], done.err
+    assert "(t1 in hand)" in ends[-1], done.err
 
 
 def test_a_job_that_kills_every_worker_at_its_start_ends_the_run(box: Box) -> None:

@@ -19,6 +19,7 @@ from gpuspool.spool.layout import (
     hidden_name,
     hidden_output,
     is_manifest,
+    is_original,
     numbered_name,
     orphans_name,
     parse_attempt,
@@ -29,6 +30,7 @@ from gpuspool.spool.layout import (
     parse_numbered,
     parse_orphans,
     parse_parent,
+    parse_planned,
     parse_slurm_script,
     rank_name,
     rank_of,
@@ -227,3 +229,15 @@ def test_batch_scripts_are_numbered_and_what_they_print_is_none() -> None:
     for name in ("setup.sh", "12_3.out", "1.sh", "0001.sh.new", "0001.SH", "-001.sh", "०००१.sh"):
         assert parse_slurm_script(name) is None
     assert layout.slurm_setup.parent == layout.slurm == layout.slurm_script(1).parent
+
+
+def test_the_rank_that_a_manifest_was_planned_for_stands_in_its_name() -> None:
+    assert parse_planned(rank_name(7)) == 7
+    assert parse_planned(rank_name(123_456)) == 123_456
+    assert parse_planned("rank-0007.a00.orphans") is None
+    assert parse_planned("added-01") is None
+    assert [
+        name
+        for name in ("rank-0001", "added-01", "retry-01", "sweep-01", "rank-0000.a00.orphans")
+        if is_original(name)
+    ] == ["rank-0001", "added-01"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +34,7 @@ from stages import STAGES, stage
 from terminal import Glass, Terminal, cells
 from test_status import beat
 
+from gpuspool.orchestrator.api import watching
 from gpuspool.orchestrator.api.live import LiveTable
 from gpuspool.orchestrator.api.report import Report
 from gpuspool.orchestrator.report.picture import picture
@@ -117,7 +121,7 @@ def test_only_a_rank_in_trouble_has_a_colour(tmp_path: Path) -> None:
 def test_the_time_left_is_told_only_while_the_run_goes_on(tmp_path: Path, how: str) -> None:
     """A start that was drained knows how long the rest would take, and nobody waits for that."""
     table = LiveTable(view_of(stage(tmp_path / "S", 2, how)))
-    so_far = SoFar(20, 8, 0, 0.4, tasks_per_s=2.0, left_s=6.0, note="", took_s=4.0)
+    so_far = SoFar(20, 8, 0, tasks_per_s=2.0, left_s=6.0, note="", took_s=4.0)
     drawn = "\n".join(line.text for line in table.look(so_far)(80, 24))
     told = ", 0:06 left, 2.0 tasks/s" in drawn
     assert told is (how in ("running", "trouble"))
@@ -131,7 +135,7 @@ def test_a_task_that_may_hang_is_in_trouble_in_the_table_of_the_run_too(tmp_path
     intend(layout, A0)
     begin(layout, A0)
     beat(layout, A0, task=5, task_since=time.time() - 173, in_hand=1)
-    so_far = SoFar(9, 5, 0, 0.5, tasks_per_s=2.0, left_s=6.0, note="", longest_s=4.0)
+    so_far = SoFar(9, 5, 0, tasks_per_s=2.0, left_s=6.0, note="", longest_s=4.0)
     with being_parent(layout, 0):
         lines = LiveTable(view_of(layout)).look(so_far)(80, 24)
     [text] = [line.text for line in lines if line.is_trouble]
@@ -164,6 +168,25 @@ def test_messages_scroll_above_the_table() -> None:
         glass.feed(frame.draw(rows, said, size, is_last=False).replace("\n", "\r\n"))
     assert glass.history == ["said 1", "said 2", "said 3"]
     assert glass.shown == ["said 4", "one", "two 4"]
+
+
+def test_a_message_that_is_too_wide_goes_on_in_the_next_line() -> None:
+    size = 20, 8
+    glass, frame = Glass(*size), _Frame()
+    said = ["gpuspool: 全角文字 and other words, to be read to the end", "\tprinted by the job"]
+    for above in ([], said):
+        drawn = frame.draw([Line("one"), Line("two")], above, size, is_last=False)
+        glass.feed(drawn.replace("\n", "\r\n"))
+    assert [*glass.history, *glass.shown] == [
+        "gpuspool: 全角文字",
+        "  and other words,",
+        "  to be read to the",
+        "  end",
+        "        printed by",
+        "the job",
+        "one",
+        "two",
+    ]
 
 
 def test_what_the_terminal_says_of_its_size_counts_more_than_an_old_variable(
@@ -212,6 +235,8 @@ def test_a_message_stands_above_the_table(box: Box) -> None:
     kill(pid)
     shown = terminal.wait_until(lambda lines: f"{attempt} ended" in "".join(lines))
     shown = terminal.wait_for("rank  ")
+    text = f"{attempt} ended: killed by SIGKILL (t0 in hand); what it had not finished is given out"
+    assert f"gpuspool: {text} again" in " ".join(line.strip() for line in shown), shown
     said = next(at for at, line in enumerate(shown) if f"{attempt} ended" in line)
     table = next(at for at, line in enumerate(shown) if line.lstrip().startswith("rank  "))
     assert said < table
@@ -229,7 +254,11 @@ def test_the_last_table_of_a_drained_run_shows_that_it_stopped(box: Box) -> None
     terminal.wait()
     lines = terminal.everything
     assert tables_in(lines) == 1
-    assert not [line for line in lines if re.match(r" *0 +(running|idle)", line)], lines
+    said = " ".join(line.strip() for line in lines)
+    assert "SIGINT received: workers finish the tasks in hand" in said
+    assert "a second Ctrl-C kills them at once, and the same command goes on later" in said
+    assert any(re.match(r"\S+:gated  stopped \(drained\)  \d+ % after ", line) for line in lines)
+    assert [line.split()[:2] for line in lines if re.match(r" *0 +\w", line)] == [["0", "stopped"]]
 
 
 @pytest.mark.parametrize("verb", ["resume", "join"])
@@ -628,6 +657,40 @@ def test_with_json_a_watch_prints_one_object_a_look(box: Box) -> None:
     assert states[0] == "running"
     assert states[-1] == "complete"
     assert set(states) == {"running", "complete"}
+
+
+def test_a_file_system_in_trouble_is_given_ten_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path / "S", 2, "running")
+    clock = [1000.0]
+    # From the first of these moments on every look fails, to the second one.
+    trouble = [math.inf, math.inf]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    def look(*args: Any, **more: Any) -> dict[str, Any]:
+        if trouble[0] <= clock[0] < trouble[1]:
+            raise OSError(errno.EIO, "Input/output error")
+        return status(*args, **more)
+
+    time = SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0], thread_time=lambda: 0.0)
+    monkeypatch.setattr(watching, "time", time)
+    monkeypatch.setattr(watching, "status", look)
+    sights = watching.watch(str(tmp_path / "S"))
+    assert isinstance(next(sights), dict)
+    trouble[:] = [clock[0], clock[0] + 590.0]
+    told = next(sights)
+    assert isinstance(told, watching.News)
+    assert "looking again for 10 minutes at most" in told.text
+    assert isinstance(next(sights), dict), "it has healed"
+    assert clock[0] >= trouble[1]
+    trouble[:] = [clock[0], math.inf]
+    assert isinstance(next(sights), watching.News)
+    with pytest.raises(OSError, match="Input/output error"):
+        next(sights)
+    assert 600.0 < clock[0] - trouble[0] < 620.0
 
 
 def test_a_watch_whose_terminal_is_gone_ends(box: Box) -> None:

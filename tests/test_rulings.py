@@ -302,6 +302,8 @@ def test_a_task_is_told_to_have_failed_as_it_did_where_others_complete(layout: L
     assert failure.error.message == "the task's own"
     assert failure.error.rank == 0
     assert failure.error.attempts == [A0, B0]
+    assert failure.error.attempt == A0
+    assert json.loads(layout.failed_task("t1").read_bytes())["attempt"] == A0
 
 
 def test_a_task_goes_to_others_at_once_if_its_rank_waits_for_what_they_make_of_it(

@@ -27,7 +27,7 @@ from gpuspool.spool.view import open_view
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # benchmarks is a folder of the checkout, and no installed package
 
-from benchmarks.scale import Row, has_verb  # noqa: E402
+from benchmarks.scale import Row, Table, Verb, has_verb, looking  # noqa: E402
 from benchmarks.spools import Pulse, Size, make_busy, make_finished  # noqa: E402
 
 RANKS = 300
@@ -239,16 +239,10 @@ def test_the_bench_measures_two_versions_side_by_side(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [re.split("  +", line) for line in done.stdout.splitlines()[1:]]
-    measured = {row[0]: row[1:] for row in rows if not row[1].startswith("left out: ")}
-    left_out = {row[0]: row[1] for row in rows if row[1].startswith("left out: ")}
+    measured = {row[0]: row[1:] for row in rows}
     for case in ("400 tasks x 4 ranks", "1,600 tasks x 4 ranks"):
         for verb in ("status", "failed", "results", "logs of a task", "explain a task"):
             what = f"{verb}, at work, {case}"
-            verb = verb.split()[0]
-            if what in left_out:
-                assert left_out[what] == f"left out: this version has no `gpuspool {verb}`"
-                assert not has_verb(verb, Path(GPUSPOOL))
-                continue
             assert {f"{what}: CPU s", f"{what}: opens", f"{what}: MB"} <= measured.keys()
         assert f"status --watch, at work, {case}: % of a core" in measured
     assert {"resume, 2 dead attempts: CPU s", "resume, 4 dead attempts: CPU s"} <= measured.keys()
@@ -260,6 +254,24 @@ def test_the_bench_measures_two_versions_side_by_side(tmp_path: Path) -> None:
     assert table.endswith("|\n<!-- end of scale -->\nafter\n")
     assert table.count("\n| ") == 1 + len(measured)
     assert list(home.iterdir()) == [], "the bench left something behind"
+
+
+def test_a_verb_that_a_version_does_not_have_is_left_out_and_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "gpuspool"
+    old.write_text('#!/bin/sh\n[ "$1" = status ] || exit 2\n')
+    old.chmod(0o755)
+    assert has_verb("status", old)
+    assert not has_verb("explain", old)
+    table = Table([old])
+    capsys.readouterr()
+    looking(Verb("explain a task", ("explain", "t7")), "at rest", tmp_path, table, 1, Size(4, 2, 2))
+    line = capsys.readouterr().out.strip()
+    assert re.split("  +", line) == [
+        "explain a task, at rest", "left out: this version has no `gpuspool explain`"
+    ]  # fmt: skip
+    assert table.rows == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "slurm.md"
 sys.path.append(str(ROOT / "scripts"))
 
 import slurm_transcript  # noqa: E402
-from slurm_transcript import END, START, STEPS, shortened  # noqa: E402
+from slurm_transcript import END, LEFT_OUT, START, STEPS, shortened  # noqa: E402
 
 COMMANDS = [command for step in STEPS for command in step.commands]
 
@@ -55,6 +55,11 @@ def test_what_came_back_tells_of_a_crash_a_requeue_and_an_end() -> None:
     assert re.search(r"^1_1 +RUNNING +n4", text, re.MULTILINE)
     assert "400 complete, 0 failed" in text
     assert "0 problems" in text
+
+
+def test_what_is_left_out_of_the_page_is_still_said_so() -> None:
+    code = (ROOT / "orchestrator").rglob("*.py")
+    assert any(LEFT_OUT in path.read_text() for path in code)
 
 
 def test_the_middle_of_a_long_output_is_left_out() -> None:

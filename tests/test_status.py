@@ -432,7 +432,7 @@ def test_workers_whose_parent_is_gone_drain_and_nobody_ends_one_that_hangs(tmp_p
     assert "`gpuspool drain` stops it" in " ".join(table_lines(now, 300))
     assert [row["note"] for row in rows(now)] == ["", "its process is gone"]
     (layout.control / "drain.0000").touch()
-    now = status(view_of(layout), outlook=lambda _: Outlook(0.1, 1.0, 14.0))
+    now = status(view_of(layout), outlook=lambda _: Outlook(1.0, 14.0))
     assert (now["says"], now["is_draining"], now["left_s"]) == ("draining", True, None)
     text = " ".join(table_lines(now, 300))
     assert "`gpuspool drain`" not in text
@@ -507,7 +507,7 @@ def test_no_time_is_left_where_most_that_is_left_is_in_doubt(
             )
         )
     with being_parent(layout, 0):
-        now = status(view_of(layout), outlook=lambda _: Outlook(0.1, 1.0, 14.0))
+        now = status(view_of(layout), outlook=lambda _: Outlook(1.0, 14.0))
     assert (now["left_s"], now["tasks_per_s"]) == (left_s, 1.0)
 
 
@@ -803,6 +803,18 @@ def test_time_left_is_told_from_the_journals(kind: str, n_tasks: int, tmp_path: 
     assert truth_s / 1.3 < now["left_s"] < truth_s * 1.3
     pace = len(done) / (s_per_cost * sum(costs[index] for index in done) / ranks)
     assert pace / 1.2 < now["tasks_per_s"] < pace * 1.2
+
+
+def test_what_a_rank_is_at_is_partly_done_for_whoever_looks_for_the_first_time(
+    tmp_path: Path,
+) -> None:
+    """Of tasks of 100 s the last one is in hand for 90 s, as the heartbeat alone tells."""
+    layout = make_spool(tmp_path / "s", 6)
+    played(layout, [1.0] * 6, 100.0, 1, 5 / 6)
+    beat(layout, A0, elsewhere(1), task=5, task_since=time.time() - 90.0, in_hand=1)
+    now = next(reading.follow_status(layout.root))
+    assert now["ranks"][0]["in_hand"] == 1
+    assert 5.0 < now["left_s"] < 11.0
 
 
 def _make_prospect(prospects: list[Prospect], view: View) -> None:

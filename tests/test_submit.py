@@ -7,6 +7,7 @@ what they are given is tested elsewhere.
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -473,6 +474,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_queue, "SHORTEST_PAUSE_S", 0.0)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The one number in it is the time by which questions to squeue are told apart."""
+    seconds = [1000.0]
+    monkeypatch.setattr(in_queue, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    return seconds
+
+
 def test_squeue_is_asked_rarely(queue: Queue) -> None:
     submit()
     asked = len(queue.called("squeue"))
@@ -486,7 +495,7 @@ def test_squeue_is_asked_rarely(queue: Queue) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_the_queue_outlives_a_controller_that_does_not_answer_for_a_while(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, clock: list[float]
 ) -> None:
     submit()
     told: list[str] = []
@@ -498,14 +507,15 @@ def test_the_queue_outlives_a_controller_that_does_not_answer_for_a_while(
     (text,) = told
     assert "Unable to contact slurm controller" in text
     assert "3 elements pending when squeue answered last" in text
-    monkeypatch.setattr(in_queue, "UNANSWERED_S", -1.0)
+    assert "so this waits on, for 30 minutes" in text
+    clock[0] += 29 * 60
+    assert is_queued(looks.with_look(STOPPED))
+    clock[0] += 2 * 60
     assert looks.with_look(STOPPED)["queued"] is None
 
 
 @pytest.mark.usefixtures("impatient")
-def test_an_element_that_ends_may_be_queued_again(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_element_that_ends_may_be_queued_again(queue: Queue, clock: list[float]) -> None:
     submit()
     told: list[str] = []
     looks = SlurmQueue(open_view("S"), tell=told.append)
@@ -517,7 +527,9 @@ def test_an_element_that_ends_may_be_queued_again(
     assert looks.with_look(STOPPED)["says"] == "queued"
     queue.states("COMPLETING")
     assert is_queued(looks.with_look(STOPPED))
-    monkeypatch.setattr(in_queue, "ENDING_S", -1.0)
+    clock[0] += 4 * 60
+    assert is_queued(looks.with_look(STOPPED))
+    clock[0] += 2 * 60
     assert not is_queued(looks.with_look(STOPPED))
     assert told == [
         "nothing of it is at work now; Slurm has 1 element pending (BeginTime): waits for that"

@@ -196,7 +196,6 @@ def test_the_sums_are_the_heads_counts_and_it_is_said_why_rows_do_not_add_up() -
 def test_twenty_finished_of_twenty_are_100_percent_though_ten_failed() -> None:
     now = run_of([rank(0, done=10, failed=10, task=None, key=None, in_hand=0, task_s=None)])
     now["tasks"].update(total=20, running=0, waiting=0)
-    now["left_s"] = 0.0
     assert "  100 % after 1:03" in table_lines(now)[0]
     now["tasks"].update(total=2000, complete=1989)
     assert "  99 %" in table_lines(now)[0], "one is left"

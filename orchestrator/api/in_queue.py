@@ -8,7 +8,7 @@ squeue is asked rarely, since the controller has one answer for all users of a c
 element has started is seen in the spool, within two seconds; only that one has left the queue
 without having worked is learned from squeue.
 
-Called by `reading`.
+Called by `reading` and `watching`.
 """
 
 from __future__ import annotations

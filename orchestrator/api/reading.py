@@ -72,7 +72,7 @@ def _view(spool: Spool) -> View:
 def status(spool: Spool = None) -> dict[str, Any]:
     """How a run stands, as `gpuspool status --json` prints it; docs/options.md lists the fields.
 
-    `["state"]` is a `RunState`: complete, failed, running or stopped.
+    `["state"]` is a `RunState`: complete, failed, running, silent or stopped.
     """
     return next(follow_status(spool))
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import assert_never
 
 import msgspec
 
-from gpuspool import spool
+from gpuspool.orchestrator.text.frames import FRAME, is_own, name_of, source_at, stacks_in
 from gpuspool.orchestrator.text.groups import describe
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.records import Closing, Error
@@ -16,17 +14,6 @@ from gpuspool.spool.states import BY_PARENT, BY_RESUME, ErrorKind, Reason
 
 # Of the threads of a process that took too long so many frames are shown.
 MOST_FRAMES = 8
-
-# A frame of a traceback, with its line of source, or of a stack that faulthandler wrote.
-_FRAME = re.compile(r'^ *File "(?P<file>.*)", line (?P<line>\d+),? in (?P<function>.*)$')
-_THREAD = re.compile(r"^(Current thread|Thread) .*\(most recent call first\):$", re.MULTILINE)
-# Where the frames of the interpreter, of installed packages and of the worker come from. In a
-# checkout the worker lies where this does.
-_CHECKOUT = Path(spool.__file__).resolve().parent.parent / "worker"
-_LIBRARY = re.compile(
-    rf"/(site|dist)-packages/|/lib(64)?/(python|pypy)\d[^/]*/|^<|/gpuspool/worker/"
-    rf"|^{re.escape(str(_CHECKOUT))}/"
-)
 
 
 def ending(closing: Closing) -> str:
@@ -91,44 +78,24 @@ def in_words(error: Error) -> str:
 def frames_of(error: Error) -> tuple[str, ...]:
     """The lines of the user's code that an error points to, as lines for people; perhaps none.
 
-    Of a time-out: where the threads stood, those first that were in the user's code, the innermost
-    frame first. Of an exception: the line that raised, as it stands in the source.
+    Of a time-out, and of a crash that has left them in the log: where the threads stood, those
+    first that were in the user's code, the innermost frame first. Of an exception: the line that
+    raised, as it stands in the source.
     """
     if error.kind is ErrorKind.TIMEOUT:
         return _stacks(error.traceback)
-    source = _source_of(error)
+    if not error.traceback:
+        return _stacks(error.log_tail)
+    source = source_at(error.traceback, error.where)
     return (f"{error.where}  {source}",) if source else ()
 
 
-def _source_of(error: Error) -> str:
-    """The line of source that raised; "" where the traceback does not show it."""
-    lines = error.traceback.splitlines()
-    found = ""
-    for number, text in enumerate(lines[:-1]):
-        frame = _FRAME.match(text)
-        if frame is not None and error.where == _name(frame):
-            source = lines[number + 1]
-            # A frame without its source is followed by the next frame, or by the error.
-            found = source.strip() if source.startswith("    ") else ""
-    return found
-
-
 def _stacks(text: str) -> tuple[str, ...]:
-    """Frames of stacks that faulthandler wrote: the user's own, else those of the main thread."""
-    heads = list(_THREAD.finditer(text))
-    ends = [head.start() for head in heads[1:]] + [len(text)]
-    threads = [text[head.end() : end] for head, end in zip(heads, ends, strict=False)]
-    # The main thread stands last.
-    stacks = [_frames(thread) for thread in reversed(threads)]
-    own = [[frame for frame in stack if not _LIBRARY.search(frame["file"])] for stack in stacks]
-    shown = [frame for stack in own for frame in stack] or [*stacks, []][0]
-    lines = [f"{_name(frame)} in {frame['function']}" for frame in shown[:MOST_FRAMES]]
-    return tuple(lines)
-
-
-def _frames(thread: str) -> list[re.Match[str]]:
-    return [found for found in map(_FRAME.match, thread.splitlines()) if found is not None]
-
-
-def _name(frame: re.Match[str]) -> str:
-    return f"{frame['file'].rpartition('/')[2]}:{frame['line']}"
+    """Frames of stacks that faulthandler wrote: the user's own, else those of the first thread."""
+    found = stacks_in(text.splitlines())
+    if found is None:
+        return ()
+    stacks = [[frame for frame in map(FRAME.match, lines) if frame] for lines in found.threads]
+    own = [frame for stack in stacks for frame in stack if is_own(frame)]
+    shown = own or stacks[0]
+    return tuple(f"{name_of(frame)} in {frame['function']}" for frame in shown[:MOST_FRAMES])

@@ -13,12 +13,11 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from gpuspool.orchestrator.report.keys import TaskInput, inputs_of
 from gpuspool.orchestrator.report.naming import Name, Namer
-from gpuspool.orchestrator.report.ranges import read_lines
+from gpuspool.orchestrator.report.ranges import read_lines, records_in, report_unreadable
 from gpuspool.orchestrator.report.results import (
     Result,
     Results,
@@ -27,9 +26,7 @@ from gpuspool.orchestrator.report.results import (
     task_unreadable,
 )
 from gpuspool.orchestrator.text.groups import MOST_GROUPS, How, how_of
-from gpuspool.spool.codec import unseal_lines
 from gpuspool.spool.layout import rank_of
-from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import Error, Record
 from gpuspool.spool.view import View
 
@@ -163,19 +160,14 @@ def _errors_in(
     places.sort()
     missing = {task for _, task in places}
     for lines in read_lines(path, [at for at, _ in places]):
-        for _, line in unseal_lines(b"".join(lines), 0, FailureLine, _ignore):
+        for line in records_in(b"".join(lines), FailureLine):
             if line.error is not None and line.task in missing:
                 missing.remove(line.task)
                 yield line.task, line.error
     for at, task in places:
         if task in missing:
-            _report_unreadable(view, path, at, task)
+            report_unreadable(view, path, at, task)
             yield task, line_unreadable()
-
-
-def _report_unreadable(view: View, path: Path, at: int, task: int) -> None:
-    reason = f"the line that told of task {task} was whole when it was found"
-    view.report(Damage(str(path), at, reason))
 
 
 def _told_elsewhere(view: View, tasks: list[int]) -> Iterator[tuple[int, Error, int | None]]:
@@ -190,7 +182,3 @@ def _told_elsewhere(view: View, tasks: list[int]) -> Iterator[tuple[int, Error, 
             yield task, task_unreadable(), None
         else:
             yield task, line_unreadable(), None
-
-
-def _ignore(at: int, reason: str) -> None:
-    """Damage in some lines. It says nothing yet: the caller looks which lines are there."""

@@ -18,7 +18,8 @@ from gpuspool.orchestrator.report.failures import Group, Groups, ShownTask
 from gpuspool.orchestrator.report.keys import TaskInput
 from gpuspool.orchestrator.report.naming import explain_command
 from gpuspool.orchestrator.text.cells import cut_end, cut_name, width
-from gpuspool.orchestrator.text.excerpts import excerpt, is_frame, source_line
+from gpuspool.orchestrator.text.excerpts import excerpt, log_end, source_line
+from gpuspool.orchestrator.text.frames import is_frame
 from gpuspool.orchestrator.text.groups import MESSAGE_SHOWN
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.words import quoted_path
@@ -33,7 +34,7 @@ MOST_WITH_TASKS = 20
 # What a task was given has at least so many cells where its key is long.
 INPUT_CELLS = 24
 
-# So many of the last lines of a log are shown where there is no traceback.
+# So many lines of the end of a log are shown where there is no traceback.
 LOG_LINES = 8
 
 # So much of a payload is looked at in order to show the beginning of it.
@@ -104,8 +105,8 @@ def _group_lines(group: Group, found: Groups, spool: str) -> Iterator[str]:
         is_shown = any(error.message in line for line in told)
         yield cut_end(message, COLUMNS if is_shown else MESSAGE_SHOWN)
     if not told and error.log_tail:
-        told = excerpt(error.log_tail)[-LOG_LINES:]
-        yield f"  the end of the log of {one_line(error.attempts[-1])}:"
+        told = log_end(error.log_tail, LOG_LINES)
+        yield f"  the end of the log of {one_line(error.told_attempt)}:"
     yield from (f"  | {line}" for line in told)
     for shown in group.shown:
         yield _task_line(shown.task, inputs.get(shown.task))

@@ -22,7 +22,7 @@ from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.report.keys import TaskInput, TaskKey
 from gpuspool.orchestrator.report.naming import as_json, by_key, manifests_of
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import ATTEMPT_PATTERN, is_added, is_planned, rank_name
+from gpuspool.spool.layout import ATTEMPT_PATTERN, is_original, rank_name
 from gpuspool.spool.view import View
 
 # So many keys that are like a word are offered.
@@ -137,7 +137,7 @@ def _unknown(view: View, word: str) -> str:
 
 def _keys(view: View) -> Iterator[str]:
     for manifest in manifests_of(view):
-        if is_planned(manifest.name) or is_added(manifest.name):
+        if is_original(manifest.name):
             for line in manifest.records(TaskKey):
                 yield line.key
 

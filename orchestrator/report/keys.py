@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from gpuspool.spool.layout import is_added, is_planned, rank_name
+from gpuspool.spool.layout import is_original, rank_name
 from gpuspool.spool.manifest import Manifest
 from gpuspool.spool.records import Record
 from gpuspool.spool.view import View
@@ -41,7 +41,7 @@ def read_keys(view: View) -> list[str | None]:
     are enough, and the others are read only if a line of these cannot be.
     """
     keys: list[str | None] = [None] * view.ledger.tasks
-    first = set(filter(_is_first, view.manifests))
+    first = set(filter(is_original, view.manifests))
     for name in sorted(first):
         _take(view.manifests[name], keys)
     if None in keys:
@@ -87,7 +87,7 @@ def inputs_of(view: View, tasks: Mapping[int, int | None]) -> dict[int, TaskInpu
                 found[task] = line
         return found
     missing = set(tasks)
-    first_planned = sorted(view.manifests, key=lambda name: not _is_first(name))
+    first_planned = sorted(view.manifests, key=lambda name: not is_original(name))
     for name in first_planned:
         if not missing:
             break
@@ -108,11 +108,6 @@ def _find(view: View, task: int, rank: int | None) -> TaskInput | None:
         if line is not None:
             return line
     return None
-
-
-def _is_first(name: str) -> bool:
-    """Whether a manifest gives out its tasks for the first time."""
-    return is_planned(name) or is_added(name)
 
 
 def _take(manifest: Manifest, keys: list[str | None]) -> None:

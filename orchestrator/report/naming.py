@@ -15,7 +15,7 @@ from gpuspool.orchestrator.report.keys import TaskKey
 from gpuspool.orchestrator.text.cells import width
 from gpuspool.orchestrator.text.printable import one_line, shell_word
 from gpuspool.orchestrator.text.words import quoted_path
-from gpuspool.spool.layout import is_added, is_planned
+from gpuspool.spool.layout import is_original
 from gpuspool.spool.manifest import Manifest
 from gpuspool.spool.view import View
 
@@ -94,7 +94,7 @@ def by_key(view: View, word: str) -> int | None:
 
 def manifests_of(view: View) -> Iterator[Manifest]:
     """All manifests, those first in which nearly every task has its line."""
-    first = [name for name in view.manifests if is_planned(name) or is_added(name)]
+    first = [name for name in view.manifests if is_original(name)]
     for name in sorted(first):
         yield view.manifests[name]
     for name in sorted(view.manifests.keys() - set(first)):

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import msgspec
 
 from gpuspool.orchestrator.text.forecast import Forecast, Outlook, Work
-from gpuspool.spool.layout import is_added, is_planned
+from gpuspool.spool.layout import is_original
 from gpuspool.spool.records import Record
 from gpuspool.spool.states import Reason
 from gpuspool.spool.view import View
@@ -167,7 +167,7 @@ class Prospect:
         self._n_weighed = view.ledger.tasks
         if view.cost in (0, view.ledger.tasks):
             return
-        first = [one for name, one in view.manifests.items() if is_planned(name) or is_added(name)]
+        first = [one for name, one in view.manifests.items() if is_original(name)]
         n_lines = sum(map(len, first))
         for manifest in first:
             n_runs = max(1, COSTS_READ * len(manifest) // (RUN_OF_LINES * max(1, n_lines)))

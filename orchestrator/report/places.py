@@ -19,13 +19,11 @@ from __future__ import annotations
 import array
 import itertools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from gpuspool.orchestrator.report.ranges import read_ranges
-from gpuspool.spool.codec import R, unseal_lines
+from gpuspool.orchestrator.report.ranges import read_ranges, records_in, report_unreadable
+from gpuspool.spool.codec import R
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.ledger import Ledger
-from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import JournalBrief
 from gpuspool.spool.states import LineState, Verdict
 from gpuspool.spool.view import View
@@ -159,29 +157,18 @@ class Places:
         path = self._view.layout.journal(attempt)
         ranges = [(self._start[task], self._stop[task]) for task in tasks]
         lines = read_ranges(path, ranges)
-        records = _records(b"".join(lines), kind)
+        records = records_in(b"".join(lines), kind)
         if len(records) == len(tasks):
             return dict(zip(tasks, records, strict=True))
 
         found: dict[int, R] = {}
         for task, line in zip(tasks, lines, strict=True):
-            readable = _records(line, kind)
+            readable = records_in(line, kind)
             if readable:
                 found[task] = readable[-1]
             else:
-                self._report_unreadable(path, task)
+                report_unreadable(self._view, path, self._start[task], task)
         return found
-
-    def _report_unreadable(self, path: Path, task: int) -> None:
-        """Tell the view of a line that was there when it was found, and cannot be read any more."""
-        reason = f"the line that told of task {task} was whole when it was found"
-        damage = Damage(str(path), self._start[task], reason)
-        self._view.report(damage)
-
-
-def _records(data: bytes, kind: type[R]) -> list[R]:
-    """The readable lines of some bytes, as records of this kind."""
-    return [record for _, record in unseal_lines(data, 0, kind, _ignore)]
 
 
 def _is_verdict(ledger: Ledger, task: int, round_: int) -> bool:
@@ -189,7 +176,3 @@ def _is_verdict(ledger: Ledger, task: int, round_: int) -> bool:
     if round_ != ledger.failed_round.get(task):
         return False
     return ledger.verdict(task) is Verdict.FAILED
-
-
-def _ignore(at: int, reason: str) -> None:
-    """Damage in a range of lines. It says nothing yet: the caller looks which lines are there."""

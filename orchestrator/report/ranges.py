@@ -17,7 +17,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gpuspool.spool.codec import R, unseal_lines
+from gpuspool.spool.manifest import Damage
 from gpuspool.spool.publish import OpenFile, naming, open_plain, patiently, read_bytes
+from gpuspool.spool.view import View
 
 # A half-open range of bytes of a file: start, stop.
 Range = tuple[int, int]
@@ -141,6 +144,24 @@ def read_lines(path: Path, starts: Sequence[int]) -> Iterator[list[bytes]]:
                 size = LINES_BYTES
             else:
                 size *= 2
+
+
+def records_in(data: bytes, kind: type[R]) -> list[R]:
+    """The journal lines in some bytes, as records of this kind.
+
+    Of those that are damaged nothing is said: the caller knows which lines should be there.
+    """
+    return [record for _, record in unseal_lines(data, 0, kind, _ignore)]
+
+
+def _ignore(at: int, reason: str) -> None:
+    pass
+
+
+def report_unreadable(view: View, path: Path, at: int, task: int) -> None:
+    """Tell a view of a line that was there when it was found, and cannot be read any more."""
+    reason = f"the line that told of task {task} was whole when it was found"
+    view.report(Damage(str(path), at, reason))
 
 
 def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

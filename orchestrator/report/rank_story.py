@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpuspool.orchestrator.report.endings import ending, frames_of
-from gpuspool.orchestrator.report.keys import TaskKey
+from gpuspool.orchestrator.report.keys import inputs_of
 from gpuspool.orchestrator.report.presence import Presence, has_finished, place
 from gpuspool.orchestrator.report.ranks import (
     HELD_UP,
@@ -23,7 +23,7 @@ from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import claim_of
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import is_planned, parse_attempt, rank_name, rank_of
+from gpuspool.spool.layout import parse_attempt, parse_planned, rank_name, rank_of
 from gpuspool.spool.publish import is_regular, listdir, read_sealed
 from gpuspool.spool.records import Closing, Heartbeat, Intent, Parent
 from gpuspool.spool.states import AttemptState, Life, Phase, Reason
@@ -86,7 +86,7 @@ def _attempts_of(view: View, rank: int) -> list[str]:
 def _unknown_rank(view: View, rank: int) -> str:
     names = [filename.removesuffix(".json") for filename in listdir(view.layout.attempts)]
     known = {rank_of(name) for name in names if parse_attempt(name) is not None}
-    known |= {int(name.removeprefix("rank-")) for name in view.manifests if is_planned(name)}
+    known.update(one for one in map(parse_planned, view.manifests) if one is not None)
     shown = sorted(known)
     text = ", ".join(map(str, shown[:MOST_RANKS])) or "none"
     if len(shown) > MOST_RANKS or (len(shown) > 2 and shown == list(range(len(shown)))):
@@ -297,11 +297,8 @@ class _Teller:
         return f"it {verb} {key}{more}{since} (told {ago})"
 
     def _key(self, task: int) -> str:
-        for manifest in self._view.manifests.values():
-            line = manifest.find(task, TaskKey)
-            if line is not None:
-                return line.key
-        return f"#{task}"
+        found = inputs_of(self._view, {task: self._rank}).get(task)
+        return f"#{task}" if found is None else found.key
 
     def _own_list(self) -> str:
         """How much of what was planned for the rank nobody has claimed."""

@@ -447,9 +447,9 @@ def _count_by_rank(view: View, rows: list[dict[str, Any]]) -> None:
 
 
 def _ranks_of_failed(view: View) -> Iterator[int]:
-    """For each failed task, as far as that is known, the rank on which it failed last."""
+    """For each failed task, as far as that is known, the rank of whose failure `failed` tells."""
     ledger = view.ledger
-    rank_at = {task: rank_of(line.attempt) for task, line in view.failed_lines.items()}
+    rank_at: dict[int, int] = {}
     for closing in view.closed.values():
         for failure in closing.failures:
             if failure.round == ledger.round_of(failure.task):
@@ -459,4 +459,9 @@ def _ranks_of_failed(view: View) -> Iterator[int]:
             rank = failure.error.rank
             if rank is not None and failure.round == ledger.round_of(failure.task):
                 rank_at[failure.task] = rank
+    # What a journal says of the newest round comes before what others say of it.
+    newest = ledger.failed_round
+    for task, line in view.failed_lines.items():
+        if line.round == newest.get(task) or task not in rank_at:
+            rank_at[task] = rank_of(line.attempt)
     return (rank_at[task] for task in ledger.failed() if task in rank_at)

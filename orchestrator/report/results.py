@@ -104,7 +104,10 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """A task that a closing failed: its worker died with it in hand, or took too long over it."""
+    """A task that a closing or a ruling failed.
+
+    attempt: the one of whose failure it tells; "" where it does not say.
+    """
 
     attempt: str
     failure: TaskFailure
@@ -232,7 +235,8 @@ class Results:
                 result.state = ResultState.FAILED
                 loss = self._losses.get(task)
                 if loss is not None:
-                    self._add_attempt(result, loss.attempt)
+                    if loss.attempt:
+                        self._add_attempt(result, loss.attempt)
                     result.error = loss.failure.error
                 elif task in ledger.unreadable:
                     result.error = task_unreadable()
@@ -259,13 +263,13 @@ def losses(view: View) -> dict[int, Loss]:
 
 
 def _failures(view: View) -> Iterator[tuple[str, TaskFailure]]:
-    """(attempt in which it failed last, failure) of each that a closing or a ruling tells."""
+    """(attempt of which it tells, failure) of each that a closing or a ruling tells."""
     for attempt, closing in view.closed.items():
         for failure in closing.failures:
             yield attempt, failure
     for ruling in view.rulings.values():
         for failure in ruling.failures:
-            yield failure.error.attempts[-1], failure
+            yield failure.error.told_attempt, failure
 
 
 def task_unreadable() -> Error:

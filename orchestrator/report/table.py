@@ -39,7 +39,7 @@ from gpuspool.orchestrator.text.cells import (
     wrap,
 )
 from gpuspool.orchestrator.text.printable import one_line
-from gpuspool.orchestrator.text.progress import about, duration, rate_of
+from gpuspool.orchestrator.text.progress import about, duration, percent_of, rate_of
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.records import CPU
 from gpuspool.spool.states import Ending, Phase, RunState
@@ -180,7 +180,7 @@ def _head(now: dict[str, Any], columns: int) -> list[str]:
 
 def _pace(now: dict[str, Any]) -> str:
     """The finished part, the time that it took, the time left, and the rate."""
-    text = f"{percent_of(now['tasks'])} %"
+    text = _percent(now["tasks"])
     if now["elapsed_s"] is not None:
         is_finished = now["state"] in (RunState.COMPLETE, RunState.FAILED)
         text += f" {'in' if is_finished else 'after'} {duration(now['elapsed_s'])}"
@@ -190,12 +190,9 @@ def _pace(now: dict[str, Any]) -> str:
     return f"{text}, {rate}" if rate else text
 
 
-def percent_of(tasks: dict[str, int]) -> int:
-    """The finished part of the tasks, 100 only where none is left."""
-    finished = tasks["complete"] + tasks["failed"]
-    if finished >= tasks["total"]:
-        return 100
-    return 100 * finished // tasks["total"]
+def _percent(tasks: dict[str, int]) -> str:
+    """The finished part of the tasks."""
+    return f"{percent_of(tasks['complete'] + tasks['failed'], tasks['total'])} %"
 
 
 def _counts(tasks: dict[str, int]) -> str:
@@ -600,7 +597,7 @@ def list_lines(runs: list[dict[str, Any]], columns: int = 80) -> list[str]:
         return []
     table = [
         Column("state", [one_line(run.get("says", "cannot be read")) for run in runs], 20, 9),
-        Column("done", [_share(run) for run in runs], is_number=True, left_out=1),
+        Column("done", [_done(run) for run in runs], is_number=True, left_out=1),
         Column("failed", [_failed(run) for run in runs], is_number=True, left_out=2),
         Column("time", [_list_time(run) for run in runs], is_number=True, left_out=3),
         Column("spool", [_list_name(run) for run in runs], 16, 8, cut_end, is_key=True),
@@ -608,8 +605,8 @@ def list_lines(runs: list[dict[str, Any]], columns: int = 80) -> list[str]:
     return [cut_words(line, columns) for line in _drawn(table, columns)]
 
 
-def _share(run: dict[str, Any]) -> str:
-    return f"{percent_of(run['tasks'])} %" if "tasks" in run else ""
+def _done(run: dict[str, Any]) -> str:
+    return _percent(run["tasks"]) if "tasks" in run else ""
 
 
 def _failed(run: dict[str, Any]) -> str:

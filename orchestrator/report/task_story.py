@@ -20,7 +20,15 @@ from gpuspool.orchestrator.report.presence import Presence, has_finished, where
 from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
 from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.claims import NOBODY
-from gpuspool.spool.layout import is_added, is_planned, is_retry, is_ruling, parse_orphans, rank_of
+from gpuspool.spool.layout import (
+    is_added,
+    is_planned,
+    is_retry,
+    is_ruling,
+    parse_orphans,
+    parse_planned,
+    rank_of,
+)
 from gpuspool.spool.records import Claim, Closing, Error, Heartbeat, TaskFailure
 from gpuspool.spool.states import ErrorKind, Life, LineState, Phase, Reason, Verdict
 from gpuspool.spool.timeouts import limit_s
@@ -183,8 +191,8 @@ class _Teller:
         orphan = parse_orphans(given.manifest)
         if orphan is not None:
             return f", from what {orphan} left"
-        if is_planned(given.manifest):
-            rank = int(given.manifest.removeprefix("rank-"))
+        rank = parse_planned(given.manifest)
+        if rank is not None:
             return "" if rank == rank_of(attempt) else f", from rank {rank}'s list"
         return f", from {given.manifest}"
 

@@ -292,7 +292,7 @@ def _check_hidden_outputs(view: View, found: Findings) -> None:
     A crash leaves such files, until the end of the run. So does a job that goes on writing after
     its call has returned.
     """
-    folder = Path(view.run.out or view.layout.outputs)
+    folder = out_of(view.layout, view.run)
     writers = {view.writer(attempt) for attempt in view.closed}
     hidden: list[str] = []
     for parent, folders, files in os.walk(folder):

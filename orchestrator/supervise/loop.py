@@ -509,9 +509,11 @@ class Orchestrator:
         for ended in self._workers.close(attempts):
             closing = ended.closing
             self._closed.add(closing.attempt)
-            text = (
-                f"{closing.attempt} ended: {ended.how}; what it had not finished is given out again"
-            )
+            how = ended.how
+            # What fails is named below, with all that is known of it.
+            if ended.in_hand and not closing.failures:
+                how += f" ({ended.in_hand} in hand)"
+            text = f"{closing.attempt} ended: {how}; what it had not finished is given out again"
             for failure in closing.failures:
                 text += f"; task {failure.key} fails: {failure.error.message}"
             self._telling.tell("attempt_closed", text, attempt=closing.attempt)

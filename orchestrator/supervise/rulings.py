@@ -437,8 +437,8 @@ class Judge:
         for failure in failures:
             # Without a key there is no name for the copy; the ruling itself tells of the task.
             if failure.key:
-                last = failure.error.attempts[-1]
-                publish_failed_task(self._view.layout, copy_of(failure, last, ruling.at))
+                told = copy_of(failure, failure.error.told_attempt, ruling.at)
+                publish_failed_task(self._view.layout, told)
         self._view.refresh()
         return failures
 
@@ -471,6 +471,7 @@ class Judge:
             failure.error,
             tries=len(held),
             attempts=[one.attempt for one in held],
+            attempt=told.attempt,
             rank=rank_of(told.attempt),
             device=self._device(told.attempt),
             host=failure.error.host or (identity.host if identity is not None else ""),

@@ -144,7 +144,6 @@ class Telling:
         """How far the run is, and how it gets on."""
         ledger = view.ledger
         self._weigh(view)
-        share = ledger.n_finished / max(1, ledger.tasks)
         tasks_per_s: float | None = None
         left_s: float | None = None
         longest_s: float | None = None
@@ -157,13 +156,12 @@ class Telling:
                 lambda attempt, most: [line.cost for line in view.at_hand(attempt, most)],
                 time.monotonic(),
             )
-            share, tasks_per_s, left_s = outlook.share, outlook.tasks_per_s, outlook.left_s
+            tasks_per_s, left_s = outlook.tasks_per_s, outlook.left_s
             longest_s = outlook.longest_s
         return SoFar(
             total=ledger.tasks,
             complete=ledger.n_complete,
             failed=ledger.n_failed,
-            share=share,
             tasks_per_s=tasks_per_s,
             left_s=left_s,
             note=count_of(len(view.open_attempts), "rank"),

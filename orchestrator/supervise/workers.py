@@ -33,11 +33,12 @@ from gpuspool.orchestrator.supervise.others import Others
 from gpuspool.orchestrator.supervise.overdue import Lateness, OverdueWatch
 from gpuspool.orchestrator.supervise.ranks import Ranks
 from gpuspool.orchestrator.supervise.trouble import DiskWatch
-from gpuspool.spool.blame import read_tail
+from gpuspool.spool.blame import certain_in_hand, read_tail
 from gpuspool.spool.closing import close_attempts
 from gpuspool.spool.death import Evidence, classify
 from gpuspool.spool.exits import describe_exit
 from gpuspool.spool.identity import is_stopped
+from gpuspool.spool.layout import orphans_name
 from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.processes import kill_marked, run_mark
 from gpuspool.spool.publish import open_to_append
@@ -70,10 +71,15 @@ OnSlow = Callable[[str], None]
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """An attempt that this process closed. `how` is the end as people are told of it."""
+    """An attempt that this process closed.
+
+    how: its end as people are told of it. in_hand: the key of the task that it was certainly at; ""
+    where there was none, or that is not known.
+    """
 
     closing: Closing
     how: str
+    in_hand: str
 
 
 class Workers:
@@ -270,7 +276,7 @@ class Workers:
             self._disks.note(closing)
             self._keep_stacks(closing)
             how = self._describe_end(closing, evidence[attempt])
-            yield Ended(closing, how)
+            yield Ended(closing, how, self._key_in_hand(closing))
         if trouble is not None:
             raise trouble
 
@@ -322,6 +328,18 @@ class Workers:
         if not self.others.is_parent_dead(closing.attempt):
             return "it died while its parent, which lives, did nothing (is that stopped?)"
         return "its orchestrator and then it itself died"
+
+    def _key_in_hand(self, closing: Closing) -> str:
+        """As `Ended.in_hand`, of an attempt that was closed just now."""
+        blamed = [*closing.failures, *closing.held]
+        if blamed:
+            return blamed[0].key
+        manifest = self._view.manifests.get(orphans_name(closing.attempt))
+        if manifest is None or closing.attempt in self._view.leaving:
+            return ""
+        started = self._view.started.get(closing.attempt)
+        certain = certain_in_hand(list(manifest.tasks()), started)
+        return "" if certain is None else certain.key
 
     def reap(self, on_slow: OnSlow) -> list[Closing]:
         """Forget the children that closed themselves and have ended; returns their closings.

@@ -16,6 +16,9 @@ import unicodedata
 # What stands for all that was cut out.
 CUT = "…"
 
+# What a line begins with that goes on with the one before.
+HANGING = "  "
+
 # The classes of Unicode's East Asian Width that take two cells.
 _WIDE = ("W", "F")
 # The categories of characters that take none, since they are drawn onto the one before.
@@ -108,13 +111,48 @@ def wrap(words: str, columns: int) -> list[str]:
     return [*lines, line]
 
 
+def fold(text: str, columns: int) -> list[str]:
+    """A line of text as lines of at most so many cells, with nothing left out but spaces.
+
+    It is broken at spaces, a word that is longer than a line where the line ends. What goes on is
+    indented, unless the window is so narrow that this would cost a lot of it.
+    """
+    indent = " " * (len(text) - len(text.lstrip(" "))) + HANGING
+    if len(indent) * 4 > columns:
+        indent = ""
+    lines: list[str] = []
+    start = 0
+    while True:
+        begins = indent if lines else ""
+        end = _end_of(text, start, columns - len(begins))
+        if end == len(text):
+            break
+        # A character that is wider than the window stands alone all the same.
+        end = max(end, start + 1)
+        space = text.rfind(" ", start, end + 1)
+        if space >= 0 and text[start:space].strip(" "):
+            end = space
+        lines.append(f"{begins}{text[start:end].rstrip(' ')}")
+        start = end
+        while text.startswith(" ", start):
+            start += 1
+    if start < len(text) or not lines:
+        lines.append(f"{begins}{text[start:]}")
+    return lines
+
+
 def _beginning(text: str, most: int) -> str:
+    return text[: _end_of(text, 0, most)]
+
+
+def _end_of(text: str, start: int, most: int) -> int:
+    """Up to where the text from `start` on fits into so many cells."""
     taken = 0
-    for at, character in enumerate(text):
-        taken += _width_of(character)
+    for at in range(start, len(text)):
+        taken += _width_of(text[at])
         if taken > most:
-            return text[:at]
-    return text
+            return at
+    return len(text)
 
 
 def _end(text: str, most: int) -> str:

@@ -7,11 +7,11 @@ what a command wrote.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 
 from gpuspool.orchestrator.text.cells import cut_end
+from gpuspool.orchestrator.text.frames import Stacks, has_own_frame, is_frame, source_at, stacks_in
 from gpuspool.orchestrator.text.printable import printable
 
 # So many lines of a traceback are shown. Where there are more, the first few lead to the user's
@@ -22,22 +22,14 @@ FIRST_LINES = 6
 # A line is cut here: some libraries put a whole array into a message.
 LINE_SHOWN = 300
 
-# A frame as a traceback has it (`…, line 3, in f`), and as the stacks of a time-out have it.
-_FRAME = re.compile(r'\s*File "(.+)", line (\d+),? in ')
-# Before the frames of an exception, and of a thread.
-_HEADER = re.compile(r"(Traceback|Thread 0x\w+|Current thread 0x\w+) .*\(most recent call .*\):$")
-_OF_A_THREAD = "(most recent call first):"
+# Of what stands before stacks so many lines are shown: what a crash is called, and what was printed
+# last before it.
+BEFORE_STACKS = 3
+
+# Before the frames of an exception.
+_HEADER = re.compile(r"(  \+ Exception Group )?Traceback .*\(most recent call last\):$")
 # Under a frame stand its source, marks below that, and how often it is repeated.
 _UNDER_A_FRAME = re.compile(r" {3}|\t|  \[Previous line repeated ")
-# Whose code the user did not write: installed packages, the standard library, and ours.
-_LIBRARY = re.compile(
-    r"/(site|dist)-packages/|/lib/python3[.\d]*t?/|^<frozen |/gpuspool/(worker|spool|orchestrator)/"
-)
-
-
-def is_frame(line: str) -> bool:
-    """Whether a line of a traceback, or of stacks, says where a frame stands."""
-    return _FRAME.match(line) is not None
 
 
 def source_line(traceback: str, where: str) -> str:
@@ -45,35 +37,51 @@ def source_line(traceback: str, where: str) -> str:
 
     where: `file:line` of that line, as `Error.where` has it.
     """
-    lines = traceback.split("\n")
-    found = ""
-    for line, after in itertools.pairwise(lines):
-        frame = _FRAME.match(line)
-        if frame is not None and where == f"{frame[1].rpartition('/')[2]}:{frame[2]}":
-            found = after.strip() if _UNDER_A_FRAME.match(after) else ""
-    return _safe(found)
+    return _safe(source_at(traceback, where))
 
 
 def excerpt(text: str) -> list[str]:
     """What is shown of a traceback, of stacks or of a command's last words: at most `MOST_LINES`.
 
-    Frames of libraries are counted where frames of the user's own code tell more. Threads in which
-    there is no such frame are left out where another one has some. faulthandler writes the main
-    thread, in which the job is called, last; here it comes first.
+    Frames of libraries are counted where frames of the user's own code tell more. Of stacks the
+    thread comes first that tells most, below what is said of all of them.
     """
     if not text.strip():
         return []
-    sections = list(_sections(text.rstrip().split("\n")))
-    has_own = any(map(_has_own_frame, sections))
-    if any(section[0].endswith(_OF_A_THREAD) for section in sections):
-        sections.reverse()
-    lines: list[str] = []
-    for section in sections:
-        is_thread = section[0].endswith(_OF_A_THREAD)
-        if has_own and is_thread and not _has_own_frame(section):
-            continue
-        lines += _own_frames(section, is_thread)
-    return _bounded(lines, is_stacks=any(line.endswith(_OF_A_THREAD) for line in lines))
+    lines = text.rstrip().split("\n")
+    # The message of an exception may hold the stacks of another process that crashed.
+    stacks = None if _HEADER.match(lines[0]) else stacks_in(lines)
+    if stacks is not None:
+        return _bounded(_stack_lines(stacks), MOST_LINES, MOST_LINES - 1)
+    told = list(_traceback_lines(lines))
+    n_first = FIRST_LINES if any(map(_HEADER.match, told)) else 0
+    return _bounded(told, MOST_LINES, n_first)
+
+
+def log_end(text: str, most: int) -> list[str]:
+    """What is shown of the end of a log: so many of its last lines.
+
+    Where a crash has left stacks there, that is the beginning of them, which says where it was.
+    """
+    if not text.strip():
+        return []
+    lines = text.rstrip().split("\n")
+    stacks = stacks_in(lines)
+    if stacks is not None:
+        return _bounded(_stack_lines(stacks), most, most - 1)
+    return list(map(_safe, list(_traceback_lines(lines))[-most:]))
+
+
+def _stack_lines(stacks: Stacks) -> list[str]:
+    lines = list(filter(str.strip, stacks.before))[-BEFORE_STACKS:]
+    for thread in stacks.threads:
+        lines += _own_frames(thread, is_thread=True)
+    return lines + stacks.after
+
+
+def _traceback_lines(lines: Sequence[str]) -> Iterator[str]:
+    for section in _sections(lines):
+        yield from _own_frames(section, is_thread=False)
 
 
 def _sections(lines: Sequence[str]) -> Iterator[list[str]]:
@@ -88,11 +96,6 @@ def _sections(lines: Sequence[str]) -> Iterator[list[str]]:
         yield section
 
 
-def _has_own_frame(section: Sequence[str]) -> bool:
-    frames = filter(None, map(_FRAME.match, section))
-    return any(not _LIBRARY.search(frame[1]) for frame in frames)
-
-
 def _own_frames(section: Sequence[str], is_thread: bool) -> Iterator[str]:
     """The lines of a section, with a count in place of frames of libraries.
 
@@ -100,8 +103,8 @@ def _own_frames(section: Sequence[str], is_thread: bool) -> Iterator[str]:
     first one of a thread.
     """
     blocks = list(_blocks(section))
-    places = [place for place, block in enumerate(blocks) if _FRAME.match(block[0])]
-    kept = {place for place in places if _has_own_frame(blocks[place])}
+    places = [place for place, block in enumerate(blocks) if is_frame(block[0])]
+    kept = {place for place in places if has_own_frame(blocks[place])}
     if places and not kept:
         kept = {places[0] if is_thread else places[-1]}
     n_left_out = 0
@@ -122,7 +125,7 @@ def _blocks(section: Sequence[str]) -> Iterator[list[str]]:
     block: list[str] = []
     in_frame = False
     for line in section:
-        if in_frame and _UNDER_A_FRAME.match(line) and not _FRAME.match(line):
+        if in_frame and _UNDER_A_FRAME.match(line) and not is_frame(line):
             block.append(line)
             continue
         if block:
@@ -138,20 +141,18 @@ def _frames_left_out(count: int) -> str:
     return f"  … {frames} of libraries"
 
 
-def _bounded(lines: Sequence[str], is_stacks: bool) -> list[str]:
-    """At most `MOST_LINES` of the lines, each safe and not too long.
+def _bounded(lines: Sequence[str], most: int, n_first: int) -> list[str]:
+    """At most so many of the lines, each safe and not too long.
 
-    Of a traceback both ends are kept, of stacks the beginning, of other text the end.
+    n_first: where there are more lines, so many of the first are among them; the others are the
+    last ones.
     """
-    n_left_out = len(lines) - MOST_LINES + 1
-    shown = list(map(_safe, lines if n_left_out <= 1 else []))
-    if n_left_out > 1:
-        n_first = FIRST_LINES if any(map(_HEADER.match, lines)) else 0
-        if is_stacks:
-            n_first = MOST_LINES - 1
-        shown = list(map(_safe, lines[:n_first]))
-        shown.append(f"… {n_left_out} lines left out")
-        shown += map(_safe, lines[n_first + n_left_out :])
+    n_left_out = len(lines) - most + 1
+    if n_left_out <= 1:
+        return list(map(_safe, lines))
+    shown = list(map(_safe, lines[:n_first]))
+    shown.append(f"… {n_left_out} lines left out")
+    shown += map(_safe, lines[n_first + n_left_out :])
     return shown
 
 

@@ -13,8 +13,8 @@ start, with claims, inputs and outputs, and without loading the job or waiting f
 where processes are recycled, loading it again is part of the work. That part is right even where no
 law is. Time left is what is left of the work, by the ranks that work now.
 
-A parent's `Telling` feeds it with what the view reads, and `report.pace` does for whoever looks at
-a run from outside; both ask it where something is to be shown.
+A parent's `Telling` feeds it with what the view reads, and `report.outlook` does for whoever looks
+at a run from outside; both ask it where something is to be shown.
 """
 
 from __future__ import annotations
@@ -75,14 +75,13 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Outlook(msgspec.Struct, frozen=True):
-    """How a run gets on: the finished share of its work, 0 to 1, and the rest where it is known.
+    """How a run gets on, as far as that is known.
 
     tasks_per_s: how many are finished a second, by the ranks that work now. left_s: until the last.
     longest_s: how long the longest task took that was seen to end, once some were; of a call of
     several tasks its share.
     """
 
-    share: float
     tasks_per_s: float | None = None
     left_s: float | None = None
     longest_s: float | None = None
@@ -288,12 +287,11 @@ class Forecast:
         at, at most so many.
         """
         if finished.tasks >= whole.tasks:
-            return Outlook(1.0, left_s=0.0)
-        share = finished.tasks / whole.tasks
+            return Outlook(left_s=0.0)
         law = self._learn(cost_of)
         done = Work(finished.tasks - self._before.tasks, finished.cost - self._before.cost)
         if law is None or done.tasks <= 0:
-            return Outlook(share)
+            return Outlook()
         calls = self._calls(self._counted_on(working, now), in_hand, now)
         calls += [_Call(0, 0.0, 0.0)] * self._n_between(working)
         # What takes longer than the law says is something to learn from before it has ended.
@@ -311,11 +309,10 @@ class Forecast:
         # Costs may be so large that they cannot be reckoned with.
         is_known = 0 < done_s < math.inf and 0 < whole_s < math.inf
         if not is_known or not calls:
-            return Outlook(share)
-        share = min(1.0, law.seconds(finished.tasks, finished.cost) / whole_s)
+            return Outlook()
         left = Work(whole.tasks - finished.tasks, max(0.0, whole.cost - finished.cost))
         left_s = _until_the_last(left, law, spent_s / done_s, calls)
-        return Outlook(share, rate, left_s, self.longest_task_s)
+        return Outlook(rate, left_s, self.longest_task_s)
 
     def _counted_on(self, working: Collection[str], now: float) -> list[str]:
         """The open attempts that get on, as far as can be told; where none seems to, those that

@@ -39,7 +39,7 @@ KEPT_LINES = 4
 # For so long the end of a run waits for a terminal that takes nothing at the moment.
 CLOSE_S = 2.0
 
-# The bar of the share done, in characters.
+# The bar of the finished part, in characters.
 BAR_CELLS = 20
 
 # What writing to a stream may raise that nobody reads any more: a closed terminal, a pipe without a
@@ -50,16 +50,14 @@ UNHEARD = (OSError, ValueError, SystemExit)
 class SoFar(msgspec.Struct, frozen=True):
     """How far a run is: how many of all its tasks are complete and have failed.
 
-    share: of the work, 0 to 1, that is finished. tasks_per_s: how many are finished a second now.
-    left_s: until the last is finished. Both are None where they are not known. note: follows at the
-    end. took_s: how long it took, once it has ended. longest_s: how long the longest task took so
-    far, where that is known.
+    tasks_per_s: how many are finished a second now. left_s: until the last is finished. Both are
+    None where they are not known. note: follows at the end. took_s: how long it took, once it has
+    ended. longest_s: how long the longest task took so far, where that is known.
     """
 
     total: int
     complete: int
     failed: int
-    share: float
     tasks_per_s: float | None
     left_s: float | None
     note: str
@@ -68,10 +66,8 @@ class SoFar(msgspec.Struct, frozen=True):
 
     @property
     def percent(self) -> str:
-        """The finished part of the work, 100 only where no task is left."""
-        if self.complete + self.failed < self.total:
-            return f"{min(int(100 * self.share), 99)} %"
-        return "100 %"
+        """The finished part of the tasks, as `percent_of` has it."""
+        return f"{percent_of(self.complete + self.failed, self.total)} %"
 
     @property
     def rate(self) -> str:
@@ -83,6 +79,13 @@ class SoFar(msgspec.Struct, frozen=True):
         """How long it takes yet; "" where that is not known, and where no task is left."""
         is_over = self.complete + self.failed >= self.total
         return "" if self.left_s is None or is_over else f"{duration(self.left_s)} left"
+
+
+# Every percentage of a run that people see is this one: of two kinds nobody could tell which is
+# meant. What tasks cost counts for the time left alone.
+def percent_of(finished: int, total: int) -> int:
+    """The finished part of all tasks, 100 only where none is left."""
+    return 100 if finished >= total else 100 * finished // total
 
 
 def rate_of(tasks_per_s: float | None) -> str:
@@ -280,12 +283,12 @@ class Notebook:
 
 
 def headline(so_far: SoFar, columns: int) -> str:
-    """How far a run is, as a bar of the work, in at most so many columns.
+    """How far a run is, as a bar of its tasks, in at most so many columns.
 
     What does not fit is left out. How fast it is, and what is left, the table tells below it.
     """
     done = so_far.complete + so_far.failed
-    filled = BAR_CELLS if done == so_far.total else int(BAR_CELLS * min(so_far.share, 0.99))
+    filled = BAR_CELLS if done >= so_far.total else BAR_CELLS * done // so_far.total
     bar = "█" * filled + "░" * (BAR_CELLS - filled)
     failed = f"{so_far.failed:,} failed" if so_far.failed else ""
     ended = ""

@@ -7,6 +7,7 @@ It guarantees:
   the messages the newest are kept.
 - Each frame is one write(2), never has more lines than the terminal, and no line is wider. The size
   is looked at several times a second, so a table fits soon after the window was made smaller.
+- Of messages nothing is cut off: what is too wide goes on in the next line.
 - In the background of a terminal nothing is drawn, and messages are plain lines. A process that was
   stopped and goes on draws below what the shell has printed meanwhile, and not over it.
 - Nothing of the terminal's state is changed, not even the cursor: a process that is killed leaves
@@ -30,6 +31,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from gpuspool.orchestrator.text.cells import fold
 from gpuspool.orchestrator.text.printable import printable
 
 if TYPE_CHECKING:
@@ -259,7 +261,8 @@ class _Frame:
     ) -> str:
         """The text that prints `above` and the rows in the place of the last table.
 
-        is_last: the table stays, and the cursor goes below it.
+        above: lines that may be too wide, which go on in the next one. is_last: the table stays,
+        and the cursor goes below it.
         """
         if self._live is not None and size != self.size:
             self._sink.write(self._erasing(size[0]))
@@ -269,7 +272,8 @@ class _Frame:
         self.size = size
         console = self._live.console
         if above:
-            console.print(_Rows([Line(line) for line in above], ends=True))
+            folded = [Line(part) for line in above for part in fold(line.expandtabs(), size[0])]
+            console.print(_Rows(folded, ends=True), crop=False)
         rows = rows[: size[1]]
         if not is_last and len(rows) < size[1]:
             # The cursor rests in a line of its own. What is typed is echoed there: the ^C of a
@@ -309,7 +313,7 @@ class _Sink(io.StringIO):
 
 
 class _Rows:
-    """Lines as they stand, for rich: it cuts those of a table that are too wide."""
+    """Lines as they stand, for rich: it cuts those of a table that are too wide all the same."""
 
     def __init__(self, rows: list[Line], *, ends: bool = False) -> None:
         """ends: the last one ends with a newline, too."""
