@@ -26,6 +26,9 @@ import msgspec
 
 from gpuspool.spool.layout import rank_of
 
+# Before the ranks have worked for so many seconds, all together, a rate would be that of a moment:
+# twenty tiny tasks say that half a million are done a second.
+RATE_FROM_S = 1.0
 # So many calls are kept to learn from. Once there are more, every second one is let go of, and of
 # the later ones as few are kept: they stand for the whole run, and cost little to look at.
 SAMPLES = 512
@@ -304,7 +307,7 @@ class Forecast:
             spent_s += call.begun_s
             done_s += law.seconds(call.tasks, call.cost)
         # With what has taken too long already: where all ranks hang, less and less is finished.
-        rate = len(calls) * done.tasks / spent_s if spent_s > 0 else None
+        rate = len(calls) * done.tasks / spent_s if spent_s >= RATE_FROM_S else None
         whole_s = law.seconds(whole.tasks, whole.cost)
         # Costs may be so large that they cannot be reckoned with.
         is_known = 0 < done_s < math.inf and 0 < whole_s < math.inf
