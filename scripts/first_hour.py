@@ -67,7 +67,7 @@ STEPS: list[tuple[str, list[str], str]] = [
         "",
     ),
     (
-        "Now really. `-q` leaves out the progress bar, which a page cannot show.",
+        "Now really. `-q` leaves out the table of progress, which a page cannot show.",
         [f'{RUN}; echo "exit code $?"'],
         "",
     ),

@@ -29,6 +29,7 @@ from gpuspool.orchestrator.plan.devices import find_pool
 from gpuspool.orchestrator.plan.environment import GROUP, GROUP_PREFIXES
 from gpuspool.orchestrator.report.results import Results
 from gpuspool.orchestrator.report.verify import verify
+from gpuspool.orchestrator.supervise.drain import SAME_SIGNAL_S
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.view import open_view
 
@@ -397,6 +398,18 @@ def assert_sound(box: Box, spool: str | Path, tasks: int) -> list[Any]:
     assert {result["state"] for result in results} <= {"complete"}
     assert box.problems(spool) == []
     return results
+
+
+def interrupt_twice(started: Started, told: str) -> None:
+    """A Ctrl-C, and once something was told for it another one, as late as a person's is.
+
+    One that came at once would be taken for the first one, passed on.
+    """
+    began = time.monotonic()
+    started.signal(signal.SIGINT)
+    wait_until(lambda: told in started.err)
+    wait_until(lambda: time.monotonic() > began + 2 * SAME_SIGNAL_S)
+    started.signal(signal.SIGINT)
 
 
 def wait_until_told_to_drain(spool: Path) -> None:

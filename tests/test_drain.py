@@ -16,6 +16,7 @@ from helpers import (
     Box,
     assert_sound,
     identities,
+    interrupt_twice,
     is_alive,
     journal_lines,
     kill,
@@ -215,11 +216,7 @@ def test_trouble_that_lasts_ends_the_workers_before_the_run(box: Box) -> None:
 def test_a_second_interrupt_kills(box: Box) -> None:
     started, command = start_gated(box, PAYLOADS, "--ranks", "2")
     wait_until(lambda: len(waiting(box)) == 2)
-    began = time.monotonic()
-    started.signal(signal.SIGINT)
-    wait_until(lambda: "SIGINT received" in started.err)
-    wait_until(lambda: time.monotonic() > began + 2 * SAME_SIGNAL_S)
-    started.signal(signal.SIGINT)
+    interrupt_twice(started, "SIGINT received")
     done = started.wait(130)
     assert "SIGINT received twice: workers are killed" in done.err
     assert "interrupted with 0 of 10 tasks complete" in done.err

@@ -158,8 +158,10 @@ def test_a_task_that_fails_after_its_retries_shows_the_line_and_each_opinion(box
     assert "it waits there for another" in text_of(story, "deferred")
     held = next(step for step in story["steps"] if step["what"] == "held")
     assert held["details"][0].endswith('raise ValueError(f"{task.key} is bad")')
-    assert "ruled: to be tried elsewhere after rank-000" in text_of(story, "ruled")
-    assert text_of(story, "failed").startswith("ruled: it has failed for good, in 2 attempts: ")
+    assert "a parent ruled: it is to be tried elsewhere than in rank-000" in text_of(story, "ruled")
+    assert text_of(story, "failed").startswith(
+        "a parent ruled: it has failed for good, in 2 attempts: "
+    )
     assert story["now"].startswith("failed for good: ValueError at plain.py:")
     assert story["next"].startswith("`gpuspool retry ")
     (box / "fixed").touch()
@@ -459,6 +461,9 @@ def test_the_words_behind_the_verb(done: Box, words: list[str], name: str) -> No
         (["spool-double"], "spool-double is a spool. Name a task"),
         (["t1", "spool-double"], "SPOOL comes first: `gpuspool explain spool-double t1`"),
         (["t9"], "has no task 't9'"),
+        (["rank1"], "has no task 'rank1'. Did you mean rank 1?"),
+        (["Rank_0001"], "has no task 'Rank_0001'. Did you mean rank 1?"),
+        (["rank9"], "has no task 'rank9'. `gpuspool results` lists the keys."),
         (["#3"], "has no task '#3'. Its tasks are #0 to #2."),
         (["rank", "7"], "has no rank 7. Its ranks: 0, 1."),
         (["rank-0001.a03"], "has no rank-0001.a03; of rank 1: rank-0001.a00."),

@@ -1,10 +1,9 @@
 """What people meet in their first hour: words that are nearly right, and what a message says."""
 
-import signal
 import sys
 
 import pytest
-from helpers import JOBS, Box, start_gated, wait_until, waiting
+from helpers import JOBS, Box, interrupt_twice, start_gated, wait_until, waiting
 
 PLAIN = JOBS / "plain.py"
 
@@ -104,9 +103,7 @@ def test_a_pickled_class_of_another_script_is_explained(box: Box) -> None:
 def test_the_first_ctrl_c_tells_of_the_second(box: Box) -> None:
     run, _ = start_gated(box, ["wait"])
     wait_until(lambda: waiting(box))
-    run.signal(signal.SIGINT)
-    wait_until(lambda: "a second Ctrl-C kills them at once" in run.err)
-    run.signal(signal.SIGINT)
+    interrupt_twice(run, "a second Ctrl-C kills them at once")
     run.wait(130)
 
 

@@ -273,6 +273,15 @@ def test_nothing_is_told_before_anything_ran() -> None:
     assert told(played([1.0], [1.0]), [1.0], [1.0]) == [Outlook()]
 
 
+def test_no_rate_is_told_of_a_moment() -> None:
+    costs = [1.0] * 1000
+    lines = played(costs, [0.01] * 1000, load_s=(0.0, 0.0))
+    [early, late] = told(lines, costs, [0.2, 1.0])
+    assert early.tasks_per_s is None
+    assert early.left_s == pytest.approx(4.8, rel=0.1)
+    assert late.tasks_per_s == pytest.approx(200.0, rel=0.1)
+
+
 def test_a_million_lines_of_tiny_tasks_are_passed_over() -> None:
     forecast = Forecast(Work(0, 0.0))
     wanted = forecast.take("r0", 0, 0, 0.0, 1e-6)

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,9 +29,10 @@ from helpers import (
     wait_until,
     waiting,
 )
-from spooling import view_of
+from spooling import A0, admit, begin, intend, make_spool, view_of
 from stages import STAGES, stage
 from terminal import Glass, Terminal, cells
+from test_status import beat
 
 from gpuspool.orchestrator.api import watching
 from gpuspool.orchestrator.api.live import LiveTable
@@ -40,6 +42,8 @@ from gpuspool.orchestrator.report.status import status
 from gpuspool.orchestrator.text.notebook import as_html
 from gpuspool.orchestrator.text.progress import SoFar
 from gpuspool.orchestrator.text.screen import Line, _Frame, size_of
+from gpuspool.spool.identity import myself
+from gpuspool.spool.parents import being_parent
 
 # What stands in every table of ranks, and once in each.
 RANKS = re.compile(r"^rank  ", re.MULTILINE)
@@ -123,6 +127,19 @@ def test_the_time_left_is_told_only_while_the_run_goes_on(tmp_path: Path, how: s
     assert told is (how in ("running", "trouble"))
     assert ("left" in drawn) is told
     assert ("tasks/s" in drawn) is told
+
+
+def test_a_task_that_may_hang_is_in_trouble_in_the_table_of_the_run_too(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "S", 9)
+    admit(layout, 0, myself())
+    intend(layout, A0)
+    begin(layout, A0)
+    beat(layout, A0, task=5, task_since=time.time() - 173, in_hand=1)
+    so_far = SoFar(9, 5, 0, tasks_per_s=2.0, left_s=6.0, note="", longest_s=4.0)
+    with being_parent(layout, 0):
+        lines = LiveTable(view_of(layout)).look(so_far)(80, 24)
+    [text] = [line.text for line in lines if line.is_trouble]
+    assert text.endswith("  43 times any other task")
 
 
 def test_a_name_that_looks_like_trouble_has_no_colour(tmp_path: Path) -> None:

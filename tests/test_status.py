@@ -1,12 +1,19 @@
 """What `status` tells of spools made by hand: times, what is in hand, what matters of each rank."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from helpers import wait_until
 from spooling import (
     A0,
     A1,
@@ -32,8 +39,9 @@ from gpuspool.orchestrator.report import parents
 from gpuspool.orchestrator.report.outlook import Prospect
 from gpuspool.orchestrator.report.status import status
 from gpuspool.orchestrator.report.table import table_lines
+from gpuspool.orchestrator.text.forecast import Outlook
 from gpuspool.spool.codec import pretty, seal, seal_pretty
-from gpuspool.spool.identity import myself
+from gpuspool.spool.identity import identity_of, is_stopped, myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, epoch_name
 from gpuspool.spool.manifest import publish_orphans
@@ -232,13 +240,44 @@ def test_a_rank_gets_no_other_process_while_all_that_is_left_is_in_hand(tmp_path
     close_as(layout, A0, Reason.RECYCLED)
     intend(layout, B0)
     writer = begin(layout, B0)
-    for n_left, state in ((2, "restarting"), (1, "stopped")):
+    for n_left, state in ((2, "restarting"), (1, "waiting")):
         beat(layout, B0, task=8, task_since=time.time(), in_hand=1)
         with being_parent(layout, 0):
             row = rows(status(view_of(layout)))[0]
         assert (n_left, row["state"]) == (n_left, state)
         assert row["note"] == "fresh process"
         finish(writer, 7)
+
+
+def test_a_rank_waits_while_all_that_is_left_is_in_hand_or_in_doubt(tmp_path: Path) -> None:
+    """A task in doubt that is tried now is both, and counts once."""
+    layout = make_spool(tmp_path / "s", 9)
+    admit(layout, 0, myself())
+    intend(layout, A0)
+    writer = begin(layout, A0)
+    finish(writer, *range(5))
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="bad")
+    for index in (5, 6):
+        writer.append(
+            JournalLine(
+                task=index,
+                round=0,
+                state=LineState.HELD,
+                start=1.7e9,
+                error=error,
+                line=task(index),
+            )
+        )
+    close_as(layout, A0, **CRASH)
+    intend(layout, B0)
+    writer = begin(layout, B0)
+    for in_hand, n_done, state in ((5, 0, "restarting"), (8, 0, "restarting"), (8, 1, "waiting")):
+        finish(writer, *range(7, 7 + n_done))
+        beat(layout, B0, task=in_hand, task_since=time.time(), in_hand=1)
+        with being_parent(layout, 0):
+            row = rows(status(view_of(layout)))[0]
+        assert row["state"] == state
+    assert row["note"] == "waits: 2 tasks in doubt"
 
 
 def test_restarts_of_an_earlier_start_are_not_told(tmp_path: Path) -> None:
@@ -320,6 +359,169 @@ def test_ranks_of_a_crashed_host_are_said_to_be_silent_as_soon_as_its_parent_is(
         assert now["says"].startswith("silent for 0:3")
         assert now["next"].startswith("gpuspool wait ")
         assert "silent 35 s" in "\n".join(table_lines(now))
+
+
+# Who stands still.
+
+
+@contextlib.contextmanager
+def stopped_process() -> Iterator[Identity]:
+    """A process of this host that was stopped, as by Ctrl-Z."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_until(lambda: is_stopped(process.pid))
+        who = identity_of(process.pid)
+        assert who is not None
+        yield who
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("age_s", "note"), [(5, ""), (46, "told nothing for 46 s")])
+def test_a_worker_that_does_not_tell_what_it_is_at_is_noted(
+    age_s: float, note: str, tmp_path: Path
+) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    intend(layout, A0)
+    begin(layout, A0)
+    beat(layout, A0, task=1, task_since=time.time() - 50, in_hand=1, at=time.time() - age_s)
+    [row] = rows(status(view_of(layout)))
+    assert (row["note"], row["trouble"] > 0) == (note, bool(note))
+
+
+def test_a_worker_that_is_stopped_is_told_so(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    intend(layout, A0)
+    with stopped_process() as who:
+        assert start_journal(layout, A0, who) is not None
+        beat(layout, A0, who, task=1, task_since=time.time() - 50, at=time.time() - 46)
+        [row] = rows(status(view_of(layout)))
+    assert (row["note"], row["trouble"]) == ("its process is stopped", 2)
+
+
+def test_a_command_that_is_stopped_is_told_with_what_wakes_it(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    with stopped_process() as who:
+        admit(layout, 0, who)
+        intend(layout, A0, parent=who)
+        begin(layout, A0)
+        beat(layout, A0)
+        now = status(view_of(layout))
+        assert [row["is_stopped"] for row in now["parents"]] == [True]
+        assert f"`kill -CONT {who.pid}` wakes it" in " ".join(table_lines(now, 300))
+        os.kill(who.pid, signal.SIGCONT)
+        wait_until(lambda: not is_stopped(who.pid))
+        now = status(view_of(layout))
+        assert [row["is_stopped"] for row in now["parents"]] == [False]
+        assert "kill -CONT" not in " ".join(table_lines(now, 300))
+
+
+def test_workers_whose_parent_is_gone_drain_and_nobody_ends_one_that_hangs(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    gone = dead_process()
+    admit(layout, 0, gone)
+    for attempt in (A0, B0):
+        intend(layout, attempt, parent=gone)
+    begin(layout, A0)
+    beat(layout, A0, task=1, task_since=time.time())
+    assert start_journal(layout, B0, dead_process()) is not None
+    now = status(view_of(layout))
+    assert (now["says"], now["is_draining"]) == ("running", False)
+    assert "`gpuspool drain` stops it" in " ".join(table_lines(now, 300))
+    assert [row["note"] for row in rows(now)] == ["", "its process is gone"]
+    (layout.control / "drain.0000").touch()
+    now = status(view_of(layout), outlook=lambda _: Outlook(1.0, 14.0))
+    assert (now["says"], now["is_draining"], now["left_s"]) == ("draining", True, None)
+    text = " ".join(table_lines(now, 300))
+    assert "`gpuspool drain`" not in text
+    assert "nobody but the run's own command ends one that hangs" in text
+    assert now["next"].startswith("gpuspool resume ")
+
+
+def test_a_run_that_was_killed_has_no_note_for_each_rank(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    admit(layout, 0, dead_process())
+    intend(layout, A0, parent=dead_process())
+    assert start_journal(layout, A0, dead_process()) is not None
+    [row] = rows(status(view_of(layout)))
+    assert (row["state"], row["note"]) == ("lost", "")
+
+
+@pytest.mark.parametrize(
+    ("for_s", "in_hand", "options", "note"),
+    [
+        (173, 1, {}, "43 times any other task"),
+        (173, 8, {}, ""),
+        (25, 1, {}, ""),
+        (173, 1, {"task_timeout_s": 3600.0}, ""),
+    ],
+    ids=str,
+)
+def test_a_task_that_takes_much_longer_than_all_others_is_noted(
+    for_s: float, in_hand: int, options: dict[str, Any], note: str, tmp_path: Path
+) -> None:
+    layout = make_spool(tmp_path / "s", 20)
+    admit(layout, 0, myself())
+    intend(layout, A0, options=Options(**options))
+    writer = begin(layout, A0)
+    for number, seconds in enumerate((0.05, 1.0, 4.0, 0.1, 0.1)):
+        writer.append(
+            JournalLine(
+                task=number,
+                round=0,
+                state=LineState.COMPLETE,
+                start=time.time() - 200 + 5 * number,
+                seconds=seconds,
+            )
+        )
+    beat(layout, A0, task=5, task_since=time.time() - for_s, in_hand=in_hand)
+    with being_parent(layout, 0):
+        now = next(reading.follow_status(layout.root))
+    [row] = rows(now)
+    assert (row["note"], row["trouble"] > 0) == (note, bool(note))
+    assert row["times_longest"] == (43 if note else None)
+    assert now["next"].startswith("gpuspool explain " if note else "gpuspool status --watch ")
+
+
+@pytest.mark.parametrize(("n_held", "left_s"), [(1, 14.0), (5, None)])
+def test_no_time_is_left_where_most_that_is_left_is_in_doubt(
+    n_held: int, left_s: float | None, tmp_path: Path
+) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    admit(layout, 0, myself())
+    intend(layout, A0)
+    writer = begin(layout, A0)
+    error = Error(kind=ErrorKind.EXCEPTION, type="ValueError", message="bad")
+    for number in range(n_held):
+        writer.append(
+            JournalLine(
+                task=number,
+                round=0,
+                state=LineState.HELD,
+                start=time.time() - 5,
+                seconds=1.0,
+                error=error,
+                line=task(number),
+            )
+        )
+    with being_parent(layout, 0):
+        now = status(view_of(layout), outlook=lambda _: Outlook(1.0, 14.0))
+    assert (now["left_s"], now["tasks_per_s"]) == (left_s, 1.0)
+
+
+def test_a_process_that_is_doubted_hides_no_restarts(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    intend(layout, A0)
+    begin(layout, A0)
+    close_as(layout, A0, **CRASH)
+    intent = intend(layout, A1)
+    replace(layout.intent(A1), seal_pretty(msgspec.structs.replace(intent, is_doubted=True)))
+    begin(layout, A1)
+    beat(layout, A1)
+    [row] = rows(status(view_of(layout)))
+    assert row["note"] == "doubted, 1 restart: crash"
 
 
 # The head.

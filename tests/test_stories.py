@@ -1,9 +1,11 @@
 """What `explain` tells of spools made by hand: what no real run shows at will."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from spooling import (
     A0,
@@ -11,6 +13,7 @@ from spooling import (
     B0,
     admit,
     begin,
+    dead_process,
     elsewhere,
     finish,
     intend,
@@ -19,15 +22,18 @@ from spooling import (
     take,
     task,
 )
-from test_status import CRASH, beat, close_as, rows
+from test_status import CRASH, beat, close_as, rows, stopped_process, touch_beat
 
 from gpuspool.orchestrator.report.explain import explain_attempt, explain_rank, explain_task
 from gpuspool.orchestrator.report.status import status
 from gpuspool.orchestrator.report.story import Step, Story, in_order, story_json
+from gpuspool.spool.codec import seal_pretty
 from gpuspool.spool.identity import myself
+from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.manifest import publish_orphans, publish_ruling
 from gpuspool.spool.parents import being_parent
+from gpuspool.spool.publish import replace
 from gpuspool.spool.records import Closing, Error, JournalLine, Ruling, TaskLine
 from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Phase, Reason
 from gpuspool.spool.view import load_view, open_view
@@ -51,7 +57,10 @@ def texts(story: Story) -> list[str]:
 @pytest.mark.parametrize(
     ("closings", "then"),
     [
-        ([CRASH], "its parent starts another, as far as --max-restarts 3 allows; other ranks"),
+        (
+            [CRASH] * 2,
+            "its parent starts another (--max-restarts allows 3 in vain, and this was number 2); ",
+        ),
         ([CRASH] * 4, "its parent starts no other; other ranks do its tasks"),
         ([{"reason": Reason.RECYCLED}], "its parent starts another; other ranks"),
         ([{"reason": Reason.DRAINED}], "its parent starts another, unless it drains; other"),
@@ -87,8 +96,21 @@ def test_a_rank_with_nothing_left_to_claim_is_not_restarting(tmp_path: Path) -> 
     close_as(layout, A0, Reason.RECYCLED)
     with being_parent(layout, 0):
         story = of_rank(layout, 0)
-    assert story.state == "stopped"
+    assert story.state == "waiting"
     assert story.next == "its parent starts another, once there is something to do"
+
+
+def test_restarts_that_do_not_count_are_not_counted(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    admit(layout, 0, myself())
+    for number in range(5):
+        attempt = f"rank-0000.a{number:02d}"
+        intend(layout, attempt)
+        finish(begin(layout, attempt), number)
+        close_as(layout, attempt, **CRASH)
+    with being_parent(layout, 0):
+        story = of_rank(layout, 0)
+    assert story.next == "its parent starts another; other ranks do its tasks meanwhile"
 
 
 def test_an_attempt_that_another_one_followed_is_told_so(tmp_path: Path) -> None:
@@ -113,6 +135,81 @@ def test_who_left_doubtful_tasks_is_not_said_to_have_failed_them(tmp_path: Path)
     assert ended.startswith(f"{A0} ended: only doubtful tasks were left, which another process has")
 
 
+def test_failures_without_a_verdict_are_told_apart_from_failed_tasks(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    intend(layout, A0)
+    writer = begin(layout, A0)
+    writer.append(held(time.time(), task(0)))
+    finish(writer, 1, state="failed")
+    close_as(layout, A0, Reason.FAILURES)
+    [_, ended] = texts(of_rank(layout, 0))
+    assert ended.endswith("; 0 tasks complete, 1 failed there, 1 failure there without a verdict")
+
+
+# A rank that lives.
+
+
+def test_a_rank_is_told_with_its_process_and_that_it_is_doubted(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    intent = intend(layout, A0)
+    replace(layout.intent(A0), seal_pretty(msgspec.structs.replace(intent, is_doubted=True)))
+    writer = begin(layout, A0)
+    beat(layout, A0, task=3, task_since=time.time(), in_hand=1)
+    who = myself()
+    story = of_rank(layout, 0)
+    assert story.now.startswith(f"{A0} (pid {who.pid} on {who.host}): it runs t3 since ")
+    assert story.facts["attempts"][0]["pid"] == who.pid
+    assert "; it is doubted until it completes a task, since tasks failed in its place" in story.now
+    finish(writer, 1)
+    assert "doubted" not in of_rank(layout, 0).now
+
+
+def test_what_is_stopped_is_told_with_what_wakes_it(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    with stopped_process() as who:
+        admit(layout, 0, who)
+        intend(layout, A0, parent=who)
+        writer = start_journal(layout, A0, who)
+        assert writer is not None
+        take(layout, A0, 1)
+        writer.append(JournalLine(task=0, round=0, state=LineState.STARTED, start=time.time()))
+        beat(layout, A0, who, task=0, task_since=time.time(), in_hand=1)
+        for story in (of_rank(layout, 0), of_task(layout, "t0")):
+            assert f"its process is stopped, and `kill -CONT {who.pid}` wakes it" in story.now
+        assert of_rank(layout, 0).next == (
+            "what started the run is stopped, as by Ctrl-Z; `fg` in its shell or "
+            f"`kill -CONT {who.pid}` wakes it"
+        )
+
+
+def test_workers_that_drain_without_a_parent_are_not_to_be_drained_again(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    gone = dead_process()
+    admit(layout, 0, gone)
+    intend(layout, A0, parent=gone)
+    begin(layout, A0)
+    beat(layout, A0, task=3, task_since=time.time())
+    assert of_rank(layout, 0).next.startswith("what started the run is gone, and 1 worker goes on")
+    (layout.control / "drain.0000").touch()
+    then = of_rank(layout, 0).next
+    assert then.startswith("what started the run is gone, and its workers drain: nobody ends one")
+    assert then.endswith(" goes on")
+
+
+@pytest.mark.parametrize("age_s", [None, 500.0])
+def test_who_was_never_heard_is_told_apart_from_who_fell_silent(
+    age_s: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    intend(layout, A0, parent=elsewhere())
+    assert start_journal(layout, A0, elsewhere(1)) is not None
+    beat(layout, A0, elsewhere(1), task=3, task_since=time.time())
+    if age_s is not None:
+        touch_beat(layout, A0, age_s, monkeypatch)
+    told = "was never heard" if age_s is None else "was heard last 500 s ago"
+    assert of_rank(layout, 0).now.endswith(f"; it {told}, and is not proved dead")
+
+
 # What is in hand.
 
 
@@ -132,6 +229,37 @@ def test_a_task_that_is_finished_is_not_said_to_run(phase: Phase, tmp_path: Path
 
 
 # Tasks.
+
+
+def test_a_call_without_a_limit_of_time_is_told_to_have_none(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 9)
+    intend(layout, A0)
+    writer = begin(layout, A0)
+    take(layout, A0, 1)
+    writer.append(JournalLine(task=0, round=0, state=LineState.STARTED, start=time.time()))
+    then = of_task(layout, "t0").next
+    assert then == "nothing ends its call if that hangs: it was started without --task-timeout"
+
+
+@pytest.mark.parametrize("n_failed", [4, 60])
+def test_of_many_attempts_in_which_a_task_failed_few_are_named(
+    n_failed: int, tmp_path: Path
+) -> None:
+    layout = make_spool(tmp_path / "s", 1)
+    intend(layout, A0)
+    begin(layout, A0)
+    take(layout, A0, 1)
+    close_as(layout, A0, **CRASH)
+    failed_in = tuple((f"rank-0000.a{number:02d}", "0") for number in range(n_failed))
+    again = task(0, failed_in=failed_in + failed_in)
+    assert publish_ruling(layout, "ruling-01", Ruling(epoch=0, at=time.time()), [again])
+    story = of_task(layout, "t0")
+    [ruled] = [text for text in texts(story) if "ruled" in text]
+    for text in (ruled, story.now):
+        assert f"rank-0000.a{n_failed - 1:02d}" in text
+        assert len(re.findall(r"rank-0000\.a", text)) == min(n_failed, 4 if n_failed == 4 else 3)
+        assert ("and 57 others" in text) is (n_failed == 60)
+        assert "ruling-01" not in ruled
 
 
 def test_a_task_that_is_not_done_did_not_ask_for_a_fresh_process(tmp_path: Path) -> None:

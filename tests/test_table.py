@@ -24,7 +24,7 @@ def rank(number: int, **more: Any) -> dict[str, Any]:
         "device": "cpu", "host": "n1", "pid": 9, "task": number, "key": f"t{number}", "in_hand": 1,
         "task_since": 1.0, "task_s": 12.0, "timeout_in_s": None, "beat_age_s": 1.0,
         "silent_s": None, "done": 5, "failed": 0, "is_proved_alive": True, "restarts": 0,
-        "restart_cause": None, "ended": None, "note": "", "trouble": 0,
+        "times_longest": None, "restart_cause": None, "ended": None, "note": "", "trouble": 0,
     }  # fmt: skip
     return {**row, **more}
 
@@ -34,7 +34,7 @@ def parent(epoch: int, **more: Any) -> dict[str, Any]:
         "epoch": epoch, "state": "live", "silent_s": None, "host": f"n{epoch}", "pid": 100 + epoch,
         "job": f"1_{epoch}", "command": "run", "slots": ["0"], "since": time.time(),
         "exit_code": None, "ended_at": None, "message": None, "is_draining": False,
-        "slots_waiting": 0,
+        "slots_waiting": 0, "is_stopped": False,
     }  # fmt: skip
     return {**row, **more}
 

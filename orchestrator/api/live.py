@@ -31,7 +31,7 @@ class LiveTable:
             self._detector = FailureDetector(self._view)
         # What the loop has learnt of the run since it began tells more than a single look. It is
         # left out as ever where nothing is left, or the run stops.
-        outlook = Outlook(so_far.tasks_per_s, so_far.left_s)
+        outlook = Outlook(so_far.tasks_per_s, so_far.left_s, so_far.longest_s)
         now = status(self._view, self._detector, outlook=lambda _: outlook)
         # What to type next is told by the last line.
         now["next"] = ""

@@ -55,10 +55,10 @@ def state_in_words(now: dict[str, Any]) -> str:
             return f"stopped ({why})" if why else "stopped"
 
 
-def next_command(now: dict[str, Any], spool: str, doubtful: Name | None) -> str:
+def next_command(now: dict[str, Any], spool: str, named: Name | None) -> str:
     """The command worth typing now, as a shell takes it.
 
-    spool: as the user named it. doubtful: a task that failed and has no verdict.
+    spool: as the user named it. named: a task whose story is worth reading, if there is one.
     """
     name = quoted_path(spool)
     match RunState(now["state"]):
@@ -67,16 +67,21 @@ def next_command(now: dict[str, Any], spool: str, doubtful: Name | None) -> str:
         case RunState.FAILED:
             return f"gpuspool failed {name}"
         case RunState.RUNNING:
+            # Nobody ends a worker that hangs while no parent is there, and a wait would not end.
+            if now["is_draining"] and now["left_alone"]:
+                return f"gpuspool resume {name}"
             if now["is_draining"]:
                 return f"gpuspool wait {name}"
             if _fails_to_load(now):
                 return f"gpuspool logs {name} --last 20"
+            if named is not None:
+                return explain_command(spool, named)
             return f"gpuspool status --watch {name}"
         case RunState.SILENT:
             return f"gpuspool wait {name}"
         case RunState.STOPPED:
-            if now["ending"] in _TASKS_TELL and doubtful is not None:
-                return explain_command(spool, doubtful)
+            if now["ending"] in _TASKS_TELL and named is not None:
+                return explain_command(spool, named)
             if now["ending"] in _LOGS_TELL:
                 return f"gpuspool logs {name} --last 20"
             if now["ending"] == Ending.TOO_MANY_FAILED:

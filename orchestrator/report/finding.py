@@ -22,7 +22,7 @@ from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.report.keys import TaskInput, TaskKey
 from gpuspool.orchestrator.report.naming import as_json, by_key, manifests_of
 from gpuspool.spool.errors import UsageError
-from gpuspool.spool.layout import ATTEMPT_PATTERN, is_original
+from gpuspool.spool.layout import ATTEMPT_PATTERN, is_original, rank_name
 from gpuspool.spool.view import View
 
 # So many keys that are like a word are offered.
@@ -38,6 +38,8 @@ MOST_NAMED = 5
 
 _INDEX = re.compile(r"#?(\d{1,9})", re.ASCII)
 _RANK = re.compile(r"rank[- ]0*(\d{1,9})", re.ASCII)
+# What is no name of a rank, since it may be a key, but may be meant for one.
+_ALMOST_RANK = re.compile(r"rank[_:#/ ]*(\d{1,9})", re.ASCII | re.IGNORECASE)
 _ATTEMPT = re.compile(ATTEMPT_PATTERN, re.ASCII)
 
 
@@ -125,6 +127,9 @@ def _unknown(view: View, word: str) -> str:
     if word.startswith("#"):
         return f"{text} Its tasks are #0 to #{view.ledger.tasks - 1}."
     near = nearest(_keys(view), word)
+    rank = _ALMOST_RANK.fullmatch(word)
+    if rank is not None and rank_name(int(rank[1])) in view.manifests:
+        near.append(f"rank {int(rank[1])}")
     if near:
         return f"{text} Did you mean {' or '.join(near)}?"
     return f"{text} `gpuspool results` lists the keys."

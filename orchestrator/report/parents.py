@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from gpuspool.spool.beats import beaten_at, read_beats
+from gpuspool.spool.identity import is_here, is_stopped
 from gpuspool.spool.layout import epoch_name
 from gpuspool.spool.liveness import ATTEMPT_BEATS, BEATS, PARENT_BEATS, FailureDetector
 from gpuspool.spool.parents import LOST
@@ -74,6 +75,7 @@ def _row(
         "epoch": epoch,
         "state": DEAD,
         "silent_s": None,
+        "is_stopped": False,
         "host": None,
         "pid": None,
         "job": None,
@@ -103,6 +105,7 @@ def _row(
         return row
     if is_parent_live(detector, beats, epoch):
         row["state"] = LIVE
+        row["is_stopped"] = parent is not None and is_here(parent) and is_stopped(parent.pid)
     elif detector.epoch_life(epoch) is not Life.DEAD:
         row["state"] = SILENT
         age_s = beats.age_s(epoch_name(epoch))

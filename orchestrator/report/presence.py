@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpuspool.orchestrator.report.parents import Beats, is_parent_live
 from gpuspool.orchestrator.text.words import count_of, to_type
+from gpuspool.spool.identity import is_here, is_stopped
 from gpuspool.spool.layout import epoch_name, rank_of
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.records import CPU, Heartbeat
@@ -25,21 +26,32 @@ class Presence:
         """Whether an open attempt lives. Its intent was read."""
         return self._detector.life(attempt)
 
-    def silent_s(self, attempt: str) -> float | None:
-        """For how long nothing was heard of an attempt elsewhere, nor of its parent; None: lately.
+    def silence(self, attempt: str) -> str:
+        """`it was heard last 62 s ago, and is not proved dead`, of an attempt elsewhere that beat
+        long ago, as did its parent; "" of all others.
 
-        By two clocks, so that it is for people alone. 0 where nobody has ever beaten.
+        By two clocks, so that it is for people alone.
         """
+        if self.life(attempt) is not Life.ELSEWHERE:
+            return ""
         if self._beats is None:
             self._beats = Beats(self._view)
         if self._beats.is_fresh(attempt):
-            return None
+            return ""
         names = [attempt]
         intent = self._view.intents.get(attempt)
         if intent is not None:
             names.append(epoch_name(intent.epoch))
         ages = [age for age in map(self._beats.age_s, names) if age is not None]
-        return min(ages, default=0.0)
+        heard = f"was heard last {min(ages):.0f} s ago" if ages else "was never heard"
+        return f"it {heard}, and is not proved dead"
+
+    def standstill(self, attempt: str) -> str:
+        """What is told of an attempt here whose process is stopped, "" of all others."""
+        identity = self._view.identity(attempt)
+        if identity is None or self.life(attempt) is not Life.ALIVE or not is_stopped(identity.pid):
+            return ""
+        return f"its process is stopped, and `kill -CONT {identity.pid}` wakes it"
 
     @property
     def parents(self) -> list[int]:
@@ -84,17 +96,28 @@ class Presence:
 
     @property
     def is_draining(self) -> bool:
-        """Whether all parents that may be there are to finish what is in hand, and no more."""
+        """Whether all parents that may be there are to finish what is in hand, and no more; or all
+        workers, where there is no such parent.
+        """
         control = read_control(self._view.layout)
-        return bool(self.parents) and all(map(control.stops, self.parents))
+        epochs = self.parents
+        if not epochs:
+            intents = map(self._view.intents.get, self.workers)
+            epochs = [intent.epoch for intent in intents if intent is not None]
+        return bool(epochs) and all(map(control.stops, epochs))
 
     def who_goes_on(self) -> str:
         """Why nothing new is begun, and what to do about that; "" where a parent is at work."""
         resume = f"{to_type('resume', self._view.layout.root)} goes on"
         if self.is_draining:
+            if not self.parents:
+                return (
+                    "what started the run is gone, and its workers drain: nobody ends one that "
+                    f"hangs; {resume}"
+                )
             return f"the run is being drained, and takes nothing new; {resume}"
         if self.parents:
-            return ""
+            return self._who_is_woken()
         if any(self.life(name) is Life.ALIVE for name in self.workers):
             they = count_of(len(self.workers), "worker goes", "workers go")
             return f"what started the run is gone, and {they} on without it; {resume} too"
@@ -105,6 +128,17 @@ class Presence:
                 f"{'live' if len(self.workers) > 1 else 'lives'} is not known; {resume} in any case"
             )
         return f"nobody is at work; {resume}"
+
+    def _who_is_woken(self) -> str:
+        """What is told where all parents that may be at work are stopped on this host, else ""."""
+        known = [self._detector.parents.known.get(epoch) for epoch in self.parents]
+        pids = [one.pid for one in known if one is not None and is_here(one)]
+        if len(pids) < len(known) or not all(map(is_stopped, pids)):
+            return ""
+        wake = f"`kill -CONT {' '.join(map(str, pids))}`"
+        return (
+            f"what started the run is stopped, as by Ctrl-Z; `fg` in its shell or {wake} wakes it"
+        )
 
 
 def has_finished(view: View, attempt: str, beat: Heartbeat) -> bool:

@@ -13,7 +13,13 @@ from typing import Any
 from gpuspool.orchestrator.report.endings import ending, frames_of
 from gpuspool.orchestrator.report.keys import inputs_of
 from gpuspool.orchestrator.report.presence import Presence, has_finished, place
-from gpuspool.orchestrator.report.ranks import RESTARTING, is_given_up, may_be_followed
+from gpuspool.orchestrator.report.ranks import (
+    HELD_UP,
+    RESTARTING,
+    faults_of,
+    is_given_up,
+    may_be_followed,
+)
 from gpuspool.orchestrator.report.story import Step, Story, clock, in_order
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.claims import claim_of
@@ -161,21 +167,26 @@ class _Teller:
 
     def _counts(self, name: str) -> str:
         text = f"{count_of(self._view.completed(name), 'task')} complete"
-        n_failed = len(self._view.failed_in.get(name, ())) + self._view.failed_by.get(name, 0)
+        n_failed = self._view.failed_by.get(name, 0)
         if n_failed:
             text += f", {n_failed} failed there"
+        n_held = len(self._view.failed_in.get(name, ()))
+        if n_held:
+            text += f", {count_of(n_held, 'failure')} there without a verdict"
         return text
 
     def facts(self, name: str) -> dict[str, Any]:
         """What programs are told of an attempt."""
         intent = self._view.intents.get(name)
         closing = self._view.closed.get(name)
+        identity = self._view.identity(name)
         ready_s = None if closing is None else _ready_s(closing)
         found: dict[str, Any] = {
             "attempt": name,
             "epoch": None if intent is None else intent.epoch,
             "device": None if intent is None else intent.device,
             "host": None if intent is None else intent.parent.host,
+            "pid": None if identity is None else identity.pid,
             "started": None if intent is None else intent.at,
             "ready_s": ready_s,
             "done": self._view.completed(name),
@@ -199,14 +210,16 @@ class _Teller:
         newest = self._names[-1]
         closing = self._view.closed.get(newest)
         if closing is not None:
-            return RESTARTING if self._is_about_to_start(closing) else str(closing.state)
+            if not self._is_followed(closing):
+                return str(closing.state)
+            return RESTARTING if self._is_anything_unclaimed() else HELD_UP
         if self._presence.life(newest) is Life.DEAD:
             return LOST
         beat = self._view.heartbeat(newest)
         return "starting" if beat is None else str(beat.state)
 
-    def _is_about_to_start(self, closing: Closing) -> bool:
-        """Whether the parent of the last attempt starts the next one."""
+    def _is_followed(self, closing: Closing) -> bool:
+        """Whether the parent of the last attempt starts the next one, once there is work for it."""
         intent = self._view.intents.get(closing.attempt)
         parents = self._presence
         if self._next_of(closing.attempt) is not None or intent is None:
@@ -215,7 +228,7 @@ class _Teller:
             return False
         if not may_be_followed(self._view, self._every, closing):
             return False
-        return parents.may_begin(intent.epoch) and self._is_anything_unclaimed()
+        return parents.may_begin(intent.epoch)
 
     def _next_of(self, attempt: str) -> str | None:
         """The attempt of the rank that came after this one."""
@@ -251,12 +264,12 @@ class _Teller:
         beat = self._view.heartbeat(newest)
         if beat is None:
             return f"{newest} starts: it has not said yet what it is at", ""
-        now = f"{newest}: {self._doing(newest, beat)}; {self._counts(newest)}"
-        if self._presence.life(newest) is Life.ELSEWHERE:
-            silent_s = self._presence.silent_s(newest)
-            if silent_s is not None:
-                heard = f"was heard last {silent_s:.0f} s ago" if silent_s else "was never heard"
-                return f"{now}; it {heard}, and is not proved dead", self._presence.who_goes_on()
+        now = f"{newest} (pid {beat.pid} on {beat.host}): {self._doing(newest, beat)}"
+        parts = [now, self._counts(newest), self._doubt(newest), self._presence.standstill(newest)]
+        now = "; ".join(filter(None, parts))
+        silence = self._presence.silence(newest)
+        if silence:
+            return f"{now}; {silence}", self._presence.who_goes_on()
         then = self._presence.who_goes_on()
         if (
             beat.state in (Phase.RUNNING, Phase.PUBLISHING, Phase.LOADING, Phase.MAKING)
@@ -264,6 +277,13 @@ class _Teller:
         ):
             then = self._own_list()
         return now, then
+
+    def _doubt(self, attempt: str) -> str:
+        """That an attempt was started where nothing was completed lately, while that holds."""
+        intent = self._view.intents.get(attempt)
+        if intent is None or not intent.is_doubted or self._view.completed(attempt):
+            return ""
+        return "it is doubted until it completes a task, since tasks failed in its place"
 
     def _doing(self, attempt: str, beat: Heartbeat) -> str:
         ago = f"{max(0.0, time.time() - beat.at):.0f} s ago"
@@ -320,12 +340,12 @@ class _Teller:
         if closing.reason is Reason.HANDOVER:
             return now, "its parent decides who tries these tasks"
         then = "its parent starts another"
-        match closing.reason:
-            case Reason.LOAD | Reason.DEVICE | Reason.IO | Reason.FAILURES | Reason.CRASH:
-                most = self._view.options_of(closing.attempt).max_restarts
-                then += f", as far as --max-restarts {most} allows"
-            case Reason.DRAINED | Reason.KILLED:
-                then += ", unless it drains"
+        n_faults = len(faults_of(self._view, self._every))
+        if n_faults:
+            most = self._view.options_of(closing.attempt).max_restarts
+            then += f" (--max-restarts allows {most} in vain, and this was number {n_faults})"
+        if closing.reason in (Reason.DRAINED, Reason.KILLED):
+            then += ", unless it drains"
         if not self._is_anything_unclaimed():
             return now, f"{then}, once there is something to do"
         return now, f"{then}; other ranks do its tasks meanwhile"

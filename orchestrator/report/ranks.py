@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from gpuspool.orchestrator.report.keys import keys_at_hand
 from gpuspool.orchestrator.report.parents import LIVE, SILENT, Beats, is_at_work
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.exits import signal_of
+from gpuspool.spool.file_system import heartbeat_s
+from gpuspool.spool.identity import is_stopped
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.liveness import ATTEMPT_BEATS, BEATS
 from gpuspool.spool.records import Closing, Heartbeat, Identity
@@ -28,6 +30,8 @@ from gpuspool.spool.view import View
 # The states of ranks that are no `AttemptState` and no `Phase`; SILENT is another one.
 # Its newest attempt is closed, and its parent is about to start the next one.
 RESTARTING = "restarting"
+# The same, but all that is left is in hand or in doubt, and there is nothing to do for it.
+HELD_UP = "waiting"
 STARTING = "starting"
 LOST = "lost"
 
@@ -35,6 +39,15 @@ LOST = "lost"
 # that it only disturbs.
 TIMEOUT_FRACTION = 0.25
 TIMEOUT_TOLD_S = (10.0, 60.0)
+
+# A process tells what it is at in its heartbeat. One that missed so many is told of.
+LATE_BEATS = 3
+
+# A call without a limit of time is told of once it takes at least so long, and so many times as
+# long as any other that is known: it may hang. Calls of one run often differ tenfold, and then the
+# longest mostly come first.
+LONG_LEAST_S = 30.0
+LONG_TIMES = 10
 
 # How much a rank needs somebody's eyes; where not all ranks can be shown, the highest come first.
 FINE = 0
@@ -47,16 +60,29 @@ class Ranks:
     """Makes the rows of one look."""
 
     def __init__(
-        self, view: View, lives: Mapping[str, Life], beats: Beats, parents: list[dict[str, Any]]
+        self,
+        view: View,
+        lives: Mapping[str, Life],
+        beats: Beats,
+        parents: list[dict[str, Any]],
+        doubtful: Collection[int] = (),
     ) -> None:
-        """lives: of the open attempts. parents: the rows of all parents."""
+        """lives: of the open attempts. parents: the rows of all parents. doubtful: the tasks that
+        failed somewhere and have no verdict.
+        """
+        self._doubtful = frozenset(doubtful)
         self._view = view
         self._lives = lives
         self._beats = beats
         self._parents = {row["epoch"]: row for row in parents}
         self._now = time.time()
-        # Every task is finished or in hand, as far as is known.
-        self._is_all_taken = view.ledger.is_finished
+        self._is_under_way = any(map(is_at_work, parents)) or any(
+            life is not Life.DEAD for life in lives.values()
+        )
+        # From how old a heartbeat on a process here has told nothing for long; None: not asked yet.
+        self._late_s: float | None = None
+        # Every task is finished, in hand or in doubt, as far as is known.
+        self._is_all_taken = False
         self._of_rank: dict[int, list[str]] = defaultdict(list)
         for attempt in view.attempts:
             self._of_rank[rank_of(attempt)].append(attempt)
@@ -69,7 +95,9 @@ class Ranks:
         """
         rows = [self._row(self._of_rank[rank]) for rank in sorted(self._of_rank)]
         ledger = self._view.ledger
-        if sum(row["in_hand"] for row in rows) >= ledger.tasks - ledger.n_finished:
+        # A task in doubt runs alone.
+        taken = sum(row["in_hand"] for row in rows if row["task"] not in self._doubtful)
+        if taken + len(self._doubtful) >= ledger.tasks - ledger.n_finished:
             # Nothing is left that a further process could do, so none is started now.
             self._is_all_taken = True
             rows = [
@@ -112,6 +140,7 @@ class Ranks:
             "task_since": None,
             "task_s": None,
             "timeout_in_s": None,
+            "times_longest": None,
             "beat_age_s": None,
             "silent_s": None,
             "done": 0,
@@ -141,7 +170,9 @@ class Ranks:
         `Phase`, or one of the words above.
         """
         if closing is not None:
-            return RESTARTING if self._goes_on(attempts, closing) else str(closing.state)
+            if not self._goes_on(attempts, closing):
+                return str(closing.state)
+            return HELD_UP if self._is_all_taken else RESTARTING
         if life is Life.DEAD:
             return LOST
         if life is Life.ELSEWHERE and not self._beats.is_fresh(attempts[-1]):
@@ -149,11 +180,13 @@ class Ranks:
         return STARTING if heartbeat is None else str(heartbeat.state)
 
     def _goes_on(self, attempts: list[str], closing: Closing) -> bool:
-        """Whether the parent of a closed attempt is about to start the next one, by all signs."""
+        """Whether the parent of a closed attempt starts the next one, once there is work for it, by
+        all signs.
+        """
         parent = self._parent_of(attempts[-1])
         if parent is None or parent["state"] != LIVE or parent["is_draining"]:
             return False
-        return not self._is_all_taken and may_be_followed(self._view, attempts, closing)
+        return not self._view.ledger.is_finished and may_be_followed(self._view, attempts, closing)
 
     def _failures(self, attempts: list[str], state: str) -> list[Closing]:
         """How the attempts of this start ended that failed and were followed by another one, or
@@ -218,14 +251,18 @@ class Ranks:
         """What matters most of a rank, "" for nothing, and how much it matters."""
         attempts = self._of_rank[row["rank"]]
         if row["state"] == LOST:
-            parent = self._parent_of(row["attempt"])
-            is_seen_to = parent is not None and is_at_work(parent)
-            return ("its process is gone" if is_seen_to else ""), TROUBLED
+            # Of a run that was killed as a whole that is said once.
+            return ("its process is gone" if self._is_under_way else ""), TROUBLED
         is_waited_for = not self._view.ledger.is_finished
+        is_late = self._is_late(row)
+        if is_late and is_stopped(row["pid"]):
+            return "its process is stopped", TROUBLED
         if row["silent_s"] is not None and is_waited_for:
             return f"silent {row['silent_s']:.0f} s", TROUBLED
         if row["state"] == SILENT:
             return ("silent", TROUBLED) if is_waited_for else ("", FINE)
+        if row["state"] == HELD_UP and row["ended"] is not None and self._doubtful:
+            return f"waits: {count_of(len(self._doubtful), 'task')} in doubt", NOTEWORTHY
         if row["ended"] is not None and row["state"] != RESTARTING:
             return self._note_of_end(row, attempts)
         timeout = _note_of_timeout(row)
@@ -233,13 +270,30 @@ class Ranks:
             return timeout, TROUBLED
         if row["state"] == Phase.WAITING:
             return _who_is_waited_for(row, rows), FINE
+        if is_late:
+            return f"told nothing for {row['beat_age_s']:.0f} s", NOTEWORTHY
         restarts = self._note_of_restarts(row)
         if row["state"] == RESTARTING:
             return restarts or why_ended(self._view.closed[row["attempt"]]), TROUBLED
         intent = self._view.intents.get(row["attempt"])
         if intent is not None and intent.is_doubted and not self._view.completed(row["attempt"]):
-            return "doubted", NOTEWORTHY
+            return ", ".join(filter(None, ("doubted", restarts))), NOTEWORTHY
         return restarts, NOTEWORTHY if restarts else FINE
+
+    def _is_late(self, row: dict[str, Any]) -> bool:
+        """Whether a process of this host has not told for long what it is at.
+
+        It may be stopped, or in a call that keeps the interpreter's lock. Ages of heartbeats from
+        elsewhere are by two clocks, and there the beats tell who is silent.
+        """
+        age_s = row["beat_age_s"]
+        if not row["is_proved_alive"] or age_s is None or age_s < LATE_BEATS:
+            return False
+        if self._late_s is None:
+            options = self._view.run.options
+            beat_s = heartbeat_s(self._view.layout.root, options.lease_s, options.poll_s)
+            self._late_s = LATE_BEATS * beat_s
+        return bool(age_s > self._late_s)
 
     def _note_of_end(self, row: dict[str, Any], attempts: list[str]) -> tuple[str, int]:
         """The note of a rank that gets no other process, as far as is known."""
@@ -251,6 +305,24 @@ class Ranks:
             return why_ended(closing), NOTEWORTHY
         restarts = self._note_of_restarts(row)
         return restarts or ("" if closing.reason is Reason.FINISHED else why_ended(closing)), FINE
+
+
+def note_long_calls(rows: list[dict[str, Any]], longest_s: float | None) -> None:
+    """Note of calls without a limit of time that they take much longer than others.
+
+    longest_s: how long the longest task took that has ended, as far as is known: its share of its
+    call.
+    """
+    if not longest_s:
+        return
+    for row in rows:
+        is_running = row["state"] == Phase.RUNNING and row["task_s"] is not None
+        if not is_running or row["timeout_in_s"] is not None or row["trouble"] >= TROUBLED:
+            continue
+        times = int(row["task_s"] / row["in_hand"] / longest_s)
+        if times >= LONG_TIMES and row["task_s"] >= LONG_LEAST_S:
+            row["times_longest"] = times
+            row["note"], row["trouble"] = f"{times:,} times any other task", TROUBLED
 
 
 # What follows an attempt that ended, as far as its rank alone tells. `explain` asks too.
@@ -323,7 +395,7 @@ def why_ended(closing: Closing) -> str:
         case Reason.IO:
             return "trouble with a file system"
         case Reason.FAILURES:
-            return "tasks failed in a row"
+            return "task failures"
         case Reason.HANDOVER:
             return "only doubtful tasks left"
         case Reason.RECYCLED:

@@ -19,14 +19,14 @@ from gpuspool.orchestrator.report.advice import next_command, state_in_words
 from gpuspool.orchestrator.report.naming import Namer
 from gpuspool.orchestrator.report.outlook import InHand
 from gpuspool.orchestrator.report.parents import LIVE, Beats, is_at_work, parent_rows
-from gpuspool.orchestrator.report.ranks import Ranks
+from gpuspool.orchestrator.report.ranks import Ranks, note_long_calls
 from gpuspool.orchestrator.report.signs import last_sign
 from gpuspool.orchestrator.text.forecast import Outlook
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.ledger import Ledger, run_state
 from gpuspool.spool.liveness import FailureDetector
 from gpuspool.spool.states import Life, Phase, RunState
-from gpuspool.spool.view import View, read_control
+from gpuspool.spool.view import Control, View, read_control
 
 # Of the object that `gpuspool status --json` prints. A field that is added leaves it as it is.
 SCHEMA_VERSION = 2
@@ -54,9 +54,10 @@ def status(
     control = read_control(view.layout)
     parents = parent_rows(detector, beats, control)
     lives = {attempt: detector.life(attempt) for attempt in view.open_attempts}
-    ranks = Ranks(view, lives, beats, parents).rows(names_tasks=names_tasks)
-    _add_slots_waiting(view, parents, ranks)
     held = doubtful(view)
+    in_doubt = [task for task, _ in held]
+    ranks = Ranks(view, lives, beats, parents, in_doubt).rows(names_tasks=names_tasks)
+    _add_slots_waiting(view, parents, ranks)
     at_work = [row for row in parents if is_at_work(row)]
     is_heard_of = _is_heard_of(view, parents, ranks, lives, beats)
     is_live = is_heard_of or bool(at_work)
@@ -66,6 +67,7 @@ def status(
     is_over = state in (RunState.COMPLETE, RunState.FAILED)
     goes_on = is_heard_of if is_over else is_live
     began_at, ended_at = _times(view, parents, goes_on, is_over)
+    is_draining = _is_draining(view, control, at_work, lives)
     epochs = [intent.epoch for intent in view.intents.values() if intent is not None]
     now: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -75,7 +77,7 @@ def status(
         "says": "",
         "next": "",
         "epoch": max([*epochs, control.newest, detector.parents.newest]),
-        "is_draining": bool(at_work) and all(row["is_draining"] for row in at_work),
+        "is_draining": is_draining,
         "ending": None,
         "message": None,
         "began_at": began_at,
@@ -95,14 +97,49 @@ def status(
     if parents and not is_live:
         now["ending"] = parents[-1]["state"]
         now["message"] = parents[-1]["message"]
-    if outlook is not None and state is RunState.RUNNING and not now["is_draining"]:
+    if outlook is not None and state is RunState.RUNNING:
         found = outlook(_in_hand(ranks))
-        now["left_s"] = None if found.left_s is None else round(found.left_s, 1)
-        now["tasks_per_s"] = found.tasks_per_s
+        note_long_calls(ranks, found.longest_s)
+        if not is_draining:
+            if found.left_s is not None and _is_left_known(view.ledger, len(held)):
+                now["left_s"] = round(found.left_s, 1)
+            now["tasks_per_s"] = found.tasks_per_s
     now["says"] = state_in_words(now)
-    one = Namer(view).name_of(min(held)[0]) if held and state is RunState.STOPPED else None
-    now["next"] = next_command(now, os.fspath(named or view.layout.root), one)
+    task = _worth_explaining(now, held)
+    name = None if task is None else Namer(view).name_of(task)
+    now["next"] = next_command(now, os.fspath(named or view.layout.root), name)
     return now
+
+
+# What is in doubt waits until its places have proved themselves, for as long as that takes, and
+# some of it fails. Where that is most of what is left, the pace of the others tells nothing.
+def _is_left_known(ledger: Ledger, n_doubtful: int) -> bool:
+    return 2 * n_doubtful < ledger.tasks - ledger.n_finished
+
+
+def _worth_explaining(now: dict[str, Any], held: list[tuple[int, int]]) -> int | None:
+    """The task of which the story tells most: one that failed where a run stopped, or one that may
+    hang; None for none.
+    """
+    if now["state"] == RunState.STOPPED:
+        return min(held)[0] if held else None
+    long = [row for row in now["ranks"] if row["times_longest"] is not None]
+    task: int | None = max(long, key=lambda row: row["task_s"])["task"] if long else None
+    return task
+
+
+def _is_draining(
+    view: View, control: Control, at_work: list[dict[str, Any]], lives: Mapping[str, Life]
+) -> bool:
+    """Whether all parents that may be at work drain, or all workers where there is no such parent.
+
+    at_work: the rows of these parents.
+    """
+    if at_work:
+        return all(row["is_draining"] for row in at_work)
+    intents = [view.intents.get(name) for name, life in lives.items() if life is not Life.DEAD]
+    epochs = [intent.epoch for intent in intents if intent is not None]
+    return bool(epochs) and all(map(control.stops, epochs))
 
 
 def _is_heard_of(

@@ -282,16 +282,23 @@ def _remarks(now: dict[str, Any], columns: int) -> list[str]:
     if now["left_alone"]:
         workers = count_of(now["left_alone"], "worker goes", "workers go")
         them = "it" if now["left_alone"] == 1 else "them"
-        texts.append(
-            f"{workers} on although what started {them} is gone: `gpuspool drain` stops {them}, "
-            "and the run's own command takes over"
-        )
+        text = f"{workers} on although what started {them} is gone: "
+        if now["is_draining"]:
+            text += "no new task is begun, and nobody but the run's own command ends one that hangs"
+        else:
+            text += f"`gpuspool drain` stops {them}, and the run's own command takes over"
+        texts.append(text)
     if now["doubtful"]:
         text = doubtful_text(now["doubtful"])
         if now["excused"]:
             text += f"; {now['excused']} of them for a file system in trouble"
         texts.append(text)
     for parent in now["parents"]:
+        if parent["is_stopped"]:
+            texts.append(
+                f"the command of pid {parent['pid']} is stopped, and starts and ends no worker: "
+                f"`fg` in its shell or `kill -CONT {parent['pid']}` wakes it"
+            )
         if parent["slots_waiting"]:
             first = next(row for row in now["ranks"] if row["epoch"] == parent["epoch"])
             slots = count_of(parent["slots_waiting"], "more rank waits", "more ranks wait")

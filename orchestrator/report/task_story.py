@@ -34,8 +34,9 @@ from gpuspool.spool.states import ErrorKind, Life, LineState, Phase, Reason, Ver
 from gpuspool.spool.timeouts import limit_s
 from gpuspool.spool.view import View
 
-# So many names of outputs are told.
+# So many names of outputs are told, and of the attempts in which a task failed.
 MOST_OUTPUTS = 3
+MOST_ATTEMPTS = 3
 # From so many tasks on every fourth of a planned manifest comes from its other end.
 MIXED_FROM = 20
 
@@ -144,9 +145,8 @@ class _Teller:
             ruling = self._view.rulings.get(name)
             at = self._written_at(name) if ruling is None else ruling.at
             failed = [attempt for attempt, _ in given.line.failed_in]
-            again = "elsewhere" if failed else "again"
-            known = f" after {', '.join(failed)}" if failed else ""
-            text = f"ruled: to be tried {again}{known} ({name})"
+            again = f"elsewhere than in {_named(failed)}" if failed else "again"
+            text = f"a parent ruled: it is to be tried {again}"
             needs = _failures_in(failed, given.line.round)
             yield Step(at=at, what="ruled", text=text, makes=(name,), needs=needs)
         elif parse_orphans(name) is None:
@@ -162,7 +162,7 @@ class _Teller:
         if first is None or last is None or first.cost == last.cost == given.line.cost:
             return ""
         if given.size >= MIXED_FROM and given.position % 4 == 0:
-            return " (every fourth is one of the shortest)"
+            return " (longest first, but a short one in every fourth place)"
         return " (longest first)"
 
     def _written_at(self, manifest: str) -> float | None:
@@ -319,11 +319,11 @@ class _Teller:
         yield Step(at=at, what="ended", text=text, attempt=attempt, details=details, makes=makes)
 
     def _ruling(self, failure: TaskFailure) -> Iterator[Step]:
-        for name, ruling in self._view.rulings.items():
+        for ruling in self._view.rulings.values():
             if failure in ruling.failures:
                 n_places = count_of(len(failure.error.attempts), "attempt")
-                text = f"ruled: it has failed for good, in {n_places}: {in_words(failure.error)}"
-                text = f"{text} ({name})"
+                text = "a parent ruled: it has failed for good, "
+                text += f"in {n_places}: {in_words(failure.error)}"
                 needs = _failures_in(failure.error.attempts, failure.round)
                 yield Step(at=ruling.at, what="failed", text=text, needs=needs)
 
@@ -440,19 +440,21 @@ class _Teller:
         else:
             now = f"{who} has claimed it{self._turn(holder, beat)}"
             then = "it runs when its turn comes"
-        return self._with_silence(attempt, life, now, then)
+        standstill = self._presence.standstill(attempt)
+        if standstill:
+            now += f"; {standstill}"
+        return self._with_silence(attempt, now, then)
 
-    def _with_silence(self, attempt: str, life: Life, now: str, then: str) -> tuple[str, str]:
+    def _with_silence(self, attempt: str, now: str, then: str) -> tuple[str, str]:
         """`now` and `then`, with the silence of an attempt on another host added."""
-        silent_s = self._presence.silent_s(attempt) if life is Life.ELSEWHERE else None
-        if silent_s is None:
+        silence = self._presence.silence(attempt)
+        if not silence:
             return now, then
         lease_s = self._view.options_of(attempt).lease_s
-        heard = f"was heard last {silent_s:.0f} s ago" if silent_s else "was never heard"
         then = (
             f"once it was silent for its lease of {lease_s:g} s, who is at work gives it out again"
         )
-        return f"{now}; it {heard}, and is not proved dead", self._presence.who_goes_on() or then
+        return f"{now}; {silence}", self._presence.who_goes_on() or then
 
     def _since(self, attempt: str, beat: Heartbeat | None) -> str:
         """Since when an attempt has the task in hand."""
@@ -473,10 +475,10 @@ class _Teller:
         call = self._view.started.get(attempt)
         n_tasks = 1 if call is None else len(call.tasks)
         limit = limit_s(self._view.options_of(attempt), n_tasks)
-        if limit is None:
-            return ""
         if beat is not None and beat.state is Phase.PUBLISHING:
             return "its outputs are being published"
+        if limit is None:
+            return "nothing ends its call if that hangs: it was started without --task-timeout"
         return f"its call is ended if it takes longer than {limit:g} s"
 
     def _turn(self, holder: Given, beat: Heartbeat | None) -> str:
@@ -516,7 +518,7 @@ class _Teller:
         if is_planned(name):
             then = "its turn comes; any rank that runs out of its own list helps"
         if given.line.failed_in:
-            failed = ", ".join(attempt for attempt, _ in given.line.failed_in)
+            failed = _named([attempt for attempt, _ in given.line.failed_in])
             now += f"; it is doubtful, since it failed in {failed}"
             then = "another place tries it, alone, behind the tasks that nobody doubts"
         return now, self._presence.who_goes_on() or then
@@ -560,6 +562,14 @@ def _failures_in(attempts: Sequence[str], round_: int) -> tuple[str, ...]:
 def _failure_in(attempt: str, round_: int, number: int) -> str:
     """A name for the failure of this number in an attempt; 0 is the one of which it died."""
     return f"failure {number} in {attempt}, round {round_}"
+
+
+def _named(attempts: Sequence[str]) -> str:
+    """Attempts by name, each once; of many the last ones, and how many others there are."""
+    names = list(dict.fromkeys(attempts))
+    if len(names) <= MOST_ATTEMPTS + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[-MOST_ATTEMPTS:])} and {len(names) - MOST_ATTEMPTS} others"
 
 
 def _n_in_hand(beat: Heartbeat) -> int:

@@ -34,7 +34,7 @@ from gpuspool.spool.view import Control
 # A signal that comes again so soon is the same one: a terminal sends it to all in the foreground,
 # and timeout(1), srun and shells pass it on to the process that has it already. Nobody presses a
 # key twice as fast.
-SAME_SIGNAL_S = 0.1
+SAME_SIGNAL_S = 0.05
 
 # Why a run drains that a person told so, and as an order says it.
 ASKED = "asked"

@@ -146,6 +146,7 @@ class Telling:
         self._weigh(view)
         tasks_per_s: float | None = None
         left_s: float | None = None
+        longest_s: float | None = None
         if self._forecast is not None:
             outlook = self._forecast.outlook(
                 Work(ledger.tasks, self._cost),
@@ -156,6 +157,7 @@ class Telling:
                 time.monotonic(),
             )
             tasks_per_s, left_s = outlook.tasks_per_s, outlook.left_s
+            longest_s = outlook.longest_s
         return SoFar(
             total=ledger.tasks,
             complete=ledger.n_complete,
@@ -163,6 +165,7 @@ class Telling:
             tasks_per_s=tasks_per_s,
             left_s=left_s,
             note=count_of(len(view.open_attempts), "rank"),
+            longest_s=longest_s,
         )
 
     def _weigh(self, view: View) -> None:

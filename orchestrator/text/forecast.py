@@ -26,6 +26,9 @@ import msgspec
 
 from gpuspool.spool.layout import rank_of
 
+# Before the ranks have worked for so many seconds, all together, a rate would be that of a moment:
+# twenty tiny tasks say that half a million are done a second.
+RATE_FROM_S = 1.0
 # So many calls are kept to learn from. Once there are more, every second one is let go of, and of
 # the later ones as few are kept: they stand for the whole run, and cost little to look at.
 SAMPLES = 512
@@ -48,6 +51,8 @@ LEAST_PART = 0.001
 BEGUN_LEAST_S = 0.2
 # A call that takes longer than expected is expected to go on for this part of what it is late by.
 OVERDUE_PART = 0.5
+# Before so many calls have ended the longest of them tells nothing of others.
+LEAST_ENDED = 5
 # A rank whose silence is so many times longer than any that ended is not counted on any more,
 SILENT_TIMES = 4.0
 # but no silence that is shorter than this tells anything.
@@ -76,10 +81,13 @@ class Outlook(msgspec.Struct, frozen=True):
     """How a run gets on, as far as that is known.
 
     tasks_per_s: how many are finished a second, by the ranks that work now. left_s: until the last.
+    longest_s: how long the longest task took that was seen to end, once some were; of a call of
+    several tasks its share.
     """
 
     tasks_per_s: float | None = None
     left_s: float | None = None
+    longest_s: float | None = None
 
 
 class _Times(msgspec.Struct):
@@ -134,6 +142,8 @@ class Forecast:
         self._samples: list[tuple[list[int], float]] = []
         self._every = 1
         self._n_calls = 0
+        # How many calls were heard of.
+        self._n_begun = 0
         # How many lines were given, and how long their tasks took together.
         self._given = 0
         self._given_s = 0.0
@@ -148,6 +158,8 @@ class Forecast:
         # The longest waits that ended: for the first line of a rank, and for another.
         self._longest_first_s = 0.0
         self._longest_s = 0.0
+        # The longest share that a task had of a call that ended.
+        self._longest_task_s = 0.0
 
     # What the view reads.
 
@@ -179,10 +191,12 @@ class Forecast:
             times.began = self._recycled_at.pop(rank_of(attempt), start)
         if start != times.start:
             self._keep_call(times)
+            self._n_begun += 1
             times.start, times.took_s, times.tasks, times.n_tasks = start, 0.0, [], 0
         times.took_s += seconds * tasks
         times.n_tasks += tasks
         self._longest_s = max(self._longest_s, times.took_s)
+        self._longest_task_s = max(self._longest_task_s, seconds)
         return times
 
     def _is_known(self, task: int) -> bool:
@@ -252,6 +266,14 @@ class Forecast:
 
     # What is told.
 
+    @property
+    def longest_task_s(self) -> float | None:
+        """How long the longest task took of the calls that were seen to end; None before some were.
+
+        Of a call of several tasks each took its share.
+        """
+        return self._longest_task_s if self._n_begun >= LEAST_ENDED else None
+
     def outlook(
         self,
         whole: Work,
@@ -285,7 +307,7 @@ class Forecast:
             spent_s += call.begun_s
             done_s += law.seconds(call.tasks, call.cost)
         # With what has taken too long already: where all ranks hang, less and less is finished.
-        rate = len(calls) * done.tasks / spent_s if spent_s > 0 else None
+        rate = len(calls) * done.tasks / spent_s if spent_s >= RATE_FROM_S else None
         whole_s = law.seconds(whole.tasks, whole.cost)
         # Costs may be so large that they cannot be reckoned with.
         is_known = 0 < done_s < math.inf and 0 < whole_s < math.inf
@@ -293,7 +315,7 @@ class Forecast:
             return Outlook()
         left = Work(whole.tasks - finished.tasks, max(0.0, whole.cost - finished.cost))
         left_s = _until_the_last(left, law, spent_s / done_s, calls)
-        return Outlook(rate, left_s)
+        return Outlook(rate, left_s, self.longest_task_s)
 
     def _counted_on(self, working: Collection[str], now: float) -> list[str]:
         """The open attempts that get on, as far as can be told; where none seems to, those that

@@ -52,7 +52,7 @@ class SoFar(msgspec.Struct, frozen=True):
 
     tasks_per_s: how many are finished a second now. left_s: until the last is finished. Both are
     None where they are not known. note: follows at the end. took_s: how long it took, once it has
-    ended.
+    ended. longest_s: how long the longest task took so far, where that is known.
     """
 
     total: int
@@ -62,6 +62,7 @@ class SoFar(msgspec.Struct, frozen=True):
     left_s: float | None
     note: str
     took_s: float | None = None
+    longest_s: float | None = None
 
     @property
     def percent(self) -> str:
