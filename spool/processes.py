@@ -59,16 +59,9 @@ def kill_marked(marked_run: str, attempts: Container[str], spare: Container[int]
     """
     count = 0
     for pid in _pids():
-        if pid in spare:
-            continue
-        # What is gone has nothing to tell, and what others may not look into is not ours.
-        with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{pid}").st_uid == os.geteuid() and any(
-                run == marked_run and attempt in attempts
-                for run, attempt in _marks(pid, marked_run)
-            ):
-                count += 1
-                _kill(pid)
+        if pid not in spare and _is_marked(pid, marked_run, attempts):
+            count += 1
+            _kill(pid)
     return count
 
 
@@ -95,6 +88,20 @@ def _kill(pid: int) -> None:
     """SIGKILL; a process that has gone already is fine, and so is one of another user."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _is_marked(pid: int, marked_run: str, attempts: Container[str]) -> bool:
+    """Whether a process of this user belongs to one of these attempts of a run.
+
+    What is gone has nothing to tell, and what others may not look into is not ours.
+    """
+    try:
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return False
+        marks = _marks(pid, marked_run)
+        return any(run == marked_run and attempt in attempts for run, attempt in marks)
+    except OSError:
+        return False
 
 
 def _marks(pid: int, marked_run: str) -> Iterator[tuple[str, str]]:
