@@ -15,7 +15,7 @@ demo: $(STAMP)
 # the tests, which are compiled once before that; an inherited PYTHONDONTWRITEBYTECODE would prevent
 # it. What is wrong with a test the run itself says.
 test: export PYTHONDONTWRITEBYTECODE =
-test: $(STAMP) $(EXAMPLES) lint
+test: $(STAMP) lint
 	@sh scripts/test_packages.sh
 	@$(BIN)/pytest --collect-only -q >/dev/null || true
 	$(BIN)/pytest -n 8 --dist worksteal
@@ -27,7 +27,7 @@ docs: $(STAMP)
 
 # Takes an hour or more on two cores; docs/reliability.md says what it does. Some rows need
 # root, and say so where they do not have it.
-torture: $(STAMP)
+torture: $(STAMP) $(EXAMPLES)
 	@sh scripts/test_packages.sh
 	GPUSPOOL_TESTS_EXECUTE=1 $(BIN)/pytest -n 8 --dist worksteal -m "slow or not slow"
 	cd tests && $(CURDIR)/$(BIN)/python -m torture --lanes 2
@@ -71,7 +71,7 @@ $(STAMP): pyproject.toml constraints.txt
 		--disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-# What the examples and recipes use; without it their tests are skipped.
+# What some examples and recipes use; their tests are among those of `make torture`.
 $(EXAMPLES): $(STAMP)
 	@echo "Once: transformers, accelerate and Lightning for the tests of the examples, 250 MB on disk."
 	@quiet=--quiet; [ -t 1 ] && quiet=; set -x; $(BIN)/python -m pip install $$quiet \

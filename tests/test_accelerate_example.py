@@ -8,7 +8,8 @@ from example_runs import EXAMPLES, kill_and_go_on, needs, tiny_model
 from helpers import Box, assert_sound
 
 EXAMPLE = EXAMPLES / "accelerate"
-pytestmark = needs("accelerate", "transformers")
+# `make torture` runs these: what they import takes longer than what they test.
+pytestmark = [pytest.mark.slow, needs("accelerate", "transformers")]
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from helpers import Box
 EXAMPLE = EXAMPLES / "image_folders"
 DIGITS = EXAMPLE / "data" / "digits"
 RUN = ["run", f"{EXAMPLE}/predict.py:Digits", "--ranks", "1", "--arg"]
-pytestmark = needs("PIL")
+# `make torture` runs these: what they import takes longer than what they test.
+pytestmark = [pytest.mark.slow, needs("PIL")]
 
 
 @pytest.fixture(scope="module")

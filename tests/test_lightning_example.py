@@ -13,7 +13,8 @@ from helpers import Box, assert_sound, journal_lines, kill, names, wait_until
 EXAMPLE = EXAMPLES / "lightning"
 RUN: list[str | Path] = ["run", f"{EXAMPLE}/predict.py:Predict", "waves/**/*.npy", "--ranks", "1"]
 RUN += ["--arg", "checkpoint=waves.ckpt"]
-pytestmark = needs("lightning")
+# `make torture` runs these: what they import takes longer than what they test.
+pytestmark = [pytest.mark.slow, needs("lightning")]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from example_runs import EXAMPLES, PYTHON, kill_and_go_on, needs, tiny_model
 from helpers import Box
 
 EXAMPLE = EXAMPLES / "text_embeddings"
-pytestmark = needs("transformers")
+# `make torture` runs these: what they import takes longer than what they test.
+pytestmark = [pytest.mark.slow, needs("transformers")]
 
 # Each line alone, with another padding and another order than the job has.
 ALONE = """
