@@ -177,8 +177,9 @@ def asked_for(
     options: Mapping[str, Any],
     **sources: Any,
 ) -> tuple[Layout, Request, View | None]:
-    """What a command asks for, in which spool, and a view of that if it goes on with one, which
-    has read little.
+    """What a command asks for, in which spool, and a view of that spool if it is there.
+
+    Whoever uses the view refreshes it first: no more than the run record is sure to be read.
 
     options: those that were given, without None. sources: further ways to name inputs, as `collect`
     takes them; all else as `run` takes it. Writes nothing. Raises UsageError.
