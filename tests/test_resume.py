@@ -25,6 +25,9 @@ from helpers import (
     wait_until,
     waiting,
 )
+from spooling import watch_opens
+
+import gpuspool
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 4)])
@@ -453,3 +456,23 @@ def test_a_time_limit_is_that_of_one_start(box: Box) -> None:
     (box / "gate").touch()
     started.wait(0)
     assert_sound(box, "S", 2)
+
+
+def test_the_same_command_again_reads_each_journal_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Journals are most of what there is to read of a large run where everything is complete."""
+    monkeypatch.chdir(tmp_path)
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_text(name)
+
+    def run() -> gpuspool.Report:
+        job = f"{JOBS}/plain.py:describe"
+        return gpuspool.run(job, "*.txt", spool="S", ranks=2, devices="cpu", quiet=True)
+
+    run()
+    opened = watch_opens(monkeypatch)
+    report = run()
+    assert report.exit_code == 0
+    journals = [path for path in opened if "/journal/" in path]
+    assert len(journals) == len(set(journals)) == 2

@@ -73,7 +73,7 @@ def test_a_rank_that_was_never_started_leaves_its_list_to_others(layout: Layout)
 @pytest.mark.parametrize(
     ("reason", "is_on_condition"),
     [(Reason.LOAD, True), (Reason.CRASH, True), (Reason.DRAINED, True), (Reason.KILLED, True),
-     (Reason.RECYCLED, False), (Reason.TIMEOUT, False)],
+     (Reason.TIMEOUT, True), (Reason.RECYCLED, False)],
 )  # fmt: skip
 def test_of_a_rank_whose_process_ended_it_is_told_whether_another_one_comes(
     layout: Layout, reason: Reason, is_on_condition: bool

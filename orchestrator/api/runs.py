@@ -35,7 +35,7 @@ from gpuspool.spool.layout import Layout
 from gpuspool.spool.parents import may_any_parent_live
 from gpuspool.spool.states import JobKind
 from gpuspool.spool.trust import refuse_unsafe, trust_in
-from gpuspool.spool.view import View, open_view
+from gpuspool.spool.view import View, load_view, open_view
 
 
 @shows_options(RunOptions)
@@ -177,7 +177,9 @@ def asked_for(
     options: Mapping[str, Any],
     **sources: Any,
 ) -> tuple[Layout, Request, View | None]:
-    """What a command asks for, in which spool, and a view of that if it goes on with one.
+    """What a command asks for, in which spool, and a view of that spool if it is there.
+
+    Whoever uses the view refreshes it first: no more than the run record is sure to be read.
 
     options: those that were given, without None. sources: further ways to name inputs, as `collect`
     takes them; all else as `run` takes it. Writes nothing. Raises UsageError.
@@ -193,7 +195,8 @@ def asked_for(
             f"an argument. If a shell is meant, write {TO_A_SHELL}"
         )
     layout = Layout(Path(at_home(spool)) if spool else default_spool(record))
-    known = None if fresh or not is_made(layout) else open_view(layout.root, reads_claims=False)
+    # Mostly the run record tells where files lie, and whoever goes on reads all else anyway.
+    known = None if fresh or not is_made(layout) else load_view(layout.root, reads_claims=False)
     found = _collect(known, key_root, adds=add, paths=inputs or (), **sources)
     request = make_request(record, source, found, args=args, out=out, options=options)
     return layout, request, known

@@ -198,7 +198,7 @@ def submit(
         null=null,
     )
     if known is not None:
-        _refuse_changed_code(known, request, keep_done)
+        _refuse_changed_code(known.refresh(), request, keep_done)
     refuse_path(layout.root)
     _refuse_unshared(layout, request, elements)
     setup_lines = _setup_lines(setup)

@@ -159,6 +159,9 @@ def root_chooser(
         elif all(_is_below(path, root_of_run) for path in paths):
             return root_of_run
         else:
+            # Which keys there are, and where the last start had the spool, the run record does not
+            # tell. Files elsewhere are rare, and for all others nothing of this is read.
+            view.refresh()
             found = _where_it_is_now(view, paths)
             if adds and found is None:
                 raise _elsewhere(root_of_run, paths)
