@@ -8,7 +8,7 @@ In this order:
 3. The wheel goes into a fresh environment outside the checkout. The libraries are those of this
    interpreter, torch above all: pip must find that nothing is missing.
 4. That installation is used as a stranger would use it: a run with a failure, every verb that
-   looks, a retry, the Python API, and a notebook.
+   looks, the report, a retry, the Python API, and a notebook.
 
 Prints a line for each step. Ends with 1 and what went wrong at the first that fails.
 """
@@ -82,6 +82,7 @@ LOOKS = (
     ("verify", "0 problems"),
     ("logs", ""),
     ("list", "spool-count"),
+    ("report", "report.html"),
 )
 
 
