@@ -34,7 +34,7 @@ import os
 import resource
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -433,35 +433,6 @@ def _replace(path: Path, data: bytes, durable: bool) -> None:
     try:
         rename(hidden, path, data)
     except OSError:
-        remove_quietly(hidden)
-        raise
-
-
-def replace_streamed(path: Path, pieces: Callable[[], Iterable[bytes]]) -> None:
-    """As `replace`, durably, of data that is not held in memory: it is written piece by piece.
-
-    pieces: called for them, and once more where the hidden file was taken for a leftover. Raises
-    OSError, and whatever they raise; then nothing is left, and what was there stays.
-    """
-    try:
-        _replace_streamed(path, pieces())
-    except FileNotFoundError:
-        _replace_streamed(path, pieces())
-    fsync_dir(path.parent)
-
-
-def _replace_streamed(path: Path, pieces: Iterable[bytes]) -> None:
-    hidden, fd = _create_hidden(path, os.O_WRONLY, b"", False)
-    try:
-        try:
-            for piece in pieces:
-                with naming(path):
-                    write_all(fd, piece)
-            sync(fd, path)
-        finally:
-            os.close(fd)
-        rename(hidden, path)
-    except BaseException:
         remove_quietly(hidden)
         raise
 

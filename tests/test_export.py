@@ -405,6 +405,12 @@ def test_a_link_is_followed_and_a_pipe_is_written_to(many_fates: Layout, box: Bo
     assert len(reader.wait(0).records()) == 9
     box.run("results", many_fates.root, "-o", "/dev/null", "--format", "csv")
     assert not Path("/dev/null").is_file()
+    printed = box.run("results", many_fates.root, "-o", "/dev/stdout", "--format", "jsonl")
+    assert len(printed.records()) == 9
+    assert Path("/dev/stdout").is_symlink()
+    for name in ("fifo", "/dev/stdout"):
+        args = ("results", many_fates.root, "-o", name, "--format", "parquet")
+        assert "is no plain file" in box.run(*args, code=2).err
 
 
 def test_a_file_that_cannot_be_written_whole_is_not_there(

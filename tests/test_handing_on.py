@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import shutil
-import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers import JOBS, Box, kill, names, record, wait_until
+from helpers import JOBS, Box, names, record
 from played import T0, Played, batch, call, error
 from spooling import hidden_files
 
 import gpuspool
-from gpuspool.spool.publish import replace_streamed
+from gpuspool.orchestrator.api.handing_on import write_file
 from gpuspool.spool.records import Error, Job, TaskFailure, Usage
 from gpuspool.spool.states import AttemptState, Reason
 
@@ -145,41 +144,6 @@ def test_the_same_from_python(box: Box, finished: Path) -> None:
         gpuspool.report(finished, finished)
 
 
-def test_a_writer_that_is_killed_leaves_nothing_under_the_name(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    child = os.fork()
-    if child == 0:
-
-        def pieces() -> Iterator[bytes]:
-            yield b"half"
-            (tmp_path / "half").touch()
-            signal.pause()
-
-        replace_streamed(path, pieces)
-        os._exit(1)
-    wait_until((tmp_path / "half").exists)
-    kill(child)
-    os.waitpid(child, 0)
-    assert path.read_text() == "old"
-    (left,) = hidden_files(tmp_path)
-    assert left.startswith(".file.")
-
-
-def test_pieces_that_fail_leave_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def pieces() -> Iterator[bytes]:
-        yield b"half"
-        raise RuntimeError("no more")
-
-    with pytest.raises(RuntimeError):
-        replace_streamed(path, pieces)
-    assert path.read_text() == "old"
-    assert hidden_files(tmp_path) == []
-
-
 def test_a_hidden_file_that_was_taken_for_a_leftover_is_written_again(tmp_path: Path) -> None:
     path = tmp_path / "file"
     tries = []
@@ -191,7 +155,7 @@ def test_a_hidden_file_that_was_taken_for_a_leftover_is_written_again(tmp_path: 
                 (tmp_path / name).unlink()
         yield b"whole"
 
-    replace_streamed(path, pieces)
+    assert write_file(str(path), pieces)
     assert path.read_bytes() == b"whole"
     assert len(tries) == 2
 

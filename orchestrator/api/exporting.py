@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from gpuspool.orchestrator.export.saved import saved
+from gpuspool.orchestrator.export.saved import is_stream, saved
 from gpuspool.orchestrator.export.stack import NPY, Stacked
 from gpuspool.orchestrator.export.stack import stack as stack_view
 from gpuspool.orchestrator.export.table import Format, Table, write_table
@@ -52,7 +52,7 @@ def export(
     view = open_view(find_spool(spool), reads_claims=False)
     if require_complete:
         refuse_incomplete(view)
-    if chosen is Format.PARQUET and path.exists() and not path.is_file():
+    if chosen is Format.PARQUET and is_stream(path):
         raise UsageError(f"{file} is no plain file, and Parquet cannot be written piece by piece.")
     with saved(path) as opened:
         return _write(view, wanted, chosen, opened, flatten, require_complete)

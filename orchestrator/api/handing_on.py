@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from gpuspool.orchestrator.export.saved import is_stream, saved
 from gpuspool.orchestrator.page.facts import Run, facts_of, read_run
 from gpuspool.orchestrator.page.joblog import joblog_pieces
 from gpuspool.orchestrator.page.render import render
@@ -22,7 +22,6 @@ from gpuspool.orchestrator.page.trace import trace_pieces
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
-from gpuspool.spool.publish import replace_streamed, write_all
 from gpuspool.spool.view import load_view
 
 # What stands for standard output in place of a file's name.
@@ -70,8 +69,11 @@ def write_report(
     """As `report`; returns the files that were written."""
     root = find_spool(spool)
     named = os.fspath(root)
+    # A name that the user did not choose.
+    ours = os.fspath(Layout(root).report_page)
+    is_named = output is not None
     if output is None and trace is None and joblog is None:
-        output = Layout(root).report_page
+        output = ours
     wanted: list[tuple[str, Callable[[Run], Callable[[], Iterable[bytes]]]]] = []
     for asked, maker in ((output, _page), (trace, _trace), (joblog, _joblog)):
         if asked is not None:
@@ -86,7 +88,7 @@ def write_report(
         pieces = pieces_of(run)
         if path.endswith(".gz"):
             pieces = _compressed(pieces)
-        if _write(path, pieces):
+        if write_file(path, pieces, follows_links=is_named or path != ours):
             written.append(Path(path))
     return written
 
@@ -129,9 +131,12 @@ def _refuse(path: str, paths: list[str]) -> None:
         raise UsageError(f"{path} cannot be written: there is no folder {folder}. Make it first.")
 
 
-def _write(path: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
-    """Write a file in one step. What is no plain file, such as /dev/stdout or a pipe, is written
-    to. Returns whether a file was made.
+def write_file(
+    path: str, pieces: Callable[[], Iterable[bytes]], *, follows_links: bool = True
+) -> bool:
+    """Write a file in one step, and what is no plain file, such as a pipe, as it is.
+
+    follows_links: as for `saved`. Returns whether a file was made. Raises OSError and UsageError.
     """
     if path == STDOUT:
         for piece in pieces():
@@ -139,37 +144,21 @@ def _write(path: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
         sys.stdout.buffer.flush()
         return False
     try:
-        if _is_stream(path):
-            _write_to(path, pieces())
-            return False
-        replace_streamed(Path(os.path.abspath(path)), pieces)
+        try:
+            _write(path, pieces(), follows_links)
+        except FileNotFoundError:
+            # A start of the run may have taken the hidden file in its spool for a leftover.
+            _write(path, pieces(), follows_links)
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
         raise UsageError(
             f"{path} cannot be written: {error.strerror}. Name another file, with -o for the page."
         ) from None
-    return True
+    return not is_stream(Path(path))
 
 
-def _is_stream(path: str) -> bool:
-    """Whether a name stands for something to write to. Such a name must never be replaced.
-
-    /dev/stdout is a link, and where it leads may be a plain file.
-    """
-    absolute = os.path.abspath(path)
-    if absolute in ("/dev/stdout", "/dev/stderr") or absolute.startswith(("/dev/fd/", "/proc/")):
-        return True
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False
-
-
-def _write_to(path: str, pieces: Iterable[bytes]) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    try:
+def _write(path: str, pieces: Iterable[bytes], follows_links: bool) -> None:
+    with saved(Path(path), follows_links=follows_links) as file:
         for piece in pieces:
-            write_all(fd, piece)
-    finally:
-        os.close(fd)
+            file.write(piece)

@@ -14,7 +14,7 @@ Where the block raises, the hidden file is removed and the name is as it was. A 
 killed leaves a hidden file at worst, `.NAME.PID.…`, and nothing under the name.
 
 What is no plain file (a pipe, /dev/stdout, a terminal) cannot appear at once and cannot be
-replaced: it is written to as it is.
+replaced: it is written to as it is, behind what is there already.
 """
 
 from __future__ import annotations
@@ -35,24 +35,29 @@ BUFFER_BYTES = 1024 * 1024
 
 
 @contextlib.contextmanager
-def saved(path: Path) -> Iterator[BinaryIO]:
+def saved(path: Path, *, follows_links: bool = True) -> Iterator[BinaryIO]:
     """A file that becomes `path` once the block is left. Raises OSError, and UsageError for a
     folder.
+
+    follows_links: a link stays, and what it leads to is replaced. Else it is replaced itself, for
+    names that the user did not choose: whoever made a link there could say what is overwritten.
     """
-    with saved_together([path]) as (file,):
+    with saved_together([path], follows_links=follows_links) as (file,):
         yield file
 
 
 @contextlib.contextmanager
-def saved_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+def saved_together(
+    paths: Sequence[Path], *, follows_links: bool = True
+) -> Iterator[list[BinaryIO]]:
     """Files that belong together: the last one appears last, so who sees it finds the others.
 
     Where there was one of that name before, it is gone before the first of the new ones appears: a
-    kill between two of them leaves no pair of which one is old. Raises as `saved` does.
+    kill between two of them leaves no pair of which one is old. Otherwise as `saved`.
     """
-    targets = [_target(path) for path in paths]
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(_opened(target)) for target in targets]
+        targets = [_target(path, follows_links) for path in paths]
+        opened = [stack.enter_context(_opened(path, follows_links)) for path in targets]
         yield [file for file, _ in opened]
         pending: list[tuple[Path, Path]] = []
         for (file, hidden), target in zip(opened, targets, strict=True):
@@ -69,35 +74,42 @@ def saved_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
             fsync_dir(folder)
 
 
-def _target(path: Path) -> Path:
-    """Where the file is to be: a link leads there, and stays. Raises UsageError for a folder."""
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
+def _target(path: Path, follows_links: bool) -> Path:
+    """The path that is written to or replaced. Raises UsageError for a folder."""
+    if path.is_dir() and (follows_links or not path.is_symlink()):
         raise UsageError(f"{path} is a folder. Name a file in it.")
-    return target
+    if not follows_links or is_stream(path):
+        return Path(os.path.abspath(path))
+    return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
-def _opened(target: Path) -> Iterator[tuple[BinaryIO, Path | None]]:
+def _opened(target: Path, follows_links: bool) -> Iterator[tuple[BinaryIO, Path | None]]:
     """(an open file, its hidden path); None where it is the target itself."""
-    if _is_special(target):
-        with open(target, "wb", BUFFER_BYTES) as file:
-            yield file, None
-        return
-    hidden = target.parent / hidden_name(target.name)
+    hidden: Path | None = None
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    if not follows_links or not is_stream(target):
+        hidden = target.parent / hidden_name(target.name)
+        flags |= os.O_CREAT | os.O_EXCL
     with naming(target):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(hidden, flags, FILE_MODE)
+        fd = os.open(hidden or target, flags, FILE_MODE)
     try:
         with naming(target), os.fdopen(fd, "wb", BUFFER_BYTES) as file:
             yield file, hidden
     finally:
         # After the rename there is none.
-        remove_quietly(hidden)
+        if hidden is not None:
+            remove_quietly(hidden)
 
 
-def _is_special(path: Path) -> bool:
-    """Whether something is there that is no plain file."""
+def is_stream(path: Path) -> bool:
+    """Whether a name stands for something to write to. Such a name must never be replaced.
+
+    /dev/stdout is a link, and where it leads may be a plain file.
+    """
+    absolute = os.path.abspath(path)
+    if absolute in ("/dev/stdout", "/dev/stderr") or absolute.startswith(("/dev/fd/", "/proc/")):
+        return True
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):

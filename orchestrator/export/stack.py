@@ -32,7 +32,7 @@ from gpuspool.orchestrator.export.npy import (
     read_elements,
     read_header,
 )
-from gpuspool.orchestrator.export.saved import BUFFER_BYTES, saved_together
+from gpuspool.orchestrator.export.saved import BUFFER_BYTES, is_stream, saved_together
 from gpuspool.orchestrator.report.results import Results, ResultState
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
@@ -134,6 +134,8 @@ def _paths(files: Sequence[Path]) -> list[Path]:
     for file in files:
         if file.suffix not in (NPY, ARROW):
             raise UsageError(f"--stack {file}: the name must end in .npy or .arrow.")
+        if is_stream(file) and not file.is_dir():
+            raise UsageError(f"--stack {file}: it is no plain file, and cannot appear at once.")
     ids = [ids_of(file) for file in files if file.suffix == NPY]
     return [*ids, *sorted(files, key=lambda file: file.suffix == NPY)]
 
