@@ -87,12 +87,13 @@ def _target(path: Path, follows_links: bool) -> Path:
 def _opened(target: Path, follows_links: bool) -> Iterator[tuple[BinaryIO, Path | None]]:
     """(an open file, its hidden path); None where it is the target itself."""
     hidden: Path | None = None
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    how = os.O_APPEND
     if not follows_links or not is_stream(target):
         hidden = target.parent / hidden_name(target.name)
-        flags |= os.O_CREAT | os.O_EXCL
+        # Not for appending: what is stacked gets its header last.
+        how = os.O_CREAT | os.O_EXCL
     with naming(target):
-        fd = os.open(hidden or target, flags, FILE_MODE)
+        fd = os.open(hidden or target, os.O_WRONLY | os.O_CLOEXEC | how, FILE_MODE)
     try:
         with naming(target), os.fdopen(fd, "wb", BUFFER_BYTES) as file:
             yield file, hidden
