@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gpuspool.orchestrator.api.report import Report
     from gpuspool.orchestrator.api.runs import add, drain, join, redo, resume, retry, run
     from gpuspool.orchestrator.api.submitting import Submission, resubmit, submit
+    from gpuspool.orchestrator.export.stack import Stacked
     from gpuspool.orchestrator.gpu_coordinator import GPUProcessCoordinator
     from gpuspool.orchestrator.plan.options import RunOptions, StartOptions
     from gpuspool.orchestrator.report.results import Result, ResultState
@@ -90,6 +91,7 @@ __all__ = [
     "RunOptions",
     "RunState",
     "SpoolError",
+    "Stacked",
     "StartOptions",
     "Submission",
     "SyncError",
@@ -132,6 +134,7 @@ _HOMES = {
     "RunOptions": "gpuspool.orchestrator.plan.options",
     "RunState": "gpuspool.spool.states",
     "StartOptions": "gpuspool.orchestrator.plan.options",
+    "Stacked": "gpuspool.orchestrator.export.stack",
     "Submission": "gpuspool.orchestrator.api.submitting",
     "Task": "gpuspool.worker.context",
     "NotDone": "gpuspool.worker.context",

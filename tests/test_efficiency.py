@@ -20,6 +20,7 @@ from gpuspool.orchestrator.report.efficiency import (
     time_of_ranks,
 )
 from gpuspool.orchestrator.text.cells import width
+from gpuspool.orchestrator.text.words import quoted_path
 from gpuspool.spool.codec import encode
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.manifest import publish_orphans
@@ -82,6 +83,7 @@ def test_only_the_ranks_of_this_start_are_told(tmp_path: Path) -> None:
         "             busy   inputs  publish     load     wait",
         "  rank 0     50 %      0 %      0 %      0 %     50 %",
         "  slowest     5.0 s  rank 0  t1",
+        f"  next: gpuspool report {quoted_path(layout.root)}",
     ]
 
 
@@ -112,9 +114,12 @@ def test_it_is_short_and_fits_however_many_ranks_and_however_long_keys_are(
         tasks = {0: 1000.0, 1: 3.0, 2: 2.0} if rank == 0 else {}
         attempt(layout, rank, busy_s=10 + (rank * 7) % 64, tasks=tasks, inputs=1.0)
     text = efficiency_text(view_of(layout), 0, 100.0)
-    assert all(width(line) <= COLUMNS for line in text.splitlines()), text
+    *lines, last = text.splitlines()
+    assert all(width(line) <= COLUMNS for line in lines), text
+    # A command is not cut.
+    assert last == f"  next: gpuspool report {quoted_path(layout.root)}"
     assert "\x1b" not in text
-    assert len(text.splitlines()) <= 10
+    assert len(text.splitlines()) <= 11
     told = [int(rank) for rank in re.findall(r"^  rank (\d+) ", text, re.MULTILINE)]
     if n_ranks <= efficiency.MOST_RANKS:
         assert told == list(range(n_ranks))

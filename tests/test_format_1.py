@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from helpers import Box, tree
 
+from gpuspool.spool.layout import rank_of
+
 DATA = Path(__file__).resolve().parent / "data" / "format-1"
 VERSIONS = ("early", "late")
 SPOOLS = ("finished", "killed", "drained", "failed", "command")
@@ -45,7 +47,14 @@ def test_results_are_those_that_the_old_version_told(project: Box, spool: str) -
         {name: new[name] for name in old}
         for old, new in zip(said(project, spool), project.results(spool), strict=True)
     ]
-    assert told == said(project, spool)
+    before = said(project, spool)
+    for row, old in zip(told, before, strict=True):
+        if old["state"] == "failed" and len(old["error"]["attempts"]) > 1:
+            # The old version named the last attempt in which a task failed, and not that of which
+            # the error tells.
+            assert rank_of(row["attempt"]) == old["error"]["rank"]
+            old["attempt"] = row["attempt"]
+    assert told == before
 
 
 @pytest.mark.parametrize("spool", SPOOLS)
