@@ -48,8 +48,9 @@ CONTENTS = ("docs/index", "docs/decisions/README", "examples/README")
 # the standard library's inventory would have to be downloaded.
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-# Records of a spool are told by the page about its format.
-nitpick_ignore_regex = [("py:.*", r"(?!gpuspool\b).*|gpuspool\.spool\.records\..*")]
+# Records of a spool are told by the page about its format, what `stack` returns by another one.
+UNLISTED = r"gpuspool\.spool\.records\..*|gpuspool\.orchestrator\.export\.stack\.Stacked"
+nitpick_ignore_regex = [("py:.*", rf"(?!gpuspool\b).*|{UNLISTED}")]
 
 
 def add_navigation(_: Sphinx, page: str, source: list[str]) -> None:
