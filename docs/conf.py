@@ -49,7 +49,8 @@ CONTENTS = ("docs/index", "docs/decisions/README", "examples/README")
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 # Records of a spool are told by the page about its format.
-nitpick_ignore_regex = [("py:.*", r"(?!gpuspool\b).*|gpuspool\.spool\.records\..*")]
+UNLISTED = r"gpuspool\.spool\.records\..*"
+nitpick_ignore_regex = [("py:.*", rf"(?!gpuspool\b).*|{UNLISTED}")]
 
 
 def add_navigation(_: Sphinx, page: str, source: list[str]) -> None:

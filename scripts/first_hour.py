@@ -83,8 +83,9 @@ STEPS: list[tuple[str, list[str], str]] = [
         OTHER_RANKS,
     ),
     (
-        "The class is fixed: an empty file gives no result. The same command notices that it "
-        "changed, and asks. What is done stays done.",
+        "The class is fixed: an empty file gives no result. The same command notices that the code "
+        "changed. It refuses to mix results of two codes, and names the ways on. With "
+        "`--keep-done` what is done stays done.",
         [FIX, RUN, "gpuspool retry --keep-done -q"],
         "",
     ),
@@ -112,8 +113,8 @@ STEPS: list[tuple[str, list[str], str]] = [
         "",
     ),
     (
-        "A second run is stopped after two seconds, as by Ctrl-C. Then its orchestrator is killed "
-        "hard, and its workers see the run to its end without it. The same command finds it "
+        "A second run is stopped after two seconds, as by Ctrl-C. Then the command alone is killed "
+        "with SIGKILL, and its workers finish the run without it. The same command finds it "
         "complete.",
         [
             f"timeout --foreground -s INT 2 {SECOND}",
@@ -135,14 +136,16 @@ STEPS: list[tuple[str, list[str], str]] = [
 ]
 
 TAIL = """\
-Next: [ten minutes](start.md) with a model of your own, or [watching a run](status.md).
+Next: [watching a run](status.md), [retry and redo](guides/retry-and-redo.md), or a
+[guide](index.md#guides) for your case. If you have not done them yet: [ten minutes](start.md) with
+a model of your own.
 """
 
 HEAD = """\
 # A new user's first hour
 
-What was typed into an empty folder, and what came back. `scripts/first_hour.py` ran these
-commands and wrote this page; run it again after a change.
+What was typed into an empty folder, and what came back. A script typed it all and wrote down the
+answers, so this is what you will see.
 
 """
 

@@ -1,10 +1,11 @@
-"""Writes a part of docs/status.md: how `status --watch` and `run` look in a terminal.
+"""Writes parts of two pages: how `status --watch` and `run` look in a terminal.
 
-    python scripts/terminal_transcript.py docs/status.md
+    python scripts/terminal_transcript.py docs/status.md docs/status-states.md
 
 Everything is drawn by the real command in a real terminal, tmux, at two sizes, and what the window
-shows is written between two marks of the page. The runs are spools made by hand (`tests/stages.py`)
-of 2, 8 and 64 ranks in every state, and one real run. It takes a minute or two.
+shows is written between two marks of each page. The runs are spools made by hand
+(`tests/stages.py`) of 2, 8 and 64 ranks in every state, and one real run. The second page gets all
+of these states, the first one the real run and a few states. It takes a minute or two.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ from helpers import GPUSPOOL, JOBS, Box, wait_until  # noqa: E402
 from stages import STAGES, stage  # noqa: E402
 
 START, END = "<!-- transcript -->", "<!-- end of transcript -->"
+# Of one table: the state of the run, its ranks, the size of the window.
+Case = tuple[str, int, tuple[int, int]]
 SIZES = ((80, 24), (200, 50))
 RANKS = (2, 8, 64)
+# What the first page shows: so many ranks in this state, in the smaller window.
+FEW = (
+    *(("running", 2), ("running", 64), ("trouble", 8)),
+    *(("drained", 2), ("killed", 2), ("finished", 2)),
+)
 
 # What is said of each state of a run.
 PROSE = {
@@ -149,37 +157,54 @@ def real_run(box: Box, columns: int, lines: int) -> str:
     return f"$ {command}\n{text}"
 
 
-def page_of(box: Box) -> str:
-    """All that is drawn, as Markdown."""
-    told = [
-        "### A run whose worker was killed\n\nWhat happens is told above the table.\n\n"
-        f"```console\n{real_run(box, *SIZES[0])}\n```\n\n"
-    ]
+def tables_of(box: Box) -> dict[Case, str]:
+    """What a window shows of each state, with each number of ranks, at each size."""
+    cases = itertools.product(STAGES, SIZES, RANKS)
+    return {(how, ranks, size): drawn(box, ranks, how, *size) for how, size, ranks in cases}
+
+
+def few_of(tables: dict[Case, str]) -> dict[Case, str]:
+    """Those of them that the first page shows."""
+    return {(how, ranks, SIZES[0]): tables[how, ranks, SIZES[0]] for how, ranks in FEW}
+
+
+def sections(tables: dict[Case, str], mark: str) -> str:
+    """Tables as Markdown, with a heading for each state. mark: what a heading begins with."""
+    told: list[str] = []
     for how in STAGES:
-        told.append(f"### {how.capitalize()}\n\n{PROSE[how]}\n\n")
-        for (columns, lines), ranks in itertools.product(SIZES, RANKS):
-            text = drawn(box, ranks, how, columns, lines)
-            told.append(f"{ranks} ranks, {columns}×{lines}:\n\n```text\n{text}\n```\n\n")
+        told.append(f"{mark} {how.capitalize()}\n\n{PROSE[how]}\n\n")
+        for (stage_, ranks, (columns, lines)), text in tables.items():
+            if stage_ == how:
+                told.append(f"{ranks} ranks, {columns}×{lines}:\n\n```text\n{text}\n```\n\n")
     return "".join(told)
 
 
+def put(page: Path, text: str) -> None:
+    """Write a text between the two marks of a page. Raises ValueError where it has none."""
+    before, start, rest = page.read_text().partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"{page} has no {START} and {END}")
+    page.write_text(f"{before}{START}\n{text}{END}{after}")
+
+
 def main() -> int:
-    """Draw everything and write it into the page that is given."""
+    """Draw everything and write it into the two pages that are given."""
     why = why_not()
     if why:
         print(why, file=sys.stderr)
         return 1
-    page = Path(sys.argv[1])
-    before, start, rest = page.read_text().partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        print(f"{page} has no {START} and {END}", file=sys.stderr)
-        return 1
+    few, every = map(Path, sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="terminal-") as folder:
         box = Box(Path(folder).resolve() / "data")
         box.home.mkdir()
-        text = page_of(box)
-    page.write_text(f"{before}{START}\n{text}{END}{after}")
+        told = (
+            "### A run whose worker was killed\n\nWhat happens is told above the table.\n\n"
+            f"```console\n{real_run(box, *SIZES[0])}\n```\n\n"
+        )
+        tables = tables_of(box)
+    put(few, told + sections(few_of(tables), "###"))
+    put(every, sections(tables, "##"))
     return 0
 
 

@@ -262,7 +262,7 @@ def test_many_dead_of_an_earlier_epoch_are_closed_in_one_pass(tmp_path: Path) ->
     assert view.refreshes - before <= 2
     assert [one.closing.attempt for one in ended] == attempts
     assert {(one.closing.by, one.closing.reason) for one in ended} == {(BY_RESUME, Reason.LOST)}
-    assert {one.how for one in ended} == {"its orchestrator and then it itself died"}
+    assert {one.how for one in ended} == {"its parent died, and then it died itself"}
     assert view.open_attempts == []
     assert view.unclaimed == count, "what they held is given out again"
 

@@ -1,4 +1,4 @@
-"""What docs/status.md shows was drawn by scripts/terminal_transcript.py, which works."""
+"""What two pages show of runs was drawn by scripts/terminal_transcript.py, which works."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from gpuspool.orchestrator.cli.watch import WATCH
 from gpuspool.orchestrator.report.picture import picture
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "status.md"
+FIRST = ROOT / "docs" / "status.md"
+EVERY = ROOT / "docs" / "status-states.md"
 # scripts is a folder of the checkout, and no installed package.
 sys.path.append(str(ROOT / "scripts"))
 
-from terminal_transcript import END, RANKS, SIZES, START, drawn, real_run, why_not  # noqa: E402
+from terminal_transcript import END, FEW, RANKS, SIZES, START, drawn, real_run, why_not  # noqa: E402
 
 
-def drawn_on_the_page() -> dict[tuple[str, int, int], list[str]]:
-    """The tables of the page, by state, ranks and columns."""
-    text = PAGE.read_text().partition(START)[2].partition(END)[0]
+def drawn_on(page: Path) -> dict[tuple[str, int, int], list[str]]:
+    """The tables of a page, by state, ranks and columns."""
+    text = page.read_text().partition(START)[2].partition(END)[0]
     found = {}
     for how in STAGES:
-        part = text.partition(f"### {how.capitalize()}\n")[2].partition("\n### ")[0]
+        part = text.partition(f"## {how.capitalize()}\n")[2].partition("## ")[0]
         for ranks, columns, table in re.findall(
             r"(\d+) ranks, (\d+)×\d+:\n\n```text\n(.*?)\n```", part, re.DOTALL
         ):
@@ -35,8 +36,8 @@ def drawn_on_the_page() -> dict[tuple[str, int, int], list[str]]:
     return found
 
 
-def test_the_page_shows_every_state_at_every_size() -> None:
-    tables = drawn_on_the_page()
+def test_a_page_shows_every_state_at_every_size() -> None:
+    tables = drawn_on(EVERY)
     wanted = {(how, ranks, size[0]) for how in STAGES for ranks in RANKS for size in SIZES}
     assert set(tables) == wanted
     heights = dict(SIZES)
@@ -45,8 +46,15 @@ def test_the_page_shows_every_state_at_every_size() -> None:
         assert max(map(cells, lines)) <= columns
 
 
-def test_the_page_names_no_folder_of_whoever_ran_the_script() -> None:
-    text = PAGE.read_text()
+def test_the_first_page_shows_a_few_of_them() -> None:
+    every, few = drawn_on(EVERY), drawn_on(FIRST)
+    assert set(few) == {(how, ranks, SIZES[0][0]) for how, ranks in FEW}
+    assert few == {case: every[case] for case in few}
+
+
+@pytest.mark.parametrize("page", [FIRST, EVERY], ids=lambda page: page.name)
+def test_the_pages_name_no_folder_of_whoever_ran_the_script(page: Path) -> None:
+    text = page.read_text()
     assert "/tmp" not in text
     assert str(ROOT) not in text
 

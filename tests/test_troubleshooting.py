@@ -82,8 +82,9 @@ CLEAR = (
     *("task … fails: ", "; task … fails: ", "nothing was finished for … minutes", "importing and"),
     *("… (more failures like this", "; it is tried again elsewhere", "other kinds of failures"),
     *("starting: its process has not", "waiting for another process", "waiting for the input"),
-    *("it took too long and was killed", "its orchestrator and then", "it died while its parent"),
-    *("it could not be started", "it hangs in the kernel"),
+    *("it took too long and was killed", "its parent died, and then", "it died while its parent"),
+    *("it could not be started", "it hangs in the kernel", "…: workers are killed; what they had"),
+    *("it was told to stop, and its call took too long",),
 )
 
 

@@ -411,7 +411,7 @@ _of_workers = all_of(
         "--on-parent-exit",
         group=GOING_ON,
         type=click.Choice(["finish", "stop"]),
-        help="What workers do when the orchestrator is gone. Default finish.",
+        help="What workers do when the process that started them is gone. Default finish.",
     ),
     option(
         "--poll",

@@ -49,8 +49,8 @@ class StartOptions(TypedDict, total=False):
     leave_when_idle_s: end once no worker of this start has had anything to do for so long, while
         other starts go on with the run. Default: wait for its end. Holds for this start alone.
     grace_s: how long a drain waits for the tasks in hand before it kills. Default 25.
-    on_parent_exit: whether workers whose orchestrator is gone "finish" the run (the default), or
-        "stop" after the tasks in hand.
+    on_parent_exit: whether workers whose parent is gone "finish" the run (the default), or "stop"
+        after the tasks in hand.
     poll_s: look this often instead of using inotify. Default: inotify; 2 on a network file system.
     lease_s: the silence that proves a worker on another host dead. Default 120, at least 1.
     """

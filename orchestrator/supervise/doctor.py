@@ -105,8 +105,8 @@ def _type(folder: Path) -> Check:
     detail = kind or "unknown"
     if is_network(kind):
         detail += (
-            "; a network: the orchestrator looks every 2 s, workers of other hosts are judged by "
-            "their lease"
+            "; a network: gpuspool looks every 2 s, and judges workers of other hosts by their "
+            "lease"
         )
     return Check("type", "ok", detail)
 
@@ -203,6 +203,6 @@ def _inotify(inside: Path) -> Check:
 def _without_inotify(inside: Path) -> Check:
     kind = file_system_type(inside)
     if is_network(kind):
-        return Check("inotify", "ok", f"not used on {kind}: the orchestrator polls")
+        return Check("inotify", "ok", f"not used on {kind}: gpuspool polls")
     why = "no inotify watch is left (fs.inotify.max_user_watches)"
-    return Check("inotify", "warning", f"{why}: the orchestrator polls")
+    return Check("inotify", "warning", f"{why}: gpuspool polls")

@@ -327,7 +327,7 @@ class Workers:
             return "it hangs in the kernel"
         if not self.others.is_parent_dead(closing.attempt):
             return "it died while its parent, which lives, did nothing (is that stopped?)"
-        return "its orchestrator and then it itself died"
+        return "its parent died, and then it died itself"
 
     def _key_in_hand(self, closing: Closing) -> str:
         """As `Ended.in_hand`, of an attempt that was closed just now."""
