@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -22,8 +23,9 @@ from gpuspool.spool.records import Record
 from gpuspool.spool.states import BY_RESUME
 from gpuspool.spool.view import View
 
-# The last lines of a journal lie in so many bytes, unless a result is longer.
-TAIL_BYTES = 64 * 1024
+# The last call of a journal lies in so many bytes at its end; where it had many tasks or a long
+# result, in the second number of them.
+TAILS_BYTES = (4 * 1024, 64 * 1024)
 
 
 class _Times(Record, frozen=True, kw_only=True):
@@ -69,18 +71,28 @@ def _ends_of_calls(view: View, attempt: str) -> Iterator[float]:
         size = os.lstat(path).st_size
     except FileNotFoundError:
         return
-    begin = max(0, size - TAIL_BYTES)
-    data = read_bytes(path, begin, TAIL_BYTES) or b""
+    for tail_bytes in TAILS_BYTES:
+        # The lines of a call share its time, and tell when it began.
+        seconds: dict[float, float] = defaultdict(float)
+        for line in _last_lines(path, size, tail_bytes):
+            if line.start:
+                seconds[line.start] += line.seconds * (1 + len(line.batch))
+        # Of several calls the first may lack lines here, and the last one is whole.
+        if len(seconds) > 1 or tail_bytes >= size:
+            break
+    for start, whole in seconds.items():
+        yield start + whole
+
+
+def _last_lines(path: Path, size: int, tail_bytes: int) -> Iterator[_Times]:
+    """The whole lines in the last bytes of a journal of this size."""
+    begin = max(0, size - tail_bytes)
+    data = read_bytes(path, begin, tail_bytes) or b""
     if begin:
         data = data[data.find(b"\n") + 1 :]
     data = data[: data.rfind(b"\n") + 1]
-    # The lines of a call share its time, and tell when it began.
-    seconds: dict[float, float] = defaultdict(float)
     for _, line in unseal_lines(data, begin, _Times, _ignore):
-        if line.start:
-            seconds[line.start] += line.seconds * (1 + len(line.batch))
-    for start, whole in seconds.items():
-        yield start + whole
+        yield line
 
 
 def _ignore(at: int, reason: str) -> None:
