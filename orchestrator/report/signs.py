@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
@@ -24,8 +23,9 @@ from gpuspool.spool.states import BY_RESUME
 from gpuspool.spool.view import View
 
 # The last call of a journal lies in so many bytes at its end; where it had many tasks or a long
-# result, in the second number of them.
-TAILS_BYTES = (4 * 1024, 64 * 1024)
+# result, in all that are read.
+LAST_CALL_BYTES = 4 * 1024
+TAIL_BYTES = 64 * 1024
 
 
 class _Times(Record, frozen=True, kw_only=True):
@@ -71,27 +71,27 @@ def _ends_of_calls(view: View, attempt: str) -> Iterator[float]:
         size = os.lstat(path).st_size
     except FileNotFoundError:
         return
-    for tail_bytes in TAILS_BYTES:
+    begin = max(0, size - TAIL_BYTES)
+    tail = read_bytes(path, begin, TAIL_BYTES) or b""
+    for data in (tail[-LAST_CALL_BYTES:], tail):
         # The lines of a call share its time, and tell when it began.
         seconds: dict[float, float] = defaultdict(float)
-        for line in _last_lines(path, size, tail_bytes):
+        for line in _whole_lines(data, is_whole=len(data) == size):
             if line.start:
                 seconds[line.start] += line.seconds * (1 + len(line.batch))
         # Of several calls the first may lack lines here, and the last one is whole.
-        if len(seconds) > 1 or tail_bytes >= size:
+        if len(seconds) > 1:
             break
     for start, whole in seconds.items():
         yield start + whole
 
 
-def _last_lines(path: Path, size: int, tail_bytes: int) -> Iterator[_Times]:
-    """The whole lines in the last bytes of a journal of this size."""
-    begin = max(0, size - tail_bytes)
-    data = read_bytes(path, begin, tail_bytes) or b""
-    if begin:
+def _whole_lines(data: bytes, is_whole: bool) -> Iterator[_Times]:
+    """The lines of the end of a journal. is_whole: that is all of it."""
+    if not is_whole:
         data = data[data.find(b"\n") + 1 :]
     data = data[: data.rfind(b"\n") + 1]
-    for _, line in unseal_lines(data, begin, _Times, _ignore):
+    for _, line in unseal_lines(data, 0, _Times, _ignore):
         yield line
 
 
