@@ -75,9 +75,20 @@ def test_from_python(box: Box, done: Path) -> None:
 
 def test_a_key_that_no_task_has_is_told_with_those_that_are_near(box: Box, done: Path) -> None:
     err = box.run("redo", "S", "t11", code=2).err
-    assert "no task has the key 't11'. Did you mean t1" in err
+    assert "has no task 't11'. Did you mean t1" in err
+    assert "Nothing was redone" in err
     assert "by patterns" in box.run("redo", "S", code=2).err
     assert told(box) == ["1"] * 6
+
+
+def test_a_task_is_named_by_its_number_and_by_its_input_too(box: Box, done: Path) -> None:
+    box.run("redo", "S", "#3")
+    assert told(box) == ["1", "1", "1", "2", "1", "1"]
+    # A key that is mistyped may be a number, and the wrong task would be done again for hours.
+    err = box.run("redo", "S", "3", code=2).err
+    assert "no task has the key '3'. The one with this number is '#3'" in err
+    assert "Its tasks are #0 to #5" in box.run("redo", "S", "#6", code=2).err
+    assert told(box) == ["1", "1", "1", "2", "1", "1"]
 
 
 def test_outputs_that_are_gone_or_changed_are_made_again(box: Box, done: Path) -> None:

@@ -399,10 +399,11 @@ def redo(
     """Do finished tasks again, and go on with the run. Returns when it has ended.
 
     What they came to before does not count any more, and their outputs replace those that are
-    there. Raises what `resume` raises, and UsageError for a key that no task has.
+    there. Raises what `resume` raises, and UsageError for a word that means no task.
 
     spool: the spool's folder. Default: the only ./spool-* there is.
-    keys: which tasks: their keys, or patterns with `*`, `?` and `[…]`.
+    keys: which tasks: their keys, patterns of these with `*`, `?` and `[…]`, `#INDEX`, or the paths
+        of their inputs.
     missing_outputs: also those whose outputs are not there, or not as they were published.
     out_moved_to: the folder for outputs was moved: where it is now. It is recorded in the spool.
     keep_done: the job changed: finished tasks stay, the rest use the new code.

@@ -289,7 +289,7 @@ def retry(spool: str | None, as_json: bool, **given: Any) -> None:
 
 @cli.command(cls=GroupedVerb, epilog=EXIT_CODES)
 @click.argument("spool", metavar="SPOOL", shell_complete=completion.spools)
-@click.argument("keys", nargs=-1, metavar="[KEY|PATTERN]...", shell_complete=completion.keys)
+@click.argument("keys", nargs=-1, metavar="[TASK|PATTERN]...", shell_complete=completion.keys)
 @option(
     "--missing-outputs",
     group=GOING_ON,
@@ -298,7 +298,7 @@ def retry(spool: str | None, as_json: bool, **given: Any) -> None:
 )
 @running
 def redo(spool: str, keys: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Do finished tasks again, and run: those with these keys, or whose outputs are gone."""
+    """Do finished tasks again, and run: those that are named, or whose outputs are gone."""
     from gpuspool.orchestrator.api import runs
 
     _end(runs.redo(spool, keys, **given), as_json)

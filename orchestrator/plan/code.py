@@ -137,6 +137,8 @@ def _newest_code(view: View) -> _Ran:
     intents.sort(key=lambda intent: intent.at)
     names: dict[str, None] = {}
     last_alive_at = 0.0
+    options = view.run.options
+    unseen_s = UNSEEN_BEATS * heartbeat_s(view.layout.root, options.lease_s, options.poll_s)
     for intent in intents:
         names[intent.job.code] = None
         beat = view.heartbeat(intent.attempt)
@@ -149,8 +151,7 @@ def _newest_code(view: View) -> _Ran:
             # Closed by itself, or by the one that saw it die.
             alive_at = closing.at
         else:
-            lease_s, poll_s = view.run.options.lease_s, view.run.options.poll_s
-            alive_at += UNSEEN_BEATS * heartbeat_s(view.layout.root, lease_s, poll_s)
+            alive_at += unseen_s
         last_alive_at = max(last_alive_at, alive_at)
     files: dict[str, CodeFile] = {}
     for name in names:

@@ -28,6 +28,10 @@ from gpuspool.spool.view import View
 # Of each journal so many lines are looked at, at even distances. How long its attempt was at work
 # is told by the first and the last of them, and so to one part in so many.
 LINES_OF_JOURNAL = 64
+# Of many journals all together hardly more than so many are: each costs as much as ten lines that
+# are only read. Of each at least so few are.
+LINES_IN_ALL = 8192
+FEWEST_LINES = 16
 # Where costs differ, each such line that is looked at is the beginning of a search for a task whose
 # cost is known: no more than so many lines on.
 SEARCHES_EVERY = 8
@@ -90,7 +94,9 @@ class Prospect:
         self._n_looked[attempt] = looked
         if self._costs and looked % SEARCHES_EVERY == 0:
             self._search_left[attempt] = LONGEST_SEARCH
-        return max(wanted, at + max(self._size(attempt), at) // LINES_OF_JOURNAL)
+        lines = LINES_IN_ALL // len(self._view.journals)
+        lines = max(FEWEST_LINES, min(lines, LINES_OF_JOURNAL))
+        return max(wanted, at + max(self._size(attempt), at) // lines)
 
     def put_off(self, attempt: str, tasks: int, start: float, seconds: float) -> None:
         """As `Listener.put_off`."""

@@ -395,7 +395,7 @@ def why_ended(closing: Closing) -> str:
         case Reason.IO:
             return "trouble with a file system"
         case Reason.FAILURES:
-            return "task failures"
+            return "failures in a row"
         case Reason.HANDOVER:
             return "only doubtful tasks left"
         case Reason.RECYCLED:

@@ -22,7 +22,9 @@ from gpuspool.spool.records import Record
 from gpuspool.spool.states import BY_RESUME
 from gpuspool.spool.view import View
 
-# The last lines of a journal lie in so many bytes, unless a result is longer.
+# The last call of a journal lies in so many bytes at its end; where it had many tasks or a long
+# result, in all that are read.
+LAST_CALL_BYTES = 4 * 1024
 TAIL_BYTES = 64 * 1024
 
 
@@ -70,17 +72,27 @@ def _ends_of_calls(view: View, attempt: str) -> Iterator[float]:
     except FileNotFoundError:
         return
     begin = max(0, size - TAIL_BYTES)
-    data = read_bytes(path, begin, TAIL_BYTES) or b""
-    if begin:
-        data = data[data.find(b"\n") + 1 :]
-    data = data[: data.rfind(b"\n") + 1]
-    # The lines of a call share its time, and tell when it began.
-    seconds: dict[float, float] = defaultdict(float)
-    for _, line in unseal_lines(data, begin, _Times, _ignore):
-        if line.start:
-            seconds[line.start] += line.seconds * (1 + len(line.batch))
+    tail = read_bytes(path, begin, TAIL_BYTES) or b""
+    for data in (tail[-LAST_CALL_BYTES:], tail):
+        # The lines of a call share its time, and tell when it began.
+        seconds: dict[float, float] = defaultdict(float)
+        for line in _whole_lines(data, is_whole=len(data) == size):
+            if line.start:
+                seconds[line.start] += line.seconds * (1 + len(line.batch))
+        # Of several calls the first may lack lines here, and the last one is whole.
+        if len(seconds) > 1:
+            break
     for start, whole in seconds.items():
         yield start + whole
+
+
+def _whole_lines(data: bytes, is_whole: bool) -> Iterator[_Times]:
+    """The lines of the end of a journal. is_whole: that is all of it."""
+    if not is_whole:
+        data = data[data.find(b"\n") + 1 :]
+    data = data[: data.rfind(b"\n") + 1]
+    for _, line in unseal_lines(data, 0, _Times, _ignore):
+        yield line
 
 
 def _ignore(at: int, reason: str) -> None:
