@@ -5,12 +5,14 @@
 Everything is drawn by the real command in a real terminal, tmux, at two sizes, and what the window
 shows is written between two marks of each page. The runs are spools made by hand
 (`tests/stages.py`) of 2, 8 and 64 ranks in every state, and one real run. The second page gets all
-of these states, the first one the real run and a few states. It takes a minute or two.
+of these states, the first one the real run and a few states, and beside it lies `status.svg`, one
+of them as a picture with its colours. It takes a minute or two.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -20,6 +22,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 # The tests are a folder of the checkout, and no installed package.
@@ -91,9 +96,9 @@ class Window:
     def press(self, key: str) -> None:
         self._run("send-keys", key)
 
-    def text(self) -> str:
-        """What it shows, without the empty lines at its end."""
-        return self._run("capture-pane", "-p").rstrip("\n")
+    def text(self, *, coloured: bool = False) -> str:
+        """What it shows, without the empty lines at its end; coloured: with escape sequences."""
+        return self._run("capture-pane", "-p", *(["-e"] if coloured else [])).rstrip("\n")
 
     def scrolled_off(self) -> str:
         """What is above the window."""
@@ -112,7 +117,9 @@ def window(box: Box, columns: int, lines: int) -> Iterator[Window]:
         one.close()
 
 
-def drawn(box: Box, ranks: int, how: str, columns: int, lines: int) -> str:
+def drawn(
+    box: Box, ranks: int, how: str, columns: int, lines: int, *, coloured: bool = False
+) -> str:
     """What a window shows in which `status --watch` looks at such a run."""
     spool = f"spool-{how}-{ranks}"
     if not (box / spool).exists():
@@ -120,12 +127,37 @@ def drawn(box: Box, ranks: int, how: str, columns: int, lines: int) -> str:
     with window(box, columns, lines) as one:
         one.type(f"clear; gpuspool status --watch {spool}")
         wait_until(lambda: re.search(r"^ *rank ", one.text(), re.MULTILINE))
-        text = one.text()
+        text = one.text(coloured=coloured)
         if how in ("running", "trouble"):
             one.press("C-c")
         wait_until(lambda: one.text().endswith("$"))
     # The prompt of a watch that has ended is none of the table.
     return text.removesuffix("\n$")
+
+
+# A picture that asks nobody for a font. What rich fills in is its own.
+SVG = """\
+<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img">
+<title>What gpuspool status --watch shows</title>
+<style>
+.{unique_id}-matrix {{ font: {char_height}px monospace; white-space: pre; }}
+{styles}
+</style>
+<defs>{lines}</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})">
+{backgrounds}
+<g class="{unique_id}-matrix">{matrix}</g>
+</g>
+</svg>
+"""
+
+
+def picture(text: str, columns: int) -> str:
+    """What a window shows, with its escape sequences, as an SVG."""
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(text), no_wrap=True)
+    return console.export_svg(title="gpuspool status --watch", code_format=SVG, unique_id="status")
 
 
 JOB = """\
@@ -203,6 +235,8 @@ def main() -> int:
             f"```console\n{real_run(box, *SIZES[0])}\n```\n\n"
         )
         tables = tables_of(box)
+        in_colours = drawn(box, 8, "trouble", *SIZES[0], coloured=True)
+    few.with_name("status.svg").write_text(picture(in_colours, SIZES[0][0]))
     put(few, told + sections(few_of(tables), "###"))
     put(every, sections(tables, "##"))
     return 0

@@ -21,6 +21,7 @@ EVERY = ROOT / "docs" / "status-states.md"
 sys.path.append(str(ROOT / "scripts"))
 
 from terminal_transcript import END, FEW, RANKS, SIZES, START, drawn, real_run, why_not  # noqa: E402
+from terminal_transcript import picture as svg_of  # noqa: E402
 
 
 def drawn_on(page: Path) -> dict[tuple[str, int, int], list[str]]:
@@ -73,6 +74,17 @@ def test_tmux_shows_the_table_as_it_was_drawn(box: Box, how: str, size: tuple[in
     # Only what tells of the time may differ.
     without_times = [re.sub(r"\d+", "", line).split() for line in shown]
     assert without_times == [re.sub(r"\d+", "", line).split() for line in expected]
+
+
+def test_the_picture_of_a_table_shows_trouble_in_red_and_loads_nothing(box: Box) -> None:
+    if why_not():
+        pytest.skip(why_not())
+    svg = svg_of(drawn(box, 8, "trouble", *SIZES[0], coloured=True), SIZES[0][0])
+    for drawing in (svg, (ROOT / "docs" / "status.svg").read_text()):
+        [style] = re.findall(r'class="status-(r\d+)"[^>]*>[^<]*lost', drawing)
+        [red, green, blue] = re.findall(rf"\.status-{style} {{ *fill: #(..)(..)(..)", drawing)[0]
+        assert int(red, 16) > 1.5 * max(int(green, 16), int(blue, 16))
+        assert re.findall(r"https?://[^\"' )<]+", drawing) == ["http://www.w3.org/2000/svg"]
 
 
 def test_tmux_shows_a_run_with_its_messages_above_its_table(box: Box) -> None:
