@@ -238,7 +238,10 @@ def test_the_longest_calls_come_first_with_what_they_cost(tmp_path: Path) -> Non
         (["x", "--api-key=xyz", "a"], "x --api-key=(not shown) a"),
         (["x", "--arg", 'auth={"token":"abc"}'], "x --arg auth=(not shown)"),
         (["x", "--args", '{"password":"abc"}'], "x --args (not shown)"),
+        (["sh", "-c", "a --token abc b"], "sh -c 'a --token' (not shown)"),
+        (["sh", "-c", "API_KEY=abc a b"], "sh -c API_KEY=(not shown)"),
         (["x", "--arg", "model=m.pt"], "x --arg model=m.pt"),
+        (["sh", "-c", "a b"], "sh -c 'a b'"),
     ],
 )
 def test_what_is_called_a_secret_is_not_handed_on(argv: list[str], told: str) -> None:

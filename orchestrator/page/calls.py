@@ -149,6 +149,19 @@ class Calls:
         self.outcomes.append(outcome)
         self.tells.append(tells)
 
+    def begin_of_next(self, begin: float, *, proves_jump: bool) -> float:
+        """Where the next call begins, which by its line began before this one ended, or years
+        later.
+
+        proves_jump: its line was written at once, so that its clock was set before it. What
+        overlaps by less than a clock is ever set is only rounded, and begins a little later.
+        """
+        pause_s = begin - self.end
+        if not proves_jump or -ROUNDING_S <= pause_s < 0.0:
+            return self.end
+        self.jumps.append((len(self), pause_s))
+        return begin
+
     def insert_late(
         self, task: int, start: float, seconds: float, outcome: CallOutcome, tells: bool
     ) -> bool:
@@ -258,20 +271,13 @@ def _read(view: View, attempt: str) -> Calls:
             begin = end
         else:
             begin = line.start
-            pause_s = begin - end
-            if not 0.0 <= pause_s <= LONGEST_PAUSE_S and len(calls):
-                if state in late_states and pause_s < 0.0:
-                    # What was told before this process was planned, some other clock told.
-                    if begin >= born - ROUNDING_S and calls.insert_late(
-                        task, begin, seconds, outcome, tells
-                    ):
-                        continue
-                    begin = end
-                elif -ROUNDING_S <= pause_s < 0.0:
-                    # That is only rounded, and begins a little later.
-                    begin = end
-                else:
-                    calls.jumps.append((len(calls), pause_s))
+            if not end <= begin <= end + LONGEST_PAUSE_S and len(calls):
+                is_late = state in late_states and begin < end
+                # A moment before this process was planned is by another clock.
+                has_place = is_late and begin >= born - ROUNDING_S
+                if has_place and calls.insert_late(task, begin, seconds, outcome, tells):
+                    continue
+                begin = calls.begin_of_next(begin, proves_jump=not is_late)
             start = line.start
         end = begin + seconds
         add_task(task)

@@ -81,7 +81,14 @@ def command_text(argv: Sequence[str]) -> str:
 
 
 def _word(word: str) -> str:
-    """One word of a command line: a value behind a `=`, or JSON, may hold a secret."""
+    """One word of a command line: a value behind a `=`, JSON, or a line for a shell may hold a
+    secret. Then nothing is told of what comes behind its name.
+    """
+    line = word.split()
+    for n_told in range(1, len(line)):
+        option = line[n_told - 1]
+        if option.startswith("-") and "=" not in option and _is_secret(option):
+            return f"{shell_word(' '.join(line[:n_told]))} {HIDDEN}"
     parts = word.split("=")
     for n_named in range(1, len(parts)):
         name = "=".join(parts[:n_named])
