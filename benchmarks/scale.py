@@ -87,7 +87,7 @@ CPU_LIMITS = {"status": 0.3, "failed": 0.3, "explain a task": 0.35, "explain a r
 
 # The most CPU seconds that a page may take beside reading the spool, and the most MB that it may
 # have. Up to 200,000 calls each is in it; above that it holds 800 bins for each rank.
-PAGE_LIMITS = {(100_000, 64): (1.1, 1.7), (1_000_000, 2): (4.9, 0.06)}
+PAGE_LIMITS = {(100_000, 64): (1.1, 1.7), (1_000_000, 2): (4.9, 0.07)}
 
 # The size for which there are limits of writing a table, and the most CPU seconds and MB that each
 # format may take there.

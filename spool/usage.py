@@ -7,6 +7,7 @@ cannot be read is passed over. On a network file system it may be some half a mi
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from gpuspool.spool.codec import decode
 from gpuspool.spool.errors import Damaged
@@ -16,6 +17,9 @@ from gpuspool.spool.records import Usage
 
 # A line takes some 250 bytes, so the last whole one lies within so many.
 TAIL_BYTES = 2048
+
+# A file is read in pieces of so many bytes: that of a process which ran for a month has 10 MB.
+CHUNK_BYTES = 1024 * 1024
 
 
 def last_usage(layout: Layout, attempt: str) -> Usage | None:
@@ -33,10 +37,21 @@ def last_usage(layout: Layout, attempt: str) -> Usage | None:
     return None
 
 
-def all_usage(layout: Layout, attempt: str) -> list[Usage]:
-    """All that an attempt told, in order. Raises OSError."""
-    found = map(_usage_in, _whole_lines(read_bytes(layout.usage(attempt))))
-    return [usage for usage in found if usage is not None]
+def each_usage(layout: Layout, attempt: str) -> Iterator[Usage]:
+    """All that an attempt told, in order, of which little is held in memory. Raises OSError."""
+    path = layout.usage(attempt)
+    offset = 0
+    rest = b""
+    while chunk := read_bytes(path, offset, CHUNK_BYTES):
+        offset += len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            usage = _usage_in(line)
+            if usage is not None:
+                yield usage
+        # So long no line is. It would be copied again with every chunk.
+        if len(rest) > CHUNK_BYTES:
+            rest = b""
 
 
 def _whole_lines(data: bytes | None) -> list[bytes]:

@@ -1092,6 +1092,15 @@ class View:
             return journal.head
         return self.heartbeat(attempt)
 
+    def host_of(self, attempt: str) -> str:
+        """Where an attempt ran; "" where nothing tells."""
+        identity = self.identity(attempt)
+        intent = self.intents.get(attempt)
+        if identity is None and intent is not None:
+            # A worker is where its parent is.
+            identity = intent.parent
+        return "" if identity is None else identity.host
+
     def writer(self, attempt: str) -> str:
         """Who an attempt is in the hidden names of its outputs; earlier versions named it alone."""
         intent = self.intents.get(attempt)

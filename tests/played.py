@@ -1,11 +1,14 @@
 """Runs made by hand that took time: what the page, the trace and the list of jobs are tested on.
 
 A test says when each attempt began, which calls it made and how it ended; the files are those that
-such a run would have left. All moments are seconds after `T0`.
+such a run would have left. All moments are seconds after `T0`. Below are the ways to read them as a
+page does.
 """
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +17,10 @@ from typing import Any
 import msgspec
 from spooling import JOB, make_spool, seal_pretty, some_run, task
 
+from gpuspool.orchestrator.page.calls import Calls, read_calls
+from gpuspool.orchestrator.page.facts import facts_of
+from gpuspool.orchestrator.page.lives import Attempt
+from gpuspool.orchestrator.page.reading import read_run
 from gpuspool.spool.closing import publish_closing
 from gpuspool.spool.codec import encode, pretty
 from gpuspool.spool.journal import start_journal
@@ -22,6 +29,7 @@ from gpuspool.spool.publish import publish, replace
 from gpuspool.spool.records import (
     Closing,
     Error,
+    Heartbeat,
     Identity,
     Intent,
     Job,
@@ -34,7 +42,8 @@ from gpuspool.spool.records import (
     TaskFailure,
     Usage,
 )
-from gpuspool.spool.states import AttemptState, Reason
+from gpuspool.spool.states import AttemptState, Phase, Reason
+from gpuspool.spool.view import View, open_view
 
 T0 = 1_795_800_000.0
 
@@ -104,6 +113,8 @@ class Played:
         idle_s: dict[str, float] | None = None,
         has_stats: bool = True,
         lived_s: float | None = None,
+        options: Options | None = None,
+        job_id: str = "",
     ) -> str:
         """An attempt with all its files; ended: None for one that nobody has closed."""
         name = attempt_name(rank, number)
@@ -116,9 +127,10 @@ class Played:
             argv=["python", "-m", "gpuspool.worker"],
             parent=self.who(host, 1000 + epoch),
             job=self.job,
-            options=Options(),
+            options=options or Options(),
             environment={},
             at=T0 + began,
+            job_id=job_id,
         )
         assert publish(self.layout.intent(name), seal_pretty(intent))
         writer = start_journal(self.layout, name, self.who(host, 2000 + 10 * rank + number))
@@ -144,6 +156,44 @@ class Played:
         )  # fmt: skip
         assert publish_closing(self.layout, closing, [])
         return name
+
+    def heartbeat(self, name: str, task: int, since: float, at: float) -> None:
+        """The last heartbeat of an attempt, which has this task in hand."""
+        intent = open_view(self.root, reads_claims=False).intents[name]
+        assert intent is not None
+        who = msgspec.structs.asdict(self.who(intent.parent.host, 2000))
+        beat = Heartbeat(
+            **who, attempt=name, beat=1, parent="1", device=intent.device, state=Phase.RUNNING,
+            at=T0 + at, task=task, task_since=T0 + since,
+        )  # fmt: skip
+        replace(self.layout.heartbeat(name), pretty(beat))
+
+    def beat(self, name: str) -> None:
+        """An attempt beats now."""
+        self.layout.beats.mkdir(exist_ok=True)
+        self.layout.beat(name, 1).touch()
+
+    def view(self) -> View:
+        return open_view(self.root, reads_claims=False)
+
+    def calls(self) -> Calls:
+        """Those of the only attempt."""
+        (calls,) = read_calls(self.view())
+        return calls
+
+    def read(self) -> list[Attempt]:
+        """The attempts, as a page has them."""
+        return read_run(self.view(), "S").attempts
+
+    def facts(self) -> Any:
+        """The JSON of a page."""
+        return decode(facts_of(read_run(self.view(), "S")))
+
+
+def decode(data: bytes) -> Any:
+    """The JSON in front of the columns."""
+    (length,) = struct.unpack_from("<I", data)
+    return json.loads(data[4 : 4 + length])
 
 
 def call(

@@ -98,6 +98,8 @@ def test_where_the_page_shall_be_is_told(box: Box, finished: Path) -> None:
         (["-o", ""], "is empty"),
         (["-o", "nowhere/x.html"], "there is no folder nowhere"),
         (["-o", "x", "--trace", "x"], "named twice"),
+        (["-o", "x", "--trace", "./x"], "named twice"),
+        (["-o", "lines/../x", "--joblog", "x"], "named twice"),
         (["--trace", "S/journal"], "is a folder"),
     ],
 )
@@ -227,6 +229,39 @@ def test_what_lies_on_a_track_lies_within_each_other_or_apart(tmp_path: Path) ->
                 assert is_within or is_around or is_apart, (first, second)
 
 
+def test_the_track_of_a_rank_has_its_name_on_each_host(tmp_path: Path) -> None:
+    made = Played(tmp_path / "S", ["a", "b"])
+    made.attempt(
+        0, 0, 0.0, [call(0, 1.0, 0.5)], 5.0, reason=Reason.DRAINED, state=AttemptState.STOPPED
+    )
+    made.attempt(0, 1, 10.0, [call(1, 11.0, 0.5)], 15.0, epoch=1, host="n2")
+    events = events_of(made, tmp_path / "t.json")
+    named = {
+        (event["pid"], event["tid"]): event["args"]["name"]
+        for event in events
+        if event["name"] == "thread_name"
+    }
+    tracks = {(event["pid"], event["tid"]) for event in events if event["ph"] == "X"}
+    assert tracks == named.keys()
+    assert set(named.values()) == {"rank 0"}
+
+
+def test_no_call_reaches_over_its_attempt(tmp_path: Path) -> None:
+    made = Played(tmp_path / "S", [f"t{i}" for i in range(300)])
+    lines = [call(i, 0.1 + i / 3, 1 / 3) for i in range(300)]
+    made.attempt(0, 0, 0.1, lines, 0.1 + 100.0, idle_s={}, lived_s=100.0)
+    spans = [event for event in events_of(made, tmp_path / "t.json") if event["ph"] == "X"]
+    ((ended,), ends) = (
+        [
+            round(one["ts"] + one["dur"], 3)
+            for one in spans
+            if (one["cat"] == "attempt") is is_attempt
+        ]
+        for is_attempt in (True, False)
+    )
+    assert max(ends) <= ended
+
+
 # The list of jobs.
 
 
@@ -273,6 +308,28 @@ def test_tasks_without_a_verdict_are_not_in_the_list(tmp_path: Path) -> None:
     assert [row[0] for row in joblog(made, tmp_path / "log")[1:]] == ["1"]
 
 
+def test_tasks_that_are_finished_by_no_known_call_are_in_the_list(tmp_path: Path) -> None:
+    made = Played(tmp_path / "S", ["a", "b", "c", "d"], job=COMMAND)
+    died = [
+        TaskFailure(
+            task=index, key="x", start=T0 + 5.0,
+            error=error("died", kind="lost", exit_code=-9, host="n7", attempts=["rank-0000.a00"]),
+        )
+        for index in (1, 2)
+    ]  # fmt: skip
+    lines = [call(0, 1.0, 0.5), call(3, -T0, 0.5)]
+    made.attempt(
+        0, 0, 0.0, lines, 6.0, reason=Reason.CRASH, state=AttemptState.FAILED, by="parent",
+        lost=died, has_stats=False,
+    )  # fmt: skip
+    rows = joblog(made, tmp_path / "log")[1:]
+    assert [row[0] for row in rows] == ["3", "4", "1", "2"]
+    assert rows[0][1:8] == ["n7", "0.000", "0.000", "0", "0", "0", "9"]
+    assert rows[1][1:8] == [":", "0.000", "0.000", "0", "0", "0", "0"]
+    assert "--rank '{rank}'" in rows[0][8]
+    assert rows[3][1:8] == ["n1", f"{T0 + 5.0:.3f}", "1.000", "0", "0", "0", "9"]
+
+
 @pytest.mark.skipif(shutil.which("parallel") is None, reason="there is no GNU parallel here")
 def test_gnu_parallel_goes_on_with_the_list(tmp_path: Path, box: Box) -> None:
     log = tmp_path / "log"
@@ -302,5 +359,4 @@ def test_a_signal_is_told_by_its_number() -> None:
     for fields, told in cases:
         made = Error(kind="exit", type="CommandFailed", message="", **fields)
         assert _exit(made) == told
-    assert _exit(None) == (0, 0)
     assert msgspec.json.encode(Error(kind="exit", type="x", message=""))

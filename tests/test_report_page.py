@@ -338,6 +338,38 @@ def test_clocks_that_jump_leave_no_overlap(tmp_path: Path, browser: Browser) -> 
     assert_quiet(page)
 
 
+def test_what_began_behind_a_cut_is_said_to_have_begun_then(
+    tmp_path: Path, browser: Browser
+) -> None:
+    played = Played(tmp_path / "S", ["a", "b"])
+    played.attempt(
+        0, 0, 0.0, [call(0, 1.0, 5.0)], 10.0, reason=Reason.DRAINED, state=AttemptState.STOPPED
+    )
+    played.attempt(0, 1, 86410.0, [call(1, 86410.0, 5.0)], 86420.0, epoch=1)
+    page = open_page(browser, played.root)
+    shown = page.js(
+        "['attempts', 'slowest'].map((id) => [...document.querySelectorAll(`#${id} tbody tr`)]"
+        ".map((row) => [row.cells[0].innerText, row.cells[id === 'attempts' ? 4 : 8].innerText]))"
+    )
+    days = f"new Date({(T0 + 86410.0) * 1000}).getDate()"
+    second = page.js(days)
+    assert page.js(f"new Date({T0 * 1000}).getDate()") != second
+    for rows, name in zip(shown, ("rank-0000.a01", "b"), strict=True):
+        began = dict(rows)[name]
+        assert int(began.split()[0].split("-")[2]) == second
+    assert f"-{second:02d} " in point_at(page, 0, 10.001)
+    assert_quiet(page)
+
+
+def test_the_tiles_say_what_they_are_in_words_that_fit(tmp_path: Path, browser: Browser) -> None:
+    played = Played(tmp_path / "S", ["a", "b"])
+    played.attempt(0, 0, 0.0, [call(0, 10.0, 3600.0), call(1, 3620.0, 3500.0)], 7200.0)
+    text = open_page(browser, played.root).text()
+    assert "rank on 1 host" in text
+    assert "1.00 /h" in text
+    assert "the rank-hours" in text
+
+
 def test_the_wheel_and_the_keys_lead_to_a_task(tmp_path: Path, browser: Browser) -> None:
     played = Played(tmp_path / "S", [f"t{i}" for i in range(4000)], ranks=2)
     for rank in range(2):

@@ -18,7 +18,7 @@ from gpuspool.spool.layout import Layout
 from gpuspool.spool.open_folder import OpenFolder
 from gpuspool.spool.records import Usage
 from gpuspool.spool.states import Phase
-from gpuspool.spool.usage import TAIL_BYTES, all_usage, last_usage
+from gpuspool.spool.usage import TAIL_BYTES, each_usage, last_usage
 from gpuspool.spool.view import open_view
 from gpuspool.worker import gpu
 from gpuspool.worker.doing import Doing
@@ -167,7 +167,7 @@ def test_a_spool_of_an_earlier_version_gets_the_folder_from_whoever_writes(box: 
     layout = Layout(box / "S")
     log = UsageLog(layout, intend(make_spool(box / "third", 1), A0))
     log.add(Doing(), log._began)
-    assert [usage.done for usage in all_usage(layout, A0)] == [0]
+    assert [usage.done for usage in each_usage(layout, A0)] == [0]
 
 
 def test_a_folder_that_was_removed_is_made_again(layout: Layout) -> None:
@@ -202,7 +202,7 @@ def test_a_line_that_was_written_in_part_costs_no_other_one(layout: Layout) -> N
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     log.add(Doing(complete=4), log._began + 3)
-    assert [usage.done for usage in all_usage(layout, A0)] == [1, 4]
+    assert [usage.done for usage in each_usage(layout, A0)] == [1, 4]
     last = last_usage(layout, A0)
     assert last is not None
     assert last.done == 4
@@ -237,10 +237,10 @@ def test_a_file_of_the_jobs_that_got_the_descriptor_stays_as_it_is(
     os.dup2(fd, log._fd)
     log.add(Doing(complete=1), log._began + 1)
     assert own.read_bytes() == b""
-    assert [usage.done for usage in all_usage(layout, A0)] == [0, 1]
+    assert [usage.done for usage in each_usage(layout, A0)] == [0, 1]
     os.close(log._fd)
     log.add(Doing(complete=2), log._began + 2)
-    assert [usage.done for usage in all_usage(layout, A0)] == [0, 1, 2]
+    assert [usage.done for usage in each_usage(layout, A0)] == [0, 1, 2]
     os.close(fd)
 
 
@@ -274,7 +274,7 @@ def test_a_file_that_is_cut_tells_its_whole_lines(layout: Layout) -> None:
     for cut in cuts(data):
         path.write_bytes(cut)
         n_whole = cut.count(b"\n")
-        assert [usage.done for usage in all_usage(layout, A0)] == list(range(n_whole))
+        assert [usage.done for usage in each_usage(layout, A0)] == list(range(n_whole))
         last = last_usage(layout, A0)
         assert (None if last is None else last.done) == (n_whole - 1 if n_whole else None)
 
@@ -287,14 +287,14 @@ def test_the_last_line_of_a_long_file_is_found_at_its_end(layout: Layout) -> Non
     last = last_usage(layout, A0)
     assert last is not None
     assert last.done == 8
-    assert all_usage(layout, A0)[-1] == last
+    assert list(each_usage(layout, A0))[-1] == last
 
 
 def test_who_told_nothing_has_no_figures(layout: Layout) -> None:
     assert view_of(layout).usage(A0) is None
     layout.usage(A0).parent.rmdir()
     assert view_of(layout).usage(A0) is None
-    assert all_usage(layout, A0) == []
+    assert list(each_usage(layout, A0)) == []
 
 
 # Devices.

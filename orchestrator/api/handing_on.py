@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gpuspool.orchestrator.export.saved import is_stream, saved
-from gpuspool.orchestrator.page.facts import Run, facts_of, read_run
+from gpuspool.orchestrator.page.facts import facts_of
 from gpuspool.orchestrator.page.joblog import joblog_pieces
+from gpuspool.orchestrator.page.reading import Reading, read_run
 from gpuspool.orchestrator.page.render import render
 from gpuspool.orchestrator.page.trace import trace_pieces
 from gpuspool.orchestrator.plan.locate import find_spool
@@ -74,7 +75,7 @@ def write_report(
     is_named = output is not None
     if output is None and trace is None and joblog is None:
         output = ours
-    wanted: list[tuple[str, Callable[[Run], Callable[[], Iterable[bytes]]]]] = []
+    wanted: list[tuple[str, Callable[[Reading], Callable[[], Iterable[bytes]]]]] = []
     for asked, maker in ((output, _page), (trace, _trace), (joblog, _joblog)):
         if asked is not None:
             wanted.append((os.fspath(asked), maker))
@@ -82,10 +83,10 @@ def write_report(
     paths = [path for path, _ in wanted]
     for path in paths:
         _refuse(path, paths)
-    run = read_run(view.refresh(), named)
+    reading = read_run(view.refresh(), named)
     written: list[Path] = []
     for path, pieces_of in wanted:
-        pieces = pieces_of(run)
+        pieces = pieces_of(reading)
         if path.endswith(".gz"):
             pieces = _compressed(pieces)
         if write_file(path, pieces, follows_links=is_named or path != ours):
@@ -93,17 +94,17 @@ def write_report(
     return written
 
 
-def _page(run: Run) -> Callable[[], Iterable[bytes]]:
-    page = render(facts_of(run))
+def _page(reading: Reading) -> Callable[[], Iterable[bytes]]:
+    page = render(facts_of(reading))
     return lambda: [page]
 
 
-def _trace(run: Run) -> Callable[[], Iterable[bytes]]:
-    return lambda: trace_pieces(run)
+def _trace(reading: Reading) -> Callable[[], Iterable[bytes]]:
+    return lambda: trace_pieces(reading)
 
 
-def _joblog(run: Run) -> Callable[[], Iterable[bytes]]:
-    return lambda: joblog_pieces(run)
+def _joblog(reading: Reading) -> Callable[[], Iterable[bytes]]:
+    return lambda: joblog_pieces(reading)
 
 
 def _compressed(pieces: Callable[[], Iterable[bytes]]) -> Callable[[], Iterable[bytes]]:
@@ -117,10 +118,10 @@ def _compressed(pieces: Callable[[], Iterable[bytes]]) -> Callable[[], Iterable[
 
 
 def _refuse(path: str, paths: list[str]) -> None:
-    """Raise UsageError for a name that no file can get, before anything is read."""
+    """Raise UsageError for a name that no file can get, before a journal is read."""
     if not path:
         raise UsageError("the name of a file to write is empty. Name one.")
-    if paths.count(path) > 1:
+    if [*map(_file, paths)].count(_file(path)) > 1:
         raise UsageError(f"{path} is named twice. Each file has a name of its own.")
     if path == STDOUT:
         return
@@ -129,6 +130,11 @@ def _refuse(path: str, paths: list[str]) -> None:
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UsageError(f"{path} cannot be written: there is no folder {folder}. Make it first.")
+
+
+def _file(path: str) -> str:
+    """Which file is meant: x, ./x and a link to x are one."""
+    return path if path in ("", STDOUT) else os.path.realpath(path)
 
 
 def write_file(

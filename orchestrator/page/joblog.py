@@ -5,18 +5,23 @@ columns Seq, Host, Starttime, JobRuntime, Send, Receive, Exitval, Signal and Com
 are tabs. Seq counts from 1, as there; it is one more than the number of the task. Nothing is sent
 or received. Exitval and Signal are those of a command. A class has none: a task of it has Exitval 0
 if it is complete, else 1, or the exit code and the signal of the worker that it took along.
+
+Of some tasks it is known that they are finished, and not by which call: where a batch took its
+worker along, say. They come first, with Starttime and JobRuntime 0.
 """
 
 from __future__ import annotations
 
+import array
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import msgspec
 
-from gpuspool.orchestrator.page.calls import Outcome
-from gpuspool.orchestrator.page.facts import Run
+from gpuspool.orchestrator.page.reading import Reading
 from gpuspool.orchestrator.report.failures import each_failure
 from gpuspool.orchestrator.report.keys import TaskKey, read_keys
 from gpuspool.orchestrator.text.printable import one_line, shell_word
@@ -24,7 +29,7 @@ from gpuspool.spool import placeholders
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.open_folder import out_of
 from gpuspool.spool.records import CPU, Error, TaskLine
-from gpuspool.spool.states import JobKind, Verdict
+from gpuspool.spool.states import JobKind
 
 COLUMNS = (
     "Seq", "Host", "Starttime", "JobRuntime", "Send", "Receive", "Exitval", "Signal", "Command",
@@ -33,24 +38,39 @@ COLUMNS = (
 # So many lines are written at once.
 LINES_AT_ONCE = 4096
 
-# A task's words when a task is known by its number, and by the attempt that it ended in.
-Words = Callable[[int, int], str]
+# What stands for the host where none is known, as for parallel it is the one that it runs on.
+NO_HOST = ":"
+
+# A task's words when a task is known by its number, and by the number of the attempt that it ended
+# in; None where that is not known.
+Words = Callable[[int, int | None], str]
 
 
-def joblog_pieces(run: Run) -> Iterator[bytes]:
+@dataclass(frozen=True)
+class _Failed:
+    """What is kept of the error of a failed task: one has up to 16 KiB, and there may be many."""
+
+    code: int
+    signal: int
+    host: str
+
+
+def joblog_pieces(reading: Reading) -> Iterator[bytes]:
     """The list, some lines at a time. Raises OSError."""
-    ends = _ends(run)
-    errors = {task: error for task, error, _ in each_failure(run.view)}
-    words = _words(run)
-    hosts = [one_line(run.host_of(attempt)) or ":" for attempt in run.attempts]
-    order = sorted(range(len(ends)), key=ends.__getitem__)
+    failed = {
+        task: _Failed(*_exit(error), sys.intern(one_line(error.host)))
+        for task, error, _ in each_failure(reading.view)
+    }
+    words = _words(reading)
+    hosts = [one_line(reading.view.host_of(attempt.name)) for attempt in reading.attempts]
+    complete = _Failed(0, 0, "")
     lines = ["\t".join(COLUMNS) + "\n"]
-    for at in order:
-        end, begin, number, task = ends[at]
-        code, killed_by = _exit(errors.get(task))
+    for begin, seconds, number, task in _rows(reading):
+        how = failed.get(task, complete)
+        host = how.host if number is None else hosts[number]
         lines.append(
-            f"{task + 1}\t{hosts[number]}\t{begin:.3f}\t{end - begin:.3f}\t0\t0"
-            f"\t{code}\t{killed_by}\t{words(task, number)}\n"
+            f"{task + 1}\t{host or NO_HOST}\t{begin:.3f}\t{seconds:.3f}\t0\t0"
+            f"\t{how.code}\t{how.signal}\t{words(task, number)}\n"
         )
         if len(lines) == LINES_AT_ONCE:
             yield "".join(lines).encode()
@@ -58,37 +78,36 @@ def joblog_pieces(run: Run) -> Iterator[bytes]:
     yield "".join(lines).encode()
 
 
-def _ends(run: Run) -> list[tuple[float, float, int, int]]:
-    """(end, begin, number of the attempt, task) of the call that gave each task its verdict.
-
-    Of a complete task that is its first call that completed; of one that was redone, or has failed,
-    its last.
+def _rows(reading: Reading) -> Iterator[tuple[float, float, int | None, int]]:
+    """(begin, seconds, number of the attempt, task) of the call that gave each task its verdict, in
+    the order in which these ended; before them the tasks of which no such call is known.
     """
-    ledger = run.view.ledger
-    found: dict[int, tuple[float, float, int, int]] = {}
-    for number, attempt in enumerate(run.attempts):
-        for task, begin, duration, outcome in attempt.calls.rows():
-            match ledger.verdict(task):
-                case Verdict.COMPLETE:
-                    if outcome != Outcome.COMPLETE:
-                        continue
-                case Verdict.FAILED:
-                    if outcome not in (Outcome.FAILED, Outcome.LOST):
-                        continue
-                case None:
-                    continue
-            row = (begin + duration, begin, number, task)
-            known = found.get(task)
-            is_first = ledger.complete[task] and task not in ledger.redone
-            if known is None or (row < known if is_first else row > known):
-                found[task] = row
-    return list(found.values())
+    ledger = reading.view.ledger
+    ends = array.array("d")
+    numbers = array.array("i")
+    places = array.array("i")
+    is_told = bytearray(ledger.tasks)
+    for number, attempt in enumerate(reading.attempts):
+        calls = attempt.calls
+        for at, tells in enumerate(calls.tells):
+            if tells:
+                is_told[calls.tasks[at]] = 1
+                ends.append(calls.begins[at] + calls.durations[at])
+                numbers.append(number)
+                places.append(at)
+    task = is_told.find(0)
+    while task >= 0:
+        if ledger.verdict(task) is not None:
+            yield 0.0, 0.0, None, task
+        task = is_told.find(0, task + 1)
+    for row in sorted(range(len(ends)), key=ends.__getitem__):
+        calls = reading.attempts[numbers[row]].calls
+        at = places[row]
+        yield calls.begins[at], calls.durations[at], numbers[row], calls.tasks[at]
 
 
-def _exit(error: Error | None) -> tuple[int, int]:
-    """Exitval and Signal."""
-    if error is None:
-        return 0, 0
+def _exit(error: Error) -> tuple[int, int]:
+    """Exitval and Signal of a task that failed."""
     if error.exit_code is not None and error.exit_code < 0:
         return 0, -error.exit_code
     if error.signal:
@@ -98,9 +117,9 @@ def _exit(error: Error | None) -> tuple[int, int]:
     return error.exit_code or 1, 0
 
 
-def _words(run: Run) -> Words:
+def _words(reading: Reading) -> Words:
     """What stands under Command: the command as it ran for a task, or the job and its key."""
-    view = run.view
+    view = reading.view
     job = view.latest_job()
     if job.kind is not JobKind.COMMAND:
         keys = read_keys(view)
@@ -120,10 +139,9 @@ def _words(run: Run) -> Words:
         keys_and_inputs = {line.task: (line.key, _input(line)) for line in view.planned_tasks()}
     out = str(out_of(view.layout, view.run))
 
-    def words(task: int, number: int) -> str:
+    def words(task: int, number: int | None) -> str:
         key, text = keys_and_inputs.get(task, ("", ""))
-        attempt = run.attempts[number]
-        device = "" if attempt.intent is None else attempt.intent.device
+        attempt = None if number is None else reading.attempts[number]
 
         def value_of(name: str) -> str:
             match name:
@@ -133,10 +151,14 @@ def _words(run: Run) -> Words:
                     return key
                 case "index":
                     return str(task)
-                case "rank":
+                case "rank" if attempt is not None:
                     return str(rank_of(attempt.name))
-                case "device":
-                    return "cpu" if device == CPU else "cuda:0"
+                case "device" if attempt is not None:
+                    is_cpu = attempt.intent is not None and attempt.intent.device == CPU
+                    return "cpu" if is_cpu else "cuda:0"
+                case "rank" | "device":
+                    # Nobody knows what it was.
+                    return f"{{{name}}}"
                 case "scratch":
                     return str(view.layout.scratch(task))
                 case _:

@@ -18,7 +18,7 @@ LEVEL = 6
 
 
 def render(facts: bytes) -> bytes:
-    """The page that shows these facts, which are JSON."""
+    """The page that shows what `facts_of` returned."""
     style, script = _part("page.css"), _part("page.js")
     # Without a time in it the same data makes the same bytes.
     data = base64.b64encode(gzip.compress(facts, LEVEL, mtime=0)).decode()

@@ -12,25 +12,30 @@ from typing import Any
 
 import msgspec
 
-from gpuspool.orchestrator.page.calls import Outcome
-from gpuspool.orchestrator.page.facts import Run, told, why_of
+from gpuspool.orchestrator.page.calls import CallOutcome
 from gpuspool.orchestrator.page.lives import Attempt
+from gpuspool.orchestrator.page.reading import Reading
+from gpuspool.orchestrator.page.shown import told
+from gpuspool.orchestrator.page.timeline import why_of
 from gpuspool.orchestrator.report.keys import read_keys
 from gpuspool.spool.layout import rank_of
 
 # So many events are written at once.
 EVENTS_AT_ONCE = 4096
 
+# The numbers of tracks that belong to no rank; no run has so many ranks.
+OWN_TRACKS = 1_000_000_000
+
 _encoder = msgspec.json.Encoder()
 
 
-def trace_pieces(run: Run) -> Iterator[bytes]:
+def trace_pieces(reading: Reading) -> Iterator[bytes]:
     """The trace, piece by piece. Raises OSError."""
-    keys = read_keys(run.view)
+    keys = read_keys(reading.view)
     yield b'{"displayTimeUnit":"ms","traceEvents":[\n'
     pending: list[bytes] = []
     is_first = True
-    for event in _events(run, keys):
+    for event in _events(reading, keys):
         pending.append(_encoder.encode(event))
         if len(pending) == EVENTS_AT_ONCE:
             yield (b"" if is_first else b",\n") + b",\n".join(pending)
@@ -41,26 +46,28 @@ def trace_pieces(run: Run) -> Iterator[bytes]:
     yield b"\n]}\n"
 
 
-def _events(run: Run, keys: list[str | None]) -> Iterator[dict[str, Any]]:
+def _events(reading: Reading, keys: list[str | None]) -> Iterator[dict[str, Any]]:
     hosts: dict[str, int] = {}
-    tracks: dict[int, float] = {}
-    for attempt in run.attempts:
-        host = run.host_of(attempt)
+    # By process and thread: when what lies on its track has ended.
+    tracks: dict[tuple[int, int], float] = {}
+    for attempt in reading.attempts:
+        host = reading.view.host_of(attempt.name)
         if host not in hosts:
             hosts[host] = len(hosts) + 1
             yield _name("process_name", hosts[host], 0, told(host) or "a host")
-        rank = rank_of(attempt.name)
+        process = hosts[host]
+        thread = rank_of(attempt.name)
+        label = f"rank {thread}"
         # Of an attempt that was found dead late, the next one may have begun before. Two that
         # overlap have tracks of their own, since events of one track must lie within each other.
-        track, label = rank, f"rank {rank}"
-        if attempt.began < tracks.get(rank, 0.0):
-            track = 1_000_000_000 + len(tracks)
+        if attempt.began < tracks.get((process, thread), 0.0):
+            thread = OWN_TRACKS + len(tracks)
             label = attempt.name
-        if track not in tracks:
-            yield _name("thread_name", hosts[host], track, label)
-            tracks[track] = 0.0
-        tracks[track] = max(tracks[track], attempt.ended)
-        yield from _of_attempt(run, attempt, hosts[host], track, keys)
+        if (process, thread) not in tracks:
+            yield _name("thread_name", process, thread, label)
+        ended = tracks.get((process, thread), 0.0)
+        tracks[process, thread] = max(ended, attempt.ended)
+        yield from _of_attempt(reading, attempt, process, thread, keys)
 
 
 def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
@@ -68,26 +75,27 @@ def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
 
 
 def _of_attempt(
-    run: Run, attempt: Attempt, process: int, thread: int, keys: list[str | None]
+    reading: Reading, attempt: Attempt, process: int, thread: int, keys: list[str | None]
 ) -> Iterator[dict[str, Any]]:
-    origin = run.axis.origin
+    origin = reading.axis.origin
     began = _micro(attempt.began - origin)
+    ended = max(began, _micro(attempt.ended - origin))
     yield {
         "ph": "X",
         "name": attempt.name,
         "cat": "attempt",
         "ts": began,
-        "dur": _micro(attempt.ended - origin) - began,
+        "dur": round(ended - began, 3),
         "pid": process,
         "tid": thread,
         "args": {"ended": told(why_of(attempt))},
     }
-    calls = attempt.calls
-    words = [outcome.name.lower().replace("_", " ") for outcome in Outcome]
+    words = [outcome.name.lower().replace("_", " ") for outcome in CallOutcome]
     last = began
-    for task, begin, duration, outcome in calls.rows():
-        start = max(last, _micro(begin - origin))
-        last = max(start, _micro(begin - origin + duration))
+    for task, begin, duration, outcome in attempt.calls.rows():
+        # What is rounded must neither reach over the call before nor over the attempt.
+        start = min(ended, max(last, _micro(begin - origin)))
+        last = min(ended, max(start, _micro(begin - origin + duration)))
         key = keys[task]
         yield {
             "ph": "X",
@@ -104,8 +112,8 @@ def _of_attempt(
 
 def _counters(attempt: Attempt, process: int, origin: float) -> Iterable[dict[str, Any]]:
     rank = rank_of(attempt.name)
-    for line in attempt.usage:
-        at = _micro(max(0.0, line.at - origin))
+    for told_at, line in attempt.usage.lines():
+        at = _micro(max(0.0, told_at - origin))
         values: dict[str, float | None] = {
             "GPU use, percent": line.gpu,
             "GPU memory, bytes": line.gpu_mem,

@@ -5,7 +5,7 @@ few.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -48,6 +48,19 @@ def read_keys(view: View) -> list[str | None]:
         for name in sorted(view.manifests.keys() - first):
             _take(view.manifests[name], keys)
     return keys
+
+
+def keys_of(view: View, tasks: Collection[int]) -> dict[int, str]:
+    """The keys of these tasks, as far as a readable line has them; no other is held."""
+    found: dict[int, str] = {}
+    first_planned = sorted(view.manifests, key=lambda name: not is_original(name))
+    for name in first_planned:
+        if len(found) == len(tasks):
+            break
+        for line in view.manifests[name].records(TaskKey):
+            if line.task in tasks:
+                found[line.task] = line.key
+    return found
 
 
 def keys_at_hand(view: View, at_hand: Mapping[int, int]) -> dict[int, str]:
