@@ -56,7 +56,7 @@ class Embed:
 """
 
 # What docs/report.md shows, and which part of each page: (from, height) in pixels.
-IN_DOCS = {"report-light": (0, 1060), "report-dark": (690, 1060)}
+IN_DOCS = {"report-light": (0, 1060), "report-dark": (690, 1060), "report-million": (755, 720)}
 
 
 def run_with_trouble(home: Path) -> Path:
@@ -200,11 +200,11 @@ def main() -> None:
         take(browser, trouble, "report-light", folder, dark=False)
         large = large_run(Path(home) / "spool-Images", 100_000, 64, 0.2)
         take(browser, large, "report-dark", folder, dark=True)
+        million = large_run(Path(home) / "spool-Million", 1_000_000, 64, 0.2)
+        take(browser, million, "report-million", folder, dark=False)
         if folder is not None:
             take(browser, trouble, "trouble-dark", folder, dark=True)
             take(browser, large, "large-light", folder, dark=False)
-            million = large_run(Path(home) / "spool-Million", 1_000_000, 64, 0.2)
-            take(browser, million, "million-light", folder, dark=False)
 
 
 if __name__ == "__main__":
