@@ -11,14 +11,14 @@ EXAMPLES := $(VENV)/installed-for-examples
 demo: $(STAMP)
 	$(BIN)/python examples/contigs/demo.py
 
-# Most tests wait more than they work, so eight processes run them on two cores. All of these load
+# Most tests wait more than they work, so ten processes run them on two cores. All of these load
 # the tests, which are compiled once before that; an inherited PYTHONDONTWRITEBYTECODE would prevent
 # it. What is wrong with a test the run itself says.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP) lint
 	@sh scripts/test_packages.sh
 	@$(BIN)/pytest --collect-only -q >/dev/null || true
-	$(BIN)/pytest -n 8 --dist worksteal
+	$(BIN)/pytest -n 10 --dist worksteal
 
 # A site of all pages, which needs no network. Whatever sphinx has to say is an error.
 docs: $(STAMP)

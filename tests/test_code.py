@@ -252,10 +252,10 @@ if int(sys.argv[1]) >= 4 and not pathlib.Path("more").exists():
     ("words", "name"),
     [
         (("python3", "script.py", "{input}"), "script.py"),
-        (("python3", "-m", "script", "{input}"), "script.py"),
+        pytest.param(("python3", "-m", "script", "{input}"), "script.py", marks=pytest.mark.slow),
         (("python3", "-m", "pack.script", "{input}"), "pack/script.py"),
-        (("./script.py", "{input}"), "script.py"),
-        (("python3", "{}/script.py", "{input}"), "script.py"),
+        pytest.param(("./script.py", "{input}"), "script.py", marks=pytest.mark.slow),
+        pytest.param(("python3", "{}/script.py", "{input}"), "script.py", marks=pytest.mark.slow),
         (("python3", "script.py", "{input}", "--model=weights.bin"), "weights.bin"),
     ],
     ids=["script", "module", "package", "program", "absolute", "option"],

@@ -209,6 +209,7 @@ def test_tests_are_rows_also_those_that_hang(tmp_path: Path) -> None:
 # What usage/ tells, through the real bindings of NVML.
 
 
+@pytest.mark.slow
 def test_usage_is_held_against_nvml_while_a_load_runs(nvml: Nvml, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     env = nvml.lists(

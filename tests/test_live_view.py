@@ -83,7 +83,7 @@ def wait_for_frames(terminal: Terminal, count: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("ranks", [2, 8, 64])
+@pytest.mark.parametrize("ranks", [2, pytest.param(8, marks=pytest.mark.slow), 64])
 @pytest.mark.parametrize("how", STAGES)
 def test_a_table_fits_and_is_replaced_whatever_the_run_is_at(
     tmp_path: Path, how: str, ranks: int, size: tuple[int, int]

@@ -211,6 +211,7 @@ def test_what_is_recorded_has_a_steal_an_adoption_and_closings(tmp_path: Path) -
     assert len(found.record.cuts()) > 10 * TASKS
 
 
+@pytest.mark.slow
 @needs_strace
 def test_a_few_states_of_a_run_recover(tmp_path: Path) -> None:
     found = row("small", tmp_path)

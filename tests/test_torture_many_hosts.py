@@ -19,6 +19,7 @@ from torture.many_hosts import LEASE_S, Silence, Trial, has_clocks, row
 ATTEMPT = "rank-0000.a00"
 
 
+@pytest.mark.slow
 def test_several_hosts_work_on_one_run_whatever_happens_to_them(tmp_path: Path) -> None:
     if reason := machines.why_not() or has_clocks():
         pytest.skip(reason)
