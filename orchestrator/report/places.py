@@ -28,7 +28,7 @@ from gpuspool.orchestrator.report.ranges import Range, read_ranges, records_in, 
 from gpuspool.spool.codec import R
 from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.ledger import Ledger
-from gpuspool.spool.records import NO_JSON, Record
+from gpuspool.spool.records import Record
 from gpuspool.spool.states import LineState, Verdict
 from gpuspool.spool.view import View
 
@@ -44,11 +44,16 @@ WINDOW_BYTES = 4 * 1024 * 1024
 # file does not hold whole any more costs all of them a second reading.
 JOINED_BYTES = 64 * 1024
 
-# So many results are heard at once. Each keeps the chunk of a journal that it was read from.
-HEARD = 8 * 1024
+# The results in so many bytes of a journal are heard at once. Each of them, however short, keeps
+# the whole chunk of the journal that it was read from in memory.
+HEARD_BYTES = 1024 * 1024
 
 # The number of a journal that stands for "no journal tells of this task".
 NOWHERE = -1
+
+
+# A result that is not there, in JSON.
+NULL = msgspec.Raw(b"null")
 
 
 class _Verdict(Record, frozen=True, kw_only=True):
@@ -62,7 +67,7 @@ class _Verdict(Record, frozen=True, kw_only=True):
 class _VerdictWithResult(_Verdict, frozen=True, kw_only=True):
     """The same with what the job returned."""
 
-    result: msgspec.Raw = NO_JSON
+    result: msgspec.Raw = NULL
 
 
 class Places:
@@ -78,8 +83,9 @@ class Places:
         """Reads every journal once, as far as the view has read it.
 
         only_failed: only those that say of a task that it failed; the other tasks then have no
-        place. hear: called with the results of complete tasks, some at a time and in no order that
-        means anything: what it learns of all of them costs no further reading.
+        place. hear: called with the results of these lines, some at a time and in no order that
+        means anything: what it learns of all of them costs no further reading. A line without a
+        result has null.
         """
         self._hear = hear
         self._view = view
@@ -124,13 +130,18 @@ class Places:
 
         reader = JournalReader(self._view.layout, attempt, self._view.report)
         end = self._view.journals[attempt].offset
-        behind = (end, _Verdict(state=complete))
         kind = _Verdict if self._hear is None else _VerdictWithResult
-        there = reader.reread(kind) if is_whole else reader.read(kind)
-        lines: Iterator[tuple[int, Any]] = itertools.chain(there, [behind])
+        lines: Iterator[tuple[int, Any]]
+        lines = reader.reread(kind) if is_whole else reader.read(kind)
         hear = self._hear
         heard: list[msgspec.Raw] = []
-        for (start, line), (stop, _) in itertools.pairwise(lines):
+        hear_at = HEARD_BYTES
+        # The task whose line was the last one, if that line tells what became of it.
+        told = NOWHERE
+        for start, line in lines:
+            if told != NOWHERE:
+                stops[told] = start
+                told = NOWHERE
             if start >= end:
                 break
             task = line.task
@@ -145,12 +156,15 @@ class Places:
             if tells:
                 journals[task] = number
                 starts[task] = start
-                stops[task] = stop
-                if hear is not None and line.result:
-                    heard.append(line.result)
-                    if len(heard) == HEARD:
+                told = task
+                if hear is not None:
+                    if start >= hear_at:
                         hear(heard)
                         heard = []
+                        hear_at = start + HEARD_BYTES
+                    heard.append(line.result)
+        if told != NOWHERE:
+            stops[told] = end
         if hear is not None and heard:
             hear(heard)
 
