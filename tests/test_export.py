@@ -18,9 +18,11 @@ from msgspec import Raw
 from spooling import A0, B0, begin, intend, make_spool, take, task, view_of
 
 import gpuspool
+from gpuspool.orchestrator.export.npy import make_header
 from gpuspool.orchestrator.export.rows import FIELDS
-from gpuspool.orchestrator.export.table import Format, Table, write_table
+from gpuspool.orchestrator.export.table import Format, Table, write_rows
 from gpuspool.orchestrator.report.results import Results, encode_result
+from gpuspool.spool.codec import seal_bodies
 from gpuspool.spool.errors import Incomplete, UsageError
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
@@ -177,7 +179,7 @@ def test_a_row_whose_line_cannot_be_read_any_more_is_there_once(
         damage(many_fates, A0, b'"lost"')
         path = tmp_path / f"table.{format_}"
         with path.open("wb") as file:
-            assert write_table(table, format_, file) == 9
+            assert write_rows(table, format_, file) == 9
         damage(many_fates, A0, b'"LOST"')
         rows = read_table(path)
         assert [row["index"] for row in rows] == list(range(9))
@@ -366,6 +368,43 @@ def test_a_complete_run_meets_the_requirement(box: Box) -> None:
     box.run("run", f"{JOBS}/plain.py:double", "--lines", box.lines(3), "--spool", "S")
     box.run("results", "S", "-o", "x.csv", "--require-complete")
     assert len(read_table(box / "x.csv")) == 3
+
+
+def say_too_much(layout: Layout, attempt: str) -> None:
+    """Make each line of a journal say what this version does not understand: it counts, and its
+    result cannot be read.
+    """
+    path = layout.journal(attempt)
+    lines = path.read_bytes().replace(b'"seconds":0.25', b'"seconds":"a quarter"').splitlines()
+    bodies = [line[: line.rindex(b',"crc"')] for line in lines]
+    path.write_bytes(b"".join(seal_bodies(bodies)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([], ["--format", "csv"], ["--format", "jsonl", "-o", "-"]),
+        *(["-o", "x.csv"], ["-o", "/dev/stdout", "--format", "csv"], ["--stack", "x.npy"]),
+    ],
+)
+def test_results_that_cannot_be_read_are_refused_where_all_were_asked_for(
+    box: Box, words: list[str]
+) -> None:
+    layout = make_spool(box / "s", 2)
+    layout.outputs.mkdir(exist_ok=True)
+    (layout.outputs / "t0.npy").write_bytes(make_header("<f4", (3,)) + bytes(12))
+    a0, b0 = begin(layout, A0), begin(layout, B0)
+    complete(a0, 0, 1, outputs=[("t0.npy", 1)])
+    complete(b0, 1, 2)
+    say_too_much(layout, B0)
+    (box / "x.csv").write_text("before")
+    done = box.run("results", "s", *words, "--require-complete", code=3)
+    assert done.out == ""
+    assert "of 1 the result cannot be read any more" in done.err
+    assert "Nothing was written." in done.err
+    assert (box / "x.csv").read_text() == "before"
+    assert names(box.home) == ["s", "x.csv"]
+    box.run("results", "s", *words)
 
 
 # Of all tasks the first fifteen or so end at once, and the others wait.

@@ -616,7 +616,7 @@ def results(
             raise UsageError(f"{option_} is of a table; --stack takes complete tasks alone.")
     spool = _looked_at(spool)
     if is_table:
-        tables.write_table(spool, output, format_, states, flatten, require_complete)
+        tables.export_table(spool, output, format_, states, flatten, require_complete)
     if stacked:
         tables.write_stack(spool, stacked, suffix, require_complete)
     if not is_table and not stacked:

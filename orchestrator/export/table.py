@@ -89,8 +89,8 @@ def writer_of(format_: Format, file: BinaryIO, fields: Sequence[Field]) -> Write
             return ParquetWriter(file, fields)
 
 
-def write_table(table: Table, format_: Format, file: BinaryIO) -> int:
-    """Write a whole table into a file; returns how many rows it has. Raises OSError."""
+def write_rows(table: Table, format_: Format, file: BinaryIO) -> int:
+    """Write all rows of a table into a file; returns how many rows it has. Raises OSError."""
     writer = writer_of(format_, file, table.fields)
     rows = 0
     for chunk in table.chunks():

@@ -213,6 +213,16 @@ class Results:
         outcomes = self._places.read(window, Outcome)
         return window, self._places.writers(window), list(map(outcomes.get, window))
 
+    def unreadable(self) -> int:
+        """Of how many complete tasks the line cannot be read any more. Reads all lines."""
+        verdict = self._view.ledger.verdict
+        count = 0
+        for tasks, _, lines in self.windows(range(self._view.ledger.tasks)):
+            if None in lines:
+                lost = [task for task, line in zip(tasks, lines, strict=True) if line is None]
+                count += sum(verdict(task) is Verdict.COMPLETE for task in lost)
+        return count
+
     def keys_of(self, tasks: Iterable[int]) -> list[str | None]:
         """The keys of some tasks, None where no readable line has one."""
         keys = self._keys
