@@ -544,6 +544,7 @@ def _tell_failed_as_json(spool: str) -> tuple[bool, Doubtful]:
 @option(
     "-o",
     "--output",
+    verb="results",
     metavar="FILE",
     shell_complete=completion.files,
     help="Write a table into FILE, which appears whole or not at all; - is standard output.",
@@ -629,6 +630,7 @@ def results(
 @option(
     "-o",
     "--output",
+    verb="report",
     metavar="FILE",
     shell_complete=completion.files,
     help="Where the page goes. Default SPOOL/report.html; - is standard output.",
