@@ -151,12 +151,7 @@ class Rows:
         """Learn rank and host of an attempt, once."""
         if attempt is None or attempt in self._hosts:
             return
-        identity = self._view.identity(attempt)
-        intent = self._view.intents.get(attempt)
-        if identity is None and intent is not None:
-            # A worker is where its parent is.
-            identity = intent.parent
-        self._hosts[attempt] = None if identity is None else identity.host
+        self._hosts[attempt] = self._view.host_of(attempt)
         self._ranks[attempt] = rank_of(attempt)
 
 

@@ -26,7 +26,6 @@ import msgspec
 
 from gpuspool.orchestrator.report.ranges import Range, read_ranges, records_in, report_unreadable
 from gpuspool.spool.codec import R
-from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.ledger import Ledger
 from gpuspool.spool.records import Record
 from gpuspool.spool.states import LineState, Verdict
@@ -98,18 +97,13 @@ class Places:
         self._journal = array.array("i", [NOWHERE]) * n_tasks
         self._start = array.array("q", [0]) * n_tasks
         self._stop = array.array("q", [0]) * n_tasks
-        damaged = {damage.path for damage in view.damage}
         for number, attempt in enumerate(names):
             if not only_failed or view.failed_by.get(attempt):
-                is_whole = view.journals[attempt].path not in damaged
-                self._find_in(number, attempt, is_whole)
+                self._find_in(number, attempt)
 
-    # The view has checked every line a moment ago, and whoever reads a result checks its line once
-    # more. So here the checksums are not looked at, where the view has met no damage.
-    def _find_in(self, number: int, attempt: str, is_whole: bool) -> None:
+    # Whoever reads a result checks its line once more.
+    def _find_in(self, number: int, attempt: str) -> None:
         """Note the lines of one journal that tell what became of their tasks.
-
-        is_whole: the view has met no damage in it.
 
         A line stops where the next readable one starts, or where the view stopped reading. So
         damaged lines in between are part of the range. They are skipped again when it is read.
@@ -128,11 +122,9 @@ class Places:
         complete = LineState.COMPLETE
         failed = LineState.FAILED
 
-        reader = JournalReader(self._view.layout, attempt, self._view.report)
         end = self._view.journals[attempt].offset
         kind = _Verdict if self._hear is None else _VerdictWithResult
-        lines: Iterator[tuple[int, Any]]
-        lines = reader.reread(kind) if is_whole else reader.read(kind)
+        lines: Iterator[tuple[int, Any]] = self._view.reread(attempt, kind)
         hear = self._hear
         heard: list[msgspec.Raw] = []
         hear_at = HEARD_BYTES
