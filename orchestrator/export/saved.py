@@ -8,7 +8,7 @@ Calling sequence of whoever writes one:
 1. The data goes into a new file with a hidden name in the same folder.
 2. When the block is left it is made durable by fsync(2).
 3. rename(2) gives it its name. That is the commit instant; what had the name before is gone.
-4. fsync(2) of the folder makes the name durable.
+4. fsync(2) of the folder makes the name durable, unless the file system knows no such thing.
 
 Where the block raises, the hidden file is removed and the name is as it was. A process that is
 killed leaves a hidden file at worst, `.NAME.PID.…`, and nothing under the name.
@@ -31,7 +31,7 @@ from typing import BinaryIO
 from gpuspool.orchestrator.text.printable import plain_json, printable
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import hidden_name
-from gpuspool.spool.publish import FILE_MODE, fsync_dir, naming, remove_quietly, sync
+from gpuspool.spool.publish import FILE_MODE, fsync_dir_if_possible, naming, remove_quietly, sync
 
 # What is written in small pieces is written to the disk in pieces of so many bytes.
 BUFFER_BYTES = 1024 * 1024
@@ -98,7 +98,7 @@ def saved_together(
         for hidden, target in pending:
             os.rename(hidden, target)
         for folder in {target.parent for _, target in pending}:
-            fsync_dir(folder)
+            fsync_dir_if_possible(folder)
 
 
 def _target(path: Path, follows_links: bool) -> Path:
