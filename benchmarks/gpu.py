@@ -76,7 +76,10 @@ class Busy:
 
 
 def find_gpu() -> tuple[str, Any] | None:
-    """Name and NVML handle of the first GPU that this process may use."""
+    """Name and NVML handle of the first GPU that this process may use; None where there is none.
+
+    Raises NVMLError where there is a driver that cannot tell.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible == "":
         return None
@@ -84,6 +87,8 @@ def find_gpu() -> tuple[str, Any] | None:
         import pynvml
     except ImportError:
         return None
+    no_driver = (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)
+    no_such_card = (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument)
     try:
         pynvml.nvmlInit()
         token = visible.split(",")[0] if visible else "0"
@@ -91,7 +96,7 @@ def find_gpu() -> tuple[str, Any] | None:
         find = pynvml.nvmlDeviceGetHandleByIndex if by_index else pynvml.nvmlDeviceGetHandleByUUID
         handle = find(int(token) if by_index else token)
         return str(pynvml.nvmlDeviceGetName(handle)), handle
-    except pynvml.NVMLError:
+    except (*no_driver, *no_such_card):
         return None
 
 

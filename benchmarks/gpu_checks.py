@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gpu, gpu_reports, gpu_rows
+from benchmarks import gpu, gpu_reports, gpu_rows, timed
 from benchmarks.gpu_rows import FAILED, NOT_RUN, Row
 from benchmarks.peers import HERE
 
@@ -39,6 +38,10 @@ END_S = 5.0
 
 # The variable by which the processes of a step are known, whatever session they moved to.
 MARK = "GPU_CHECKS"
+
+
+class CannotAsk(Exception):
+    """Nobody can tell whether there is a GPU; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -102,28 +105,35 @@ def run_step(step: Step, folder: Path, limit_s: float) -> list[Row]:
     folder, in `NAME.log`.
     """
     rows, log = folder / f"{step.name}.rows", folder / f"{step.name}.log"
+    # The folder may hold those of an earlier call.
+    rows.unlink(missing_ok=True)
     argv = [word.replace("{rows}", str(rows)) for word in step.argv]
+    mark = folder / step.name
     environment = {
-        **os.environ, MARK: str(folder / step.name), gpu_reports.VARIABLE: str(rows),
-        "PYTHONUNBUFFERED": "1",
+        **os.environ, MARK: str(mark), gpu_reports.VARIABLE: str(rows), "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     began = time.monotonic()
+    said = ""
+    left: list[int] = []
     with open(log, "wb") as out:
         process = subprocess.Popen(
             argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    said = ""
     try:
         code = process.wait(limit_s)
         if code:
             said = f"exit code {code}: {_end_of(log)}"
     except subprocess.TimeoutExpired:
         said = f"stopped after its {limit_s:.0f} s: {_end_of(log)}"
-    left = kill_marked(str(folder / step.name), END_S)
+    finally:
+        # Also after a Ctrl-C, which the step, in a session of its own, has not got.
+        left = timed.kill_marked(mark, MARK, END_S)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(0.1)
     found = gpu_rows.read(rows)
+    if not said and not found:
+        said = f"it ended without a row: {_end_of(log)}"
     # A step may fail beside its rows, and does not always come to write one.
     if said and not any(row.result == FAILED for row in found):
         seconds = round(time.monotonic() - began, 1)
@@ -136,50 +146,37 @@ def run_step(step: Step, folder: Path, limit_s: float) -> list[Row]:
 
 def _end_of(log: Path) -> str:
     """The end of what a step has printed, in one line."""
-    return " ".join(log.read_text(errors="replace")[-200:].split())
+    return _in_one_line(log.read_text(errors="replace"))
 
 
-def marked(mark: str) -> list[int]:
-    """The processes that carry this mark in their environment, and are no zombies."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            carries = wanted in Path("/proc", entry, "environ").read_bytes().split(b"\0")
-            state = Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()[0]
-            if carries and state not in b"ZX":
-                found.append(int(entry))
-    return found
-
-
-def kill_marked(mark: str, patience_s: float) -> list[int]:
-    """Kill all that carries a mark, and return what is still there when the patience is over."""
-    until = time.monotonic() + patience_s
-    while pids := marked(mark):
-        if time.monotonic() > until:
-            break
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-    return pids
+def _in_one_line(text: str) -> str:
+    """The end of a text."""
+    return " ".join(text[-200:].split())
 
 
 def card_name(patience_s: float = ASKING_S) -> str | None:
-    """The name of the first GPU, "" where there is none, None where NVML answers too late."""
+    """The name of the first GPU, "" where there is none, None where NVML answers too late.
+
+    Raises CannotAsk where nobody can tell.
+    """
     ask = "from benchmarks import gpu; found = gpu.find_gpu(); print(found[0] if found else '')"
     process = subprocess.Popen(
         [sys.executable, "-c", ask], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        text=True, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        said, _ = process.communicate(timeout=patience_s)
+        said, errors = process.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
         # What hangs in the driver may not go, so its end is not waited for without end.
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=END_S)
         return None
+    if process.returncode:
+        raise CannotAsk(
+            f"whether there is a GPU could not be asked (exit code {process.returncode}): "
+            f"{_in_one_line(errors)}"
+        )
     return said.strip()
 
 
@@ -194,7 +191,11 @@ def main() -> int:
     )
     options = parser.parse_args()
     began = time.monotonic()
-    card = card_name()
+    try:
+        card = card_name()
+    except CannotAsk as error:
+        print(f"{error}\nNothing was tried. Try nvidia-smi.")
+        return 1
     if card is None:
         print(
             f"NVML does not answer within {ASKING_S:.0f} s, so nothing was tried. Try nvidia-smi."

@@ -8,6 +8,7 @@ the end.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import shutil
@@ -133,9 +134,9 @@ class Running:
             self._reap(0)
 
 
-def marked(folder: Path) -> list[int]:
-    """The live processes that carry this folder's mark."""
-    mark = f"{MARK}={folder}".encode()
+def marked(folder: Path, variable: str = MARK) -> list[int]:
+    """The live processes that carry this folder's mark, in this variable."""
+    mark = f"{variable}={folder}".encode()
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -149,13 +150,19 @@ def marked(folder: Path) -> list[int]:
     return found
 
 
-def kill_marked(folder: Path) -> None:
-    """SIGKILL every process that carries this folder's mark, until none is found."""
-    while pids := marked(folder):
+def kill_marked(folder: Path, variable: str = MARK, patience_s: float = math.inf) -> list[int]:
+    """SIGKILL every process that carries this folder's mark, until none is found or the patience is
+    over; returns what is still there then.
+    """
+    until = time.monotonic() + patience_s
+    while pids := marked(folder, variable):
+        if time.monotonic() > until:
+            break
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(POLL_S)
+    return pids
 
 
 def _state(pid: int) -> str:

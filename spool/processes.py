@@ -33,7 +33,7 @@ def run_mark(run_id: str, folder: str) -> str:
     return f"{run_id}.{folder}"
 
 
-def is_marked(run: str, attempt: str) -> bool:
+def is_this_process(run: str, attempt: str) -> bool:
     """Whether this process was started as this attempt of a run, or bears no mark at all.
 
     What stands last in the environment is its own; marks of runs around it stand before.
@@ -59,7 +59,7 @@ def kill_marked(marked_run: str, attempts: Container[str], spare: Container[int]
     """
     count = 0
     for pid in _pids():
-        if pid not in spare and _is_marked(pid, marked_run, attempts):
+        if pid not in spare and _belongs_to(pid, marked_run, attempts):
             count += 1
             _kill(pid)
     return count
@@ -90,7 +90,7 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _is_marked(pid: int, marked_run: str, attempts: Container[str]) -> bool:
+def _belongs_to(pid: int, marked_run: str, attempts: Container[str]) -> bool:
     """Whether a process of this user belongs to one of these attempts of a run.
 
     What is gone has nothing to tell, and what others may not look into is not ours.
@@ -98,28 +98,40 @@ def _is_marked(pid: int, marked_run: str, attempts: Container[str]) -> bool:
     try:
         if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
             return False
-        marks = _marks(pid, marked_run)
-        return any(run == marked_run and attempt in attempts for run, attempt in marks)
+        marks = _marks(pid)
+        if any(run == marked_run and attempt in attempts for run, attempt in marks):
+            return True
+        return any(_is_of_run(log, marked_run) for log in _logs(pid, attempts))
     except OSError:
         return False
 
 
-def _marks(pid: int, marked_run: str) -> Iterator[tuple[str, str]]:
-    """(run, attempt) for every attempt that a process belongs to. Raises OSError.
-
-    marked_run: the run that is asked about; an attempt that a log tells of is said to be of it if
-    the log lies in its spool.
-    """
+def _marks(pid: int) -> Iterator[tuple[str, str]]:
+    """(run, attempt) for every mark in the environment of a process. Raises OSError."""
     begin = f"{MARK}=".encode()
     for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
         if entry.startswith(begin):
             for mark in entry[len(begin) :].decode(errors="replace").split():
                 run, _, attempt = mark.partition("/")
                 yield run, attempt
+
+
+def _logs(pid: int, attempts: Container[str]) -> Iterator[Path]:
+    """The files with names of logs of these attempts, of any run, that a process writes to."""
     for stream in (1, 2):
-        # A process may have closed one of them, and a log may have been removed.
+        # A process may have closed one of them.
         with contextlib.suppress(OSError):
             log = Path(os.readlink(f"/proc/{pid}/fd/{stream}"))
-            logged = parse_log(log.name)
-            if logged and marked_run.endswith(f".{folder_id(log.parent.parent)}"):
-                yield marked_run, logged
+            if parse_log(log.name) in attempts:
+                yield log
+
+
+# All runs name their attempts alike, so the folder must be looked at, to tell which run it is. That
+# may be on a file system whose server is gone, and then whoever looks hangs and cannot even be
+# killed. So only a log whose name says that it may be ours is looked at.
+def _is_of_run(log: Path, marked_run: str) -> bool:
+    """Whether a log lies in the spool of a run."""
+    # It may have been removed.
+    with contextlib.suppress(OSError):
+        return marked_run.endswith(f".{folder_id(log.parent.parent)}")
+    return False

@@ -259,6 +259,17 @@ def fsync_dir(path: Path) -> None:
     _fsync(path, os.O_DIRECTORY)
 
 
+# Two errors are no failure: EINVAL, from a file system whose folders know no fsync, and EROFS, from
+# one that cannot have changed.
+def fsync_dir_if_possible(path: Path) -> None:
+    """Make the names in a folder durable, which need not lie where spools may; raises SyncError."""
+    try:
+        fsync_dir(path)
+    except SyncError as error:
+        if error.errno not in (errno.EINVAL, errno.EROFS):
+            raise
+
+
 def _fsync(path: Path, flags: int) -> None:
     fd = patiently(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
     try:
@@ -275,8 +286,6 @@ def _fsync(path: Path, flags: int) -> None:
 # - at a folder that this process may not read, since it cannot open that to sync it. Such a folder
 #   is somebody else's, and has been there for longer than this run.
 #
-# Two errors are no failure: EINVAL, from a file system whose folders know no fsync, and EROFS, from
-# one that cannot have changed.
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, like `mkdir -p`, and make all their names durable.
 
@@ -289,11 +298,7 @@ def make_folder(path: Path) -> None:
             return
         if not os.access(parent, os.R_OK):
             return
-        try:
-            fsync_dir(parent)
-        except SyncError as error:
-            if error.errno not in (errno.EINVAL, errno.EROFS):
-                raise
+        fsync_dir_if_possible(parent)
 
 
 def _make_folders(path: Path) -> None:

@@ -26,6 +26,7 @@ from typing import Protocol
 import msgspec
 
 from gpuspool.spool.claims import NOBODY, ClaimChain
+from gpuspool.spool.codec import R
 from gpuspool.spool.errors import SpoolError, UsageError
 from gpuspool.spool.file_system import file_system_type, is_network
 from gpuspool.spool.identity import liveness
@@ -377,6 +378,7 @@ class View:
         self._ruled: dict[tuple[int, int], int] = {}
         self._unruled: dict[tuple[int, int], None] = {}
         self.damage: list[Damage] = []
+        self._damaged_paths: set[str] = set()
         self.owners: Owners = {}
         # Hears of what is read from now on.
         self.listener: Listener | None = None
@@ -431,7 +433,18 @@ class View:
         """Keep a damage, once."""
         if damage not in self._reported:
             self._reported.add(damage)
+            self._damaged_paths.add(damage.path)
             self.damage.append(damage)
+
+    def reread(self, attempt: str, kind: type[R]) -> Iterator[tuple[int, R]]:
+        """(offset, record) of the lines of a journal, with what was appended since it was read.
+
+        This view has checked each of these lines. So where it met no damage in this journal the
+        checksums are not looked at again, which saves half of the time. Raises OSError.
+        """
+        reader = JournalReader(self.layout, attempt, self.report)
+        is_whole = reader.path not in self._damaged_paths
+        return reader.reread(kind) if is_whole else reader.read(kind)
 
     def refresh(self) -> View:
         """Read what is new, in the order that the sweep relies on, and derive all facts."""

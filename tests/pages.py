@@ -12,12 +12,13 @@ sees, say what else there is to do:
     The block below is not run.
 `<!-- not run from here on: WHY -->`, `<!-- run from here on -->`
     Nor are those up to the second comment, or the end of the page.
+`<!-- ends with: STATUS, STATUS, … -->`
+    The commands of the block below end with these statuses. Without it all end with 0.
 `<!-- not compared: WHY -->`
     The block below is run, and may print something else or end with another status.
 
 Where a page shows what a command printed, all of these lines have to come, in this order; numbers
-and names that change from run to run may differ, and `…` stands for anything. A command of which
-nothing is shown has to end with 0.
+and names that change from run to run may differ, and `…` stands for anything.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MARK = re.compile(
-    r"<!-- (?P<what>file|not run from here on|run from here on|not run|not compared|run)\b:?"
+    r"<!-- (?P<what>file|not run from here on|run from here on|not run|not compared|ends with|run)"
+    r"\b:?"
     r"(?P<rest>.*?)-->\n",
     re.DOTALL,
 )
@@ -42,13 +44,15 @@ FEWEST_LETTERS = 12
 class Step:
     """One command, and what the page shows of what it prints.
 
-    line: where it stands in the page, from 1. is_compared: whether what is shown must come.
+    line: where it stands in the page, from 1. is_compared: whether what is shown must come, and the
+    status be this one.
     """
 
     line: int
     command: str
     shown: list[str] = field(default_factory=list)
     is_compared: bool = True
+    status: int = 0
 
 
 @dataclass
@@ -64,7 +68,7 @@ def read_page(text: str) -> tuple[list[Step], list[Skipped]]:
     steps: list[Step] = []
     skipped: list[Skipped] = []
     here = there = ""
-    name, is_compared = "", True
+    name, is_compared, statuses = "", True, ""
     for line, what, rest in _pieces(text):
         if what.startswith("not ") and len(rest) < FEWEST_LETTERS:
             raise ValueError(f"line {line}: {what}, and why?")
@@ -81,12 +85,18 @@ def read_page(text: str) -> tuple[list[Step], list[Skipped]]:
                 there = ""
             case "not compared":
                 is_compared = False
+            case "ends with":
+                statuses = rest
             case _ if here or there:
                 skipped.append(Skipped(line, here or there))
                 here = ""
             case "console":
-                steps += _typed(line, rest, is_compared)
-                is_compared = True
+                typed = _typed(line, rest, is_compared)
+                if statuses:
+                    for step, status in zip(typed, statuses.split(","), strict=True):
+                        step.status = int(status)
+                steps += typed
+                is_compared, statuses = True, ""
             case "python" if name:
                 steps.append(Step(line, f"cat > {shlex.quote(name)} <<'EOF-EOF'\n{rest}EOF-EOF"))
                 name = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import importlib.util
 import re
 import subprocess
@@ -105,11 +106,29 @@ def test_what_an_index_shows_of_the_readme_leads_nowhere_that_is_not_there() -> 
         assert (ROOT / path).exists(), path
 
 
-def test_no_address_is_invented() -> None:
-    assert "urls" not in PROJECT
+def test_no_address_is_invented(archive: Path) -> None:
+    """There is none yet, and whoever finds one on an index follows it."""
+    with tarfile.open(archive) as file:
+        (name,) = [one for one in file.getnames() if one.count("/") == 1 and "PKG-INFO" in one]
+        told = file.extractfile(name)
+        assert told is not None
+        metadata = email.message_from_bytes(told.read())
+    assert metadata["Name"] == "gpuspool"
+    assert not {"Home-page", "Download-URL", "Project-URL"} & {*metadata.keys()}
 
 
 # What is in the source archive.
+
+
+def files_of(*folders: str) -> set[str]:
+    """What these folders hold in the repository; where this is none, but an archive, all of it."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", *folders]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return set(listed.stdout.split())
+    files = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
+    made = ("__pycache__", "data")
+    return {str(one.relative_to(ROOT)) for one in files if not {*made} & {*one.parts}}
 
 
 def test_the_archive_holds_what_its_pages_and_tests_need(archive: Path) -> None:
@@ -119,11 +138,9 @@ def test_the_archive_holds_what_its_pages_and_tests_need(archive: Path) -> None:
     assert pages | {"LICENSE", "Makefile", "constraints.txt", "pyproject.toml"} <= names
     for path in re.findall(r"\]\(([^)#:\s]+)[)#]", (ROOT / "README.md").read_text()):
         assert any(name == path or name.startswith(f"{path}/") for name in names), path
-    tracked = subprocess.run(
-        ["git", "ls-files", "tests", "benchmarks", "scripts", "examples", "docs"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert set(tracked.stdout.split()) <= names
+    needed = files_of("tests", "benchmarks", "scripts", "examples", "docs")
+    assert len(needed) > 300
+    assert needed <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert {"gpuspool/spool/layout.py", "gpuspool/worker/__main__.py"} <= names
 
@@ -149,6 +166,18 @@ def test_a_difference_between_them_is_named(archive: Path, tmp_path: Path) -> No
         dist.compare_with_archive(wheel, archive, tmp_path / "source")
 
 
+def test_what_lies_beside_what_is_built_stays(tmp_path: Path) -> None:
+    dist = script("dist")
+    into = tmp_path / "wheels"
+    into.mkdir()
+    for name in ("gpuspool-0.0.1.tar.gz", "other-1.whl", "thesis.txt"):
+        (into / name).write_text(name)
+    (tmp_path / "gpuspool-9.tar.gz").write_text("new")
+    dist.hand_over([tmp_path / "gpuspool-9.tar.gz"], into)
+    found = sorted(path.name for path in into.iterdir())
+    assert found == ["gpuspool-9.tar.gz", "other-1.whl", "thesis.txt"]
+
+
 @pytest.mark.slow
 def test_what_is_built_serves_a_stranger(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "dist.py"), "--into", str(tmp_path / "dist")]
@@ -157,3 +186,4 @@ def test_what_is_built_serves_a_stranger(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "notebook" in done.stdout
+    assert [path.suffix for path in sorted((tmp_path / "dist").iterdir())] == [".whl", ".gz"]

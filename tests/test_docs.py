@@ -37,6 +37,15 @@ def test_every_verb_and_option_stands_in_the_options_page_with_its_variable(verb
         assert option.help, f"{option.opts} has no help text"
 
 
+def test_a_variable_means_the_same_to_all_verbs_that_read_it() -> None:
+    said: dict[object, set[str | None]] = {}
+    for _, option in OPTIONS:
+        said.setdefault(option.envvar, set()).add(option.help)
+    # One task, or one rank, is meant by both `explain` and `logs`.
+    alike = {"GPUSPOOL_TASK", "GPUSPOOL_RANK"}
+    assert {name for name, helps in said.items() if len(helps) > 1} == alike
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):

@@ -3,10 +3,13 @@ there, and that a file appears whole or not at all.
 """
 
 import csv
+import errno
+import importlib.util
 import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +21,11 @@ from msgspec import Raw
 from spooling import A0, B0, begin, intend, make_spool, take, task, view_of
 
 import gpuspool
+from gpuspool.orchestrator.export.npy import make_header
 from gpuspool.orchestrator.export.rows import FIELDS
-from gpuspool.orchestrator.export.table import Format, Table, write_table
+from gpuspool.orchestrator.export.table import Format, Table, write_rows
 from gpuspool.orchestrator.report.results import Results, encode_result
+from gpuspool.spool.codec import seal_bodies
 from gpuspool.spool.errors import Incomplete, UsageError
 from gpuspool.spool.journal import JournalWriter
 from gpuspool.spool.layout import Layout
@@ -28,11 +33,9 @@ from gpuspool.spool.manifest import publish_added, publish_manifest, publish_orp
 from gpuspool.spool.records import NO_JSON, Added, Closing, Error, JournalLine, TaskFailure
 from gpuspool.spool.states import AttemptState, ErrorKind, LineState, Reason
 
-pyarrow = pytest.importorskip("pyarrow", reason="the extra [arrow] is not installed")
-parquet = pytest.importorskip("pyarrow.parquet")
-
 COLUMNS = [field.name for field in FIELDS]
-FORMATS = ("jsonl", "csv", "parquet")
+# All that can be written and read again here.
+FORMATS = ("jsonl", "csv", "parquet") if importlib.util.find_spec("pyarrow") else ("jsonl", "csv")
 
 # Names of files and fields that break what splits lines and fields without thinking.
 ODD_KEYS = [
@@ -66,7 +69,9 @@ def fail(writer: JournalWriter, index: int, message: str, round_: int = 0) -> No
 def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a table, with the types that every format can say."""
     if path.suffix == ".parquet":
-        return list(parquet.read_table(path).to_pylist())
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_table(path).to_pylist())
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text().splitlines()]
     with path.open(newline="", encoding="utf-8") as file:
@@ -172,12 +177,12 @@ def test_a_row_whose_line_cannot_be_read_any_more_is_there_once(
     many_fates: Layout, tmp_path: Path
 ) -> None:
     view = view_of(many_fates)
-    for format_ in Format:
+    for format_ in map(Format, FORMATS):
         table = Table(view, is_flat=True)
         damage(many_fates, A0, b'"lost"')
         path = tmp_path / f"table.{format_}"
         with path.open("wb") as file:
-            assert write_table(table, format_, file) == 9
+            assert write_rows(table, format_, file) == 9
         damage(many_fates, A0, b'"LOST"')
         rows = read_table(path)
         assert [row["index"] for row in rows] == list(range(9))
@@ -217,10 +222,11 @@ def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
     layout = make_spool(tmp_path / "s", 2)
     assert gpuspool.export(layout.root, tmp_path / "x.csv", states="failed") == 0
     assert next(csv.reader((tmp_path / "x.csv").read_text().splitlines())) == COLUMNS
-    gpuspool.export(layout.root, tmp_path / "x.parquet", states="failed")
-    assert parquet.read_table(tmp_path / "x.parquet").schema.names == COLUMNS
     gpuspool.export(layout.root, tmp_path / "x.jsonl", states="failed")
     assert (tmp_path / "x.jsonl").read_bytes() == b""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra [arrow] is not installed")
+    gpuspool.export(layout.root, tmp_path / "x.parquet", states="failed")
+    assert parquet.read_table(tmp_path / "x.parquet").schema.names == COLUMNS
 
 
 @pytest.fixture
@@ -263,6 +269,7 @@ def test_csv_is_as_rfc_4180_has_it(odd_spool: tuple[Layout, list[Any]], tmp_path
 def test_pyarrow_reads_the_csv_and_the_lines(
     odd_spool: tuple[Layout, list[Any]], tmp_path: Path
 ) -> None:
+    pytest.importorskip("pyarrow", reason="the extra [arrow] is not installed")
     import pyarrow.csv
     import pyarrow.json
 
@@ -281,10 +288,11 @@ def test_other_readers_that_are_here_read_all_formats(
     odd_spool: tuple[Layout, list[Any]], tmp_path: Path
 ) -> None:
     layout, _ = odd_spool
-    for format_ in FORMATS:
-        gpuspool.export(layout.root, tmp_path / f"x.{format_}", flatten=True)
     polars = pytest.importorskip("polars")
     duckdb = pytest.importorskip("duckdb")
+    pytest.importorskip("pyarrow", reason="the extra [arrow] is not installed")
+    for format_ in FORMATS:
+        gpuspool.export(layout.root, tmp_path / f"x.{format_}", flatten=True)
     for format_, read in (
         ("csv", polars.read_csv),
         ("jsonl", polars.read_ndjson),
@@ -368,6 +376,43 @@ def test_a_complete_run_meets_the_requirement(box: Box) -> None:
     assert len(read_table(box / "x.csv")) == 3
 
 
+def say_too_much(layout: Layout, attempt: str) -> None:
+    """Make each line of a journal say what this version does not understand: it counts, and its
+    result cannot be read.
+    """
+    path = layout.journal(attempt)
+    lines = path.read_bytes().replace(b'"seconds":0.25', b'"seconds":"a quarter"').splitlines()
+    bodies = [line[: line.rindex(b',"crc"')] for line in lines]
+    path.write_bytes(b"".join(seal_bodies(bodies)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([], ["--format", "csv"], ["--format", "jsonl", "-o", "-"]),
+        *(["-o", "x.csv"], ["-o", "/dev/stdout", "--format", "csv"], ["--stack", "x.npy"]),
+    ],
+)
+def test_results_that_cannot_be_read_are_refused_where_all_were_asked_for(
+    box: Box, words: list[str]
+) -> None:
+    layout = make_spool(box / "s", 2)
+    layout.outputs.mkdir(exist_ok=True)
+    (layout.outputs / "t0.npy").write_bytes(make_header("<f4", (3,)) + bytes(12))
+    a0, b0 = begin(layout, A0), begin(layout, B0)
+    complete(a0, 0, 1, outputs=[("t0.npy", 1)])
+    complete(b0, 1, 2)
+    say_too_much(layout, B0)
+    (box / "x.csv").write_text("before")
+    done = box.run("results", "s", *words, "--require-complete", code=3)
+    assert done.out == ""
+    assert "of 1 the result cannot be read any more" in done.err
+    assert "Nothing was written." in done.err
+    assert (box / "x.csv").read_text() == "before"
+    assert names(box.home) == ["s", "x.csv"]
+    box.run("results", "s", *words)
+
+
 # Of all tasks the first fifteen or so end at once, and the others wait.
 GATE = """
 import os, time
@@ -391,6 +436,15 @@ def test_a_live_run_has_each_row_once(box: Box) -> None:
         assert {row["state"] for row in rows} == {"complete", "missing"}
     box.write("go", "")
     run.wait(0)
+
+
+def test_a_variable_says_where_the_table_goes_and_nothing_to_the_report(
+    many_fates: Layout, box: Box
+) -> None:
+    box.environment["GPUSPOOL_RESULTS_OUTPUT"] = "x.csv"
+    box.run("results", many_fates.root)
+    box.run("report", many_fates.root)
+    assert len(read_table(box / "x.csv")) == 9
 
 
 def test_a_link_is_followed_and_a_pipe_is_written_to(many_fates: Layout, box: Box) -> None:
@@ -426,6 +480,21 @@ def test_a_file_that_cannot_be_written_whole_is_not_there(
     assert [name for name in os.listdir(box.home) if name.startswith(".x")] == []
 
 
+def test_a_folder_that_knows_no_fsync_gets_its_file(
+    many_fates: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert gpuspool.export(many_fates.root, tmp_path / "x.csv") == 9
+    assert len(read_table(tmp_path / "x.csv")) == 9
+
+
 # Kills with SIGKILL at its N-th system call that writes, syncs or renames.
 KILLER = """
 import os, signal, sys
@@ -444,7 +513,7 @@ def deadly(call):
     return wrapped
 os.rename = deadly(os.rename)
 saved.sync = deadly(saved.sync)
-saved.fsync_dir = deadly(saved.fsync_dir)
+saved.fsync_dir_if_possible = deadly(saved.fsync_dir_if_possible)
 real = os.fdopen
 def fdopen(fd, mode="r", *args, **more):
     if "w" not in mode:
@@ -490,11 +559,13 @@ def test_without_pyarrow_is_said_what_to_install(many_fates: Layout, box: Box) -
     box.write("no/pyarrow.py", "raise ImportError('none here')\n")
     hidden = {"PYTHONPATH": str(box / "no")}
     words = ("-m", "gpuspool", "results", many_fates.root)
-    for more in (["-o", "x.parquet"],):
+    many_fates.outputs.mkdir(exist_ok=True)
+    (many_fates.outputs / "t0.vec").write_bytes(make_header("<f4", (3,)) + bytes(12))
+    for more in (["-o", "x.parquet"], ["--stack", "x.arrow", "--suffix", ".vec"]):
         done = box.run(*words, *more, program=(sys.executable,), env=hidden, code=2)
         assert "pip install 'gpuspool[arrow]'" in done.err
         assert "none here" in done.err
-    assert not (box / "x.parquet").exists()
+    assert names(box.home) == ["no"]
     box.run(*words, "-o", "x.csv", program=(sys.executable,), env=hidden)
 
 

@@ -9,17 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
-from spooling import A0, B0, begin, make_spool
+from spooling import A0, B0, begin, make_spool, view_of
 
 import gpuspool
 from gpuspool.orchestrator.export import flatten
 from gpuspool.orchestrator.export.columns import Field, Type
 from gpuspool.orchestrator.export.flatten import Flattener
+from gpuspool.orchestrator.report.places import Places
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.records import JournalLine
 from gpuspool.spool.states import LineState
 
 BIG = 2**63
+# No float holds it.
+HUGE = 10**400
 
 
 def as_json(values: list[Any]) -> list[Raw]:
@@ -52,6 +55,10 @@ def flat(*batches: list[Any]) -> tuple[dict[str, Type], dict[str, list[Any]]]:
         ([-BIG, BIG - 1], Type.INT, [-BIG, BIG - 1]),
         ([BIG, 0.5], Type.FLOAT, [float(BIG), 0.5]),
         ([0.5, BIG], Type.FLOAT, [0.5, float(BIG)]),
+        ([HUGE, 0.5], Type.TEXT, [str(HUGE), "0.5"]),
+        ([0.5, -HUGE], Type.TEXT, ["0.5", str(-HUGE)]),
+        ([BIG, HUGE, 0.5], Type.TEXT, [str(BIG), str(HUGE), "0.5"]),
+        ([1, BIG, HUGE], Type.TEXT, ["1", str(BIG), str(HUGE)]),
         (["a", None, ""], Type.TEXT, ["a", None, ""]),
         ([1, "a", True, 0.5], Type.TEXT, ["1", "a", "true", "0.5"]),
         ([True, 1], Type.TEXT, ["true", "1"]),
@@ -118,6 +125,7 @@ SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**70), 2**70),
+    st.sampled_from([HUGE, -HUGE]),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(max_size=4),
     st.lists(st.integers(), max_size=1),
@@ -129,6 +137,31 @@ RESULTS = st.one_of(SCALARS, st.dictionaries(st.sampled_from("abc"), SCALARS, ma
 def test_how_results_come_in_batches_changes_nothing(results: list[Any], size: int) -> None:
     batches = [results[at : at + size] for at in range(0, len(results), size)]
     assert flat(*batches) == flat(results)
+
+
+def test_an_integer_beyond_all_floats_makes_a_column_of_numbers_text(tmp_path: Path) -> None:
+    layout = make_spool(tmp_path / "s", 2)
+    writer = begin(layout, A0)
+    for at, number in enumerate((HUGE, 0.5)):
+        result = Raw(json.dumps({"n": number}).encode())
+        writer.append(JournalLine(task=at, round=0, state=LineState.COMPLETE, result=result))
+    gpuspool.export(layout.root, tmp_path / "x.csv", flatten=True)
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert [row["n"] for row in csv.DictReader(file)] == [str(HUGE), "0.5"]
+
+
+def test_large_results_are_learned_from_some_at_a_time(tmp_path: Path) -> None:
+    """However many results are heard, they and what they were read from are a few MiB."""
+    n_tasks, size = 64, 512 * 1024
+    layout = make_spool(tmp_path / "s", n_tasks)
+    writer = begin(layout, A0)
+    for at in range(n_tasks):
+        result = Raw(b'"%s"' % (b"x" * size))
+        writer.append(JournalLine(task=at, round=0, state=LineState.COMPLETE, result=result))
+    heard: list[int] = []
+    Places(view_of(layout), hear=lambda results: heard.append(sum(map(len, results))))
+    assert sum(heard) == n_tasks * (size + 2)
+    assert max(heard) <= 4 * 1024 * 1024
 
 
 def test_a_type_that_changes_late_stops_no_reader(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_link_in_the_place_of_the_page_leads_nowhere(box: Box, finished: Path)
 def test_where_the_page_shall_be_is_told(box: Box, finished: Path) -> None:
     box.run("report", "S", "-o", "a.html")
     box.run("report", "S", "--output", str(box / "b.html"))
-    box.run("report", "S", env={"GPUSPOOL_OUTPUT": "c.html"})
+    box.run("report", "S", env={"GPUSPOOL_REPORT_OUTPUT": "c.html"})
     for name in ("a.html", "b.html", "c.html"):
         assert is_page((box / name).read_bytes())
     assert not (finished / "report.html").exists()

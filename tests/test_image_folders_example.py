@@ -66,3 +66,9 @@ def test_one_folder_after_the_other_keeps_the_class_in_the_key(box: Box, weights
     box.run(*command, "digits/7/*.png", "--add")
     labels = {one["key"]: one["result"]["label"] for one in box.results("spool-Digits")}
     assert labels == {"3/bad.png": "3", "3/good.png": "3", "7/new.png": "7"}
+
+
+def test_a_result_that_is_lost_is_no_prediction(box: Box) -> None:
+    told = {"key": "3/a.png", "state": "complete", "result": None, "error": {"message": "lost"}}
+    done = box.run(EXAMPLE / "compare.py", program=PYTHON, stdin=json.dumps(told), code=1)
+    assert done.out.splitlines()[-1].startswith("0 of 1 images")

@@ -60,7 +60,7 @@ def test_what_a_page_has_its_reader_type_works_and_prints_what_it_shows(
         if step.is_compared:
             lost = missing(step.shown, printed)
             assert lost is None, f"the page shows, and it does not come: {lost}\n{told}"
-            assert status == "0" or step.shown, told
+            assert int(status) == step.status, told
 
 
 def test_every_block_to_type_is_run_or_says_why_not() -> None:
@@ -113,8 +113,10 @@ $ false
 ```console
 $ sbatch
 ```
+<!-- ends with: 0, 1 -->
 ```console
 $ true
+$ false
 ```
 <!-- not run from here on: all of it needs a cluster -->
 ```console
@@ -124,12 +126,13 @@ $ squeue
     steps, skipped = read_page(page)
     assert [step.command.split("\n")[0] for step in steps] == [
         *("mkdir a", "one \\", "cat > x <<'END'"),
-        *("cat > job.py <<'EOF-EOF'", "python - <<'EOF-EOF'", "false", "true"),
+        *("cat > job.py <<'EOF-EOF'", "python - <<'EOF-EOF'", "false", "true", "false"),
     ]
     assert steps[1].command == "one \\\n  two"
     assert steps[1].shown == ["three"]
     assert steps[2].command.endswith("\n$ y\nEND")
-    assert [step.is_compared for step in steps] == [True] * 5 + [False, True]
+    assert [step.is_compared for step in steps] == [True] * 5 + [False, True, True]
+    assert [step.status for step in steps] == [0] * 7 + [1]
     assert [block.why for block in skipped] == ["it needs a cluster", "all of it needs a cluster"]
 
 

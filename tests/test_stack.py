@@ -1,5 +1,6 @@
 """The arrays of all tasks in one file: every row and every id, by its content."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from spooling import A0, begin, make_spool, task
 
 import gpuspool
 from gpuspool.orchestrator.export.npy import NpyError, make_header, read_elements, read_header
+from gpuspool.spool.codec import seal_bodies
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.records import Error, JournalLine
@@ -44,6 +46,11 @@ def spool_of(root: Path, arrays: dict[str, dict[str, Any]]) -> Layout:
         )
         writer.append(line)
     return layout
+
+
+def fortran_header(shape: tuple[int, ...]) -> bytes:
+    """The header of an array in Fortran's order."""
+    return make_header("<f4", shape).replace(b"False", b"True ")
 
 
 def stacked(path: Path) -> dict[str, Any]:
@@ -76,6 +83,7 @@ def test_a_batch_gives_a_row_for_each_of_its_things(tmp_path: Path) -> None:
         {
             "one": {"one.npy": one},
             "empty": {"empty.npy": np.empty((0, 3))},
+            "none": {"none.npy": np.empty((0, 3)), "none.ids.txt": ""},
             "several": {"several.npy": several},
             "named": {"named.npy": named, "named.ids.txt": "first of all\nsecond\n"},
             "flat": {"flat.npy": several[0]},
@@ -146,6 +154,11 @@ def test_arrays_that_differ_are_named_and_nothing_is_written(tmp_path: Path) -> 
         ({"k.npy": make_header("<f4", (3,)) + bytes(11)}, "cut short"),
         ({"k.npy": make_header("<f4", (3,)) + bytes(13)}, "more in it"),
         ({"k.npy": make_header("<f4", (3,))[:50]}, "ends in its header"),
+        ({"k.npy": make_header("<f4", (10**12, 10**6))}, "cut short"),
+        ({"k.npy": fortran_header((10**12, 10**6))}, "cut short"),
+        ({"k.npy": np.empty((5, 0))}, "its rows have no elements"),
+        ({"k.npy": make_header("<f4", (10**12, 0))}, "its rows have no elements"),
+        ({"k.npy": np.empty(0)}, "its rows have no elements"),
         ({"k.npy": np.zeros(3), "k.mask.npy": np.zeros(3)}, "2 outputs that end in .npy"),
         ({"k.npy": np.zeros((2, 3)), "k.ids.txt": "one\n"}, "a line for each row"),
         ({"k.txt": "text"}, "nothing to stack"),
@@ -155,8 +168,10 @@ def test_what_cannot_be_stacked_is_refused(
     tmp_path: Path, outputs: dict[str, Any], told: str
 ) -> None:
     layout = spool_of(tmp_path / "s", {"k": outputs})
-    with pytest.raises(UsageError, match=told):
-        gpuspool.stack(layout.root, tmp_path / "x.npy")
+    arrow = [tmp_path / "x.arrow"] if importlib.util.find_spec("pyarrow") else []
+    for files in ([tmp_path / "x.npy"], arrow or [tmp_path / "x.npy"]):
+        with pytest.raises(UsageError, match=told):
+            gpuspool.stack(layout.root, files)
     assert names(tmp_path) == ["s"]
 
 
@@ -185,6 +200,20 @@ def test_tasks_without_an_array_have_no_row_and_are_told(tmp_path: Path, box: Bo
     done = box.run("results", layout.root, "--stack", "x.npy")
     assert "1x3 of <f8, of 1 task, in x.npy; the ids of the rows are in x.ids.txt" in done.err
     assert "2 complete tasks have no such output: b, c" in done.err
+    assert list(stacked(box / "x.npy")) == ["a"]
+
+
+def test_tasks_whose_outputs_nobody_can_read_have_no_row_and_are_told(
+    tmp_path: Path, box: Box
+) -> None:
+    layout = spool_of(tmp_path / "s", {"a": {"a.npy": np.zeros(3)}, "b": {"b.npy": np.zeros(3)}})
+    path = layout.journal(A0)
+    head, first, second = path.read_bytes().splitlines()
+    body = second[: second.rindex(b',"crc"')] + b',"seconds":"a quarter"'
+    path.write_bytes(b"\n".join([head, first, *seal_bodies([body])]))
+    done = box.run("results", layout.root, "--stack", "x.npy")
+    assert "1x3 of <f8, of 1 task, in x.npy" in done.err
+    assert "1 complete task has no row, for want of a journal line that can be read" in done.err
     assert list(stacked(box / "x.npy")) == ["a"]
 
 

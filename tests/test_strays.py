@@ -21,6 +21,7 @@ from helpers import (
     waiting,
 )
 
+from gpuspool.spool import processes
 from gpuspool.spool.open_folder import folder_id
 from gpuspool.spool.processes import MARK, kill_marked, mark_of, run_mark
 
@@ -206,6 +207,31 @@ def test_only_what_the_named_attempts_started_is_killed(box: Box) -> None:
     assert kill_marked(run, {"rank-0000.a01"}, spare=(sleepers[1].pid,)) == 0
     assert not sleepers[1].is_over()
     assert not sleepers[2].is_over()
+    box.kill_all()
+
+
+def test_folders_of_other_runs_are_not_looked_at(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be on a file system that is gone, and whoever looks at one hangs for good."""
+    for name in ("ours", "others"):
+        (box / name / "logs").mkdir(parents=True)
+    ours, others = ("rank-0000.a00", "rank-0007.a00")
+    sleepers = []
+    for name, attempt in (("ours", ours), ("others", others)):
+        log = box / name / "logs" / f"{attempt}.log"
+        command = ["-c", f"exec sleep 1000 >{log} 2>&1"]
+        sleepers.append(box.start(*command, program=("bash",)))
+        wait_until(log.exists)
+    asked = []
+
+    def folder_of(path: Path) -> str:
+        asked.append(path)
+        return folder_id(path)
+
+    monkeypatch.setattr(processes, "folder_id", folder_of)
+    assert kill_marked(run_mark("run", folder_id(box / "ours")), {ours}) == 1
+    sleepers[0].wait(-signal.SIGKILL)
+    assert not sleepers[1].is_over()
+    assert set(asked) == {box / "ours"}
     box.kill_all()
 
 

@@ -10,8 +10,8 @@ from example_runs import EXAMPLES, PYTHON, kill_and_go_on, needs, tiny_model
 from helpers import Box
 
 EXAMPLE = EXAMPLES / "text_embeddings"
-# `make torture` runs these: what they import takes longer than what they test.
-pytestmark = [pytest.mark.slow, needs("transformers")]
+# `make torture` runs these with the model: what they import takes longer than what they test.
+needs_transformers = needs("transformers")
 
 # Each line alone, with another padding and another order than the job has.
 ALONE = """
@@ -35,6 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model("bert", tmp_path_factory.mktemp("model") / "bert")
 
 
+@pytest.mark.slow
+@needs_transformers
 def test_each_line_has_its_row_after_a_kill_half_way(box: Box, model: Path) -> None:
     box.run(EXAMPLE / "make_texts.py", program=PYTHON)
     files = sorted(box.home.glob("texts/*/*.txt"))
@@ -60,6 +62,8 @@ def test_each_line_has_its_row_after_a_kill_half_way(box: Box, model: Path) -> N
         np.testing.assert_allclose(rows, alone, atol=1e-5)
 
 
+@pytest.mark.slow
+@needs_transformers
 def test_the_nearest_line_to_a_line_is_itself(box: Box, model: Path) -> None:
     box.write("texts/a.txt", "a stone in the river\nthe moon\n")
     box.write("texts/b.txt", "seven wooden chairs\n")
@@ -71,3 +75,45 @@ def test_the_nearest_line_to_a_line_is_itself(box: Box, model: Path) -> None:
     said = box.run("-c", search, program=(sys.executable,)).out.splitlines()
     assert said[0] == "1.00  b.txt: seven wooden chairs"
     assert len(said) == 3
+
+
+# A job that knows "stone" from all other words, and a stand-in for the model of the same kind.
+STONES = """
+import numpy as np
+
+
+def read_lines(path):
+    return path.read_text().splitlines()
+
+
+class Encoder:
+    def __init__(self, *_):
+        pass
+
+    def tokens(self, texts):
+        return texts
+
+    def rows(self, texts):
+        return np.array([[1.0, 0.0] if "stone" in text else [0.0, 1.0] for text in texts])
+
+
+def embed(task, ctx):
+    lines = read_lines(task.path)
+    if "broken" in lines:
+        raise ValueError("this file is broken")
+    np.save(ctx.output(task, ".npy"), Encoder().rows(lines))
+"""
+
+
+def test_a_file_that_failed_is_not_searched_and_moves_no_other_line(box: Box) -> None:
+    box.write("embed.py", STONES)
+    box.write("texts/a.txt", "broken\nthe moon\n")
+    box.write("texts/b.txt", "seven chairs\na stone\n")
+    box.run("run", "embed.py:embed", "texts/*.txt", "--spool", "S", code=3)
+    search = f"import sys; sys.path[:0] = ['.', {str(EXAMPLE)!r}]; import search\n"
+    search += "search.SHOWN = 1\nsys.argv[1:] = ['S', 'texts', 'stone']\nsearch.main()\n"
+    done = box.run("-c", search, program=(sys.executable,))
+    assert done.out.splitlines() == ["1.00  b.txt: a stone"]
+    assert "not searched: a.txt" in done.err
+    box.write("texts/b.txt", "seven chairs\n")
+    assert "b.txt has changed" in box.run("-c", search, program=(sys.executable,), code=1).err

@@ -96,6 +96,28 @@ def test_a_request_that_is_wrong_is_answered_so_and_the_others_as_ever(stand_in:
     assert names(stand_in / "spool-Chat" / "attempts") == ["rank-0000.a00.json"]
 
 
+def test_a_wrong_request_alone_is_told_what_is_wrong(stand_in: Box) -> None:
+    write(stand_in, request("tools", "two", tools=[]))
+    stand_in.run(*RUN, "model=m")
+    (line,) = answer(stand_in).values()
+    assert "'tools'" in line["response"]["body"]["error"]["message"]
+
+
+def test_a_wrong_address_is_told_as_that(stand_in: Box) -> None:
+    write(stand_in, {**request("embedding", "four"), "url": "/v1/embeddings"})
+    stand_in.run(*RUN, "model=m")
+    (line,) = answer(stand_in).values()
+    assert "not /v1/embeddings" in line["response"]["body"]["error"]["message"]
+
+
+def test_a_result_that_is_lost_is_an_error_of_its_request(box: Box) -> None:
+    error = {"kind": "unreadable", "message": "the journal line cannot be read"}
+    told = {"index": 3, "key": "a", "state": "complete", "result": None, "error": error}
+    done = box.run(EXAMPLE / "to_batch.py", program=PYTHON, stdin=json.dumps(told))
+    (line,) = done.records()
+    assert (line["response"], line["error"]["code"]) == (None, "unreadable")
+
+
 def test_an_engine_that_dies_fails_no_request(stand_in: Box) -> None:
     write(stand_in, *(request(f"r{i}", "die") for i in range(600)))
     stand_in.run(*RUN, "model=m")

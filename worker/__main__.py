@@ -21,7 +21,7 @@ from gpuspool.spool.identity import myself
 from gpuspool.spool.journal import start_journal
 from gpuspool.spool.layout import Layout, attempt_name
 from gpuspool.spool.open_folder import SPOOL, OpenFolder
-from gpuspool.spool.processes import is_marked, run_mark
+from gpuspool.spool.processes import is_this_process, run_mark
 from gpuspool.spool.publish import Owners, read_sealed
 from gpuspool.spool.records import Intent, Run
 from gpuspool.spool.signals import restore_defaults
@@ -63,7 +63,7 @@ def _refuse_another_spool(run: Run, folder: OpenFolder, name: str) -> None:
 
     Since the parent looked, another run may have been made at its path.
     """
-    if not is_marked(run_mark(run.id, folder.folder_id), name):
+    if not is_this_process(run_mark(run.id, folder.folder_id), name):
         raise SpoolError(
             f"{folder.path} is not the spool that {name} was started for; this process ends"
         )

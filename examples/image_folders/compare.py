@@ -15,7 +15,9 @@ def main() -> int:
     for result in map(json.loads, sys.stdin):
         # The key is the path below the folder of all images, so its first part is the class.
         truth = result["key"].partition("/")[0]
-        counts[truth, result["result"]["label"] if result["state"] == "complete" else "-"] += 1
+        # A complete task has an error if its result cannot be read any more.
+        is_known = result["state"] == "complete" and result["error"] is None
+        counts[truth, result["result"]["label"] if is_known else "-"] += 1
     names = sorted({name for pair in counts for name in pair})
     print(" ".join(f"{name:>5}" for name in ["", *names]))
     for truth in sorted({truth for truth, _ in counts}):

@@ -19,9 +19,19 @@ def main() -> None:
     spool, folder, question = sys.argv[1:]
     places, rows = [], []
     for result in gpuspool.results(spool):
+        # A task that failed has no rows. Of one with an error, what it wrote cannot be read.
+        if result.state != "complete" or result.error is not None:
+            print(f"not searched: {result.key}", file=sys.stderr)
+            continue
         # The key is the file's path below the folder of all inputs; `outputs` are names below OUT.
-        places += [(result.key, line) for line in read_lines(Path(folder, result.key))]
-        rows += [np.load(Path(spool, "outputs", name)) for name in result.outputs]
+        lines = read_lines(Path(folder, result.key))
+        [output] = result.outputs
+        rows.append(np.load(Path(spool, "outputs", output)))
+        if len(rows[-1]) != len(lines):
+            sys.exit(f"{result.key} has changed since it was embedded")
+        places += [(result.key, line) for line in lines]
+    if not places:
+        sys.exit("there is nothing to search")
     encoder = Encoder(MODEL)
     [wanted] = encoder.rows(encoder.tokens([question]))
     cosines = np.concatenate(rows) @ wanted

@@ -29,8 +29,11 @@ def sampling(task):
     """How to answer a request. Raises ValueError for one that asks for more than is done here."""
     body = {"messages": None, **task.payload["body"]}
     unknown = sorted(set(body) - {*SAMPLING, *OTHER})
-    if unknown or task.payload.get("url", URL) != URL:
-        raise ValueError(f"only chat completions are answered here, and none with {unknown}")
+    url = task.payload.get("url", URL)
+    if url != URL:
+        raise ValueError(f"only {URL} is answered here, not {url}")
+    if unknown:
+        raise ValueError(f"no request is answered here that has {unknown}")
     if not isinstance(body["messages"], list):
         raise ValueError("a request has a list of messages")
     asked = {name: body[name] for name in SAMPLING if body.get(name) is not None}
@@ -96,7 +99,8 @@ class Chat:
                 results[task.index] = refusal(error)
         try:
             chats = [task.payload["body"]["messages"] for task in good]
-            answers = self.llm.chat(chats, asked, use_tqdm=False)
+            # There may be none left to ask.
+            answers = self.llm.chat(chats, asked, use_tqdm=False) if good else []
         except (VLLMClientError, ValueError) as error:
             # vLLM takes none of them if it cannot take one, such as a prompt that is too long. This
             # call is split until that request is alone.

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Turn `gpuspool results`, read on stdin, into the output file of an OpenAI batch, on stdout.
 
-A request whose task failed has an `error` and no `response`. The exit status is 3 if some are not
-finished; these are left out.
+A request whose task failed, or whose result is lost, has an `error` and no `response`. The exit
+status is 3 if some are not finished; these are left out.
 """
 
 import json
@@ -18,7 +18,8 @@ def main() -> int:
             continue
         name = f"batch_req_{result['index']}"
         line = {"id": name, "custom_id": result["key"], "response": None, "error": None}
-        if result["state"] == "complete":
+        # A complete task has an error if its result cannot be read any more.
+        if result["error"] is None:
             line["response"] = {"request_id": name, **result["result"]}
         else:
             error = result["error"]

@@ -488,7 +488,8 @@ def _efficiency(view: View, epoch: int, took_s: float) -> str:
     # Imported once the run is over: by then nobody waits for it.
     from gpuspool.orchestrator.report.efficiency import efficiency_text
 
-    with contextlib.suppress(OSError):
+    # Whatever goes wrong with a few lines of advice, the run is over, and has gone as it has.
+    with contextlib.suppress(Exception):
         return efficiency_text(view, epoch, took_s)
     return ""
 

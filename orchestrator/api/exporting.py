@@ -8,19 +8,23 @@ all. They raise what those raise, and UsageError where a library is missing that
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from gpuspool.orchestrator.export.required import (
+    refuse_before_printing,
+    refuse_incomplete,
+    refuse_unreadable,
+)
 from gpuspool.orchestrator.export.saved import is_stream, saved
 from gpuspool.orchestrator.export.stack import NPY, Stacked
 from gpuspool.orchestrator.export.stack import stack as stack_view
-from gpuspool.orchestrator.export.table import Format, Table, write_table
+from gpuspool.orchestrator.export.table import Format, Table, write_rows
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.report.results import ResultState
-from gpuspool.orchestrator.text.words import count_of, to_type
-from gpuspool.spool.errors import Incomplete, UsageError
-from gpuspool.spool.view import View, open_view
+from gpuspool.spool.errors import UsageError
+from gpuspool.spool.view import open_view
 
 Spool = str | os.PathLike[str] | None
 File = str | os.PathLike[str]
@@ -49,13 +53,19 @@ def export(
     path = Path(file)
     chosen = format_of(path, format)
     wanted = states_of(states)
-    view = open_view(find_spool(spool), reads_claims=False)
-    if require_complete:
-        refuse_incomplete(view)
     if chosen is Format.PARQUET and is_stream(path):
         raise UsageError(f"{file} is no plain file, and Parquet cannot be written piece by piece.")
+    view = open_view(find_spool(spool), reads_claims=False)
+    if require_complete and is_stream(path):
+        refuse_before_printing(view)
+    elif require_complete:
+        refuse_incomplete(view)
     with saved(path) as opened:
-        return _write(view, wanted, chosen, opened, flatten, require_complete)
+        table = Table(view, wanted, is_flat=flatten)
+        rows = write_rows(table, chosen, opened)
+        if require_complete:
+            refuse_unreadable(view, table.unreadable, is_printed=is_stream(path))
+    return rows
 
 
 def export_to(
@@ -68,28 +78,14 @@ def export_to(
     require_complete: bool = False,
 ) -> int:
     """As `export`, into something that is open already; csv and jsonl alone."""
+    wanted = states_of(states)
     view = open_view(find_spool(spool), reads_claims=False)
     if require_complete:
-        refuse_incomplete(view)
-    return _write(view, states_of(states), Format(format), opened, flatten, require_complete)
-
-
-def _write(
-    view: View,
-    states: Collection[ResultState],
-    format_: Format,
-    file: BinaryIO,
-    is_flat: bool,
-    is_complete_required: bool,
-) -> int:
-    table = Table(view, states, is_flat=is_flat)
-    rows = write_table(table, format_, file)
-    if table.unreadable and is_complete_required:
-        raise Incomplete(
-            f"{view.layout.root}: every task is complete, but of {table.unreadable} the result "
-            f"cannot be read any more; {to_type('verify', view.layout.root)} tells why. Nothing "
-            "was written."
-        )
+        refuse_before_printing(view)
+    table = Table(view, wanted, is_flat=flatten)
+    rows = write_rows(table, Format(format), opened)
+    if require_complete:
+        refuse_unreadable(view, table.unreadable, is_printed=True)
     return rows
 
 
@@ -110,7 +106,9 @@ def stack(
     view = open_view(find_spool(spool), reads_claims=False)
     if require_complete:
         refuse_incomplete(view)
-    return stack_view(view, [Path(file) for file in several], suffix)
+    return stack_view(
+        view, [Path(file) for file in several], suffix, is_complete_required=require_complete
+    )
 
 
 def format_of(path: Path | None, format: str | None) -> Format:
@@ -134,18 +132,3 @@ def states_of(states: str | Iterable[str]) -> list[ResultState]:
         if word not in known:
             raise UsageError(f"state {word!r:.40} is none of {', '.join(known)}.")
     return [ResultState(word) for word in words]
-
-
-def refuse_incomplete(view: View) -> None:
-    """Raise Incomplete unless every task is complete."""
-    ledger = view.ledger
-    if ledger.n_complete == ledger.tasks:
-        return
-    root = view.layout.root
-    n_missing = ledger.tasks - ledger.n_finished
-    facts = f"{ledger.n_failed} failed, {n_missing} without a verdict"
-    ways = to_type("failed" if ledger.n_failed else "status", root)
-    raise Incomplete(
-        f"{root}: {ledger.n_complete} of {count_of(ledger.tasks, 'task')} are complete ({facts}), "
-        f"so nothing was written. {ways} tells more."
-    )

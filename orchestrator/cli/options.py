@@ -124,15 +124,17 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+def option(*names: str, verb: str = "", **settings: Any) -> Callable[[Any], Any]:
     """An option of click with its environment variable: --max-crashes is GPUSPOOL_MAX_CRASHES.
 
     A switch has one variable for both of its names: --keep-going/--no-keep-going is
-    GPUSPOOL_KEEP_GOING.
+    GPUSPOOL_KEEP_GOING. verb: where an option is something else with another verb, the one that has
+    it so; its variable is GPUSPOOL_VERB_NAME.
     """
     long = next(name for name in names if name.startswith("--"))
-    long = long.partition("/")[0]
-    variable = "GPUSPOOL_" + long.lstrip("-").replace("-", "_").upper()
+    long = long.partition("/")[0].lstrip("-")
+    name = f"{verb}-{long}" if verb else long
+    variable = "GPUSPOOL_" + name.replace("-", "_").upper()
     return click.option(*names, cls=Option, envvar=variable, show_envvar=True, **settings)
 
 

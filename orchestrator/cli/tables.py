@@ -5,36 +5,39 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from gpuspool.orchestrator.api import exporting
+from gpuspool.orchestrator.export.required import refuse_before_printing, refuse_unreadable
+from gpuspool.orchestrator.export.saved import STDOUT, Printed
 from gpuspool.orchestrator.export.stack import NPY, ids_of
 from gpuspool.orchestrator.export.table import Format
 from gpuspool.orchestrator.plan.locate import find_spool
 from gpuspool.orchestrator.report.results import Results, ResultState, encode_result
-from gpuspool.orchestrator.text.printable import plain_json, printable
+from gpuspool.orchestrator.text.printable import plain_json
 from gpuspool.orchestrator.text.progress import say
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.view import open_view
-
-# What stands for standard output.
-STDOUT = "-"
 
 
 def print_results(spool: str, states: Sequence[str], is_complete_required: bool) -> None:
     """One JSON line for each task, in input order. Raises Incomplete."""
     view = open_view(find_spool(spool), reads_claims=False)
     if is_complete_required:
-        exporting.refuse_incomplete(view)
+        refuse_before_printing(view)
     wanted = set(map(ResultState, states))
     write = sys.stdout.buffer.write
+    n_unreadable = 0
     for result in Results(view):
+        n_unreadable += result.state is ResultState.COMPLETE and result.error is not None
         if not wanted or result.state in wanted:
             write(plain_json(encode_result(result)) + b"\n")
+    if is_complete_required:
+        refuse_unreadable(view, n_unreadable, is_printed=True)
 
 
-def write_table(
+def export_table(
     spool: str,
     output: str | None,
     format_: str | None,
@@ -60,33 +63,12 @@ def write_table(
         raise UsageError("--format parquet cannot be printed: name a file with -o FILE.")
     exporting.export_to(
         spool,
-        cast(BinaryIO, _Printed(format_)),
+        cast(BinaryIO, Printed(is_json=format_ == Format.JSONL)),
         format_,
         states=states,
         flatten=is_flat,
         require_complete=is_complete_required,
     )
-
-
-class _Printed:
-    """Standard output, of which a terminal gets nothing that could harm it.
-
-    JSON stays the same values. CSV has no escapes, so only a terminal is spared: what a program
-    reads is as it is.
-    """
-
-    def __init__(self, format_: str) -> None:
-        self._is_json = format_ == Format.JSONL
-        self._is_terminal = sys.stdout.isatty()
-
-    def write(self, data: bytes) -> Any:
-        """Print some whole lines."""
-        if self._is_json:
-            data = plain_json(data)
-        elif self._is_terminal:
-            text = data.decode(errors="replace").replace("\r\n", "\n")
-            data = printable(text).encode()
-        return sys.stdout.buffer.write(data)
 
 
 def write_stack(
@@ -101,6 +83,9 @@ def write_stack(
     where = f"; the ids of the rows are in {', '.join(ids)}" if ids else ""
     tasks = count_of(made.tasks, "task")
     say(f"{shape} of {made.dtype}, of {tasks}, in {', '.join(files)}{where}")
+    if made.n_unreadable:
+        has = count_of(made.n_unreadable, "complete task has", "complete tasks have")
+        say(f"{has} no row, for want of a journal line that can be read")
     if made.n_without:
         more = ", …" if made.n_without > len(made.without) else ""
         none = count_of(made.n_without, "complete task has", "complete tasks have")

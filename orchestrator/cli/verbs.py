@@ -544,6 +544,7 @@ def _tell_failed_as_json(spool: str) -> tuple[bool, Doubtful]:
 @option(
     "-o",
     "--output",
+    verb="results",
     metavar="FILE",
     shell_complete=completion.files,
     help="Write a table into FILE, which appears whole or not at all; - is standard output.",
@@ -616,7 +617,7 @@ def results(
             raise UsageError(f"{option_} is of a table; --stack takes complete tasks alone.")
     spool = _looked_at(spool)
     if is_table:
-        tables.write_table(spool, output, format_, states, flatten, require_complete)
+        tables.export_table(spool, output, format_, states, flatten, require_complete)
     if stacked:
         tables.write_stack(spool, stacked, suffix, require_complete)
     if not is_table and not stacked:
@@ -629,6 +630,7 @@ def results(
 @option(
     "-o",
     "--output",
+    verb="report",
     metavar="FILE",
     shell_complete=completion.files,
     help="Where the page goes. Default SPOOL/report.html; - is standard output.",

@@ -185,7 +185,9 @@ class _Arrays:
         return lambda column: self._pa.array(column, type=arrow_type, memory_pool=self._pool)
 
     def _text(self, column: Sequence[Any]) -> Any:
-        if len(set(column)) == 1 and column[0] is not None:
+        # As that of states and hosts mostly is.
+        is_one_text = column and column[0] is not None and column.count(column[0]) == len(column)
+        if is_one_text:
             return self._pa.repeat(column[0], len(column), memory_pool=self._pool)
         return self._pa.array(column, type=self._pa.string(), memory_pool=self._pool)
 

@@ -6,7 +6,8 @@ has the column `value`. Lists and objects inside of a result stay in the column 
 The type of a column is found over all rows before the first is written, since readers that find
 another type late stop: integers and floats are floats together, all other mixtures are text, and
 null fits everywhere. What is no text then stands as its JSON. Integers of which 64 bits do not hold
-some are text, so that no digit is lost. A value that is a list or an object counts like any other
+some are text, so that no digit is lost; and so are integers and floats where an integer is beyond
+all floats. A value that is a list or an object counts like any other
 where the same name has scalars elsewhere; else it gets no column.
 
 A million results are decoded twice, to find the types and to make the columns. So both try the
@@ -43,14 +44,16 @@ Int64 = Annotated[int, msgspec.Meta(ge=_LEAST, le=_MOST)]
 class Kind(Enum):
     """What the values of a name are, as far as they were seen.
 
-    NOTHING: null alone. INT: integers that 64 bits hold. BIG: integers. FLOAT: numbers. NESTED:
-    lists and objects alone.
+    NOTHING: null alone. INT: integers that 64 bits hold. BIG: integers that a float holds, if not
+    to the last digit. HUGE: integers. FLOAT: numbers that a float holds. NESTED: lists and objects
+    alone.
     """
 
     NOTHING = auto()
     BOOL = auto()
     INT = auto()
     BIG = auto()
+    HUGE = auto()
     FLOAT = auto()
     TEXT = auto()
     NESTED = auto()
@@ -63,6 +66,7 @@ _HINTS: dict[Kind, Any] = {
     Kind.BOOL: bool | None,
     Kind.INT: Int64 | None,
     Kind.BIG: int | None,
+    Kind.HUGE: int | None,
     Kind.FLOAT: float | None,
     Kind.TEXT: str | None,
     Kind.NESTED: list[Any] | dict[str, Any] | None,
@@ -71,7 +75,13 @@ _HINTS: dict[Kind, Any] = {
 _TYPES = {Kind.BOOL: Type.BOOL, Kind.INT: Type.INT, Kind.FLOAT: Type.FLOAT}
 
 # Each of these holds all that those before it hold.
-_NUMBERS = [Kind.INT, Kind.BIG, Kind.FLOAT]
+_INTEGERS = [Kind.INT, Kind.BIG, Kind.HUGE]
+
+# What a column of floats holds.
+_FLOATS = (Kind.INT, Kind.BIG, Kind.FLOAT)
+
+# These become text as they are written.
+_AS_TEXT = (Kind.MIXED, Kind.BIG, Kind.HUGE)
 
 
 class Flattener:
@@ -88,7 +98,8 @@ class Flattener:
 
     def learn(self, results: list[msgspec.Raw]) -> None:
         """Take the results of some tasks. Raises UsageError for too many names."""
-        if self._decoder is not None:
+        # A struct does not tell BIG from HUGE.
+        if self._decoder is not None and Kind.BIG not in self._kinds.values():
             try:
                 self._decoder.decode(_as_list(results))
             except (msgspec.DecodeError, UnicodeDecodeError):
@@ -167,8 +178,7 @@ class Flattener:
                 else:
                     column = list(map(take, rows))
                 # The others are what they should be, since they were decoded as that.
-                is_text = kind in (Kind.MIXED, Kind.BIG)
-                columns.append(_fitted(kind, column) if is_text else column)
+                columns.append(_fitted(kind, column) if kind in _AS_TEXT else column)
         return columns
 
     def _slowly(self, results: Sequence[Any]) -> list[list[Any]]:
@@ -212,13 +222,21 @@ def _kind_of(value: Any) -> Kind:
         case bool():
             return Kind.BOOL
         case int():
-            return Kind.INT if _LEAST <= value <= _MOST else Kind.BIG
+            return Kind.INT if _LEAST <= value <= _MOST else _kind_of_big(value)
         case float():
             return Kind.FLOAT
         case str():
             return Kind.TEXT
         case _:
             return Kind.NESTED
+
+
+def _kind_of_big(value: int) -> Kind:
+    try:
+        float(value)
+    except OverflowError:
+        return Kind.HUGE
+    return Kind.BIG
 
 
 def _widened(kind: Kind, value: Any) -> Kind:
@@ -228,8 +246,10 @@ def _widened(kind: Kind, value: Any) -> Kind:
         return kind
     if kind is Kind.NOTHING:
         return other
-    if kind in _NUMBERS and other in _NUMBERS:
-        return max(kind, other, key=_NUMBERS.index)
+    if kind in _INTEGERS and other in _INTEGERS:
+        return max(kind, other, key=_INTEGERS.index)
+    if kind in _FLOATS and other in _FLOATS:
+        return Kind.FLOAT
     return Kind.MIXED
 
 
@@ -237,8 +257,8 @@ def _fitted(kind: Kind, column: list[Any]) -> list[Any]:
     """The values as the type of their column has them."""
     match kind:
         case Kind.FLOAT:
-            return [float(one) if _kind_of(one) in _NUMBERS else None for one in column]
-        case Kind.MIXED | Kind.BIG:
+            return [float(one) if _kind_of(one) in _FLOATS else None for one in column]
+        case Kind.MIXED | Kind.BIG | Kind.HUGE:
             return [_text(one) for one in column]
         case Kind.TEXT:
             return [_clean(one) if isinstance(one, str) else None for one in column]

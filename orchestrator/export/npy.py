@@ -118,6 +118,19 @@ def make_header(dtype: str, shape: tuple[int, ...], least_bytes: int = 0) -> byt
     return MAGIC + bytes([1, 0]) + struct.pack("<H", len(text)) + text
 
 
+def check_size(header: Header, n_bytes: int) -> None:
+    """Raise NpyError unless a file of so many bytes can be what its header says, with rows that
+    have any elements. To be asked before anything is made that is as large as a header says.
+    """
+    if header.row_bytes == 0:
+        raise NpyError(f"its rows have no elements: its shape is {header.shape}")
+    end = header.at + header.row_bytes * header.rows
+    if n_bytes < end:
+        raise NpyError("it is cut short")
+    if n_bytes > end:
+        raise NpyError("there is more in it than its header says")
+
+
 def read_elements(file: BinaryIO, header: Header) -> Iterator[bytes]:
     """The elements of an open file behind its header, row by row in C order, as pieces of bytes.
 

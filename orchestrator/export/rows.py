@@ -7,6 +7,7 @@ cannot be read any more. They are read for some thousand tasks at a time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import msgspec
 
 from gpuspool.orchestrator.export.columns import Chunk, Field, Type
 from gpuspool.orchestrator.export.paths import Paths
-from gpuspool.orchestrator.report.results import NULL, Outcome, Results, ResultState
+from gpuspool.orchestrator.report.places import NULL
+from gpuspool.orchestrator.report.results import Outcome, Results, ResultState
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.records import Error
 from gpuspool.spool.states import Verdict
@@ -72,9 +74,8 @@ class Rows:
         self._ranks: dict[str | None, int | None] = {None: None}
 
     def chunks(self) -> Iterator[Chunk]:
-        """All rows, some at a time. Raises OSError."""
-        for tasks, writers, found in self._results.windows(self._tasks()):
-            yield Chunk(len(tasks), self._columns(tasks, writers, found))
+        """All rows, some at a time; see `Chunk`. Raises OSError."""
+        return itertools.starmap(self._chunk, self._results.windows(self._tasks()))
 
     def _tasks(self) -> Iterable[int]:
         """The tasks that get a row, in input order."""
@@ -91,6 +92,11 @@ class Rows:
                 return ResultState.COMPLETE
             case Verdict.FAILED:
                 return ResultState.FAILED
+
+    def _chunk(
+        self, tasks: list[int], writers: list[str | None], found: list[Outcome | None]
+    ) -> Chunk:
+        return Chunk(len(tasks), self._columns(tasks, writers, found))
 
     def _columns(
         self, tasks: list[int], writers: list[str | None], found: list[Outcome | None]

@@ -8,13 +8,14 @@ Calling sequence of whoever writes one:
 1. The data goes into a new file with a hidden name in the same folder.
 2. When the block is left it is made durable by fsync(2).
 3. rename(2) gives it its name. That is the commit instant; what had the name before is gone.
-4. fsync(2) of the folder makes the name durable.
+4. fsync(2) of the folder makes the name durable, unless the file system knows no such thing.
 
 Where the block raises, the hidden file is removed and the name is as it was. A process that is
 killed leaves a hidden file at worst, `.NAME.PID.…`, and nothing under the name.
 
 What is no plain file (a pipe, /dev/stdout, a terminal) cannot appear at once and cannot be
-replaced: it is written to as it is, behind what is there already.
+replaced: it is written to as it is, behind what is there already. What is printed goes through
+`Printed`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,42 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from gpuspool.orchestrator.text.printable import plain_json, printable
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import hidden_name
-from gpuspool.spool.publish import FILE_MODE, fsync_dir, naming, remove_quietly, sync
+from gpuspool.spool.publish import FILE_MODE, fsync_dir_if_possible, naming, remove_quietly, sync
 
 # What is written in small pieces is written to the disk in pieces of so many bytes.
 BUFFER_BYTES = 1024 * 1024
+
+# What stands for standard output in place of a file's name.
+STDOUT = "-"
+
+
+class Printed:
+    """Standard output, of which a terminal gets nothing that could harm it.
+
+    JSON stays the same values. Other text has no escapes, so only a terminal is spared: what a
+    program reads is as it is.
+    """
+
+    def __init__(self, *, is_json: bool = False) -> None:
+        self._is_json = is_json
+        self._is_terminal = sys.stdout.isatty()
+
+    def write(self, data: bytes) -> int:
+        """Print some whole lines. Raises OSError."""
+        if self._is_json:
+            data = plain_json(data)
+        elif self._is_terminal:
+            text = data.decode(errors="replace").replace("\r\n", "\n")
+            data = printable(text).encode()
+        return sys.stdout.buffer.write(data)
 
 
 @contextlib.contextmanager
@@ -71,7 +98,7 @@ def saved_together(
         for hidden, target in pending:
             os.rename(hidden, target)
         for folder in {target.parent for _, target in pending}:
-            fsync_dir(folder)
+            fsync_dir_if_possible(folder)
 
 
 def _target(path: Path, follows_links: bool) -> Path:

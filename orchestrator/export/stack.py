@@ -28,16 +28,19 @@ from gpuspool.orchestrator.export.arrow import VectorWriter
 from gpuspool.orchestrator.export.npy import (
     Header,
     NpyError,
+    check_size,
     make_header,
     read_elements,
     read_header,
 )
+from gpuspool.orchestrator.export.required import refuse_unreadable
 from gpuspool.orchestrator.export.saved import BUFFER_BYTES, is_stream, saved_together
 from gpuspool.orchestrator.report.results import Results, ResultState
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.open_folder import out_of
 from gpuspool.spool.publish import naming, open_plain
+from gpuspool.spool.states import Verdict
 from gpuspool.spool.view import View
 
 # How the outputs end that are stacked, and how the file is named that has the ids of their rows.
@@ -57,7 +60,8 @@ class Stacked(msgspec.Struct, frozen=True):
 
     rows: how many there are, each of this `shape` and `dtype` (as NumPy writes it). tasks: of how
     many tasks. without: the keys of the first few complete tasks that have no such output;
-    n_without: how many these are.
+    n_without: how many these are. n_unreadable: how many complete tasks have no row since nobody
+    can read any more what their outputs are.
     """
 
     rows: int
@@ -66,6 +70,7 @@ class Stacked(msgspec.Struct, frozen=True):
     tasks: int
     without: list[str]
     n_without: int
+    n_unreadable: int = 0
 
 
 class _Array(msgspec.Struct, frozen=True):
@@ -117,14 +122,18 @@ class _NpySink:
         self._file.write(make_header(self._dtype, (self._rows, *self._row), self._header_bytes))
 
 
-def stack(view: View, files: Sequence[Path], suffix: str = NPY) -> Stacked:
+def stack(
+    view: View, files: Sequence[Path], suffix: str = NPY, *, is_complete_required: bool = False
+) -> Stacked:
     """Put the arrays of all complete tasks into these files, which end in `.npy` or `.arrow`.
 
-    suffix: how the outputs end that are meant. Raises UsageError where there are none, where some
-    do not fit, and where one is no such file; then nothing is written. Raises OSError.
+    suffix: how the outputs end that are meant. is_complete_required: of each complete task the line
+    must be readable, or Incomplete is raised. Raises UsageError where there are no arrays, where
+    some do not fit, and where one is no such file. In all these cases nothing is written. Raises
+    OSError.
     """
     paths = _paths(files)
-    return _Stack(view, suffix).write(paths)
+    return _Stack(view, suffix, is_complete_required).write(paths)
 
 
 def _paths(files: Sequence[Path]) -> list[Path]:
@@ -148,7 +157,9 @@ def ids_of(file: Path) -> Path:
 class _Stack:
     """One call of `stack`."""
 
-    def __init__(self, view: View, suffix: str) -> None:
+    def __init__(self, view: View, suffix: str, is_complete_required: bool) -> None:
+        self._view = view
+        self._is_complete_required = is_complete_required
         self._suffix = suffix
         self._out = out_of(view.layout, view.run)
         self._tasks = range(view.ledger.tasks)
@@ -161,6 +172,7 @@ class _Stack:
         self._n_tasks = 0
         self._without: list[str] = []
         self._n_without = 0
+        self._n_unreadable = 0
         self._sinks: list[_Sink] = []
 
     def write(self, paths: Sequence[Path]) -> Stacked:
@@ -170,6 +182,8 @@ class _Stack:
             for array in self._arrays():
                 with self._opened(array.name) as file:
                     self._take(array, file, files)
+            if self._is_complete_required:
+                refuse_unreadable(self._view, self._n_unreadable)
             header = self._header()
             for sink in self._sinks:
                 sink.close()
@@ -180,6 +194,7 @@ class _Stack:
             tasks=self._n_tasks,
             without=self._without,
             n_without=self._n_without,
+            n_unreadable=self._n_unreadable,
         )
 
     def _header(self) -> Header:
@@ -203,10 +218,13 @@ class _Stack:
 
     def _arrays(self) -> Iterator[_Array]:
         """The output of each complete task that is stacked, in input order."""
+        verdict = self._view.ledger.verdict
         for tasks, _, lines in self._results.windows(self._tasks):
             keys = self._results.keys_of(tasks)
             for task, key, line in zip(tasks, keys, lines, strict=True):
-                if line is not None and line.state is ResultState.COMPLETE:
+                if line is None:
+                    self._n_unreadable += verdict(task) is Verdict.COMPLETE
+                elif line.state is ResultState.COMPLETE:
                     names = self._results.outputs_of(task, line) if line.outputs else []
                     array = self._array_of(task, key or f"#{task}", names)
                     if array is not None:
@@ -247,6 +265,7 @@ class _Stack:
     def _take(self, array: _Array, file: BinaryIO, files: Mapping[Path, BinaryIO]) -> None:
         """Write the rows of an array that is open, or note that it does not fit."""
         header = read_header(file)
+        check_size(header, os.fstat(file.fileno()).st_size)
         if self._first is None:
             self._first = array, header
             self._sinks = _sinks(files, header)
@@ -271,7 +290,10 @@ class _Stack:
         if array.ids is None:
             return [array.key] if rows == 1 else [f"{array.key}[{row}]" for row in range(rows)]
         with self._opened(array.ids) as file:
-            ids = file.read().decode(errors="replace").removesuffix("\n").split("\n")
+            ids = file.read().decode(errors="replace").split("\n")
+        # No line begins behind the last newline, and none is in an empty file.
+        if not ids[-1]:
+            ids.pop()
         if len(ids) != rows:
             raise UsageError(
                 f"the output {self._out / array.ids} has {count_of(len(ids), 'line')}, and "

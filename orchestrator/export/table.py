@@ -5,6 +5,7 @@ Called by `api/exporting.py`, and with another writer by `frame.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from typing import BinaryIO, Protocol
@@ -64,13 +65,15 @@ class Table:
         return self._rows.unreadable
 
     def chunks(self) -> Iterator[Chunk]:
-        """All rows, some at a time. Raises OSError."""
+        """All rows, some at a time; see `Chunk`. Raises OSError."""
         if self._flattener is None:
-            yield from self._rows.chunks()
-            return
-        for chunk in self._rows.chunks():
-            flat = self._flattener.columns(chunk.columns[RESULT])
-            yield Chunk(chunk.rows, [*chunk.columns, *flat])
+            return self._rows.chunks()
+        return map(functools.partial(_with_scalars, self._flattener), self._rows.chunks())
+
+
+def _with_scalars(flattener: Flattener, chunk: Chunk) -> Chunk:
+    """The same rows, with a column for each scalar of their results."""
+    return Chunk(chunk.rows, [*chunk.columns, *flattener.columns(chunk.columns[RESULT])])
 
 
 def writer_of(format_: Format, file: BinaryIO, fields: Sequence[Field]) -> Writer:
@@ -86,12 +89,14 @@ def writer_of(format_: Format, file: BinaryIO, fields: Sequence[Field]) -> Write
             return ParquetWriter(file, fields)
 
 
-def write_table(table: Table, format_: Format, file: BinaryIO) -> int:
-    """Write a whole table into a file; returns how many rows it has. Raises OSError."""
+def write_rows(table: Table, format_: Format, file: BinaryIO) -> int:
+    """Write all rows of a table into a file; returns how many rows it has. Raises OSError."""
     writer = writer_of(format_, file, table.fields)
     rows = 0
     for chunk in table.chunks():
         writer.write(chunk)
         rows += chunk.rows
+        # Before the next one is made; see `Chunk`.
+        del chunk
     writer.close()
     return rows

@@ -24,7 +24,6 @@ from gpuspool.orchestrator.text.cells import cut_name, left, right, width
 from gpuspool.orchestrator.text.printable import one_line
 from gpuspool.orchestrator.text.progress import took
 from gpuspool.orchestrator.text.words import count_of, quoted_path
-from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.layout import rank_of
 from gpuspool.spool.records import Record
 from gpuspool.spool.states import LineState
@@ -37,7 +36,8 @@ WORST = 2
 # So many tasks are named.
 SLOWEST = 3
 
-# No line is longer, whatever the terminal: it also stands in logs.
+# No line is longer, whatever the terminal: it also stands in logs. But for the command at the end,
+# which is of no use if it is cut.
 COLUMNS = 80
 
 # The names of the columns, as docs/jobs.md has them, and what of an attempt's idle time each is.
@@ -158,7 +158,7 @@ def slowest_tasks(view: View, attempts: Sequence[str]) -> list[Slow]:
         known = view.journals.get(attempt)
         if known is None:
             continue
-        for at, line in JournalReader(view.layout, attempt, view.report).reread(_Timed):
+        for at, line in view.reread(attempt, _Timed):
             if at >= known.offset:
                 break
             if line.seconds <= least_s or line.state not in _VERDICTS:

@@ -26,9 +26,8 @@ import msgspec
 
 from gpuspool.orchestrator.report.ranges import Range, read_ranges, records_in, report_unreadable
 from gpuspool.spool.codec import R
-from gpuspool.spool.journal import JournalReader
 from gpuspool.spool.ledger import Ledger
-from gpuspool.spool.records import NO_JSON, Record
+from gpuspool.spool.records import Record
 from gpuspool.spool.states import LineState, Verdict
 from gpuspool.spool.view import View
 
@@ -44,11 +43,16 @@ WINDOW_BYTES = 4 * 1024 * 1024
 # file does not hold whole any more costs all of them a second reading.
 JOINED_BYTES = 64 * 1024
 
-# So many results are heard at once. Each keeps the chunk of a journal that it was read from.
-HEARD = 8 * 1024
+# The results in so many bytes of a journal are heard at once. Each of them, however short, keeps
+# the whole chunk of the journal that it was read from in memory.
+HEARD_BYTES = 1024 * 1024
 
 # The number of a journal that stands for "no journal tells of this task".
 NOWHERE = -1
+
+
+# A result that is not there, in JSON.
+NULL = msgspec.Raw(b"null")
 
 
 class _Verdict(Record, frozen=True, kw_only=True):
@@ -62,7 +66,7 @@ class _Verdict(Record, frozen=True, kw_only=True):
 class _VerdictWithResult(_Verdict, frozen=True, kw_only=True):
     """The same with what the job returned."""
 
-    result: msgspec.Raw = NO_JSON
+    result: msgspec.Raw = NULL
 
 
 class Places:
@@ -78,8 +82,9 @@ class Places:
         """Reads every journal once, as far as the view has read it.
 
         only_failed: only those that say of a task that it failed; the other tasks then have no
-        place. hear: called with the results of complete tasks, some at a time and in no order that
-        means anything: what it learns of all of them costs no further reading.
+        place. hear: called with the results of these lines, some at a time and in no order that
+        means anything: what it learns of all of them costs no further reading. A line without a
+        result has null.
         """
         self._hear = hear
         self._view = view
@@ -92,18 +97,13 @@ class Places:
         self._journal = array.array("i", [NOWHERE]) * n_tasks
         self._start = array.array("q", [0]) * n_tasks
         self._stop = array.array("q", [0]) * n_tasks
-        damaged = {damage.path for damage in view.damage}
         for number, attempt in enumerate(names):
             if not only_failed or view.failed_by.get(attempt):
-                is_whole = view.journals[attempt].path not in damaged
-                self._find_in(number, attempt, is_whole)
+                self._find_in(number, attempt)
 
-    # The view has checked every line a moment ago, and whoever reads a result checks its line once
-    # more. So here the checksums are not looked at, where the view has met no damage.
-    def _find_in(self, number: int, attempt: str, is_whole: bool) -> None:
+    # Whoever reads a result checks its line once more.
+    def _find_in(self, number: int, attempt: str) -> None:
         """Note the lines of one journal that tell what became of their tasks.
-
-        is_whole: the view has met no damage in it.
 
         A line stops where the next readable one starts, or where the view stopped reading. So
         damaged lines in between are part of the range. They are skipped again when it is read.
@@ -122,15 +122,18 @@ class Places:
         complete = LineState.COMPLETE
         failed = LineState.FAILED
 
-        reader = JournalReader(self._view.layout, attempt, self._view.report)
         end = self._view.journals[attempt].offset
-        behind = (end, _Verdict(state=complete))
         kind = _Verdict if self._hear is None else _VerdictWithResult
-        there = reader.reread(kind) if is_whole else reader.read(kind)
-        lines: Iterator[tuple[int, Any]] = itertools.chain(there, [behind])
+        lines: Iterator[tuple[int, Any]] = self._view.reread(attempt, kind)
         hear = self._hear
         heard: list[msgspec.Raw] = []
-        for (start, line), (stop, _) in itertools.pairwise(lines):
+        hear_at = HEARD_BYTES
+        # The task whose line was the last one, if that line tells what became of it.
+        told = NOWHERE
+        for start, line in lines:
+            if told != NOWHERE:
+                stops[told] = start
+                told = NOWHERE
             if start >= end:
                 break
             task = line.task
@@ -145,12 +148,15 @@ class Places:
             if tells:
                 journals[task] = number
                 starts[task] = start
-                stops[task] = stop
-                if hear is not None and line.result:
-                    heard.append(line.result)
-                    if len(heard) == HEARD:
+                told = task
+                if hear is not None:
+                    if start >= hear_at:
                         hear(heard)
                         heard = []
+                        hear_at = start + HEARD_BYTES
+                    heard.append(line.result)
+        if told != NOWHERE:
+            stops[told] = end
         if hear is not None and heard:
             hear(heard)
 

@@ -18,15 +18,12 @@ from typing import Any, assert_never
 import msgspec
 
 from gpuspool.orchestrator.report.keys import read_keys
-from gpuspool.orchestrator.report.places import Places
+from gpuspool.orchestrator.report.places import NULL, Places
 from gpuspool.spool.layout import rank_of, refuse_output
 from gpuspool.spool.manifest import Damage
 from gpuspool.spool.records import Error, Record, TaskFailure
 from gpuspool.spool.states import ErrorKind, Verdict
 from gpuspool.spool.view import View
-
-# A result that is not there, in JSON.
-NULL = msgspec.Raw(b"null")
 
 _encoder = msgspec.json.Encoder()
 
@@ -207,9 +204,24 @@ class Results:
         A task without a line, and one whose line cannot be read any more, has None. What is known
         of it `without_line` tells. For whoever makes columns of a million of them.
         """
-        for window in self._places.windows(tasks):
-            outcomes = self._places.read(window, Outcome)
-            yield window, self._places.writers(window), list(map(outcomes.get, window))
+        return map(self._read_window, self._places.windows(tasks))
+
+    # A function of its own, so that nothing holds these lines while the next ones are read.
+    def _read_window(
+        self, window: list[int]
+    ) -> tuple[list[int], list[str | None], list[Outcome | None]]:
+        outcomes = self._places.read(window, Outcome)
+        return window, self._places.writers(window), list(map(outcomes.get, window))
+
+    def unreadable(self) -> int:
+        """Of how many complete tasks the line cannot be read any more. Reads all lines."""
+        verdict = self._view.ledger.verdict
+        count = 0
+        for tasks, _, lines in self.windows(range(self._view.ledger.tasks)):
+            if None in lines:
+                lost = [task for task, line in zip(tasks, lines, strict=True) if line is None]
+                count += sum(verdict(task) is Verdict.COMPLETE for task in lost)
+        return count
 
     def keys_of(self, tasks: Iterable[int]) -> list[str | None]:
         """The keys of some tasks, None where no readable line has one."""

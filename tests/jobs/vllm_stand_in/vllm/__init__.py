@@ -49,6 +49,8 @@ class LLM:
 
     def chat(self, messages, sampling_params, *, use_tqdm: bool = True) -> list[RequestOutput]:
         assert not use_tqdm
+        if not messages:
+            raise ValueError("there is nothing to answer")
         asked = [chat[-1]["content"].split() for chat in messages]
         if any(len(words) > self.longest for words in asked):
             raise VLLMClientError(f"maximum context length is {self.longest} tokens")
