@@ -177,6 +177,16 @@ class ClaimChain:
         strays = _read_beyond(self.layout, self.manifest, self.next, self.end, self.end)
         return max((claim.stop for claim in strays), default=0) - 1
 
+    def uncovered(self) -> Iterator[int]:
+        """The positions beyond the chain that no claim holds. Where a claim was lost, the chain
+        ends there, and what was claimed behind it is passed over here.
+        """
+        at = self.next
+        for claim in _read_beyond(self.layout, self.manifest, self.next, self.end, self.end):
+            yield from range(at, claim.start)
+            at = max(at, claim.stop)
+        yield from range(at, self.end)
+
     def take(self, attempt: str, stop: int, number: int = 0) -> Claim | None:
         """Claim the positions from `next` to `stop`. None: somebody was faster; the chain read on.
 

@@ -130,6 +130,21 @@ def test_without_a_word_an_attempt_finds_positions_that_nobody_claimed(tmp_path:
     assert scene.idling.wait(1) is Word.OVERLOOKED
 
 
+def test_a_claim_that_was_lost_offers_nothing_if_what_it_held_is_finished(tmp_path: Path) -> None:
+    """A power cut takes back claims, and of journals at most the last second."""
+    scene = Scene(tmp_path, 3)
+    for stop in (1, 2, 3):
+        take(scene.layout, A0, stop)
+    finish(scene.journal, 1)
+    scene.layout.claim("rank-0000", 1).unlink()
+    view = view_of(scene.layout)
+    assert view.unclaimed == 2
+    assert list(view.chains["rank-0000"].uncovered()) == [1]
+    assert scene.idling._help() is not Word.OVERLOOKED
+    scene.layout.claim("rank-0000", 2).unlink()
+    assert scene.idling._help() is Word.OVERLOOKED
+
+
 def test_without_a_word_an_attempt_closes_the_dead_and_their_tasks_come_back(
     tmp_path: Path,
 ) -> None:

@@ -248,7 +248,7 @@ class Idling:
             return Word.FINISHED
         if me in view.closed:
             return Word.CLOSED
-        if view.unclaimed and not leaves_doubtful:
+        if not leaves_doubtful and _offers_anything(view):
             return Word.OVERLOOKED
         if not self._parent.is_there() and self._awaits_only_rulings(view):
             return Word.NOBODY_RULES
@@ -275,3 +275,15 @@ class Idling:
                 evidence = Evidence(stacks=read_stacks(self._layout, attempt))
                 deaths[attempt] = classify(evidence)
         return deaths
+
+
+# Where a power cut took back a claim, the tasks that it held are mostly finished, and would run
+# twice. Mending claims waits until the dead of that host are closed, and an idle attempt does not.
+def _offers_anything(view: View) -> bool:
+    """Whether there are positions that nobody has claimed, with a task that is not finished."""
+    for name, chain in view.chains.items():
+        if chain.unclaimed:
+            for task in map(view.manifests[name].task, chain.uncovered()):
+                if task is not None and not view.ledger.is_finished_in(task.task, task.round):
+                    return True
+    return False
