@@ -316,7 +316,6 @@ def test_a_command_never_means_another_task_whose_key_is_a_number(tmp_path: Path
     assert asked == [f"--task={long}", "'#1'", "'#2'", "'#3'"]
     assert find_task(view, long) == 0
     assert [find_task(view, f"#{index}") for index in (1, 2, 3)] == [1, 2, 3]
-    assert f"next: gpuspool logs S --task={long}  # what it printed" in lines
     assert Namer(view).name_of(0) == Name(long, is_plain=False), "it is looked up"
 
 

@@ -201,8 +201,7 @@ def test_failed_lists_tasks_and_why(box: Box) -> None:
         "    t2  #2  bad",
         "  next: gpuspool explain S t0",
         "",
-        "next: gpuspool logs S --task t0  # what it printed",
-        "      gpuspool retry S           # all of them again",
+        "next: gpuspool retry S  # all of them again",
     ]
     found = box.run("failed", "S", "--json").records()
     assert [result["index"] for result in found] == [0, 2]

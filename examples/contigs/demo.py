@@ -41,7 +41,7 @@ def has_gpu() -> bool:
     """Whether gpuspool would find devices; without any, two CPU ranks show how work is shared."""
     from gpuspool.orchestrator.plan.devices import find_pool
 
-    return bool(find_pool(None, os.environ))
+    return bool(find_pool(None, os.environ).tokens)
 
 
 def main() -> int:

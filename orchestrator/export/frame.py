@@ -23,7 +23,7 @@ def to_frame(table: Table) -> Any:
     except ImportError as error:
         raise UsageError(
             f"to_pandas needs pandas, which cannot be imported here ({error}). Install it: pip "
-            "install pandas. Or write a file: gpuspool results -o results.csv"
+            'install pandas. Or write a file: gpuspool.export(SPOOL, "results.csv")'
         ) from None
     columns: list[list[Any]] = [[] for _ in table.fields]
     for chunk in table.chunks():

@@ -16,7 +16,7 @@ import msgspec
 
 from gpuspool.orchestrator.report.failures import Group, Groups, ShownTask
 from gpuspool.orchestrator.report.keys import TaskInput
-from gpuspool.orchestrator.report.naming import explain_command, logs_command
+from gpuspool.orchestrator.report.naming import explain_command
 from gpuspool.orchestrator.text.cells import cut_end, cut_name, width
 from gpuspool.orchestrator.text.excerpts import excerpt, log_end, source_line
 from gpuspool.orchestrator.text.frames import is_frame
@@ -67,13 +67,8 @@ def failures_text(found: Groups, spool: str) -> Iterator[str]:
 
 def _next_lines(found: Groups, spool: str) -> Iterator[str]:
     """What may be typed about all of it."""
-    name = found.names[found.groups[0].shown[0].task]
-    printed = logs_command(spool, name)
-    again = f"gpuspool retry {quoted_path(spool)}"
     them = "it" if found.n_tasks == 1 else "all of them"
-    columns = max(map(len, (printed, again)))
-    yield f"next: {printed:{columns}}  # what it printed"
-    yield f"      {again:{columns}}  # {them} again"
+    yield f"next: gpuspool retry {quoted_path(spool)}  # {them} again"
 
 
 def _tasks(count: int) -> str:

@@ -140,6 +140,12 @@ def _task_log(view: View, task: int) -> Iterator[str]:
                     yield headers.new(attempt)
                     is_told = True
                 yield headers.under(attempt, text)
+    # Of a call that its process did not survive no line tells, and the closing has the log's end.
+    for attempt, closing in view.closed.items():
+        for loss in (*closing.held, *closing.failures):
+            if loss.task == task and loss.error.log_tail:
+                yield headers.new(attempt)
+                yield headers.under(attempt, f"{loss.error.log_tail.rstrip()}\n")
 
 
 def _text(view: View, attempt: str, start: int, stop: int) -> Iterator[str]:

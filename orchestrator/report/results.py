@@ -27,6 +27,9 @@ from gpuspool.spool.view import View
 
 _encoder = msgspec.json.Encoder()
 
+# So much of a result is shown where a Result is shown.
+REPR_BYTES = 200
+
 
 class ResultState(StrEnum):
     """What became of a task. MISSING: it has no verdict (yet)."""
@@ -63,6 +66,16 @@ class Result(msgspec.Struct, kw_only=True, gc=False):
     def value(self) -> Any:
         """The result as Python values."""
         return msgspec.json.decode(self.result)
+
+    def __repr__(self) -> str:
+        """What people look at: the result as JSON, cut where it is long."""
+        text = bytes(self.result[: REPR_BYTES + 1]).decode(errors="replace")
+        if len(text) > REPR_BYTES:
+            text = f"{text[:REPR_BYTES]}…"
+        told = f"index={self.index}, key={self.key!r}, state={str(self.state)!r}, result={text}"
+        if self.error is not None:
+            told += f", error={self.error.type!r}"
+        return f"Result({told}, outputs={self.outputs})"
 
 
 def encode_result(result: Result) -> bytes:

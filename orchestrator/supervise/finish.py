@@ -62,6 +62,10 @@ class _Summary(Record, frozen=True, kw_only=True):
     sick_devices: dict[str, list[int]]
 
 
+# So many groups of failures beside the largest are named in a last line.
+OTHERS_NAMED = 2
+
+
 def finish(
     view: View,
     ending: Ending,
@@ -248,7 +252,9 @@ def _what_went_wrong(
 
 
 def _about_failures(view: View, groups: Groups) -> str:
-    """The largest group of failures, and the commands to type next; "" if none failed."""
+    """The largest group of failures, what the others are, and the commands to type next; "" if
+    none failed.
+    """
     n_failed = view.ledger.n_failed
     if not n_failed:
         return ""
@@ -256,16 +262,21 @@ def _about_failures(view: View, groups: Groups) -> str:
     them = "it" if n_failed == 1 else "them"
     text = f"{to_type('failed', root)} tells why, {to_type('retry', root)} runs {them} again"
     text += f"{_after_a_fix(view)}."
-    largest = groups.largest()
-    if largest is None:
+    by_size = groups.by_size()
+    if not by_size:
         return text
-    count, error = largest
+    count, error = by_size[0]
     who = f"{count:,} of the {n_failed:,} failed tasks"
     if n_failed == 1:
         who = "The failed task"
     elif count == n_failed:
-        who = f"All {n_failed:,} failed tasks"
-    return f"{who}: {describe(error).rstrip('.')}. {text}"
+        who = f"All {n_failed:,} failed tasks" if n_failed > 2 else "Both failed tasks"
+    what = describe(error, is_example=groups.is_mixed(error)).rstrip(".")
+    others = [f"{n:,} {one_line(other.type)}" for n, other in by_size[1:]]
+    if len(others) > OTHERS_NAMED:
+        others[OTHERS_NAMED:] = [f"{len(others) - OTHERS_NAMED} other kinds"]
+    also = f"; also {', '.join(others)}" if others else ""
+    return f"{who}: {what}{also}. {text}"
 
 
 def _go_on(view: View, ending: Ending) -> str:

@@ -142,12 +142,17 @@ class Notices:
         tasks = count_of(len(self._judge.doubtful), "task has", "tasks have")
         text = (
             f"the last {tasks} failed, and nothing completes any more: unless that changes, "
-            f"they fail for good in {wait_s:.0f} s"
+            f"they fail for good in {wait_s:.0f} s (with --keep-going each failure counts at once)"
         )
         self._telling.tell("tasks_waiting", text)
 
     def _tell_of_outage(self, snapshot: Snapshot, now: float) -> None:
-        """Tell, once for each, that every place fails and nothing has completed for a while."""
+        """Tell, once for each, that every place fails and nothing has completed for a while.
+
+        Not where it was told that what is left soon fails for good.
+        """
+        if self._were_last_tasks_told:
+            return
         quiet_s = now - snapshot.finished_last_at
         if quiet_s < TELL_FROM_S or not is_outage_likely(snapshot):
             return

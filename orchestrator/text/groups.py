@@ -19,8 +19,11 @@ def how_of(error: Error | ErrorBrief) -> How:
     return error.kind, error.type, error.where
 
 
-def describe(error: Error) -> str:
-    """An error on one line: its type, the line that raised, its message. Safe for a terminal."""
+def describe(error: Error, *, is_example: bool = False) -> str:
+    """An error on one line: its type, the line that raised, its message. Safe for a terminal.
+
+    is_example: others of the same group say something else.
+    """
     text = error.type
     if error.where:
         text += f" at {error.where}"
@@ -29,7 +32,9 @@ def describe(error: Error) -> str:
     if len(message) > MESSAGE_SHOWN:
         message = f"{message[: MESSAGE_SHOWN - 1]}…"
     # A bare `assert` has none.
-    return f"{text}: {message}" if message else text
+    if not message:
+        return text
+    return f"{text}, such as: {message}" if is_example else f"{text}: {message}"
 
 
 class Groups:
@@ -38,6 +43,8 @@ class Groups:
     def __init__(self) -> None:
         self._counts: dict[How, int] = {}
         self._first: dict[How, Error] = {}
+        # The groups in which messages differ.
+        self._mixed: set[How] = set()
 
     def add(self, error: Error) -> None:
         """Count a failure."""
@@ -46,11 +53,15 @@ class Groups:
             if len(self._counts) >= MOST_GROUPS:
                 return
             self._first[how] = error
+        elif error.message != self._first[how].message:
+            self._mixed.add(how)
         self._counts[how] = self._counts.get(how, 0) + 1
 
-    def largest(self) -> tuple[int, Error] | None:
-        """(how many, the first of them) of the largest group; None where nothing was counted."""
-        if not self._counts:
-            return None
-        how = max(self._counts, key=lambda how: self._counts[how])
-        return self._counts[how], self._first[how]
+    def by_size(self) -> list[tuple[int, Error]]:
+        """(how many, the first of them) of each group, the largest first."""
+        hows = sorted(self._counts, key=lambda how: -self._counts[how])
+        return [(self._counts[how], self._first[how]) for how in hows]
+
+    def is_mixed(self, error: Error) -> bool:
+        """Whether others of the group of an error have other messages."""
+        return how_of(error) in self._mixed
