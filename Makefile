@@ -79,4 +79,4 @@ $(EXAMPLES): $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist spool-* build/docs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist spool-* build/docs logs digits.pt .pytest_cache .mypy_cache .ruff_cache

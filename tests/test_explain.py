@@ -463,7 +463,7 @@ def test_the_words_behind_the_verb(done: Box, words: list[str], name: str) -> No
         (["t9"], "has no task 't9'"),
         (["rank1"], "has no task 'rank1'. Did you mean rank 1?"),
         (["Rank_0001"], "has no task 'Rank_0001'. Did you mean rank 1?"),
-        (["rank9"], "has no task 'rank9'. `gpuspool results` lists the keys."),
+        (["rank9"], "has no task 'rank9'. `gpuspool results spool-double` lists the keys."),
         (["#3"], "has no task '#3'. Its tasks are #0 to #2."),
         (["rank", "7"], "has no rank 7. Its ranks: 0, 1."),
         (["rank-0001.a03"], "has no rank-0001.a03; of rank 1: rank-0001.a00."),

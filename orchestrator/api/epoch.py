@@ -387,6 +387,8 @@ def _publish_another_round(view: View, again: Again) -> str:
         tasks = [_in_next_round(view, line, is_redo=again.redo is not None) for line in lines]
         publish_manifest(view.layout, view.next_numbered("retry"), tasks)
         file_away_old_failures(view.refresh())
+    if not wanted and again.redo is None:
+        return "no task has failed, so none gets another round"
     return f"{count_of(len(lines), *what)} another round"
 
 

@@ -521,7 +521,7 @@ def _tell_failed(spool: str) -> tuple[bool, Doubtful]:
         click.echo(line)
     if found.groups:
         folder = os.path.join(spool, Layout(spool).failed_tasks.name)
-        say(f"{folder} has a file with the traceback of each")
+        say(f"{folder} has a file about each")
     return bool(found.groups), doubtful
 
 
@@ -608,7 +608,7 @@ def results(
 
     is_table = output is not None or format_ is not None
     if flatten and not is_table:
-        raise UsageError("--flatten is of a table: say -o FILE, or --format.")
+        raise UsageError("--flatten adds columns to a table: say -o FILE, or --format.")
     if suffix is not None and not stacked:
         raise UsageError("--suffix is of --stack, which is not given.")
     if stacked and (states or flatten):

@@ -36,7 +36,7 @@ from gpuspool.orchestrator.export.npy import (
 from gpuspool.orchestrator.export.required import refuse_unreadable
 from gpuspool.orchestrator.export.saved import BUFFER_BYTES, is_stream, saved_together
 from gpuspool.orchestrator.report.results import Results, ResultState
-from gpuspool.orchestrator.text.words import count_of
+from gpuspool.orchestrator.text.words import count_of, to_type
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.open_folder import out_of
 from gpuspool.spool.publish import naming, open_plain
@@ -161,6 +161,7 @@ class _Stack:
         self._view = view
         self._is_complete_required = is_complete_required
         self._suffix = suffix
+        self._root = view.layout.root
         self._out = out_of(view.layout, view.run)
         self._tasks = range(view.ledger.tasks)
         self._results = Results(view)
@@ -202,7 +203,8 @@ class _Stack:
         if self._first is None:
             raise UsageError(
                 f"no complete task has an output that ends in {self._suffix}, so there is nothing "
-                "to stack. --suffix says how the outputs end."
+                "to stack. --suffix says how the outputs end; they must be files as numpy.save "
+                "writes them."
             )
         array, header = self._first
         if self._n_misfits:
@@ -253,8 +255,8 @@ class _Stack:
         fd = open_plain(path)
         if fd is None:
             raise UsageError(
-                f"the output {path} is not there any more. `gpuspool redo --missing-outputs` makes "
-                "it again."
+                f"the output {path} is not there any more. "
+                f"{to_type('redo', self._root, '--missing-outputs')} makes it again."
             )
         try:
             with naming(path), os.fdopen(fd, "rb", BUFFER_BYTES) as file:

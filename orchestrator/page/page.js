@@ -239,8 +239,10 @@ function header(data) {
 function tilesOf(data) {
   const t = data.tiles;
   const left = t.total - t.complete - t.failed;
+  // No line ends between the number and its sign.
+  const part = share(t.complete, t.total).replace(" ", "\u00a0");
   const rows = [
-    [plain(t.complete), `of ${count(t.total, "task")} complete, ${share(t.complete, t.total)}`],
+    [plain(t.complete), `of ${count(t.total, "task")} complete, ${part}`],
     [plain(t.failed), "failed", t.failed > 0],
   ];
   if (left) {
@@ -258,7 +260,7 @@ function tilesOf(data) {
     [duration(t.lived_s), lived],
     [plain(t.ranks), `${t.ranks === 1 ? "rank" : "ranks"} on ${count(t.hosts, "host")}`],
     [hours(t.rank_s), "all ranks together: the rank-hours"],
-    [share(t.busy_s, t.rank_s), "of that in calls of the job"],
+    [share(t.busy_s, t.rank_s), "of the rank-hours in calls of the job"],
     [plain(t.restarts), `${restarts} after a failure; ${processes} in all`],
   );
   if (t.lived_s > 0) rows.push([rate(t.complete, t.lived_s), "tasks completed, on average"]);

@@ -21,6 +21,7 @@ import msgspec
 from gpuspool.orchestrator.plan.locate import at_home
 from gpuspool.orchestrator.report.keys import TaskInput, TaskKey
 from gpuspool.orchestrator.report.naming import as_json, by_key, manifests_of
+from gpuspool.orchestrator.text.words import to_type
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import ATTEMPT_PATTERN, is_original, rank_name
 from gpuspool.spool.view import View
@@ -132,7 +133,7 @@ def _unknown(view: View, word: str) -> str:
         near.append(f"rank {int(rank[1])}")
     if near:
         return f"{text} Did you mean {' or '.join(near)}?"
-    return f"{text} `gpuspool results` lists the keys."
+    return f"{text} {to_type('results', view.layout.root)} lists the keys."
 
 
 def _keys(view: View) -> Iterator[str]:
