@@ -102,7 +102,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        # Of some calls it is the number of the descriptor.
+        if not isinstance(error.filename, (str, bytes)):
             error.filename = os.fspath(path)
         raise
 

@@ -467,6 +467,35 @@ def test_a_link_is_followed_and_a_pipe_is_written_to(many_fates: Layout, box: Bo
         assert "is no plain file" in box.run(*args, code=2).err
 
 
+def test_a_reader_that_went_away_is_told(box: Box) -> None:
+    """click would end the process with 1 and without a word."""
+    os.mkfifo(box / "fifo")
+    big = box.write("big.py", "def f(task, ctx):\n    return 'x' * 100_000\n")
+    box.run("run", f"{big}:f", "--lines", box.lines(40), "--spool", "B")
+    script = f"head -c 5 fifo >/dev/null & exec {GPUSPOOL} results B -o fifo --format csv"
+    done = box.run("-c", script, program=("bash",), code=1)
+    assert "Broken pipe" in done.err
+    assert "fifo), errno 32" in done.err
+    script = (
+        f"{GPUSPOOL} results B -o /dev/stdout --format csv | head -c 5; exit ${{PIPESTATUS[0]}}"
+    )
+    assert box.run("-c", script, program=("bash",), code=141).err == ""
+
+
+def test_a_place_where_no_file_can_be_is_refused_before_anything_is_read(
+    many_fates: Layout, box: Box
+) -> None:
+    for words, says in (
+        (["-o", "nowhere/x.csv"], "nowhere/x.csv cannot be written: there is no folder nowhere"),
+        (["--stack", "nowhere/x.npy"], "nowhere/x.npy cannot be written: there is no folder"),
+        (["-o", "", "--format", "csv"], "the name of a file to write is empty"),
+        (["--stack", "x.npy", "--suffix", ""], "--suffix is empty"),
+    ):
+        assert says in box.run("results", many_fates.root, *words, code=2).err
+    with pytest.raises(UsageError, match="is no file"):
+        gpuspool.export(many_fates.root, "-", "csv")
+
+
 def test_a_file_that_cannot_be_written_whole_is_not_there(
     odd_spool: tuple[Layout, list[Any]], box: Box
 ) -> None:

@@ -282,7 +282,7 @@ def test_what_is_to_be_typed_can_be_copied_into_a_shell(key: str, box: Box) -> N
         for line in lines
         if "gpuspool " in line
     ]
-    assert [words[1] for words in commands] == ["explain", "logs", "retry"]
+    assert [words[1] for words in commands] == ["explain", "retry"]
     assert all(words[2] == spool for words in commands)
     word = commands[0][3]
     assert word in (key, "#0")

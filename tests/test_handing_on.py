@@ -146,20 +146,17 @@ def test_the_same_from_python(box: Box, finished: Path) -> None:
         gpuspool.report(finished, finished)
 
 
-def test_a_hidden_file_that_was_taken_for_a_leftover_is_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    tries = []
+def test_no_start_takes_what_is_being_written_for_a_leftover(box: Box, finished: Path) -> None:
+    """The usual place of a page is the spool, and it may take minutes."""
 
     def pieces() -> Iterator[bytes]:
-        tries.append(1)
-        if len(tries) == 1:
-            for name in hidden_files(tmp_path):
-                (tmp_path / name).unlink()
-        yield b"whole"
+        yield b"half"
+        assert box.run("resume", "S").code == 0
+        yield b" and half"
 
-    assert write_file(str(path), pieces)
-    assert path.read_bytes() == b"whole"
-    assert len(tries) == 2
+    assert write_file(str(finished / "report.html"), pieces)
+    assert (finished / "report.html").read_bytes() == b"half and half"
+    assert box.problems("S") == []
 
 
 # The trace.

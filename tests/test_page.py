@@ -238,6 +238,10 @@ def test_the_longest_calls_come_first_with_what_they_cost(tmp_path: Path) -> Non
         (["x", "--api-key=xyz", "a"], "x --api-key=(not shown) a"),
         (["x", "--arg", 'auth={"token":"abc"}'], "x --arg auth=(not shown)"),
         (["x", "--args", '{"password":"abc"}'], "x --args (not shown)"),
+        (["x", "--arg", 'c={"u": "a?b=c", "password": "abc"}'], "x --arg c=(not shown)"),
+        (["x", '{"a": "x=y", "token": "abc"}'], "x (not shown)"),
+        (["curl", "-H", "X-Api-Key: abc"], "curl -H X-Api-Key: (not shown)"),
+        (["curl", "-H", "Authorization: Bearer abc"], "curl -H Authorization: (not shown)"),
         (["sh", "-c", "a --token abc b"], "sh -c 'a --token' (not shown)"),
         (["sh", "-c", "API_KEY=abc a b"], "sh -c API_KEY=(not shown)"),
         (["x", "--arg", "model=m.pt"], "x --arg model=m.pt"),
@@ -249,10 +253,11 @@ def test_what_is_called_a_secret_is_not_handed_on(argv: list[str], told: str) ->
 
 
 def test_a_secret_is_hidden_however_deep_it_stands() -> None:
-    args = {"password": "abc", "model": "m.pt", "auth": {"token": "x"}, "all": [{"api_key": "y"}]}
+    args = {"password": "abc", "model": "m.pt", "auth": {"token": "x"}, "all": [{"api_key": "y"}],
+        "words": ["--token", "abc", "x"]}  # fmt: skip
     assert shown.without_secrets(args) == {
         "password": shown.HIDDEN, "model": "m.pt", "auth": {"token": shown.HIDDEN},
-        "all": [{"api_key": shown.HIDDEN}],
+        "all": [{"api_key": shown.HIDDEN}], "words": ["--token", shown.HIDDEN, "x"],
     }  # fmt: skip
 
 

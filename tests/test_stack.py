@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Box, names
+from helpers import GPUSPOOL, Box, names
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
@@ -17,6 +17,7 @@ from spooling import A0, begin, make_spool, task
 
 import gpuspool
 from gpuspool.orchestrator.export.npy import NpyError, make_header, read_elements, read_header
+from gpuspool.orchestrator.export.saved import saved_together
 from gpuspool.spool.codec import seal_bodies
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
@@ -241,6 +242,49 @@ def test_a_run_is_stacked_from_the_command_line(box: Box) -> None:
     rows = stacked(box / "x.npy")
     assert list(rows) == [f"t{at}" for at in range(9)]
     assert all((row == np.arange(4) * at).all() for at, row in enumerate(rows.values()))
+
+
+def test_what_was_there_stays_where_the_new_files_are_gone(tmp_path: Path, box: Box) -> None:
+    """Somebody may take the hidden files away. Nor may the old array go before that is seen."""
+    path = box / "x.npy"
+    gpuspool.stack(spool_of(tmp_path / "old", {"a": {"a.npy": np.full(2, 1)}}).root, path)
+    before = path.read_bytes()
+
+    def write_and_lose() -> None:
+        with saved_together([box / "x.ids.txt", path]) as files:
+            for file in files:
+                file.write(b"new")
+            for hidden in box.home.glob(".x.*"):
+                hidden.unlink()
+
+    with pytest.raises(FileNotFoundError):
+        write_and_lose()
+    assert path.read_bytes() == before
+
+
+def test_a_folder_in_the_place_of_an_array_is_named(tmp_path: Path, box: Box) -> None:
+    layout = spool_of(tmp_path, {"a": {"a.npy": np.full(2, 1)}})
+    output = layout.outputs / "a.npy"
+    output.unlink()
+    output.mkdir()
+    done = box.run("results", layout.root, "--stack", "x.npy", code=2)
+    assert f"{output} cannot be stacked: it is a folder" in done.err
+
+
+@pytest.mark.parametrize("name", ["x.npy", "./x.npy", "x.ids.txt"])
+def test_a_table_and_a_stack_are_no_one_file(tmp_path: Path, box: Box, name: str) -> None:
+    layout = spool_of(tmp_path, {"a": {"a.npy": np.full(2, 1)}})
+    args = ["--stack", "x.npy", "-o", name, "--format", "csv"]
+    assert "named twice" in box.run("results", layout.root, *args, code=2).err
+    assert names(box.home) == []
+
+
+def test_a_full_disk_is_that_of_the_file_that_is_written(tmp_path: Path, box: Box) -> None:
+    pytest.importorskip("pyarrow", reason="Arrow files need pyarrow")
+    layout = spool_of(tmp_path, {f"k{at}": {f"k{at}.npy": np.zeros(4000)} for at in range(40)})
+    limited = f"ulimit -f 100; trap '' XFSZ; exec {GPUSPOOL} results {layout.root} --stack x.arrow"
+    done = box.run("-c", limited, program=("bash",), code=1)
+    assert f"({box / 'x.arrow'}), errno 27" in done.err
 
 
 # Kills with SIGKILL at its N-th rename, unlink or sync.

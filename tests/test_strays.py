@@ -231,7 +231,8 @@ def test_folders_of_other_runs_are_not_looked_at(box: Box, monkeypatch: pytest.M
     assert kill_marked(run_mark("run", folder_id(box / "ours")), {ours}) == 1
     sleepers[0].wait(-signal.SIGKILL)
     assert not sleepers[1].is_over()
-    assert set(asked) == {box / "ours"}
+    # Beside this test others have runs of their own.
+    assert {path for path in asked if box.home in path.parents} == {box / "ours"}
     box.kill_all()
 
 

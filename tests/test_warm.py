@@ -1,5 +1,6 @@
 """A command that is forked from a warm process is what an executed one is."""
 
+import contextlib
 import json
 import os
 import signal
@@ -34,7 +35,11 @@ def what_is_seen(started: Started, home: Path) -> dict[str, Any]:
     pid = started.pid
     process = Path("/proc", str(pid))
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
-    files = [os.readlink(file) for file in (process / "fd").iterdir()]
+    files = []
+    for file in (process / "fd").iterdir():
+        # One that is closed meanwhile is none of what it keeps.
+        with contextlib.suppress(FileNotFoundError):
+            files.append(os.readlink(file))
     return {
         "folder": os.readlink(process / "cwd").removeprefix(str(home)),
         "streams": [os.readlink(process / "fd" / number)[-5:] for number in "012"],

@@ -17,7 +17,7 @@ from gpuspool.orchestrator.export.required import (
     refuse_incomplete,
     refuse_unreadable,
 )
-from gpuspool.orchestrator.export.saved import is_stream, saved
+from gpuspool.orchestrator.export.saved import STDOUT, is_stream, refuse, saved
 from gpuspool.orchestrator.export.stack import NPY, Stacked
 from gpuspool.orchestrator.export.stack import stack as stack_view
 from gpuspool.orchestrator.export.table import Format, Table, write_rows
@@ -50,6 +50,9 @@ def export(
     flatten: a column for each scalar at the top of the results.
     require_complete: raise Incomplete, and write nothing, unless every task is complete.
     """
+    if os.fspath(file) == STDOUT:
+        raise UsageError(f"{STDOUT} is no file. Name one, or print what `results` gives.")
+    refuse(file)
     path = Path(file)
     chosen = format_of(path, format)
     wanted = states_of(states)
@@ -102,7 +105,11 @@ def stack(
     suffix: how the outputs end that are meant.
     require_complete: raise Incomplete, and write nothing, unless every task is complete.
     """
-    several = [files] if isinstance(files, (str, os.PathLike)) else files
+    several = [files] if isinstance(files, (str, os.PathLike)) else list(files)
+    if not suffix:
+        raise UsageError("--suffix is empty: say how the outputs end that are meant.")
+    for file in several:
+        refuse(file)
     view = open_view(find_spool(spool), reads_claims=False)
     if require_complete:
         refuse_incomplete(view)

@@ -7,29 +7,21 @@ kill leaves none that is half written.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from gpuspool.orchestrator.export.saved import is_stream, saved
+from gpuspool.orchestrator.export.saved import STDOUT, is_stream, refuse, refuse_twice, saved
 from gpuspool.orchestrator.page.facts import facts_of
 from gpuspool.orchestrator.page.joblog import joblog_pieces
 from gpuspool.orchestrator.page.reading import Reading, read_run
 from gpuspool.orchestrator.page.render import render
 from gpuspool.orchestrator.page.trace import trace_pieces
 from gpuspool.orchestrator.plan.locate import find_spool
-from gpuspool.spool.errors import UsageError
 from gpuspool.spool.layout import Layout
 from gpuspool.spool.view import load_view
-
-# What stands for standard output in place of a file's name.
-STDOUT = "-"
-
-# What the file system says where nobody may write: then another place may do.
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # Makes zlib write what gunzip reads.
 _GZIP_BITS = 16 + zlib.MAX_WBITS
@@ -80,9 +72,10 @@ def write_report(
         if asked is not None:
             wanted.append((os.fspath(asked), maker))
     view = load_view(root, reads_claims=False)
-    paths = [path for path, _ in wanted]
-    for path in paths:
-        _refuse(path, paths)
+    refuse_twice([path for path, _ in wanted])
+    for path, _ in wanted:
+        if path not in (STDOUT, ours):
+            refuse(path)
     reading = read_run(view.refresh(), named)
     written: list[Path] = []
     for path, pieces_of in wanted:
@@ -117,26 +110,6 @@ def _compressed(pieces: Callable[[], Iterable[bytes]]) -> Callable[[], Iterable[
     return compressed
 
 
-def _refuse(path: str, paths: list[str]) -> None:
-    """Raise UsageError for a name that no file can get, before a journal is read."""
-    if not path:
-        raise UsageError("the name of a file to write is empty. Name one.")
-    if [*map(_file, paths)].count(_file(path)) > 1:
-        raise UsageError(f"{path} is named twice. Each file has a name of its own.")
-    if path == STDOUT:
-        return
-    if os.path.isdir(path):
-        raise UsageError(f"{path} is a folder. Name a file in it, such as {path}/report.html.")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise UsageError(f"{path} cannot be written: there is no folder {folder}. Make it first.")
-
-
-def _file(path: str) -> str:
-    """Which file is meant: x, ./x and a link to x are one."""
-    return path if path in ("", STDOUT) else os.path.realpath(path)
-
-
 def write_file(
     path: str, pieces: Callable[[], Iterable[bytes]], *, follows_links: bool = True
 ) -> bool:
@@ -149,22 +122,7 @@ def write_file(
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return False
-    try:
-        try:
-            _write(path, pieces(), follows_links)
-        except FileNotFoundError:
-            # A start of the run may have taken the hidden file in its spool for a leftover.
-            _write(path, pieces(), follows_links)
-    except OSError as error:
-        if error.errno not in _REFUSED:
-            raise
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror}. Name another file, with -o for the page."
-        ) from None
-    return not is_stream(Path(path))
-
-
-def _write(path: str, pieces: Iterable[bytes], follows_links: bool) -> None:
     with saved(Path(path), follows_links=follows_links) as file:
-        for piece in pieces:
+        for piece in pieces():
             file.write(piece)
+    return not is_stream(Path(path))

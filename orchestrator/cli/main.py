@@ -12,13 +12,23 @@ from typing import NoReturn
 
 import click
 
+from gpuspool.orchestrator.cli.options import PipeBroken
 from gpuspool.orchestrator.cli.reaper import run_below_reaper
 from gpuspool.orchestrator.cli.streams import Output, RunEnded, flush_stderr, standard_output
 from gpuspool.orchestrator.cli.verbs import cli
 from gpuspool.orchestrator.plan.encoding import start_again_in_utf8
 from gpuspool.orchestrator.text.progress import say, write_message
-from gpuspool.spool.errors import EXIT_INTERRUPTED, FolderGone, GpuspoolError, UsageError
+from gpuspool.spool.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_READER_GONE,
+    FolderGone,
+    GpuspoolError,
+    UsageError,
+)
 from gpuspool.spool.signals import unblock_all
+
+# Names of files that are standard output.
+STDOUT_NAMES = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 # Values of GPUSPOOL_DEBUG with which it counts as not set.
 OFF = ("", "0", "false", "no")
@@ -69,19 +79,31 @@ def _main(arguments: list[str], output: Output) -> NoReturn:
     is_debug = _is_debug(arguments)
     try:
         cli.main(args=arguments, prog_name="gpuspool", standalone_mode=False)
+    except PipeBroken as broken:
+        error = broken.error
+        if is_debug:
+            raise error from None
+        if error.filename in STDOUT_NAMES:
+            sys.exit(EXIT_READER_GONE)
+        _end_with(error, output)
     except (GpuspoolError, OSError) as error:
         if is_debug:
             raise
-        # What stdout met is told at the end, where the last of it is met too.
-        if error is not output.error:
-            say(_paragraph(error))
-        sys.exit(getattr(error, "exit_code", GpuspoolError.exit_code))
+        _end_with(error, output)
     except click.ClickException as error:
         _show_usage(error)
         sys.exit(UsageError.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def _end_with(error: GpuspoolError | OSError, output: Output) -> NoReturn:
+    """Say what went wrong, and end with its exit code."""
+    # What stdout met is told at the end, where the last of it is met too.
+    if error is not output.error:
+        say(_paragraph(error))
+    sys.exit(getattr(error, "exit_code", GpuspoolError.exit_code))
 
 
 def _show_usage(error: click.ClickException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -39,6 +40,26 @@ class Option(click.Option):
     def __init__(self, *args: Any, group: str = TELLING, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.group = group
+
+
+class PipeBroken(Exception):
+    """An OSError with EPIPE, which click must not see: it would end the process without a word."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Verbs(click.Group):
+    """All verbs. A pipe whose reader went away is an error like any other."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                raise
+            raise PipeBroken(error) from error
 
 
 class GroupedVerb(click.Command):

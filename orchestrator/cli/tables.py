@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from gpuspool.orchestrator.api import exporting
+from gpuspool.orchestrator.export import saved
 from gpuspool.orchestrator.export.required import refuse_before_printing, refuse_unreadable
 from gpuspool.orchestrator.export.saved import STDOUT, Printed
 from gpuspool.orchestrator.export.stack import NPY, ids_of
@@ -19,6 +20,12 @@ from gpuspool.orchestrator.text.progress import say
 from gpuspool.orchestrator.text.words import count_of
 from gpuspool.spool.errors import UsageError
 from gpuspool.spool.view import open_view
+
+
+def refuse_twice(output: str | None, stacked: Sequence[str]) -> None:
+    """Raise UsageError where two of the files that shall be written are one."""
+    ids = [str(ids_of(Path(file))) for file in stacked if Path(file).suffix == NPY]
+    saved.refuse_twice([*stacked, *ids, *([] if output is None else [output])])
 
 
 def print_results(spool: str, states: Sequence[str], is_complete_required: bool) -> None:
@@ -76,7 +83,10 @@ def write_stack(
 ) -> None:
     """The arrays of all tasks into these files, of which stderr is told."""
     made = exporting.stack(
-        spool, files, suffix=suffix or NPY, require_complete=is_complete_required
+        spool,
+        files,
+        suffix=NPY if suffix is None else suffix,
+        require_complete=is_complete_required,
     )
     shape = "x".join(map(str, (made.rows, *made.shape)))
     ids = [str(ids_of(Path(file))) for file in files if Path(file).suffix == NPY]

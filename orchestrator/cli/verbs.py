@@ -21,6 +21,7 @@ from gpuspool.orchestrator.cli.options import (
     SLURM,
     CommandVerb,
     GroupedVerb,
+    Verbs,
     as_json,
     asking,
     debug,
@@ -112,7 +113,9 @@ FORMATS = ("jsonl", "csv", "parquet")
 STATES = ("complete", "failed", "missing")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="gpuspool")
 def cli() -> None:
     """Run one Python class over many inputs on every GPU. All state is plain files in one spool
@@ -616,6 +619,7 @@ def results(
         if not is_table:
             raise UsageError(f"{option_} is of a table; --stack takes complete tasks alone.")
     spool = _looked_at(spool)
+    tables.refuse_twice(output, stacked)
     if is_table:
         tables.export_table(spool, output, format_, states, flatten, require_complete)
     if stacked:
@@ -884,7 +888,11 @@ def _warn_of_out(spool: str) -> None:
     from gpuspool.spool.view import load_run
 
     layout = Layout(spool)
-    trouble = out_trouble(layout, load_run(layout))
+    try:
+        trouble = out_trouble(layout, load_run(layout))
+    except OSError as error:
+        # What was asked for is told, and needs none of it.
+        trouble = f"the outputs cannot be looked at: {error.strerror} ({error.filename})"
     if trouble:
         say(f"warning: {trouble}")
 

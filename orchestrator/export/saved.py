@@ -11,7 +11,9 @@ Calling sequence of whoever writes one:
 4. fsync(2) of the folder makes the name durable, unless the file system knows no such thing.
 
 Where the block raises, the hidden file is removed and the name is as it was. A process that is
-killed leaves a hidden file at worst, `.NAME.PID.…`, and nothing under the name.
+killed leaves a hidden file at worst, `.NAME.PID.….part`, and nothing under the name. That is no
+name which a spool gives to what it publishes: a start would take such a file in its folder for a
+leftover.
 
 What is no plain file (a pipe, /dev/stdout, a terminal) cannot appear at once and cannot be
 replaced: it is written to as it is, behind what is there already. What is printed goes through
@@ -21,6 +23,7 @@ replaced: it is written to as it is, behind what is there already. What is print
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -38,6 +41,9 @@ BUFFER_BYTES = 1024 * 1024
 
 # What stands for standard output in place of a file's name.
 STDOUT = "-"
+
+# What the file system says where nobody may write: then another place may do.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Printed:
@@ -59,6 +65,28 @@ class Printed:
             text = data.decode(errors="replace").replace("\r\n", "\n")
             data = printable(text).encode()
         return sys.stdout.buffer.write(data)
+
+
+def refuse(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError for a name that no file can get. Asked before anything is read."""
+    name = os.fspath(path)
+    if not name:
+        raise UsageError("the name of a file to write is empty. Name one.")
+    if os.path.isdir(name):
+        raise UsageError(f"{name} is a folder. Name a file in it, such as {name}/x.")
+    folder = os.path.dirname(name) or "."
+    if not os.path.isdir(folder):
+        raise UsageError(f"{name} cannot be written: there is no folder {folder}. Make it first.")
+
+
+def refuse_twice(names: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise UsageError where two of these are one file: x, ./x and a link to x are."""
+    seen: set[str] = set()
+    for name in map(os.fspath, names):
+        file = name if name in ("", STDOUT) else os.path.realpath(name)
+        if file in seen:
+            raise UsageError(f"{name} is named twice. Each file has a name of its own.")
+        seen.add(file)
 
 
 @contextlib.contextmanager
@@ -94,6 +122,9 @@ def saved_together(
                 sync(file.fileno(), target)
                 pending.append((hidden, target))
         if len(pending) > 1:
+            # Once that is gone no rename may fail for want of what is to be renamed.
+            for hidden, _ in pending:
+                hidden.stat()
             pending[-1][1].unlink(missing_ok=True)
         for hidden, target in pending:
             os.rename(hidden, target)
@@ -103,8 +134,8 @@ def saved_together(
 
 def _target(path: Path, follows_links: bool) -> Path:
     """The path that is written to or replaced. Raises UsageError for a folder."""
-    if path.is_dir() and (follows_links or not path.is_symlink()):
-        raise UsageError(f"{path} is a folder. Name a file in it.")
+    if follows_links or not path.is_symlink():
+        refuse(path)
     if not follows_links or is_stream(path):
         return Path(os.path.abspath(path))
     return Path(os.path.realpath(path))
@@ -116,11 +147,18 @@ def _opened(target: Path, follows_links: bool) -> Iterator[tuple[BinaryIO, Path 
     hidden: Path | None = None
     how = os.O_APPEND
     if not follows_links or not is_stream(target):
-        hidden = target.parent / hidden_name(target.name)
+        hidden = target.parent / f"{hidden_name(target.name)}.part"
         # Not for appending: what is stacked gets its header last.
         how = os.O_CREAT | os.O_EXCL
-    with naming(target):
+    try:
         fd = os.open(hidden or target, os.O_WRONLY | os.O_CLOEXEC | how, FILE_MODE)
+    except OSError as error:
+        if error.errno in _REFUSED:
+            raise UsageError(
+                f"{target} cannot be written: {error.strerror}. Name another file, with -o."
+            ) from None
+        error.filename = os.fspath(target)
+        raise
     try:
         with naming(target), os.fdopen(fd, "wb", BUFFER_BYTES) as file:
             yield file, hidden

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -174,7 +175,7 @@ class _Stack:
         self._without: list[str] = []
         self._n_without = 0
         self._n_unreadable = 0
-        self._sinks: list[_Sink] = []
+        self._sinks: list[tuple[Path, _Sink]] = []
 
     def write(self, paths: Sequence[Path]) -> Stacked:
         """Write these files; see `_paths`."""
@@ -186,8 +187,9 @@ class _Stack:
             if self._is_complete_required:
                 refuse_unreadable(self._view, self._n_unreadable)
             header = self._header()
-            for sink in self._sinks:
-                sink.close()
+            for path, sink in self._sinks:
+                with naming(path):
+                    sink.close()
         return Stacked(
             rows=self._rows,
             shape=header.row,
@@ -258,6 +260,9 @@ class _Stack:
                 f"the output {path} is not there any more. "
                 f"{to_type('redo', self._root, '--missing-outputs')} makes it again."
             )
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise UsageError(f"the output {path} cannot be stacked: it is a folder.")
         try:
             with naming(path), os.fdopen(fd, "rb", BUFFER_BYTES) as file:
                 yield file
@@ -279,11 +284,13 @@ class _Stack:
         if self._n_misfits:
             return
         ids = self._ids(array, header.rows)
-        for sink in self._sinks:
-            sink.name(array.index, array.key, ids)
+        for path, sink in self._sinks:
+            with naming(path):
+                sink.name(array.index, array.key, ids)
         for piece in read_elements(file, header):
-            for sink in self._sinks:
-                sink.put(piece)
+            for path, sink in self._sinks:
+                with naming(path):
+                    sink.put(piece)
         self._rows += header.rows
         self._n_tasks += 1
 
@@ -304,14 +311,14 @@ class _Stack:
         return [one.removesuffix("\r") for one in ids]
 
 
-def _sinks(files: Mapping[Path, BinaryIO], header: Header) -> list[_Sink]:
+def _sinks(files: Mapping[Path, BinaryIO], header: Header) -> list[tuple[Path, _Sink]]:
     """What writes rows as this header has them into these files."""
-    sinks: list[_Sink] = []
+    sinks: list[tuple[Path, _Sink]] = []
     for path, file in files.items():
         if path.suffix == ARROW:
-            sinks.append(VectorWriter(file, header.dtype, header.row))
+            sinks.append((path, VectorWriter(file, header.dtype, header.row)))
         elif path.suffix == NPY:
-            sinks.append(_NpySink(file, files[ids_of(path)], header.dtype, header.row))
+            sinks.append((path, _NpySink(file, files[ids_of(path)], header.dtype, header.row)))
     return sinks
 
 

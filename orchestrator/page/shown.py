@@ -26,7 +26,9 @@ KEY_LETTERS = 300
 MESSAGE_LETTERS = 2000
 
 # The value of an argument with such a name is not told: a page is made to be handed on.
-_SECRET = re.compile(r"token|secret|passw|credential|api[-_]?key|private[-_]?key", re.IGNORECASE)
+_SECRET = re.compile(
+    r"token|secret|passw|credential|authorization|api[-_]?key|private[-_]?key", re.IGNORECASE
+)
 HIDDEN = "(not shown)"
 
 
@@ -61,7 +63,12 @@ def without_secrets(value: Any) -> Any:
                 for name, one in value.items()
             }
         case list():
-            return [without_secrets(one) for one in value]
+            # Behind an option that is named so its value comes.
+            before = [None, *value]
+            return [
+                HIDDEN if _is_secret_option(last) else without_secrets(one)
+                for last, one in zip(before, value, strict=False)
+            ]
         case _:
             return value
 
@@ -75,8 +82,7 @@ def command_text(argv: Sequence[str]) -> str:
             word = os.path.basename(word)
         words.append(HIDDEN if is_value_secret else _word(word))
         # After such an option its value comes.
-        is_option = word.startswith("-") and "=" not in word
-        is_value_secret = not is_value_secret and is_option and _is_secret(word)
+        is_value_secret = not is_value_secret and _is_secret_option(word)
     return " ".join(words)
 
 
@@ -87,17 +93,27 @@ def _word(word: str) -> str:
     line = word.split()
     for n_told in range(1, len(line)):
         option = line[n_told - 1]
-        if option.startswith("-") and "=" not in option and _is_secret(option):
+        if _is_secret_option(option):
             return f"{shell_word(' '.join(line[:n_told]))} {HIDDEN}"
     parts = word.split("=")
     for n_named in range(1, len(parts)):
         name = "=".join(parts[:n_named])
         if _is_secret(name):
             return f"{shell_word(name)}={HIDDEN}"
-    name, value = "=".join(parts[:-1]), parts[-1]
-    if value.startswith(("{", "[")) and _is_secret(value):
-        return f"{shell_word(name)}={HIDDEN}" if name else HIDDEN
+    # JSON may hold a `=` itself, so it begins behind the first one that a bracket follows.
+    found = re.search(r"(?:^|=)(?=[{[])", word)
+    if found is not None and _is_secret(word[found.end() :]):
+        return f"{shell_word(word[: found.end()])}{HIDDEN}" if found.end() else HIDDEN
+    header = re.match(r"[\w-]+(?=:)", word)
+    if header is not None and _is_secret(header[0]):
+        return f"{shell_word(header[0])}: {HIDDEN}"
     return shell_word(word)
+
+
+def _is_secret_option(word: object) -> bool:
+    """Whether the next word is the value of a secret."""
+    is_option = isinstance(word, str) and word.startswith("-") and "=" not in word
+    return is_option and _is_secret(word)
 
 
 def _is_secret(name: object) -> bool:
