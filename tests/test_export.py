@@ -348,7 +348,7 @@ def test_tables_can_be_printed(many_fates: Layout, box: Box) -> None:
         (["--stack", "x.txt"], ".npy or .arrow"),
         (["--stack", "x.npy", "--state", "failed"], "complete tasks alone"),
         (["--state", "finished"], "finished"),
-        (["-o", "."], "--format"),
+        (["-o", "."], "is a folder"),
         (["-o", ".", "--format", "csv"], "is a folder"),
     ],
 )

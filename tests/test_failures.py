@@ -287,7 +287,7 @@ def test_what_is_to_be_typed_can_be_copied_into_a_shell(key: str, box: Box) -> N
     word = commands[0][3]
     assert word in (key, "#0")
     assert not word.startswith("-")
-    assert commands[1][3:] == ["--task", word]
+    assert commands[1][3:] == []
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def test_what_was_there_stays_where_the_new_files_are_gone(tmp_path: Path, box: 
 
 
 def test_a_folder_in_the_place_of_an_array_is_named(tmp_path: Path, box: Box) -> None:
-    layout = spool_of(tmp_path, {"a": {"a.npy": np.full(2, 1)}})
+    layout = spool_of(tmp_path / "s", {"a": {"a.npy": np.full(2, 1)}})
     output = layout.outputs / "a.npy"
     output.unlink()
     output.mkdir()
@@ -273,7 +273,7 @@ def test_a_folder_in_the_place_of_an_array_is_named(tmp_path: Path, box: Box) ->
 
 @pytest.mark.parametrize("name", ["x.npy", "./x.npy", "x.ids.txt"])
 def test_a_table_and_a_stack_are_no_one_file(tmp_path: Path, box: Box, name: str) -> None:
-    layout = spool_of(tmp_path, {"a": {"a.npy": np.full(2, 1)}})
+    layout = spool_of(tmp_path / "s", {"a": {"a.npy": np.full(2, 1)}})
     args = ["--stack", "x.npy", "-o", name, "--format", "csv"]
     assert "named twice" in box.run("results", layout.root, *args, code=2).err
     assert names(box.home) == []
@@ -281,7 +281,9 @@ def test_a_table_and_a_stack_are_no_one_file(tmp_path: Path, box: Box, name: str
 
 def test_a_full_disk_is_that_of_the_file_that_is_written(tmp_path: Path, box: Box) -> None:
     pytest.importorskip("pyarrow", reason="Arrow files need pyarrow")
-    layout = spool_of(tmp_path, {f"k{at}": {f"k{at}.npy": np.zeros(4000)} for at in range(40)})
+    layout = spool_of(
+        tmp_path / "s", {f"k{at}": {f"k{at}.npy": np.zeros(4000)} for at in range(40)}
+    )
     limited = f"ulimit -f 100; trap '' XFSZ; exec {GPUSPOOL} results {layout.root} --stack x.arrow"
     done = box.run("-c", limited, program=("bash",), code=1)
     assert f"({box / 'x.arrow'}), errno 27" in done.err

@@ -82,7 +82,8 @@ def refuse(path: str | os.PathLike[str]) -> None:
 def refuse_twice(names: Sequence[str | os.PathLike[str]]) -> None:
     """Raise UsageError where two of these are one file: x, ./x and a link to x are."""
     seen: set[str] = set()
-    for name in map(os.fspath, names):
+    for one in names:
+        name = os.fspath(one)
         file = name if name in ("", STDOUT) else os.path.realpath(name)
         if file in seen:
             raise UsageError(f"{name} is named twice. Each file has a name of its own.")
