@@ -31,6 +31,7 @@ PRIVATE = {
     "NotStartable",
     "NpyError",
     "OutOfMemory",
+    "PipeBroken",
     "Silent",
     "WrongLength",
     "_Gone",
