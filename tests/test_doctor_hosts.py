@@ -68,6 +68,8 @@ def meeting_of(folder: Path) -> Path | None:
 
 # Two hosts.
 
+SEATS = {"0", "1"}
+
 
 @pytest.fixture
 def two_hosts(folder: Path, tmp_path: Path) -> Iterator[list[Path]]:
@@ -216,10 +218,14 @@ def test_one_that_is_stopped_leaves_nothing_and_the_other_does_not_wait(
     box: Box, folder: Path, two_hosts: list[Path]
 ) -> None:
     stopped, other = start(box, *two_hosts)
-    wait_until(lambda: meeting_of(folder))
+    # Once both talk, both know that they have met.
+    wait_until(
+        lambda: {path.name.split(".")[1] for path in folder.glob(".*/table/word.*")} == SEATS
+    )
     stopped.signal(signal.SIGTERM)
     stopped.wait(130)
-    assert "given up" in other.wait(1).out
+    done = other.wait(1)
+    assert "given up" in done.out, done.out + done.err
     assert tree(folder) == {}
 
 
