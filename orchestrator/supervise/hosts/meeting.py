@@ -58,7 +58,10 @@ COPIES_AT_FULL_PACE = 8
 # may miss a file that is being renamed.
 LOOKS_UNTIL_GONE = 50
 
-# How long the one who removes everything waits for those who have not left yet.
+# How often the one who removes everything tries to.
+REMOVALS = 3
+
+# How long it waits for those who have not left yet.
 LEAVE_S = 30.0
 
 _BEAT = re.compile(r"beat\.([0-9a-f]{16})\.(\d+)")
@@ -304,14 +307,22 @@ class Meeting:
             if self.seat != 0:
                 return
             self.pause()
-        remove_tree_quietly(self.folder)
+        self._remove()
 
     def give_up(self) -> None:
         """End the meeting out of order: whoever is still there hears of it. Raises nothing."""
         with contextlib.suppress(Silent, OSError):
             self.say(_LEFT)
         if self._is_alone():
+            self._remove()
+
+    def _remove(self) -> None:
+        """Remove the meeting's folder. Who has just left may rename its beat meanwhile, once."""
+        for _ in range(REMOVALS):
             remove_tree_quietly(self.folder)
+            if not self.folder.exists():
+                return
+            self.pause()
 
     def _is_alone(self) -> bool:
         """Whether nobody else needs the folder any more."""
