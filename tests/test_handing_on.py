@@ -154,7 +154,7 @@ def test_no_start_takes_what_is_being_written_for_a_leftover(box: Box, finished:
         assert box.run("resume", "S").code == 0
         yield b" and half"
 
-    assert write_file(str(finished / "report.html"), pieces)
+    assert write_file(str(finished / "report.html"), pieces())
     assert (finished / "report.html").read_bytes() == b"half and half"
     assert box.problems("S") == []
 

@@ -67,8 +67,8 @@ def write_report(
     is_named = output is not None
     if output is None and trace is None and joblog is None:
         output = ours
-    wanted: list[tuple[str, Callable[[Reading], Callable[[], Iterable[bytes]]]]] = []
-    for asked, maker in ((output, _page), (trace, _trace), (joblog, _joblog)):
+    wanted: list[tuple[str, Callable[[Reading], Iterable[bytes]]]] = []
+    for asked, maker in ((output, _page), (trace, trace_pieces), (joblog, joblog_pieces)):
         if asked is not None:
             wanted.append((os.fspath(asked), maker))
     view = load_view(root, reads_claims=False)
@@ -87,42 +87,28 @@ def write_report(
     return written
 
 
-def _page(reading: Reading) -> Callable[[], Iterable[bytes]]:
-    page = render(facts_of(reading))
-    return lambda: [page]
+def _page(reading: Reading) -> Iterable[bytes]:
+    return [render(facts_of(reading))]
 
 
-def _trace(reading: Reading) -> Callable[[], Iterable[bytes]]:
-    return lambda: trace_pieces(reading)
+def _compressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(wbits=_GZIP_BITS)
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()
 
 
-def _joblog(reading: Reading) -> Callable[[], Iterable[bytes]]:
-    return lambda: joblog_pieces(reading)
-
-
-def _compressed(pieces: Callable[[], Iterable[bytes]]) -> Callable[[], Iterable[bytes]]:
-    def compressed() -> Iterator[bytes]:
-        packer = zlib.compressobj(wbits=_GZIP_BITS)
-        for piece in pieces():
-            yield packer.compress(piece)
-        yield packer.flush()
-
-    return compressed
-
-
-def write_file(
-    path: str, pieces: Callable[[], Iterable[bytes]], *, follows_links: bool = True
-) -> bool:
+def write_file(path: str, pieces: Iterable[bytes], *, follows_links: bool = True) -> bool:
     """Write a file in one step, and what is no plain file, such as a pipe, as it is.
 
     follows_links: as for `saved`. Returns whether a file was made. Raises OSError and UsageError.
     """
     if path == STDOUT:
-        for piece in pieces():
+        for piece in pieces:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return False
     with saved(Path(path), follows_links=follows_links) as file:
-        for piece in pieces():
+        for piece in pieces:
             file.write(piece)
     return not is_stream(Path(path))

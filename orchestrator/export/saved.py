@@ -123,7 +123,7 @@ def saved_together(
                 sync(file.fileno(), target)
                 pending.append((hidden, target))
         if len(pending) > 1:
-            # Once that is gone no rename may fail for want of what is to be renamed.
+            # The old file goes only once all new ones are seen to be there still.
             for hidden, _ in pending:
                 hidden.stat()
             pending[-1][1].unlink(missing_ok=True)

@@ -274,7 +274,8 @@ def _about_failures(view: View, groups: Groups) -> str:
     what = describe(error, is_example=groups.is_mixed(error)).rstrip(".")
     others = [f"{n:,} {one_line(other.type)}" for n, other in by_size[1:]]
     if len(others) > OTHERS_NAMED:
-        others[OTHERS_NAMED:] = [f"{len(others) - OTHERS_NAMED} other kinds"]
+        n_more = len(others) - OTHERS_NAMED
+        others[OTHERS_NAMED:] = [count_of(n_more, "other kind")]
     also = f"; also {', '.join(others)}" if others else ""
     return f"{who}: {what}{also}. {text}"
 
